@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	putInboxQuery = `
+		INSERT INTO inbox (event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+		ON CONFLICT (event_id) DO NOTHING`
+	inboxColumns    = `SELECT seq, event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at FROM inbox `
+	nextInboxQuery  = inboxColumns + `WHERE status='new' ORDER BY seq LIMIT $1`
+	getInboxQuery   = inboxColumns + `WHERE event_id=$1`
+	roomInboxQuery  = inboxColumns + `WHERE room_id=$1 AND status=$2 ORDER BY seq LIMIT $3`
+	finishInbox     = `UPDATE inbox SET status=$2, rule=$3 WHERE event_id=$1`
+	forgetInboxRaw  = `UPDATE inbox SET raw='' WHERE raw<>'' AND status IN ('done', 'refused', 'ignored') AND received_at<$1`
+	forgetInboxRow  = `DELETE FROM inbox WHERE status IN ('done', 'refused', 'ignored') AND received_at<$1`
+	countInboxQuery = `SELECT COUNT(*), COALESCE(MIN(received_at), 0) FROM inbox WHERE status=$1`
+)
+
+// InboxStatus is how far an event has come.
+type InboxStatus string
+
+// The states of an inbox row. Only InboxNew rows come from NextInbox; waiting
+// rows lack something (a parent, a media file) and are looked up by room.
+const (
+	InboxNew     InboxStatus = "new"
+	InboxWaiting InboxStatus = "waiting"
+	InboxDone    InboxStatus = "done"
+	InboxRefused InboxStatus = "refused"
+	InboxIgnored InboxStatus = "ignored"
+)
+
+// Source says which way an event came in.
+type Source string
+
+// The ways in.
+const (
+	SourceTransaction Source = "transaction"
+	SourceMessages    Source = "messages"
+	SourceEvent       Source = "event"
+	SourceState       Source = "state"
+)
+
+// InboxEvent is an event taken in.
+type InboxEvent struct {
+	Seq        int64 // order of arrival; set by the store
+	EventID    id.EventID
+	Room       id.RoomID
+	Sender     id.UserID
+	Type       string
+	StateKey   *string
+	Raw        json.RawMessage // empty once the event was dealt with and is old
+	Source     Source
+	Status     InboxStatus
+	Rule       string // why it was refused
+	ReceivedAt time.Time
+}
+
+// PutInbox stores events and returns those that were not known. A known event
+// id changes nothing, whatever comes with it.
+func (st *Store) PutInbox(ctx context.Context, events ...*InboxEvent) (fresh []*InboxEvent, err error) {
+	err = st.Tx(ctx, func(ctx context.Context) error {
+		fresh = fresh[:0]
+		for _, ev := range events {
+			if ev.Status == "" {
+				ev.Status = InboxNew
+			}
+			now := st.now()
+			res, err := st.db.Exec(ctx, putInboxQuery, clean(string(ev.EventID)), clean(string(ev.Room)),
+				clean(string(ev.Sender)), clean(ev.Type), cleanPtr(ev.StateKey), clean(string(ev.Raw)),
+				string(ev.Source), string(ev.Status), clean(ev.Rule), now.UnixMilli())
+			if err != nil {
+				return wrap("storing an event", err)
+			}
+			if n, err := res.RowsAffected(); err != nil {
+				return wrap("storing an event", err)
+			} else if n > 0 {
+				ev.ReceivedAt = now
+				fresh = append(fresh, ev)
+			}
+		}
+		return nil
+	})
+	return fresh, err
+}
+
+// NextInbox returns new events in the order they came in.
+func (st *Store) NextInbox(ctx context.Context, limit int) ([]*InboxEvent, error) {
+	rows, err := st.db.Query(ctx, nextInboxQuery, limit)
+	return collect(rows, err, "reading the inbox", scanInbox)
+}
+
+// RoomInbox returns a room's events in one state, oldest first.
+func (st *Store) RoomInbox(ctx context.Context, room id.RoomID, status InboxStatus, limit int) ([]*InboxEvent, error) {
+	rows, err := st.db.Query(ctx, roomInboxQuery, string(room), string(status), limit)
+	return collect(rows, err, "reading a room's inbox", scanInbox)
+}
+
+// Inbox returns one event, or [ErrNotFound].
+func (st *Store) Inbox(ctx context.Context, event id.EventID) (*InboxEvent, error) {
+	ev, err := scanInbox(st.db.QueryRow(ctx, getInboxQuery, string(event)))
+	return ev, wrap("reading an event", err)
+}
+
+// FinishInbox marks an event. Call it in the transaction that holds the
+// event's effect.
+func (st *Store) FinishInbox(ctx context.Context, event id.EventID, status InboxStatus, rule string) error {
+	_, err := st.db.Exec(ctx, finishInbox, string(event), string(status), clean(rule))
+	return wrap("marking an event", err)
+}
+
+// CountInbox counts events in one state and tells when the oldest came.
+func (st *Store) CountInbox(ctx context.Context, status InboxStatus) (n int, oldest time.Time, err error) {
+	var ms int64
+	err = st.db.QueryRow(ctx, countInboxQuery, string(status)).Scan(&n, &ms)
+	if n > 0 {
+		oldest = time.UnixMilli(ms)
+	}
+	return n, oldest, wrap("counting the inbox", err)
+}
+
+// TrimInbox drops the JSON of finished events that are older than keepRaw and
+// whole rows older than keepRow. An event that comes again after that is taken
+// in again, and its effect is found to be there already.
+func (st *Store) TrimInbox(ctx context.Context, keepRaw, keepRow time.Duration) error {
+	now := st.now()
+	if _, err := st.db.Exec(ctx, forgetInboxRaw, now.Add(-keepRaw).UnixMilli()); err != nil {
+		return wrap("trimming the inbox", err)
+	}
+	_, err := st.db.Exec(ctx, forgetInboxRow, now.Add(-keepRow).UnixMilli())
+	return wrap("trimming the inbox", err)
+}
+
+func scanInbox(row dbutil.Scannable) (*InboxEvent, error) {
+	var ev InboxEvent
+	var raw string
+	var ms int64
+	err := row.Scan(&ev.Seq, &ev.EventID, &ev.Room, &ev.Sender, &ev.Type, &ev.StateKey, &raw,
+		&ev.Source, &ev.Status, &ev.Rule, &ms)
+	if err != nil {
+		return nil, err
+	}
+	ev.Raw, ev.ReceivedAt = json.RawMessage(raw), time.UnixMilli(ms)
+	return &ev, nil
+}
+
+func cleanPtr(s *string) *string {
+	if s == nil {
+		return nil
+	}
+	c := clean(*s)
+	return &c
+}

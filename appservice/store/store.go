@@ -1,0 +1,299 @@
+// Package store keeps everything the module must not forget: the events it
+// took in, what it has still to send, the rooms it serves with their commits,
+// public group states and receipts, and its keys.
+//
+// One code path serves SQLite and PostgreSQL. Every method takes a context and
+// joins the transaction that [Store.Tx] put into it, so the driver writes a
+// room's new state, the rows to send and the mark on the event that caused
+// them together or not at all.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	_ "github.com/lib/pq" // registers "postgres"
+	"github.com/rs/zerolog"
+	"go.mau.fi/util/dbutil"
+	_ "modernc.org/sqlite" // registers "sqlite"
+)
+
+//go:embed upgrades/*.sql
+var upgradeFiles embed.FS
+
+// Owner marks the database as ours; another program's database is refused.
+const Owner = "matrix-mls"
+
+// SchemaVersion is the schema that this build writes.
+func SchemaVersion() int { return len(upgradeTable()) }
+
+func upgradeTable() dbutil.UpgradeTable {
+	var table dbutil.UpgradeTable
+	table.RegisterFSPath(upgradeFiles, "upgrades")
+	return table
+}
+
+// Errors that callers branch on.
+var (
+	ErrNotFound      = errors.New("store: not found")
+	ErrSchemaTooNew  = errors.New("store: the database was written by a newer version")
+	ErrForeignTables = errors.New("store: the database belongs to another program")
+)
+
+// Config says which database to open.
+type Config struct {
+	Type         string        // "sqlite3" or "postgres"
+	URI          string        // a file name for SQLite, a connection string for PostgreSQL
+	MaxOpenConns int           // zero value: 4 for SQLite, 20 for PostgreSQL
+	BusyTimeout  time.Duration // SQLite: wait for a lock this long; zero value: 5 s
+}
+
+// Store is an open database.
+type Store struct {
+	db   *dbutil.Database
+	cfg  Config
+	path string // the SQLite file; empty for PostgreSQL
+	now  func() time.Time
+}
+
+// Open opens the database and checks that it answers; it does not change it.
+// Call [Store.Upgrade] before anything else.
+func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error) {
+	if cfg.BusyTimeout <= 0 {
+		cfg.BusyTimeout = 5 * time.Second
+	}
+	st := &Store{cfg: cfg, now: now}
+	var raw *sql.DB
+	var err error
+	switch cfg.Type {
+	case "sqlite3", "sqlite":
+		if cfg.MaxOpenConns <= 0 {
+			cfg.MaxOpenConns = 4
+		}
+		var dsn string
+		if dsn, st.path, err = sqliteDSN(cfg); err != nil {
+			return nil, err
+		}
+		if err = prepareFile(st.path); err != nil {
+			return nil, err
+		}
+		raw, err = sql.Open("sqlite", dsn)
+	case "postgres":
+		if cfg.MaxOpenConns <= 0 {
+			cfg.MaxOpenConns = 20
+		}
+		raw, err = sql.Open("postgres", cfg.URI)
+	default:
+		return nil, fmt.Errorf("store: unknown database type %q, want sqlite3 or postgres", cfg.Type)
+	}
+	if err != nil {
+		// Neither driver's message repeats the password of a connection
+		// string, but the parse error of a URL does.
+		return nil, fmt.Errorf("store: opening the %s database: %w", cfg.Type, hideURI(err, cfg.URI))
+	}
+	raw.SetMaxOpenConns(cfg.MaxOpenConns)
+	raw.SetMaxIdleConns(cfg.MaxOpenConns)
+	raw.SetConnMaxIdleTime(5 * time.Minute)
+	if st.db, err = dbutil.NewWithDB(raw, cfg.Type); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	st.db.Owner = Owner
+	st.db.IgnoreForeignTables = false
+	st.db.UpgradeTable = upgradeTable()
+	if err = raw.PingContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("store: the %s database does not answer: %w", cfg.Type, hideURI(err, cfg.URI))
+	}
+	return st, nil
+}
+
+type redactedError struct {
+	text string
+	err  error
+}
+
+func (e *redactedError) Error() string { return e.text }
+func (e *redactedError) Unwrap() error { return e.err }
+
+func hideURI(err error, uri string) error {
+	if uri == "" || !strings.Contains(err.Error(), uri) {
+		return err
+	}
+	return &redactedError{strings.ReplaceAll(err.Error(), uri, "[database uri]"), err}
+}
+
+// sqliteDSN turns a file name or a file: address into a data source name for
+// the driver, with the settings that durability rests on.
+func sqliteDSN(cfg Config) (dsn, path string, err error) {
+	name, query, _ := strings.Cut(cfg.URI, "?")
+	path = strings.TrimPrefix(strings.TrimPrefix(name, "file:"), "//")
+	if path == "" {
+		return "", "", errors.New("store: the SQLite database has no file name")
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return "", "", fmt.Errorf("store: the SQLite database's options are malformed: %w", err)
+	}
+	for key := range values {
+		if key != "_pragma" && key != "_txlock" {
+			values.Del(key)
+		}
+	}
+	// Ours come last and win.
+	for _, pragma := range []string{
+		"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)",
+		fmt.Sprintf("busy_timeout(%d)", cfg.BusyTimeout.Milliseconds()),
+	} {
+		values.Add("_pragma", pragma)
+	}
+	values.Set("_txlock", "immediate")
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + values.Encode(), path, nil
+}
+
+// prepareFile creates the database file readable by its owner alone, since it
+// holds the module's keys.
+func prepareFile(path string) error {
+	if path == ":memory:" {
+		return errors.New("store: an SQLite database in memory would lose the module's keys; name a file")
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("store: cannot write the SQLite database: %w", err)
+	}
+	return f.Close()
+}
+
+// Path is the SQLite file's absolute name, or empty for PostgreSQL.
+func (st *Store) Path() string {
+	if st.path == "" {
+		return ""
+	}
+	if abs, err := filepath.Abs(st.path); err == nil {
+		return abs
+	}
+	return st.path
+}
+
+// Dialect is "sqlite3" or "postgres".
+func (st *Store) Dialect() string { return st.db.Dialect.String() }
+
+// SetLogger makes schema upgrades speak through log. Queries are never logged
+// with their arguments.
+func (st *Store) SetLogger(log zerolog.Logger) {
+	st.db.Log = dbutil.ZeroLogger(log.With().Str("component", "store").Logger(), dbutil.ZeroLogSettings{})
+}
+
+// Upgrade brings the schema up to date. It refuses a newer schema and a
+// database that belongs to another program.
+func (st *Store) Upgrade(ctx context.Context) error {
+	err := st.db.Upgrade(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, dbutil.ErrUnsupportedDatabaseVersion):
+		return fmt.Errorf("%w: %w", ErrSchemaTooNew, err)
+	case errors.Is(err, dbutil.ErrForeignTables), errors.Is(err, dbutil.ErrNotOwned):
+		return fmt.Errorf("%w: %w", ErrForeignTables, err)
+	}
+	return fmt.Errorf("store: upgrading the schema: %w", err)
+}
+
+// Version reads the schema version without changing anything; 0 means empty.
+func (st *Store) Version(ctx context.Context) (int, error) {
+	exists, err := st.db.TableExists(ctx, st.db.VersionTable)
+	if err != nil || !exists {
+		return 0, wrap("reading the schema version", err)
+	}
+	var version int
+	err = st.db.QueryRow(ctx, "SELECT version FROM version LIMIT 1").Scan(&version)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return version, wrap("reading the schema version", err)
+}
+
+// Close closes the database.
+func (st *Store) Close() error { return st.db.Close() }
+
+// Ping checks that the database answers.
+func (st *Store) Ping(ctx context.Context) error {
+	return wrap("asking the database", st.db.RawDB.PingContext(ctx))
+}
+
+// Setting reads a setting of the open database, such as SQLite's journal_mode
+// or PostgreSQL's server_version, for the self-check.
+func (st *Store) Setting(ctx context.Context, name string) (string, error) {
+	for _, r := range name {
+		if r != '_' && (r < 'a' || r > 'z') {
+			return "", fmt.Errorf("store: %q is no setting's name", name)
+		}
+	}
+	query := "SHOW " + name
+	if st.db.Dialect == dbutil.SQLite {
+		query = "PRAGMA " + name
+	}
+	var value string
+	err := st.db.QueryRow(ctx, query).Scan(&value)
+	return value, wrap("reading the setting "+name, err)
+}
+
+// Tx runs fn in one transaction: every Store method called with the context
+// that fn gets takes part in it. A call inside a transaction joins it. fn must
+// not wait for the network.
+func (st *Store) Tx(ctx context.Context, fn func(ctx context.Context) error) error {
+	return st.db.DoTxn(ctx, nil, fn)
+}
+
+// LockRoom keeps other module processes on the same PostgreSQL away from a
+// room until the transaction ends. On SQLite the write lock does that already.
+func (st *Store) LockRoom(ctx context.Context, room string) error {
+	if st.db.Dialect != dbutil.Postgres {
+		return nil
+	}
+	_, err := st.db.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", room)
+	return wrap("locking a room", err)
+}
+
+func (st *Store) millis() int64 { return st.now().UnixMilli() }
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("%w: %s", ErrNotFound, what)
+	}
+	return fmt.Errorf("store: %s: %w", what, err)
+}
+
+// clean makes any text storable in both databases: PostgreSQL takes neither
+// NUL nor invalid UTF-8.
+func clean(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// collect reads all rows of a query.
+func collect[T any](rows dbutil.Rows, err error, what string, scan func(dbutil.Scannable) (T, error)) ([]T, error) {
+	if err != nil {
+		return nil, wrap(what, err)
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		item, err := scan(rows)
+		if err != nil {
+			return nil, wrap(what, err)
+		}
+		out = append(out, item)
+	}
+	return out, wrap(what, rows.Err())
+}
