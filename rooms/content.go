@@ -15,7 +15,7 @@ const (
 	MaxFileSize      = 16 << 20 // bytes of an MLSMessage, GroupInfo or tree in media
 	MaxInlineChain   = 8000     // bytes of a proof chain inside P.head
 	MaxSequencers    = 16       // modules in one list
-	MaxProofs        = 64       // vouching statements of one vote
+	MaxProofs        = 128      // vouching statements of one vote
 	MaxProposals     = 1000     // proposals that one commit names
 	maxSigSize       = 256      // bytes of a signature of any suite: ECDSA P-521 has 139, Ed448 114
 	maxKeySize       = 256      // bytes of a public key
@@ -322,8 +322,11 @@ func (c *CommitContent) validate() error {
 	case c.File != nil:
 	case len(c.GroupInfo) == 0:
 		return malformed("group_info", "is missing")
-	case c.Epoch > 0 && len(c.Message) == 0:
+	case c.Epoch > 0 && len(c.Message) == 0 && !c.Founding:
 		return malformed("message", "is missing")
+	}
+	if c.Founding && (len(c.Message) > 0 || len(c.Proposals) > 0) {
+		return malformed("founding", "a founding commit has no message and no proposals")
 	}
 	if c.Epoch == 0 && (len(c.Message) > 0 || len(c.Proposals) > 0 || !c.Parent.IsZero() || c.ParentEvent != "") {
 		return malformed("epoch", "the founding epoch has no message, proposals or parent")
@@ -343,7 +346,7 @@ func (c *CommitContent) validate() error {
 			return err
 		}
 	}
-	return firstError(optionalID("parent_event", string(c.ParentEvent), '$'), c.File.validate(),
+	return firstError(optionalID("parent_event", string(c.ParentEvent), '$'), c.File.validate(), c.Snapshot.validate(),
 		needCount("proposals", len(c.Proposals), MaxProposals), needCount("cosignatures", len(c.CoSignatures), 64), needCount("admissions", len(c.Admissions), 256))
 }
 
@@ -389,7 +392,10 @@ func (b *ReceiptBase) validate() error {
 	if len(b.Sig) != 64 {
 		return malformed("sig", "%d bytes, want an Ed25519 signature", len(b.Sig))
 	}
-	return firstError(CheckUserID(b.By), needHash("cfg", b.Cfg))
+	if b.Rank >= MaxSequencers {
+		return malformed("rank", "is %d, a list has at most %d entries", b.Rank, MaxSequencers)
+	}
+	return needHash("cfg", b.Cfg)
 }
 
 func validateProofs(proofs []Proof) error {
@@ -429,8 +435,11 @@ func (a *AcceptContent) validate() error {
 	if (a.Ballot == nil) != a.Provisional {
 		return malformed("ballot", "an accept is either in a ballot or provisional")
 	}
-	if a.Ballot != nil && (a.Ballot.Round > 0) != (len(a.Promises) > 0) {
-		return malformed("promises", "an accept carries promises from round 1 on, and only then")
+	if a.Ballot != nil && a.Ballot.Rank != a.Rank {
+		return malformed("ballot", "belongs to rank %d, the signer is rank %d", a.Ballot.Rank, a.Rank)
+	}
+	if len(a.Promises) > 0 && (a.Ballot == nil || a.Ballot.Round == 0) {
+		return malformed("promises", "stand only in ballots from round 1 on")
 	}
 	for i := range a.Promises {
 		if err := a.Promises[i].validate(); err != nil {
@@ -443,7 +452,7 @@ func (a *AcceptContent) validate() error {
 		}
 	}
 	return firstError(a.ReceiptBase.validate(), needHash("ref", a.Ref), optionalID("commit_event", string(a.Event), '$'),
-		needCount("promises", len(a.Promises), MaxSequencers), needCount("votes", len(a.Votes), MaxSequencers))
+		needCount("promises", len(a.Promises), MaxSequencers), needCount("votes", len(a.Votes), 8))
 }
 
 func (h *HeadContent) validate() error {

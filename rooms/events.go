@@ -65,11 +65,9 @@ const (
 	KeyAdmission          = Prefix + "admission"                            // admission beside an m.room.member invite
 	AccountDataPrefix     = Prefix                                          // account data of the SDK begins so
 	BotLocalpart          = "_mls_bot"                                      // a module's bot unless its profile or P.head says otherwise
-	LabelApplied          = Prefix + "applied"                              // SignWithLabel of an applied statement
-	LabelReject           = Prefix + "reject"                               // SignWithLabel of a reject statement
+	LabelStatement        = Prefix + "statement"                            // SignWithLabel of applied and reject statements
 	LabelAdmission        = Prefix + "admission"                            // SignWithLabel of an admission
 	LabelCoSignature      = Prefix + "era"                                  // SignWithLabel of an heir's co-signature
-	LabelReceipt          = Prefix + "receipt"                              // domain of a module's receipts
 	ExporterRejoin        = Prefix + "rejoin"                               // MLS exporter label of the rejoin proof
 	ExporterHistory       = Prefix + "history"                              // MLS exporter label of keys of history bundles
 	ExporterAlarm         = Prefix + "epoch"                                // MLS exporter label of the code that people compare
@@ -115,8 +113,9 @@ type CommitContent struct {
 	GroupInfo    Bytes         `json:"group_info,omitempty"`   // MLSMessage: GroupInfo of the epoch made, without tree
 	CoSignatures []CoSignature `json:"cosignatures,omitempty"` // of an heirs' era
 	Admissions   []Admission   `json:"admissions,omitempty"`   // of the users it adds
-	Welcomes     *File         `json:"welcomes,omitempty"`     // reserved for large additions
-	File         *File         `json:"file,omitempty"`         // instead of Message, Proposals and GroupInfo, if large
+	File         *File         `json:"file,omitempty"`         // instead of Message, Proposals and GroupInfo, if large: see [CommitBundle]
+	Founding     bool          `json:"founding,omitempty"`     // founds the successor of a group that a ReInit closed: GroupInfo of its epoch 1, no Message
+	Snapshot     *Snapshot     `json:"snapshot,omitempty"`     // tree of a founding commit
 }
 
 // CoSignature is the consent of another heir to an era (leaf of the parent's

@@ -28,11 +28,11 @@ func (b *Ballot) UnmarshalJSON(raw []byte) error {
 // ReceiptBase is what every receipt of a module has: who signed it under which
 // list, and its place in the chain of that module's receipts in the room.
 type ReceiptBase struct {
-	By      id.UserID `json:"by"`      // bot of the module, as the list names it
-	Cfg     Hash      `json:"cfg"`     // ref of the commit that set the list
-	Counter uint64    `json:"counter"` // 1, 2, 3 … per key and room
-	Prev    Hash      `json:"prev"`    // hash of the module's previous receipt, zero for the first
-	Sig     Bytes     `json:"sig"`     // Ed25519, by the receipt key
+	Cfg     Hash   `json:"cfg"`           // ref of the commit that set the list
+	Rank    uint32 `json:"rank"`          // the signer's index in the list
+	Counter uint64 `json:"counter"`       // 1, 2, 3 … per key and room
+	Prev    Hash   `json:"prev,omitzero"` // hash of the signer's previous receipt, none in the first
+	Sig     Bytes  `json:"sig"`           // Ed25519, by the receipt key
 }
 
 // Proof is an [AppliedContent] that a vote rests on, or the ref of a commit
@@ -73,7 +73,7 @@ type ReadyContent struct {
 }
 
 // AcceptContent is the content of a [TypeAccept] event. Ballot is absent in a
-// provisional accept; Promises are present from round 1 on.
+// provisional accept; Promises are in the first accept of a ballot from round 1 on.
 type AcceptContent struct {
 	ReceiptBase
 	Ref         Hash             `json:"ref"`
