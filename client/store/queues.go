@@ -1,0 +1,138 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"go.mau.fi/util/dbutil"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	addOutboxQuery = `INSERT INTO outbox (room_id, txn_id, kind, ref, state, data) VALUES ($1, $2, $3, $4, $5, $6)
+		RETURNING id`
+	updateOutboxQuery = `UPDATE outbox SET kind = $2, ref = $3, state = $4, data = $5 WHERE id = $1`
+	listOutboxQuery   = `SELECT id, room_id, txn_id, kind, ref, state, data FROM outbox
+		WHERE $1 = '' OR room_id = $1 ORDER BY id`
+	deleteOutboxQuery = `DELETE FROM outbox WHERE id = $1`
+
+	addInboxQuery = `INSERT INTO inbox (room_id, event_id, waits_for, data) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (room_id, event_id) DO UPDATE SET waits_for = excluded.waits_for, data = excluded.data`
+	listInboxQuery    = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE room_id = $1 ORDER BY seq`
+	waitingInboxQuery = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE waits_for = $1 ORDER BY seq`
+	deleteInboxQuery  = `DELETE FROM inbox WHERE room_id = $1 AND event_id = $2`
+
+	markSeenQuery = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	isSeenQuery   = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
+)
+
+// OutboxItem is something to send. Kind, State and Ref are the client's own
+// words for it; TxnID is the transaction id under which it is sent, so that a
+// repeated sending makes no second event.
+type OutboxItem struct {
+	ID    int64
+	Room  id.RoomID
+	TxnID string
+	Kind  string
+	Ref   []byte
+	State string
+	Data  []byte
+}
+
+// AddOutbox queues an item and sets its ID.
+func (s *Store) AddOutbox(ctx context.Context, item *OutboxItem) error {
+	sealed, err := s.seal(item.Data, place("outbox", item.TxnID))
+	if err != nil {
+		return err
+	}
+	return s.one(ctx, "outbox", addOutboxQuery,
+		[]any{item.Room, item.TxnID, item.Kind, blob(item.Ref), item.State, sealed}, &item.ID)
+}
+
+// UpdateOutbox writes a queued item's kind, ref, state and data.
+func (s *Store) UpdateOutbox(ctx context.Context, item *OutboxItem) error {
+	sealed, err := s.seal(item.Data, place("outbox", item.TxnID))
+	if err != nil {
+		return err
+	}
+	return s.exec(ctx, "outbox", updateOutboxQuery, item.ID, item.Kind, blob(item.Ref), item.State, sealed)
+}
+
+// Outbox lists the queued items of a room, or of all rooms when room is empty,
+// in the order in which they were queued.
+func (s *Store) Outbox(ctx context.Context, room id.RoomID) (all []*OutboxItem, err error) {
+	err = s.sealedList(ctx, "outbox", listOutboxQuery, []any{room}, func(row dbutil.Scannable, sealed *[]byte) ([]byte, func([]byte), error) {
+		item := new(OutboxItem)
+		err := row.Scan(&item.ID, &item.Room, &item.TxnID, &item.Kind, &item.Ref, &item.State, sealed)
+		return place("outbox", item.TxnID), func(plain []byte) { item.Data = plain; all = append(all, item) }, err
+	})
+	return all, err
+}
+
+// DeleteOutbox removes a queued item.
+func (s *Store) DeleteOutbox(ctx context.Context, itemID int64) error {
+	return s.exec(ctx, "outbox", deleteOutboxQuery, itemID)
+}
+
+// InboxItem is a received event that cannot be processed yet. WaitsFor is the
+// client's own word for what is missing.
+type InboxItem struct {
+	Room     id.RoomID
+	EventID  id.EventID
+	WaitsFor string
+	Data     []byte
+}
+
+// AddInbox keeps a received event; an item with the same event id is replaced.
+func (s *Store) AddInbox(ctx context.Context, item *InboxItem) error {
+	sealed, err := s.seal(item.Data, place("inbox", item.Room.String(), item.EventID.String()))
+	if err != nil {
+		return err
+	}
+	return s.exec(ctx, "inbox", addInboxQuery, item.Room, item.EventID, item.WaitsFor, sealed)
+}
+
+// Inbox lists a room's waiting events in the order in which they came.
+func (s *Store) Inbox(ctx context.Context, room id.RoomID) ([]*InboxItem, error) {
+	return s.inbox(ctx, listInboxQuery, room)
+}
+
+// InboxWaiting lists the events that wait for one thing.
+func (s *Store) InboxWaiting(ctx context.Context, waitsFor string) ([]*InboxItem, error) {
+	return s.inbox(ctx, waitingInboxQuery, waitsFor)
+}
+
+func (s *Store) inbox(ctx context.Context, query string, arg any) (all []*InboxItem, err error) {
+	err = s.sealedList(ctx, "inbox", query, []any{arg}, func(row dbutil.Scannable, sealed *[]byte) ([]byte, func([]byte), error) {
+		item := new(InboxItem)
+		err := row.Scan(&item.Room, &item.EventID, &item.WaitsFor, sealed)
+		return place("inbox", item.Room.String(), item.EventID.String()), func(plain []byte) { item.Data = plain; all = append(all, item) }, err
+	})
+	return all, err
+}
+
+// DeleteInbox removes a waiting event.
+func (s *Store) DeleteInbox(ctx context.Context, room id.RoomID, event id.EventID) error {
+	return s.exec(ctx, "inbox", deleteInboxQuery, room, event)
+}
+
+// MarkSeen notes that an event was processed and reports whether this is the
+// first time. It belongs into the same Do as the event's effect.
+func (s *Store) MarkSeen(ctx context.Context, room id.RoomID, event id.EventID) (first bool, err error) {
+	res, err := s.db.Exec(ctx, markSeenQuery, room, event)
+	if err != nil {
+		return false, fmt.Errorf("store: write seen: %w", err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return false, fmt.Errorf("store: write seen: %w", err)
+	}
+	return n == 1, nil
+}
+
+// Seen reports whether an event was processed.
+func (s *Store) Seen(ctx context.Context, room id.RoomID, event id.EventID) (bool, error) {
+	var n int
+	err := s.one(ctx, "seen", isSeenQuery, []any{room, event}, &n)
+	return n > 0, err
+}

@@ -1,0 +1,228 @@
+// Package store keeps the state of one device of one account in one SQLite
+// file: the account, key packages, group states, ratchets, queues and the
+// decrypted timeline. Every value is sealed under the store key before it
+// reaches SQLite; room ids, event ids, commit refs and counters are not.
+//
+// # Duties of the caller
+//
+// Writes that belong together go into one [Store.Do]. The transaction travels
+// in the context: inside Do use the inner context for every call, and do
+// nothing that waits for the network. When Do returns nil the writes are on
+// disk (write-ahead log, synchronous=FULL); only then may anything that
+// depends on them leave the machine. A ratchet step in particular is stored
+// before its ciphertext is sent.
+package store
+
+import (
+	"context"
+	"crypto/cipher"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/rs/zerolog"
+	"go.mau.fi/util/dbutil"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+var (
+	// ErrNotFound reports that the row asked for is not there.
+	ErrNotFound = errors.New("store: not found")
+	// ErrLocked reports that another process has the store open.
+	ErrLocked = errors.New("store: another process has this store open")
+	// ErrWrongKey reports that the store was sealed under another key, or that
+	// a value was changed on disk.
+	ErrWrongKey = errors.New("store: the store key does not open this store")
+)
+
+//go:embed upgrades/*.sql
+var upgradeFiles embed.FS
+
+// owner is written into the database, so that the file of another program is
+// refused instead of altered.
+const owner = "matrix-mls client"
+
+const (
+	kvCheck      = "store/check"
+	checkContent = "matrix-mls store"
+)
+
+// Options says how to open a store.
+type Options struct {
+	// Path of the SQLite file; its directory is made, readable by its owner
+	// only, when it is missing.
+	Path string
+	// Key seals every value. See [LoadKey].
+	Key Key
+	// Log receives the traces of slow or failing queries; it may be nil.
+	// Values never appear in it.
+	Log *zerolog.Logger
+	// Rand is the source of nonces, crypto/rand when nil.
+	Rand io.Reader
+}
+
+// Store is an open store. It is safe for concurrent use.
+type Store struct {
+	db   *dbutil.Database
+	aead cipher.AEAD
+	rand io.Reader
+	path string
+}
+
+// Open opens or creates the store at o.Path and upgrades its schema. It fails
+// with [ErrLocked] while another process has it open, and with [ErrWrongKey]
+// when it was made with another key.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if err := os.MkdirAll(filepath.Dir(o.Path), 0o700); err != nil {
+		return nil, fmt.Errorf("store: create the directory: %w", err)
+	}
+	// SQLite makes its files with the mode of the database file.
+	f, err := os.OpenFile(o.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("store: open the database file: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("store: open the database file: %w", err)
+	}
+	aead, err := newAEAD(o.Key)
+	if err != nil {
+		return nil, err
+	}
+	// One connection that keeps the lock: a second process would step the same
+	// ratchets.
+	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: o.Path}).EscapedPath(), RawQuery: url.Values{
+		"_txlock": {"immediate"},
+		"_pragma": {
+			"busy_timeout(250)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)",
+			"secure_delete(ON)", "foreign_keys(ON)", "trusted_schema(OFF)",
+		},
+	}.Encode()}).String()
+	var logger dbutil.DatabaseLogger = dbutil.NoopLogger
+	if o.Log != nil {
+		logger = dbutil.ZeroLogger(o.Log.With().Str("component", "store").Logger())
+	}
+	db, err := dbutil.NewFromConfig(owner, dbutil.Config{
+		PoolConfig:        dbutil.PoolConfig{Type: "sqlite", URI: dsn, MaxOpenConns: 1, MaxIdleConns: 1},
+		DeadlockDetection: true,
+	}, logger)
+	if err != nil {
+		return nil, fmt.Errorf("store: open %s: %w", o.Path, err)
+	}
+	var table dbutil.UpgradeTable
+	table.RegisterFSPath(upgradeFiles, "upgrades")
+	db.UpgradeTable = table
+	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path}
+	if s.rand == nil {
+		s.rand = rand.Reader
+	}
+	if err := s.start(ctx); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) start(ctx context.Context) error {
+	if err := s.db.Upgrade(ctx); err != nil {
+		if isBusy(err) {
+			return ErrLocked
+		}
+		return fmt.Errorf("store: upgrade the schema of %s: %w", s.path, err)
+	}
+	// An empty write takes the lock for good.
+	err := s.Do(ctx, func(ctx context.Context) error {
+		got, err := s.GetKV(ctx, kvCheck)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return s.PutKV(ctx, kvCheck, []byte(checkContent))
+		case err != nil:
+			return err
+		case string(got) != checkContent:
+			return ErrWrongKey
+		}
+		return nil
+	})
+	if isBusy(err) {
+		return ErrLocked
+	}
+	return err
+}
+
+// isBusy tells SQLite's "somebody else has the lock" apart. The driver's error
+// type carries the code; dbutil wraps some errors in text only.
+func isBusy(err error) bool {
+	if err == nil {
+		return false
+	}
+	var coded interface{ Code() int }
+	if errors.As(err, &coded) {
+		const sqliteBusy = 5
+		return coded.Code()&0xff == sqliteBusy
+	}
+	return strings.Contains(err.Error(), "SQLITE_BUSY")
+}
+
+// Close folds the write-ahead log into the database file and releases it.
+func (s *Store) Close() error {
+	_, _ = s.db.Exec(context.Background(), "PRAGMA wal_checkpoint(TRUNCATE)")
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("store: close: %w", err)
+	}
+	return nil
+}
+
+// Path returns the path of the database file.
+func (s *Store) Path() string { return s.path }
+
+// Do runs fn in one transaction, which is committed when fn returns nil and
+// undone otherwise. The transaction travels in fn's context; a Do inside a Do
+// joins it. When Do returns nil the writes are durable.
+func (s *Store) Do(ctx context.Context, fn func(ctx context.Context) error) error {
+	return s.db.DoTxn(ctx, nil, fn)
+}
+
+// exec runs a statement and names the table in its error.
+func (s *Store) exec(ctx context.Context, table, query string, args ...any) error {
+	if _, err := s.db.Exec(ctx, query, args...); err != nil {
+		return fmt.Errorf("store: write %s: %w", table, err)
+	}
+	return nil
+}
+
+// one runs a query for one row.
+func (s *Store) one(ctx context.Context, table, query string, args []any, dest ...any) error {
+	err := s.db.QueryRow(ctx, query, args...).Scan(dest...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("store: read %s: %w", table, err)
+	}
+	return nil
+}
+
+// each runs a query and calls scan for every row. The rows are read to their
+// end before each returns, as there is one connection.
+func (s *Store) each(ctx context.Context, table, query string, args []any, scan func(dbutil.Scannable) error) error {
+	rows, err := s.db.Query(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("store: read %s: %w", table, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return fmt.Errorf("store: read %s: %w", table, err)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("store: read %s: %w", table, err)
+	}
+	return nil
+}

@@ -1,0 +1,380 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"maunium.net/go/mautrix/id"
+)
+
+var testKey = Key(bytes.Repeat([]byte{7}, KeySize))
+
+func openTest(t *testing.T, path string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Options{Path: path, Key: testKey})
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+const (
+	room  = id.RoomID("!a:one")
+	other = id.RoomID("!b:one")
+)
+
+func TestValuesSurviveReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir", "client.db")
+	ctx := t.Context()
+	s, err := Open(ctx, Options{Path: path, Key: testKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, parent := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
+	epoch := &Epoch{Room: room, Ref: ref, Parent: parent, Number: 7, State: []byte("epoch state")}
+	pending := &Pending{Room: room, Ref: ref, Parent: parent, EventID: "$e", Data: []byte("staged")}
+	out := &OutboxItem{Room: room, TxnID: "t1", Kind: "message", Ref: ref, State: "new", Data: []byte("hello")}
+	in := &InboxItem{Room: room, EventID: "$x", WaitsFor: "commit/abc", Data: []byte("raw")}
+	line := &TimelineItem{Room: room, EventID: "$m", Mid: "m1", Sender: "@a:one", Type: "m.room.message", Timestamp: 5, Epoch: 7, Ref: ref, Data: []byte("{}")}
+	kp := &KeyPackage{Ref: []byte("kp"), Suite: 1, Created: time.UnixMilli(10), Expires: time.UnixMilli(20), Bundle: []byte("bundle")}
+	acc := &Account{UserID: "@a:one", DeviceID: "D", Homeserver: "https://one", Data: []byte("token")}
+	err = s.Do(ctx, func(ctx context.Context) error {
+		return errors.Join(
+			s.PutAccount(ctx, acc), s.PutKV(ctx, "k", []byte("v")), s.PutRoom(ctx, room, []byte("record")),
+			s.PutMachine(ctx, room, []byte("machine")), s.PutEpoch(ctx, epoch), s.PutRatchet(ctx, room, ref, []byte("ratchet")),
+			s.PutPending(ctx, pending), s.AddOutbox(ctx, out), s.AddInbox(ctx, in), s.AddTimeline(ctx, line),
+			s.AddKeyPackage(ctx, kp), s.PutDeviceList(ctx, "@b:one", []byte("devices"), false),
+		)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, path)
+	check := func(name string, want any, got any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: (-want +got)\n%s", name, d)
+		}
+	}
+	gotAcc, err := s.Account(ctx)
+	check("account", acc, gotAcc, err)
+	gotKV, err := s.GetKV(ctx, "k")
+	check("kv", []byte("v"), gotKV, err)
+	gotRooms, err := s.Rooms(ctx)
+	check("rooms", []Room{{room, []byte("record")}}, gotRooms, err)
+	gotMachine, err := s.Machine(ctx, room)
+	check("machine", []byte("machine"), gotMachine, err)
+	gotEpoch, err := s.Epoch(ctx, room, ref)
+	check("epoch", epoch, gotEpoch, err)
+	gotRatchet, err := s.Ratchet(ctx, room, ref)
+	check("ratchet", []byte("ratchet"), gotRatchet, err)
+	gotPending, err := s.Pending(ctx, room)
+	check("pending", []*Pending{pending}, gotPending, err)
+	gotOut, err := s.Outbox(ctx, "")
+	check("outbox", []*OutboxItem{out}, gotOut, err)
+	gotIn, err := s.InboxWaiting(ctx, "commit/abc")
+	check("inbox", []*InboxItem{in}, gotIn, err)
+	gotLine, err := s.TimelineByMid(ctx, room, "@a:one", "m1")
+	check("timeline", line, gotLine, err)
+	gotKP, err := s.KeyPackage(ctx, []byte("kp"))
+	check("key package", kp, gotKP, err)
+	gotList, outdated, err := s.DeviceList(ctx, "@b:one")
+	check("device list", "devices false", fmt.Sprintf("%s %v", gotList, outdated), err)
+}
+
+func TestNothingReadableOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "client.db")
+	ctx := t.Context()
+	s := openTest(t, path)
+	secret := []byte("planted-plaintext-4711")
+	ref := []byte("r")
+	err := s.Do(ctx, func(ctx context.Context) error {
+		return errors.Join(
+			s.PutAccount(ctx, &Account{UserID: "@a:one", Data: secret}), s.PutKV(ctx, "k", secret), s.PutRoom(ctx, room, secret),
+			s.PutMachine(ctx, room, secret), s.PutEpoch(ctx, &Epoch{Room: room, Ref: ref, State: secret}),
+			s.PutRatchet(ctx, room, ref, secret), s.PutPending(ctx, &Pending{Room: room, Ref: ref, Data: secret}),
+			s.AddOutbox(ctx, &OutboxItem{Room: room, TxnID: "t", Data: secret}),
+			s.AddInbox(ctx, &InboxItem{Room: room, EventID: "$x", Data: secret}),
+			s.AddTimeline(ctx, &TimelineItem{Room: room, EventID: "$m", Type: string(secret), Data: secret}),
+			s.AddKeyPackage(ctx, &KeyPackage{Ref: ref, Bundle: secret}), s.PutDeviceList(ctx, "@b:one", secret, false),
+		)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, secret) {
+			t.Errorf("%s holds a value in plain text", filepath.Base(f))
+		}
+		found = found || bytes.Contains(b, []byte("@a:one"))
+		if info, _ := os.Stat(f); info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", filepath.Base(f), info.Mode())
+		}
+	}
+	if !found {
+		t.Error("the search does not see the database: the user id, which is kept in clear, was not found")
+	}
+}
+
+func TestDoUndoesOnError(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	stop := errors.New("stop")
+	err := s.Do(ctx, func(ctx context.Context) error {
+		if err := s.PutKV(ctx, "k", []byte("v")); err != nil {
+			return err
+		}
+		return s.Do(ctx, func(ctx context.Context) error { return stop })
+	})
+	if !errors.Is(err, stop) {
+		t.Fatalf("got %v, want the error of the function", err)
+	}
+	if _, err := s.GetKV(ctx, "k"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v, want ErrNotFound", err)
+	}
+}
+
+func TestSealedValueIsBoundToItsPlace(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	if err := s.PutRatchet(ctx, room, []byte("r"), []byte("state")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.db.Exec(ctx, "UPDATE ratchets SET room_id = $1", other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Ratchet(ctx, other, []byte("r")); !errors.Is(err, ErrWrongKey) {
+		t.Errorf("a moved value opened: got %v, want ErrWrongKey", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "client.db")
+	s, err := Open(t.Context(), Options{Path: path, Key: testKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("while it is open", func(t *testing.T) {
+		second, err := Open(t.Context(), Options{Path: path, Key: testKey})
+		if !errors.Is(err, ErrLocked) {
+			t.Errorf("got %v, want ErrLocked", err)
+		}
+		if second != nil {
+			second.Close()
+		}
+	})
+	s.Close()
+	t.Run("another key", func(t *testing.T) {
+		_, err := Open(t.Context(), Options{Path: path, Key: bytes.Repeat([]byte{8}, KeySize)})
+		if !errors.Is(err, ErrWrongKey) {
+			t.Errorf("got %v, want ErrWrongKey", err)
+		}
+	})
+	t.Run("a short key", func(t *testing.T) {
+		if _, err := Open(t.Context(), Options{Path: path, Key: testKey[:16]}); err == nil {
+			t.Error("a key of 16 bytes was taken")
+		}
+	})
+}
+
+func TestDeleteRoomLeavesOthers(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	for _, r := range []id.RoomID{room, other} {
+		err := errors.Join(
+			s.PutRoom(ctx, r, []byte("x")), s.PutMachine(ctx, r, []byte("x")), s.PutEpoch(ctx, &Epoch{Room: r, Ref: []byte("r")}),
+			s.PutRatchet(ctx, r, []byte("r"), nil), s.AddOutbox(ctx, &OutboxItem{Room: r, TxnID: string(r)}),
+			s.AddTimeline(ctx, &TimelineItem{Room: r, EventID: "$m"}),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.MarkSeen(ctx, r, "$m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.DeleteRoom(ctx, room); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range roomTables {
+		var gone, kept int
+		if err := s.one(ctx, table, "SELECT COUNT(*) FILTER (WHERE room_id = $1), COUNT(*) FILTER (WHERE room_id = $2) FROM "+table, []any{room, other}, &gone, &kept); err != nil {
+			t.Fatal(err)
+		}
+		if gone != 0 {
+			t.Errorf("%s keeps %d rows of the deleted room", table, gone)
+		}
+		if kept == 0 && table != "pending_commits" && table != "inbox" {
+			t.Errorf("%s lost the rows of another room", table)
+		}
+	}
+}
+
+func TestMarkSeenTellsTheFirstTime(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	for i, want := range []bool{true, false} {
+		if got, err := s.MarkSeen(t.Context(), room, "$e"); err != nil || got != want {
+			t.Errorf("time %d: got %v, %v, want %v", i+1, got, err, want)
+		}
+	}
+}
+
+func TestTimelinePages(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	for i := range 5 {
+		if err := s.AddTimeline(ctx, &TimelineItem{Room: room, EventID: id.EventID(fmt.Sprint("$", i)), Type: "t", Data: []byte{byte(i)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := func(all []*TimelineItem, err error) (out string) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, item := range all {
+			out += item.EventID.String()
+		}
+		return out
+	}
+	last, err := s.TimelineEvent(ctx, room, "$4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct{ name, got, want string }{
+		{"newest two", ids(s.Timeline(ctx, room, 0, 2)), "$3$4"},
+		{"before the last", ids(s.Timeline(ctx, room, last.Seq, 2)), "$2$3"},
+		{"since", ids(s.TimelineSince(ctx, "", last.Seq-2, 10)), "$3$4"},
+		{"other room", ids(s.TimelineSince(ctx, other, 0, 10)), ""},
+	} {
+		if row.got != row.want {
+			t.Errorf("%s: got %s, want %s", row.name, row.got, row.want)
+		}
+	}
+}
+
+func TestWipeEmptiesEverything(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "client.db")
+	s := openTest(t, path)
+	ctx := t.Context()
+	if err := errors.Join(s.PutAccount(ctx, &Account{UserID: "@a:one"}), s.PutKV(ctx, "k", nil), s.PutRoom(ctx, room, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Wipe(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Account(ctx); !errors.Is(err, ErrNotFound) {
+		t.Errorf("account: got %v", err)
+	}
+	if _, err := s.GetKV(ctx, "k"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("kv: got %v", err)
+	}
+	s.Close()
+	if s, err := Open(ctx, Options{Path: path, Key: testKey}); err != nil {
+		t.Errorf("open after a wipe: %v", err)
+	} else {
+		s.Close()
+	}
+}
+
+func TestLoadKey(t *testing.T) {
+	env := func(kv map[string]string) func(string) string { return func(k string) string { return kv[k] } }
+	write := func(t *testing.T, path, content string, mode os.FileMode) string {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc\n"
+	t.Run("made on first use, then the same", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "state", "store.key")
+		a, err := LoadKey(KeyOptions{Path: path, Getenv: env(nil)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := LoadKey(KeyOptions{Path: path, Getenv: env(nil)})
+		if err != nil || !bytes.Equal(a, b) || len(a) != KeySize {
+			t.Errorf("second load: %v, same %v, length %d", err, bytes.Equal(a, b), len(a))
+		}
+		if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v", info.Mode())
+		}
+	})
+	t.Run("environment", func(t *testing.T) {
+		path := write(t, filepath.Join(t.TempDir(), "k"), good, 0o600)
+		k, err := LoadKey(KeyOptions{Path: "/nonexistent/k", Getenv: env(map[string]string{KeyFileEnv: path})})
+		if err != nil || !bytes.Equal(k, testKey) {
+			t.Errorf("got %v, equal %v", err, bytes.Equal(k, testKey))
+		}
+	})
+	t.Run("systemd credential", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, CredentialName), good, 0o400)
+		k, err := LoadKey(KeyOptions{Path: "/nonexistent/k", Getenv: env(map[string]string{"CREDENTIALS_DIRECTORY": dir})})
+		if err != nil || !bytes.Equal(k, testKey) {
+			t.Errorf("got %v, equal %v", err, bytes.Equal(k, testKey))
+		}
+	})
+	for _, row := range []struct {
+		name, content string
+		mode          os.FileMode
+		want          string
+	}{
+		{"readable by others", good, 0o644, "can be read by others"},
+		{"wrong length", "BwcH\n", 0o600, "32 bytes"},
+		{"not base64", "!!!\n", 0o600, "32 bytes"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			path := write(t, filepath.Join(t.TempDir(), "k"), row.content, row.mode)
+			_, err := LoadKey(KeyOptions{Path: path, Getenv: env(nil)})
+			if err == nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("got %v, want %q", err, row.want)
+			}
+		})
+	}
+	t.Run("no new key for an old store", func(t *testing.T) {
+		dir := t.TempDir()
+		db := write(t, filepath.Join(dir, "client.db"), "x", 0o600)
+		_, err := LoadKey(KeyOptions{Path: filepath.Join(dir, "store.key"), Store: db, Getenv: env(nil)})
+		if err == nil || !strings.Contains(err.Error(), "restore the key file") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestKeyNeverPrints(t *testing.T) {
+	j, err := json.Marshal(testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{fmt.Sprint(testKey), fmt.Sprintf("%x", testKey), fmt.Sprintf("%#v", testKey), fmt.Sprintf("%v", struct{ K Key }{testKey}), string(j)} {
+		if !strings.Contains(got, "[secret]") {
+			t.Errorf("printed %q", got)
+		}
+	}
+}

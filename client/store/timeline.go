@@ -1,0 +1,125 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+
+	"go.mau.fi/util/dbutil"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	addTimelineQuery = `INSERT INTO timeline (room_id, event_id, mid, sender, ts, epoch, ref, data)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		ON CONFLICT (room_id, event_id) DO UPDATE SET mid = excluded.mid, sender = excluded.sender, ts = excluded.ts,
+			epoch = excluded.epoch, ref = excluded.ref, data = excluded.data
+		RETURNING seq`
+	timelineColumns     = `SELECT seq, room_id, event_id, mid, sender, ts, epoch, ref, data FROM timeline `
+	timelineBeforeQuery = timelineColumns + `WHERE room_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3`
+	timelineSinceQuery  = timelineColumns + `WHERE ($1 = '' OR room_id = $1) AND seq > $2 ORDER BY seq LIMIT $3`
+	timelineEventQuery  = timelineColumns + `WHERE room_id = $1 AND event_id = $2`
+	timelineMidQuery    = timelineColumns + `WHERE room_id = $1 AND sender = $2 AND mid = $3 ORDER BY seq LIMIT 1`
+)
+
+// MaxTimelinePage bounds one reading of the timeline.
+const MaxTimelinePage = 1000
+
+// TimelineItem is one decrypted event. Type and Data are sealed at rest. A
+// message can be decrypted once only, so it is stored in the same Do as the
+// ratchet step that opened it, before anything else sees it.
+type TimelineItem struct {
+	Seq       int64
+	Room      id.RoomID
+	EventID   id.EventID
+	Mid       string // the message id inside the ciphertext
+	Sender    id.UserID
+	Type      string
+	Timestamp int64 // the homeserver's, in ms; shown, never believed
+	Epoch     uint64
+	Ref       []byte
+	Data      []byte
+}
+
+// AddTimeline stores a decrypted event and sets its Seq. An event that is
+// already there keeps its place.
+func (s *Store) AddTimeline(ctx context.Context, item *TimelineItem) error {
+	plain := binary.AppendUvarint(make([]byte, 0, len(item.Type)+len(item.Data)+4), uint64(len(item.Type)))
+	plain = append(append(plain, item.Type...), item.Data...)
+	sealed, err := s.seal(plain, place("timeline", item.Room.String(), item.EventID.String()))
+	if err != nil {
+		return err
+	}
+	return s.one(ctx, "timeline", addTimelineQuery, []any{
+		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
+	}, &item.Seq)
+}
+
+// Timeline returns up to limit events of a room before the given Seq (0 for
+// the newest), oldest first.
+func (s *Store) Timeline(ctx context.Context, room id.RoomID, beforeSeq int64, limit int) ([]*TimelineItem, error) {
+	if beforeSeq <= 0 {
+		beforeSeq = 1<<63 - 1
+	}
+	all, err := s.timeline(ctx, timelineBeforeQuery, room, beforeSeq, page(limit))
+	for i, j := 0, len(all)-1; i < j; i, j = i+1, j-1 {
+		all[i], all[j] = all[j], all[i]
+	}
+	return all, err
+}
+
+// TimelineSince returns up to limit events after the given Seq, oldest first,
+// of one room or of all when room is empty.
+func (s *Store) TimelineSince(ctx context.Context, room id.RoomID, afterSeq int64, limit int) ([]*TimelineItem, error) {
+	return s.timeline(ctx, timelineSinceQuery, room, afterSeq, page(limit))
+}
+
+// TimelineEvent returns one decrypted event, or ErrNotFound.
+func (s *Store) TimelineEvent(ctx context.Context, room id.RoomID, event id.EventID) (*TimelineItem, error) {
+	return s.timelineOne(ctx, timelineEventQuery, room, event)
+}
+
+// TimelineByMid returns a sender's event by the message id inside the
+// ciphertext, or ErrNotFound.
+func (s *Store) TimelineByMid(ctx context.Context, room id.RoomID, sender id.UserID, mid string) (*TimelineItem, error) {
+	return s.timelineOne(ctx, timelineMidQuery, room, sender, mid)
+}
+
+func (s *Store) timelineOne(ctx context.Context, query string, args ...any) (*TimelineItem, error) {
+	all, err := s.timeline(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, ErrNotFound
+	}
+	return all[0], nil
+}
+
+func (s *Store) timeline(ctx context.Context, query string, args ...any) (all []*TimelineItem, err error) {
+	var broken bool
+	err = s.sealedList(ctx, "timeline", query, args, func(row dbutil.Scannable, sealed *[]byte) ([]byte, func([]byte), error) {
+		item := new(TimelineItem)
+		err := row.Scan(&item.Seq, &item.Room, &item.EventID, &item.Mid, &item.Sender, &item.Timestamp, &item.Epoch, &item.Ref, sealed)
+		return place("timeline", item.Room.String(), item.EventID.String()), func(plain []byte) {
+			n, used := binary.Uvarint(plain)
+			if used <= 0 || n > uint64(len(plain)-used) {
+				broken = true
+				return
+			}
+			item.Type, item.Data = string(plain[used:used+int(n)]), plain[used+int(n):]
+			all = append(all, item)
+		}, err
+	})
+	if err == nil && broken {
+		err = errors.New("store: read timeline: a value has no valid type")
+	}
+	return all, err
+}
+
+func page(limit int) int {
+	if limit <= 0 || limit > MaxTimelinePage {
+		return MaxTimelinePage
+	}
+	return limit
+}
