@@ -20,6 +20,7 @@ const (
 		ON CONFLICT (room_id, event_id) DO UPDATE SET waits_for = excluded.waits_for, data = excluded.data`
 	listInboxQuery    = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE room_id = $1 ORDER BY seq`
 	waitingInboxQuery = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE waits_for = $1 ORDER BY seq`
+	inboxRoomsQuery   = `SELECT DISTINCT room_id FROM inbox ORDER BY room_id`
 	deleteInboxQuery  = `DELETE FROM inbox WHERE room_id = $1 AND event_id = $2`
 
 	markSeenQuery = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
@@ -109,6 +110,17 @@ func (s *Store) inbox(ctx context.Context, query string, arg any) (all []*InboxI
 		return place("inbox", item.Room.String(), item.EventID.String()), func(plain []byte) { item.Data = plain; all = append(all, item) }, err
 	})
 	return all, err
+}
+
+// InboxRooms lists the rooms with waiting events.
+func (s *Store) InboxRooms(ctx context.Context) (rooms []id.RoomID, err error) {
+	err = s.each(ctx, "inbox", inboxRoomsQuery, nil, func(row dbutil.Scannable) error {
+		var r id.RoomID
+		err := row.Scan(&r)
+		rooms = append(rooms, r)
+		return err
+	})
+	return rooms, err
 }
 
 // DeleteInbox removes a waiting event.

@@ -277,6 +277,41 @@ func TestTimelinePages(t *testing.T) {
 	}
 }
 
+func TestUpdateTimelineReplacesTheEcho(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	own := &TimelineItem{Room: room, EventID: "~txn", Mid: "m", Sender: "@a:one", Type: "t", Data: []byte("mine")}
+	echo := &TimelineItem{Room: room, EventID: "$real", Mid: "m", Sender: "@a:one", Type: "t", Data: []byte("echo")}
+	if err := errors.Join(s.AddTimeline(ctx, own), s.AddTimeline(ctx, echo)); err != nil {
+		t.Fatal(err)
+	}
+	own.EventID = "$real"
+	if err := s.UpdateTimeline(ctx, own); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.Timeline(ctx, room, 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]*TimelineItem{{Seq: own.Seq, Room: room, EventID: "$real", Mid: "m", Sender: "@a:one", Type: "t", Ref: []byte{}, Data: []byte("mine")}}, all); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestInboxRooms(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	for _, item := range []*InboxItem{{Room: other, EventID: "$1"}, {Room: room, EventID: "$2"}, {Room: other, EventID: "$3"}} {
+		if err := s.AddInbox(ctx, item); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.InboxRooms(ctx)
+	if d := cmp.Diff([]id.RoomID{room, other}, got); err != nil || d != "" {
+		t.Error(err, d)
+	}
+}
+
 func TestWipeEmptiesEverything(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "client.db")
 	s := openTest(t, path)

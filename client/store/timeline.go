@@ -15,6 +15,8 @@ const (
 		ON CONFLICT (room_id, event_id) DO UPDATE SET mid = excluded.mid, sender = excluded.sender, ts = excluded.ts,
 			epoch = excluded.epoch, ref = excluded.ref, data = excluded.data
 		RETURNING seq`
+	updateTimelineQuery = `UPDATE timeline SET event_id = $2, mid = $3, sender = $4, ts = $5, epoch = $6, ref = $7, data = $8 WHERE seq = $1`
+	dropEchoQuery       = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq <> $3`
 	timelineColumns     = `SELECT seq, room_id, event_id, mid, sender, ts, epoch, ref, data FROM timeline `
 	timelineBeforeQuery = timelineColumns + `WHERE room_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3`
 	timelineSinceQuery  = timelineColumns + `WHERE ($1 = '' OR room_id = $1) AND seq > $2 ORDER BY seq LIMIT $3`
@@ -44,15 +46,35 @@ type TimelineItem struct {
 // AddTimeline stores a decrypted event and sets its Seq. An event that is
 // already there keeps its place.
 func (s *Store) AddTimeline(ctx context.Context, item *TimelineItem) error {
-	plain := binary.AppendUvarint(make([]byte, 0, len(item.Type)+len(item.Data)+4), uint64(len(item.Type)))
-	plain = append(append(plain, item.Type...), item.Data...)
-	sealed, err := s.seal(plain, place("timeline", item.Room.String(), item.EventID.String()))
+	sealed, err := s.sealTimeline(item)
 	if err != nil {
 		return err
 	}
 	return s.one(ctx, "timeline", addTimelineQuery, []any{
 		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
 	}, &item.Seq)
+}
+
+// UpdateTimeline writes the event at item.Seq anew: an own message gets its
+// event id that way. Another row with the same event id is removed.
+func (s *Store) UpdateTimeline(ctx context.Context, item *TimelineItem) error {
+	sealed, err := s.sealTimeline(item)
+	if err != nil {
+		return err
+	}
+	return s.Do(ctx, func(ctx context.Context) error {
+		if err := s.exec(ctx, "timeline", dropEchoQuery, item.Room, item.EventID, item.Seq); err != nil {
+			return err
+		}
+		return s.exec(ctx, "timeline", updateTimelineQuery,
+			item.Seq, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed)
+	})
+}
+
+func (s *Store) sealTimeline(item *TimelineItem) ([]byte, error) {
+	plain := binary.AppendUvarint(make([]byte, 0, len(item.Type)+len(item.Data)+4), uint64(len(item.Type)))
+	plain = append(append(plain, item.Type...), item.Data...)
+	return s.seal(plain, place("timeline", item.Room.String(), item.EventID.String()))
 }
 
 // Timeline returns up to limit events of a room before the given Seq (0 for
