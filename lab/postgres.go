@@ -1,0 +1,130 @@
+package lab
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq" // the driver
+)
+
+// shared is the cluster of this process, which all its tests use. It ends with the process.
+var shared struct {
+	once    sync.Once
+	servers *Servers
+	err     error
+	count   atomic.Uint64
+}
+
+// Postgres returns the address (a lib/pq URL) of a fresh, empty database, which is dropped at the end of the test.
+// The first call in a process starts a private PostgreSQL cluster, after installing PostgreSQL if need be.
+func Postgres(t TB) string {
+	t.Helper()
+	shared.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+		defer cancel()
+		dir, err := os.MkdirTemp("", "matrix-mls-postgres-")
+		if err == nil {
+			err = os.Chmod(dir, 0o711)
+		}
+		if err == nil {
+			shared.servers, err = start(ctx, Options{Postgres: true, Dir: dir}, "--wipe")
+		}
+		shared.err = err
+	})
+	if shared.err != nil {
+		t.Fatalf("lab: no PostgreSQL for the test: %v", shared.err)
+	}
+	name := fmt.Sprintf("test_%d", shared.count.Add(1))
+	dsn, err := shared.servers.CreateDatabase(t.Context(), name)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		if err := shared.servers.admin(context.Background(), "drop database "+pq.QuoteIdentifier(name)+" with (force)"); err != nil {
+			t.Errorf("lab: drop the test's database: %v", err)
+		}
+	})
+	return dsn
+}
+
+// PostgresURL is the address of a database in the run's cluster.
+func (s *Servers) PostgresURL(database string) (string, error) {
+	p := s.state.Postgres
+	if p == nil {
+		return "", errors.New("lab: this run has no PostgreSQL; set Options.Postgres")
+	}
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", p.Role, p.Port, database), nil
+}
+
+// CreateDatabase makes an empty database in the run's cluster and returns its address.
+func (s *Servers) CreateDatabase(ctx context.Context, name string) (string, error) {
+	dsn, err := s.PostgresURL(name)
+	if err != nil {
+		return "", err
+	}
+	stmt := "create database " + pq.QuoteIdentifier(name) + " template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'"
+	if err := s.admin(ctx, stmt); err != nil {
+		return "", fmt.Errorf("lab: create database %s: %w", name, err)
+	}
+	return dsn, nil
+}
+
+func (s *Servers) admin(ctx context.Context, stmt string) error {
+	dsn, err := s.PostgresURL("postgres")
+	if err != nil {
+		return err
+	}
+	db, err := sql.Open("postgres", dsn)
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, stmt)
+	return errors.Join(err, db.Close())
+}
+
+// Dump writes everything that the run's PostgreSQL cluster holds, as text, to a file, all databases together. bytea
+// columns appear in hex there.
+func (s *Servers) Dump(ctx context.Context, path string) error {
+	p := s.state.Postgres
+	if p == nil {
+		return errors.New("lab: this run has no PostgreSQL")
+	}
+	program, err := postgresProgram("pg_dumpall")
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, program, "-h", "127.0.0.1", "-p", fmt.Sprint(p.Port), "-U", p.Role, "-f", path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("lab: dump PostgreSQL: %w: %s", err, tail(out, 2000))
+	}
+	return nil
+}
+
+// postgresProgram finds a program of the newest installed PostgreSQL; Debian keeps them off PATH.
+func postgresProgram(name string) (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
+	if err == nil && len(found) > 0 {
+		version := func(path string) int {
+			var n int
+			fmt.Sscan(strings.Split(path, "/")[4], &n)
+			return n
+		}
+		sort.Slice(found, func(i, j int) bool { return version(found[i]) < version(found[j]) })
+		return found[len(found)-1], nil
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("lab: %s is not installed: %w", name, err)
+	}
+	return path, nil
+}

@@ -1,0 +1,137 @@
+"""Installs what the lab runs: Synapse into a venv, Dendrite from its Go module, Debian packages by name."""
+import contextlib, fcntl, glob, hashlib, os, re, shutil, subprocess, sys, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+REQUIREMENTS = os.path.join(HERE, "synapse-requirements.txt")
+DENDRITE_MODULE = os.path.join(HERE, "dendrite")
+DENDRITE = "github.com/element-hq/dendrite"
+
+
+def log(text):
+    print("lab: " + text, file=sys.stderr, flush=True)
+
+
+def fail(text, hint=None):
+    log(text)
+    if hint:
+        log("hint: " + hint)
+    raise SystemExit(1)
+
+
+def cache_dir():
+    """Installed programs live apart from the work directory, so that a wipe keeps them."""
+    root = os.environ.get("MATRIX_MLS_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "matrix-mls")
+    d = os.path.join(os.path.abspath(root), "lab")
+    os.makedirs(d, exist_ok=True)
+    return d
+
+
+@contextlib.contextmanager
+def locked(path):
+    with open(path, "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def step(what, argv, **kw):
+    """Runs a long command with its output in a file, and a line every 10 s, so that nobody thinks it hangs."""
+    out = os.path.join(cache_dir(), "install.log")
+    t = said = time.monotonic()
+    log(what)
+    with open(out, "ab") as f:
+        f.write(("\n== %s: %s\n" % (what, " ".join(argv))).encode())
+        f.flush()
+        p = subprocess.Popen(argv, stdout=f, stderr=f, stdin=subprocess.DEVNULL, **kw)
+        while True:
+            try:
+                code = p.wait(1)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() - said >= 10:
+                    said = time.monotonic()
+                    log("%s: %d s so far" % (what, said - t))
+    if code:
+        with open(out, "rb") as f:
+            tail = f.read()[-3000:].decode("utf-8", "replace")
+        print(tail, file=sys.stderr)
+        fail("%s failed with exit code %d" % (what, code), "the whole output is in " + out)
+    log("%s: done in %d s" % (what, time.monotonic() - t))
+
+
+# ---------------------------------------------------------------- Debian packages
+def postgres_program(name):
+    """The newest installed PostgreSQL's program, or None. Debian keeps them off PATH."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/" + name),
+                   key=lambda p: [int(x) for x in re.findall(r"\d+", p.split("/")[4])])
+    return found[-1] if found else shutil.which(name)
+
+
+def have_venv():
+    return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+
+
+def install_packages(dendrite=False, synapse=False, postgres=False):
+    want = []
+    if not shutil.which("openssl"):
+        want.append("openssl")
+    if dendrite and not shutil.which(os.environ.get("CC", "gcc").split()[0]):
+        want += ["gcc", "libc6-dev"]
+    if synapse and not have_venv():
+        want.append("python3-venv")
+    if postgres and not (postgres_program("initdb") and postgres_program("postgres") and postgres_program("pg_dump")):
+        want.append("postgresql")
+    if postgres and os.geteuid() == 0 and not shutil.which("setpriv"):
+        want.append("util-linux")
+    if not want:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        fail("missing on this machine: " + ", ".join(want),
+             "install them (Debian: apt-get install %s) and run this again" % " ".join(want))
+    env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    with locked(os.path.join(cache_dir(), "install.lock")):
+        step("reading the package lists", ["apt-get", "update"], env=env)
+        step("installing " + ", ".join(want), ["apt-get", "install", "-y", "--no-install-recommends", *want], env=env)
+
+
+# ---------------------------------------------------------------- Synapse
+def synapse_python():
+    venv = os.path.join(cache_dir(), "synapse-venv")
+    py = os.path.join(venv, "bin", "python")
+    with open(REQUIREMENTS, "rb") as f:
+        mark = os.path.join(venv, ".ok-" + hashlib.sha256(f.read()).hexdigest()[:12])
+    if os.path.exists(mark):
+        return py
+    install_packages(synapse=True)
+    with locked(os.path.join(cache_dir(), "install.lock")):
+        if not os.path.exists(mark):
+            if not os.path.exists(py):
+                step("making a Python environment for Synapse", [sys.executable, "-m", "venv", venv])
+            step("installing Synapse (about a minute)",
+                 [py, "-m", "pip", "install", "--disable-pip-version-check", "-r", REQUIREMENTS])
+            open(mark, "w").close()
+    return py
+
+
+# ---------------------------------------------------------------- Dendrite
+def dendrite_program():
+    with open(os.path.join(DENDRITE_MODULE, "go.mod")) as f:
+        version = re.search(r"^require %s (v\S+)" % re.escape(DENDRITE), f.read(), re.M).group(1)
+    root = os.path.join(cache_dir(), "dendrite-" + version, "bin")
+    binary = os.path.join(root, "dendrite")
+    if os.path.exists(binary):
+        return binary
+    if not shutil.which("go"):
+        fail("go is not on PATH, and Dendrite is built with it", "install Go 1.26 and run this again")
+    install_packages(dendrite=True)
+    with locked(os.path.join(cache_dir(), "install.lock")):
+        if not os.path.exists(binary):
+            tmp = root + ".new/"
+            os.makedirs(tmp, exist_ok=True)
+            env = dict(os.environ, GOFLAGS="-mod=readonly -buildvcs=false", CGO_ENABLED="1", GOWORK="off")
+            cmds = [DENDRITE + "/cmd/" + c for c in ("dendrite", "generate-keys")]
+            step("building Dendrite %s (about 4 minutes the first time)" % version,
+                 ["go", "build", "-trimpath", "-o", tmp, *cmds], cwd=DENDRITE_MODULE, env=env)
+            shutil.rmtree(root, ignore_errors=True)
+            os.rename(tmp, root)
+    return binary
