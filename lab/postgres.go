@@ -29,6 +29,7 @@ var shared struct {
 // The first call in a process starts a private PostgreSQL cluster, after installing PostgreSQL if need be.
 func Postgres(t TB) string {
 	t.Helper()
+	skipIfShort(t)
 	shared.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -20,12 +21,23 @@ type TB interface {
 	Fatalf(format string, args ...any)
 	Errorf(format string, args ...any)
 	Logf(format string, args ...any)
+	Skipf(format string, args ...any)
+}
+
+// skipIfShort leaves out a test that needs servers under go test -short. make test never sets it, and counts a
+// skipped test as a failure.
+func skipIfShort(t TB) {
+	t.Helper()
+	if f := flag.Lookup("test.short"); f != nil && f.Value.String() == "true" {
+		t.Skipf("needs servers, and -short is set")
+	}
 }
 
 // Run is [Start] for a test: what cannot start fails the test, the end of the test ends everything, and when the test
 // failed the logs are kept (in MATRIX_MLS_LOGS, or matrix-mls-logs in the directory for temporary files).
 func Run(t TB, o Options) *Servers {
 	t.Helper()
+	skipIfShort(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute) // a first run builds Dendrite
 	defer cancel()
 	s, err := Start(ctx, o)

@@ -1,0 +1,84 @@
+# Everything here runs on a machine with Go 1.26, Python 3.10 and make; what else is needed is installed by name.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# goolm: Matrix' own end-to-end encryption (for the device's identity) in Go, without cgo.
+export GOFLAGS := -buildvcs=false -tags=goolm
+
+CACHE := $(or $(MATRIX_MLS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/matrix-mls)
+# Tests run at low priority: a homeserver that is being tested must not starve.
+NICE := nice -n 5
+DEMO_DIR ?= .lab/demo
+BENCH ?= .
+BENCHTIME ?= 1s
+SOAK ?= 10
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## the programs, into bin/
+	go build -trimpath -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: lab-install ## three federated homeservers, an encrypted conversation, left running
+	go build -trimpath -o bin/ ./cmd/... ./lab/demo
+	bin/demo -dir $(DEMO_DIR) -bin bin
+
+.PHONY: demo-stop
+demo-stop: ## end what make demo left running, and delete it
+	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
+
+.PHONY: test
+test: lab-install peer check bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+	$(NICE) bin/testreport all
+
+.PHONY: test-fast
+test-fast: bin/testreport ## no servers and no foreign libraries, under 4 minutes
+	bin/testreport fast
+
+.PHONY: test-unit test-interop test-lab test-e2e
+test-unit: bin/testreport ## one stage of make test
+	$(NICE) bin/testreport unit
+test-interop: peer bin/testreport ## live groups with OpenMLS and mls-rs
+	$(NICE) bin/testreport interop
+test-lab: lab-install bin/testreport ## the homeservers that the end-to-end tests run on
+	$(NICE) bin/testreport lab
+test-e2e: lab-install bin/testreport ## real homeservers, modules and clients
+	$(NICE) bin/testreport e2e
+
+.PHONY: check
+check: vet bin/staticcheck bin/rules ## formatting, vet, staticcheck, and the project's own rules
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (gofmt -w):"; echo "$$unformatted"; exit 1; fi
+	bin/staticcheck ./...
+	bin/rules
+
+.PHONY: vet
+vet: ## go vet
+	go vet ./...
+	cd tools && GOFLAGS=-buildvcs=false go vet ./...
+
+.PHONY: bench
+bench: ## the benchmarks of mls (BENCH=pattern, BENCHTIME=1s)
+	go test ./mls -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m
+
+.PHONY: soak
+soak: lab-install peer bin/testreport ## make test again and again (SOAK=10), to find what fails now and then
+	@for i in $$(seq $(SOAK)); do echo "## run $$i of $(SOAK)"; $(NICE) bin/testreport all || exit 1; done
+
+.PHONY: lab-install
+lab-install: ## Synapse, Dendrite and PostgreSQL for tests, into ~/.cache/matrix-mls
+	@python3 -B lab/homeservers.py install
+
+.PHONY: peer
+peer: ## the interop partner, with OpenMLS and mls-rs in it
+	@MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh
+
+# The tools are a module of their own, so that the project does not depend on them.
+bin/testreport bin/rules: bin/%: tools/%/main.go
+	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
+
+bin/staticcheck: tools/go.mod tools/go.sum
+	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ honnef.co/go/tools/cmd/staticcheck

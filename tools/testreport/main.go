@@ -1,0 +1,311 @@
+// Testreport runs the project's tests in stages and counts them.
+//
+//	testreport all     everything: unit tests, vectors, interop, servers, end to end
+//	testreport fast    no servers and no foreign libraries
+//	testreport STAGE   one stage of all
+//
+// A stage fails when a test fails, when a test that must be in it did not run, and, in all but fast, when a test was
+// skipped: what is promised either ran or is missing. The last line counts everything.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+const module = "github.com/matrix-mls/matrix-mls/"
+
+// A stage is one run of go test.
+type stage struct {
+	name     string
+	packages func(all []string) []string
+	flags    []string
+	require  []string // top-level tests that must have run and passed
+	allow    bool     // skipped tests are only counted
+}
+
+// only returns the packages at or below one of the folders; but, all others.
+func only(folders ...string) func([]string) []string {
+	return func(all []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return !below(p, folders) })
+	}
+}
+
+func but(folders ...string) func([]string) []string {
+	return func(all []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return below(p, folders) })
+	}
+}
+
+func below(pkg string, folders []string) bool {
+	rel := strings.TrimPrefix(pkg, module)
+	return slices.ContainsFunc(folders, func(f string) bool { return rel == f || strings.HasPrefix(rel, f+"/") })
+}
+
+var stages = []stage{
+	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=25m"},
+		require: []string{"TestVectors"}},
+	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
+		require: []string{"TestInterop"}},
+	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
+		require: []string{"TestFederatedServers"}},
+	{name: "e2e", packages: only("e2e"), flags: []string{"-race", "-timeout=30m"},
+		require: []string{"TestConversation"}},
+}
+
+var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), flags: []string{"-short", "-timeout=4m"},
+	require: []string{"TestVectors"}, allow: true}
+
+// event is a line of go test -json.
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string
+	Test       string
+	Elapsed    float64
+	Output     string
+}
+
+type counts struct{ passed, failed, skipped int }
+
+func main() {
+	which := "all"
+	if len(os.Args) > 1 {
+		which = os.Args[1]
+	}
+	var todo []stage
+	switch which {
+	case "all":
+		todo = stages
+	case "fast":
+		todo = []stage{fast}
+	default:
+		for _, s := range stages {
+			if s.name == which {
+				todo = append(todo, s)
+			}
+		}
+	}
+	if len(todo) == 0 || len(os.Args) > 2 {
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, unit, interop, lab or e2e")
+		os.Exit(2)
+	}
+	out, err := exec.Command("go", "list", "./...").Output()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "testreport: list the packages: %v\n", err)
+		os.Exit(1)
+	}
+	all := strings.Fields(string(out))
+	var total counts
+	good := true
+	for _, s := range todo {
+		c, ok := s.run(all)
+		total.passed, total.failed, total.skipped = total.passed+c.passed, total.failed+c.failed, total.skipped+c.skipped
+		good = good && ok
+	}
+	if !good && total.failed == 0 {
+		total.failed = 1 // something that is no test failed: a build, a missing test, a skipped one
+	}
+	fmt.Printf("\n%d passed, %d failed\n", total.passed, total.failed)
+	if !good {
+		os.Exit(1)
+	}
+}
+
+func (s *stage) run(all []string) (counts, bool) {
+	began := time.Now()
+	packages := s.packages(all)
+	if len(packages) == 0 {
+		fmt.Printf("== %s: no packages\n", s.name)
+		return counts{}, false
+	}
+	fmt.Printf("== %s: %d packages\n", s.name, len(packages))
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-count=1"}, s.flags, packages)...)
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Printf("testreport: start go test: %v\n", err)
+		return counts{}, false
+	}
+	r := report{results: map[string]string{}, output: map[string][]string{}}
+	readErr := r.read(pipe)
+	waitErr := cmd.Wait()
+	c, kinds := r.count()
+	good := waitErr == nil && readErr == nil && c.failed == 0
+	for _, name := range s.require {
+		if !r.ran(name) {
+			fmt.Printf("MISSING %s: no such test passed in this stage\n", name)
+			good = false
+		}
+	}
+	if c.skipped > 0 && !s.allow {
+		fmt.Printf("SKIPPED %d tests, which counts as a failure: %s\n", c.skipped, strings.Join(r.skipped(), ", "))
+		good = false
+	}
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		fmt.Printf("   %-10s %5d ok %5d bad\n", kind, kinds[kind].passed, kinds[kind].failed)
+	}
+	verdict := "ok"
+	if !good {
+		verdict = "FAILED"
+	}
+	left := ""
+	if c.skipped > 0 {
+		left = fmt.Sprintf(", %d left out", c.skipped)
+	}
+	fmt.Printf("== %s: %s, %d tests%s, %.0f s\n\n", s.name, verdict, c.passed+c.failed, left, time.Since(began).Seconds())
+	return c, good
+}
+
+// report gathers what go test says. Tests are keyed by package and name, with a slash between.
+type report struct {
+	results map[string]string
+	output  map[string][]string
+	last    time.Time
+}
+
+func (r *report) read(in io.Reader) error {
+	lines := bufio.NewReader(in)
+	r.last = time.Now()
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			var e event
+			if json.Unmarshal(line, &e) == nil && e.Action != "" {
+				r.add(&e)
+			} else {
+				os.Stdout.Write(line)
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("testreport: read the output of go test: %w", err)
+		}
+	}
+}
+
+func (r *report) add(e *event) {
+	key := e.Package + "/" + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Print(e.Output)
+	case "output":
+		r.output[key] = append(r.output[key], e.Output)
+	case "pass", "fail", "skip":
+		if e.Test != "" {
+			r.results[key] = e.Action
+			if e.Action == "fail" {
+				fmt.Printf("--- FAIL %s (%.2f s)\n%s", strings.TrimPrefix(key, module), e.Elapsed, strings.Join(r.output[key], ""))
+			}
+			delete(r.output, key)
+			if time.Since(r.last) > 10*time.Second { // a sign of life in a long package
+				r.last = time.Now()
+				fmt.Printf("   … %d tests, now %s\n", len(r.results), strings.TrimPrefix(key, module))
+			}
+			return
+		}
+		r.last = time.Now()
+		if e.Action == "fail" {
+			fmt.Print(strings.Join(r.output[key], ""))
+			for k, lines := range r.output { // tests that a panic or a timeout cut short
+				if strings.HasPrefix(k, e.Package+"/Test") {
+					fmt.Print(strings.Join(lines, ""))
+					r.results[k] = "fail"
+				}
+			}
+		}
+		if e.Action != "skip" { // a package without tests
+			fmt.Printf("   %-4s %s %.1f s\n", e.Action, strings.TrimPrefix(e.Package, module), e.Elapsed)
+		}
+	}
+}
+
+// count counts the tests that have no subtests, by kind.
+func (r *report) count() (counts, map[string]*counts) {
+	parents := map[string]bool{}
+	for key := range r.results {
+		for i := strings.LastIndexByte(key, '/'); i > 0; i = strings.LastIndexByte(key[:i], '/') {
+			parents[key[:i]] = true
+		}
+	}
+	var all counts
+	kinds := map[string]*counts{}
+	for key, result := range r.results {
+		if parents[key] && result != "fail" {
+			continue
+		}
+		if parents[key] && r.childFailed(key) {
+			continue
+		}
+		kind := kindOf(key)
+		if kinds[kind] == nil {
+			kinds[kind] = new(counts)
+		}
+		for _, c := range []*counts{&all, kinds[kind]} {
+			switch result {
+			case "pass":
+				c.passed++
+			case "fail":
+				c.failed++
+			case "skip":
+				c.skipped++
+			}
+		}
+	}
+	return all, kinds
+}
+
+func (r *report) childFailed(parent string) bool {
+	for key, result := range r.results {
+		if result == "fail" && strings.HasPrefix(key, parent+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// kindOf names what a test is counted as: a folder, or vectors, rejects, fuzz seeds and examples by their names.
+func kindOf(key string) string {
+	rel := strings.TrimPrefix(key, module)
+	for prefix, kind := range map[string]string{"/TestVectors": "vectors", "/TestReject": "rejects", "/Fuzz": "fuzz seeds",
+		"/Example": "examples"} {
+		if strings.Contains(rel, prefix) {
+			return kind
+		}
+	}
+	folder, _, _ := strings.Cut(rel, "/")
+	return folder
+}
+
+func (r *report) ran(name string) bool {
+	for key, result := range r.results {
+		if result == "pass" && strings.HasSuffix(key, "/"+name) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *report) skipped() []string {
+	var out []string
+	for key, result := range r.results {
+		if result == "skip" {
+			out = append(out, strings.TrimPrefix(key, module))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
