@@ -1,0 +1,91 @@
+package mls
+
+import (
+	"crypto/rand"
+	"errors"
+	"io"
+	"time"
+)
+
+// A Config holds what a group needs from its surroundings. Its zero value, and
+// a nil *Config, use the documented defaults. It must not change while in use.
+type Config struct {
+	// Rand is the source of randomness. Nil means crypto/rand. ECDSA
+	// signatures and nothing else may draw from crypto/rand all the same.
+	Rand io.Reader
+
+	// Now tells the time, against which lifetimes of KeyPackages are
+	// checked. Nil means time.Now.
+	Now func() time.Time
+
+	// Limits bounds what peers can make us hold or do.
+	Limits Limits
+
+	// Authenticator judges credentials (RFC 9420, Section 5.3.1). Nil
+	// accepts every well-formed basic credential and takes leaves with the
+	// same identity for the same client; fit for tests only.
+	Authenticator Authenticator
+
+	// PSK finds external PSKs, and resumption PSKs of groups or epochs that
+	// are not at hand. Nil means there are none.
+	PSK func(id PreSharedKeyID) (secret []byte, ok bool)
+
+	// PaddingSize is the multiple to which the content of PrivateMessages
+	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
+	PaddingSize int
+}
+
+// An Authenticator is the application's end of the Authentication Service
+// (RFC 9420, Section 5.3.1). Its methods must not change the leaves.
+type Authenticator interface {
+	// ValidateCredential returns an error unless the leaf's credential is
+	// valid for its signature key.
+	ValidateCredential(leaf *LeafNode) error
+
+	// SameClient reports whether next may take the place of old: as the
+	// successor in an Update or Commit, and as the same client that comes
+	// back by an external Commit.
+	SameClient(old, next *LeafNode) bool
+}
+
+func (c *Config) rand() io.Reader {
+	if c == nil || c.Rand == nil {
+		return rand.Reader
+	}
+	return c.Rand
+}
+
+func (c *Config) now() time.Time {
+	if c == nil || c.Now == nil {
+		return time.Now()
+	}
+	return c.Now()
+}
+
+func (c *Config) limits() *Limits {
+	if c == nil {
+		l := defaultLimits
+		return &l
+	}
+	l := c.Limits.withDefaults()
+	return &l
+}
+
+// validateCredential asks the Authenticator.
+func (c *Config) validateCredential(l *LeafNode) error {
+	if c != nil && c.Authenticator != nil {
+		return c.Authenticator.ValidateCredential(l)
+	}
+	if l.Credential.Type != CredentialTypeBasic {
+		return errors.New("only basic credentials are accepted without an Authenticator")
+	}
+	return nil
+}
+
+// sameClient asks the Authenticator.
+func (c *Config) sameClient(old, next *LeafNode) bool {
+	if c != nil && c.Authenticator != nil {
+		return c.Authenticator.SameClient(old, next)
+	}
+	return old.Credential.Equal(&next.Credential)
+}

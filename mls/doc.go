@@ -1,0 +1,26 @@
+// Package mls implements the Messaging Layer Security protocol of RFC 9420:
+// group key agreement and message protection for a changing set of members.
+//
+// A [Group] is the state of one member in one epoch. Nothing but the message
+// keys of that epoch ever changes in it: a Commit, own or received, becomes a
+// StagedCommit, and Merge of that makes a new Group for the next epoch, while
+// the old one stays usable until it is dropped. Callers owe the package these
+// things, in this order:
+//
+//  1. Keep the state. What EpochState and RatchetState return must be durable
+//     before a ciphertext made by Encrypt leaves, and before a decrypted
+//     message is handed on; else a key and nonce may be used twice.
+//  2. Let one Commit for each epoch win. The package takes any valid Commit;
+//     which of two is the right one is for the delivery service to say.
+//  3. Send a Welcome only after its Commit was accepted.
+//  4. Say who is who. [Config.Authenticator] decides whether a credential
+//     belongs to its owner (RFC 9420, Section 5.3.1).
+//
+// The package does no input or output, reads no clock but [Config.Now], starts
+// no goroutine and writes no log. Every byte from outside is treated as
+// hostile: sizes are bounded by [Limits], and a refusal is a
+// [ValidationError] that names the broken rule and leaves the state unchanged.
+//
+// Secrets are overwritten when they are used up. Go may have copied them
+// before, so this is best effort.
+package mls

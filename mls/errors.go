@@ -1,0 +1,46 @@
+package mls
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A Rule is the stable name of a check that a message, key or state failed,
+// such as "leaf-node/lifetime-expired": the area, a slash, and what was wrong.
+// Callers may count, compare and report rules.
+type Rule string
+
+// ValidationError reports which rule an input broke. The group the input was
+// meant for is unchanged.
+type ValidationError struct {
+	Rule    Rule   // what was broken, such as "leaf-node/lifetime-expired"
+	Section string // the section of RFC 9420 that asks for it, such as "7.3"; empty for rules of our own
+	Err     error  // what happened; never holds secrets
+}
+
+// Error describes the broken rule.
+func (e *ValidationError) Error() string {
+	s := "mls: " + string(e.Rule)
+	if e.Section != "" {
+		s += " (RFC 9420, Section " + e.Section + ")"
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *ValidationError) Unwrap() error { return e.Err }
+
+// invalid makes a ValidationError; the format may wrap a cause with %w.
+func invalid(rule Rule, section, format string, args ...any) error {
+	return newInvalid(rule, section, format, args...)
+}
+
+func newInvalid(rule Rule, section, format string, args ...any) *ValidationError {
+	if len(args) == 0 {
+		return &ValidationError{Rule: rule, Section: section, Err: errors.New(format)}
+	}
+	return &ValidationError{Rule: rule, Section: section, Err: fmt.Errorf(format, args...)}
+}

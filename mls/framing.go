@@ -1,0 +1,521 @@
+package mls
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// A WireFormat says what an MLSMessage holds (RFC 9420, Section 17.2).
+type WireFormat uint16
+
+// Wire formats of RFC 9420.
+const (
+	WireFormatPublicMessage  WireFormat = 1
+	WireFormatPrivateMessage WireFormat = 2
+	WireFormatWelcome        WireFormat = 3
+	WireFormatGroupInfo      WireFormat = 4
+	WireFormatKeyPackage     WireFormat = 5
+)
+
+// A ContentType says what a framed message holds (RFC 9420, Section 6).
+type ContentType uint8
+
+// Content types of RFC 9420.
+const (
+	ContentTypeApplication ContentType = 1
+	ContentTypeProposal    ContentType = 2
+	ContentTypeCommit      ContentType = 3
+)
+
+// A SenderType says who sent a message (RFC 9420, Section 6).
+type SenderType uint8
+
+// Sender types of RFC 9420.
+const (
+	SenderTypeMember            SenderType = 1
+	SenderTypeExternal          SenderType = 2
+	SenderTypeNewMemberProposal SenderType = 3
+	SenderTypeNewMemberCommit   SenderType = 4
+)
+
+// A Sender says who sent a message (RFC 9420, Section 6).
+type Sender struct {
+	Type      SenderType
+	LeafIndex LeafIndex // of a member
+	Index     uint32    // of an external sender, in the external_senders extension
+}
+
+func (p *Sender) unmarshal(s *reader) bool {
+	*p = Sender{}
+	if !s.ReadUint8((*uint8)(&p.Type)) {
+		return false
+	}
+	switch p.Type {
+	case SenderTypeMember:
+		return s.ReadUint32((*uint32)(&p.LeafIndex))
+	case SenderTypeExternal:
+		return s.ReadUint32(&p.Index)
+	case SenderTypeNewMemberProposal, SenderTypeNewMemberCommit:
+		return true
+	}
+	return s.fail("codec/unknown-sender-type", "6", "sender type %d", p.Type)
+}
+
+func (p *Sender) appendTo(b []byte) []byte {
+	b = append(b, byte(p.Type))
+	switch p.Type {
+	case SenderTypeMember:
+		b = binary.BigEndian.AppendUint32(b, uint32(p.LeafIndex))
+	case SenderTypeExternal:
+		b = binary.BigEndian.AppendUint32(b, p.Index)
+	}
+	return b
+}
+
+func (ct *ContentType) unmarshal(s *reader) bool {
+	if !s.ReadUint8((*uint8)(ct)) {
+		return false
+	}
+	if *ct < ContentTypeApplication || *ct > ContentTypeCommit {
+		return s.fail("codec/unknown-content-type", "6", "content type %d", *ct)
+	}
+	return true
+}
+
+// A framedContent is the FramedContent of RFC 9420, Section 6. Of the three
+// kinds of content the one that contentType names is set.
+type framedContent struct {
+	groupID           []byte
+	epoch             uint64
+	sender            Sender
+	authenticatedData []byte
+	contentType       ContentType
+
+	applicationData []byte
+	proposal        Proposal
+	commit          *Commit
+
+	body []byte // the content's encoding
+	raw  []byte // the whole encoding: what is signed and hashed
+}
+
+func (c *framedContent) unmarshal(s *reader) bool {
+	start := s.String
+	if !readOpaqueVec(s, &c.groupID) ||
+		!s.ReadUint64(&c.epoch) ||
+		!c.sender.unmarshal(s) ||
+		!readOpaqueVec(s, &c.authenticatedData) ||
+		!c.contentType.unmarshal(s) ||
+		!c.unmarshalBody(s) {
+		return false
+	}
+	c.raw = s.since(start)
+	return true
+}
+
+func (c *framedContent) unmarshalBody(s *reader) bool {
+	start := s.String
+	ok := false
+	switch c.contentType {
+	case ContentTypeApplication:
+		ok = readOpaqueVec(s, &c.applicationData)
+	case ContentTypeProposal:
+		ok = readProposal(s, &c.proposal)
+	case ContentTypeCommit:
+		c.commit = new(Commit)
+		ok = c.commit.unmarshal(s)
+	}
+	c.body = s.since(start)
+	return ok
+}
+
+// encode sets body, unless it is set, and raw.
+func (c *framedContent) encode() {
+	if c.body == nil {
+		switch c.contentType {
+		case ContentTypeApplication:
+			c.body = appendOpaqueVec(make([]byte, 0, 4+len(c.applicationData)), c.applicationData)
+		case ContentTypeProposal:
+			c.body = appendProposal(nil, &c.proposal)
+		case ContentTypeCommit:
+			c.body = c.commit.appendTo(nil)
+		}
+	}
+	b := make([]byte, 0, 4+len(c.groupID)+8+5+4+len(c.authenticatedData)+1+len(c.body))
+	b = appendOpaqueVec(b, c.groupID)
+	b = binary.BigEndian.AppendUint64(b, c.epoch)
+	b = c.sender.appendTo(b)
+	b = appendOpaqueVec(b, c.authenticatedData)
+	b = append(b, byte(c.contentType))
+	b = append(b, c.body...)
+	c.raw = b
+	c.body = b[len(b)-len(c.body):]
+}
+
+// An authenticatedContent is the AuthenticatedContent of RFC 9420, Section 6.
+type authenticatedContent struct {
+	wireFormat      WireFormat
+	content         framedContent
+	signature       []byte
+	confirmationTag []byte // of a Commit
+}
+
+func (ac *authenticatedContent) unmarshal(s *reader) bool {
+	return s.ReadUint16((*uint16)(&ac.wireFormat)) &&
+		ac.content.unmarshal(s) &&
+		ac.unmarshalAuth(s)
+}
+
+// unmarshalAuth reads the FramedContentAuthData.
+func (ac *authenticatedContent) unmarshalAuth(s *reader) bool {
+	if !readOpaqueVec(s, &ac.signature) {
+		return false
+	}
+	if ac.content.contentType != ContentTypeCommit {
+		return true
+	}
+	// RFC 9420, Section 6.1: a Commit has a confirmation tag.
+	if s.Empty() {
+		return s.fail("framing/confirmation-tag-missing", "6.1", "a Commit without confirmation tag")
+	}
+	if !readOpaqueVec(s, &ac.confirmationTag) {
+		return false
+	}
+	if len(ac.confirmationTag) == 0 {
+		return s.fail("framing/confirmation-tag-missing", "6.1", "a Commit with an empty confirmation tag")
+	}
+	return true
+}
+
+func (ac *authenticatedContent) appendTo(b []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
+	b = append(b, ac.content.raw...)
+	return ac.appendAuth(b)
+}
+
+func (ac *authenticatedContent) appendAuth(b []byte) []byte {
+	b = appendOpaqueVec(b, ac.signature)
+	if ac.content.contentType == ContentTypeCommit {
+		b = appendOpaqueVec(b, ac.confirmationTag)
+	}
+	return b
+}
+
+// tbs is the FramedContentTBS of RFC 9420, Section 6.1.
+func (ac *authenticatedContent) tbs(groupContext []byte) []byte {
+	b := make([]byte, 0, 4+len(ac.content.raw)+len(groupContext)+128)
+	b = binary.BigEndian.AppendUint16(b, uint16(MLS10))
+	b = binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
+	b = append(b, ac.content.raw...)
+	switch ac.content.sender.Type {
+	case SenderTypeMember, SenderTypeNewMemberCommit:
+		b = append(b, groupContext...)
+	}
+	return b
+}
+
+const framedContentLabel = "FramedContentTBS"
+
+// signContent signs content for one wire format (RFC 9420, Section 6.1).
+// groupContext is the encoded context of the current epoch.
+func signContent(cs CipherSuite, key SignaturePrivateKey, wf WireFormat, content framedContent, groupContext []byte) (*authenticatedContent, error) {
+	content.encode()
+	ac := &authenticatedContent{wireFormat: wf, content: content}
+	var err error
+	ac.signature, err = SignWithLabel(cs, key, framedContentLabel, ac.tbs(groupContext))
+	if err != nil {
+		return nil, err
+	}
+	return ac, nil
+}
+
+// verifySignature verifies the signature under the sender's key. groupContext
+// is the encoded context of the message's epoch.
+func (ac *authenticatedContent) verifySignature(cs CipherSuite, pub SignaturePublicKey, groupContext []byte) error {
+	if err := VerifyWithLabel(cs, pub, framedContentLabel, ac.tbs(groupContext), ac.signature); err != nil {
+		return invalid("framing/signature-invalid", "6.1", "signature of the message: %w", err)
+	}
+	return nil
+}
+
+// A publicMessage is the PublicMessage of RFC 9420, Section 6.2.
+type publicMessage struct {
+	auth          authenticatedContent
+	membershipTag []byte
+}
+
+func (m *publicMessage) unmarshal(s *reader) bool {
+	m.auth.wireFormat = WireFormatPublicMessage
+	if !m.auth.content.unmarshal(s) || !m.auth.unmarshalAuth(s) {
+		return false
+	}
+	if m.auth.content.sender.Type != SenderTypeMember {
+		return true
+	}
+	if s.Empty() {
+		return s.fail("framing/membership-tag-missing", "6.2", "a PublicMessage of a member without membership tag")
+	}
+	return readOpaqueVec(s, &m.membershipTag)
+}
+
+func (m *publicMessage) appendTo(b []byte) []byte {
+	b = append(b, m.auth.content.raw...)
+	b = m.auth.appendAuth(b)
+	if m.auth.content.sender.Type == SenderTypeMember {
+		b = appendOpaqueVec(b, m.membershipTag)
+	}
+	return b
+}
+
+// surplus explains what follows a PublicMessage: a tag where none belongs.
+func (m *publicMessage) surplus(rest []byte) error {
+	s := newReader(rest)
+	var tag []byte
+	if readOpaqueVec(s, &tag) && s.Empty() {
+		if m.auth.content.contentType != ContentTypeCommit && m.auth.content.sender.Type == SenderTypeMember {
+			return invalid("framing/confirmation-tag-on-proposal", "6.1", "a confirmation tag on a message that is no Commit")
+		}
+		if m.auth.content.sender.Type != SenderTypeMember {
+			return invalid("framing/membership-tag-on-nonmember", "6.2", "a membership tag on a message that no member sent")
+		}
+	}
+	return invalid("codec/trailing-bytes-message", "6", "%d bytes follow the message", len(rest))
+}
+
+// validate makes the checks that need no group.
+func (m *publicMessage) validate() error {
+	c := &m.auth.content
+	// RFC 9420, Section 6: application data must be encrypted.
+	if c.contentType == ContentTypeApplication {
+		return invalid("framing/application-in-public", "6", "application data in a PublicMessage")
+	}
+	// RFC 9420, Section 6: who may send what.
+	switch c.sender.Type {
+	case SenderTypeExternal:
+		if c.contentType != ContentTypeProposal {
+			return invalid("proposal/external-sender-not-proposal", "6.1", "an external sender sent content of type %d", c.contentType)
+		}
+	case SenderTypeNewMemberProposal:
+		if c.contentType != ContentTypeProposal || c.proposal.Type != ProposalTypeAdd {
+			return invalid("proposal/new-member-not-add", "6.1", "a new member proposed something else than to be added")
+		}
+	case SenderTypeNewMemberCommit:
+		if c.contentType != ContentTypeCommit {
+			return invalid("external-commit/wrong-sender-type", "6.1", "a joining member sent content of type %d", c.contentType)
+		}
+	}
+	return nil
+}
+
+// membershipMAC is over the AuthenticatedContentTBM of RFC 9420, Section 6.2.
+func (ac *authenticatedContent) membershipMAC(cs CipherSuite, key secret, groupContext []byte) []byte {
+	return cs.mac(key, ac.tbs(groupContext), ac.appendAuth(nil))
+}
+
+// verifyMembershipTag verifies the tag of a member's message; others have none.
+func (m *publicMessage) verifyMembershipTag(cs CipherSuite, key secret, groupContext []byte) error {
+	if m.auth.content.sender.Type != SenderTypeMember {
+		return nil
+	}
+	if len(m.membershipTag) != cs.HashLen() {
+		return invalid("framing/membership-tag-truncated", "6.2", "membership tag of %d bytes, want %d", len(m.membershipTag), cs.HashLen())
+	}
+	if !cs.verifyMAC(key, m.membershipTag, m.auth.tbs(groupContext), m.auth.appendAuth(nil)) {
+		return invalid("framing/membership-tag-wrong", "6.2", "membership tag does not match")
+	}
+	return nil
+}
+
+// publicMessage returns the content as a whole MLSMessage. The membership key
+// is used for senders that are members.
+func (ac *authenticatedContent) publicMessage(cs CipherSuite, membershipKey secret, groupContext []byte) []byte {
+	m := publicMessage{auth: *ac}
+	if ac.content.sender.Type == SenderTypeMember {
+		m.membershipTag = ac.membershipMAC(cs, membershipKey, groupContext)
+	}
+	b := make([]byte, 0, 4+len(ac.content.raw)+len(ac.signature)+256)
+	return m.appendTo(appendMessageHeader(b, WireFormatPublicMessage))
+}
+
+// A privateMessage is the PrivateMessage of RFC 9420, Section 6.3.
+type privateMessage struct {
+	groupID             []byte
+	epoch               uint64
+	contentType         ContentType
+	authenticatedData   []byte
+	encryptedSenderData []byte
+	ciphertext          []byte
+}
+
+func (m *privateMessage) unmarshal(s *reader) bool {
+	return readOpaqueVec(s, &m.groupID) &&
+		s.ReadUint64(&m.epoch) &&
+		m.contentType.unmarshal(s) &&
+		readOpaqueVec(s, &m.authenticatedData) &&
+		readOpaqueVec(s, &m.encryptedSenderData) &&
+		readOpaqueVec(s, &m.ciphertext)
+}
+
+func (m *privateMessage) appendTo(b []byte) []byte {
+	b = m.appendContentAAD(b)
+	b = appendOpaqueVec(b, m.encryptedSenderData)
+	return appendOpaqueVec(b, m.ciphertext)
+}
+
+// appendSenderAAD appends the SenderDataAAD (RFC 9420, Section 6.3.2).
+func (m *privateMessage) appendSenderAAD(b []byte) []byte {
+	b = appendOpaqueVec(b, m.groupID)
+	b = binary.BigEndian.AppendUint64(b, m.epoch)
+	return append(b, byte(m.contentType))
+}
+
+// appendContentAAD appends the PrivateContentAAD (RFC 9420, Section 6.3.1).
+func (m *privateMessage) appendContentAAD(b []byte) []byte {
+	return appendOpaqueVec(m.appendSenderAAD(b), m.authenticatedData)
+}
+
+// senderDataKey returns key and nonce of the sender data (RFC 9420, Section
+// 6.3.2).
+func (cs CipherSuite) senderDataKey(senderDataSecret secret, ciphertext []byte) (key, nonce secret) {
+	sample := ciphertext[:min(len(ciphertext), cs.HashLen())]
+	key = cs.expandWithLabel(senderDataSecret, "key", sample, cs.suite().nk)
+	nonce = cs.expandWithLabel(senderDataSecret, "nonce", sample, aeadNonceSize)
+	return key, nonce
+}
+
+// protectPrivate encrypts a member's signed content, and moves its ratchet on.
+// It returns a whole MLSMessage. The content is padded to a multiple of
+// paddingSize.
+func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, senderDataSecret secret, lim *Limits, paddingSize int, rand io.Reader) ([]byte, error) {
+	c := &ac.content
+	if c.sender.Type != SenderTypeMember {
+		return nil, invalid("framing/private-from-nonmember", "6.3.2", "only members can send a PrivateMessage")
+	}
+	if ac.wireFormat != WireFormatPrivateMessage {
+		return nil, fmt.Errorf("mls: internal: content signed for wire format %d sent as PrivateMessage", ac.wireFormat)
+	}
+	var guard [4]byte
+	if _, err := io.ReadFull(rand, guard[:]); err != nil {
+		return nil, fmt.Errorf("mls: reading randomness: %w", err)
+	}
+
+	// RFC 9420, Section 6.3.1: PrivateMessageContent.
+	size := len(c.body) + varintSize(len(ac.signature)) + len(ac.signature)
+	if c.contentType == ContentTypeCommit {
+		size += varintSize(len(ac.confirmationTag)) + len(ac.confirmationTag)
+	}
+	if paddingSize > 0 {
+		size = (size + paddingSize - 1) / paddingSize * paddingSize
+	}
+	if size+aeadOverhead > maxVarint {
+		return nil, fmt.Errorf("mls: a message of %d bytes is too large", size)
+	}
+	plaintext := make([]byte, 0, size+aeadOverhead)
+	plaintext = append(plaintext, c.body...)
+	plaintext = ac.appendAuth(plaintext)[:size]
+
+	m := privateMessage{groupID: c.groupID, epoch: c.epoch, contentType: c.contentType, authenticatedData: c.authenticatedData}
+	aad := m.appendContentAAD(make([]byte, 0, 4+len(m.groupID)+9+4+len(m.authenticatedData)))
+
+	key, nonce, generation, err := st.next(c.sender.LeafIndex, c.contentType, lim)
+	if err != nil {
+		return nil, err
+	}
+	for i := range guard {
+		nonce[i] ^= guard[i]
+	}
+	// Encrypted in place: what was plaintext is gone.
+	m.ciphertext = cs.newAEAD(key).Seal(plaintext[:0], nonce, plaintext, aad)
+	key.zero()
+	nonce.zero()
+
+	// RFC 9420, Section 6.3.2: sender data.
+	sd := binary.BigEndian.AppendUint32(make([]byte, 0, 12), uint32(c.sender.LeafIndex))
+	sd = binary.BigEndian.AppendUint32(sd, generation)
+	sd = append(sd, guard[:]...)
+	key, nonce = cs.senderDataKey(senderDataSecret, m.ciphertext)
+	aad = m.appendSenderAAD(aad[:0])
+	m.encryptedSenderData = cs.aeadSeal(key, nonce, aad, sd)
+	key.zero()
+	nonce.zero()
+
+	b := make([]byte, 0, 4+4+len(m.groupID)+9+4+len(m.authenticatedData)+1+len(m.encryptedSenderData)+4+len(m.ciphertext))
+	return m.appendTo(appendMessageHeader(b, WireFormatPrivateMessage)), nil
+}
+
+// unprotectPrivate decrypts a message and verifies its signature. It changes
+// nothing in the secret tree: that is for the returned keyUse to do, once the
+// whole message is accepted. signer returns the signature key of a leaf, or the
+// reason to refuse its messages.
+func unprotectPrivate(cs CipherSuite, m *privateMessage, st *secretTree, senderDataSecret secret, lim *Limits, groupContext []byte, signer func(LeafIndex) (SignaturePublicKey, error)) (*authenticatedContent, *keyUse, error) {
+	// A signature alone is longer than the sample.
+	if len(m.ciphertext) < max(cs.HashLen(), aeadOverhead) {
+		return nil, nil, invalid("framing/sender-data-sample-short", "6.3.2", "ciphertext of %d bytes is too short", len(m.ciphertext))
+	}
+	aad := m.appendSenderAAD(make([]byte, 0, 4+len(m.groupID)+9+4+len(m.authenticatedData)))
+	key, nonce := cs.senderDataKey(senderDataSecret, m.ciphertext)
+	sd, ok := cs.aeadOpen(key, nonce, aad, m.encryptedSenderData)
+	key.zero()
+	nonce.zero()
+	if !ok || len(sd) != 12 {
+		return nil, nil, invalid("framing/sender-data-undecryptable", "6.3.2", "the sender data does not open: it was altered or belongs to another epoch")
+	}
+	leaf := LeafIndex(binary.BigEndian.Uint32(sd))
+	generation := binary.BigEndian.Uint32(sd[4:])
+
+	pub, err := signer(leaf)
+	if err != nil {
+		return nil, nil, err
+	}
+	use, err := st.use(leaf, m.contentType, generation, lim)
+	if err != nil {
+		return nil, nil, err
+	}
+	ac, err := m.open(cs, use, leaf, sd[8:12], aad)
+	if err == nil {
+		err = ac.verifySignature(cs, pub, groupContext)
+	}
+	if err != nil {
+		use.drop()
+		return nil, nil, err
+	}
+	return ac, use, nil
+}
+
+// open decrypts and reads the content.
+func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard, aad []byte) (*authenticatedContent, error) {
+	var nonce [aeadNonceSize]byte
+	copy(nonce[:], use.nonce)
+	for i := range guard {
+		nonce[i] ^= guard[i]
+	}
+	aad = m.appendContentAAD(aad[:0])
+	plaintext, ok := cs.aeadOpen(use.key, nonce[:], aad, m.ciphertext)
+	clear(nonce[:])
+	if !ok {
+		return nil, invalid("framing/aead-fails", "6.3.1", "the ciphertext of leaf %d, generation %d does not open", leaf, use.generation)
+	}
+	ac := &authenticatedContent{wireFormat: WireFormatPrivateMessage, content: framedContent{
+		groupID:           m.groupID,
+		epoch:             m.epoch,
+		sender:            Sender{Type: SenderTypeMember, LeafIndex: leaf},
+		authenticatedData: m.authenticatedData,
+		contentType:       m.contentType,
+	}}
+	s := newReader(plaintext)
+	if !ac.content.unmarshalBody(s) {
+		return nil, invalid("framing/content-type-mismatch", "6.3.1", "the content is not of type %d, which the message names: %w", m.contentType, s.error())
+	}
+	if !ac.unmarshalAuth(s) {
+		return nil, s.error()
+	}
+	// RFC 9420, Section 6.3.1: padding is all zero.
+	for _, b := range s.String {
+		if b != 0 {
+			return nil, invalid("framing/padding-nonzero", "6.3.1", "padding that is not zero")
+		}
+	}
+	ac.content.encode()
+	return ac, nil
+}
