@@ -1,0 +1,444 @@
+package rooms
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// Membership is the membership of a user in a room; empty if there is no
+// member event.
+type Membership string
+
+// The memberships of the Matrix specification.
+const (
+	MembershipJoin   Membership = "join"
+	MembershipInvite Membership = "invite"
+	MembershipKnock  Membership = "knock"
+	MembershipLeave  Membership = "leave"
+	MembershipBan    Membership = "ban"
+)
+
+// Member is what room state says of one user.
+type Member struct {
+	Membership Membership
+	Event      id.EventID // the member event, which gives the reason of a Remove
+	Sender     id.UserID  // who sent it: not the user itself after a kick or ban
+}
+
+// RoomState is what the members of a room, and its module, read from its state.
+// It reads hostile content as the absence of the event.
+type RoomState struct {
+	Room              id.RoomID
+	Creator           id.UserID
+	Members           map[id.UserID]Member
+	JoinRule          string // "invite" unless a rule of the specification says otherwise
+	HistoryVisibility string
+	CreateAlgorithm   string // key of MSC4245 in m.room.create
+	Encryption        string // algorithm of m.room.encryption
+	Functional        []id.UserID
+	Power             PowerLevels
+	RoomVersion       string
+
+	encryptionEvents int
+}
+
+// NewRoomState returns the state of a room of which nothing is known.
+func NewRoomState(room id.RoomID) *RoomState {
+	return &RoomState{Room: room, Members: make(map[id.UserID]Member), JoinRule: "invite", HistoryVisibility: "shared", Power: defaultPower()}
+}
+
+// maxRoomMembers bounds the member list of one room in memory.
+const maxRoomMembers = 200000
+
+// Apply takes the current state event of a type and state key. Events of other
+// types change nothing. An error means that the content was not usable and the
+// event counts as absent.
+func (s *RoomState) Apply(eventType, stateKey string, sender id.UserID, event id.EventID, content json.RawMessage) error {
+	switch eventType {
+	case TypeMember:
+		var c struct {
+			Membership Membership `json:"membership"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		user := id.UserID(stateKey)
+		switch c.Membership {
+		case MembershipJoin, MembershipInvite, MembershipKnock, MembershipLeave, MembershipBan:
+		default:
+			c.Membership = ""
+		}
+		if _, known := s.Members[user]; !known && len(s.Members) >= maxRoomMembers {
+			return refuse(RuleHostileJSON, "room state", "more than %d members", maxRoomMembers)
+		}
+		s.Members[user] = Member{Membership: c.Membership, Event: event, Sender: sender}
+		return err
+	case TypeJoinRules:
+		var c struct {
+			Rule string `json:"join_rule"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		switch c.Rule {
+		case "public", "knock", "restricted", "knock_restricted", "private":
+			s.JoinRule = c.Rule
+		default: // custom rules are nobody's permission
+			s.JoinRule = "invite"
+		}
+		return err
+	case TypeHistoryVisibility:
+		var c struct {
+			Visibility string `json:"history_visibility"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		switch c.Visibility {
+		case "invited", "joined", "shared", "world_readable":
+			s.HistoryVisibility = c.Visibility
+		default: // what is not understood shows nothing early
+			s.HistoryVisibility = "joined"
+		}
+		return err
+	case TypePowerLevels:
+		p, err := parsePower(content)
+		s.Power = p
+		return err
+	case TypeEncryption:
+		if stateKey != "" {
+			return nil
+		}
+		var c struct {
+			Algorithm string `json:"algorithm"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		s.Encryption = c.Algorithm
+		s.encryptionEvents++
+		return err
+	case TypeCreate:
+		var c struct {
+			Creator   id.UserID `json:"creator"`
+			Algorithm string    `json:"org.matrix.msc4245.encryption_algorithm"`
+			Version   string    `json:"room_version"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		s.Creator, s.CreateAlgorithm, s.RoomVersion = sender, c.Algorithm, c.Version
+		return err
+	case TypeFunctionalMembers:
+		var c struct {
+			Members []id.UserID `json:"service_members"`
+		}
+		err := decodeObject(content, &c, anyNumbers)
+		s.Functional = c.Members
+		return err
+	}
+	return nil
+}
+
+// CheckAlgorithm compares the room's state with the algorithm that the group's
+// members have signed. A difference is shown and changes nothing else: messages
+// stay encrypted for the group.
+func (s *RoomState) CheckAlgorithm() error {
+	what := "room " + string(s.Room)
+	if s.encryptionEvents > 0 && s.Encryption != Algorithm {
+		return refuse(RuleAlgorithmDowngrade, what, "m.room.encryption names %.80q, the group %q", s.Encryption, Algorithm).
+			with("an admin of the room has to set it back; messages stay encrypted")
+	}
+	if s.CreateAlgorithm != Algorithm && s.encryptionEvents == 0 {
+		return refuse(RuleAlgorithmDowngrade, what, "its state names no encryption").
+			with("an admin of the room has to send m.room.encryption again; messages stay encrypted")
+	}
+	return nil
+}
+
+// IsMLS tells whether room state asks for encryption with MLS.
+func (s *RoomState) IsMLS() bool { return s.CreateAlgorithm == Algorithm || s.Encryption == Algorithm }
+
+// AddsOnInvite tells whether invited users get keys before they join: the
+// history visibility lets them read from the invite on.
+func (s *RoomState) AddsOnInvite() bool { return s.HistoryVisibility != "joined" }
+
+// InRoom tells whether a user is joined, or is invited and may read already.
+func (s *RoomState) InRoom(user id.UserID) bool {
+	switch s.Members[user].Membership {
+	case MembershipJoin:
+		return true
+	case MembershipInvite:
+		return s.AddsOnInvite()
+	}
+	return false
+}
+
+// GroupLeaf is a leaf of the group's tree.
+type GroupLeaf struct {
+	Index mls.LeafIndex
+	Cred  Credential
+}
+
+// Device is a device of a user as the keys of its homeserver show it. Problem
+// is the error of [CheckBinding]; a device with a problem is no leaf.
+type Device struct {
+	Device  id.DeviceID
+	Key     mls.SignaturePublicKey // for the group's suite; nil if it has none
+	Problem error
+}
+
+// Inputs are what decides who should be in a group.
+type Inputs struct {
+	State  *RoomState
+	Policy *Policy
+	Leaves []GroupLeaf
+
+	// Devices are the devices of users whose keys were fetched. Leaves of other
+	// users are judged by room state alone.
+	Devices map[id.UserID][]Device
+
+	// Admitted are the users with a valid admission ([VerifyAdmission]).
+	Admitted map[id.UserID]bool
+
+	// LastSeen is for how long each leaf has been silent, by index; leaves
+	// without entry count as active. It matters if the policy removes silent
+	// leaves.
+	Silent map[mls.LeafIndex]time.Duration
+}
+
+// RemoveReason says why a leaf has to go.
+type RemoveReason string
+
+// Reasons for a Remove.
+const (
+	RemoveLeft      RemoveReason = "left"       // the user left, was kicked, or is not in the room
+	RemoveBanned    RemoveReason = "banned"     // the user is banned
+	RemoveDevice    RemoveReason = "device"     // the device is gone or fails its check
+	RemoveDuplicate RemoveReason = "duplicate"  // the device has a newer leaf
+	RemoveSilent    RemoveReason = "silent"     // nothing came from the leaf for too long
+	RemoveMalformed RemoveReason = "credential" // the credential does not parse
+)
+
+// PlannedRemove is a leaf that should not be in the group.
+type PlannedRemove struct {
+	Leaf   mls.LeafIndex
+	Cred   Credential
+	Reason RemoveReason
+	Event  id.EventID // the member event, if there is one
+	Err    error      // of RemoveDevice
+}
+
+// PlannedAdd is a device that should be in the group.
+type PlannedAdd struct {
+	User    id.UserID
+	Device  id.DeviceID
+	NewUser bool // no leaf of this user stays: the commit needs an admission
+}
+
+// Plan is desired minus actual: Removes come first, then Adds. Waiting names
+// the room members that get no keys, each with the reason.
+type Plan struct {
+	Removes []PlannedRemove
+	Adds    []PlannedAdd
+	Waiting []error
+}
+
+// Empty tells whether there is nothing to commit.
+func (p *Plan) Empty() bool { return len(p.Removes) == 0 && len(p.Adds) == 0 }
+
+// MakePlan compares who should be in a group with who is. State can take away,
+// never give: whoever left or is banned goes, but a new user comes only with
+// an admission, or where the policy has handed that choice to the room's join
+// rule. The result is the same for everybody with the same inputs.
+func MakePlan(in Inputs) *Plan {
+	plan := new(Plan)
+	kept := make(map[id.UserID]int)
+	held := make(map[id.UserID]map[id.DeviceID]bool)
+	leaves := slices.Clone(in.Leaves)
+	// The newest leaf of a device stays: one made by a rejoin has the highest
+	// index unless it took a blank one, so the key decides where it is known.
+	slices.SortFunc(leaves, func(a, b GroupLeaf) int { return int(int64(b.Index) - int64(a.Index)) })
+	slices.SortStableFunc(leaves, func(a, b GroupLeaf) int { return boolOrder(in.published(b), in.published(a)) })
+	for _, l := range leaves {
+		if r := in.remove(l, held[l.Cred.User][l.Cred.Device]); r != nil {
+			plan.Removes = append(plan.Removes, *r)
+			continue
+		}
+		kept[l.Cred.User]++
+		if held[l.Cred.User] == nil {
+			held[l.Cred.User] = make(map[id.DeviceID]bool)
+		}
+		held[l.Cred.User][l.Cred.Device] = true
+	}
+	slices.SortFunc(plan.Removes, func(a, b PlannedRemove) int { return int(int64(a.Leaf) - int64(b.Leaf)) })
+
+	users := make([]id.UserID, 0, len(in.State.Members))
+	for u := range in.State.Members {
+		if in.State.InRoom(u) && !in.isBot(u) {
+			users = append(users, u)
+		}
+	}
+	slices.Sort(users)
+	for _, u := range users {
+		fresh := kept[u] == 0
+		if fresh && !in.mayEnter(u) {
+			plan.Waiting = append(plan.Waiting, refuse(RuleRoomMemberNotInGroup, string(u), "is in the room but was admitted by no member").
+				with("a member who may invite has to admit them"))
+			continue
+		}
+		devices := slices.Clone(in.Devices[u])
+		slices.SortFunc(devices, func(a, b Device) int { return strings.Compare(string(a.Device), string(b.Device)) })
+		n := 0
+		for _, d := range devices {
+			switch {
+			case held[u][d.Device]:
+				n++
+			case d.Key == nil: // a device without MLS is no concern of the group
+			case d.Problem != nil:
+				plan.Waiting = append(plan.Waiting, d.Problem)
+			default:
+				plan.Adds = append(plan.Adds, PlannedAdd{User: u, Device: d.Device, NewUser: fresh})
+				n++
+			}
+		}
+		if _, fetched := in.Devices[u]; fetched && n == 0 {
+			plan.Waiting = append(plan.Waiting, refuse(RuleRoomMemberNotInGroup, string(u), "has no device that can be added").
+				with("%s has to sign in with an MLS client and verify it", u))
+		}
+	}
+	return plan
+}
+
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// published tells whether a leaf's key is the one its device publishes.
+func (in *Inputs) published(l GroupLeaf) bool {
+	for _, d := range in.Devices[l.Cred.User] {
+		if d.Device == l.Cred.Device {
+			return bytes.Equal(d.Key, l.Cred.Key)
+		}
+	}
+	return false
+}
+
+// remove returns why a leaf has to go, or nil.
+func (in *Inputs) remove(l GroupLeaf, newer bool) *PlannedRemove {
+	r := &PlannedRemove{Leaf: l.Index, Cred: l.Cred}
+	if l.Cred.User == "" {
+		r.Reason = RemoveMalformed
+		return r
+	}
+	m := in.State.Members[l.Cred.User]
+	r.Event = m.Event
+	switch m.Membership {
+	case MembershipBan:
+		r.Reason = RemoveBanned
+		return r
+	case MembershipLeave, MembershipKnock, "":
+		r.Reason = RemoveLeft
+		return r
+	}
+	r.Event = ""
+	if newer {
+		r.Reason = RemoveDuplicate
+		return r
+	}
+	if devices, fetched := in.Devices[l.Cred.User]; fetched {
+		i := slices.IndexFunc(devices, func(d Device) bool { return d.Device == l.Cred.Device })
+		switch {
+		case i < 0:
+			r.Err = refuse(RuleDeviceNotCredential, l.Cred.String(), "the device is logged out")
+		case devices[i].Problem != nil:
+			r.Err = devices[i].Problem
+		case !bytes.Equal(devices[i].Key, l.Cred.Key):
+			r.Err = refuse(RuleDeviceNotCredential, l.Cred.String(), "the device has another key now")
+		}
+		if r.Err != nil {
+			r.Reason = RemoveDevice
+			return r
+		}
+	}
+	if limit := in.Policy.RemoveSilent; limit > 0 && in.Silent[l.Index] > limit {
+		r.Reason = RemoveSilent
+		return r
+	}
+	return nil
+}
+
+// mayEnter tells whether a user without a leaf may get one.
+func (in *Inputs) mayEnter(u id.UserID) bool {
+	switch in.Policy.Join {
+	case JoinOpen:
+		return true
+	case JoinByRule:
+		// The homeservers enforced the join rule when they let the user join. An
+		// invite is a member's act and needs that member's admission.
+		if in.State.Members[u].Membership == MembershipJoin && in.State.JoinRule != "invite" && in.State.JoinRule != "private" {
+			return true
+		}
+	}
+	return in.Admitted[u]
+}
+
+// isBot tells whether a user is a module, or a bot that asks for no keys.
+func (in *Inputs) isBot(u id.UserID) bool {
+	if len(in.Devices[u]) > 0 && slices.ContainsFunc(in.Devices[u], func(d Device) bool { return d.Key != nil }) {
+		return false
+	}
+	return slices.Contains(in.State.Functional, u) ||
+		slices.ContainsFunc(in.Policy.Sequencers, func(s federation.Sequencer) bool { return s.User == string(u) })
+}
+
+// Barrier returns an error if nobody may encrypt on a head whose plan is p: a
+// leaf's user is not in the room any more, or a leaf fails its check. Silent
+// leaves and duplicates of a device do not block. Until a Remove is accepted
+// the caller sends nothing and shows the error.
+func (p *Plan) Barrier() error {
+	for _, r := range p.Removes {
+		what := "leaf of " + r.Cred.String()
+		switch r.Reason {
+		case RemoveLeft, RemoveBanned:
+			return refuse(RuleMemberNotInRoom, what, "the user has %s the room but can still read", map[RemoveReason]string{RemoveLeft: "left", RemoveBanned: "been banned from"}[r.Reason]).
+				with("sending goes on once they are removed from the group, which happens by itself")
+		case RemoveDevice, RemoveMalformed:
+			err := r.Err
+			if err == nil {
+				err = refuse(RuleCredentialMalformed, what, "its credential does not parse")
+			}
+			return &Refusal{Rule: RuleMemberNotInRoom, What: what, Err: err, Remedy: "sending goes on once the device is verified or removed"}
+		}
+	}
+	return nil
+}
+
+// CredentialGrace is how long a leaf that fails its check may stay before any
+// member removes it.
+const CredentialGrace = 60 * time.Second
+
+// CommitterSpan is the T of [CommitterDelay].
+const CommitterSpan = 6 * time.Second
+
+// CommitterDelay returns how long a member waits before it commits what all
+// see is due: t = T·max(0, 1 + ln(u)/ln(N)) with u in (0,1] from a hash of the
+// parent's ref and the own leaf. Only a handful of members, whatever share is
+// online, have a short delay; who sees another's commit cancels. Who caused
+// the change, or wants to send, does not wait.
+func CommitterDelay(parent federation.Ref, leaf mls.LeafIndex, leaves int) time.Duration {
+	if leaves < 2 {
+		return 0
+	}
+	h := sha256.Sum256(binary.BigEndian.AppendUint32(append([]byte("committer"), parent[:]...), uint32(leaf)))
+	u := (float64(binary.BigEndian.Uint64(h[:])>>11) + 1) / (1 << 53)
+	t := 1 + math.Log(u)/math.Log(float64(leaves))
+	return time.Duration(max(0, t) * float64(CommitterSpan))
+}
