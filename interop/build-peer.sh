@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Builds interop/peer (OpenMLS and mls-rs) once for each state of its sources and prints the program's path.
+# It is kept in ~/.cache/matrix-mls/mls-peer, or under MATRIX_MLS_CACHE.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${MATRIX_MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-peer
+say() { echo "interop: $*" >&2; }
+
+sum=$(cd "$here/peer" && cat Cargo.toml $(find src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -c1-16)
+program=$cache/bin/mls-peer-$sum
+if [ ! -x "$program" ]; then
+	if ! command -v cargo >/dev/null; then
+		say "no Rust toolchain on this machine, and the interop tests run OpenMLS and mls-rs"
+		say "hint: install rustc and cargo 1.91 or newer (Debian 12's own are too old for OpenMLS), or use make test-fast"
+		exit 1
+	fi
+	have=$(rustc --version | cut -d' ' -f2)
+	if [ "$(printf '%s\n' 1.91.0 "$have" | sort -V | head -n 1)" != 1.91.0 ]; then
+		say "rustc $have is too old: OpenMLS 0.9.2 needs 1.91"
+		say "hint: rustup update, or use make test-fast"
+		exit 1
+	fi
+	missing=()
+	command -v cmake >/dev/null || missing+=(cmake)
+	command -v cc >/dev/null || missing+=(gcc libc6-dev)
+	if [ ${#missing[@]} -gt 0 ]; then
+		if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+			say "missing on this machine: ${missing[*]}"
+			say "hint: install them (Debian: apt-get install ${missing[*]}) and run this again"
+			exit 1
+		fi
+		say "installing ${missing[*]}"
+		apt-get update >&2
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2
+	fi
+	mkdir -p "$cache/bin"
+	exec 9>"$cache/build.lock"
+	flock 9
+	if [ ! -x "$program" ]; then
+		say "building OpenMLS and mls-rs (about 3 minutes the first time)"
+		began=$SECONDS
+		# The target directory is outside the source tree, and so is the lock file: a copy is built.
+		rm -rf "$cache/source"
+		mkdir -p "$cache/source"
+		cp -r "$here/peer/Cargo.toml" "$here/peer/src" "$cache/source/"
+		[ ! -f "$cache/Cargo.lock" ] || cp "$cache/Cargo.lock" "$cache/source/"
+		(cd "$cache/source" && cargo build --release --target-dir "$cache/target" >&2)
+		cp "$cache/source/Cargo.lock" "$cache/"
+		cp "$cache/target/release/mls-peer" "$program.new"
+		mv "$program.new" "$program"
+		say "built in $((SECONDS - began)) s"
+	fi
+fi
+echo "$program"
