@@ -1,0 +1,43 @@
+package rooms
+
+import (
+	"bytes"
+	"crypto/sha256"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// CommitRef returns the ref of a commit: SHA-256 over the PublicMessage without
+// its membership tag, that is over version, wire format, content, signature and
+// confirmation tag. The membership tag is left out, as everybody who knows the
+// epoch could make another.
+func CommitRef(m *mls.Message) (federation.Ref, error) {
+	sender, public := m.Sender()
+	if !public || m.ContentType() != mls.ContentTypeCommit {
+		return federation.Ref{}, refuse(RuleContentMalformed, "message", "is no commit in a PublicMessage")
+	}
+	raw := m.Raw()
+	// RFC 9420, Sections 6.1 and 6.2: both tags are MACs of the suite, so they
+	// have the same length, and they end the message.
+	tag := appendVarVec(nil, m.ConfirmationTag())
+	if sender.Type == mls.SenderTypeMember {
+		if len(raw) < 2*len(tag) {
+			return federation.Ref{}, refuse(RuleContentMalformed, "commit", "ends before its tags")
+		}
+		raw = raw[:len(raw)-len(tag)]
+	}
+	if !bytes.HasSuffix(raw, tag) {
+		return federation.Ref{}, refuse(RuleContentMalformed, "commit", "its tags have different lengths")
+	}
+	return sha256.Sum256(raw), nil
+}
+
+// RootRef returns the ref of an epoch that no commit made: SHA-256 over the
+// GroupInfo that founds a group.
+func RootRef(m *mls.Message) (federation.Ref, error) {
+	if m.GroupInfo() == nil {
+		return federation.Ref{}, refuse(RuleContentMalformed, "message", "is no GroupInfo")
+	}
+	return sha256.Sum256(m.Raw()), nil
+}
