@@ -1,78 +1,539 @@
 package federation
 
-import "time"
+import (
+	"time"
+)
 
 // Machine is the state of one room's coordination. It is not safe for
 // concurrent use.
 type Machine struct {
-	cfg Config
+	cfg  Config
+	base *node
+	// complete: the base is the room's root, so whatever is unknown is still to come.
+	complete  bool
+	refounded bool
+	nodes     map[Ref]*node
+	order     []*node // by depth, then ref
+	lists     map[Ref]*receipts
+	chains    map[string]*chainMemory // by receipt key
+	waiting   []waitingEvent          // in order of arrival
+	seq       uint64
+	proven    map[Ref]bool // evidence that was reported, by the pair's hash
+
+	own     map[Ref]*ownState // by list
+	counter uint64
+	prev    Ref
+	resumed bool
+	retired bool
+
+	head, final, era *node
+
+	// Timers of this process; a restart starts them again.
+	now          time.Duration
+	doubtSince   map[Ref]time.Duration
+	votableSince map[Ref]time.Duration
+	readySince   map[Ref]time.Duration
+
+	dirty        bool
+	receiptsGrew bool
 }
 
-// New makes a machine that starts at base.
-func New(cfg Config, base Base) (*Machine, error) { return &Machine{cfg: cfg}, nil }
+// ownState is what a module promised and signed under one list.
+type ownState struct {
+	promised Ballot
+	accept   Ref // last accept in the promised ballot, zero: none
+	base     Ref // base of the promised ballot once it is open, round > 0
+	open     bool
+	lastVote *LastVote
+}
 
-// Unmarshal restores a machine that MarshalBinary saved. A module's machine
-// signs nothing until it is given Resume.
-func Unmarshal(cfg Config, data []byte) (*Machine, error) { return &Machine{cfg: cfg}, nil }
+// waitingEvent is an event that cannot be judged yet, by the ref it waits for.
+type waitingEvent struct {
+	on Ref
+	ev Event
+}
 
-// MarshalBinary returns the machine's state; equal states give equal bytes.
-func (m *Machine) MarshalBinary() ([]byte, error) { return nil, nil }
+// chainMemory remembers the newest receipts of a key.
+type chainMemory struct {
+	hashes map[uint64]Ref
+	top    uint64
+}
+
+// chainKept is how many receipts of a key are remembered to find gaps.
+const chainKept = 256
+
+// New makes a machine that starts at base. A module's machine may sign at once:
+// give it Resume only after Unmarshal.
+func New(cfg Config, base Base) (*Machine, error) {
+	m := &Machine{cfg: cfg, resumed: true}
+	m.init()
+	n, err := m.newBase(base)
+	if err != nil {
+		return nil, err
+	}
+	m.setBase(n)
+	m.complete = n.sets && base.Era == 0 && base.Epoch == 0
+	m.evaluate()
+	return m, nil
+}
+
+func (m *Machine) init() {
+	m.cfg.Limits = m.cfg.Limits.withDefaults()
+	m.nodes = make(map[Ref]*node)
+	m.lists = make(map[Ref]*receipts)
+	m.chains = make(map[string]*chainMemory)
+	m.proven = make(map[Ref]bool)
+	m.own = make(map[Ref]*ownState)
+	m.doubtSince = make(map[Ref]time.Duration)
+	m.votableSince = make(map[Ref]time.Duration)
+	m.readySince = make(map[Ref]time.Duration)
+}
+
+func (m *Machine) setBase(n *node) {
+	m.base = n
+	m.nodes[n.ref] = n
+	m.order = []*node{n}
+	m.head, m.final, m.era = n, n, n
+}
 
 // Step applies one input and returns what the caller must now do, in order:
 // first persist every Save, then send every Send. An error means: nothing
 // changed.
-func (m *Machine) Step(ev Event) ([]Action, error) { return nil, nil }
+func (m *Machine) Step(ev Event) ([]Action, error) {
+	if _, ok := ev.(Resume); ok {
+		m.resumed = true
+		return nil, nil
+	}
+	b := m.begin()
+	if err := m.record(ev, b); err != nil {
+		return nil, err
+	}
+	return m.finish(b), nil
+}
 
-// Tick lets time pass: now is a monotonic clock's reading, with any origin.
-func (m *Machine) Tick(now time.Duration) []Action { return nil }
+// batch collects the actions of one Step or Tick.
+type batch struct {
+	sends   []Action
+	others  []Action
+	fetched map[Ref]bool
+	head    Ref
+	final   map[Ref]bool
+	doubt   map[Ref]bool
+}
+
+func (m *Machine) begin() *batch {
+	b := &batch{head: m.head.ref, final: make(map[Ref]bool), doubt: make(map[Ref]bool), fetched: make(map[Ref]bool)}
+	for _, n := range m.order {
+		if n.final {
+			b.final[n.ref] = true
+		}
+		if n.doubt {
+			b.doubt[n.ref] = true
+		}
+	}
+	return b
+}
+
+func (b *batch) fetchCommit(ref Ref, hint string) {
+	if !b.fetched[ref] {
+		b.fetched[ref] = true
+		b.others = append(b.others, Fetch{Commit: ref, EventID: hint})
+	}
+}
+
+// finish turns what changed into actions.
+func (m *Machine) finish(b *batch) []Action {
+	var out []Action
+	if m.dirty {
+		out = append(out, Save{})
+		m.dirty = false
+	}
+	out = append(out, b.sends...)
+	if m.head.ref != b.head {
+		h := HeadChanged{From: b.head, To: m.head.ref, Fork: m.base.ref}
+		if from, ok := m.nodes[b.head]; ok {
+			if f := forkOf(from, m.head); f != nil {
+				h.Fork = f.ref
+			}
+		}
+		out = append(out, h)
+	}
+	var path []*node
+	for x := m.head; x != nil; x = x.up {
+		path = append(path, x)
+	}
+	for i := len(path) - 1; i >= 0; i-- {
+		if n := path[i]; n.final && !b.final[n.ref] {
+			out = append(out, Finalized{Ref: n.ref})
+		}
+	}
+	for _, n := range m.order {
+		if n.doubt && !b.doubt[n.ref] {
+			out = append(out, Doubt{Ref: n.ref, Rule: n.reject.Rule})
+		}
+	}
+	out = append(out, b.others...)
+	out = append(out, m.findEvidence()...)
+	if f := m.compact(); len(f) > 0 {
+		out = append(out, Forget{Refs: f})
+	}
+	return out
+}
+
+// record checks an event and puts it into the set.
+func (m *Machine) record(ev Event, b *batch) error {
+	changed, ref, err := m.put(ev, b)
+	if err != nil {
+		return err
+	}
+	if !changed {
+		return nil
+	}
+	m.dirty = true
+	if !ref.IsZero() {
+		m.release(ref, b)
+	}
+	m.evaluate()
+	return nil
+}
+
+// put records one event. It returns the ref of a commit that is new.
+func (m *Machine) put(ev Event, b *batch) (changed bool, added Ref, err error) {
+	switch ev := ev.(type) {
+	case *Commit:
+		return m.putCommit(ev, b)
+	case *Accept:
+		changed, err = m.putAccept(ev, b)
+	case *Vote:
+		changed, err = m.putVote(ev, b)
+	case *Promise:
+		changed, err = m.putPromise(ev, b)
+	case *Ready:
+		changed, err = m.putReady(ev, b)
+	case *Applied:
+		changed, err = m.putApplied(ev, b)
+	case *Rejected:
+		changed, err = m.putRejected(ev, b)
+	case Resume:
+	default:
+		err = refuse(RuleMalformed, Ref{}, "event of unknown type %T", ev)
+	}
+	return changed, added, err
+}
+
+// release records the events that waited for ref, and what these set free. One
+// that turns out to be refused is dropped: it was never in the set.
+func (m *Machine) release(ref Ref, b *batch) {
+	free := []Ref{ref}
+	for len(free) > 0 {
+		on := free[0]
+		free = free[1:]
+		var due []Event
+		rest := m.waiting[:0]
+		for _, w := range m.waiting {
+			if w.on == on {
+				due = append(due, w.ev)
+			} else {
+				rest = append(rest, w)
+			}
+		}
+		clear(m.waiting[len(rest):])
+		m.waiting = rest
+		for _, ev := range due {
+			if _, added, err := m.put(ev, b); err == nil && !added.IsZero() {
+				free = append(free, added)
+			}
+		}
+	}
+}
+
+// wait keeps an event until the commit on is known. The pool is bounded: the
+// oldest goes first, and comes back when it is fetched again.
+func (m *Machine) wait(on Ref, ev Event) bool {
+	for _, w := range m.waiting {
+		if w.on == on && sameEvent(w.ev, ev) {
+			return false
+		}
+	}
+	m.waiting = append(m.waiting, waitingEvent{on, ev})
+	commits, others := 0, 0
+	for _, w := range m.waiting {
+		if _, ok := w.ev.(*Commit); ok {
+			commits++
+		} else {
+			others++
+		}
+	}
+	_, isCommit := ev.(*Commit)
+	if isCommit && commits <= m.cfg.Limits.Waiting || !isCommit && others <= m.cfg.Limits.Waiting {
+		return true
+	}
+	for i, w := range m.waiting {
+		if _, ok := w.ev.(*Commit); ok == isCommit {
+			m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
+			break
+		}
+	}
+	return true
+}
+
+// awaited reports whether a waiting receipt or statement, or a waiting commit's
+// parent, names ref.
+func (m *Machine) awaited(ref Ref) bool {
+	for _, w := range m.waiting {
+		if w.on == ref {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
+	if err := m.checkCommitForm(c); err != nil {
+		return false, Ref{}, err
+	}
+	if n, ok := m.nodes[c.Ref]; ok {
+		if n.c != nil && n.c.Parent != c.Parent {
+			return false, Ref{}, refuse(RuleDuplicate, c.Ref, "another parent than the commit of that ref that is held")
+		}
+		return false, Ref{}, nil
+	}
+	if !m.refounded && c.Founding == nil && c.Epoch <= m.base.epoch {
+		return false, Ref{}, refuse(RuleTooOld, c.Ref, "epoch %d, and nothing at or below epoch %d is kept", c.Epoch, m.base.epoch)
+	}
+	up, ok := m.nodes[c.Parent]
+	if !ok {
+		b.fetchCommit(c.Parent, c.ParentEvent)
+		return m.wait(c.Parent, cloneCommit(c)), Ref{}, nil
+	}
+	if !m.awaited(c.Ref) {
+		if err := m.room(up, c.AuthorUser); err != nil {
+			return false, Ref{}, err
+		}
+	}
+	n, err := m.newNode(up, cloneCommit(c))
+	if err != nil {
+		return false, Ref{}, err
+	}
+	m.seq++
+	n.seq = m.seq
+	m.link(n)
+	if !c.External && c.Founding == nil {
+		l, _ := up.leaf(c.Author)
+		up.vouch(voucher{user: l.user, leaf: c.Author, since: l.since, commit: c.Ref})
+	}
+	return true, c.Ref, nil
+}
+
+func cloneCommit(c *Commit) *Commit {
+	d := *c
+	d.Removed = append([]uint32(nil), c.Removed...)
+	d.Updated = append([]Leaf(nil), c.Updated...)
+	d.Added = append([]Leaf(nil), c.Added...)
+	if c.Policy != nil {
+		d.Policy = clonePolicy(c.Policy)
+	}
+	if c.Era != nil {
+		e := *c.Era
+		e.Signers = append([]string(nil), c.Era.Signers...)
+		d.Era = &e
+	}
+	if c.Founding != nil {
+		f := *c.Founding
+		f.Leaves = append([]Leaf(nil), c.Founding.Leaves...)
+		d.Founding = &f
+	}
+	return &d
+}
 
 // Head returns the head: what the fork choice gives.
-func (m *Machine) Head() Ref { return Ref{} }
+func (m *Machine) Head() Ref { return m.head.ref }
 
 // SafeHead returns the head cut back below the lowest commit in doubt: what new
 // commits, snapshots and external joins build on.
-func (m *Machine) SafeHead() Ref { return Ref{} }
+func (m *Machine) SafeHead() Ref { return m.cut(m.head).ref }
+
+// cut returns n cut back below the lowest commit in doubt.
+func (m *Machine) cut(n *node) *node {
+	out := n
+	for x := n; x != nil; x = x.up {
+		if x.doubt && x.up != nil {
+			out = x.up
+		}
+		if x == m.era {
+			break
+		}
+	}
+	return out
+}
 
 // NewestFinal returns the newest final commit of the head's era.
-func (m *Machine) NewestFinal() Ref { return Ref{} }
+func (m *Machine) NewestFinal() Ref { return m.final.ref }
 
 // EraOf returns the number and the base of the head's era.
-func (m *Machine) EraOf() (number uint64, base Ref) { return 0, Ref{} }
+func (m *Machine) EraOf() (number uint64, base Ref) { return m.era.eraNo, m.era.ref }
+
+// Base returns the commit where what is kept begins.
+func (m *Machine) Base() Ref { return m.base.ref }
 
 // Status returns where a commit stands.
-func (m *Machine) Status(ref Ref) Status { return StatusUnknown }
+func (m *Machine) Status(ref Ref) Status {
+	n, ok := m.nodes[ref]
+	onHead := ok && m.head.extends(n)
+	switch {
+	case !ok:
+		return StatusUnknown
+	case onHead && n.final || n == m.base:
+		return StatusFinal
+	case n.doubt:
+		return StatusDoubt
+	case !n.acc.any() && !(n.isEra() && onHead):
+		return StatusWaiting
+	case !onHead:
+		return StatusDisplaced
+	case n.acc.onlyProvisional():
+		return StatusSideBranch
+	case n.votable:
+		return StatusVotable
+	}
+	return StatusAccepted
+}
 
 // Accepted reports whether a commit is accepted.
-func (m *Machine) Accepted(ref Ref) bool { return false }
+func (m *Machine) Accepted(ref Ref) bool {
+	n, ok := m.nodes[ref]
+	return ok && (n.acc.any() || n.isEra() && m.head.extends(n))
+}
 
 // Votable reports whether a commit and all below it are vouched for.
-func (m *Machine) Votable(ref Ref) bool { return false }
+func (m *Machine) Votable(ref Ref) bool {
+	n, ok := m.nodes[ref]
+	return ok && n.votable
+}
 
-// Final reports whether a commit is final.
-func (m *Machine) Final(ref Ref) bool { return false }
+// Final reports whether a commit is final in its era.
+func (m *Machine) Final(ref Ref) bool {
+	n, ok := m.nodes[ref]
+	return ok && n.final
+}
 
 // InDoubt reports whether a commit was rejected and nobody vouched for it.
-func (m *Machine) InDoubt(ref Ref) bool { return false }
+func (m *Machine) InDoubt(ref Ref) bool {
+	n, ok := m.nodes[ref]
+	return ok && n.doubt
+}
 
-// Known returns the commit event of a ref, if it is held.
-func (m *Machine) Known(ref Ref) (*Commit, bool) { return nil, false }
+// Known returns the commit event of a ref, if it is held. The base has none.
+func (m *Machine) Known(ref Ref) (*Commit, bool) {
+	n, ok := m.nodes[ref]
+	if !ok || n.c == nil {
+		return nil, false
+	}
+	return cloneCommit(n.c), true
+}
+
+// Held reports whether a commit is in the tree.
+func (m *Machine) Held(ref Ref) bool {
+	_, ok := m.nodes[ref]
+	return ok
+}
 
 // Path returns the refs from the commit above from up to to, nil if from is no
 // ancestor of to.
-func (m *Machine) Path(from, to Ref) []Ref { return nil }
+func (m *Machine) Path(from, to Ref) []Ref {
+	a, ok := m.nodes[from]
+	b, ok2 := m.nodes[to]
+	if !ok || !ok2 || !b.extends(a) {
+		return nil
+	}
+	out := make([]Ref, b.depth-a.depth)
+	for i := len(out) - 1; i >= 0; i-- {
+		out[i] = b.ref
+		b = b.up
+	}
+	return out
+}
 
 // Extends reports whether ref is base or a descendant of it.
-func (m *Machine) Extends(ref, base Ref) bool { return false }
+func (m *Machine) Extends(ref, base Ref) bool {
+	a, ok := m.nodes[ref]
+	b, ok2 := m.nodes[base]
+	return ok && ok2 && a.extends(b)
+}
+
+// Fork returns the last common commit of two commits.
+func (m *Machine) Fork(a, b Ref) (Ref, bool) {
+	x, ok := m.nodes[a]
+	y, ok2 := m.nodes[b]
+	if !ok || !ok2 {
+		return Ref{}, false
+	}
+	f := forkOf(x, y)
+	return f.ref, true
+}
+
+// Children returns the refs of the commits on top of ref, in order.
+func (m *Machine) Children(ref Ref) []Ref {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return nil
+	}
+	out := make([]Ref, len(n.kids))
+	for i, k := range n.kids {
+		out[i] = k.ref
+	}
+	return out
+}
 
 // PolicyAt returns the policy from a commit on.
-func (m *Machine) PolicyAt(ref Ref) (Policy, bool) { return Policy{}, false }
+func (m *Machine) PolicyAt(ref Ref) (Policy, bool) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return Policy{}, false
+	}
+	return *clonePolicy(n.policy), true
+}
 
 // ConfigAt returns the ref that names the list governing the commit's children.
-func (m *Machine) ConfigAt(ref Ref) (Ref, bool) { return Ref{}, false }
+func (m *Machine) ConfigAt(ref Ref) (Ref, bool) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return Ref{}, false
+	}
+	return n.config, true
+}
 
 // ScopeAt returns what receipts and statements about a commit are bound to.
-func (m *Machine) ScopeAt(ref Ref) (Scope, bool) { return Scope{}, false }
+func (m *Machine) ScopeAt(ref Ref) (Scope, bool) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return Scope{}, false
+	}
+	return n.scope(m.cfg.Room), true
+}
+
+// Listed reports whether this module's receipt key is in the list that governs
+// the head's children.
+func (m *Machine) Listed() bool {
+	_, ok := m.rankIn(m.serving())
+	return ok
+}
+
+// Retired reports whether the own receipt key must not sign any more.
+func (m *Machine) Retired() bool { return m.retired }
 
 // NeedsVouching returns the commits that are waiting for a member to vouch, in
 // order of depth: accepted ones on the head, and eras that would count.
-func (m *Machine) NeedsVouching() []Ref { return nil }
+func (m *Machine) NeedsVouching() []Ref {
+	var out []Ref
+	for _, n := range m.order {
+		switch {
+		case n.c == nil || n.vouched:
+		case n.isEra() && m.eraValid(n):
+			out = append(out, n.ref)
+		case n.acc.any() && m.head.extends(n):
+			out = append(out, n.ref)
+		}
+	}
+	return out
+}

@@ -12,7 +12,8 @@ import (
 // to, then the fields in order, numbers big-endian, byte strings with a 32-bit
 // length. The JSON form around them is the caller's.
 
-// Scope binds receipts and statements to a room and a group.
+// Scope binds receipts and statements to a room and a group. Receipts sign the
+// room only: the refs in them are hashes over commits that name their group.
 type Scope struct {
 	Room  string
 	Group []byte
@@ -197,7 +198,7 @@ func (w *wire) proofs(ps []Proof) {
 
 // SignedBytes implements Receipt.
 func (a *Accept) SignedBytes(s Scope) []byte {
-	w := begin("accept", s)
+	w := begin("accept", Scope{Room: s.Room})
 	w.ref(a.Config)
 	w.ballot(a.Ballot)
 	w.bool(a.Provisional)
@@ -218,7 +219,7 @@ func (a *Accept) SignedBytes(s Scope) []byte {
 
 // SignedBytes implements Receipt.
 func (v *Vote) SignedBytes(s Scope) []byte {
-	w := begin("vote", s)
+	w := begin("vote", Scope{Room: s.Room})
 	w.ref(v.Config)
 	w.ballot(v.Ballot)
 	w.u32(v.Voter)
@@ -230,7 +231,7 @@ func (v *Vote) SignedBytes(s Scope) []byte {
 
 // SignedBytes implements Receipt.
 func (p *Promise) SignedBytes(s Scope) []byte {
-	w := begin("promise", s)
+	w := begin("promise", Scope{Room: s.Room})
 	w.ref(p.Config)
 	w.ballot(p.Ballot)
 	w.u32(p.Promiser)
@@ -246,7 +247,7 @@ func (p *Promise) SignedBytes(s Scope) []byte {
 
 // SignedBytes implements Receipt.
 func (r *Ready) SignedBytes(s Scope) []byte {
-	w := begin("ready", s)
+	w := begin("ready", Scope{Room: s.Room})
 	w.ref(r.Config)
 	w.u32(r.Member)
 	w.chain(r.Chain)

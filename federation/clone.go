@@ -1,0 +1,68 @@
+package federation
+
+import (
+	"bytes"
+	"slices"
+)
+
+// What a machine keeps shares no memory with its caller's values.
+
+func cloneApplied(a *Applied) *Applied {
+	c := *a
+	c.Signature = bytes.Clone(a.Signature)
+	return &c
+}
+
+func cloneProofs(ps []Proof) []Proof {
+	out := slices.Clone(ps)
+	for i := range out {
+		if out[i].Applied != nil {
+			out[i].Applied = cloneApplied(out[i].Applied)
+		}
+	}
+	return out
+}
+
+func cloneVote(v *Vote) *Vote {
+	c := *v
+	c.Proofs, c.Signature = cloneProofs(v.Proofs), bytes.Clone(v.Signature)
+	return &c
+}
+
+func clonePromise(p *Promise) *Promise {
+	c := *p
+	c.Signature = bytes.Clone(p.Signature)
+	if p.LastVote != nil {
+		l := *p.LastVote
+		l.Proofs = cloneProofs(l.Proofs)
+		c.LastVote = &l
+	}
+	return &c
+}
+
+func cloneReady(r *Ready) *Ready {
+	c := *r
+	c.Signature = bytes.Clone(r.Signature)
+	return &c
+}
+
+func cloneAccept(a *Accept) *Accept {
+	c := *a
+	c.Signature = bytes.Clone(a.Signature)
+	c.Promises, c.Votes = nil, nil
+	for _, p := range a.Promises {
+		c.Promises = append(c.Promises, clonePromise(p))
+	}
+	for _, v := range a.Votes {
+		c.Votes = append(c.Votes, cloneVote(v))
+	}
+	return &c
+}
+
+// sameEvent reports whether two waiting events are the same.
+func sameEvent(a, b Event) bool {
+	x, y := &codec{}, &codec{}
+	x.event(&a)
+	y.event(&b)
+	return bytes.Equal(x.buf, y.buf)
+}

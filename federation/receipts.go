@@ -1,0 +1,562 @@
+package federation
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"sort"
+)
+
+// receipts are those under one list whose signature, signer and refs were
+// checked. Whether they count is evaluated.
+type receipts struct {
+	accepts  []*Accept
+	votes    []*Vote
+	promises []*Promise
+	readies  []*Ready
+
+	// derived
+	valid   map[Ballot][]*node
+	carried map[Ballot]*Accept // one valid accept of each ballot
+}
+
+func (rs *receipts) len() int {
+	return len(rs.accepts) + len(rs.votes) + len(rs.promises) + len(rs.readies)
+}
+
+func (m *Machine) receiptsOf(config Ref) *receipts {
+	rs := m.lists[config]
+	if rs == nil {
+		rs = &receipts{}
+		m.lists[config] = rs
+	}
+	return rs
+}
+
+func (m *Machine) roomFor(config, ref Ref) error {
+	if rs := m.lists[config]; rs != nil && rs.len() >= m.cfg.Limits.Receipts {
+		return refuse(RuleTooMany, ref, "%d receipts under one list", rs.len())
+	}
+	return nil
+}
+
+// signer returns the list entry of a rank and checks the receipt's signature
+// by its key.
+func (m *Machine) signer(r Receipt, list List, rank uint32, ref Ref) error {
+	if int64(rank) >= int64(len(list)) {
+		return refuse(RuleForged, ref, "signer %d of a list of %d", rank, len(list))
+	}
+	if err := r.VerifySignature(Scope{Room: m.cfg.Room}, ed25519.PublicKey(list[rank].ReceiptKey)); err != nil {
+		return refuse(RuleForged, ref, "receipt of %s: %w", list[rank].User, err)
+	}
+	return nil
+}
+
+// governed finds the list and the commit a receipt is about. With wait set,
+// one of them is not held yet.
+func (m *Machine) governed(config, ref Ref, hint string, b *batch) (List, *node, Ref, error) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		b.fetchCommit(ref, hint)
+		return nil, nil, ref, nil
+	}
+	list, _, ok := m.list(config)
+	if !ok {
+		b.fetchCommit(config, "")
+		return nil, nil, config, nil
+	}
+	if n.governing() != config {
+		return nil, nil, Ref{}, refuse(RuleForged, ref, "list %s does not govern the commit", config.Short())
+	}
+	return list, n, Ref{}, nil
+}
+
+func checkBallot(b Ballot, ref Ref) error {
+	if b.Round == 0 && b.Rank != 0 {
+		return refuse(RuleForged, ref, "round 0 has rank 0 only, not %d", b.Rank)
+	}
+	return nil
+}
+
+func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
+	switch {
+	case a.Ref.IsZero() || a.Config.IsZero() || a.Chain.Counter == 0:
+		return false, refuse(RuleMalformed, a.Ref, "accept without ref, list or counter")
+	case len(a.Promises) > maxPromises || len(a.Votes) > maxVotes || len(a.EventID) > maxID:
+		return false, refuse(RuleMalformed, a.Ref, "accept with %d promises and %d votes", len(a.Promises), len(a.Votes))
+	case a.Provisional && (a.Ballot.Round != 0 || len(a.Promises) != 0):
+		return false, refuse(RuleMalformed, a.Ref, "provisional accept with a ballot")
+	case a.Ballot.Round == 0 && len(a.Promises) != 0:
+		return false, refuse(RuleMalformed, a.Ref, "accept of round 0 with promises")
+	}
+	if !a.Provisional {
+		if err := checkBallot(a.Ballot, a.Ref); err != nil {
+			return false, err
+		}
+	}
+	if a.Ref == m.base.ref {
+		return false, nil
+	}
+	if !m.refounded && a.Epoch <= m.base.epoch {
+		return false, refuse(RuleTooOld, a.Ref, "epoch %d, and nothing at or below epoch %d is kept", a.Epoch, m.base.epoch)
+	}
+	list, n, on, err := m.governed(a.Config, a.Ref, a.EventID, b)
+	if err != nil {
+		return false, err
+	}
+	if n == nil {
+		return m.wait(on, a), nil
+	}
+	if n.c.Parent != a.Parent || n.epoch != a.Epoch {
+		return false, refuse(RuleForged, a.Ref, "parent or epoch is not the commit's")
+	}
+	if err := m.signer(a, list, a.Ballot.Rank, a.Ref); err != nil {
+		return false, err
+	}
+	for _, p := range a.Promises {
+		if p == nil || p.Config != a.Config || p.Ballot != a.Ballot {
+			return false, refuse(RuleForged, a.Ref, "a promise for another list or ballot")
+		}
+		if err := m.checkPromise(p, list); err != nil {
+			return false, err
+		}
+	}
+	for _, v := range a.Votes {
+		if v == nil || v.Config != a.Config || v.Voter != a.Ballot.Rank {
+			return false, refuse(RuleForged, a.Ref, "a vote of another sequencer or list")
+		}
+		if err := m.checkVote(v, list); err != nil {
+			return false, err
+		}
+	}
+	rs := m.receiptsOf(a.Config)
+	changed := false
+	if !rs.hasAccept(a) {
+		if err := m.roomFor(a.Config, a.Ref); err != nil {
+			return false, err
+		}
+		rs.accepts = append(rs.accepts, cloneAccept(a))
+		sortAccepts(rs.accepts)
+		m.chain(a, list[a.Ballot.Rank], b)
+		changed = true
+	}
+	for _, v := range a.Votes {
+		c, err := m.putVote(v, b)
+		changed = changed || c && err == nil
+	}
+	for _, p := range a.Promises {
+		c, err := m.putPromise(p, b)
+		changed = changed || c && err == nil
+	}
+	return changed, nil
+}
+
+func (rs *receipts) hasAccept(a *Accept) bool {
+	for _, o := range rs.accepts {
+		if o.Ref == a.Ref && o.Ballot == a.Ballot && o.Provisional == a.Provisional && bytes.Equal(o.Signature, a.Signature) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Machine) checkProofs(ref Ref, ps []Proof) error {
+	if len(ps) > maxProofs {
+		return refuse(RuleMalformed, ref, "%d proofs, at most %d", len(ps), maxProofs)
+	}
+	for _, p := range ps {
+		if p.Applied == nil && p.Commit.IsZero() || p.Applied != nil && len(p.Applied.Signature) > maxSig {
+			return refuse(RuleMalformed, ref, "an empty proof")
+		}
+	}
+	return nil
+}
+
+func (m *Machine) checkVote(v *Vote, list List) error {
+	if v.Ref.IsZero() || v.Config.IsZero() || v.Chain.Counter == 0 || len(v.EventID) > maxID {
+		return refuse(RuleMalformed, v.Ref, "vote without ref, list or counter")
+	}
+	if err := checkBallot(v.Ballot, v.Ref); err != nil {
+		return err
+	}
+	if err := m.checkProofs(v.Ref, v.Proofs); err != nil {
+		return err
+	}
+	if list == nil {
+		return nil
+	}
+	if int64(v.Ballot.Rank) >= int64(len(list)) {
+		return refuse(RuleForged, v.Ref, "ballot of rank %d in a list of %d", v.Ballot.Rank, len(list))
+	}
+	return m.signer(v, list, v.Voter, v.Ref)
+}
+
+func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
+	if err := m.checkVote(v, nil); err != nil {
+		return false, err
+	}
+	if v.Ref == m.base.ref {
+		return false, nil
+	}
+	list, n, on, err := m.governed(v.Config, v.Ref, v.EventID, b)
+	if err != nil {
+		return false, err
+	}
+	if n == nil {
+		return m.wait(on, v), nil
+	}
+	if err := m.checkVote(v, list); err != nil {
+		return false, err
+	}
+	rs := m.receiptsOf(v.Config)
+	changed := m.putProofs(v.Proofs, b)
+	for _, o := range rs.votes {
+		if o.Voter == v.Voter && o.Ballot == v.Ballot && o.Ref == v.Ref && bytes.Equal(o.Signature, v.Signature) {
+			return changed, nil
+		}
+	}
+	if err := m.roomFor(v.Config, v.Ref); err != nil {
+		return changed, err
+	}
+	rs.votes = append(rs.votes, cloneVote(v))
+	sortVotes(rs.votes)
+	m.chain(v, list[v.Voter], b)
+	return true, nil
+}
+
+// putProofs records the statements that a vote carries. One that is refused
+// proves nothing; the vote then waits for others.
+func (m *Machine) putProofs(ps []Proof, b *batch) bool {
+	changed := false
+	for _, p := range ps {
+		if p.Applied != nil {
+			c, err := m.putApplied(p.Applied, b)
+			changed = changed || c && err == nil
+		} else if _, ok := m.nodes[p.Commit]; !ok && m.complete {
+			b.fetchCommit(p.Commit, "")
+		}
+	}
+	return changed
+}
+
+func (m *Machine) checkPromise(p *Promise, list List) error {
+	if p.Config.IsZero() || p.Ballot.Round == 0 || p.Chain.Counter == 0 {
+		return refuse(RuleMalformed, p.Commit(), "promise without list, round or counter")
+	}
+	if p.LastVote != nil {
+		if p.LastVote.Ref.IsZero() || !p.LastVote.Ballot.Less(p.Ballot) {
+			return refuse(RuleForged, p.Commit(), "the last vote does not lie below the promised ballot")
+		}
+		if err := checkBallot(p.LastVote.Ballot, p.Commit()); err != nil {
+			return err
+		}
+		if err := m.checkProofs(p.Commit(), p.LastVote.Proofs); err != nil {
+			return err
+		}
+	}
+	if list == nil {
+		return nil
+	}
+	if int64(p.Ballot.Rank) >= int64(len(list)) {
+		return refuse(RuleForged, p.Commit(), "ballot of rank %d in a list of %d", p.Ballot.Rank, len(list))
+	}
+	return m.signer(p, list, p.Promiser, p.Commit())
+}
+
+func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
+	if err := m.checkPromise(p, nil); err != nil {
+		return false, err
+	}
+	list, _, ok := m.list(p.Config)
+	if !ok {
+		b.fetchCommit(p.Config, "")
+		return m.wait(p.Config, p), nil
+	}
+	if err := m.checkPromise(p, list); err != nil {
+		return false, err
+	}
+	changed := false
+	if v := p.LastVote; v != nil {
+		if _, ok := m.nodes[v.Ref]; !ok && m.complete {
+			b.fetchCommit(v.Ref, "")
+		}
+		changed = m.putProofs(v.Proofs, b)
+	}
+	rs := m.receiptsOf(p.Config)
+	for _, o := range rs.promises {
+		if o.Promiser == p.Promiser && o.Ballot == p.Ballot && bytes.Equal(o.Signature, p.Signature) {
+			return changed, nil
+		}
+	}
+	if err := m.roomFor(p.Config, p.Commit()); err != nil {
+		return changed, err
+	}
+	rs.promises = append(rs.promises, clonePromise(p))
+	sort.SliceStable(rs.promises, func(i, j int) bool {
+		a, b := rs.promises[i], rs.promises[j]
+		if a.Ballot != b.Ballot {
+			return a.Ballot.Less(b.Ballot)
+		}
+		if a.Promiser != b.Promiser {
+			return a.Promiser < b.Promiser
+		}
+		return string(a.Signature) < string(b.Signature)
+	})
+	m.chain(p, list[p.Promiser], b)
+	return true, nil
+}
+
+func (m *Machine) putReady(r *Ready, b *batch) (bool, error) {
+	if r.Config.IsZero() || r.Chain.Counter == 0 {
+		return false, refuse(RuleMalformed, r.Config, "ready receipt without list or counter")
+	}
+	list, _, ok := m.list(r.Config)
+	if !ok {
+		b.fetchCommit(r.Config, "")
+		return m.wait(r.Config, r), nil
+	}
+	if err := m.signer(r, list, r.Member, r.Config); err != nil {
+		return false, err
+	}
+	rs := m.receiptsOf(r.Config)
+	for i, o := range rs.readies {
+		if o.Member != r.Member {
+			continue
+		}
+		if o.Chain.Counter >= r.Chain.Counter {
+			return false, nil
+		}
+		rs.readies[i] = cloneReady(r) // a newer one takes its place
+		delete(m.readySince, readyKey(r))
+		m.chain(r, list[r.Member], b)
+		return true, nil
+	}
+	rs.readies = append(rs.readies, cloneReady(r))
+	sort.Slice(rs.readies, func(i, j int) bool { return rs.readies[i].Member < rs.readies[j].Member })
+	m.chain(r, list[r.Member], b)
+	return true, nil
+}
+
+func readyKey(r *Ready) Ref { return sha256.Sum256(r.Signature) }
+
+func (m *Machine) verifyLeaf(n *node, l *leaf, ref Ref, content, sig []byte) error {
+	if m.cfg.Verify == nil {
+		return refuse(RuleForged, ref, "no way to check a leaf's signature")
+	}
+	if err := m.cfg.Verify(n.suite, l.key, content, sig); err != nil {
+		return refuse(RuleForged, ref, "statement of %s: %w", l.user, err)
+	}
+	return nil
+}
+
+func (m *Machine) putApplied(a *Applied, b *batch) (bool, error) {
+	if a.Ref.IsZero() || len(a.Signature) == 0 || len(a.Signature) > maxSig || len(a.EventID) > maxID {
+		return false, refuse(RuleMalformed, a.Ref, "statement without ref or signature")
+	}
+	n, ok := m.nodes[a.Ref]
+	if !ok {
+		b.fetchCommit(a.Ref, a.EventID)
+		return m.wait(a.Ref, a), nil
+	}
+	l, ok := n.leaf(a.Leaf)
+	if !ok {
+		return false, refuse(RuleForged, a.Ref, "leaf %d is blank in its tree", a.Leaf)
+	}
+	if err := m.verifyLeaf(n, l, a.Ref, a.Content(n.scope(m.cfg.Room)), a.Signature); err != nil {
+		return false, err
+	}
+	return n.vouch(voucher{user: l.user, leaf: a.Leaf, since: l.since, applied: cloneApplied(a)}), nil
+}
+
+func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
+	if r.Ref.IsZero() || len(r.Signature) == 0 || len(r.Signature) > maxSig || len(r.Rule) > maxRule || len(r.EventID) > maxID {
+		return false, refuse(RuleMalformed, r.Ref, "statement without ref or signature, or with a long rule")
+	}
+	n, ok := m.nodes[r.Ref]
+	if !ok {
+		b.fetchCommit(r.Ref, r.EventID)
+		return m.wait(r.Ref, r), nil
+	}
+	if n.up == nil {
+		return false, nil
+	}
+	l, ok := n.up.leaf(r.Leaf)
+	if !ok {
+		return false, refuse(RuleForged, r.Ref, "leaf %d is blank in the parent's tree", r.Leaf)
+	}
+	if err := m.verifyLeaf(n.up, l, r.Ref, r.Content(n.up.scope(m.cfg.Room)), r.Signature); err != nil {
+		return false, err
+	}
+	o := n.reject
+	if o != nil && (o.Leaf < r.Leaf || o.Leaf == r.Leaf && bytes.Compare(o.Signature, r.Signature) <= 0) {
+		return false, nil
+	}
+	c := *r
+	c.Signature = bytes.Clone(r.Signature)
+	n.reject = &c
+	return true, nil
+}
+
+// chain notes a receipt in its key's chain, asks for the one before it if that
+// is missing, and retires the own key if the room holds one that this machine
+// did not make.
+func (m *Machine) chain(r Receipt, s Sequencer, b *batch) {
+	m.receiptsGrew = true
+	link, hash := r.Link(), r.Hash(Scope{Room: m.cfg.Room})
+	c := m.chains[string(s.ReceiptKey)]
+	if c == nil {
+		c = &chainMemory{hashes: make(map[uint64]Ref)}
+		m.chains[string(s.ReceiptKey)] = c
+	}
+	if m.mine(s.ReceiptKey) {
+		known, ok := c.hashes[link.Counter]
+		if link.Counter > m.counter || ok && known != hash {
+			if !m.retired {
+				m.retired = true
+				b.others = append(b.others, KeyRetired{Counter: link.Counter})
+			}
+		}
+	}
+	_, hasPrev := c.hashes[link.Counter-1]
+	if link.Counter > 1 && !hasPrev && (m.complete || c.top > 0 && c.top < link.Counter) {
+		b.others = append(b.others, Fetch{Receipt: link.Prev, ReceiptKey: bytes.Clone(s.ReceiptKey), Counter: link.Counter - 1})
+	}
+	c.note(link.Counter, hash)
+}
+
+func (c *chainMemory) note(counter uint64, hash Ref) {
+	if _, ok := c.hashes[counter]; !ok {
+		c.hashes[counter] = hash
+	}
+	c.top = max(c.top, counter)
+	if len(c.hashes) > chainKept {
+		for k := range c.hashes {
+			if k+chainKept <= c.top {
+				delete(c.hashes, k)
+			}
+		}
+	}
+	for len(c.hashes) > 2*chainKept { // counters far apart: the lowest go
+		low := c.top
+		for k := range c.hashes {
+			low = min(low, k)
+		}
+		delete(c.hashes, low)
+	}
+}
+
+func (m *Machine) mine(key []byte) bool {
+	if m.cfg.Self == nil || len(m.cfg.Self.Key) != ed25519.PrivateKeySize {
+		return false
+	}
+	return bytes.Equal(key, m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
+}
+
+func sortVotes(vs []*Vote) {
+	sort.SliceStable(vs, func(i, j int) bool {
+		a, b := vs[i], vs[j]
+		if a.Ballot != b.Ballot {
+			return a.Ballot.Less(b.Ballot)
+		}
+		if a.Voter != b.Voter {
+			return a.Voter < b.Voter
+		}
+		if a.Ref != b.Ref {
+			return less(a.Ref, b.Ref)
+		}
+		return string(a.Signature) < string(b.Signature)
+	})
+}
+
+// findEvidence compares receipts that one signer never honestly signs both.
+func (m *Machine) findEvidence() []Action {
+	if !m.receiptsGrew {
+		return nil
+	}
+	m.receiptsGrew = false
+	var out []Action
+	add := func(kind EvidenceKind, config Ref, s Sequencer, a, b Receipt) {
+		sc := Scope{Room: m.cfg.Room}
+		ha, hb := a.Hash(sc), b.Hash(sc)
+		key := sha256.Sum256(append(ha[:], hb[:]...))
+		if m.proven[key] || len(m.proven) >= 1024 {
+			return
+		}
+		m.proven[key] = true
+		out = append(out, Evidence{Kind: kind, Config: config, Signer: s, A: a, B: b})
+	}
+	for _, n := range m.order {
+		config := n.config
+		if n != m.base && !n.sets {
+			continue
+		}
+		rs := m.lists[config]
+		if rs == nil {
+			continue
+		}
+		list, _, _ := m.list(config)
+		rs.conflicts(m, func(kind EvidenceKind, rank uint32, a, b Receipt) {
+			add(kind, config, list[rank], a, b)
+		})
+	}
+	return out
+}
+
+func (rs *receipts) conflicts(m *Machine, found func(EvidenceKind, uint32, Receipt, Receipt)) {
+	off := func(a, b Ref) bool {
+		x, y := m.nodes[a], m.nodes[b]
+		return !x.extends(y) && !y.extends(x)
+	}
+	// Neighbours in one ballot are compared with the deepest: a conflict shows
+	// in at least one such pair.
+	for i := 0; i < len(rs.accepts); {
+		j, top := i, i
+		for ; j < len(rs.accepts) && rs.accepts[j].Ballot == rs.accepts[i].Ballot && !rs.accepts[j].Provisional; j++ {
+			if m.nodes[rs.accepts[j].Ref].depth > m.nodes[rs.accepts[top].Ref].depth {
+				top = j
+			}
+		}
+		for k := i; k < j; k++ {
+			if off(rs.accepts[k].Ref, rs.accepts[top].Ref) {
+				found(EvidenceAccepts, rs.accepts[k].Ballot.Rank, rs.accepts[top], rs.accepts[k])
+				break
+			}
+		}
+		i = max(j, i+1)
+	}
+	for i := 0; i < len(rs.votes); {
+		j, top := i, i
+		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot && rs.votes[j].Voter == rs.votes[i].Voter; j++ {
+			if m.nodes[rs.votes[j].Ref].depth > m.nodes[rs.votes[top].Ref].depth {
+				top = j
+			}
+		}
+		for k := i; k < j; k++ {
+			if off(rs.votes[k].Ref, rs.votes[top].Ref) {
+				found(EvidenceVotes, rs.votes[k].Voter, rs.votes[top], rs.votes[k])
+				break
+			}
+		}
+		i = j
+	}
+	for i, p := range rs.promises {
+		if i > 0 && rs.promises[i-1].Ballot == p.Ballot && rs.promises[i-1].Promiser == p.Promiser {
+			found(EvidencePromises, p.Promiser, rs.promises[i-1], p)
+		}
+		for _, v := range rs.votes {
+			if v.Voter != p.Promiser || !v.Ballot.Less(p.Ballot) {
+				continue
+			}
+			if p.LastVote == nil || p.LastVote.Ballot.Less(v.Ballot) || p.LastVote.Ballot == v.Ballot && m.below(p.LastVote.Ref, v.Ref) {
+				found(EvidenceHidden, p.Promiser, p, v)
+			}
+		}
+	}
+}
+
+// below reports whether a is held and a strict ancestor of b.
+func (m *Machine) below(a, b Ref) bool {
+	x, ok := m.nodes[a]
+	y, ok2 := m.nodes[b]
+	return ok && ok2 && x != y && y.extends(x)
+}

@@ -1,0 +1,437 @@
+package federation
+
+import (
+	"sort"
+	"time"
+)
+
+// What this module does of its own accord. Every signature goes through sign,
+// so that nothing leaves without a Save in front of it.
+
+const (
+	voteDelay   = 5 * time.Second  // a vote is posted at most this long after its commit became votable
+	doubtDelay  = 5 * time.Second  // a commit in doubt holds up a sibling this long
+	readyMaxAge = 10 * time.Minute // a ready receipt older than this does not count
+	maxActs     = 256              // receipts signed in one Tick
+)
+
+// Tick lets time pass: now is a monotonic clock's reading, with any origin. A
+// module accepts, votes and opens rounds here.
+func (m *Machine) Tick(now time.Duration) []Action {
+	if now > m.now {
+		m.now = now
+	}
+	m.runTimers()
+	b := m.begin()
+	if m.cfg.Self != nil && m.resumed && !m.retired {
+		for i := 0; i < maxActs && !m.retired && m.sequence(b); i++ {
+			m.runTimers()
+		}
+	}
+	return m.finish(b)
+}
+
+// Next returns when Tick has something to do without a further event, and
+// whether there is such a time.
+func (m *Machine) Next() (time.Duration, bool) {
+	if m.cfg.Self == nil || m.retired {
+		return 0, false
+	}
+	var at time.Duration
+	found := false
+	add := func(t time.Duration) {
+		if t > m.now && (!found || t < at) {
+			at, found = t, true
+		}
+	}
+	for _, t := range m.votableSince {
+		add(t + m.voteDelay())
+	}
+	for _, t := range m.doubtSince {
+		add(t + doubtDelay)
+	}
+	return at, found
+}
+
+func (m *Machine) voteDelay() time.Duration {
+	switch d := m.cfg.VoteDelay; {
+	case d < 0:
+		return 0
+	case d == 0 || d > voteDelay:
+		return voteDelay
+	default:
+		return d
+	}
+}
+
+// runTimers starts the clocks of what began and stops those of what ended.
+func (m *Machine) runTimers() {
+	if m.cfg.Self == nil {
+		return
+	}
+	running := func(timers map[Ref]time.Duration, on map[Ref]bool) {
+		for r := range timers {
+			if !on[r] {
+				delete(timers, r)
+			}
+		}
+		for r := range on {
+			if _, ok := timers[r]; !ok {
+				timers[r] = m.now
+			}
+		}
+	}
+	doubt, votable := make(map[Ref]bool), make(map[Ref]bool)
+	for _, n := range m.order {
+		if n.doubt {
+			doubt[n.ref] = m.siblingWaits(n)
+			if !doubt[n.ref] {
+				delete(doubt, n.ref)
+			}
+		}
+		if n.votable && !n.final {
+			votable[n.ref] = true
+		}
+	}
+	running(m.doubtSince, doubt)
+	running(m.votableSince, votable)
+	ready := make(map[Ref]bool)
+	for _, n := range m.order {
+		if n.listChange() && !n.final {
+			if rs := m.lists[n.ref]; rs != nil {
+				for _, r := range rs.readies {
+					ready[readyKey(r)] = true
+				}
+			}
+		}
+	}
+	running(m.readySince, ready)
+}
+
+// siblingWaits reports whether another commit that could be accepted waits
+// beside n.
+func (m *Machine) siblingWaits(n *node) bool {
+	if n.up == nil {
+		return false
+	}
+	for _, k := range n.up.kids {
+		if k != n && !k.isEra() && !k.doubt && k.c.Barred == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// serving returns the name of the list that is in force at the head.
+func (m *Machine) serving() Ref {
+	for n := m.head; n != nil; n = n.up {
+		if n == m.base || n.isEra() || n.sets && m.active(n) || !n.sets && n.up == nil {
+			return n.config
+		}
+	}
+	return m.base.config
+}
+
+func (m *Machine) rankIn(config Ref) (uint32, bool) {
+	list, _, ok := m.list(config)
+	if !ok {
+		return 0, false
+	}
+	for i, s := range list {
+		if m.mine(s.ReceiptKey) {
+			return uint32(i), true
+		}
+	}
+	return 0, false
+}
+
+func (m *Machine) ownState(config Ref) *ownState {
+	o := m.own[config]
+	if o == nil {
+		o = &ownState{open: true}
+		m.own[config] = o
+	}
+	return o
+}
+
+// sequence does the next thing this module owes and reports whether it did
+// anything.
+func (m *Machine) sequence(b *batch) bool {
+	config := m.serving()
+	rank, ok := m.rankIn(config)
+	if !ok {
+		return false
+	}
+	list, base, _ := m.list(config)
+	o := m.ownState(config)
+	rs := m.receiptsOf(config)
+	owner := o.promised.Rank == rank
+	if owner && o.promised.Round > 0 && !o.open {
+		if m.openBallot(b, config, rank, list, base, o, rs) {
+			return true
+		}
+	}
+	if owner && o.open {
+		if m.nextRound(b, config, rank, base, o) {
+			return true
+		}
+		if m.acceptNext(b, config, rank, base, o, rs) {
+			return true
+		}
+	}
+	return m.vote(b, config, rank, base, o, rs, false) != nil
+}
+
+// tip returns this module's last accept in its ballot, or what the ballot
+// starts from.
+func (m *Machine) tip(base *node, o *ownState) *node {
+	for _, r := range []Ref{o.accept, o.base} {
+		if n, ok := m.nodes[r]; ok && !r.IsZero() {
+			return n
+		}
+	}
+	return base
+}
+
+// openBallot starts a ballot that q promises were gathered for: the first
+// accept repeats the head, cut below doubt, if that extends the promises' base,
+// else the base.
+func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
+	var ps []*Promise
+	var seen uint64
+	for _, p := range rs.promises {
+		if p.Ballot == o.promised && seen&(1<<p.Promiser) == 0 && len(ps) < maxPromises {
+			seen |= 1 << p.Promiser
+			ps = append(ps, p)
+		}
+	}
+	from, ok := m.ballotBase(rs, list, base, o.promised, ps, nil)
+	if !ok {
+		return false
+	}
+	target := from
+	if h := m.cut(m.head); h.extends(from) {
+		for x := h; x != from; x = x.up {
+			if x.governing() == config && !(x.listChange() && !m.listReady(x)) && !x.acc.onlyProvisional() {
+				target = x
+				break
+			}
+		}
+	}
+	o.open, o.base = true, from.ref
+	m.dirty = true
+	if target == base {
+		return true // the list's base needs no accept
+	}
+	m.signAccept(b, config, rank, o, rs, target)
+	return true
+}
+
+// nextRound promises itself the next round if a commit on its chain has been
+// in doubt for 5 s while a sibling waits.
+func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ownState) bool {
+	due := false
+	for x := m.tip(base, o); x != nil && x != base && x.governing() == config; x = x.up {
+		since, waits := m.doubtSince[x.ref]
+		due = due || waits && m.now-since >= doubtDelay
+	}
+	if !due {
+		return false
+	}
+	p := &Promise{Config: config, Ballot: Ballot{Round: o.promised.Round + 1, Rank: rank}, Promiser: rank, LastVote: o.lastVote}
+	o.promised, o.accept, o.base, o.open = p.Ballot, Ref{}, Ref{}, false
+	m.sign(b, p)
+	return true
+}
+
+// acceptNext accepts one waiting commit on the last accept of the ballot.
+func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts) bool {
+	tip := m.tip(base, o)
+	if tip.config != config || !m.head.extends(tip) && tip != m.head || m.cut(tip) != tip {
+		return false
+	}
+	var due []*node
+	for _, k := range tip.kids {
+		if k.isEra() || k.doubt || k.c.Barred != "" || k.listChange() && !m.listReady(k) || !k.c.OnlyRemoves && m.windowFull(tip) {
+			continue
+		}
+		due = append(due, k)
+	}
+	if len(due) == 0 {
+		return false
+	}
+	last := make(map[string]int)
+	for x := tip; x != nil && x.c != nil; x = x.up {
+		if _, ok := last[x.c.AuthorUser]; !ok {
+			last[x.c.AuthorUser] = x.depth
+		}
+	}
+	age := func(n *node) int {
+		if d, ok := last[n.c.AuthorUser]; ok {
+			return d
+		}
+		return -1
+	}
+	sort.SliceStable(due, func(i, j int) bool {
+		a, b := due[i], due[j]
+		if age(a) != age(b) {
+			return age(a) < age(b)
+		}
+		return a.seq < b.seq
+	})
+	m.signAccept(b, config, rank, o, rs, due[0])
+	return true
+}
+
+// windowFull reports whether the room's window of votable commits above the
+// newest final is used up.
+func (m *Machine) windowFull(tip *node) bool {
+	n := 0
+	for x := tip; x != nil && x != m.final && x.c != nil; x = x.up {
+		if x.votable && !x.final {
+			n++
+		}
+	}
+	return n >= tip.policy.window()
+}
+
+// listReady reports whether a majority of the list that n would set posted
+// ready receipts that are not too old.
+func (m *Machine) listReady(n *node) bool {
+	list := n.policy.Sequencers
+	if len(list) == 0 {
+		return false
+	}
+	count := 0
+	if rs := m.lists[n.ref]; rs != nil {
+		for _, r := range rs.readies {
+			if since, ok := m.readySince[readyKey(r)]; ok && m.now-since <= readyMaxAge {
+				count++
+			}
+		}
+	}
+	return count >= list.Quorum()
+}
+
+// signAccept accepts n, with the owner's own vote on it if one is due.
+func (m *Machine) signAccept(b *batch, config Ref, rank uint32, o *ownState, rs *receipts, n *node) {
+	a := &Accept{Config: config, Ballot: o.promised, Ref: n.ref, Parent: n.c.Parent, Epoch: n.epoch, EventID: n.c.EventID}
+	if o.promised.Round > 0 {
+		var seen uint64
+		for _, p := range rs.promises {
+			if p.Ballot == o.promised && seen&(1<<p.Promiser) == 0 && len(a.Promises) < maxPromises {
+				seen |= 1 << p.Promiser
+				a.Promises = append(a.Promises, p)
+			}
+		}
+	}
+	if !o.accept.IsZero() {
+		_, base, _ := m.list(config)
+		if v := m.vote(b, config, rank, base, o, rs, true); v != nil {
+			a.Votes = []*Vote{v}
+		}
+	}
+	o.accept = n.ref
+	m.sign(b, a)
+}
+
+// vote votes for the deepest votable commit that an accept of the ballot
+// covers, if it extends the last vote there. Riding on an accept it does not
+// wait, and is not sent by itself.
+func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts, riding bool) *Vote {
+	var top *node
+	for _, n := range rs.valid[o.promised] {
+		if top == nil || n.depth > top.depth {
+			top = n
+		}
+	}
+	if top == nil || !m.head.extends(top) {
+		return nil
+	}
+	for top != base && (!top.votable || top.listChange() && !top.final && !m.listReady(top)) {
+		if top = top.up; top == nil || top.governing() != config {
+			return nil
+		}
+	}
+	if top == base || top.governing() != config || top.final {
+		return nil
+	}
+	low := base
+	if v := o.lastVote; v != nil {
+		last, ok := m.nodes[v.Ref]
+		if ok {
+			if v.Ballot == o.promised && (!top.extends(last) || top == last) {
+				return nil
+			}
+			if top.extends(last) {
+				low = last
+			}
+		}
+	}
+	if !riding {
+		since, ok := m.votableSince[top.ref]
+		for x := top; ok && x != nil && x != low; x = x.up {
+			if t, ok := m.votableSince[x.ref]; ok {
+				since = min(since, t)
+			}
+		}
+		if ok && m.now-since < m.voteDelay() {
+			return nil
+		}
+	}
+	// What is final was shown with its proofs before; a vote shows the rest.
+	for x := top; x != low; x = x.up {
+		if x.final {
+			low = x
+			break
+		}
+	}
+	v := &Vote{Config: config, Ballot: o.promised, Voter: rank, Ref: top.ref, Proofs: m.proofs(low, top), EventID: top.c.EventID}
+	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs}
+	m.signOnly(v)
+	if !riding {
+		m.sent(b, v)
+	} else {
+		m.keep(b, v)
+	}
+	return v
+}
+
+// signOnly gives a receipt its place in the chain and its signature.
+func (m *Machine) signOnly(r Receipt) {
+	link := Chain{Counter: m.counter + 1, Prev: m.prev}
+	switch r := r.(type) {
+	case *Accept:
+		r.Chain = link
+	case *Vote:
+		r.Chain = link
+	case *Promise:
+		r.Chain = link
+	case *Ready:
+		r.Chain = link
+	}
+	s := Scope{Room: m.cfg.Room}
+	if err := r.Sign(s, m.cfg.Self.Key); err != nil {
+		panic("federation: internal: the receipt key was checked by mine")
+	}
+	m.counter, m.prev = link.Counter, r.Hash(s)
+	m.dirty = true
+}
+
+// keep records an own receipt.
+func (m *Machine) keep(b *batch, r Receipt) {
+	if _, _, err := m.put(r, b); err != nil {
+		panic("federation: internal: own receipt refused: " + err.Error())
+	}
+	m.evaluate()
+}
+
+func (m *Machine) sent(b *batch, r Receipt) {
+	m.keep(b, r)
+	b.sends = append(b.sends, Send{Receipt: r})
+}
+
+func (m *Machine) sign(b *batch, r Receipt) {
+	m.signOnly(r)
+	m.sent(b, r)
+}

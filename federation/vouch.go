@@ -1,0 +1,190 @@
+package federation
+
+import (
+	"bytes"
+	"sort"
+)
+
+// voucher is a member's word for a commit: a statement, or a commit of its own
+// on top.
+type voucher struct {
+	user    string
+	leaf    uint32
+	since   int
+	applied *Applied
+	commit  Ref
+}
+
+// keptVouchers is how many users' vouchers a commit keeps. Two suffice for
+// every question evaluate asks (the two users whose leaves have been in the
+// tree longest); more would only lengthen memory.
+const keptVouchers = 4
+
+func (v *voucher) before(o *voucher) bool {
+	if v.since != o.since {
+		return v.since < o.since
+	}
+	if v.user != o.user {
+		return v.user < o.user
+	}
+	if v.leaf != o.leaf {
+		return v.leaf < o.leaf
+	}
+	if (v.applied != nil) != (o.applied != nil) {
+		return v.applied != nil
+	}
+	if v.applied != nil {
+		return bytes.Compare(v.applied.Signature, o.applied.Signature) < 0
+	}
+	return less(v.commit, o.commit)
+}
+
+// reduce sorts vouchers and keeps the first of each user, at most max users.
+// The result depends only on the set, so it can be applied step by step.
+func reduce(vs []voucher, max int) []voucher {
+	sort.SliceStable(vs, func(i, j int) bool { return vs[i].before(&vs[j]) })
+	out := vs[:0]
+next:
+	for _, v := range vs {
+		for i := range out {
+			if out[i].user == v.user {
+				continue next
+			}
+		}
+		if len(out) == max {
+			break
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// vouch records a voucher for n and reports whether the set changed.
+func (n *node) vouch(v voucher) bool {
+	vs := reduce(append(append([]voucher(nil), n.vouchers...), v), keptVouchers)
+	same := len(vs) == len(n.vouchers)
+	for i := 0; same && i < len(vs); i++ {
+		a, b := &vs[i], &n.vouchers[i]
+		same = !a.before(b) && !b.before(a)
+	}
+	n.vouchers = vs
+	return !same
+}
+
+// covers reports whether a voucher for a descendant of r, or r itself, vouches
+// for r: another user's leaf, in the tree since r's parent.
+func (v *voucher) covers(r *node) bool {
+	if r.alone {
+		return true
+	}
+	return v.since < r.depth && v.user != r.c.AuthorUser
+}
+
+// evaluateVouching sets vouched, votable and doubt of every commit.
+func (m *Machine) evaluateVouching() {
+	for i := len(m.order) - 1; i >= 0; i-- {
+		n := m.order[i]
+		n.anyVoucher = len(n.vouchers) > 0
+		var vs []voucher
+		keep := func(from []voucher) {
+			for _, v := range from {
+				if v.since < n.depth {
+					vs = append(vs, v)
+				}
+			}
+		}
+		keep(n.vouchers)
+		for _, k := range n.kids {
+			keep(k.best)
+			n.anyVoucher = n.anyVoucher || k.anyVoucher
+		}
+		n.best = reduce(vs, 2)
+		n.vouched = n.c == nil || n.alone && n.anyVoucher
+		for j := range n.best {
+			n.vouched = n.vouched || n.c != nil && n.best[j].user != n.c.AuthorUser
+		}
+	}
+	for _, n := range m.order {
+		n.votable = n.vouched && (n.up == nil || n.isEra() || n.up.votable)
+		n.doubt = n.reject != nil && !n.vouched
+	}
+}
+
+// proofs gathers statements that show that top and every commit below it, down
+// to but not including low, are vouched for.
+func (m *Machine) proofs(low, top *node) []Proof {
+	var chosen []voucher
+	var todo []*node
+	for x := top; x != nil && x != low && x.c != nil; x = x.up {
+		todo = append(todo, x)
+		if x.isEra() {
+			break
+		}
+	}
+	for i := len(todo) - 1; i >= 0; i-- {
+		r := todo[i]
+		if covered(chosen, r, top) {
+			continue
+		}
+		if v, ok := r.findVoucher(r); ok {
+			chosen = append(chosen, v)
+		}
+	}
+	out := make([]Proof, 0, len(chosen))
+	for _, v := range chosen {
+		if v.applied != nil {
+			out = append(out, Proof{Applied: v.applied})
+		} else {
+			out = append(out, Proof{Commit: v.commit})
+		}
+	}
+	if len(out) > maxProofs {
+		out = out[:maxProofs]
+	}
+	return out
+}
+
+// covered reports whether one of the chosen vouchers, all found at r's
+// ancestors or their descendants, vouches for r too. A voucher found from an
+// ancestor may sit on another branch, so only those whose commit descends from
+// r count.
+func covered(chosen []voucher, r, top *node) bool {
+	for i := range chosen {
+		if chosen[i].covers(r) && r.holds(&chosen[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// holds reports whether the voucher is found at n or below it.
+func (n *node) holds(v *voucher) bool {
+	for i := range n.vouchers {
+		if !n.vouchers[i].before(v) && !v.before(&n.vouchers[i]) {
+			return true
+		}
+	}
+	for _, k := range n.kids {
+		if k.holds(v) {
+			return true
+		}
+	}
+	return false
+}
+
+// findVoucher searches the deepest voucher for r at n and its descendants.
+func (n *node) findVoucher(r *node) (voucher, bool) {
+	for _, k := range n.kids {
+		if k.anyVoucher {
+			if v, ok := k.findVoucher(r); ok {
+				return v, true
+			}
+		}
+	}
+	for _, v := range n.vouchers {
+		if v.covers(r) {
+			return v, true
+		}
+	}
+	return voucher{}, false
+}
