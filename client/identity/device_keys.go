@@ -1,0 +1,116 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto/signatures"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// uploadKeys is the body of POST /keys/upload. One-time keys of ours are plain
+// strings, and mautrix's type knows no fallback keys.
+type uploadKeys struct {
+	DeviceKeys   *mautrix.DeviceKeys `json:"device_keys,omitempty"`
+	OneTimeKeys  map[id.KeyID]string `json:"one_time_keys,omitempty"`
+	FallbackKeys map[id.KeyID]string `json:"fallback_keys,omitempty"`
+}
+
+type uploadedKeys struct {
+	Counts map[string]int `json:"one_time_key_counts"`
+}
+
+func (i *Identity) uploadKeys(ctx context.Context, cli *mautrix.Client, req *uploadKeys) (map[string]int, error) {
+	var resp uploadedKeys
+	if err := i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "keys", "upload"), req, &resp); err != nil {
+		return nil, err
+	}
+	return resp.Counts, nil
+}
+
+// deviceKeys returns the device's signed keys: Ed25519 and Curve25519 as every
+// Matrix device has them, and one MLS signature key per cipher suite (MSC4256).
+// The algorithms name ours only, so that nobody encrypts for it with Olm.
+func (i *Identity) deviceKeys(a *account) (*mautrix.DeviceKeys, error) {
+	dk := &mautrix.DeviceKeys{
+		UserID: a.userID, DeviceID: a.deviceID,
+		Algorithms: []id.Algorithm{rooms.Algorithm},
+		Keys: mautrix.KeyMap{
+			id.NewDeviceKeyID(id.KeyAlgorithmEd25519, a.deviceID):    a.olm.SigningKey().String(),
+			id.NewDeviceKeyID(id.KeyAlgorithmCurve25519, a.deviceID): a.olm.IdentityKey().String(),
+		},
+	}
+	for _, cs := range i.suites {
+		key, err := mls.ParseSignaturePrivateKey(cs, a.secrets.SignatureKeys[uint16(cs)])
+		if err != nil {
+			return nil, fmt.Errorf("identity: signature key for %s: %w", cs, err)
+		}
+		dk.Keys[id.DeviceKeyID(rooms.DeviceKeyID(cs, a.deviceID))] = rooms.EncodeBase64(key.Public())
+	}
+	sig, err := a.olm.SignJSON(dk)
+	if err != nil {
+		return nil, fmt.Errorf("identity: sign the device keys: %w", err)
+	}
+	dk.Signatures = signatures.NewSingleSignature(a.userID, id.KeyAlgorithmEd25519, a.deviceID.String(), sig)
+	return dk, nil
+}
+
+// PublishDeviceKeys uploads the device's signed keys if the homeserver does not
+// have them in this form.
+func (i *Identity) PublishDeviceKeys(ctx context.Context) error {
+	a, cli, err := i.current()
+	if err != nil {
+		return err
+	}
+	dk, err := i.deviceKeys(a)
+	if err != nil {
+		return err
+	}
+	plain, err := json.Marshal(dk.Keys)
+	if err != nil {
+		return fmt.Errorf("identity: encode the device keys: %w", err)
+	}
+	sum := sha256.Sum256(plain)
+	published := base64.RawStdEncoding.EncodeToString(sum[:])
+	i.mu.Lock()
+	done := a.secrets.Published == published
+	i.mu.Unlock()
+	if done {
+		return nil
+	}
+	if _, err := i.uploadKeys(ctx, cli, &uploadKeys{DeviceKeys: dk}); err != nil {
+		return fmt.Errorf("identity: publish the device keys: %w", err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	a.secrets.Published = published
+	return i.saveAccount(ctx, a)
+}
+
+// LeafOptions returns the options of this device's leaf in a group of the
+// given cipher suite: credential and capabilities.
+func (i *Identity) LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error) {
+	a, _, err := i.current()
+	if err != nil {
+		return mls.LeafOptions{}, err
+	}
+	key, err := i.SignatureKey(cs)
+	if err != nil {
+		return mls.LeafOptions{}, err
+	}
+	caps := mls.DefaultCapabilities()
+	caps.CipherSuites = i.Suites()
+	if !caps.SupportsExtension(rooms.ExtensionPolicy) {
+		caps.Extensions = append(caps.Extensions, rooms.ExtensionPolicy)
+	}
+	cred := rooms.Credential{User: a.userID, Device: a.deviceID, Key: key.Public()}
+	return mls.LeafOptions{Credential: cred.MLS(), Capabilities: &caps}, nil
+}

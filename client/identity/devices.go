@@ -1,0 +1,530 @@
+package identity
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+
+	"maunium.net/go/mautrix/crypto/signatures"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	maxUsersPerQuery = 50
+	maxDevices       = 500 // of one user that are looked at
+	maxCachedLists   = 10_000
+)
+
+// MasterState is what is known about a user's master key.
+type MasterState string
+
+// States of a master key.
+const (
+	MasterNone     MasterState = "none"     // the user has no cross-signing keys
+	MasterTOFU     MasterState = "tofu"     // the key seen first, not compared by a person
+	MasterChanged  MasterState = "changed"  // not the key seen first
+	MasterVerified MasterState = "verified" // signed with our user-signing key
+	MasterOwn      MasterState = "own"      // our own, made, recovered or compared by this device
+)
+
+// UserDevices is what is known about a user's devices.
+type UserDevices struct {
+	User        id.UserID
+	MasterKey   string // unpadded base64, "" when there is none
+	MasterState MasterState
+	Devices     map[id.DeviceID]*Device
+
+	cross *rooms.CrossSigning
+	known rooms.Known
+}
+
+// Device is one device of a user.
+type Device struct {
+	ID          id.DeviceID
+	Name        string // as its server shows it; nobody signed it
+	Ed25519     string
+	CrossSigned bool // signed by its user's self-signing key
+	Verified    bool // cross-signed, and the user's master key is verified or our own
+	MLSKeys     map[mls.CipherSuite]mls.SignaturePublicKey
+
+	keys      *rooms.DeviceKeys
+	firstSeen []byte
+}
+
+// Check tells whether a leaf's credential is bound to one of the user's
+// devices as a room's required verification says. See rooms.CheckBinding.
+func (u *UserDevices) Check(cred *rooms.Credential, cs mls.CipherSuite, need rooms.Verification) error {
+	known := u.known
+	var keys *rooms.DeviceKeys
+	if d := u.Devices[cred.Device]; d != nil {
+		keys, known.Device = d.keys, d.firstSeen
+	}
+	return rooms.CheckBinding(cred, cs, keys, u.cross, known, need)
+}
+
+// SortedDevices returns the devices in the order of their ids.
+func (u *UserDevices) SortedDevices() []*Device {
+	out := make([]*Device, 0, len(u.Devices))
+	for _, d := range u.Devices {
+		out = append(out, d)
+	}
+	slices.SortFunc(out, func(a, b *Device) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// userRecord is the stored form: the homeserver's answer, which is checked
+// again each time it is read, and what was seen first.
+type userRecord struct {
+	Master      json.RawMessage                 `json:"master,omitempty"`
+	SelfSigning json.RawMessage                 `json:"self_signing,omitempty"`
+	UserSigning json.RawMessage                 `json:"user_signing,omitempty"`
+	Devices     map[id.DeviceID]json.RawMessage `json:"devices,omitempty"`
+	FirstMaster string                          `json:"first_master,omitempty"`
+	WasVerified bool                            `json:"was_verified,omitempty"` // FirstMaster was verified by a person
+	FirstKeys   map[id.DeviceID]string          `json:"first_keys,omitempty"`   // Ed25519 keys of devices
+}
+
+// deviceLists caches what the store holds.
+type deviceLists struct {
+	mu     sync.Mutex
+	cache  map[id.UserID]*UserDevices
+	change map[id.UserID]uint64 // counts notices of changes during a query
+	notice uint64
+	query  sync.Mutex // one query at a time
+}
+
+func (d *deviceLists) init() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cache = make(map[id.UserID]*UserDevices)
+	d.change = make(map[id.UserID]uint64)
+}
+
+func (d *deviceLists) get(user id.UserID) *UserDevices {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cache[user]
+}
+
+func (d *deviceLists) put(u *UserDevices) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.cache) >= maxCachedLists {
+		clear(d.cache)
+	}
+	d.cache[u.User] = u
+}
+
+// outdate forgets a cached list and counts the notice.
+func (d *deviceLists) outdate(user id.UserID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.cache, user)
+	d.notice++
+	d.change[user] = d.notice
+}
+
+func (d *deviceLists) position() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.notice
+}
+
+// changedSince tells whether a notice about the user came after a position.
+func (d *deviceLists) changedSince(user id.UserID, position uint64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.change[user] > position
+}
+
+// listsChanged notes what a sync said about device lists. A user that left
+// our rooms is no longer reported, so that list is outdated, too.
+func (i *Identity) listsChanged(ctx context.Context, changed, left []id.UserID, all bool) error {
+	users := slices.Concat(changed, left)
+	if all {
+		stored, err := i.st.DeviceListUsers(ctx)
+		if err != nil {
+			return err
+		}
+		users = append(users, stored...)
+	}
+	if len(users) == 0 {
+		return nil
+	}
+	err := i.st.Do(ctx, func(ctx context.Context) error {
+		for _, u := range users {
+			if err := i.st.MarkDeviceListOutdated(ctx, u); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, u := range users {
+		i.lists.outdate(u)
+	}
+	for _, u := range changed {
+		i.notifyChanged(u)
+	}
+	return nil
+}
+
+// Devices returns a user's devices; see [Identity.DevicesOf].
+func (i *Identity) Devices(ctx context.Context, user id.UserID) (*UserDevices, error) {
+	all, err := i.DevicesOf(ctx, []id.UserID{user})
+	if err != nil {
+		return nil, err
+	}
+	return all[user], nil
+}
+
+// DevicesOf returns the devices of users. Those that are unknown or outdated
+// are asked for at the homeserver; when another server cannot be reached, what
+// was known before is returned. A user about whom nothing is known has no
+// devices.
+func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.UserID]*UserDevices, error) {
+	out := make(map[id.UserID]*UserDevices, len(users))
+	missing, err := i.cachedLists(ctx, users, out)
+	if err != nil || len(missing) == 0 {
+		return out, err
+	}
+	i.lists.query.Lock()
+	defer i.lists.query.Unlock()
+	// Somebody else may have asked in the meantime.
+	if missing, err = i.cachedLists(ctx, missing, out); err != nil {
+		return nil, err
+	}
+	if own := i.UserID(); slices.Contains(missing, own) && len(missing) > 1 {
+		// Our own list first: others are judged by our own user-signing key.
+		missing = append([]id.UserID{own}, slices.DeleteFunc(missing, func(u id.UserID) bool { return u == own })...)
+	}
+	for batch := range slices.Chunk(missing, maxUsersPerQuery) {
+		if err := i.queryKeys(ctx, batch); err != nil {
+			return nil, err
+		}
+	}
+	for _, u := range missing {
+		record, _, err := i.record(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		if out[u], err = i.judge(ctx, u, record); err != nil {
+			return nil, err
+		}
+		if err := i.noteVerified(ctx, out[u], record); err != nil {
+			return nil, err
+		}
+		i.lists.put(out[u])
+	}
+	return out, nil
+}
+
+// noteVerified remembers that a person has compared the user's present master
+// key: when it changes later, that is worth a louder warning.
+func (i *Identity) noteVerified(ctx context.Context, u *UserDevices, r *userRecord) error {
+	if u.MasterState != MasterVerified && u.MasterState != MasterOwn || r.WasVerified && r.FirstMaster == u.MasterKey {
+		return nil
+	}
+	return i.st.Do(ctx, func(ctx context.Context) error {
+		r, outdated, err := i.record(ctx, u.User)
+		if err != nil || r == nil {
+			return err
+		}
+		r.FirstMaster, r.WasVerified = u.MasterKey, true
+		return i.putRecord(ctx, u.User, r, outdated)
+	})
+}
+
+// cachedLists fills out with the lists that are known and fresh and returns the
+// users that are not.
+func (i *Identity) cachedLists(ctx context.Context, users []id.UserID, out map[id.UserID]*UserDevices) (missing []id.UserID, err error) {
+	for _, u := range users {
+		if out[u] != nil {
+			continue
+		}
+		if err := rooms.CheckUserID(u); err != nil {
+			return nil, fmt.Errorf("identity: %w", err)
+		}
+		if c := i.lists.get(u); c != nil {
+			out[u] = c
+			continue
+		}
+		record, outdated, err := i.record(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		if record == nil || outdated {
+			missing = append(missing, u)
+			continue
+		}
+		if out[u], err = i.judge(ctx, u, record); err != nil {
+			return nil, err
+		}
+		i.lists.put(out[u])
+	}
+	return missing, nil
+}
+
+// record reads a stored list; nil when there is none.
+func (i *Identity) record(ctx context.Context, user id.UserID) (*userRecord, bool, error) {
+	data, outdated, err := i.st.DeviceList(ctx, user)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	r := new(userRecord)
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, false, fmt.Errorf("identity: the stored device list of %s is damaged", user)
+	}
+	return r, outdated, nil
+}
+
+// queriedKeys is the answer to POST /keys/query, with every object as received.
+type queriedKeys struct {
+	DeviceKeys  map[id.UserID]map[id.DeviceID]json.RawMessage `json:"device_keys"`
+	Master      map[id.UserID]json.RawMessage                 `json:"master_keys"`
+	SelfSigning map[id.UserID]json.RawMessage                 `json:"self_signing_keys"`
+	UserSigning map[id.UserID]json.RawMessage                 `json:"user_signing_keys"`
+	Failures    map[string]json.RawMessage                    `json:"failures"`
+}
+
+// queryKeys asks for the devices of users and stores the answer.
+func (i *Identity) queryKeys(ctx context.Context, users []id.UserID) error {
+	_, cli, err := i.current()
+	if err != nil {
+		return err
+	}
+	position := i.lists.position()
+	ask := make(map[id.UserID][]string, len(users))
+	for _, u := range users {
+		ask[u] = []string{}
+	}
+	var resp queriedKeys
+	body := map[string]any{"device_keys": ask, "timeout": 10_000}
+	if err := i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "keys", "query"), body, &resp); err != nil {
+		return fmt.Errorf("identity: ask for devices: %w", err)
+	}
+	return i.st.Do(ctx, func(ctx context.Context) error {
+		for _, u := range users {
+			old, _, err := i.record(ctx, u)
+			if err != nil {
+				return err
+			}
+			devices, answered := resp.DeviceKeys[u]
+			if _, failed := resp.Failures[u.Homeserver()]; failed || !answered && len(resp.Failures) > 0 {
+				i.log.Info().Stringer("user_id", u).Msg("The devices of a user could not be asked for; using what is known")
+				if old == nil {
+					old = new(userRecord)
+				}
+				if err := i.putRecord(ctx, u, old, true); err != nil {
+					return err
+				}
+				continue
+			}
+			if len(devices) > maxDevices {
+				i.log.Warn().Stringer("user_id", u).Int("devices", len(devices)).Msg("Too many devices of a user, none is used")
+				devices = nil
+			}
+			record := i.merge(u, old, &userRecord{
+				Master: resp.Master[u], SelfSigning: resp.SelfSigning[u], UserSigning: resp.UserSigning[u], Devices: devices,
+			})
+			if err := i.putRecord(ctx, u, record, i.lists.changedSince(u, position)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// merge keeps what was seen first.
+func (i *Identity) merge(user id.UserID, old, fresh *userRecord) *userRecord {
+	if old != nil {
+		fresh.FirstMaster, fresh.WasVerified, fresh.FirstKeys = old.FirstMaster, old.WasVerified, old.FirstKeys
+	}
+	if cross, err := rooms.ParseCrossSigning(fresh.Master, fresh.SelfSigning, user); err == nil && fresh.FirstMaster == "" {
+		fresh.FirstMaster = rooms.EncodeBase64(cross.Master)
+	}
+	first := make(map[id.DeviceID]string, len(fresh.Devices))
+	for device, raw := range fresh.Devices {
+		if key, ok := fresh.FirstKeys[device]; ok {
+			first[device] = key
+		} else if keys, err := rooms.ParseDeviceKeys(raw, user, device); err == nil {
+			first[device] = rooms.EncodeBase64(keys.Ed25519)
+		}
+	}
+	// A device id that is gone must not come back with another key.
+	for device, key := range fresh.FirstKeys {
+		if len(first) < 2*maxDevices {
+			first[device] = key
+		}
+	}
+	fresh.FirstKeys = first
+	return fresh
+}
+
+func (i *Identity) putRecord(ctx context.Context, user id.UserID, r *userRecord, outdated bool) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("identity: encode the device list of %s: %w", user, err)
+	}
+	return i.st.PutDeviceList(ctx, user, data, outdated)
+}
+
+// judge checks a stored answer and says what follows from it.
+func (i *Identity) judge(ctx context.Context, user id.UserID, r *userRecord) (*UserDevices, error) {
+	u := &UserDevices{User: user, MasterState: MasterNone, Devices: make(map[id.DeviceID]*Device)}
+	if r == nil {
+		return u, nil
+	}
+	if len(r.Master) > 0 {
+		cross, err := rooms.ParseCrossSigning(r.Master, r.SelfSigning, user)
+		if err != nil {
+			i.log.Info().Stringer("user_id", user).Err(err).Msg("The cross-signing keys of a user are refused")
+		} else {
+			u.cross, u.MasterKey = cross, rooms.EncodeBase64(cross.Master)
+			if u.MasterState, err = i.masterState(ctx, user, r, u.MasterKey); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if first, err := rooms.DecodeBase64(r.FirstMaster); err == nil && len(first) > 0 {
+		u.known = rooms.Known{Master: first, Verified: r.WasVerified}
+		if u.MasterState == MasterVerified || u.MasterState == MasterOwn {
+			u.known = rooms.Known{Master: u.cross.Master, Verified: true}
+		}
+	}
+	for device, raw := range r.Devices {
+		keys, err := rooms.ParseDeviceKeys(raw, user, device)
+		if err != nil {
+			i.log.Debug().Stringer("user_id", user).Stringer("device_id", device).Err(err).Msg("A device is ignored")
+			continue
+		}
+		d := &Device{ID: device, Ed25519: rooms.EncodeBase64(keys.Ed25519), MLSKeys: keys.MLS, Name: displayName(raw), keys: keys}
+		if first, err := rooms.DecodeBase64(r.FirstKeys[device]); err == nil {
+			d.firstSeen = first
+		}
+		if u.cross != nil {
+			ssk := rooms.EncodeBase64(u.cross.SelfSigning)
+			ok, err := signatures.VerifySignatureJSON(raw, user, ssk, id.Ed25519(ssk))
+			d.CrossSigned = err == nil && ok && device.String() != ssk && device.String() != u.MasterKey && d.Ed25519 != ssk && d.Ed25519 != u.MasterKey
+		}
+		d.Verified = d.CrossSigned && (u.MasterState == MasterVerified || u.MasterState == MasterOwn)
+		u.Devices[device] = d
+	}
+	return u, nil
+}
+
+// displayName reads what a device is called; nobody vouches for it.
+func displayName(raw json.RawMessage) string {
+	var v struct {
+		Unsigned struct {
+			Name string `json:"device_display_name"`
+		} `json:"unsigned"`
+	}
+	if json.Unmarshal(raw, &v) != nil || len(v.Unsigned.Name) > 200 {
+		return ""
+	}
+	return v.Unsigned.Name
+}
+
+// masterState compares a user's master key with what is known.
+func (i *Identity) masterState(ctx context.Context, user id.UserID, r *userRecord, master string) (MasterState, error) {
+	own := i.UserID()
+	trusted, err := i.trustedMaster(ctx)
+	if err != nil {
+		return "", err
+	}
+	if user == own {
+		switch {
+		case trusted != "" && trusted == master:
+			return MasterOwn, nil
+		case trusted != "" || r.FirstMaster != master:
+			return MasterChanged, nil
+		}
+		return MasterTOFU, nil
+	}
+	if trusted != "" {
+		usk, err := i.ownUserSigningKey(ctx, trusted)
+		if err != nil {
+			return "", err
+		}
+		if usk != "" {
+			if ok, err := signatures.VerifySignatureJSON(r.Master, own, usk, id.Ed25519(usk)); err == nil && ok {
+				return MasterVerified, nil
+			}
+		}
+	}
+	if r.FirstMaster != master {
+		return MasterChanged, nil
+	}
+	return MasterTOFU, nil
+}
+
+// ownUserSigningKey returns our user-signing key if the trusted master key
+// signed it, else "".
+func (i *Identity) ownUserSigningKey(ctx context.Context, master string) (string, error) {
+	own := i.UserID()
+	record, _, err := i.record(ctx, own)
+	if err != nil || record == nil || len(record.UserSigning) == 0 {
+		return "", err
+	}
+	var key struct {
+		User  id.UserID         `json:"user_id"`
+		Usage []string          `json:"usage"`
+		Keys  map[string]string `json:"keys"`
+	}
+	if json.Unmarshal(record.UserSigning, &key) != nil || key.User != own || !slices.Contains(key.Usage, "user_signing") || len(key.Keys) != 1 {
+		return "", nil
+	}
+	ok, err := signatures.VerifySignatureJSON(record.UserSigning, own, master, id.Ed25519(master))
+	if err != nil || !ok {
+		return "", nil
+	}
+	for keyID, text := range key.Keys {
+		if raw, err := base64.RawStdEncoding.DecodeString(text); err == nil && len(raw) == 32 && keyID == "ed25519:"+text {
+			return text, nil
+		}
+	}
+	return "", nil
+}
+
+// AcceptIdentity takes a user's present master key for the one seen first,
+// after it changed and a person decided that this is right.
+func (i *Identity) AcceptIdentity(ctx context.Context, user id.UserID) error {
+	u, err := i.Devices(ctx, user)
+	if err != nil {
+		return err
+	}
+	if u.MasterKey == "" {
+		return fmt.Errorf("identity: %s has no cross-signing keys to accept", user)
+	}
+	err = i.st.Do(ctx, func(ctx context.Context) error {
+		r, outdated, err := i.record(ctx, user)
+		if err != nil || r == nil {
+			return err
+		}
+		r.FirstMaster, r.WasVerified = u.MasterKey, false
+		return i.putRecord(ctx, user, r, outdated)
+	})
+	i.lists.outdate(user)
+	i.notifyChanged(user)
+	return err
+}

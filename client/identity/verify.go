@@ -1,0 +1,393 @@
+package identity
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/verificationhelper"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+// VerifyUI is a person at this device during an interactive verification
+// (Matrix client-server API, "Short Authentication String (SAS)
+// verification"). Its methods are called one after the other, from a goroutine
+// that may block.
+type VerifyUI interface {
+	// Asked says that a device asks to be verified, or to verify us; false
+	// declines.
+	Asked(ctx context.Context, user id.UserID, device id.DeviceID) bool
+	// Compare shows what both devices must show; false says that they differ.
+	Compare(ctx context.Context, user id.UserID, emoji []Emoji, decimals []int) bool
+	// Ended says how it ended: nil when both sides confirmed.
+	Ended(ctx context.Context, user id.UserID, err error)
+}
+
+// Emoji is one of seven in a comparison.
+type Emoji struct {
+	Symbol rune
+	Name   string
+}
+
+// ErrVerificationEnded reports a verification that the other side ended.
+var ErrVerificationEnded = errors.New("identity: the verification was ended")
+
+// verifier runs interactive verifications.
+type verifier struct {
+	mu     sync.Mutex
+	ui     VerifyUI
+	helper *verificationhelper.VerificationHelper
+	mach   *crypto.OlmMachine
+	client *mautrix.Client
+	syncer *mautrix.DefaultSyncer
+	txns   map[id.VerificationTransactionID]*verification
+	wg     sync.WaitGroup
+}
+
+// verification is one run.
+type verification struct {
+	user     id.UserID
+	ours     bool // we asked for it
+	masterID string
+	macs     bool // the other side vouched for the master key
+	peer     id.DeviceID
+}
+
+const maxVerifications = 50
+
+// reset drops the helper, so that the next verification sees new keys. Running
+// ones go on with the old.
+func (v *verifier) reset() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.txns) == 0 {
+		v.helper = nil
+	}
+}
+
+// SetVerifyUI sets who answers when another device asks for a verification.
+// Without one, requests are left unanswered.
+func (i *Identity) SetVerifyUI(ui VerifyUI) {
+	i.verifier.mu.Lock()
+	defer i.verifier.mu.Unlock()
+	i.verifier.ui = ui
+}
+
+// StartVerification asks the other devices of a user, or of our own, for an
+// interactive verification. The person set with SetVerifyUI goes through it
+// while somebody calls ProcessSync.
+func (i *Identity) StartVerification(ctx context.Context, user id.UserID) error {
+	ctx = i.quiet(ctx)
+	helper, err := i.verificationHelper(ctx)
+	if err != nil {
+		return err
+	}
+	// The devices to ask are those of now.
+	if _, err := i.verifier.mach.FetchKeys(ctx, []id.UserID{user}, true); err != nil {
+		return fmt.Errorf("identity: ask for the devices of %s: %w", user, err)
+	}
+	devices, err := i.verifier.mach.CryptoStore.GetDevices(ctx, user)
+	if err != nil {
+		return fmt.Errorf("identity: ask for the devices of %s: %w", user, err)
+	}
+	delete(devices, i.DeviceID())
+	if len(devices) == 0 {
+		return fmt.Errorf("identity: %s has no other device that could take part", user)
+	}
+	txn, err := helper.StartVerification(ctx, user)
+	if err != nil {
+		return fmt.Errorf("identity: ask for a verification: %w", err)
+	}
+	i.verifier.mu.Lock()
+	defer i.verifier.mu.Unlock()
+	i.verifier.txns[txn] = &verification{user: user, ours: true}
+	return nil
+}
+
+// StopVerifications declines whatever verification is under way.
+func (i *Identity) StopVerifications(ctx context.Context) {
+	v := &i.verifier
+	v.mu.Lock()
+	helper := v.helper
+	var open []id.VerificationTransactionID
+	for txn := range v.txns {
+		open = append(open, txn)
+	}
+	v.mu.Unlock()
+	for _, txn := range open {
+		_ = helper.CancelVerification(ctx, txn, event.VerificationCancelCodeUser, "the verification was stopped")
+	}
+}
+
+// verificationHelper returns the running helper or makes one.
+func (i *Identity) verificationHelper(ctx context.Context) (*verificationhelper.VerificationHelper, error) {
+	v := &i.verifier
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.helper != nil {
+		return v.helper, nil
+	}
+	mach, cli, err := i.machine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.mach, v.client = mach, cli
+	v.syncer = cli.Syncer.(*mautrix.DefaultSyncer)
+	v.txns = make(map[id.VerificationTransactionID]*verification)
+	helper := verificationhelper.NewVerificationHelper(cli, mach, nil, &verifyCallbacks{i: i}, false, false, true)
+	if err := helper.Init(i.quiet(ctx)); err != nil {
+		return nil, fmt.Errorf("identity: prepare verification: %w", err)
+	}
+	v.helper = helper
+	return helper, nil
+}
+
+// quiet returns a context with a logger that takes warnings only.
+func (i *Identity) quiet(ctx context.Context) context.Context {
+	log := i.log.Level(zerolog.WarnLevel) // the library logs whole contents below
+	return log.WithContext(ctx)
+}
+
+// verificationEvent hands a to-device event to the helper.
+func (i *Identity) verificationEvent(ctx context.Context, evt *event.Event) {
+	v := &i.verifier
+	v.mu.Lock()
+	idle := v.ui == nil
+	v.mu.Unlock()
+	if idle {
+		return
+	}
+	if _, err := i.verificationHelper(ctx); err != nil {
+		i.log.Warn().Err(err).Msg("A verification could not be prepared")
+		return
+	}
+	if evt.Content.VeryRaw == nil || !json.Valid(evt.Content.VeryRaw) || len(evt.Content.VeryRaw) > 65536 {
+		return
+	}
+	if err := json.Unmarshal(evt.Content.VeryRaw, &evt.Content); err != nil {
+		return
+	}
+	if err := evt.Content.ParseRaw(evt.Type); err != nil {
+		i.log.Info().Str("type", evt.Type.Type).Stringer("sender", evt.Sender).Msg("A verification message is malformed")
+		return
+	}
+	if !i.noteVerificationEvent(ctx, evt) {
+		return
+	}
+	defer func() {
+		// The library trusts the shape of what the other side sends.
+		if r := recover(); r != nil {
+			i.log.Error().Str("type", evt.Type.Type).Msg("A verification message was refused by a panic")
+		}
+	}()
+	v.syncer.Dispatch(i.quiet(ctx), evt)
+}
+
+// noteVerificationEvent keeps what is needed after the end, and drops what is
+// not from the user of the transaction.
+func (i *Identity) noteVerificationEvent(ctx context.Context, evt *event.Event) bool {
+	content, ok := evt.Content.Parsed.(event.VerificationTransactionable)
+	if !ok {
+		return false
+	}
+	v := &i.verifier
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	txn := v.txns[content.GetTransactionID()]
+	if txn == nil {
+		request := evt.Type.Type == event.ToDeviceVerificationRequest.Type
+		return request && len(v.txns) < maxVerifications
+	}
+	if txn.user != evt.Sender {
+		return false
+	}
+	switch c := evt.Content.Parsed.(type) {
+	case *event.VerificationReadyEventContent:
+		txn.peer = c.FromDevice
+	case *event.VerificationMACEventContent:
+		// The helper ends the run when any of these does not fit.
+		for keyID := range c.MAC {
+			if _, name := keyID.Parse(); name != txn.peer.String() {
+				txn.macs, txn.masterID = true, name
+			}
+		}
+	}
+	return true
+}
+
+// verifyCallbacks is called by the helper, partly with its lock held: what
+// calls it back runs in a goroutine.
+type verifyCallbacks struct{ i *Identity }
+
+var (
+	_ verificationhelper.RequiredCallbacks = (*verifyCallbacks)(nil)
+	_ verificationhelper.ShowSASCallbacks  = (*verifyCallbacks)(nil)
+)
+
+func (c *verifyCallbacks) run(ctx context.Context, fn func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper)) {
+	v := &c.i.verifier
+	v.mu.Lock()
+	ui, helper := v.ui, v.helper
+	v.mu.Unlock()
+	if ui == nil || helper == nil {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	v.wg.Add(1)
+	go func() {
+		defer v.wg.Done()
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // the protocol's own limit
+		defer cancel()
+		fn(ctx, ui, helper)
+	}()
+}
+
+func (c *verifyCallbacks) txn(txnID id.VerificationTransactionID) *verification {
+	v := &c.i.verifier
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.txns[txnID]
+}
+
+// VerificationRequested implements verificationhelper.RequiredCallbacks.
+func (c *verifyCallbacks) VerificationRequested(ctx context.Context, txnID id.VerificationTransactionID, from id.UserID, device id.DeviceID) {
+	v := &c.i.verifier
+	v.mu.Lock()
+	v.txns[txnID] = &verification{user: from, peer: device}
+	v.mu.Unlock()
+	c.run(ctx, func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper) {
+		var err error
+		if ui.Asked(ctx, from, device) {
+			err = helper.AcceptVerification(ctx, txnID)
+		} else {
+			err = helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeUser, "the user declined")
+			c.forget(txnID)
+		}
+		if err != nil {
+			c.end(ctx, ui, txnID, fmt.Errorf("identity: answer the request: %w", err))
+		}
+	})
+}
+
+// VerificationReady implements verificationhelper.RequiredCallbacks.
+func (c *verifyCallbacks) VerificationReady(ctx context.Context, txnID id.VerificationTransactionID, device id.DeviceID, sas, _ bool, _ *verificationhelper.QRCode) {
+	t := c.txn(txnID)
+	if t == nil || !t.ours {
+		return // who asked starts
+	}
+	c.run(ctx, func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper) {
+		if !sas {
+			c.end(ctx, ui, txnID, errors.New("identity: the other device cannot compare emoji"))
+			return
+		}
+		if err := helper.StartSAS(ctx, txnID); err != nil {
+			c.end(ctx, ui, txnID, fmt.Errorf("identity: start the comparison: %w", err))
+		}
+	})
+}
+
+// ShowSAS implements verificationhelper.ShowSASCallbacks.
+func (c *verifyCallbacks) ShowSAS(ctx context.Context, txnID id.VerificationTransactionID, emojis []rune, names []string, decimals []int) {
+	t := c.txn(txnID)
+	if t == nil {
+		return
+	}
+	c.run(ctx, func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper) {
+		shown := make([]Emoji, min(len(emojis), len(names)))
+		for n := range shown {
+			shown[n] = Emoji{Symbol: emojis[n], Name: names[n]}
+		}
+		if ui.Compare(ctx, t.user, shown, slices.Clone(decimals)) {
+			if err := helper.ConfirmSAS(ctx, txnID); err != nil {
+				c.end(ctx, ui, txnID, fmt.Errorf("identity: confirm the comparison: %w", err))
+			}
+			return
+		}
+		err := helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeSASMismatch, "the emoji differ")
+		c.end(ctx, ui, txnID, errors.Join(errors.New("identity: the emoji differ: somebody may be in between, or the other device showed another comparison"), err))
+	})
+}
+
+// VerificationCancelled implements verificationhelper.RequiredCallbacks.
+func (c *verifyCallbacks) VerificationCancelled(ctx context.Context, txnID id.VerificationTransactionID, code event.VerificationCancelCode, reason string) {
+	if len(reason) > 200 {
+		reason = reason[:200]
+	}
+	c.run(ctx, func(ctx context.Context, ui VerifyUI, _ *verificationhelper.VerificationHelper) {
+		c.end(ctx, ui, txnID, fmt.Errorf("%w: %q (%s)", ErrVerificationEnded, reason, code))
+	})
+}
+
+// VerificationDone implements verificationhelper.RequiredCallbacks.
+func (c *verifyCallbacks) VerificationDone(ctx context.Context, txnID id.VerificationTransactionID, _ event.VerificationMethod) {
+	t := c.txn(txnID)
+	if t == nil {
+		return
+	}
+	c.run(ctx, func(ctx context.Context, ui VerifyUI, _ *verificationhelper.VerificationHelper) {
+		c.end(ctx, ui, txnID, c.i.verified(ctx, t))
+	})
+}
+
+func (c *verifyCallbacks) forget(txnID id.VerificationTransactionID) *verification {
+	v := &c.i.verifier
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	t := v.txns[txnID]
+	delete(v.txns, txnID)
+	if len(v.txns) == 0 {
+		v.helper = nil // the next one sees the keys of then
+	}
+	return t
+}
+
+// end tells the person once.
+func (c *verifyCallbacks) end(ctx context.Context, ui VerifyUI, txnID id.VerificationTransactionID, err error) {
+	if t := c.forget(txnID); t != nil {
+		ui.Ended(ctx, t.user, err)
+	}
+}
+
+// verified keeps what a comparison showed: the master key of ours that the
+// other device vouched for. The signatures were uploaded by the helper.
+func (i *Identity) verified(ctx context.Context, t *verification) error {
+	if t.user != i.UserID() {
+		i.lists.outdate(t.user)
+		if err := i.st.MarkDeviceListOutdated(ctx, t.user); err != nil {
+			return err
+		}
+		i.notifyChanged(t.user)
+		return nil
+	}
+	if t.macs && t.masterID != "" {
+		if err := i.st.PutKV(ctx, kvTrustedMaster, []byte(t.masterID)); err != nil {
+			return err
+		}
+	}
+	return i.ownListChanged(ctx)
+}
+
+// noCrypto stands where mautrix wants a helper for encrypted rooms:
+// verification here runs over to-device messages only.
+type noCrypto struct{}
+
+var errNoRooms = errors.New("identity: verification inside rooms is not supported")
+
+func (noCrypto) Encrypt(context.Context, id.RoomID, event.Type, any) (*event.EncryptedEventContent, error) {
+	return nil, errNoRooms
+}
+func (noCrypto) Decrypt(context.Context, *event.Event) (*event.Event, error) { return nil, errNoRooms }
+func (noCrypto) WaitForSession(context.Context, id.RoomID, id.SenderKey, id.SessionID, time.Duration) bool {
+	return false
+}
+func (noCrypto) RequestSession(context.Context, id.RoomID, id.SenderKey, id.SessionID, id.UserID, id.DeviceID) {
+}
+func (noCrypto) Init(context.Context) error { return nil }
