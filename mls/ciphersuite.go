@@ -125,11 +125,12 @@ func (cs CipherSuite) check() error {
 	if cs.Supported() {
 		return nil
 	}
-	// RFC 9420, Section 5.1: 0 is reserved, GREASE values stand for nothing.
-	if cs == 0 || int(cs) >= len(suites) {
-		return invalid("crypto/cipher-suite-unknown", "5.1", "cipher suite %#04x is unknown", uint16(cs))
+	// RFC 9420, Section 17.1: suites for private use mean something, but
+	// not to us; all others are reserved, GREASE or not assigned.
+	if cs >= 0xf000 {
+		return invalid("crypto/cipher-suite-unsupported", "5.1", "cipher suite %#04x is for private use and not part of this build; use one of %v", uint16(cs), SupportedCipherSuites())
 	}
-	return invalid("crypto/cipher-suite-unsupported", "5.1", "%v is not part of this build; use one of %v", cs, SupportedCipherSuites())
+	return invalid("crypto/cipher-suite-unknown", "5.1", "cipher suite %#04x is unknown", uint16(cs))
 }
 
 // suite returns the row of a suite that passed check.

@@ -16,8 +16,8 @@
 //  4. Say who is who. [Config.Authenticator] decides whether a credential
 //     belongs to its owner (RFC 9420, Section 5.3.1).
 //
-// The package does no input or output, reads no clock but [Config.Now], starts
-// no goroutine and writes no log. Every byte from outside is treated as
+// The package does no input or output, reads no clock but [Config.Now] and
+// writes no log; no goroutine outlives the call that started it. Every byte from outside is treated as
 // hostile: sizes are bounded by [Limits], and a refusal is a
 // [ValidationError] that names the broken rule and leaves the state unchanged.
 //

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"filippo.io/edwards25519"
 	"github.com/cloudflare/circl/dh/x25519"
 	"github.com/cloudflare/circl/dh/x448"
 )
@@ -65,11 +66,12 @@ func (k *kem) public(priv hpkePrivateKey) (HPKEPublicKey, error) {
 		return p.PublicKey().Bytes(), nil
 	}
 	if k.nsk == x25519.Size {
-		var pub, sk x25519.Key
-		copy(sk[:], priv)
-		x25519.KeyGen(&pub, &sk)
-		clear(sk[:])
-		return pub[:], nil
+		// The base point of Ed25519 is that of X25519, and faster.
+		x, err := edwards25519.NewScalar().SetBytesWithClamping(priv)
+		if err != nil {
+			return nil, fmt.Errorf("mls: HPKE private key: %w", err)
+		}
+		return new(edwards25519.Point).ScalarBaseMult(x).BytesMontgomery(), nil
 	}
 	var pub, sk x448.Key
 	copy(sk[:], priv)
