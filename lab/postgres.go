@@ -129,3 +129,15 @@ func postgresProgram(name string) (string, error) {
 	}
 	return path, nil
 }
+
+// HasPostgres reports whether the run has a PostgreSQL cluster.
+func (s *Servers) HasPostgres() bool { return s.state.Postgres != nil }
+
+// ResetDatabase replaces a database of the run's cluster by an empty one.
+func (s *Servers) ResetDatabase(ctx context.Context, name string) error {
+	if err := s.admin(ctx, "drop database "+pq.QuoteIdentifier(name)+" with (force)"); err != nil {
+		return fmt.Errorf("lab: drop database %s: %w", name, err)
+	}
+	_, err := s.CreateDatabase(ctx, name)
+	return err
+}

@@ -1,0 +1,6 @@
+//go:build race
+
+package e2e
+
+// raceEnabled: the modules are built with the race detector, too.
+const raceEnabled = true

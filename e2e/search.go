@@ -1,0 +1,174 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	_ "modernc.org/sqlite" // reads the homeservers' and modules' databases
+)
+
+// A Hit is a place where a searched text was found.
+type Hit struct {
+	Text string
+	Form string // as it is, or how it was written there
+	Path string
+}
+
+func (h Hit) String() string { return fmt.Sprintf("%q (%s) in %s", h.Text, h.Form, h.Path) }
+
+// A Search is what was looked through and what was found.
+type Search struct {
+	Files int
+	Bytes int64
+	Hits  []Hit
+}
+
+// Search looks for texts in everything that the servers' side has written: databases (each file as it is, and every
+// value of every table), write-ahead logs, media, logs, configuration, and a dump of PostgreSQL. It looks for the text
+// itself and for its hex and base64 forms. What the clients keep is not looked at: it is theirs.
+func (w *World) Search(ctx context.Context, texts ...string) (*Search, error) {
+	forms := searchForms(texts)
+	found := &Search{}
+	skip := filepath.Join(w.Dir(), "clients")
+	err := filepath.WalkDir(w.Dir(), func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // a homeserver deleted it meanwhile
+		case err != nil:
+			return err
+		case e.IsDir() && (path == skip || path == w.bin || e.Name() == "pg"):
+			return fs.SkipDir
+		case !e.Type().IsRegular():
+			return nil
+		}
+		raw, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		found.look(forms, path, raw)
+		if bytes.HasPrefix(raw, []byte("SQLite format 3\x00")) {
+			return found.lookInSQLite(ctx, forms, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("e2e: search: %w", err)
+	}
+	if w.HasPostgres() {
+		dump := filepath.Join(w.Dir(), "dump.sql")
+		if err := w.Dump(ctx, dump); err != nil {
+			return nil, err
+		}
+		raw, err := os.ReadFile(dump)
+		if err = errors.Join(err, os.Remove(dump)); err != nil {
+			return nil, fmt.Errorf("e2e: search: %w", err)
+		}
+		found.look(forms, "PostgreSQL", raw)
+	}
+	return found, nil
+}
+
+type searchForm struct {
+	text, form string
+	bytes      []byte
+}
+
+func searchForms(texts []string) []searchForm {
+	var out []searchForm
+	for _, text := range texts {
+		add := func(form, s string) { out = append(out, searchForm{text, form, []byte(s)}) }
+		add("as it is", text)
+		add("hex", hex.EncodeToString([]byte(text)))
+		for shift := range 3 { // base64 of a longer string that holds the text at any place
+			whole := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + text))
+			inner := whole[(shift*4+2)/3 : len(whole)-2]
+			add("base64", inner)
+			if url := strings.NewReplacer("+", "-", "/", "_").Replace(inner); url != inner {
+				add("base64url", url)
+			}
+		}
+	}
+	return out
+}
+
+func (s *Search) look(forms []searchForm, path string, raw []byte) {
+	s.Files++
+	s.Bytes += int64(len(raw))
+	for _, f := range forms {
+		if bytes.Contains(raw, f.bytes) {
+			s.Hits = append(s.Hits, Hit{f.text, f.form, path})
+		}
+	}
+}
+
+// lookInSQLite reads every value, since a long one lies in pieces in the file.
+func (s *Search) lookInSQLite(ctx context.Context, forms []searchForm, path string) error {
+	db, err := sql.Open("sqlite", "file:"+path+"?mode=ro&_pragma=busy_timeout(10000)")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var tables []string
+	rows, err := db.QueryContext(ctx, "SELECT name FROM sqlite_schema WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'")
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		tables = append(tables, name)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	for _, table := range tables {
+		if err := s.lookInTable(ctx, forms, db, path, table); err != nil {
+			return fmt.Errorf("%s, table %s: %w", path, table, err)
+		}
+	}
+	return nil
+}
+
+func (s *Search) lookInTable(ctx context.Context, forms []searchForm, db *sql.DB, path, table string) error {
+	rows, err := db.QueryContext(ctx, `SELECT * FROM "`+strings.ReplaceAll(table, `"`, `""`)+`"`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	values := make([]sql.RawBytes, len(columns))
+	into := make([]any, len(columns))
+	for i := range values {
+		into[i] = &values[i]
+	}
+	for rows.Next() {
+		if err := rows.Scan(into...); err != nil {
+			return err
+		}
+		for i, v := range values {
+			for _, f := range forms {
+				if bytes.Contains(v, f.bytes) {
+					s.Hits = append(s.Hits, Hit{f.text, f.form, path + " " + table + "." + columns[i]})
+				}
+			}
+		}
+	}
+	return rows.Err()
+}

@@ -1,0 +1,297 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+// Options says what a World consists of.
+type Options struct {
+	lab.Options
+
+	// ModulePostgres lets the modules keep their data in PostgreSQL instead of SQLite.
+	ModulePostgres bool
+	// WithoutModule names servers that run no module.
+	WithoutModule []string
+	// Bin is a directory with built programs (matrix-mls); empty: they are built into the work directory.
+	Bin string
+	// ModuleSettings are environment variables for the modules, which override their configuration.
+	ModuleSettings map[string]string
+	// Progress is told what goes on; nil: nobody.
+	Progress func(format string, args ...any)
+}
+
+// World is a run with modules.
+type World struct {
+	*lab.Servers
+	modules map[string]*Module
+	bin     string
+}
+
+// Module is the module of one server.
+type Module struct {
+	Name         string // of the process, for Servers.Stop and its like
+	Dir          string
+	Config       string
+	Registration string
+	URL          string // its own HTTP address
+	Database     string // a PostgreSQL address, or empty: SQLite below Dir
+}
+
+// Start brings up homeservers and modules the way an admin does: the homeserver runs, `matrix-mls setup` writes
+// configuration and registration, the homeserver is restarted with the registration, `matrix-mls serve` runs.
+// The caller must Close the result.
+func Start(ctx context.Context, o Options) (*World, error) {
+	say := o.Progress
+	if say == nil {
+		say = func(string, ...any) {}
+	}
+	if o.ModulePostgres {
+		o.Options.Postgres = true
+	}
+	say("starting %d Synapse and %d Dendrite", o.Synapse, o.Dendrite)
+	hs, err := lab.Start(ctx, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin}
+	if err := w.startModules(ctx, o, say); err != nil {
+		return nil, errors.Join(err, w.giveUp(o))
+	}
+	return w, nil
+}
+
+// giveUp ends a run that did not come up, leaving its logs where a detached one was asked for.
+func (w *World) giveUp(o Options) error {
+	if !o.Detach {
+		return w.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return w.Down(ctx, false)
+}
+
+// Attach returns the world that was started in dir with Detach.
+func Attach(dir string) (*World, error) {
+	hs, err := lab.Attach(dir)
+	if err != nil {
+		return nil, err
+	}
+	w := &World{Servers: hs, modules: map[string]*Module{}}
+	for _, s := range hs.All() {
+		m := w.module(s)
+		if _, err := os.Stat(m.Config); err == nil {
+			w.modules[s.Name] = m
+		}
+	}
+	return w, nil
+}
+
+func (w *World) module(s *lab.Server) *Module {
+	dir := filepath.Join(w.Dir(), "module-"+s.Name)
+	return &Module{Name: "module-" + s.Name, Dir: dir, Config: filepath.Join(dir, "config.yaml"),
+		Registration: filepath.Join(dir, "registration.yaml"), URL: fmt.Sprintf("http://127.0.0.1:%d", s.SparePorts[0])}
+}
+
+func (w *World) startModules(ctx context.Context, o Options, say func(string, ...any)) error {
+	if w.bin == "" {
+		w.bin = filepath.Join(w.Dir(), "bin")
+		say("building the module")
+		if err := build(ctx, w.bin, "./cmd/matrix-mls"); err != nil {
+			return err
+		}
+	}
+	registrations := map[string]string{}
+	for _, s := range w.All() {
+		if slices.Contains(o.WithoutModule, s.Name) {
+			continue
+		}
+		m := w.module(s)
+		if err := os.MkdirAll(m.Dir, 0o755); err != nil {
+			return fmt.Errorf("e2e: %w", err)
+		}
+		if o.ModulePostgres {
+			var err error
+			if m.Database, err = w.CreateDatabase(ctx, "module_"+s.Name); err != nil {
+				return err
+			}
+		}
+		say("setting up the module of %s", s.Name)
+		if err := w.setup(ctx, s, m); err != nil {
+			return err
+		}
+		w.modules[s.Name] = m
+		registrations[s.Name] = m.Registration
+	}
+	if len(registrations) == 0 {
+		return nil
+	}
+	say("restarting the homeservers with the modules' registrations")
+	if err := w.Register(ctx, registrations); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.modules)) {
+		m := w.modules[name]
+		argv := []string{"env"}
+		for _, k := range slices.Sorted(maps.Keys(o.ModuleSettings)) {
+			argv = append(argv, k+"="+o.ModuleSettings[k])
+		}
+		argv = append(argv, filepath.Join(w.bin, "matrix-mls"), "serve", "-c", m.Config, "-r", m.Registration)
+		if err := w.Spawn(ctx, m.Name, argv...); err != nil {
+			return err
+		}
+	}
+	say("waiting until the modules are ready")
+	for _, name := range slices.Sorted(maps.Keys(w.modules)) {
+		if err := w.waitReady(ctx, w.modules[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setup runs the module's own setup against the homeserver's configuration file.
+func (w *World) setup(ctx context.Context, s *lab.Server, m *Module) error {
+	args := []string{"setup", "--homeserver-config", s.Config, "--homeserver-address", s.BaseURL, "--address", m.URL,
+		"-c", m.Config, "-r", m.Registration}
+	if m.Database != "" {
+		args = append(args, "--database", m.Database)
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "matrix-mls"), args...)
+	cmd.Dir = m.Dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("e2e: matrix-mls %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// waitReady asks the module's ready endpoint until it says yes.
+func (w *World) waitReady(ctx context.Context, m *Module) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	last := errors.New("no answer yet")
+	for {
+		if last = get(ctx, m.URL+"/_matrix/mau/ready"); last == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			log, _ := os.ReadFile(filepath.Join(w.Dir(), m.Name+".log"))
+			return fmt.Errorf("e2e: the module %s is not ready: %w; its log ends with: %s", m.Name, last, log[max(0, len(log)-2000):])
+		}
+	}
+}
+
+var plain = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+
+func get(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := plain.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", url, resp.Status, body)
+	}
+	return err
+}
+
+// build compiles programs of the project into dir, with the race detector when this program has it.
+func build(ctx context.Context, dir string, packages ...string) error {
+	root, err := lab.Root()
+	if err != nil {
+		return err
+	}
+	args := []string{"build", "-trimpath", "-o", dir + string(filepath.Separator)}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("e2e: build %s: %w: %s", strings.Join(packages, " "), err, out)
+	}
+	return nil
+}
+
+// Module returns the module of a server, nil when it has none.
+func (w *World) Module(server string) *Module { return w.modules[server] }
+
+// RestartModule stops a module, in the orderly way or not, and starts it again.
+func (w *World) RestartModule(ctx context.Context, server string, kill bool) error {
+	m := w.modules[server]
+	end := w.Stop
+	if kill {
+		end = w.Kill
+	}
+	if err := end(ctx, m.Name); err != nil {
+		return err
+	}
+	return w.StartModule(ctx, server)
+}
+
+// StartModule starts a stopped module again and waits until it is ready.
+func (w *World) StartModule(ctx context.Context, server string) error {
+	m := w.modules[server]
+	if err := w.Servers.Start(ctx, m.Name); err != nil {
+		return err
+	}
+	return w.waitReady(ctx, m)
+}
+
+// LoseModuleDatabase stops a module and deletes what it remembers, as a broken disk does. Its configuration and
+// registration stay.
+func (w *World) LoseModuleDatabase(ctx context.Context, server string) error {
+	m := w.modules[server]
+	if err := w.Stop(ctx, m.Name); err != nil {
+		return err
+	}
+	if m.Database != "" {
+		return w.ResetDatabase(ctx, "module_"+server)
+	}
+	files, err := filepath.Glob(filepath.Join(m.Dir, "*.db*"))
+	if err != nil || len(files) == 0 {
+		return fmt.Errorf("e2e: no database of %s to lose (%v)", m.Name, err)
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("e2e: %w", err)
+		}
+	}
+	return nil
+}
+
+// Metrics returns what the Prometheus endpoint of a module shows.
+func (w *World) Metrics(ctx context.Context, server string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.modules[server].URL+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := plain.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("e2e: metrics of %s: %w", server, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	return string(body), err
+}
