@@ -1,0 +1,87 @@
+package mls
+
+import (
+	"bytes"
+	"maps"
+)
+
+// A profileSet counts the members by what they support and by the type of
+// credential they use, so that questions such as "does every member support
+// this extension?" cost the number of different answers and not the number of
+// members.
+type profileSet struct {
+	capabilities map[string]profile // by the encoding of Capabilities
+	credentials  map[CredentialType]int
+	edit         *editToken
+}
+
+type profile struct {
+	capabilities *Capabilities
+	members      int
+}
+
+// sameProfile tells whether two leaves count alike.
+func sameProfile(a, b *LeafNode) bool {
+	return a.Credential.Type == b.Credential.Type && bytes.Equal(a.caps, b.caps)
+}
+
+func (p *profileSet) own(edit *editToken) {
+	if p.edit == edit {
+		return
+	}
+	p.edit = edit
+	p.capabilities = maps.Clone(p.capabilities)
+	p.credentials = maps.Clone(p.credentials)
+	if p.capabilities == nil {
+		p.capabilities = make(map[string]profile)
+		p.credentials = make(map[CredentialType]int)
+	}
+}
+
+func (p *profileSet) add(l *LeafNode, edit *editToken) {
+	p.own(edit)
+	e, ok := p.capabilities[string(l.caps)]
+	if !ok {
+		e.capabilities = &l.Capabilities
+	}
+	e.members++
+	p.capabilities[string(l.caps)] = e
+	p.credentials[l.Credential.Type]++
+}
+
+func (p *profileSet) remove(l *LeafNode, edit *editToken) {
+	p.own(edit)
+	e := p.capabilities[string(l.caps)]
+	if e.members--; e.members > 0 {
+		p.capabilities[string(l.caps)] = e
+	} else {
+		delete(p.capabilities, string(l.caps))
+	}
+	if p.credentials[l.Credential.Type]--; p.credentials[l.Credential.Type] <= 0 {
+		delete(p.credentials, l.Credential.Type)
+	}
+}
+
+// every reports whether ok holds for the capabilities of all members.
+func (p *profileSet) every(ok func(*Capabilities) bool) bool {
+	for _, e := range p.capabilities {
+		if !ok(e.capabilities) {
+			return false
+		}
+	}
+	return true
+}
+
+// supportsCredentials checks a leaf that is to be in the tree against the
+// credential types of its members. RFC 9420, Section 7.3: every member
+// supports the types of all.
+func (p *profileSet) supportsCredentials() error {
+	for _, e := range p.capabilities {
+		for t := range p.credentials {
+			if !e.capabilities.SupportsCredential(t) {
+				return invalid("leaf-node/credential-type-unsupported-by-members", "7.3", "a member does not support credential type %d, which is in use", t)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package mls
+
+import "encoding/binary"
+
+// Node types of RFC 9420, Section 7.8 and Section 12.4.3.3.
+const (
+	nodeTypeLeaf   = 1
+	nodeTypeParent = 2
+)
+
+// treeHash returns the tree hash of the subtree under x and keeps it. In a
+// finished tree every hash is there already. RFC 9420, Section 7.8.
+func (t *ratchetTree) treeHash(x nodeIndex) []byte {
+	if h := t.slot(x).hash; h != nil {
+		return h
+	}
+	return t.fillHash(x, make([]byte, 0, 512))
+}
+
+func (t *ratchetTree) fillHash(x nodeIndex, buf []byte) []byte {
+	s := t.slot(x)
+	if s.hash != nil {
+		return s.hash
+	}
+	if x.isLeaf() {
+		buf = appendLeafHashInput(buf[:0], x.leaf(), s.leaf)
+	} else {
+		left := t.fillHash(x.left(), buf)
+		right := t.fillHash(x.right(), buf)
+		buf = appendParentHashInput(buf[:0], s.parent, left, right)
+	}
+	h := t.cs.hash(buf)
+	t.own(x).hash = h
+	return h
+}
+
+// appendLeafHashInput encodes TreeHashInput for a leaf.
+func appendLeafHashInput(b []byte, i LeafIndex, l *LeafNode) []byte {
+	b = append(b, nodeTypeLeaf)
+	b = binary.BigEndian.AppendUint32(b, uint32(i))
+	b = appendOptional(b, l != nil)
+	if l != nil {
+		b = append(b, l.raw...)
+	}
+	return b
+}
+
+// appendParentHashInput encodes TreeHashInput for a parent.
+func appendParentHashInput(b []byte, p *parentNode, left, right []byte) []byte {
+	b = append(b, nodeTypeParent)
+	b = appendOptional(b, p != nil)
+	if p != nil {
+		b = p.appendTo(b)
+	}
+	b = appendOpaqueVec(b, left)
+	return appendOpaqueVec(b, right)
+}
+
+// rootHash returns the tree hash of the whole tree.
+func (t *ratchetTree) rootHash() []byte { return t.treeHash(rootIndex(t.size)) }
+
+// originalHash returns the hash of the subtree under x as it was before the
+// given leaves, sorted and all under x, were added: with those leaves blank and
+// no longer listed as unmerged. RFC 9420, Section 7.9.
+func (t *ratchetTree) originalHash(x nodeIndex, without []LeafIndex) []byte {
+	if len(without) == 0 {
+		return t.treeHash(x)
+	}
+	if x.isLeaf() {
+		return t.cs.hash(appendLeafHashInput(nil, x.leaf(), nil))
+	}
+	l, r := x.left(), x.right()
+	inLeft, inRight := splitLeaves(without, r.firstLeaf())
+	left := t.originalHash(l, inLeft)
+	right := t.originalHash(r, inRight)
+	p := t.parent(x)
+	if p != nil && len(p.unmergedLeaves) > 0 {
+		p = &parentNode{encryptionKey: p.encryptionKey, parentHash: p.parentHash, unmergedLeaves: minusLeaves(p.unmergedLeaves, without)}
+	}
+	return t.cs.hash(appendParentHashInput(nil, p, left, right))
+}
+
+// splitLeaves cuts a sorted list before the first entry that is at least i.
+func splitLeaves(leaves []LeafIndex, i uint32) (below, rest []LeafIndex) {
+	lo, hi := 0, len(leaves)
+	for lo < hi {
+		if m := (lo + hi) / 2; uint32(leaves[m]) < i {
+			lo = m + 1
+		} else {
+			hi = m
+		}
+	}
+	return leaves[:lo], leaves[lo:]
+}
+
+// leavesUnder returns the part of a sorted list that lies under x.
+func leavesUnder(leaves []LeafIndex, x nodeIndex) []LeafIndex {
+	_, rest := splitLeaves(leaves, x.firstLeaf())
+	under, _ := splitLeaves(rest, x.endLeaf())
+	return under
+}
+
+// minusLeaves returns the sorted list a without the entries of the sorted list b.
+func minusLeaves(a, b []LeafIndex) []LeafIndex {
+	out := make([]LeafIndex, 0, len(a))
+	for _, l := range a {
+		for len(b) > 0 && b[0] < l {
+			b = b[1:]
+		}
+		if len(b) > 0 && b[0] == l {
+			continue
+		}
+		out = append(out, l)
+	}
+	return out
+}
