@@ -465,7 +465,7 @@ func pskSecret(cs CipherSuite, ids []PreSharedKeyID, find func(*PreSharedKeyID) 
 // advance makes the group of the next epoch from a transition, with our leaf's
 // and path's keys, and its confirmation tag. initSecret and commitSecret are
 // wiped unless they belong to g.
-func (g *Group) advance(t *transition, own LeafIndex, key SignaturePrivateKey, keys nodeKeys, initSecret, commitSecret, psks secret) (*Group, []byte) {
+func advance(t *transition, own LeafIndex, key SignaturePrivateKey, keys nodeKeys, initSecret, commitSecret, psks secret) (*Group, []byte) {
 	cs := t.context.cipherSuite
 	contextRaw := t.context.appendTo(nil)
 	if commitSecret == nil {
@@ -546,7 +546,7 @@ func (g *Group) stage(ac *authenticatedContent) (*StagedCommit, error) {
 	} else {
 		keys = keys.keep(t.tree)
 	}
-	n, _ := g.advance(t, g.own, g.signature, keys, initSecret, commitSecret, psks)
+	n, _ := advance(t, g.own, g.signature, keys, initSecret, commitSecret, psks)
 	if !cs.verifyMAC(n.secrets.confirmation, ac.confirmationTag, t.context.confirmedTranscriptHash) {
 		n.secrets.zero()
 		return nil, invalid("commit/confirmation-tag-wrong", "12.4.2", "the confirmation tag is not that of the Commit; the committer is in another state")

@@ -249,7 +249,7 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 		return nil, err
 	}
 	t.context.confirmedTranscriptHash = cs.confirmedTranscriptHash(g.interim, ac)
-	n, tag := g.advance(t, g.own, key, keys, g.secrets.init, commitSecret, psks)
+	n, tag := advance(t, g.own, key, keys, g.secrets.init, commitSecret, psks)
 	ac.confirmationTag = tag
 	n.settle(t, g.epoch, tag)
 	n.inherit(g)
