@@ -34,8 +34,11 @@ const (
 	sentOutboxQuery   = `UPDATE outbox SET status='sent', event_id=$2, error='', done_at=$3 WHERE id=$1`
 	failOutboxQuery   = `UPDATE outbox SET status='failed', attempts=attempts+1, error=$2, done_at=$3 WHERE id=$1`
 	dropOutboxQuery   = `DELETE FROM outbox WHERE id=$1 AND status='waiting'`
-	trimOutboxQuery   = `DELETE FROM outbox WHERE status<>'waiting' AND done_at<$1`
-	countOutboxQuery  = `SELECT COUNT(*), COALESCE(MIN(created_at), 0), COALESCE(MAX(attempts), 0) FROM outbox WHERE status=$1`
+	trimOutboxQuery   = `DELETE FROM outbox WHERE status IN ('done', 'refused') AND done_at<$1`
+	settledQuery      = outboxColumns + `WHERE status IN ('sent', 'failed') ORDER BY id LIMIT $1`
+	ackOutboxQuery    = `UPDATE outbox SET status=CASE status WHEN 'sent' THEN 'done' ELSE 'refused' END
+		WHERE id=$1 AND status IN ('sent', 'failed')`
+	countOutboxQuery = `SELECT COUNT(*), COALESCE(MIN(created_at), 0), COALESCE(MAX(attempts), 0) FROM outbox WHERE status=$1`
 )
 
 // OutboxKind says how a row is sent.
@@ -60,8 +63,10 @@ type OutboxStatus string
 // The states of an outbox row.
 const (
 	OutboxWaiting OutboxStatus = "waiting"
-	OutboxSent    OutboxStatus = "sent"
-	OutboxFailed  OutboxStatus = "failed" // the homeserver refused it for good
+	OutboxSent    OutboxStatus = "sent"    // sent; the engine has not been told
+	OutboxFailed  OutboxStatus = "failed"  // refused for good; the engine has not been told
+	OutboxDone    OutboxStatus = "done"    // sent, and the engine knows
+	OutboxRefused OutboxStatus = "refused" // refused, and the engine knows
 )
 
 // OutboxRow is something to send, or that was sent.
@@ -150,6 +155,20 @@ func (st *Store) SentOutbox(ctx context.Context, rowID int64, event id.EventID) 
 func (st *Store) FailOutbox(ctx context.Context, rowID int64, cause string) error {
 	_, err := st.db.Exec(ctx, failOutboxQuery, rowID, clean(cause), st.millis())
 	return wrap("marking a row as refused", err)
+}
+
+// SettledOutbox returns rows that were sent or refused for good and of which
+// the engine does not know yet.
+func (st *Store) SettledOutbox(ctx context.Context, limit int) ([]*OutboxRow, error) {
+	rows, err := st.db.Query(ctx, settledQuery, limit)
+	return collect(rows, err, "reading what was sent", scanOutbox)
+}
+
+// AckOutbox notes that the engine knows what became of a row. Call it in the
+// transaction of what the engine does about it.
+func (st *Store) AckOutbox(ctx context.Context, rowID int64) error {
+	_, err := st.db.Exec(ctx, ackOutboxQuery, rowID)
+	return wrap("noting what was sent", err)
 }
 
 // DropOutbox takes back a row that has become pointless. A row that was sent

@@ -1,0 +1,131 @@
+package appservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix"
+
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
+)
+
+// Handler is the module's HTTP interface: the Application Service API for the
+// homeserver, live and ready for whoever supervises the module, and metrics.
+func (s *Service) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("PUT /_matrix/app/v1/transactions/{txnID}", s.putTransaction)
+	mux.HandleFunc("POST /_matrix/app/v1/ping", s.postPing)
+	mux.HandleFunc("GET /_matrix/app/v1/users/{userID}", s.noSuchThing)
+	mux.HandleFunc("GET /_matrix/app/v1/rooms/{roomAlias}", s.noSuchThing)
+	mux.HandleFunc("GET /_matrix/mau/live", s.getLive)
+	mux.HandleFunc("GET /_matrix/mau/ready", s.getReady)
+	if s.cfg.Metrics.Enabled && s.cfg.Metrics.Listen == "" {
+		mux.Handle("GET /metrics", s.metrics.Handler())
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		mautrix.MUnrecognized.WithMessage("The module does not serve this path").Write(w)
+	})
+	return s.recovered(mux)
+}
+
+// recovered is the outermost edge of every request: no panic ends the process.
+func (s *Service) recovered(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				s.panicked("request", cause)
+				mautrix.MUnknown.WithMessage("The module failed").Write(w)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// panicked counts and reports a broken invariant.
+func (s *Service) panicked(where string, cause any) {
+	s.metrics.Inc(metrics.Panics)
+	s.log.Error().Str("where", where).Str("panic", fmt.Sprint(cause)).Bytes("stack", debug.Stack()).
+		Msg("A broken invariant of the module itself: please report this")
+}
+
+// getLive tells whether the process works at all.
+func (s *Service) getLive(w http.ResponseWriter, _ *http.Request) {
+	if last := s.heartbeat.Load(); last != 0 && s.monotonic()-time.Duration(last) > 5*time.Minute {
+		writeJSON(w, http.StatusInternalServerError, map[string]string{"reason": "the engine has not moved for five minutes"})
+		return
+	}
+	writeJSON(w, http.StatusOK, struct{}{})
+}
+
+// getReady tells whether the module does its work now.
+func (s *Service) getReady(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	if why := s.notReady(ctx); why != "" {
+		s.metrics.Set(metrics.Ready, 0)
+		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"reason": why})
+		return
+	}
+	s.metrics.Set(metrics.Ready, 1)
+	writeJSON(w, http.StatusOK, struct{}{})
+}
+
+func (s *Service) notReady(ctx context.Context) string {
+	switch {
+	case s.stopping.Load():
+		return "the module is stopping"
+	case s.store.Ping(ctx) != nil:
+		return "the database does not answer"
+	case !s.connected.Load():
+		return "the homeserver has not accepted the module yet"
+	case !s.linked.Load() && !s.heard.Load():
+		return "the homeserver has not reached the module yet"
+	case !s.drained.Load():
+		return "the inbox has not been read yet"
+	}
+	return ""
+}
+
+// newServer sets every timeout: a slow or silent peer holds nothing for long.
+func newServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       60 * time.Second,
+		WriteTimeout:      90 * time.Second,
+		IdleTimeout:       120 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+	}
+}
+
+// listen opens the port or Unix socket that the homeserver calls.
+func listen(hostname string, port uint16) (net.Listener, error) {
+	if !strings.HasPrefix(hostname, "/") {
+		l, err := net.Listen("tcp", net.JoinHostPort(hostname, fmt.Sprint(port)))
+		if err != nil {
+			return nil, fmt.Errorf("appservice: cannot listen for the homeserver: %w", err)
+		}
+		return l, nil
+	}
+	// A socket left by a process that died would stop the next; one that
+	// answers belongs to a running copy.
+	if conn, err := net.DialTimeout("unix", hostname, time.Second); err == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("appservice: another process answers on %s", hostname)
+	}
+	if err := os.Remove(hostname); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("appservice: cannot replace the old socket: %w", err)
+	}
+	l, err := net.Listen("unix", hostname)
+	if err != nil {
+		return nil, fmt.Errorf("appservice: cannot listen for the homeserver: %w", err)
+	}
+	return l, nil
+}

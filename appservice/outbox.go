@@ -1,0 +1,189 @@
+package appservice
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+)
+
+// outbox sends what the engine put to be sent. Within a room and priority the
+// order is kept; the urgent goes before the rest; several rooms go at once.
+type outbox struct {
+	hs       homeserver.Homeserver
+	store    *store.Store
+	metrics  *metrics.Metrics
+	parallel int
+	backoff  time.Duration
+	maximum  time.Duration
+	now      func() time.Time
+	settled  func() // called after rows were sent or refused for good
+
+	wake chan struct{}
+
+	mu     sync.Mutex
+	paused time.Time // no request before this: the homeserver said so
+}
+
+func (o *outbox) Wake() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run sends until ctx ends.
+func (o *outbox) run(ctx context.Context) {
+	log := zerolog.Ctx(ctx)
+	trouble := o.backoff
+	for {
+		wait, err := o.round(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			log.Error().Err(err).Dur("retry_in", trouble).Msg("Could not read what is to be sent")
+			wait, trouble = trouble, min(2*trouble, o.maximum)
+		default:
+			trouble = o.backoff
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-o.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// idleWait is how long the worker sleeps when nothing is to be sent and nobody
+// wakes it.
+const idleWait = time.Minute
+
+// round sends all that is due and tells how long nothing will be.
+func (o *outbox) round(ctx context.Context) (time.Duration, error) {
+	for ctx.Err() == nil {
+		if wait := o.pause(); wait > 0 {
+			return wait, nil
+		}
+		rows, err := o.store.DueOutbox(ctx, 4*o.parallel)
+		if err != nil {
+			return 0, err
+		}
+		if len(rows) == 0 {
+			at, waiting, err := o.store.NextDue(ctx)
+			if err != nil || !waiting {
+				return idleWait, err
+			}
+			return min(max(at.Sub(o.now()), time.Millisecond), idleWait), nil
+		}
+		o.sendAll(ctx, rows)
+	}
+	return 0, ctx.Err()
+}
+
+func (o *outbox) pause() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.paused.Sub(o.now())
+}
+
+// sendAll sends the most urgent row of each room, several rooms at once.
+func (o *outbox) sendAll(ctx context.Context, rows []*store.OutboxRow) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, o.parallel)
+	seen := make(map[id.RoomID]bool, len(rows))
+	for _, row := range rows {
+		if seen[row.Room] {
+			continue
+		}
+		seen[row.Room] = true
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			o.sendOne(ctx, row)
+		})
+	}
+	wg.Wait()
+}
+
+func (o *outbox) sendOne(ctx context.Context, row *store.OutboxRow) {
+	log := zerolog.Ctx(ctx).With().Stringer("room_id", row.Room).Str("event_type", row.Type).Str("txn_id", row.TxnID).Logger()
+	if o.pause() > 0 {
+		return // rate limited while this batch was under way
+	}
+	var event id.EventID
+	var err error
+	if row.Kind == store.OutboxState {
+		event, err = o.hs.SendState(ctx, row.Room, row.Type, row.StateKey, row.Content)
+	} else {
+		event, err = o.hs.SendEvent(ctx, row.Room, row.Type, row.TxnID, row.Content)
+	}
+	// What the homeserver answered is noted even if the module is stopping.
+	note, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	switch {
+	case err == nil:
+		if err = o.store.SentOutbox(note, row.ID, event); err != nil {
+			log.Error().Err(err).Msg("Sent an event but could not note it, it will be sent again under the same id")
+			o.hold(o.backoff)
+			return
+		}
+		o.metrics.Inc(metrics.SentName, "sent")
+		log.Debug().Stringer("event_id", event).Msg("Sent an event")
+		o.settled()
+	case ctx.Err() != nil:
+		// Stopping: the row stays as it is.
+	case homeserver.IsTemporary(err):
+		wait := o.delay(row.Attempts)
+		var he *homeserver.Error
+		if errors.As(err, &he) && errors.Is(err, homeserver.ErrRateLimited) {
+			wait = he.After
+			o.hold(wait)
+			o.metrics.Inc(metrics.RateLimited)
+		}
+		o.metrics.Inc(metrics.SentName, "retry")
+		log.Warn().Err(err).Int("attempt", row.Attempts+1).Dur("retry_in", wait).Msg("Could not send an event yet")
+		if err = o.store.RetryOutbox(note, row.ID, o.now().Add(wait), err.Error()); err != nil {
+			log.Error().Err(err).Msg("Could not note a failed attempt")
+			o.hold(wait)
+		}
+	default:
+		o.metrics.Inc(metrics.SentName, "refused")
+		log.Error().Err(err).Msg("The homeserver refused an event for good")
+		if err = o.store.FailOutbox(note, row.ID, err.Error()); err != nil {
+			log.Error().Err(err).Msg("Could not note a refusal")
+			o.hold(o.backoff)
+			return
+		}
+		o.settled()
+	}
+}
+
+// hold keeps the worker from sending anything for a while.
+func (o *outbox) hold(wait time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if until := o.now().Add(wait); until.After(o.paused) {
+		o.paused = until
+	}
+}
+
+// delay is the wait after a number of failed attempts.
+func (o *outbox) delay(attempts int) time.Duration {
+	wait := o.backoff
+	for range min(attempts, 20) {
+		if wait *= 2; wait >= o.maximum {
+			return o.maximum
+		}
+	}
+	return wait
+}
