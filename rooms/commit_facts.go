@@ -111,7 +111,7 @@ type checker struct {
 	out       *CheckedCommit
 	old       *Policy
 	external  bool
-	addedKeys map[mls.LeafIndex]*mls.LeafNode
+	users    map[id.UserID]bool // with a leaf in the parent's tree, once needed
 }
 
 // binding checks that the commit belongs to this room and stands on its parent.
@@ -339,11 +339,19 @@ func sameExtensions(exts []mls.Extension, t Tree) bool {
 	return true
 }
 
+// member tells whether a user has a leaf in the parent's tree.
+func (c *checker) member(user id.UserID) bool {
+	if c.users == nil {
+		c.users = usersOf(c.in.Tree)
+	}
+	return c.users[user]
+}
+
 // admissions checks that every new user was admitted.
 func (c *checker) admissions() error {
 	for _, l := range c.out.Added {
 		user := l.Cred.User
-		if _, done := c.out.Admitted[user]; done || hasUser(c.in.Tree, user) {
+		if _, done := c.out.Admitted[user]; done || c.member(user) {
 			continue
 		}
 		if c.old.Join == JoinOpen || c.old.Join == JoinByRule && (c.in.View.MeetsJoinRule == nil || c.in.View.MeetsJoinRule(user)) {
@@ -500,8 +508,9 @@ func CheckFounding(in CommitInput, closing *mls.ReInit, next Tree) (*federation.
 	if err != nil {
 		return nil, inCommit(in.Ref, err)
 	}
+	members := usersOf(in.Tree)
 	for _, l := range leaves {
-		if !hasUser(in.Tree, id.UserID(l.User)) {
+		if !members[id.UserID(l.User)] {
 			return nil, inCommit(in.Ref, refuse(RuleAddWithoutAdmission, "", "the new group has %s, who was not in the old one", l.User))
 		}
 	}

@@ -246,19 +246,41 @@ func (d *DeviceKeys) signedBy(keyID string, key []byte) bool {
 	return err == nil && verifyEd25519(key, d.signed, sig)
 }
 
+// CrossSignedBy tells whether the self-signing key of the device's user has
+// signed the device.
+func (d *DeviceKeys) CrossSignedBy(c *CrossSigning) bool {
+	return c != nil && c.User == d.User && d.signedBy("ed25519:"+EncodeBase64(c.SelfSigning), c.SelfSigning)
+}
+
 // CrossSigning is the public cross-signing keys of a user, with the signature
 // of the master key over the self-signing key checked.
 type CrossSigning struct {
 	User        id.UserID
 	Master      []byte
 	SelfSigning []byte
+
+	masterSigned []byte // canonical JSON of the master key
+	masterRaw    json.RawMessage
+}
+
+// SignedBy tells whether a key of another user (its user-signing key) or a
+// device of this user has signed the master key: that user or device vouches
+// for this identity. keyID is the id without its algorithm: the key itself in
+// base64, or the device id.
+func (c *CrossSigning) SignedBy(user id.UserID, keyID string, key []byte) bool {
+	_, signatures, err := parseSigned(c.masterRaw, user, &struct{}{})
+	if err != nil {
+		return false
+	}
+	sig, err := decodeBase64(signatures["ed25519:"+keyID])
+	return err == nil && verifyEd25519(key, c.masterSigned, sig)
 }
 
 // ParseCrossSigning reads the entries of master_keys and self_signing_keys of a
 // user in a /keys/query response.
 func ParseCrossSigning(master, selfSigning json.RawMessage, user id.UserID) (*CrossSigning, error) {
 	what := "cross-signing keys of " + string(user)
-	msk, _, _, err := parseCrossSigningKey(master, user, "master")
+	msk, masterSigned, _, err := parseCrossSigningKey(master, user, "master")
 	if err != nil {
 		return nil, inContent(what, err)
 	}
@@ -274,7 +296,22 @@ func ParseCrossSigning(master, selfSigning json.RawMessage, user id.UserID) (*Cr
 	if bytes.Equal(msk, ssk) {
 		return nil, refuse(RuleDeviceKeyNotCrossSigned, what, "master and self-signing key are the same")
 	}
-	return &CrossSigning{User: user, Master: msk, SelfSigning: ssk}, nil
+	return &CrossSigning{User: user, Master: msk, SelfSigning: ssk, masterSigned: masterSigned, masterRaw: bytes.Clone(master)}, nil
+}
+
+// ParseUserSigning reads the entry of user_signing_keys of a user, which only
+// the user's own devices see, and checks that the master key signed it.
+func ParseUserSigning(raw json.RawMessage, cross *CrossSigning) ([]byte, error) {
+	what := "user-signing key of " + string(cross.User)
+	usk, signed, signatures, err := parseCrossSigningKey(raw, cross.User, "user_signing")
+	if err != nil {
+		return nil, inContent(what, err)
+	}
+	sig, err := decodeBase64(signatures["ed25519:"+EncodeBase64(cross.Master)])
+	if err != nil || !verifyEd25519(cross.Master, signed, sig) {
+		return nil, refuse(RuleDeviceKeyNotCrossSigned, what, "is not signed by the master key")
+	}
+	return usk, nil
 }
 
 func parseCrossSigningKey(raw json.RawMessage, user id.UserID, usage string) (key, signed []byte, signatures map[string]string, err error) {
@@ -386,7 +423,7 @@ func CheckBinding(cred *Credential, cs mls.CipherSuite, device *DeviceKeys, cros
 			return refuse(RuleDeviceKeyNotCrossSigned, what, "%s has no cross-signing keys", cred.User).
 				with("%s has to set up cross-signing", cred.User)
 		}
-		if !device.signedBy("ed25519:"+EncodeBase64(cross.SelfSigning), cross.SelfSigning) {
+		if !device.CrossSignedBy(cross) {
 			return refuse(RuleDeviceKeyNotCrossSigned, what, "it is not signed by its user's self-signing key").
 				with("%s has to verify the device from another one, or with the recovery key", cred.User)
 		}

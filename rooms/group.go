@@ -89,14 +89,15 @@ func LeavesOf(t Tree, user id.UserID) []GroupLeaf {
 	return slices.DeleteFunc(GroupLeaves(t), func(l GroupLeaf) bool { return l.Cred.User != user })
 }
 
-// hasUser tells whether a user has a leaf.
-func hasUser(t Tree, user id.UserID) bool {
+// usersOf returns the users with a leaf.
+func usersOf(t Tree) map[id.UserID]bool {
+	users := make(map[id.UserID]bool)
 	for _, leaf := range t.Members() {
-		if c, err := ParseCredential(&leaf.Credential); err == nil && c.User == user {
-			return true
+		if c, err := ParseCredential(&leaf.Credential); err == nil {
+			users[c.User] = true
 		}
 	}
-	return false
+	return users
 }
 
 // BaseFacts returns where a federation machine starts: at the epoch of t, which
