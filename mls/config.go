@@ -30,6 +30,11 @@ type Config struct {
 	// are not at hand. Nil means there are none.
 	PSK func(id PreSharedKeyID) (secret []byte, ok bool)
 
+	// AllowUnlistedCipherSuite accepts leaves whose capabilities do not list
+	// the version and suite of their group, as some implementations make
+	// them for suite 7.
+	AllowUnlistedCipherSuite bool
+
 	// PaddingSize is the multiple to which the content of PrivateMessages
 	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
 	PaddingSize int

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -286,7 +287,8 @@ func (l *LeafNode) checkForm(cfg *Config, cs CipherSuite) error {
 	if err := checkExtensions(l.Extensions, inLeafNode); err != nil {
 		return err
 	}
-	if !slices.Contains(l.Capabilities.Versions, MLS10) || !slices.Contains(l.Capabilities.CipherSuites, cs) {
+	listed := slices.Contains(l.Capabilities.Versions, MLS10) && slices.Contains(l.Capabilities.CipherSuites, cs)
+	if !listed && (cfg == nil || !cfg.AllowUnlistedCipherSuite) {
 		return invalid("leaf-node/cipher-suite-not-in-capabilities", "7.2", "the capabilities do not list version mls10 and suite %v", cs)
 	}
 	if !l.Capabilities.SupportsCredential(l.Credential.Type) {
@@ -326,7 +328,7 @@ func (l *LeafNode) checkLifetime(cfg *Config) error {
 	switch {
 	case lt.NotAfter < lt.NotBefore:
 		return invalid("leaf-node/lifetime-inverted", "7.2", "not_after %d is before not_before %d", lt.NotAfter, lt.NotBefore)
-	case lt.NotAfter-lt.NotBefore > uint64(lim.MaxLifetime):
+	case lim.MaxLifetime != math.MaxInt64 && lt.NotAfter-lt.NotBefore > uint64(lim.MaxLifetime):
 		return invalid("leaf-node/lifetime-too-long", "7.2", "a lifetime of %d seconds is over the limit of %d", lt.NotAfter-lt.NotBefore, lim.MaxLifetime)
 	case lt.NotAfter < uint64(now):
 		return invalid("leaf-node/lifetime-expired", "7.3", "not_after %d has passed", lt.NotAfter)
