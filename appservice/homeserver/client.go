@@ -357,6 +357,14 @@ func (c *Client) JoinedRooms(ctx context.Context) ([]id.RoomID, error) {
 	return resp.JoinedRooms, err
 }
 
+// CreateRoom makes a private room of the bot alone.
+func (c *Client) CreateRoom(ctx context.Context, name string) (id.RoomID, error) {
+	var resp mautrix.RespCreateRoom
+	err := c.call(ctx, "create room", http.MethodPost, mautrix.ClientURLPath{"v3", "createRoom"}, nil,
+		map[string]string{"preset": "private_chat", "visibility": "private", "name": name}, &resp)
+	return resp.RoomID, err
+}
+
 // Upload implements [Homeserver].
 func (c *Client) Upload(ctx context.Context, data []byte, contentType string) (id.ContentURIString, error) {
 	var resp mautrix.RespMediaUpload

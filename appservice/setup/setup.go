@@ -1,0 +1,298 @@
+package setup
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/appservice"
+	"github.com/matrix-mls/matrix-mls/appservice/config"
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+)
+
+// Options says what to set up.
+type Options struct {
+	HomeserverConfig string // required: the homeserver's own configuration
+	Config           string // required: the module's configuration, written
+	Registration     string // required: the registration, written
+	Database         string // empty: matrix-mls.db beside the configuration; or postgres://…
+	Listen           string // host:port; empty: 127.0.0.1 and the first free port from 29380
+	Address          string // of the homeserver's client API; empty: from its configuration
+	NoEdit           bool   // leave the homeserver's configuration alone
+	Out              io.Writer
+	Environ          []string
+}
+
+// Result is what was done.
+type Result struct {
+	Homeserver   *HomeserverConfig
+	Config       *config.Config
+	Backup       string // of the homeserver's configuration; empty if not edited
+	Edited       bool
+	LineToAdd    string // what an admin has to add by hand, if anything
+	KeysMade     int
+	ConfigNew    bool
+	Registration string // absolute path
+}
+
+// Errors that callers branch on.
+var (
+	// ErrConflict means that a file is there which this installation did not
+	// write, or that says something else.
+	ErrConflict = errors.New("setup: conflict")
+	// ErrNoAddress means that the client API's address is not known.
+	ErrNoAddress = errors.New("setup: the homeserver's address is not known")
+)
+
+const firstPort = 29380
+
+// Run sets up the module next to a homeserver. Run again, it keeps every token
+// and key, and repairs what is missing.
+func Run(ctx context.Context, o Options) (*Result, error) {
+	hc, err := ReadHomeserverConfig(o.HomeserverConfig)
+	if err != nil {
+		return nil, err
+	}
+	say := func(format string, args ...any) { fmt.Fprintf(o.Out, format+"\n", args...) }
+	say("homeserver     %s %s (%s)", hc.Software, hc.ServerName, hc.Path)
+	res := &Result{Homeserver: hc}
+	if o.Config, err = filepath.Abs(o.Config); err != nil {
+		return nil, fmt.Errorf("setup: %w", err)
+	}
+	if res.Registration, err = filepath.Abs(o.Registration); err != nil {
+		return nil, fmt.Errorf("setup: %w", err)
+	}
+	cfg, err := res.configuration(ctx, hc, &o)
+	if err != nil {
+		return nil, err
+	}
+	res.Config = cfg
+	word := "kept"
+	if res.ConfigNew {
+		word = "written"
+	}
+	say("configuration  %s (%s)", o.Config, word)
+	say("client API     %s", cfg.Homeserver.Address)
+	say("module         listens on %s", net.JoinHostPort(cfg.AppService.Hostname, strconv.Itoa(int(cfg.AppService.Port))))
+
+	if word, err = WriteRegistration(res.Registration, cfg); err != nil {
+		return nil, err
+	}
+	if info, statErr := os.Stat(hc.Path); statErr == nil {
+		if err := shareWith(res.Registration, info); err != nil {
+			say("               note: %v", errors.Unwrap(err))
+			say("               see that the homeserver's account can read the registration")
+		}
+	}
+	say("registration   %s (%s)", res.Registration, word)
+
+	if err := res.keys(ctx, cfg); err != nil {
+		return nil, err
+	}
+	word = "kept"
+	if res.KeysMade > 0 {
+		word = fmt.Sprintf("%d made", res.KeysMade)
+	}
+	say("database       %s, keys %s", cfg.Database.Type, word)
+	return res, res.nameRegistration(say, o.NoEdit)
+}
+
+// configuration reads the module's configuration, or writes it.
+func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *Options) (*config.Config, error) {
+	base, err := os.ReadFile(o.Config)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		res.ConfigNew, base = true, config.Example()
+	case err != nil:
+		return nil, fmt.Errorf("setup: %w", err)
+	}
+	old := config.Default()
+	if !res.ConfigNew {
+		loaded, err := config.Load(o.Config, config.Options{NoUpdate: true, Incomplete: true, Environ: o.Environ})
+		if err != nil {
+			return nil, err
+		}
+		old = loaded.Config
+		if old.Homeserver.Domain != "example.org" && old.Homeserver.Domain != hc.ServerName {
+			return nil, fmt.Errorf("%w: %s belongs to the homeserver %s, not to %s", ErrConflict, o.Config, old.Homeserver.Domain, hc.ServerName)
+		}
+	}
+	fresh := res.ConfigNew || old.Homeserver.Domain == "example.org"
+	set := make(map[string]string)
+	if fresh {
+		if err := res.freshValues(ctx, hc, o, set); err != nil {
+			return nil, err
+		}
+	}
+	for key, have := range map[string]string{"appservice.as_token": old.AppService.ASToken, "appservice.hs_token": old.AppService.HSToken} {
+		if have != "" && have != config.Ungenerated {
+			continue
+		}
+		if set[key], err = Token(); err != nil {
+			return nil, err
+		}
+	}
+	if len(set) > 0 {
+		text, err := config.Render(base, set)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(text, base) || res.ConfigNew {
+			if err := config.WriteFile(o.Config, text, 0o600); err != nil {
+				return nil, fmt.Errorf("setup: cannot write the configuration: %w", err)
+			}
+		}
+	}
+	loaded, err := config.Load(o.Config, config.Options{NoUpdate: true, Environ: o.Environ})
+	if err != nil {
+		return nil, err
+	}
+	return loaded.Config, nil
+}
+
+// freshValues fills in what a new configuration needs.
+func (res *Result) freshValues(ctx context.Context, hc *HomeserverConfig, o *Options, set map[string]string) error {
+	address := o.Address
+	if address == "" {
+		address = hc.Address
+	}
+	if address == "" && hc.Software == homeserver.Dendrite {
+		// Dendrite's port is on its command line, not in its configuration.
+		address = "http://127.0.0.1:8008"
+		if !answers(ctx, address) {
+			return fmt.Errorf("%w: Dendrite's configuration does not hold it, and nothing answers on %s", ErrNoAddress, address)
+		}
+	}
+	if address == "" {
+		return fmt.Errorf("%w: %s lists no listener with the client resource", ErrNoAddress, hc.Path)
+	}
+	host, port := "127.0.0.1", 0
+	if o.Listen != "" {
+		h, p, err := net.SplitHostPort(o.Listen)
+		n, convErr := strconv.ParseUint(p, 10, 16)
+		if err != nil || convErr != nil || n == 0 {
+			return fmt.Errorf("setup: %q is no host:port to listen on", o.Listen)
+		}
+		host, port = h, int(n)
+	} else {
+		for port = firstPort; port < firstPort+100 && !free(host, port); {
+			port++
+		}
+	}
+	seen := host
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		seen = "127.0.0.1"
+	}
+	set["homeserver.address"] = strings.TrimSuffix(address, "/")
+	set["homeserver.domain"] = hc.ServerName
+	set["homeserver.software"] = string(hc.Software)
+	set["appservice.hostname"] = host
+	set["appservice.port"] = strconv.Itoa(port)
+	set["appservice.address"] = "http://" + net.JoinHostPort(seen, strconv.Itoa(port))
+	set["database.type"], set["database.uri"] = "sqlite3", filepath.Join(filepath.Dir(o.Config), "matrix-mls.db")
+	switch {
+	case strings.HasPrefix(o.Database, "postgres://"), strings.HasPrefix(o.Database, "postgresql://"):
+		set["database.type"], set["database.uri"] = "postgres", o.Database
+	case o.Database != "":
+		path, err := filepath.Abs(o.Database)
+		if err != nil {
+			return fmt.Errorf("setup: %w", err)
+		}
+		set["database.uri"] = path
+	}
+	return nil
+}
+
+func answers(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/_matrix/client/versions", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+func free(host string, port int) bool {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+	_ = l.Close()
+	return true
+}
+
+// WriteRegistration writes the registration of a configuration and says whether
+// it was written, rewritten or kept. A file of another application service is
+// not touched.
+func WriteRegistration(path string, cfg *config.Config) (string, error) {
+	have, err := LoadRegistration(path)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrConflict, err)
+	}
+	if have == nil {
+		return "written", writeRegistration(path, Registration(cfg))
+	}
+	if have.ID != cfg.AppService.ID {
+		return "", fmt.Errorf("%w: %s is the registration of the application service %q", ErrConflict, path, have.ID)
+	}
+	if len(Compare(have, cfg)) == 0 {
+		return "kept", nil
+	}
+	return "rewritten", writeRegistration(path, Registration(cfg))
+}
+
+// keys brings the database up to date and makes the keys that it lacks.
+func (res *Result) keys(ctx context.Context, cfg *config.Config) error {
+	st, err := store.Open(ctx, store.Config{Type: cfg.Database.Type, URI: cfg.Database.URI, MaxOpenConns: cfg.Database.MaxOpenConns}, time.Now)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	if err := st.Upgrade(ctx); err != nil {
+		return err
+	}
+	_, res.KeysMade, err = appservice.EnsureKeys(ctx, st, rand.Reader)
+	return err
+}
+
+// nameRegistration names the registration in the homeserver's configuration.
+func (res *Result) nameRegistration(say func(string, ...any), noEdit bool) error {
+	hc := res.Homeserver
+	if hc.Names(res.Registration) {
+		say("homeserver     names the registration already")
+		return nil
+	}
+	if noEdit {
+		res.LineToAdd = hc.Line(res.Registration)
+		return nil
+	}
+	backup, err := hc.AddRegistration(res.Registration)
+	if errors.Is(err, errCannotEdit) || errors.Is(err, os.ErrPermission) {
+		say("homeserver     not edited: %v", err)
+		res.LineToAdd = hc.Line(res.Registration)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	res.Backup, res.Edited = backup, true
+	say("homeserver     %s edited, old text in %s", hc.Path, backup)
+	return nil
+}
