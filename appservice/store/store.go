@@ -221,6 +221,24 @@ func (st *Store) Version(ctx context.Context) (int, error) {
 	return version, wrap("reading the schema version", err)
 }
 
+// CopyBeforeUpgrade copies an SQLite database beside itself, so that an upgrade
+// of the schema can be taken back, and returns the copy's name. A PostgreSQL
+// database is not copied: its admin has backups of it.
+func (st *Store) CopyBeforeUpgrade(ctx context.Context, version int) (string, error) {
+	if st.path == "" {
+		return "", nil
+	}
+	name := fmt.Sprintf("%s.before-v%d-%s", st.Path(), version+1, st.now().UTC().Format("20060102-150405"))
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", wrap("copying the database", err)
+	}
+	if err = f.Close(); err == nil {
+		_, err = st.db.Exec(ctx, "VACUUM INTO $1", name)
+	}
+	return name, wrap("copying the database", err)
+}
+
 // Close closes the database.
 func (st *Store) Close() error { return st.db.Close() }
 
