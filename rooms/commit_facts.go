@@ -107,10 +107,10 @@ func inCommit(ref federation.Ref, err error) error {
 }
 
 type checker struct {
-	in        CommitInput
-	out       *CheckedCommit
-	old       *Policy
-	external  bool
+	in       CommitInput
+	out      *CheckedCommit
+	old      *Policy
+	external bool
 	users    map[id.UserID]bool // with a leaf in the parent's tree, once needed
 }
 
