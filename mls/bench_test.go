@@ -1,0 +1,484 @@
+package mls
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+)
+
+// The benchmarks go from bytes to bytes: parsing, validation and encoding are
+// inside, the ratchet tree is out of band, credentials look like
+// "@member17:example.org", and Commits are PublicMessages. In a full group
+// every member has committed once, so that no node of the tree is blank; a
+// fresh one was just created by one Commit that added everybody.
+
+// benchSizes runs f for suites and sizes of groups; the large sizes are for
+// suite 1 only.
+func benchSizes(b *testing.B, f func(b *testing.B, cs CipherSuite, n int)) {
+	for _, cs := range SupportedCipherSuites() {
+		for _, n := range []int{10, 100, 1000, 5000} {
+			if n > 100 && cs != MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519 {
+				continue
+			}
+			b.Run(fmt.Sprintf("suite=%d/n=%d", cs, n), func(b *testing.B) {
+				b.ReportAllocs()
+				f(b, cs, n)
+			})
+		}
+	}
+}
+
+type benchKey struct {
+	cs CipherSuite
+	n  int
+}
+
+var benchMu sync.Mutex // guards the two maps
+var fullGroups, freshGroups = make(map[benchKey][]*Group), make(map[benchKey][]*Group)
+
+func benchConfig(b testing.TB) *Config {
+	return &Config{Rand: testRand(b), Now: testNow, Limits: Limits{MaxProposals: 10_000}}
+}
+
+func benchLeaf(i int) LeafOptions {
+	return LeafOptions{Credential: BasicCredential(fmt.Appendf(nil, "@member%d:example.org", i))}
+}
+
+// fullGroup returns the members 0, n/2 and 1 of a group of n in which everybody
+// has committed once. The Commits are made in the tree alone, without the
+// messages.
+func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
+	b.Helper()
+	benchMu.Lock()
+	defer benchMu.Unlock()
+	if g := fullGroups[benchKey{cs, n}]; g != nil {
+		return g[0], g[1], g[2]
+	}
+	cfg := benchConfig(b)
+	groupID := []byte("!room:example.org")
+	t := newTree(cs, 2*n)
+	sigs := make([]SignaturePrivateKey, n)
+	for i := range n {
+		sigs[i] = mustSignatureKey(b, cs)
+		_, pub := mustKeyPair(b, cs)
+		o := benchLeaf(i)
+		l, err := o.leaf(sigs[i], pub)
+		if err != nil {
+			b.Fatal(err)
+		}
+		l.Source = LeafNodeSourceUpdate
+		if l, err = l.sign(cs, sigs[i], groupID, LeafIndex(i)); err != nil {
+			b.Fatal(err)
+		}
+		t.add(l)
+	}
+	all := make(nodeKeys)
+	for i := range LeafIndex(n) {
+		p, err := t.createPath(i, cfg.rand(), func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
+			o := benchLeaf(int(i))
+			l, err := o.leaf(sigs[i], pub)
+			if err != nil {
+				return nil, err
+			}
+			l.Source, l.ParentHash = LeafNodeSourceCommit, parentHash
+			return l.sign(cs, sigs[i], groupID, i)
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for x, k := range p.keys {
+			all[x] = k
+		}
+	}
+	t.finish()
+	epochSecret := cs.hash([]byte("epoch secret"))
+	var groups []*Group
+	for _, own := range []LeafIndex{0, LeafIndex(n / 2), 1} {
+		e := &epoch{cfg: cfg, tree: t, context: groupContext{
+			version: MLS10, cipherSuite: cs, groupID: groupID, epoch: uint64(n),
+			treeHash: t.rootHash(), confirmedTranscriptHash: cs.hash([]byte("transcript")),
+		}}
+		e.contextRaw = e.context.appendTo(nil)
+		g := &Group{epoch: e, own: own, signature: sigs[own], keys: make(nodeKeys), secrets: newEpochSecretsFromEpochSecret(cs, epochSecret)}
+		for _, x := range append(directPath(own.node(), t.size), own.node()) {
+			if k, ok := all[x]; ok {
+				g.keys[x] = k
+			}
+		}
+		e.confirmationTag = cs.mac(g.secrets.confirmation, e.context.confirmedTranscriptHash)
+		e.interim = cs.interimTranscriptHash(e.context.confirmedTranscriptHash, e.confirmationTag)
+		g.start()
+		groups = append(groups, g)
+	}
+	fullGroups[benchKey{cs, n}] = groups
+	return groups[0], groups[1], groups[2]
+}
+
+// freshGroup returns the creator and the last member of a new group.
+func freshGroup(b testing.TB, cs CipherSuite, n int) (creator, last *Group) {
+	b.Helper()
+	benchMu.Lock()
+	defer benchMu.Unlock()
+	if g := freshGroups[benchKey{cs, n}]; g != nil {
+		return g[0], g[1]
+	}
+	cfg := benchConfig(b)
+	kps, bundle := benchPackages(b, cfg, cs, n)
+	welcome, g := benchCreate(b, cfg, cs, kps)
+	raw, err := UnmarshalKeyPackageBundle(bundle)
+	if err != nil {
+		b.Fatal(err)
+	}
+	j, err := JoinWelcome(cfg, mustParse(b, welcome), raw, JoinOptions{RatchetTree: g.RatchetTree()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	freshGroups[benchKey{cs, n}] = []*Group{g, j}
+	return g, j
+}
+
+// benchPackages returns n-1 KeyPackages and the bundle of the last.
+func benchPackages(b testing.TB, cfg *Config, cs CipherSuite, n int) (kps [][]byte, last []byte) {
+	b.Helper()
+	for i := 1; i < n; i++ {
+		bundle, err := NewKeyPackage(cfg, cs, mustSignatureKey(b, cs), benchLeaf(i))
+		if err != nil {
+			b.Fatal(err)
+		}
+		kps = append(kps, bundle.Message())
+		if i == n-1 {
+			if last, err = bundle.MarshalBinary(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	return kps, last
+}
+
+func benchCreate(b testing.TB, cfg *Config, cs CipherSuite, kps [][]byte) (welcome []byte, g *Group) {
+	b.Helper()
+	g, err := CreateGroup(cfg, cs, []byte("!room:example.org"), mustSignatureKey(b, cs), benchLeaf(0), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	adds := make([]Proposal, len(kps))
+	for i, raw := range kps {
+		adds[i] = Add(mustParse(b, raw).KeyPackage())
+	}
+	sc, err := g.Commit(CommitOptions{Proposals: adds})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return sc.Welcome(), sc.Merge()
+}
+
+func reportWire(b *testing.B, n int) { b.ReportMetric(float64(n), "wire-B") }
+
+func BenchmarkKeyPackage(b *testing.B) {
+	for _, cs := range SupportedCipherSuites() {
+		b.Run(fmt.Sprintf("suite=%d", cs), func(b *testing.B) {
+			b.ReportAllocs()
+			key := mustSignatureKey(b, cs)
+			n := 0
+			for b.Loop() {
+				kp, err := NewKeyPackage(nil, cs, key, benchLeaf(1))
+				if err != nil {
+					b.Fatal(err)
+				}
+				n = len(kp.Message())
+			}
+			reportWire(b, n)
+		})
+	}
+}
+
+// BenchmarkCreate makes a group of n by one Commit without a path.
+func BenchmarkCreate(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		cfg := benchConfig(b)
+		kps, _ := benchPackages(b, cfg, cs, n)
+		size := 0
+		for b.Loop() {
+			w, _ := benchCreate(b, cfg, cs, kps)
+			size = len(w)
+		}
+		reportWire(b, size)
+	})
+}
+
+// BenchmarkJoin joins a new group by its Welcome.
+func BenchmarkJoin(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		cfg := benchConfig(b)
+		kps, bundle := benchPackages(b, cfg, cs, n)
+		welcome, g := benchCreate(b, cfg, cs, kps)
+		tree := g.RatchetTree()
+		for b.Loop() {
+			kp, err := UnmarshalKeyPackageBundle(bundle)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := JoinWelcome(cfg, mustParse(b, welcome), kp, JoinOptions{RatchetTree: tree}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		reportWire(b, len(tree))
+	})
+}
+
+func benchCommit(b *testing.B, g *Group, o CommitOptions) {
+	b.Helper()
+	size := 0
+	for b.Loop() {
+		sc, err := g.Commit(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = len(sc.Message())
+		sc.Merge()
+	}
+	reportWire(b, size)
+}
+
+func benchProcess(b *testing.B, from, to *Group) {
+	b.Helper()
+	m, _ := mustCommit(b, from, CommitOptions{})
+	raw := m.Raw()
+	for b.Loop() {
+		p, err := to.Process(mustParse(b, raw))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if p.(*StagedCommit).Merge() == nil {
+			b.Fatal("removed")
+		}
+	}
+	reportWire(b, len(raw))
+}
+
+// BenchmarkCommitFull gives a member of a full group new keys.
+func BenchmarkCommitFull(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		benchCommit(b, g, CommitOptions{})
+	})
+}
+
+// BenchmarkProcessFull follows such a Commit, from the other half of the tree.
+func BenchmarkProcessFull(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, far, _ := fullGroup(b, cs, n)
+		benchProcess(b, g, far)
+	})
+}
+
+// BenchmarkCommitFresh gives the creator of a fresh group new keys.
+func BenchmarkCommitFresh(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _ := freshGroup(b, cs, n)
+		benchCommit(b, g, CommitOptions{})
+	})
+}
+
+// BenchmarkProcessFresh follows such a Commit, as the last member.
+func BenchmarkProcessFresh(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, last := freshGroup(b, cs, n)
+		benchProcess(b, g, last)
+	})
+}
+
+// BenchmarkAddOne adds one member to a full group, Welcome included.
+func BenchmarkAddOne(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		bundle, err := NewKeyPackage(g.cfg, cs, mustSignatureKey(b, cs), benchLeaf(n))
+		if err != nil {
+			b.Fatal(err)
+		}
+		raw := bundle.Message()
+		commit, welcome := 0, 0
+		for b.Loop() {
+			sc, err := g.Commit(CommitOptions{Proposals: []Proposal{Add(mustParse(b, raw).KeyPackage())}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			commit, welcome = len(sc.Message()), len(sc.Welcome())
+			sc.Merge()
+		}
+		reportWire(b, commit)
+		b.ReportMetric(float64(welcome), "welcome-B")
+	})
+}
+
+// BenchmarkRemoveOne removes the last member of a full group.
+func BenchmarkRemoveOne(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		benchCommit(b, g, CommitOptions{Proposals: []Proposal{Remove(LeafIndex(n - 1))}})
+	})
+}
+
+// BenchmarkExternalJoin joins a full group by an external Commit.
+func BenchmarkExternalJoin(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		info, err := g.GroupInfo(GroupInfoOptions{ExternalPub: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tree, key := g.RatchetTree(), mustSignatureKey(b, cs)
+		size := 0
+		for b.Loop() {
+			sc, err := ExternalJoin(g.cfg, mustParse(b, info), key, ExternalJoinOptions{Leaf: benchLeaf(n), RatchetTree: tree})
+			if err != nil {
+				b.Fatal(err)
+			}
+			size = len(sc.Message())
+			sc.Merge()
+		}
+		reportWire(b, size)
+	})
+}
+
+// BenchmarkPublicStart begins to follow a full group without being a member.
+func BenchmarkPublicStart(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		info, err := g.GroupInfo(GroupInfoOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		tree := g.RatchetTree()
+		for b.Loop() {
+			if _, err := NewPublicGroup(g.cfg, mustParse(b, info), tree); err != nil {
+				b.Fatal(err)
+			}
+		}
+		reportWire(b, len(tree))
+	})
+}
+
+// BenchmarkPublicProcess follows a Commit without being a member.
+func BenchmarkPublicProcess(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		info, err := g.GroupInfo(GroupInfoOptions{RatchetTree: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		pg, err := NewPublicGroup(g.cfg, mustParse(b, info), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		m, _ := mustCommit(b, g, CommitOptions{})
+		raw := m.Raw()
+		for b.Loop() {
+			p, err := pg.Process(mustParse(b, raw))
+			if err != nil {
+				b.Fatal(err)
+			}
+			p.(*PublicStagedCommit).Merge()
+		}
+		reportWire(b, len(raw))
+	})
+}
+
+func benchTexts(b *testing.B, f func(b *testing.B, from, to *Group, text []byte)) {
+	for _, cs := range SupportedCipherSuites() {
+		for _, size := range []int{32, 1024, 16384} {
+			b.Run(fmt.Sprintf("suite=%d/size=%d", cs, size), func(b *testing.B) {
+				b.ReportAllocs()
+				from, to, _ := fullGroup(b, cs, 100)
+				f(b, from, to, make([]byte, size))
+			})
+		}
+	}
+}
+
+// BenchmarkEncrypt encrypts a message to a group of 100.
+func BenchmarkEncrypt(b *testing.B) {
+	benchTexts(b, func(b *testing.B, from, _ *Group, text []byte) {
+		size := 0
+		for b.Loop() {
+			raw, err := from.Encrypt(text, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			size = len(raw)
+		}
+		reportWire(b, size)
+	})
+}
+
+// BenchmarkDecrypt decrypts such messages in their order.
+func BenchmarkDecrypt(b *testing.B) {
+	benchTexts(b, func(b *testing.B, from, to *Group, text []byte) {
+		// The same batch is read again and again, with the ratchets put back.
+		from.ratchets = newSecretTree(from.CipherSuite(), from.CipherSuite().hash(nil), from.tree.size)
+		to.ratchets = newSecretTree(from.CipherSuite(), from.CipherSuite().hash(nil), from.tree.size)
+		before := to.ratchets.appendTo(nil)
+		batch := make([][]byte, 500)
+		for i := range batch {
+			var err error
+			if batch[i], err = from.Encrypt(text, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+		i := 0
+		for b.Loop() {
+			if i == len(batch) {
+				b.StopTimer()
+				to.ratchets, _ = unmarshalSecretTree(to.CipherSuite(), newReader(before))
+				i = 0
+				b.StartTimer()
+			}
+			if _, err := to.Process(mustParse(b, batch[i])); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+		reportWire(b, len(batch[0]))
+	})
+}
+
+// BenchmarkSave encodes the whole state of a member of a full group.
+func BenchmarkSave(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		size := 0
+		for b.Loop() {
+			size = len(g.EpochState()) + len(g.RatchetState())
+		}
+		b.ReportMetric(float64(size), "state-B")
+	})
+}
+
+// BenchmarkSaveRatchet encodes what a message changes.
+func BenchmarkSaveRatchet(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		if _, err := g.Encrypt([]byte("text"), nil); err != nil {
+			b.Fatal(err)
+		}
+		size := 0
+		for b.Loop() {
+			size = len(g.RatchetState())
+		}
+		b.ReportMetric(float64(size), "state-B")
+	})
+}
+
+// BenchmarkLoad reads the whole state of a member of a full group.
+func BenchmarkLoad(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		es, rs := g.EpochState(), g.RatchetState()
+		for b.Loop() {
+			if _, err := LoadGroup(g.cfg, es, rs); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(len(es)+len(rs)), "state-B")
+	})
+}
