@@ -290,6 +290,9 @@ func (i *Identity) SignDevice(ctx context.Context, device id.DeviceID) error {
 	if mach.CrossSigningKeys == nil {
 		return errors.New("identity: this device does not hold the user's keys; verify it with the recovery key first")
 	}
+	if err := i.listsChanged(ctx, nil, []id.UserID{i.UserID()}, false); err != nil {
+		return err
+	}
 	u, err := i.Devices(ctx, i.UserID())
 	if err != nil {
 		return err

@@ -138,6 +138,13 @@ func (d *deviceLists) outdate(user id.UserID) {
 	d.change[user] = d.notice
 }
 
+// forget drops the cache; the store keeps what it has.
+func (d *deviceLists) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.cache)
+}
+
 func (d *deviceLists) position() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -179,6 +186,9 @@ func (i *Identity) listsChanged(ctx context.Context, changed, left []id.UserID, 
 	for _, u := range users {
 		i.lists.outdate(u)
 	}
+	if slices.Contains(users, i.UserID()) {
+		i.lists.forget() // whether others are verified may have changed
+	}
 	for _, u := range changed {
 		i.notifyChanged(u)
 	}
@@ -206,18 +216,20 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 	}
 	i.lists.query.Lock()
 	defer i.lists.query.Unlock()
-	// Somebody else may have asked in the meantime.
+	// Somebody else may have asked in the meantime. Our own list comes first:
+	// others are judged by our own user-signing key.
+	own := i.UserID()
+	missing = append([]id.UserID{own}, slices.DeleteFunc(missing, func(u id.UserID) bool { return u == own })...)
 	if missing, err = i.cachedLists(ctx, missing, out); err != nil {
 		return nil, err
-	}
-	if own := i.UserID(); slices.Contains(missing, own) && len(missing) > 1 {
-		// Our own list first: others are judged by our own user-signing key.
-		missing = append([]id.UserID{own}, slices.DeleteFunc(missing, func(u id.UserID) bool { return u == own })...)
 	}
 	for batch := range slices.Chunk(missing, maxUsersPerQuery) {
 		if err := i.queryKeys(ctx, batch); err != nil {
 			return nil, err
 		}
+	}
+	if !slices.Contains(users, own) {
+		defer delete(out, own)
 	}
 	for _, u := range missing {
 		record, _, err := i.record(ctx, u)

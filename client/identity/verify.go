@@ -27,7 +27,7 @@ type VerifyUI interface {
 	Asked(ctx context.Context, user id.UserID, device id.DeviceID) bool
 	// Compare shows what both devices must show; false says that they differ.
 	Compare(ctx context.Context, user id.UserID, emoji []Emoji, decimals []int) bool
-	// Ended says how it ended: nil when both sides confirmed.
+	// Ended says how it ended: nil when both sides confirmed. It must not block.
 	Ended(ctx context.Context, user id.UserID, err error)
 }
 
@@ -49,7 +49,10 @@ type verifier struct {
 	client *mautrix.Client
 	syncer *mautrix.DefaultSyncer
 	txns   map[id.VerificationTransactionID]*verification
-	wg     sync.WaitGroup
+
+	// step is held while the helper works: it reads a run, lets its own lock
+	// go, and writes the run back, so two at once would lose a step.
+	step sync.Mutex
 }
 
 // verification is one run.
@@ -59,6 +62,11 @@ type verification struct {
 	masterID string
 	macs     bool // the other side vouched for the master key
 	peer     id.DeviceID
+
+	// The helper takes the wrong master key when the other side confirms
+	// first, so its message waits until we have.
+	confirmed bool
+	early     *event.Event
 }
 
 const maxVerifications = 50
@@ -102,6 +110,9 @@ func (i *Identity) StartVerification(ctx context.Context, user id.UserID) error 
 	if len(devices) == 0 {
 		return fmt.Errorf("identity: %s has no other device that could take part", user)
 	}
+	// An answer can come before the helper knows what it asked.
+	i.verifier.step.Lock()
+	defer i.verifier.step.Unlock()
 	txn, err := helper.StartVerification(ctx, user)
 	if err != nil {
 		return fmt.Errorf("identity: ask for a verification: %w", err)
@@ -122,6 +133,8 @@ func (i *Identity) StopVerifications(ctx context.Context) {
 		open = append(open, txn)
 	}
 	v.mu.Unlock()
+	v.step.Lock()
+	defer v.step.Unlock()
 	for _, txn := range open {
 		_ = helper.CancelVerification(ctx, txn, event.VerificationCancelCodeUser, "the verification was stopped")
 	}
@@ -179,21 +192,27 @@ func (i *Identity) verificationEvent(ctx context.Context, evt *event.Event) {
 		i.log.Info().Str("type", evt.Type.Type).Stringer("sender", evt.Sender).Msg("A verification message is malformed")
 		return
 	}
-	if !i.noteVerificationEvent(ctx, evt) {
-		return
+	v.step.Lock()
+	defer v.step.Unlock()
+	if i.noteVerificationEvent(evt) {
+		i.dispatch(ctx, evt)
 	}
+}
+
+// dispatch hands an event to the helper. The caller holds verifier.step.
+func (i *Identity) dispatch(ctx context.Context, evt *event.Event) {
 	defer func() {
 		// The library trusts the shape of what the other side sends.
 		if r := recover(); r != nil {
 			i.log.Error().Str("type", evt.Type.Type).Msg("A verification message was refused by a panic")
 		}
 	}()
-	v.syncer.Dispatch(i.quiet(ctx), evt)
+	i.verifier.syncer.Dispatch(i.quiet(ctx), evt)
 }
 
 // noteVerificationEvent keeps what is needed after the end, and drops what is
 // not from the user of the transaction.
-func (i *Identity) noteVerificationEvent(ctx context.Context, evt *event.Event) bool {
+func (i *Identity) noteVerificationEvent(evt *event.Event) bool {
 	content, ok := evt.Content.Parsed.(event.VerificationTransactionable)
 	if !ok {
 		return false
@@ -219,6 +238,10 @@ func (i *Identity) noteVerificationEvent(ctx context.Context, evt *event.Event) 
 				txn.macs, txn.masterID = true, name
 			}
 		}
+		if !txn.confirmed {
+			txn.early = evt
+			return false
+		}
 	}
 	return true
 }
@@ -241,9 +264,7 @@ func (c *verifyCallbacks) run(ctx context.Context, fn func(ctx context.Context, 
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
-	v.wg.Add(1)
 	go func() {
-		defer v.wg.Done()
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // the protocol's own limit
 		defer cancel()
 		fn(ctx, ui, helper)
@@ -264,8 +285,11 @@ func (c *verifyCallbacks) VerificationRequested(ctx context.Context, txnID id.Ve
 	v.txns[txnID] = &verification{user: from, peer: device}
 	v.mu.Unlock()
 	c.run(ctx, func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper) {
+		accepted := ui.Asked(ctx, from, device)
+		v.step.Lock()
+		defer v.step.Unlock()
 		var err error
-		if ui.Asked(ctx, from, device) {
+		if accepted {
 			err = helper.AcceptVerification(ctx, txnID)
 		} else {
 			err = helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeUser, "the user declined")
@@ -288,6 +312,9 @@ func (c *verifyCallbacks) VerificationReady(ctx context.Context, txnID id.Verifi
 			c.end(ctx, ui, txnID, errors.New("identity: the other device cannot compare emoji"))
 			return
 		}
+		v := &c.i.verifier
+		v.step.Lock()
+		defer v.step.Unlock()
 		if err := helper.StartSAS(ctx, txnID); err != nil {
 			c.end(ctx, ui, txnID, fmt.Errorf("identity: start the comparison: %w", err))
 		}
@@ -305,14 +332,30 @@ func (c *verifyCallbacks) ShowSAS(ctx context.Context, txnID id.VerificationTran
 		for n := range shown {
 			shown[n] = Emoji{Symbol: emojis[n], Name: names[n]}
 		}
-		if ui.Compare(ctx, t.user, shown, slices.Clone(decimals)) {
-			if err := helper.ConfirmSAS(ctx, txnID); err != nil {
-				c.end(ctx, ui, txnID, fmt.Errorf("identity: confirm the comparison: %w", err))
-			}
+		same := ui.Compare(ctx, t.user, shown, slices.Clone(decimals))
+		v := &c.i.verifier
+		v.step.Lock()
+		defer v.step.Unlock()
+		if !same {
+			err := helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeSASMismatch, "the emoji differ")
+			c.end(ctx, ui, txnID, errors.Join(errors.New("identity: the emoji differ: somebody may be in between, or the other device showed another comparison"), err))
 			return
 		}
-		err := helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeSASMismatch, "the emoji differ")
-		c.end(ctx, ui, txnID, errors.Join(errors.New("identity: the emoji differ: somebody may be in between, or the other device showed another comparison"), err))
+		err := helper.ConfirmSAS(ctx, txnID)
+		if errors.Is(err, verificationhelper.ErrUnknownVerificationTransaction) {
+			err = ErrVerificationEnded
+		}
+		if err != nil {
+			c.end(ctx, ui, txnID, fmt.Errorf("identity: confirm the comparison: %w", err))
+			return
+		}
+		v.mu.Lock()
+		early := t.early
+		t.confirmed, t.early = true, nil
+		v.mu.Unlock()
+		if early != nil {
+			c.i.dispatch(ctx, early)
+		}
 	})
 }
 

@@ -1,0 +1,243 @@
+package identity
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+func TestDevicesAreCachedUntilTheyChange(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	syncOnce(t, a)
+	list := func() *UserDevices {
+		t.Helper()
+		u, err := a.Devices(t.Context(), b.UserID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	if u := list(); u.Devices[b.DeviceID()] == nil || u.MasterState != MasterNone {
+		t.Fatalf("devices %+v", u)
+	}
+	queries := h.queries
+	list()
+	a.lists.init() // as after a restart
+	list()
+	if h.queries != queries {
+		t.Errorf("%d queries although nothing changed", h.queries-queries)
+	}
+	var told []id.UserID
+	a.OnDevicesChanged(func(u id.UserID) { told = append(told, u) })
+	second := h.loginDevice("@b:one")
+	syncOnce(t, a)
+	if u := list(); u.Devices[second.DeviceID()] == nil {
+		t.Error("the second device is missing")
+	}
+	if len(told) == 0 || told[0] != b.UserID() {
+		t.Errorf("told %v", told)
+	}
+}
+
+func TestFirstSyncOutdatesEveryList(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	queries := h.queries
+	resp, err := a.Sync(t.Context(), SyncRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.DeviceLists.Changed = nil
+	if err := a.ProcessSync(t.Context(), resp); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil || h.queries == queries {
+		t.Errorf("the list of before was used after a sync from the start, %v", err)
+	}
+}
+
+func TestUnreachableServerKeepsWhatIsKnown(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:two")
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	h.failures["two"] = true
+	if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Devices(t.Context(), b.UserID())
+	if err != nil || u.Devices[b.DeviceID()] == nil {
+		t.Errorf("got %+v, %v", u, err)
+	}
+	u, err = a.Devices(t.Context(), "@nobody:two")
+	if err != nil || len(u.Devices) != 0 {
+		t.Errorf("unknown user: got %+v, %v", u, err)
+	}
+}
+
+func TestMasterStates(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	bootstrap(t, b)
+	state := func() MasterState {
+		t.Helper()
+		syncOnce(t, a)
+		u, err := a.Devices(t.Context(), b.UserID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := u.Devices[b.DeviceID()]; d == nil || !d.CrossSigned || d.Verified != (u.MasterState == MasterVerified) {
+			t.Errorf("device %+v in state %s", d, u.MasterState)
+		}
+		return u.MasterState
+	}
+	if got := state(); got != MasterTOFU {
+		t.Errorf("first seen: %s", got)
+	}
+	bootstrap(t, a)
+	mach, _, err := a.machine(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Devices(t.Context(), b.UserID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mach.SignUser(t.Context(), b.UserID(), id.Ed25519(u.MasterKey)); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != MasterVerified {
+		t.Errorf("signed by our user-signing key: %s", got)
+	}
+	if own, err := a.Devices(t.Context(), a.UserID()); err != nil || own.MasterState != MasterOwn || !own.Devices[a.DeviceID()].Verified {
+		t.Errorf("own: %+v, %v", own, err)
+	}
+	// The user resets the keys.
+	h.mu.Lock()
+	delete(h.cross, b.UserID())
+	for key := range h.account {
+		if strings.HasPrefix(key, b.UserID().String()) {
+			delete(h.account, key)
+		}
+	}
+	h.mu.Unlock()
+	reset := h.loginDevice("@b:one")
+	bootstrap(t, reset)
+	if err := reset.SignDevice(t.Context(), b.DeviceID()); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != MasterChanged {
+		t.Errorf("after a reset: %s", got)
+	}
+	u, err = a.Devices(t.Context(), b.UserID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := u.Devices[b.DeviceID()]
+	cred := &rooms.Credential{User: b.UserID(), Device: b.DeviceID(), Key: d.MLSKeys[1]}
+	if err := u.Check(cred, 1, rooms.VerifyCross); rooms.RuleOf(err) != rooms.RuleIdentityChanged {
+		t.Errorf("check after a reset: %v", err)
+	}
+	if err := a.AcceptIdentity(t.Context(), b.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != MasterTOFU {
+		t.Errorf("after accepting: %s", got)
+	}
+}
+
+func TestForgedDevicesAreIgnored(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	bootstrap(t, b)
+	good := h.device(b).keys
+	for _, row := range []struct {
+		name, old, new string
+	}{
+		{"another user", `"user_id":"@b:one"`, `"user_id":"@c:one"`},
+		{"another device", `"device_id":"` + b.DeviceID().String(), `"device_id":"X` + b.DeviceID().String()},
+		{"a changed algorithm", rooms.Algorithm, "m.olm.v1.curve25519-aes-sha2"},
+		{"no object", string(good), `"device"`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			forged := strings.Replace(string(good), row.old, row.new, 1)
+			if forged == string(good) || !json.Valid([]byte(forged)) {
+				t.Fatal("the forgery is none")
+			}
+			h.mu.Lock()
+			h.devices["@b:one"][b.DeviceID().String()].keys = json.RawMessage(forged)
+			h.mu.Unlock()
+			if err := a.listsChanged(t.Context(), []id.UserID{"@b:one"}, nil, false); err != nil {
+				t.Fatal(err)
+			}
+			u, err := a.Devices(t.Context(), "@b:one")
+			if err != nil || len(u.Devices) != 0 {
+				t.Errorf("got %+v, %v", u.Devices, err)
+			}
+		})
+	}
+}
+
+func TestADeviceCannotComeBackWithAnotherKey(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	first, err := a.Devices(t.Context(), b.UserID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := b.DeviceID()
+	// The server removes the device, then shows one of the same name.
+	h.mu.Lock()
+	saved := h.devices[b.UserID()]
+	h.devices[b.UserID()] = map[string]*fakeDevice{}
+	h.mu.Unlock()
+	if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := a.Devices(t.Context(), b.UserID()); err != nil || len(u.Devices) != 0 {
+		t.Fatal(u, err)
+	}
+	h.mu.Lock()
+	h.devices[b.UserID()] = map[string]*fakeDevice{}
+	h.nextLogin = 1 // the next device gets the name DEV2
+	h.mu.Unlock()
+	impostor := h.loginDevice("@b:one")
+	if impostor.DeviceID() != name {
+		t.Fatalf("the impostor is called %s, want %s", impostor.DeviceID(), name)
+	}
+	if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Devices(t.Context(), b.UserID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cred := &rooms.Credential{User: b.UserID(), Device: name, Key: u.Devices[name].MLSKeys[1]}
+	if err := u.Check(cred, 1, rooms.VerifyTOFU); rooms.RuleOf(err) != rooms.RuleIdentityChanged {
+		t.Errorf("got %v, want an identity that changed", err)
+	}
+	_, _ = first, saved
+}
+
+func TestStoreErrorsAreNotSwallowed(t *testing.T) {
+	h := newHomeserver(t, true)
+	a := h.loginDevice("@a:one")
+	if err := a.st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.listsChanged(t.Context(), []id.UserID{"@b:one"}, nil, false); err == nil {
+		t.Error("a closed store was written to")
+	} else if errors.Is(err, ErrNotLoggedIn) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,350 @@
+package identity
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+func TestLoginPublishesKeys(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	d := h.device(i)
+	keys, err := rooms.ParseDeviceKeys(d.keys, i.UserID(), i.DeviceID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain struct {
+		Algorithms []string
+		Keys       map[string]string
+	}
+	if err := json.Unmarshal(d.keys, &plain); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(plain.Algorithms); got != "["+rooms.Algorithm+"]" {
+		t.Errorf("algorithms %s: nobody must encrypt for this device with Olm", got)
+	}
+	for _, cs := range suites {
+		key, err := i.SignatureKey(cs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(keys.MLS[cs]) != string(key.Public()) {
+			t.Errorf("%s: the published key is not the device's", cs)
+		}
+		algorithm := string(rooms.SuiteKeyAlgorithm(cs))
+		if got, want := d.counts()[algorithm], DefaultStock(suites)[cs]; got != want {
+			t.Errorf("%s: %d key packages, want %d", cs, got, want)
+		}
+		if _, ok := d.fallback[algorithm]; !ok {
+			t.Errorf("%s: no key package of last resort", cs)
+		}
+	}
+	if len(d.otk) > MaxStock {
+		t.Errorf("%d one-time keys, at most %d", len(d.otk), MaxStock)
+	}
+}
+
+func TestLoginRefused(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := openIdentity(t, nil)
+	err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "a"}, "wrong-password-4711")
+	if !errors.Is(err, ErrPasswordRefused) {
+		t.Errorf("got %v, want ErrPasswordRefused", err)
+	}
+	if err != nil && strings.Contains(err.Error(), "4711") {
+		t.Errorf("the error holds the password: %v", err)
+	}
+	if i.LoggedIn() {
+		t.Error("logged in all the same")
+	}
+	if _, err := i.Status(t.Context()); !errors.Is(err, ErrNotLoggedIn) {
+		t.Errorf("status: got %v", err)
+	}
+}
+
+func TestReopenKeepsTheDevice(t *testing.T) {
+	h := newHomeserver(t, true)
+	path := filepath.Join(t.TempDir(), "client.db")
+	open := func() (*Identity, *store.Store) {
+		st, err := store.Open(t.Context(), store.Options{Path: path, Key: make(store.Key, store.KeySize)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i, err := Open(t.Context(), Options{Store: st, Suites: suites})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i, st
+	}
+	i, st := open()
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "@a:one"}, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	key, err := i.SignatureKey(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := i.Fingerprint()
+	st.Close()
+	uploads := h.uploads
+	i, st = open()
+	defer st.Close()
+	again, err := i.SignatureKey(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i.UserID() != "@a:one" || i.Fingerprint() != before || string(again.Bytes()) != string(key.Bytes()) {
+		t.Error("the device is another one after reopening")
+	}
+	syncOnce(t, i)
+	if h.uploads != uploads {
+		t.Errorf("%d uploads although nothing changed", h.uploads-uploads)
+	}
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "@b:one"}, "secret"); !errors.Is(err, ErrLoggedIn) {
+		t.Errorf("second login: got %v, want ErrLoggedIn", err)
+	}
+}
+
+func TestLogoutEmptiesTheStore(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	if err := i.Logout(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if i.LoggedIn() || len(h.devices["@a:one"]) != 0 {
+		t.Error("still logged in")
+	}
+	if all, err := i.st.KeyPackages(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("%d key packages left, %v", len(all), err)
+	}
+}
+
+func TestEndedSessionIsNamed(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	h.mu.Lock()
+	delete(h.devices["@a:one"], i.DeviceID().String())
+	h.mu.Unlock()
+	if _, err := i.Sync(t.Context(), SyncRequest{}); !errors.Is(err, ErrTokenRejected) {
+		t.Errorf("got %v, want ErrTokenRejected", err)
+	}
+}
+
+func TestRateLimitIsObeyed(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	h.limited = 2
+	if _, err := i.Devices(t.Context(), "@b:one"); err != nil {
+		t.Errorf("after two 429 answers: %v", err)
+	}
+	h.limited = maxAttempts
+	if _, err := i.Devices(t.Context(), "@c:one"); err == nil {
+		t.Error("a homeserver that always limits was asked for ever")
+	}
+}
+
+func TestSSOLoginTakesTheToken(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := openIdentity(t, nil)
+	visit := func(page string) error {
+		u, err := url.Parse(page)
+		if err != nil {
+			return err
+		}
+		back, err := url.Parse(u.Query().Get("redirectUrl"))
+		if err != nil {
+			return err
+		}
+		if host := back.Hostname(); host != "127.0.0.1" {
+			return fmt.Errorf("the browser would be sent to %s", host)
+		}
+		for _, try := range []struct {
+			path, token string
+			want        int
+		}{{"/login/guessed", "bad-token", 404}, {back.Path, "", 400}, {back.Path, "good-token", 200}} {
+			visit := *back
+			visit.Path, visit.RawQuery = try.path, url.Values{"loginToken": {try.token}}.Encode()
+			resp, err := http.Get(visit.String())
+			if err != nil {
+				return err
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				return err
+			}
+			resp.Body.Close()
+			if resp.StatusCode != try.want {
+				return fmt.Errorf("%s: got %d, want %d", visit.String(), resp.StatusCode, try.want)
+			}
+		}
+		return nil
+	}
+	if err := i.LoginSSO(t.Context(), Login{Homeserver: h.url}, visit); err != nil {
+		t.Fatal(err)
+	}
+	if i.UserID() != "@sso:one" {
+		t.Errorf("logged in as %s", i.UserID())
+	}
+}
+
+func TestSSOLoginEndsWithTheContext(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := openIdentity(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := i.LoginSSO(ctx, Login{Homeserver: h.url}, func(string) error { cancel(); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	i := openIdentity(t, nil)
+	for _, row := range []struct {
+		name string
+		in   Login
+		want string
+	}{
+		{"base URL", Login{Homeserver: "https://m.example.org/"}, "https://m.example.org"},
+		{"plain URL", Login{Homeserver: "http://127.0.0.1:8008"}, "http://127.0.0.1:8008"},
+		{"neither homeserver nor full user id", Login{User: "alice"}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got, err := i.resolve(t.Context(), row.in)
+			if got != row.want || (err == nil) != (row.want != "") {
+				t.Errorf("got %q, %v, want %q", got, err, row.want)
+			}
+		})
+	}
+}
+
+func TestLeafOptionsMakeAnAcceptedKeyPackage(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	for _, cs := range suites {
+		key, err := i.SignatureKey(cs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := i.LeafOptions(cs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := mls.NewKeyPackage(i.mlsConfig(), cs, key, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cred, err := rooms.CredentialOf(b.KeyPackage().LeafNode)
+		if err != nil || cred.User != i.UserID() || cred.Device != i.DeviceID() {
+			t.Errorf("%s: credential %v, %v", cs, cred, err)
+		}
+		if !b.KeyPackage().LeafNode.Capabilities.SupportsExtension(rooms.ExtensionPolicy) {
+			t.Errorf("%s: the leaf does not support the policy extension", cs)
+		}
+	}
+	if _, err := i.LeafOptions(2); err == nil {
+		t.Error("a suite that is not offered has leaf options")
+	}
+}
+
+func TestDefaultStockStaysBelowTheLimit(t *testing.T) {
+	for n := range len(mls.SupportedCipherSuites()) + 1 {
+		total := 0
+		for _, v := range DefaultStock(mls.SupportedCipherSuites()[:n]) {
+			total += v
+		}
+		if total > MaxStock || n > 0 && total != MaxStock {
+			t.Errorf("%d suites: %d key packages, want %d", n, total, MaxStock)
+		}
+	}
+}
+
+// bootstrap sets cross-signing up and returns the recovery key.
+func bootstrap(t *testing.T, i *Identity) string {
+	t.Helper()
+	key, err := i.Bootstrap(t.Context(), UIA{Password: "secret"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestBootstrapThenRecover(t *testing.T) {
+	h := newHomeserver(t, true)
+	one := h.loginDevice("@a:one")
+	if _, err := one.Bootstrap(t.Context(), UIA{Password: "wrong"}, ""); !errors.Is(err, ErrPasswordRefused) {
+		t.Errorf("wrong password: got %v", err)
+	}
+	if err := one.Recover(t.Context(), "x"); !errors.Is(err, ErrNoCrossSigning) {
+		t.Errorf("recover before there is anything: got %v", err)
+	}
+	key := bootstrap(t, one)
+	two := h.loginDevice("@a:one")
+	if s, err := two.Status(t.Context()); err != nil || !s.HasCrossSigning || s.DeviceSigned || s.MasterTrusted || s.CanSign {
+		t.Errorf("status of a new device: %+v, %v", s, err)
+	}
+	if _, err := two.Bootstrap(t.Context(), UIA{Password: "secret"}, ""); !errors.Is(err, ErrCrossSigningExists) {
+		t.Errorf("second bootstrap: got %v", err)
+	}
+	if err := two.Recover(t.Context(), "EsTb not a key"); !errors.Is(err, ErrWrongRecoveryKey) {
+		t.Errorf("wrong recovery key: got %v", err)
+	}
+	if err := two.Recover(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []*Identity{one, two} {
+		if s, err := i.Status(t.Context()); err != nil || !s.DeviceSigned || !s.MasterTrusted || !s.CanSign {
+			t.Errorf("%s: status %+v, %v", i.DeviceID(), s, err)
+		}
+	}
+	three := h.loginDevice("@a:one")
+	if err := two.SignDevice(t.Context(), three.DeviceID()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := three.Status(t.Context()); err != nil || !s.DeviceSigned || s.MasterTrusted {
+		t.Errorf("a device signed by another: %+v, %v", s, err)
+	}
+}
+
+func TestRecoverRefusesAnotherMasterKey(t *testing.T) {
+	h := newHomeserver(t, true)
+	one := h.loginDevice("@a:one")
+	key := bootstrap(t, one)
+	other := h.loginDevice("@b:one")
+	bootstrap(t, other)
+	two := h.loginDevice("@a:one")
+	h.mu.Lock()
+	h.cross["@a:one"] = map[string]json.RawMessage{}
+	for usage, raw := range h.cross["@b:one"] { // the server swaps the keys
+		h.cross["@a:one"][usage] = json.RawMessage(strings.ReplaceAll(string(raw), "@b:one", "@a:one"))
+	}
+	h.mu.Unlock()
+	if err := two.Recover(t.Context(), key); err == nil {
+		t.Error("a recovery key signed for a master key that is not in it")
+	}
+	if m, err := two.trustedMaster(t.Context()); err != nil || m != "" {
+		t.Errorf("trusted %q, %v", m, err)
+	}
+}
+
+func TestOnlyOneNameForUsers(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	for _, user := range []id.UserID{"", "a", "@a", "@a:", "!a:one"} {
+		if _, err := i.Devices(t.Context(), user); err == nil {
+			t.Errorf("%q was asked for", user)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// person answers a verification.
+type person struct {
+	accept, match bool
+	shown         chan string
+	ended         chan error
+}
+
+func newPerson(i *Identity, accept, match bool) *person {
+	p := &person{accept: accept, match: match, shown: make(chan string, 1), ended: make(chan error, 1)}
+	i.SetVerifyUI(p)
+	return p
+}
+
+func (p *person) Asked(context.Context, id.UserID, id.DeviceID) bool { return p.accept }
+func (p *person) Compare(_ context.Context, _ id.UserID, emoji []Emoji, decimals []int) bool {
+	p.shown <- fmt.Sprint(emoji, decimals)
+	return p.match
+}
+func (p *person) Ended(_ context.Context, _ id.UserID, err error) { p.ended <- err }
+
+func wait[T any](t *testing.T, what string, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(30 * time.Second):
+		t.Fatalf("timed out waiting for %s", what)
+		panic("unreachable")
+	}
+}
+
+func TestVerifyOwnDevice(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	a, b := newPerson(one, true, true), newPerson(two, true, true)
+	keepSyncing(t, one, two)
+	if err := two.StartVerification(t.Context(), two.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if x, y := wait(t, "emoji", a.shown), wait(t, "emoji", b.shown); x != y || x == "" {
+		t.Errorf("the devices show %s and %s", x, y)
+	}
+	for _, p := range []*person{a, b} {
+		if err := wait(t, "the end", p.ended); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := two.Status(t.Context())
+	if err != nil || !s.DeviceSigned || !s.MasterTrusted || s.CanSign {
+		t.Errorf("the verified device: %+v, %v", s, err)
+	}
+}
+
+func TestVerifyAnotherUser(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	bootstrap(t, one)
+	bootstrap(t, two)
+	a, b := newPerson(one, true, true), newPerson(two, true, true)
+	keepSyncing(t, one, two)
+	if err := one.StartVerification(t.Context(), two.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*person{a, b} {
+		if err := wait(t, "the end", p.ended); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct{ viewer, seen *Identity }{{one, two}, {two, one}} {
+		if err := row.viewer.listsChanged(t.Context(), []id.UserID{row.seen.UserID()}, nil, false); err != nil {
+			t.Fatal(err)
+		}
+		u, err := row.viewer.Devices(t.Context(), row.seen.UserID())
+		if err != nil || u.MasterState != MasterVerified {
+			t.Errorf("%s sees %s as %s, %v", row.viewer.UserID(), row.seen.UserID(), u.MasterState, err)
+		}
+	}
+}
+
+func TestDifferentEmojiVerifyNothing(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	a, b := newPerson(one, true, false), newPerson(two, true, true)
+	keepSyncing(t, one, two)
+	if err := two.StartVerification(t.Context(), two.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t, "the end", a.ended); err == nil {
+		t.Error("the side that refused ended well")
+	}
+	if err := wait(t, "the end", b.ended); !errors.Is(err, ErrVerificationEnded) {
+		t.Errorf("the other side: got %v", err)
+	}
+	if s, err := two.Status(t.Context()); err != nil || s.DeviceSigned || s.MasterTrusted {
+		t.Errorf("after a refusal: %+v, %v", s, err)
+	}
+}
+
+func TestDeclinedVerification(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	newPerson(one, false, true)
+	b := newPerson(two, true, true)
+	keepSyncing(t, one, two)
+	if err := two.StartVerification(t.Context(), two.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t, "the end", b.ended); !errors.Is(err, ErrVerificationEnded) {
+		t.Errorf("got %v, want ErrVerificationEnded", err)
+	}
+}
+
+func TestNobodyToVerifyWith(t *testing.T) {
+	h := newHomeserver(t, true)
+	one := h.loginDevice("@a:one")
+	newPerson(one, true, true)
+	if err := one.StartVerification(t.Context(), one.UserID()); err == nil {
+		t.Error("a verification was started with nobody")
+	}
+}
