@@ -194,6 +194,14 @@ func (gi *GroupInfo) verifySignature(key SignaturePublicKey) error {
 	return nil
 }
 
+// Verify checks the signature of the GroupInfo with the key of its signer.
+func (gi *GroupInfo) Verify(key SignaturePublicKey) error {
+	if err := gi.context.cipherSuite.check(); err != nil {
+		return err
+	}
+	return gi.verifySignature(key)
+}
+
 // CipherSuite returns the group's suite.
 func (gi *GroupInfo) CipherSuite() CipherSuite { return gi.context.cipherSuite }
 

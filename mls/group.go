@@ -506,7 +506,6 @@ func (g *Group) stage(ac *authenticatedContent) (*StagedCommit, error) {
 		return nil, err
 	}
 	s := newStagedCommit(t, ac)
-	s.old = g
 	if t.removes(g.own) {
 		// We cannot follow: the new epoch's secrets are not for us.
 		return s, nil

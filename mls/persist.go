@@ -76,8 +76,12 @@ func readEpoch(cfg *Config, s *reader) (*epoch, error) {
 	return e, nil
 }
 
-// EpochState returns what does not change in this epoch. It holds secrets.
+// EpochState returns what does not change in this epoch. It holds secrets. A
+// group whose secrets were wiped has none.
 func (g *Group) EpochState() []byte {
+	if g.ratchets == nil {
+		return nil
+	}
 	b := []byte{epochStateFormat}
 	b = g.epoch.appendTo(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(g.own))
@@ -107,7 +111,11 @@ func (g *Group) EpochState() []byte {
 // RatchetState returns what messages of this epoch have changed: the ratchets
 // and the proposals. It holds secrets. Store it after Encrypt, Propose and
 // Process, before a message is sent or acted on.
+// A group whose secrets were wiped has none.
 func (g *Group) RatchetState() []byte {
+	if g.ratchets == nil {
+		return nil
+	}
 	b := []byte{ratchetStateFormat}
 	b = binary.BigEndian.AppendUint64(b, g.context.epoch)
 	b = appendOpaqueVec(b, g.context.confirmedTranscriptHash)
@@ -289,7 +297,7 @@ func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, e
 	if err := readFormat(s, stagedCommitFormat, "commit"); err != nil {
 		return nil, err
 	}
-	c := &StagedCommit{old: g}
+	c := new(StagedCommit)
 	var epochState, ratchetState []byte
 	if !c.unmarshal(s) || !readOpaqueVec(s, &epochState) || !readOpaqueVec(s, &ratchetState) {
 		return nil, fmt.Errorf("mls: reading a stored commit: %w", s.error())
@@ -307,6 +315,11 @@ func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, e
 	c.epoch = c.next.context.epoch
 	c.confirmationTag = c.next.confirmationTag
 	c.reinit = c.next.reinit
+	c.tree = c.next.tree
+	c.extensions = c.next.context.extensions
+	if c.committerLeaf = c.tree.leaf(c.committer); c.committerLeaf == nil {
+		return nil, errors.New("mls: reading a stored commit: its committer is not in the group")
+	}
 	return c, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 )
 
@@ -21,6 +22,9 @@ type commitInfo struct {
 	reinit            *ReInit
 	confirmationTag   []byte
 	hasPath           bool
+	committerLeaf     *LeafNode
+	tree              *ratchetTree // of the next epoch
+	extensions        []Extension
 }
 
 // Sender returns who sent the Commit: a member, or a new member that joins by it.
@@ -50,6 +54,32 @@ func (c *commitInfo) Removed() []RemovedLeaf { return c.removed }
 // Updated returns the leaves replaced by Update proposals.
 func (c *commitInfo) Updated() []LeafIndex { return c.updated }
 
+// CommitterLeaf returns the committer's leaf in the next epoch.
+func (c *commitInfo) CommitterLeaf() *LeafNode { return c.committerLeaf }
+
+// Members yields the members of the next epoch in the order of their leaves.
+func (c *commitInfo) Members() iter.Seq2[LeafIndex, *LeafNode] { return c.tree.members() }
+
+// Leaf returns the member at i in the next epoch, if there is one.
+func (c *commitInfo) Leaf(i LeafIndex) (*LeafNode, bool) {
+	l := c.tree.leaf(i)
+	return l, l != nil
+}
+
+// MemberCount returns the number of members of the next epoch.
+func (c *commitInfo) MemberCount() int { return int(c.tree.count) }
+
+// Extensions returns the extensions of the next epoch's GroupContext.
+func (c *commitInfo) Extensions() []Extension { return cloneExtensions(c.extensions) }
+
+// Extension returns the body of an extension of the next epoch's GroupContext.
+func (c *commitInfo) Extension(t ExtensionType) ([]byte, bool) {
+	return findExtension(c.extensions, t)
+}
+
+// TreeHash returns the hash of the next epoch's ratchet tree.
+func (c *commitInfo) TreeHash() []byte { return bytes.Clone(c.tree.rootHash()) }
+
 // HasPath tells whether the committer's leaf was replaced.
 func (c *commitInfo) HasPath() bool { return c.hasPath }
 
@@ -72,6 +102,9 @@ func newCommitInfo(t *transition, ac *authenticatedContent) commitInfo {
 		reinit:            t.reinit,
 		confirmationTag:   ac.confirmationTag,
 		hasPath:           t.commit.path != nil,
+		committerLeaf:     t.tree.leaf(t.committer),
+		tree:              t.tree,
+		extensions:        t.context.extensions,
 	}
 }
 
@@ -79,7 +112,6 @@ func newCommitInfo(t *transition, ac *authenticatedContent) commitInfo {
 // ready to be merged. It may as well be dropped.
 type StagedCommit struct {
 	commitInfo
-	old  *Group // nil for an external Commit of ours
 	next *Group // nil when the Commit removes us
 
 	// Of a Commit of ours.
@@ -255,7 +287,7 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 	n.inherit(g)
 
 	s := newStagedCommit(t, ac)
-	s.old, s.next = g, n
+	s.next = n
 	if len(t.added) > 0 {
 		if s.welcome, err = n.makeWelcome(t, path, o); err != nil {
 			return nil, err

@@ -424,13 +424,19 @@ func testPassiveClientVector(t *testing.T, v *passiveClientVector) {
 	cfg := &Config{
 		Now:           func() time.Time { return start },
 		Authenticator: vectorAuthenticator{},
-		Limits:        Limits{MaxLifetime: math.MaxInt64, ClockSkew: math.MaxInt64},
+		Limits:        Limits{MaxLifetime: math.MaxInt64, ClockSkew: math.MaxInt64, MaxSenderProposals: 100},
 		// The producer of the cases of suite 7 does not list it.
 		AllowUnlistedCipherSuite: v.CipherSuite == MLS_256_DHKEMP384_AES256GCM_SHA384_P384,
 		PSK: func(id PreSharedKeyID) ([]byte, bool) {
 			psk, ok := psks[string(id.ID)]
 			return psk, ok && id.Type == PSKTypeExternal
 		},
+	}
+	if v.CipherSuite == MLS_256_DHKEMP521_AES256GCM_SHA512_P521 {
+		// The producer leaves out leading zeros of P-521 keys.
+		for _, k := range []*hexBytes{&v.InitPriv, &v.EncryptionPriv, &v.SignaturePriv} {
+			*k = append(make([]byte, 66-len(*k)), *k...)
+		}
 	}
 	key, err := ParseSignaturePrivateKey(v.CipherSuite, v.SignaturePriv)
 	if err != nil {

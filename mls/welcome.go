@@ -130,6 +130,10 @@ func joinWelcome(cfg *Config, w *Welcome, gs *groupSecrets, bundle *KeyPackageBu
 	if o.InUse != nil && o.InUse(gi.context.groupID) {
 		return nil, invalid("welcome/group-id-in-use", "12.4.3.1", "we are in this group already")
 	}
+	// RFC 9420, Section 13.4: we support the extensions of the group.
+	if err := kp.LeafNode.Capabilities.supportsGroup(gi.context.extensions, nil); err != nil {
+		return nil, invalid("welcome/extension-unsupported", "13.4", "our KeyPackage and the group: %w", err)
+	}
 	e, err := newEpoch(cfg, gi, o.RatchetTree)
 	if err != nil {
 		return nil, err
