@@ -106,11 +106,7 @@ func (i *Identity) LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error) {
 	if err != nil {
 		return mls.LeafOptions{}, err
 	}
-	caps := mls.DefaultCapabilities()
-	caps.CipherSuites = i.Suites()
-	if !caps.SupportsExtension(rooms.ExtensionPolicy) {
-		caps.Extensions = append(caps.Extensions, rooms.ExtensionPolicy)
-	}
-	cred := rooms.Credential{User: a.userID, Device: a.deviceID, Key: key.Public()}
-	return mls.LeafOptions{Credential: cred.MLS(), Capabilities: &caps}, nil
+	o := rooms.LeafOptions(rooms.Credential{User: a.userID, Device: a.deviceID, Key: key.Public()})
+	o.Capabilities.CipherSuites = i.Suites()
+	return o, nil
 }
