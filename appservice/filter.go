@@ -61,7 +61,7 @@ func (f *filter) judge(ev *homeserver.Event) verdict {
 			if known {
 				return keep
 			}
-			return stranger
+			return drop
 		}
 		switch {
 		case !f.accepts(ev.Sender), !known && full:
@@ -70,6 +70,8 @@ func (f *filter) judge(ev *homeserver.Event) verdict {
 			return keep
 		}
 		return invite
+	case ev.Type == typeProbe:
+		return drop
 	case strings.HasPrefix(ev.Type, rooms.Prefix):
 		if !known {
 			return stranger

@@ -64,17 +64,26 @@ func (s *Service) getLive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, struct{}{})
 }
 
+// Readiness is the answer of the ready endpoint.
+type Readiness struct {
+	Reason string `json:"reason,omitempty"` // why the module is not ready
+	// LastCall is when the homeserver last called the module, in Unix
+	// milliseconds; 0 if it never did.
+	LastCall int64 `json:"last_call"`
+}
+
 // getReady tells whether the module does its work now.
 func (s *Service) getReady(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	if why := s.notReady(ctx); why != "" {
+	answer := Readiness{Reason: s.notReady(ctx), LastCall: s.heard.Load()}
+	if answer.Reason != "" {
 		s.metrics.Set(metrics.Ready, 0)
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"reason": why})
+		writeJSON(w, http.StatusServiceUnavailable, answer)
 		return
 	}
 	s.metrics.Set(metrics.Ready, 1)
-	writeJSON(w, http.StatusOK, struct{}{})
+	writeJSON(w, http.StatusOK, answer)
 }
 
 func (s *Service) notReady(ctx context.Context) string {
@@ -85,7 +94,7 @@ func (s *Service) notReady(ctx context.Context) string {
 		return "the database does not answer"
 	case !s.connected.Load():
 		return "the homeserver has not accepted the module yet"
-	case !s.linked.Load() && !s.heard.Load():
+	case !s.linked.Load() && s.heard.Load() == 0:
 		return "the homeserver has not reached the module yet"
 	case !s.drained.Load():
 		return "the inbox has not been read yet"

@@ -243,8 +243,12 @@ func (s *Service) reconcileRooms(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	own, err := s.store.Get(ctx, keyProbeRoom)
+	if err != nil {
+		return err
+	}
 	for _, room := range joined {
-		if s.filter.has(room) {
+		if s.filter.has(room) || string(room) == own {
 			continue
 		}
 		if err := s.store.NoteRoom(ctx, room, store.RoomJoined); err != nil {

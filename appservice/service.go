@@ -63,7 +63,7 @@ type Service struct {
 
 	connected atomic.Bool  // the homeserver takes the module's token
 	linked    atomic.Bool  // the homeserver's ping came back
-	heard     atomic.Bool  // the homeserver called the module
+	heard     atomic.Int64 // when the homeserver last called the module, in Unix milliseconds
 	drained   atomic.Bool  // the inbox was empty once
 	skipped   atomic.Bool  // a transaction was skipped; rooms must be compared
 	stopping  atomic.Bool  // the module ends
@@ -220,14 +220,17 @@ func (s *Service) Run(ctx context.Context) error {
 // guard runs a task and starts it again if an invariant breaks in it.
 func (s *Service) guard(ctx context.Context, name string, task func(context.Context)) {
 	for ctx.Err() == nil {
-		func() {
+		if func() (ended bool) {
 			defer func() {
 				if cause := recover(); cause != nil {
 					s.panicked(name, cause)
 				}
 			}()
 			task(ctx)
-		}()
+			return true
+		}() {
+			return
+		}
 		sleep(ctx, time.Second)
 	}
 }
@@ -282,10 +285,9 @@ func (s *Service) runLink(ctx context.Context) {
 			s.log.Info().Dur("duration", took).Msg("The homeserver reaches the module")
 		case ctx.Err() != nil:
 			return
-		case errors.Is(err, homeserver.ErrNotFound):
-			// A homeserver without this call reaches the module when it has
-			// something to push.
-			s.log.Info().Msg("The homeserver cannot test its link to the module by a ping")
+		case errors.Is(err, homeserver.ErrNotFound) && s.callBack(ctx):
+			s.linked.Store(true)
+			s.log.Info().Msg("The homeserver reaches the module")
 			return
 		default:
 			s.linked.Store(false)
@@ -299,6 +301,25 @@ func (s *Service) runLink(ctx context.Context) {
 		}
 		wait = min(2*wait, 10*time.Minute)
 	}
+}
+
+// callBack tests the link where the homeserver has no ping: what the bot sends
+// into a room of its own comes back as a transaction.
+func (s *Service) callBack(ctx context.Context) bool {
+	before := s.heard.Load()
+	if _, err := SendProbe(ctx, s.hs, s.store, s.nonce("probe"), 1); err != nil {
+		s.log.Warn().Err(err).Msg("Could not test the link to the homeserver")
+		return false
+	}
+	for range 100 {
+		if s.heard.Load() > before {
+			return true
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return false
+		}
+	}
+	return false
 }
 
 func (s *Service) nonce(prefix string) string {

@@ -98,7 +98,7 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.Inc(metrics.Transactions, "ok")
 	s.metrics.Observe(metrics.TransactionSeconds, time.Since(start).Seconds())
-	s.heard.Store(true)
+	s.heard.Store(max(s.now().UnixMilli(), 1))
 	writeJSON(w, http.StatusOK, struct{}{})
 }
 
@@ -225,7 +225,7 @@ func (s *Service) postPing(w http.ResponseWriter, r *http.Request) {
 		mautrix.MNotJSON.WithMessage("The body is no JSON").Write(w)
 		return
 	}
-	s.heard.Store(true)
+	s.heard.Store(max(s.now().UnixMilli(), 1))
 	s.log.Debug().Str("txn_id", short(ping.TxnID)).Msg("The homeserver pinged")
 	writeJSON(w, http.StatusOK, struct{}{})
 }

@@ -426,10 +426,15 @@ func upgrade(source *yaml.Node) ([]byte, error) {
 			helper.AddSpaceBeforeComment(base.Content[i].Value)
 		}
 	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(matrixmls.ExampleConfig), &doc); err != nil {
+		return nil, fmt.Errorf("config: internal: %w", err)
+	}
+	doc.Content = []*yaml.Node{base} // keeps the comment above the first key
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(4)
-	if err := enc.Encode(base); err != nil {
+	if err := enc.Encode(&doc); err != nil {
 		return nil, fmt.Errorf("config: writing the upgraded configuration: %w", err)
 	}
 	return out.Bytes(), nil

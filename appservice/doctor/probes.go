@@ -16,8 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"maunium.net/go/mautrix/id"
-
 	"github.com/matrix-mls/matrix-mls/appservice"
 	"github.com/matrix-mls/matrix-mls/appservice/config"
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
@@ -250,9 +248,7 @@ func probeModule(ctx context.Context, d *doctor, r *Result) {
 	}
 	defer resp.Body.Close()
 	d.moduleLives = true
-	var body struct {
-		Reason string `json:"reason"`
-	}
+	var body appservice.Readiness
 	decodeErr := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 64<<10)).Decode(&body)
 	switch {
 	case resp.StatusCode == http.StatusOK:
@@ -271,11 +267,7 @@ func probeLink(ctx context.Context, d *doctor, r *Result) {
 	case err == nil:
 		r.ok("in %v", took.Round(time.Millisecond))
 	case errors.Is(err, homeserver.ErrNotFound):
-		if d.moduleLives {
-			r.ok("the homeserver has no ping; the module answers on %s", d.cfg.AppService.Address)
-		} else {
-			r.warn("the homeserver has no ping, and the module does not run", "", "start the module")
-		}
+		probeCallBack(ctx, d, r)
 	case !d.moduleLives:
 		r.fail("the homeserver cannot reach "+d.cfg.AppService.Address, "the module does not run", "start it and run doctor again")
 	case errors.As(err, &he) && he.Code == "M_BAD_STATUS":
@@ -288,6 +280,53 @@ func probeLink(ctx context.Context, d *doctor, r *Result) {
 		r.fail(err.Error(), "the registration's url is not reachable from the homeserver: another machine, a container, a firewall",
 			"set appservice.address to what the homeserver can reach, `matrix-mls -g`, restart the homeserver")
 	}
+}
+
+// probeCallBack tests the link where the homeserver has no ping: what the bot
+// sends into its own room must come back to the module.
+func probeCallBack(ctx context.Context, d *doctor, r *Result) {
+	if !d.moduleLives || d.st == nil {
+		r.warn("the homeserver has no ping, and the module or its database does not answer", "", "start the module and run doctor again")
+		return
+	}
+	before, err := lastCall(ctx, d)
+	if err == nil {
+		_, err = appservice.SendProbe(ctx, d.hs, d.st, nonce("doctor"), 1)
+	}
+	start := d.now()
+	for err == nil && ctx.Err() == nil {
+		var last int64
+		if last, err = lastCall(ctx, d); err == nil && last > before {
+			r.ok("in less than %v", max(d.now().Sub(start).Round(100*time.Millisecond), 100*time.Millisecond))
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		r.fail(err.Error(), "the bot cannot send, or the module stopped", "see the probes `sending` and `module`")
+		return
+	}
+	r.fail("the homeserver took an event and did not push it to the module",
+		"the registration's url is not reachable from the homeserver, or it waits after earlier failures (up to a minute)",
+		"see that the homeserver reaches "+d.cfg.AppService.Address+", then restart the homeserver")
+}
+
+func lastCall(ctx context.Context, d *doctor) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.cfg.AppService.Address+"/_matrix/mau/ready", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	var body appservice.Readiness
+	err = json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 64<<10)).Decode(&body)
+	return body.LastCall, err
 }
 
 func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
@@ -382,37 +421,14 @@ func probeMedia(ctx context.Context, d *doctor, r *Result) {
 const burst = 12
 
 func probeSending(ctx context.Context, d *doctor, r *Result) {
-	const roomKey = "doctor_room"
-	room, err := d.st.Get(ctx, roomKey)
-	if err != nil {
-		r.fail(err.Error(), "the database cannot be read", "see its log")
-		return
-	}
-	content := func(size int) json.RawMessage {
-		return json.RawMessage(`{"pad":"` + strings.Repeat("x", size) + `"}`)
-	}
-	send := func(size int) error {
-		_, err := d.hs.SendEvent(ctx, id.RoomID(room), rooms.Prefix+"doctor", nonce("doctor"), content(size))
-		return err
-	}
-	if room == "" || errors.Is(send(1), homeserver.ErrForbidden) {
-		created, err := d.hs.CreateRoom(ctx, "matrix-mls doctor")
-		if err == nil {
-			room = string(created)
-			err = d.st.Set(ctx, roomKey, room)
-		}
-		if err != nil {
-			r.fail(err.Error(), "the bot may not make a room to test in", "see the homeserver's log")
-			return
-		}
-	}
+	var err error
 	for range burst {
-		if err = send(1); err != nil {
+		if _, err = appservice.SendProbe(ctx, d.hs, d.st, nonce("doctor"), 1); err != nil {
 			break
 		}
 	}
 	if err == nil {
-		err = send(rooms.MaxEventSize - 1000)
+		_, err = appservice.SendProbe(ctx, d.hs, d.st, nonce("doctor"), rooms.MaxEventSize-1000)
 	}
 	switch {
 	case err == nil:

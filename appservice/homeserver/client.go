@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -53,9 +52,6 @@ type Client struct {
 	opts Options
 	as   *mas.AppService
 	bot  *mautrix.Client
-
-	mu       sync.Mutex
-	software Software
 }
 
 var _ Homeserver = (*Client)(nil)
@@ -92,7 +88,7 @@ func New(o Options) (*Client, error) {
 	bot.StateStore = nil
 	bot.IgnoreRateLimit = true
 	bot.ResponseSizeLimit = o.ResponseLimit
-	return &Client{opts: o, as: as, bot: bot, software: o.Software}, nil
+	return &Client{opts: o, as: as, bot: bot}, nil
 }
 
 // UserID implements [Homeserver].
@@ -100,13 +96,6 @@ func (c *Client) UserID() id.UserID { return c.bot.UserID }
 
 // ServerName implements [Homeserver].
 func (c *Client) ServerName() string { return c.opts.Domain }
-
-// Software tells the kind of homeserver as far as it is known.
-func (c *Client) Software() Software {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.software
-}
 
 // do runs one request and names its outcome.
 func (c *Client) do(ctx context.Context, op string, p mautrix.FullRequest) ([]byte, *http.Response, error) {
@@ -357,7 +346,7 @@ func (c *Client) JoinedRooms(ctx context.Context) ([]id.RoomID, error) {
 	return resp.JoinedRooms, err
 }
 
-// CreateRoom makes a private room of the bot alone.
+// CreateRoom implements [Homeserver].
 func (c *Client) CreateRoom(ctx context.Context, name string) (id.RoomID, error) {
 	var resp mautrix.RespCreateRoom
 	err := c.call(ctx, "create room", http.MethodPost, mautrix.ClientURLPath{"v3", "createRoom"}, nil,
@@ -533,26 +522,23 @@ func (c *Client) register(ctx context.Context) error {
 	return err
 }
 
-// ensureDevice gives the bot a device: Synapse by MSC4190 (PUT /devices), for
-// which a log-in is refused; Dendrite by an application service's log-in. What
-// the module does needs no device, so a homeserver that offers neither is fine.
+// ensureDevice gives the bot a device: by MSC4190 (PUT /devices) where the
+// homeserver has it, as a Synapse with that option, which then refuses the
+// other way; else by an application service's log-in. What the module does
+// needs no device, so a homeserver that offers neither is fine.
 func (c *Client) ensureDevice(ctx context.Context, device id.DeviceID) error {
 	if device == c.opts.DeviceID || c.opts.DeviceID == "" {
 		return nil
 	}
-	if c.Software() != Dendrite {
+	if c.opts.Software != Dendrite {
 		err := c.call(ctx, "make the bot's device", http.MethodPut,
 			mautrix.ClientURLPath{"v3", "devices", c.opts.DeviceID}, nil, map[string]string{"display_name": "matrix-mls"}, nil)
 		if err == nil {
-			c.learned(Synapse)
 			return nil
 		}
 		if IsTemporary(err) {
 			return err
 		}
-	}
-	if c.Software() == Synapse {
-		return nil
 	}
 	// The token that comes back is not used: the application service's own
 	// token acts for the bot.
@@ -562,22 +548,10 @@ func (c *Client) ensureDevice(ctx context.Context, device id.DeviceID) error {
 		DeviceID:                 c.opts.DeviceID,
 		InitialDeviceDisplayName: "matrix-mls",
 	}, nil)
-	if err == nil {
-		c.learned(Dendrite)
-		return nil
-	}
-	if IsTemporary(err) && !errors.Is(err, ErrUnauthorized) {
+	if err != nil && IsTemporary(err) && !errors.Is(err, ErrUnauthorized) {
 		return err
 	}
 	return nil
-}
-
-func (c *Client) learned(s Software) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.software == Auto || c.software == "" {
-		c.software = s
-	}
 }
 
 // NewRegistration is the registration that the module needs: it acts as its

@@ -47,6 +47,10 @@ type Homeserver interface {
 	// JoinedRooms lists the rooms the bot is in.
 	JoinedRooms(ctx context.Context) ([]id.RoomID, error)
 
+	// CreateRoom makes a private room of the bot alone, in which the link to
+	// the homeserver is tested.
+	CreateRoom(ctx context.Context, name string) (id.RoomID, error)
+
 	// Upload stores media and returns its address.
 	Upload(ctx context.Context, data []byte, contentType string) (id.ContentURIString, error)
 	// Download fetches media. Over limit bytes it fails with [ErrTooLarge]

@@ -134,21 +134,14 @@ func hideURI(err error, uri string) error {
 // sqliteDSN turns a file name or a file: address into a data source name for
 // the driver, with the settings that durability rests on.
 func sqliteDSN(cfg Config) (dsn, path string, err error) {
-	name, query, _ := strings.Cut(cfg.URI, "?")
+	// Options that stand in the address are for other drivers, or would undo
+	// ours.
+	name, _, _ := strings.Cut(cfg.URI, "?")
 	path = strings.TrimPrefix(strings.TrimPrefix(name, "file:"), "//")
 	if path == "" {
 		return "", "", errors.New("store: the SQLite database has no file name")
 	}
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		return "", "", fmt.Errorf("store: the SQLite database's options are malformed: %w", err)
-	}
-	for key := range values {
-		if key != "_pragma" && key != "_txlock" {
-			values.Del(key)
-		}
-	}
-	// Ours come last and win.
+	values := make(url.Values)
 	for _, pragma := range []string{
 		"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)",
 		fmt.Sprintf("busy_timeout(%d)", cfg.BusyTimeout.Milliseconds()),

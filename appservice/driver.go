@@ -1,0 +1,357 @@
+package appservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Bounds of the engine.
+const (
+	tickLatency   = 200 * time.Millisecond // a busy inbox delays what is due by no more
+	roomsInMemory = 2000                   // idle rooms above this are put away
+	roomIdle      = 10 * time.Minute
+	refreshRooms  = time.Minute // how often rooms are looked for that came without an event
+)
+
+// Rules of refusals that the engine decides.
+const (
+	ruleWaitedTooLong = "room/waited-too-long"
+	ruleTooManyWait   = "room/too-many-waiting"
+	ruleSecondRoot    = "room/second-root"
+	ruleRootNotOwned  = "room/root-not-by-creator"
+	ruleNotForUs      = "room/unknown-type"
+	ruleInclusion     = "room/removal-skipped"
+)
+
+// Engine follows the rooms: it is the driver around the pure packages rooms,
+// federation and mls, and the only place where they meet the database and the
+// homeserver. All its methods are called from one goroutine; what waits for the
+// homeserver runs in others, and comes back as a function that this goroutine
+// calls.
+//
+// For each input it writes the room's new state, the rows to send and the mark
+// on the input in one transaction. If that fails, what it holds of the room in
+// memory is thrown away and read again.
+type Engine struct {
+	d     Deps
+	mls   *mls.Config
+	rooms map[id.RoomID]*room
+	jobs  jobs
+	media mediaCache
+
+	started     bool
+	nextRefresh time.Duration
+}
+
+// NewEngine makes an engine.
+func NewEngine(d Deps) *Engine {
+	e := &Engine{
+		d:     d,
+		rooms: make(map[id.RoomID]*room),
+		mls: &mls.Config{Rand: d.Rand, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
+			MaxMembers: d.Config.Limits.Leaves, MaxProposals: d.Config.Limits.CommitProposals,
+			MaxSenderProposals: d.Config.Limits.CachedProposalsPerSender, MaxCachedProposals: d.Config.Limits.CachedProposalsPerEpoch,
+		}},
+	}
+	e.jobs.wake = d.Wake
+	e.media.limit = 64 << 20
+	return e
+}
+
+// Start loads the rooms. Each is compared with the homeserver before the module
+// signs anything in it.
+func (e *Engine) Start(ctx context.Context) error {
+	e.rooms = make(map[id.RoomID]*room)
+	known, err := e.d.Store.KnownRooms(ctx)
+	if err != nil {
+		return err
+	}
+	for room, status := range known {
+		if status == store.RoomLeft {
+			continue
+		}
+		if _, err := e.room(ctx, room); err != nil {
+			return err
+		}
+	}
+	e.started = true
+	return nil
+}
+
+// Recheck compares every room with its history as soon as it can.
+func (e *Engine) Recheck(context.Context) error {
+	for _, r := range e.rooms {
+		r.needState, r.gap.wanted = true, true
+	}
+	return nil
+}
+
+// outcome is what became of an event.
+type outcome struct {
+	status store.InboxStatus
+	rule   string
+	detail string
+}
+
+var (
+	done    = outcome{status: store.InboxDone}
+	ignored = outcome{status: store.InboxIgnored}
+	waiting = outcome{status: store.InboxWaiting}
+)
+
+// refused makes an outcome of an error of the packages mls, rooms or
+// federation.
+func refused(err error) outcome {
+	return outcome{status: store.InboxRefused, rule: ruleOf(err), detail: err.Error()}
+}
+
+func ruleOf(err error) string {
+	if v, ok := errors.AsType[*mls.ValidationError](err); ok {
+		return string(v.Rule)
+	}
+	if r, ok := errors.AsType[*ruleError](err); ok {
+		return r.rule
+	}
+	if r := federationRule(err); r != "" {
+		return r
+	}
+	if r := rooms.RuleOf(err); r != "" {
+		return string(r)
+	}
+	return ruleFailed
+}
+
+// ruleError is a refusal that the engine decides itself.
+type ruleError struct{ rule, text string }
+
+func (e *ruleError) Error() string { return "appservice: " + e.text }
+
+func refusal(rule, format string, args ...any) error {
+	return &ruleError{rule, fmt.Sprintf(format, args...)}
+}
+
+// HandleEvent takes one event out of the inbox.
+func (e *Engine) HandleEvent(ctx context.Context, ev *store.InboxEvent) error {
+	r, err := e.room(ctx, ev.Room)
+	if err != nil {
+		return err
+	}
+	if err := e.handle(ctx, r, ev); err != nil {
+		return err
+	}
+	if r := e.rooms[ev.Room]; r != nil && e.d.Monotonic()-r.lastTick > tickLatency && r.live() {
+		_, err = e.tickRoom(ctx, r, e.d.Monotonic())
+	}
+	return err
+}
+
+// handle takes an event in, in one transaction with its effect.
+func (e *Engine) handle(ctx context.Context, r *room, ev *store.InboxEvent) error {
+	var out outcome
+	err := e.update(ctx, r, func(ctx context.Context) error {
+		var err error
+		if out, err = e.take(ctx, r, ev); err != nil {
+			return err
+		}
+		if out.status == store.InboxWaiting && r.waiting >= e.d.Config.Limits.WaitingPerRoom && ev.Status != store.InboxWaiting {
+			out = outcome{status: store.InboxRefused, rule: ruleTooManyWait, detail: fmt.Sprintf("%d events of the room wait already", r.waiting)}
+		}
+		if out.status == store.InboxRefused {
+			if err := e.d.Store.PutRefusal(ctx, &store.Refusal{Room: ev.Room, Event: ev.EventID, Rule: out.rule, Detail: out.detail}); err != nil {
+				return err
+			}
+		}
+		return e.d.Store.FinishInbox(ctx, ev.EventID, out.status, out.rule)
+	})
+	if err != nil {
+		return err
+	}
+	switch {
+	case out.status == store.InboxWaiting && ev.Status != store.InboxWaiting:
+		r.waiting++
+	case out.status != store.InboxWaiting && ev.Status == store.InboxWaiting && r.waiting > 0:
+		r.waiting--
+	}
+	if out.status == store.InboxRefused {
+		e.d.Metrics.Rejected(out.rule)
+		zerolog.Ctx(ctx).Warn().Str("rule", out.rule).Str("detail", out.detail).Msg("Refused an event")
+	}
+	return nil
+}
+
+// update runs fn in a transaction that also stores the room. If it fails the
+// room is read again at its next use.
+func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Context) error) error {
+	err := e.d.Store.Tx(ctx, func(ctx context.Context) error {
+		if err := e.d.Store.LockRoom(ctx, string(r.id)); err != nil {
+			return err
+		}
+		if err := fn(ctx); err != nil {
+			return err
+		}
+		return r.store(ctx, e.d.Store)
+	})
+	if err != nil {
+		delete(e.rooms, r.id)
+		return err
+	}
+	if r.sends {
+		r.sends = false
+		e.d.WakeOutbox()
+	}
+	return nil
+}
+
+// Tick does what is due in every room.
+func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, error) {
+	if err := e.jobs.finish(ctx); err != nil {
+		return 0, err
+	}
+	if now >= e.nextRefresh {
+		// Rooms that the bot is in and that came without an event.
+		e.nextRefresh = now + refreshRooms
+		known, err := e.d.Store.KnownRooms(ctx)
+		if err != nil {
+			return 0, err
+		}
+		for room, status := range known {
+			if status != store.RoomLeft && e.rooms[room] == nil && (status != store.RoomServing || len(e.rooms) < roomsInMemory) {
+				if _, err := e.room(ctx, room); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	next := e.nextRefresh
+	for _, r := range e.inOrder() {
+		at, err := e.tickRoom(ctx, r, now)
+		if err != nil {
+			return 0, err
+		}
+		if at > 0 {
+			next = min(next, at)
+		}
+	}
+	e.putAway(now)
+	e.jobs.start(ctx)
+	return next, nil
+}
+
+// inOrder returns the loaded rooms, the one that was looked at longest ago
+// first.
+func (e *Engine) inOrder() []*room {
+	out := make([]*room, 0, len(e.rooms))
+	for _, r := range e.rooms {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *room) int {
+		if a.lastTick != b.lastTick {
+			return int(min(max(a.lastTick-b.lastTick, -1), 1))
+		}
+		return compareStrings(string(a.id), string(b.id))
+	})
+	return out
+}
+
+func compareStrings(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// putAway forgets rooms that are idle, if many are loaded.
+func (e *Engine) putAway(now time.Duration) {
+	if len(e.rooms) <= roomsInMemory {
+		return
+	}
+	for room, r := range e.rooms {
+		if now-r.touched > roomIdle && r.idle() {
+			delete(e.rooms, room)
+		}
+		if len(e.rooms) <= roomsInMemory {
+			return
+		}
+	}
+}
+
+// tickRoom does what is due in one room and returns when it wants to be called
+// again.
+func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time.Duration, error) {
+	r.lastTick = now
+	if r.status == store.RoomLeft {
+		return 0, nil
+	}
+	var next time.Duration
+	soonest := func(at time.Duration) {
+		if at > 0 && (next == 0 || at < next) {
+			next = at
+		}
+	}
+	if r.retryWaiting {
+		r.retryWaiting = false
+		if err := e.takeWaiting(ctx, r); err != nil {
+			return 0, err
+		}
+		if e.rooms[r.id] != r { // it was read again
+			return now, nil
+		}
+	}
+	soonest(e.askHomeserver(r, now))
+	if r.live() && (r.stepped || r.nextAct > 0 && now >= r.nextAct) {
+		if err := e.act(ctx, r, now); err != nil {
+			return 0, err
+		}
+	}
+	if r.live() {
+		soonest(r.nextAct)
+	}
+	if r.planDirty && r.live() && r.loaded {
+		if err := e.proposeRemoves(ctx, r); err != nil {
+			return 0, err
+		}
+	}
+	at, err := e.publish(ctx, r, now)
+	if err != nil {
+		return 0, err
+	}
+	soonest(at)
+	return next, nil
+}
+
+// takeWaiting looks again at events that waited for something.
+func (e *Engine) takeWaiting(ctx context.Context, r *room) error {
+	rows, err := e.d.Store.RoomInbox(ctx, r.id, store.InboxWaiting, e.d.Config.Limits.WaitingPerRoom+1)
+	if err != nil {
+		return err
+	}
+	r.waiting = len(rows)
+	late := e.d.Config.Limits.WaitingTime.D()
+	for _, ev := range rows {
+		if late > 0 && r.gap.complete && time.Since(ev.ReceivedAt) > late {
+			if err := e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxRefused, ruleWaitedTooLong); err != nil {
+				return err
+			}
+			e.d.Metrics.Rejected(ruleWaitedTooLong)
+			r.waiting--
+			continue
+		}
+		if err := e.handle(ctx, r, ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,407 @@
+package appservice
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	groupsBelowFinal = 16  // group states kept below the newest final
+	smallGroup       = 256 // a group up to this size is stored at every commit
+	groupEvery       = 16  // a larger one at every so many epochs
+)
+
+// room is what the engine holds of a room.
+type room struct {
+	id     id.RoomID
+	status store.RoomStatus
+	data   roomData
+
+	state  *rooms.RoomState
+	loaded bool // the state was read from the homeserver
+	heads  map[id.UserID]*rooms.HeadContent
+
+	m      *federation.Machine // nil until the group's root is known
+	groups map[federation.Ref]*mls.PublicGroup
+
+	// Questions to the homeserver.
+	needJoin, needState bool
+	joinVia             []string
+	joinPause           pause
+	statePause          pause
+	stateLog            []*store.InboxEvent // state events that came while the state is being read
+	gap                 gap
+	wants               map[federation.Ref]*want
+
+	waiting      int  // events that wait for something
+	retryWaiting bool // something they may wait for came
+	proposals    map[federation.Ref][]heldProposal
+	proposed     map[string]bool // Remove proposals made, by commit and leaf
+	planDirty    bool
+	publication
+
+	dirty    bool // to be stored
+	sends    bool // rows were put into the outbox
+	stepped  bool // the machine took something in since it last acted
+	resumed  bool
+	nextAct  time.Duration
+	lastTick time.Duration
+	touched  time.Duration
+}
+
+// roomData is what is stored of a room beside its machine.
+type roomData struct {
+	Root      *rooms.EventRef `json:"root,omitempty"`
+	Announced bool            `json:"announced,omitempty"` // the module's keys are in the room
+	Published federation.Ref  `json:"published"`           // head of the newest publication
+	Snapshot  federation.Ref  `json:"snapshot"`            // commit of the newest tree snapshot
+	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
+	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
+	Gone      bool            `json:"gone,omitempty"`      // the own key is retired in this room
+}
+
+// room returns a room, loaded from the database if need be.
+func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
+	if r := e.rooms[roomID]; r != nil {
+		r.touched = e.d.Monotonic()
+		return r, nil
+	}
+	row, err := e.d.Store.Room(ctx, roomID)
+	if errors.Is(err, store.ErrNotFound) {
+		if err := e.d.Store.NoteRoom(ctx, roomID, store.RoomInvited); err != nil {
+			return nil, err
+		}
+		row, err = e.d.Store.Room(ctx, roomID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &room{
+		id: roomID, status: row.Status, state: rooms.NewRoomState(roomID), heads: make(map[id.UserID]*rooms.HeadContent),
+		groups: make(map[federation.Ref]*mls.PublicGroup), wants: make(map[federation.Ref]*want),
+		proposals: make(map[federation.Ref][]heldProposal), proposed: make(map[string]bool),
+		needState: row.Status != store.RoomInvited && row.Status != store.RoomLeft,
+		needJoin:  row.Status == store.RoomInvited, retryWaiting: true, planDirty: true, stepped: true,
+		touched: e.d.Monotonic(),
+	}
+	r.gap.wanted = r.needState
+	if len(row.Data) > 0 {
+		if err := json.Unmarshal(row.Data, &r.data); err != nil {
+			return nil, fmt.Errorf("appservice: stored data of room %s does not parse: %w", roomID, err)
+		}
+	}
+	if len(row.Machine) > 0 {
+		if r.m, err = federation.Unmarshal(e.machineConfig(roomID), row.Machine); err != nil {
+			return nil, fmt.Errorf("appservice: room %s: %w", roomID, err)
+		}
+	}
+	e.rooms[roomID] = r
+	return r, nil
+}
+
+func (e *Engine) machineConfig(room id.RoomID) federation.Config {
+	return federation.Config{
+		Room: string(room), Verify: rooms.VerifyLeafSignature,
+		Self: &federation.Identity{Server: e.d.HS.ServerName(), User: string(e.d.HS.UserID()), Key: e.d.Keys.Receipt},
+		Limits: federation.Limits{
+			Leaves: e.d.Config.Limits.Leaves,
+		},
+	}
+}
+
+// live reports whether the room has a group and was compared with the
+// homeserver since the module started: only then does the module sign.
+func (r *room) live() bool { return r.m != nil && r.gap.complete && r.status != store.RoomLeft }
+
+// idle reports whether nothing is under way in the room.
+func (r *room) idle() bool {
+	return r.status != store.RoomInvited && r.loaded && r.gap.complete && !r.gap.wanted && len(r.wants) == 0 && r.waiting == 0 && r.nextAct == 0 && !r.stepped
+}
+
+// store writes the room if it changed.
+func (r *room) store(ctx context.Context, st *store.Store) error {
+	if !r.dirty {
+		return nil
+	}
+	data, err := json.Marshal(&r.data)
+	if err != nil {
+		return fmt.Errorf("appservice: internal: %w", err)
+	}
+	row := &store.Room{ID: r.id, Status: r.status, Data: data}
+	if r.m != nil {
+		if row.Machine, err = r.m.MarshalBinary(); err != nil {
+			return err
+		}
+		row.Head = r.m.Head().String()
+		if scope, ok := r.m.ScopeAt(r.m.Head()); ok {
+			row.GroupID = hex.EncodeToString(scope.Group)
+		}
+		if c, ok := r.m.Known(r.m.Head()); ok {
+			row.Epoch = c.Epoch
+		}
+	}
+	if err := st.PutRoom(ctx, row); err != nil {
+		return err
+	}
+	r.dirty = false
+	return nil
+}
+
+// put queues an event to be sent into the room.
+func (e *Engine) put(ctx context.Context, r *room, row *store.OutboxRow) error {
+	row.Room = r.id
+	r.sends = true
+	return e.d.Store.PutOutbox(ctx, row)
+}
+
+// step gives an input to the room's machine and carries out what it asks.
+func (e *Engine) step(ctx context.Context, r *room, ev federation.Event) error {
+	acts, err := r.m.Step(ev)
+	if err != nil {
+		return err
+	}
+	r.stepped = true
+	return e.carryOut(ctx, r, acts)
+}
+
+// act lets the machine act, and answers for what it signs.
+func (e *Engine) act(ctx context.Context, r *room, now time.Duration) error {
+	return e.update(ctx, r, func(ctx context.Context) error {
+		r.stepped, r.nextAct = false, 0
+		if !r.resumed {
+			r.resumed = true
+			if _, err := r.m.Step(federation.Resume{}); err != nil {
+				return err
+			}
+		}
+		if err := e.carryOut(ctx, r, r.m.Tick(now)); err != nil {
+			return err
+		}
+		if at, ok := r.m.Next(); ok {
+			r.nextAct = at
+		}
+		return nil
+	})
+}
+
+// carryOut does what the machine asks. It runs in the transaction of the input;
+// the room is stored at its end, before anything is sent.
+func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action) error {
+	log := zerolog.Ctx(ctx)
+	for _, a := range acts {
+		switch a := a.(type) {
+		case federation.Save:
+			r.dirty = true
+		case federation.Send:
+			if err := e.sendReceipt(ctx, r, a.Receipt); err != nil {
+				return err
+			}
+		case federation.HeadChanged:
+			r.dirty, r.planDirty = true, true
+			if err := e.headChanged(ctx, r, a); err != nil {
+				return err
+			}
+		case federation.Finalized:
+			e.d.Metrics.Inc(metrics.Commits, "final")
+			r.dirty = true
+			if err := e.dropGroups(ctx, r); err != nil {
+				return err
+			}
+		case federation.Doubt:
+			log.Warn().Str("ref", a.Ref.Short()).Str("rule", a.Rule).Msg("A member could not apply a commit")
+		case federation.Fetch:
+			r.want(a)
+		case federation.Evidence:
+			log.Error().Str("kind", string(a.Kind)).Str("sequencer", a.Signer.User).Msg("A sequencer signed two receipts that contradict each other")
+			e.d.Metrics.Rejected("federation/" + string(a.Kind))
+			detail := fmt.Sprintf("%s signed two receipts that contradict each other; an admin of the room should take it off the list", a.Signer.User)
+			if err := e.d.Store.PutRefusal(ctx, &store.Refusal{Room: r.id, Rule: "federation/" + string(a.Kind), Detail: detail}); err != nil {
+				return err
+			}
+		case federation.Forget:
+			for _, ref := range a.Refs {
+				delete(r.groups, ref)
+				delete(r.proposals, ref)
+				if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
+					return err
+				}
+			}
+		case federation.KeyRetired:
+			r.dirty, r.data.Gone = true, true
+			log.Error().Uint64("counter", a.Counter).Msg("The room holds a receipt of this module's key that the database does not know: an old backup was restored. The module signs nothing more here; an admin of the room has to set the list of sequencers again")
+		default:
+			return fmt.Errorf("appservice: internal: unknown action %T", a)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) sendReceipt(ctx context.Context, r *room, receipt federation.Receipt) error {
+	eventType, content := rooms.ReceiptOf(receipt)
+	raw, err := rooms.Encode(content)
+	if err != nil {
+		return err
+	}
+	hash := receipt.Hash(federation.Scope{Room: string(r.id)}).String()
+	kind := eventType[len(rooms.Prefix):]
+	err = e.d.Store.PutReceipt(ctx, r.id, &store.Receipt{
+		Hash: hash, Kind: kind, Signer: string(e.d.HS.UserID()), Ref: receipt.Commit().String(), Counter: receipt.Link().Counter, Content: raw,
+	})
+	if err != nil {
+		return err
+	}
+	e.d.Metrics.Inc(metrics.Receipts, kind)
+	if kind == "accept" {
+		e.d.Metrics.Inc(metrics.Commits, "accepted")
+	}
+	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("kind", kind).Str("ref", receipt.Commit().Short()).Uint64("counter", receipt.Link().Counter).Msg("Signed a receipt")
+	return e.put(ctx, r, &store.OutboxRow{Type: eventType, Content: raw, Priority: store.PriorityReceipt, Tag: tagReceipt + hash})
+}
+
+const tagReceipt = "receipt:"
+
+// Sent notes the event that a row became.
+func (e *Engine) Sent(ctx context.Context, row *store.OutboxRow, event id.EventID) error {
+	if len(row.Tag) <= len(tagReceipt) || row.Tag[:len(tagReceipt)] != tagReceipt {
+		return nil
+	}
+	rc, err := e.d.Store.Receipt(ctx, row.Room, row.Tag[len(tagReceipt):])
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // the room was forgotten
+	}
+	if err != nil {
+		return err
+	}
+	rc.EventID = event
+	return e.d.Store.PutReceipt(ctx, row.Room, rc)
+}
+
+// Failed hears that the homeserver refused a row for good. A receipt that is in
+// the database must be in the room: it is tried again unchanged.
+func (e *Engine) Failed(ctx context.Context, row *store.OutboxRow) error {
+	r, err := e.room(ctx, row.Room)
+	if err != nil {
+		return err
+	}
+	zerolog.Ctx(ctx).Warn().Stringer("room_id", row.Room).Str("event_type", row.Type).Str("cause", row.Error).Msg("The homeserver refused an event of the module")
+	if r.status == store.RoomLeft {
+		return nil
+	}
+	r.needState = true // perhaps the bot may not send, or is not in the room
+	if len(row.Tag) <= len(tagReceipt) || row.Tag[:len(tagReceipt)] != tagReceipt {
+		if row.Type == rooms.TypeHead {
+			r.dirty, r.data.Announced, r.data.Published = true, false, federation.Ref{}
+			r.publishPause.fail(e.d.Monotonic(), 10*time.Second, 10*time.Minute)
+			return r.store(ctx, e.d.Store)
+		}
+		return nil
+	}
+	again := &store.OutboxRow{
+		Room: row.Room, Kind: row.Kind, Type: row.Type, StateKey: row.StateKey, Content: row.Content, Tag: row.Tag, Priority: row.Priority,
+		NotUntil: time.Now().Add(time.Minute),
+	}
+	return e.d.Store.PutOutbox(ctx, again)
+}
+
+// group returns the group's state after a commit: from memory, from the
+// database, or by following its commits from an ancestor.
+func (e *Engine) group(ctx context.Context, r *room, ref federation.Ref) (*mls.PublicGroup, error) {
+	if pg := r.groups[ref]; pg != nil {
+		return pg, nil
+	}
+	raw, err := e.d.Store.Group(ctx, r.id, ref.String())
+	if err == nil {
+		pg, err := mls.UnmarshalPublicGroup(e.mls, raw)
+		if err != nil {
+			return nil, fmt.Errorf("appservice: stored group of room %s at %s: %w", r.id, ref.Short(), err)
+		}
+		r.groups[ref] = pg
+		return pg, nil
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	c, ok := r.m.Known(ref)
+	if !ok {
+		return nil, fmt.Errorf("appservice: internal: no group state of room %s at %s", r.id, ref.Short())
+	}
+	parent, err := e.group(ctx, r, c.Parent)
+	if err != nil {
+		return nil, err
+	}
+	row, err := e.d.Store.Commit(ctx, r.id, ref.String())
+	if err != nil {
+		return nil, err
+	}
+	var sc storedCommit
+	if err := json.Unmarshal(row.Content, &sc); err != nil {
+		return nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
+	}
+	content, err := sc.content()
+	if err != nil {
+		return nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
+	}
+	if content.Founding {
+		return nil, fmt.Errorf("appservice: internal: the founding state of %s was not kept", ref.Short())
+	}
+	staged, err := stage(parent, content)
+	if err != nil {
+		return nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
+	}
+	pg := staged.Merge()
+	r.groups[ref] = pg
+	return pg, nil
+}
+
+// keepGroup puts a group's state away, a large one not at every commit.
+func (e *Engine) keepGroup(ctx context.Context, r *room, ref federation.Ref, pg *mls.PublicGroup, always bool) error {
+	r.groups[ref] = pg
+	if !always && pg.MemberCount() > smallGroup && pg.Epoch()%groupEvery != 0 {
+		return nil
+	}
+	raw, err := pg.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	return e.d.Store.PutGroup(ctx, r.id, ref.String(), raw)
+}
+
+// dropGroups forgets group states far below the newest final. Of a large group
+// the last stored one below that stays, since the others follow from it.
+func (e *Engine) dropGroups(ctx context.Context, r *room) error {
+	final := r.m.NewestFinal()
+	path := r.m.Path(r.m.Base(), final)
+	if len(path) <= groupsBelowFinal+groupEvery {
+		return nil
+	}
+	for _, ref := range path[:len(path)-groupsBelowFinal] {
+		delete(r.groups, ref)
+	}
+	delete(r.groups, r.m.Base())
+	// Whatever is needed above is found from the newest stored one below.
+	low := path[len(path)-groupsBelowFinal-1]
+	if _, err := e.d.Store.Group(ctx, r.id, low.String()); errors.Is(err, store.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, ref := range append([]federation.Ref{r.m.Base()}, path[:len(path)-groupsBelowFinal-1]...) {
+		if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
