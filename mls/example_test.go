@@ -1,0 +1,307 @@
+package mls_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"fmt"
+	"log"
+
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+const suite = mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519
+
+// client is what an application keeps for one of its devices.
+type client struct {
+	name   string
+	key    mls.SignaturePrivateKey
+	bundle *mls.KeyPackageBundle
+	group  *mls.Group
+}
+
+// newClient makes a signature key, and a KeyPackage for others to add the
+// client with.
+func newClient(name string) *client {
+	key, err := mls.GenerateSignatureKey(suite, rand.Reader)
+	if err != nil {
+		log.Fatal(err)
+	}
+	bundle, err := mls.NewKeyPackage(nil, suite, key, mls.LeafOptions{Credential: mls.BasicCredential([]byte(name))})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return &client{name: name, key: key, bundle: bundle}
+}
+
+// create makes a group with one member.
+func (c *client) create() {
+	var err error
+	c.group, err = mls.CreateGroup(nil, suite, []byte("group 1"), c.key, mls.LeafOptions{Credential: mls.BasicCredential([]byte(c.name))}, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// add adds another client, which joins at once.
+func (c *client) add(other *client) {
+	m, err := mls.ParseMessage(other.bundle.Message()) // as it came from a key server
+	if err != nil {
+		log.Fatal(err)
+	}
+	commit, err := c.group.Commit(mls.CommitOptions{
+		Proposals:          []mls.Proposal{mls.Add(m.KeyPackage())},
+		WelcomeRatchetTree: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Once the delivery service has accepted the Commit:
+	c.group = commit.Merge()
+	other.join(commit.Welcome())
+}
+
+// join joins a group by a Welcome.
+func (c *client) join(welcome []byte) {
+	m, err := mls.ParseMessage(welcome)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if c.group, err = mls.JoinWelcome(nil, m, c.bundle, mls.JoinOptions{}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// receive processes a message that was sent to the group.
+func (c *client) receive(raw []byte) {
+	m, err := mls.ParseMessage(raw)
+	if err != nil {
+		log.Fatal(err)
+	}
+	p, err := c.group.Process(m)
+	if err != nil {
+		log.Fatal(err)
+	}
+	switch p := p.(type) {
+	case *mls.ApplicationMessage:
+		leaf, _ := c.group.Leaf(p.Sender)
+		fmt.Printf("%s reads %q from %s\n", c.name, p.Plaintext, leaf.Credential.Identity)
+	case *mls.ProposalMessage:
+		fmt.Printf("%s keeps a proposal\n", c.name)
+	case *mls.StagedCommit:
+		if p.SelfRemoved() {
+			fmt.Printf("%s was removed\n", c.name)
+			return
+		}
+		c.group = p.Merge()
+		fmt.Printf("%s is in epoch %d with %d members\n", c.name, c.group.Epoch(), c.group.MemberCount())
+	}
+}
+
+func ExampleCreateGroup() {
+	alice := newClient("alice")
+	group, err := mls.CreateGroup(nil, suite, []byte("group 1"), alice.key, mls.LeafOptions{
+		Credential: mls.BasicCredential([]byte("alice")),
+	}, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(group.CipherSuite(), "epoch", group.Epoch(), "members", group.MemberCount())
+	// Output: MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519 epoch 0 members 1
+}
+
+func ExampleJoinWelcome() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+
+	// Alice adds Bob with the KeyPackage that he published.
+	kp, err := mls.ParseMessage(bob.bundle.Message())
+	if err != nil {
+		log.Fatal(err)
+	}
+	commit, err := alice.group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(kp.KeyPackage())}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// The Commit goes to the group. Once it is accepted, Alice merges it and
+	// sends Bob his Welcome and, beside it, the ratchet tree.
+	alice.group = commit.Merge()
+	raw, err := commit.WelcomeFor(bob.bundle.Ref())
+	if err != nil {
+		log.Fatal(err)
+	}
+	welcome, err := mls.ParseMessage(raw)
+	if err != nil {
+		log.Fatal(err)
+	}
+	bob.group, err = mls.JoinWelcome(nil, welcome, bob.bundle, mls.JoinOptions{RatchetTree: alice.group.RatchetTree()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i, leaf := range bob.group.Members() {
+		fmt.Println(i, string(leaf.Credential.Identity))
+	}
+	// Output:
+	// 0 alice
+	// 1 bob
+}
+
+func ExampleGroup_Encrypt() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+
+	message, err := alice.group.Encrypt([]byte("hello"), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Store this before the message leaves.
+	_ = alice.group.RatchetState()
+	bob.receive(message)
+	// Output: bob reads "hello" from alice
+}
+
+// A Commit without proposals gives the committer's part of the tree new keys:
+// whoever knew the old ones is locked out.
+func ExampleGroup_Commit_update() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+
+	commit, err := bob.group.Commit(mls.CommitOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.receive(commit.Message())
+	bob.group = commit.Merge()
+	fmt.Println("same epoch:", bytes.Equal(alice.group.EpochAuthenticator(), bob.group.EpochAuthenticator()))
+	// Output:
+	// alice is in epoch 2 with 2 members
+	// same epoch: true
+}
+
+func ExampleGroup_Commit_remove() {
+	alice, bob, carol := newClient("alice"), newClient("bob"), newClient("carol")
+	alice.create()
+	alice.add(bob)
+	commit, err := alice.group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(carol.bundle.KeyPackage())}, WelcomeRatchetTree: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.group = commit.Merge()
+	bob.receive(commit.Message())
+	carol.join(commit.Welcome())
+
+	commit, err = alice.group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.Remove(bob.group.OwnLeafIndex())}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.group = commit.Merge()
+	bob.receive(commit.Message())
+	carol.receive(commit.Message())
+	// Output:
+	// bob is in epoch 2 with 3 members
+	// bob was removed
+	// carol is in epoch 3 with 2 members
+}
+
+// Proposals come first, and any member may commit them.
+func ExampleGroup_Propose() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+
+	proposal, _, err := bob.group.ProposeUpdate(nil, mls.FramingOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.receive(proposal)
+	commit, err := alice.group.Commit(mls.CommitOptions{Pending: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.group = commit.Merge()
+	bob.receive(commit.Message())
+	// Output:
+	// alice keeps a proposal
+	// bob is in epoch 2 with 2 members
+}
+
+func ExampleExternalJoin() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	raw, err := alice.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true, ExternalPub: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// Bob finds the GroupInfo and lets himself in.
+	info, err := mls.ParseMessage(raw)
+	if err != nil {
+		log.Fatal(err)
+	}
+	commit, err := mls.ExternalJoin(nil, info, bob.key, mls.ExternalJoinOptions{
+		Leaf: mls.LeafOptions{Credential: mls.BasicCredential([]byte("bob"))},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.receive(commit.Message())
+	bob.group = commit.Merge()
+
+	message, err := bob.group.Encrypt([]byte("hello"), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.receive(message)
+	// Output:
+	// alice is in epoch 1 with 2 members
+	// alice reads "hello" from bob
+}
+
+// A server that has no secrets checks Commits and follows the tree.
+func ExampleNewPublicGroup() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	raw, err := alice.group.GroupInfo(mls.GroupInfoOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	info, err := mls.ParseMessage(raw)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server, err := mls.NewPublicGroup(nil, info, alice.group.RatchetTree())
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	commit, err := alice.group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(bob.bundle.KeyPackage())}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	m, err := mls.ParseMessage(commit.Message())
+	if err != nil {
+		log.Fatal(err)
+	}
+	p, err := server.Process(m)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server = p.(*mls.PublicStagedCommit).Merge()
+	fmt.Println("epoch", server.Epoch(), "members", server.MemberCount())
+	// Output: epoch 1 members 2
+}
+
+// State comes in two parts: one for the epoch, one that messages change.
+func ExampleLoadGroup() {
+	alice := newClient("alice")
+	alice.create()
+	epoch, ratchets := alice.group.EpochState(), alice.group.RatchetState()
+
+	group, err := mls.LoadGroup(nil, epoch, ratchets)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("epoch", group.Epoch(), "members", group.MemberCount())
+	// Output: epoch 0 members 1
+}
