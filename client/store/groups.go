@@ -8,11 +8,12 @@ import (
 )
 
 const (
-	getRoomQuery    = `SELECT data FROM rooms WHERE room_id = $1`
-	putRoomQuery    = `INSERT INTO rooms (room_id, data) VALUES ($1, $2) ON CONFLICT (room_id) DO UPDATE SET data = excluded.data`
-	listRoomsQuery  = `SELECT room_id, data FROM rooms ORDER BY room_id`
-	getMachineQuery = `SELECT data FROM machines WHERE room_id = $1`
-	putMachineQuery = `INSERT INTO machines (room_id, data) VALUES ($1, $2) ON CONFLICT (room_id) DO UPDATE SET data = excluded.data`
+	getRoomQuery       = `SELECT data FROM rooms WHERE room_id = $1`
+	putRoomQuery       = `INSERT INTO rooms (room_id, data) VALUES ($1, $2) ON CONFLICT (room_id) DO UPDATE SET data = excluded.data`
+	listRoomsQuery     = `SELECT room_id, data FROM rooms ORDER BY room_id`
+	getMachineQuery    = `SELECT data FROM machines WHERE room_id = $1`
+	deleteMachineQuery = `DELETE FROM machines WHERE room_id = $1`
+	putMachineQuery    = `INSERT INTO machines (room_id, data) VALUES ($1, $2) ON CONFLICT (room_id) DO UPDATE SET data = excluded.data`
 
 	getEpochQuery = `SELECT parent, number, state FROM epochs WHERE room_id = $1 AND ref = $2`
 	putEpochQuery = `INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, $4, $5)
@@ -88,6 +89,12 @@ func (s *Store) PutMachine(ctx context.Context, room id.RoomID, snapshot []byte)
 		return err
 	}
 	return s.exec(ctx, "machines", putMachineQuery, room, sealed)
+}
+
+// DeleteMachine removes the snapshot of a room's epoch coordination: the device
+// left the group.
+func (s *Store) DeleteMachine(ctx context.Context, room id.RoomID) error {
+	return s.exec(ctx, "machines", deleteMachineQuery, room)
 }
 
 // Epoch is the immutable state of one epoch, named by the ref of the commit

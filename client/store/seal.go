@@ -63,13 +63,3 @@ func (s *Store) open(sealed, at []byte) ([]byte, error) {
 	}
 	return plain, nil
 }
-
-// Derive returns 32 bytes that depend on the store key and the label, for
-// values that other libraries encrypt themselves.
-func (k Key) Derive(label string) ([]byte, error) {
-	b, err := hkdf.Key(sha256.New, k, nil, "matrix-mls derive "+label, 32)
-	if err != nil {
-		return nil, fmt.Errorf("store: derive %s: %w", label, err)
-	}
-	return b, nil
-}

@@ -1,0 +1,308 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Identity is what the engine needs of the device it runs on. It is
+// implemented by *identity.Identity.
+type Identity interface {
+	UserID() id.UserID
+	DeviceID() id.DeviceID
+	SignatureKey(cs mls.CipherSuite) (mls.SignaturePrivateKey, error)
+	LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error)
+	Sync(ctx context.Context, req identity.SyncRequest) (*identity.SyncResponse, error)
+	ProcessSync(ctx context.Context, resp *identity.SyncResponse) error
+	ProcessRespSync(ctx context.Context, resp *mautrix.RespSync) error
+	DevicesOf(ctx context.Context, users []id.UserID) (map[id.UserID]*identity.UserDevices, error)
+	OnDevicesChanged(fn func(user id.UserID))
+	ClaimKeyPackages(ctx context.Context, cs mls.CipherSuite, targets []identity.Target) ([]identity.Claimed, error)
+	Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error)
+	ConsumeBundle(ctx context.Context, ref mls.KeyPackageRef) error
+}
+
+// Limits bounds what others can make a client hold or do. Zero fields mean the
+// defaults.
+type Limits struct {
+	Waiting     int           // events of one room that wait for something; default 500
+	WaitingAge  time.Duration // how long an event waits before it is reported; default 10 minutes
+	PastEpochs  int           // epochs kept below the newest final, for late messages; default 3
+	GapPages    int           // pages of 100 events read to fill one gap; default 50
+	MessageSize int           // bytes of one decrypted event; default 58,000
+	FileSize    int64         // bytes of one attachment; default 100 MiB
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.Waiting, 500)
+	def(&l.PastEpochs, 3)
+	def(&l.GapPages, 50)
+	def(&l.MessageSize, 58_000)
+	if l.WaitingAge <= 0 {
+		l.WaitingAge = 10 * time.Minute
+	}
+	if l.FileSize <= 0 {
+		l.FileSize = 100 << 20
+	}
+	return l
+}
+
+// Options configures a Client. Store and Identity are required.
+type Options struct {
+	Store     *store.Store
+	Identity  Identity
+	Transport Transport // required unless Identity has a method Client() *mautrix.Client
+	Log       zerolog.Logger
+	// Suites is the order in which a new room's cipher suite is chosen; nil
+	// means rooms.DefaultSuiteOrder.
+	Suites []mls.CipherSuite
+	// Handler receives messages and everything else worth telling a person.
+	// It runs on one goroutine, in order.
+	Handler func(ctx context.Context, update Update)
+	Limits  Limits
+
+	// For tests: the wall clock, a monotonic clock and randomness.
+	Now       func() time.Time
+	Monotonic func() time.Duration
+	Rand      io.Reader
+}
+
+// Errors that callers branch on.
+var (
+	ErrNotMLS     = errors.New("client: the room is not an MLS room")
+	ErrNoGroup    = errors.New("client: this device is not in the room's group yet")
+	ErrNoRoom     = errors.New("client: the room is not known; join it first")
+	ErrRemoved    = errors.New("client: this device was removed from the room's group")
+	ErrNoModule   = errors.New("client: no server of the room runs a module, so nobody can order its commits; invite a user of a server with one")
+	ErrTooLarge   = errors.New("client: the event is too large; send it as a file")
+	ErrBarrier    = errors.New("client: sending waits until a member who left is removed from the group")
+	ErrClosed     = errors.New("client: the client is closed")
+	ErrNotAllowed = errors.New("client: the room's rules do not let this user do that")
+)
+
+// Client is one device of one account with its MLS groups. All methods are
+// safe for concurrent use.
+type Client struct {
+	st     *store.Store
+	ident  Identity
+	hs     Transport
+	log    zerolog.Logger
+	limits Limits
+	suites []mls.CipherSuite
+	now    func() time.Time
+	mono   func() time.Duration
+	rand   io.Reader
+	mlsCfg *mls.Config
+
+	mu       sync.Mutex
+	rooms    map[id.RoomID]*room
+	rows     []*outRow // the outbox, in order
+	waiters  map[int64][]chan sendResult
+	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
+	devs     map[id.UserID]*identity.UserDevices // as last read
+	refusals map[string]uint64
+	steps    uint64                   // rounds of the engine
+	crashAt  func(point string) error // set by tests
+
+	handler func(ctx context.Context, update Update)
+	updates []Update // not durable; bounded
+	wake    chan struct{}
+	outWake chan struct{}
+	updWake chan struct{}
+
+	startMu sync.Mutex
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+	synced  chan struct{} // closed after the first sync
+	once    sync.Once
+	fatal   error
+}
+
+const maxUpdates = 1000
+
+// Open loads the rooms from the store. Nothing is sent before Start.
+func Open(ctx context.Context, o Options) (*Client, error) {
+	if o.Store == nil || o.Identity == nil {
+		return nil, errors.New("client: Open needs a store and an identity")
+	}
+	c := &Client{
+		st: o.Store, ident: o.Identity, hs: o.Transport, limits: o.Limits.withDefaults(), suites: o.Suites,
+		log: o.Log.With().Str("component", "mls").Logger(), now: o.Now, mono: o.Monotonic, rand: o.Rand,
+		rooms: map[id.RoomID]*room{}, waiters: map[int64][]chan sendResult{}, handler: o.Handler,
+		wake: make(chan struct{}, 1), outWake: make(chan struct{}, 1), updWake: make(chan struct{}, 1),
+		devs: map[id.UserID]*identity.UserDevices{}, synced: make(chan struct{}),
+	}
+	if c.hs == nil {
+		source, ok := o.Identity.(interface{ Client() *mautrix.Client })
+		if !ok || source.Client() == nil {
+			return nil, errors.New("client: Open needs a transport or an identity that is logged in")
+		}
+		c.hs = NewTransport(source.Client())
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.mono == nil {
+		start := time.Now()
+		c.mono = func() time.Duration { return time.Since(start) }
+	}
+	if c.rand == nil {
+		c.rand = rand.Reader
+	}
+	if len(c.suites) == 0 {
+		c.suites = rooms.DefaultSuiteOrder()
+	}
+	c.mlsCfg = &mls.Config{Rand: c.rand, Now: c.now, Authenticator: rooms.Authenticator{}, PaddingSize: 64}
+	if err := c.load(ctx); err != nil {
+		return nil, err
+	}
+	c.ident.OnDevicesChanged(c.devicesChanged)
+	return c, nil
+}
+
+// UserID returns the account's user id.
+func (c *Client) UserID() id.UserID { return c.ident.UserID() }
+
+// DeviceID returns the device's id.
+func (c *Client) DeviceID() id.DeviceID { return c.ident.DeviceID() }
+
+// Start syncs, processes and sends until ctx ends or Close is called.
+func (c *Client) Start(ctx context.Context) error { return c.start(ctx, false) }
+
+// StartFed does what Start does except for /sync: the caller's own syncer
+// hands every response to Feed. A device must not be synced twice, since the
+// homeserver deletes to-device events once one of the two has them.
+func (c *Client) StartFed(ctx context.Context) error { return c.start(ctx, true) }
+
+func (c *Client) start(ctx context.Context, fed bool) error {
+	c.startMu.Lock()
+	defer c.startMu.Unlock()
+	if c.cancel != nil {
+		return errors.New("client: already started")
+	}
+	ctx, c.cancel = context.WithCancel(ctx)
+	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop}
+	if !fed {
+		loops = append(loops, c.syncLoop)
+	}
+	for _, loop := range loops {
+		c.done.Go(func() { loop(ctx) })
+	}
+	return nil
+}
+
+// Close stops what Start began and waits for it. The store stays open.
+func (c *Client) Close() error {
+	c.startMu.Lock()
+	defer c.startMu.Unlock()
+	if c.cancel == nil {
+		return nil
+	}
+	c.cancel()
+	c.done.Wait()
+	c.cancel = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for rowID, list := range c.waiters {
+		for _, ch := range list {
+			ch <- sendResult{err: ErrClosed}
+		}
+		delete(c.waiters, rowID)
+	}
+	for _, r := range c.rooms {
+		r.notify()
+	}
+	return c.fatal
+}
+
+// engineLoop processes rooms whenever something came or a timer is due.
+func (c *Client) engineLoop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		next := c.Step(ctx)
+		wait := time.Minute
+		if next > 0 {
+			wait = max(next-c.mono(), 0)
+		}
+		timer.Reset(min(wait, time.Minute))
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// Step does everything that can be done now except sending: it processes the
+// inbox, fetches what is missing, and makes the commits that are due. It
+// returns when, on the monotonic clock, it wants to be called again (0: when
+// something comes). Start calls it; tests call it by themselves.
+func (c *Client) Step(ctx context.Context) (next time.Duration) {
+	c.mu.Lock()
+	list := make([]*room, 0, len(c.rooms))
+	for _, r := range c.rooms {
+		list = append(list, r)
+	}
+	c.mu.Unlock()
+	sortRooms(list)
+	for _, r := range list {
+		if ctx.Err() != nil {
+			return 0
+		}
+		at := c.stepRoom(ctx, r.id)
+		if at > 0 && (next == 0 || at < next) {
+			next = at
+		}
+	}
+	c.mu.Lock()
+	c.steps++
+	c.mu.Unlock()
+	return next
+}
+
+func (c *Client) poke() { notifyChan(c.wake) }
+
+func notifyChan(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// newID returns a random identifier.
+func (c *Client) newID() (string, error) {
+	var b [16]byte
+	if _, err := io.ReadFull(c.rand, b[:]); err != nil {
+		return "", fmt.Errorf("client: randomness: %w", err)
+	}
+	return fmt.Sprintf("%x", b), nil
+}
+
+// crashpoint lets a test stop the client at a named write point.
+func (c *Client) crashpoint(point string) error {
+	if c.crashAt != nil {
+		return c.crashAt(point)
+	}
+	return nil
+}

@@ -1,0 +1,765 @@
+package client
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// handleCommit checks a commit against its parent's epoch and gives it to the
+// room's coordination. It is staged only: its epoch is entered when the head
+// moves there.
+func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch) error {
+	content, err := rooms.DecodeCommit(evt.Content)
+	if err != nil {
+		return err
+	}
+	if content.Epoch == 0 {
+		return c.handleRoot(r, evt, content)
+	}
+	if r.machine == nil {
+		if r.rec.Phase == phaseRemoved {
+			return nil
+		}
+		return errWaitGroup
+	}
+	if content, err = c.inlined(r, content); err != nil {
+		return err
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return err
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil {
+		return err
+	}
+	if r.machine.Held(ref) {
+		c.setCommitEvent(r, ref, evt.ID)
+		return nil
+	}
+	if _, failed := r.rec.Failed[ref.String()]; failed {
+		return nil
+	}
+	parent := federation.Ref(content.Parent)
+	if r.rec.Phase == phaseMember && content.Epoch <= r.rec.JoinEpoch {
+		return nil // from before this device was in the group
+	}
+	if !r.machine.Held(parent) && r.epochs[parent] == nil {
+		if content.ParentEvent != "" {
+			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
+		}
+		return waitParent(parent)
+	}
+	own := r.own[ref]
+	var staged *mls.StagedCommit
+	var tree rooms.Tree
+	if own != nil && own.External {
+		if staged, tree, err = c.ownExternal(own); err != nil {
+			return err
+		}
+	} else {
+		e, err := c.enter(ctx, r, parent, b)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			return waitParent(parent)
+		}
+		tree = e.group
+		if staged, err = c.stage(r, e, ref, msg, content.Proposals); err != nil {
+			c.cannotApply(r, ref, err)
+			return err
+		}
+	}
+	facts, err := c.checkCommit(r, tree, staged, msg, ref, content, evt)
+	if err != nil {
+		c.cannotApply(r, ref, err)
+		return err
+	}
+	acts, err := r.machine.Step(facts)
+	if err != nil {
+		return err
+	}
+	b.machine = true
+	r.staged[ref] = staged
+	c.setCommitEvent(r, ref, evt.ID)
+	c.keepCommit(b, r, ref, content)
+	return c.act(ctx, r, acts, b)
+}
+
+// inlined returns the content with what was moved to media put back.
+func (c *Client) inlined(r *room, content *rooms.CommitContent) (*rooms.CommitContent, error) {
+	if content.File == nil {
+		return content, nil
+	}
+	data, ok := r.media[string(content.File.MXC)]
+	if !ok {
+		if until, gone := r.tried["need/media:"+string(content.File.MXC)]; gone && until > c.mono() {
+			return nil, errRefusedUpdate(rooms.RuleMediaHash, "the media of a commit cannot be had")
+		}
+		r.want("media:"+string(content.File.MXC), &need{file: content.File})
+		return nil, &errWait{"media:" + string(content.File.MXC)}
+	}
+	bundle, err := rooms.DecodeCommitBundle(data)
+	if err != nil {
+		return nil, err
+	}
+	out := *content
+	out.SetInline(bundle)
+	return &out, nil
+}
+
+// stage validates a commit against the epoch it was made in. That never
+// changes the group.
+func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, proposals []rooms.Bytes) (*mls.StagedCommit, error) {
+	if staged := r.staged[ref]; staged != nil {
+		return staged, nil
+	}
+	if own := r.own[ref]; own != nil {
+		if own.staged == nil {
+			staged, err := mls.UnmarshalStagedCommit(c.mlsCfg, e.group, own.Staged)
+			if err != nil {
+				return nil, fmt.Errorf("client: own commit %s: %w", ref.Short(), err)
+			}
+			own.staged = staged
+		}
+		return own.staged, nil
+	}
+	group := e.group
+	if len(proposals) > 0 {
+		// The group remembers proposals, and sends nothing while it does: the
+		// commit may never be accepted, so a copy takes them.
+		copied, err := mls.LoadGroup(c.mlsCfg, group.EpochState(), group.RatchetState())
+		if err != nil {
+			return nil, fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err)
+		}
+		group = copied
+	}
+	for _, raw := range proposals {
+		p, err := mls.ParseMessage(raw)
+		if err != nil {
+			return nil, err
+		}
+		if p.ContentType() != mls.ContentTypeProposal {
+			return nil, errRefusedUpdate(rooms.RuleContentMalformed, "a commit carries something else beside proposals")
+		}
+		// One that is not valid fails the commit that names it.
+		_, _ = group.Process(p)
+	}
+	processed, err := group.Process(msg)
+	if err != nil {
+		return nil, err
+	}
+	staged, ok := processed.(*mls.StagedCommit)
+	if !ok {
+		return nil, errRefusedUpdate(rooms.RuleContentMalformed, "the message of a commit is none")
+	}
+	return staged, nil
+}
+
+// storedCommit is what is kept of a commit to stage it again after a restart.
+type storedCommit struct {
+	Message   rooms.Bytes   `json:"message"`
+	Proposals []rooms.Bytes `json:"proposals,omitempty"`
+}
+
+func commitKey(roomID id.RoomID, ref federation.Ref) string {
+	return "commit/" + string(roomID) + "/" + ref.String()
+}
+
+func (c *Client) keepCommit(b *batch, r *room, ref federation.Ref, content *rooms.CommitContent) {
+	b.do(func(ctx context.Context) error {
+		raw, err := json.Marshal(storedCommit{Message: content.Message, Proposals: content.Proposals})
+		if err != nil {
+			return fmt.Errorf("client: commit %s: %w", ref.Short(), err)
+		}
+		return c.st.PutKV(ctx, commitKey(r.id, ref), raw)
+	})
+}
+
+// enter returns the epoch that a commit made, merging what was only staged.
+// It returns nil for a commit whose epoch this device cannot reach.
+func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batch) (*epoch, error) {
+	// From the nearest epoch at hand upwards.
+	var chain []federation.Ref
+	for at := ref; r.epochs[at] == nil; {
+		known, ok := r.machine.Known(at)
+		if !ok || len(chain) > maxWindow {
+			return nil, nil
+		}
+		chain = append(chain, at)
+		if own := r.own[at]; own != nil && own.External {
+			break
+		}
+		at = known.Parent
+	}
+	slices.Reverse(chain)
+	for _, at := range chain {
+		known, _ := r.machine.Known(at)
+		var staged *mls.StagedCommit
+		var err error
+		if own := r.own[at]; own != nil && own.External {
+			staged, _, err = c.ownExternal(own)
+		} else {
+			staged, err = c.restage(ctx, r, r.epochs[known.Parent], at)
+		}
+		if err != nil {
+			return nil, err
+		}
+		group := staged.Merge()
+		if group == nil {
+			return nil, errSelfRemoved
+		}
+		c.putEpoch(b, r, &epoch{ref: at, parent: known.Parent, number: group.Epoch(), group: group})
+		delete(r.staged, at)
+	}
+	return r.epochs[ref], nil
+}
+
+const maxWindow = 256
+
+// errSelfRemoved reports a commit that removes this device.
+var errSelfRemoved = errors.New("client: the commit removes this device")
+
+func (c *Client) restage(ctx context.Context, r *room, e *epoch, ref federation.Ref) (*mls.StagedCommit, error) {
+	if staged := r.staged[ref]; staged != nil {
+		return staged, nil
+	}
+	var kept storedCommit
+	if r.own[ref] == nil {
+		raw, err := c.st.GetKV(ctx, commitKey(r.id, ref))
+		if err != nil {
+			return nil, fmt.Errorf("%w: commit %s: %w", errStore, ref.Short(), err)
+		}
+		if err := json.Unmarshal(raw, &kept); err != nil {
+			return nil, fmt.Errorf("client: commit %s: %w", ref.Short(), err)
+		}
+	}
+	var msg *mls.Message
+	if len(kept.Message) > 0 {
+		var err error
+		if msg, err = mls.ParseMessage(kept.Message); err != nil {
+			return nil, err
+		}
+	}
+	return c.stage(r, e, ref, msg, kept.Proposals)
+}
+
+// cannotApply remembers a commit that failed here. If a module accepts it
+// nevertheless, this device says so with a P.reject.
+func (c *Client) cannotApply(r *room, ref federation.Ref, err error) {
+	if r.rec.Failed == nil {
+		r.rec.Failed = map[string]string{}
+	}
+	if len(r.rec.Failed) < 1024 {
+		r.rec.Failed[ref.String()] = ruleOf(err)
+	}
+}
+
+// handleReceipt gives a receipt or a statement to the room's coordination,
+// which checks its signature.
+func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batch) error {
+	ev, err := rooms.DecodeReceipt(evt.Type, string(evt.ID), evt.Content)
+	if err != nil {
+		return err
+	}
+	if r.machine == nil {
+		if r.rec.Phase == phaseRemoved {
+			return nil
+		}
+		return errWaitGroup
+	}
+	acts, err := r.machine.Step(ev)
+	if err != nil {
+		return err
+	}
+	b.machine = true
+	switch ev := ev.(type) {
+	case *federation.Accept:
+		if rule, failed := r.rec.Failed[ev.Ref.String()]; failed && rule != "" {
+			if err := c.sendReject(r, ev.Ref, ev.Parent, rule, b); err != nil {
+				return err
+			}
+		}
+		if ev.EventID != "" && !r.machine.Held(ev.Ref) && r.rec.Failed[ev.Ref.String()] == "" {
+			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID)})
+		}
+	case *federation.Applied:
+		if e := r.epochs[ev.Ref]; e != nil {
+			want := federation.AppliedHash(e.group.EpochAuthenticator())
+			if subtle.ConstantTimeCompare(want[:], ev.Hash[:]) != 1 {
+				c.warn(r, "applied/"+ev.Ref.String(), &Warning{
+					EventID: evt.ID, Sender: evt.Sender, Rule: string(rooms.RuleReceiptForged),
+					Text: fmt.Sprintf("%s says that epoch %d has other keys than this device holds", evt.Sender, e.number),
+				})
+			}
+		}
+	}
+	return c.act(ctx, r, acts, b)
+}
+
+// act carries out what the coordination asks for.
+func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *batch) error {
+	for _, act := range acts {
+		switch act := act.(type) {
+		case federation.Save:
+			b.machine = true
+		case federation.HeadChanged:
+			if err := c.headChanged(ctx, r, act, b); err != nil {
+				return err
+			}
+		case federation.Finalized:
+			c.forgetSent(b, r)
+			c.prune(b, r)
+		case federation.Doubt:
+			if e := r.epochs[act.Ref]; e != nil {
+				r.vouchAt[act.Ref] = 1 // at once
+			}
+			c.warn(r, "doubt/"+act.Ref.String(), &Warning{Rule: act.Rule, Text: "a member could not apply a commit; messages wait until it is settled"})
+		case federation.Fetch:
+			if act.EventID != "" {
+				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID)})
+			}
+		case federation.Evidence:
+			c.warn(r, "evidence/"+string(act.Signer.ReceiptKey)+string(act.Kind), &Warning{
+				Sender: id.UserID(act.Signer.User), Rule: string(act.Kind),
+				Text: fmt.Sprintf("the module of %s signed two things that contradict each other; an admin should drop it", act.Signer.Server),
+			})
+		case federation.Forget:
+			for _, ref := range act.Refs {
+				c.forgetRef(b, r, ref)
+			}
+		case federation.Send, federation.KeyRetired:
+			return fmt.Errorf("client: internal: a client's machine made a %T", act)
+		default:
+			return fmt.Errorf("client: internal: unknown action %T", act)
+		}
+	}
+	return nil
+}
+
+// headChanged enters the epochs along the way to the new head and settles own
+// commits.
+func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadChanged, b *batch) error {
+	path := r.machine.Path(act.Fork, act.To)
+	lost := act.Fork != act.From
+	r.planned = false
+	for ref, kept := range r.rec.Proposals {
+		if federation.Ref(kept.On) != act.To {
+			delete(r.rec.Proposals, ref)
+		}
+	}
+	for _, ref := range path {
+		e, err := c.enter(ctx, r, ref, b)
+		if errors.Is(err, errSelfRemoved) {
+			c.removed(r, ref, b)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			c.stuck(r)
+			return nil
+		}
+		c.settleCommit(r, e, b)
+		if r.rec.Phase == phaseJoining && r.own[ref] != nil && r.own[ref].External {
+			c.joined(r, e, b)
+		}
+		c.tellEpoch(r, e, lost)
+	}
+	if p := r.pending; p != nil && !slices.Contains(path, federation.Ref(p.Ref)) && federation.Ref(p.Parent) != act.To {
+		// Lost the race: what it wanted is planned anew on the new head.
+		c.loseCommit(r, b)
+	}
+	b.then(func() {
+		r.notify()
+		c.poke()
+		notifyChan(c.outWake)
+	})
+	return nil
+}
+
+// tellEpoch reports an epoch on the head.
+func (c *Client) tellEpoch(r *room, e *epoch, lost bool) {
+	change := &EpochChanged{Room: r.id, Epoch: e.number, Ref: e.ref, Status: r.machine.Status(e.ref), Lost: lost, Joined: r.rec.JoinRef == rooms.Hash(e.ref)}
+	if known, ok := r.machine.Known(e.ref); ok {
+		change.Author = id.UserID(known.AuthorUser)
+		for _, leaf := range known.Added {
+			change.Added = append(change.Added, id.UserID(leaf.User))
+		}
+		if parent := r.epochs[e.parent]; parent != nil {
+			for _, index := range known.Removed {
+				if leaf, ok := parent.group.Leaf(mls.LeafIndex(index)); ok {
+					if cred, err := rooms.CredentialOf(leaf); err == nil {
+						change.Removed = append(change.Removed, cred.User)
+					}
+				}
+			}
+		}
+	}
+	c.log.Info().Stringer("room_id", r.id).Uint64("epoch", e.number).Str("ref", e.ref.Short()).Stringer("status", change.Status).Msg("The head moved")
+	c.tell(change)
+}
+
+// settleCommit does what follows when a commit of ours is on the head: only
+// now do the new devices get their Welcome.
+func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
+	own := r.own[e.ref]
+	if own == nil || own.Settled {
+		return
+	}
+	own.Settled = true
+	if len(own.Welcomes) > 0 && own.staged != nil {
+		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
+		for _, w := range own.Welcomes {
+			welcome, err := own.staged.WelcomeFor(mls.KeyPackageRef(w.KeyPackage))
+			if err != nil {
+				c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to make a Welcome")
+				continue
+			}
+			data.Welcomes = append(data.Welcomes, welcomeOut{User: w.User, Device: w.Device, Welcome: welcome})
+			delete(r.claimed, claimKey(w.User, w.Device))
+		}
+		if _, err := c.addRow(b, r, kindWelcome, stateReady, e.ref, data); err != nil {
+			b.do(func(context.Context) error { return err })
+		}
+	}
+	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
+	r.rec.Refresh, r.rec.NewEra = false, false
+	if own.PolicyChange {
+		r.rec.Policy = nil
+	}
+	if r.pending == own {
+		r.pending = nil
+	}
+	if err := c.savePending(b, r, own); err != nil {
+		b.do(func(context.Context) error { return err })
+	}
+}
+
+// loseCommit gives up an own commit that another one displaced. The commit
+// event may be in the room already: it is kept, in case the head comes back.
+func (c *Client) loseCommit(r *room, b *batch) {
+	p := r.pending
+	r.pending = nil
+	p.Lost = true
+	if err := c.savePending(b, r, p); err != nil {
+		b.do(func(context.Context) error { return err })
+	}
+	for _, row := range c.roomRows(r.id) {
+		if row.item.Kind == kindCommit && row.ref() == federation.Ref(p.Ref) && !row.busy {
+			c.deleteRow(b, row)
+		}
+	}
+	c.log.Info().Stringer("room_id", r.id).Str("ref", federation.Ref(p.Ref).Short()).Msg("Another commit was accepted; making ours again")
+	if p.External && r.rec.Phase == phaseJoining {
+		c.dropGroup(r, b)
+		r.joinAt = c.mono() + time.Second
+	}
+}
+
+// prune forgets epochs and own commits that lie far enough below the newest
+// final: their secrets are wiped.
+func (c *Client) prune(b *batch, r *room) {
+	final := r.machine.NewestFinal()
+	e := r.epochs[final]
+	if e == nil {
+		return
+	}
+	for ref, old := range r.epochs {
+		if ref == r.machine.Head() || ref == final {
+			continue
+		}
+		below := old.number+uint64(c.limits.PastEpochs) < e.number
+		side := old.number <= e.number && !r.machine.Extends(final, ref) && !r.machine.Extends(ref, final)
+		if below || side && old.number < e.number {
+			c.dropEpoch(b, r, ref)
+		}
+	}
+	for ref, own := range r.own {
+		if own == r.pending {
+			continue
+		}
+		known, ok := r.machine.Known(ref)
+		if !ok || known.Epoch <= e.number {
+			delete(r.own, ref)
+			b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
+		}
+	}
+	for key := range r.generations {
+		if r.epochs[key.ref] == nil {
+			delete(r.generations, key)
+		}
+	}
+}
+
+// forgetRef drops everything that is kept under a ref.
+func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
+	if r.epochs[ref] != nil {
+		c.dropEpoch(b, r, ref)
+	}
+	delete(r.staged, ref)
+	delete(r.rec.Events, ref.String())
+	delete(r.rec.Failed, ref.String())
+	delete(r.rec.Vouched, ref.String())
+	delete(r.vouchAt, ref)
+	b.do(func(ctx context.Context) error { return c.st.DeleteKV(ctx, commitKey(r.id, ref)) })
+}
+
+// removed ends this device's membership of the group.
+func (c *Client) removed(r *room, ref federation.Ref, b *batch) {
+	by := id.UserID("")
+	if known, ok := r.machine.Known(ref); ok {
+		by = id.UserID(known.AuthorUser)
+	}
+	r.rec.Phase = phaseRemoved
+	c.dropGroup(r, b)
+	for _, row := range c.roomRows(r.id) {
+		if row.data.Plain != nil && row.item.State != stateSent {
+			c.deleteRow(b, row)
+			b.then(func() { c.answer(row, sendResult{err: fmt.Errorf("%w (%s)", ErrRemoved, r.id)}) })
+		}
+	}
+	c.tell(&Removed{Room: r.id, By: by})
+	b.then(r.notify)
+}
+
+// dropGroup forgets the room's group in memory and store: epochs, own commits
+// and coordination.
+func (c *Client) dropGroup(r *room, b *batch) {
+	for ref := range r.epochs {
+		c.dropEpoch(b, r, ref)
+	}
+	for ref := range r.own {
+		b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
+	}
+	r.own, r.pending, r.machine = map[federation.Ref]*pending{}, nil, nil
+	r.staged = map[federation.Ref]*mls.StagedCommit{}
+	r.vouchAt = map[federation.Ref]time.Duration{}
+	r.blocked = nil
+	r.rec.JoinRef = rooms.Hash{}
+	b.do(func(ctx context.Context) error {
+		if err := c.st.DeleteMachine(ctx, r.id); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return nil
+	})
+}
+
+// handleProposal keeps a module's proposal to remove a leaf, if its reason is
+// in this device's own view of the room. Nothing else is taken from a module.
+func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
+	content, err := rooms.DecodeProposal(evt.Content)
+	if err != nil {
+		return err
+	}
+	if r.machine == nil {
+		return nil // committed, or proposed again, by the time this device is in
+	}
+	e := r.epochs[federation.Ref(content.Parent)]
+	if e == nil {
+		return nil
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return err
+	}
+	if sender, public := msg.Sender(); !public || sender.Type != mls.SenderTypeExternal || msg.ContentType() != mls.ContentTypeProposal {
+		return errRefusedUpdate(rooms.RuleExternalProposalNotEntitled, "the proposal is not by a module of the group")
+	}
+	// A group that remembers a proposal sends nothing until it is committed
+	// (RFC 9420, Section 12.4), so a copy looks at it first.
+	copied, err := mls.LoadGroup(c.mlsCfg, e.group.EpochState(), e.group.RatchetState())
+	if err != nil {
+		return fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err)
+	}
+	processed, err := copied.Process(msg)
+	if err != nil {
+		return err
+	}
+	proposal, ok := processed.(*mls.ProposalMessage)
+	if !ok {
+		return errRefusedUpdate(rooms.RuleContentMalformed, "the message of a proposal is none")
+	}
+	if err := c.checkProposal(r, e, proposal); err != nil {
+		return err
+	}
+	if _, err := e.group.Process(msg); err != nil {
+		return err
+	}
+	if r.rec.Proposals == nil {
+		r.rec.Proposals = map[string]keptProposal{}
+	}
+	if len(r.rec.Proposals) < maxKeptProposals {
+		r.rec.Proposals[rooms.EncodeBase64(proposal.Ref)] = keptProposal{On: rooms.Hash(e.ref), Raw: content.Message}
+	}
+	c.putRatchet(b, r, e)
+	r.planned = false
+	return nil
+}
+
+const maxKeptProposals = 500
+
+// keptProposal is a proposal of a module, as a commit names it by reference.
+type keptProposal struct {
+	On  rooms.Hash  `json:"on"` // the epoch, by its commit
+	Raw rooms.Bytes `json:"raw"`
+}
+
+// handleAdmit keeps a member's admission of a user. It is checked when it is
+// used, against the group as it is then.
+func (c *Client) handleAdmit(r *room, evt *Event) error {
+	admission, err := rooms.DecodeAdmission(evt.Content)
+	if err != nil {
+		return err
+	}
+	if admission.Room != r.id {
+		return errRefusedUpdate(rooms.RuleRoomNotGroup, "the admission is for another room")
+	}
+	r.admit(admission)
+	r.planned = false
+	return nil
+}
+
+// handleRepost takes an event of ours that somebody sent again. It has to
+// prove itself: commits, receipts and statements are signed.
+func (c *Client) handleRepost(ctx context.Context, r *room, evt *Event, b *batch) error {
+	repost, err := rooms.DecodeRepost(evt.Content)
+	if err != nil {
+		return err
+	}
+	inner := &Event{ID: evt.ID, RoomID: r.id, Type: repost.Type, Sender: repost.Sender, Timestamp: evt.Timestamp, Content: repost.Content}
+	switch repost.Type {
+	case rooms.TypeCommit:
+		return c.handleCommit(ctx, r, inner, b)
+	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
+		return c.handleReceipt(ctx, r, inner, b)
+	}
+	return errRefusedUpdate(rooms.RuleContentMalformed, "events of this type are not sent again")
+}
+
+// vouch posts P.applied for commits that wait for a member to vouch: at once
+// when a commit is in doubt, else by the committer timer.
+func (c *Client) vouch(ctx context.Context, r *room) error {
+	now := c.mono()
+	for _, ref := range r.machine.NeedsVouching() {
+		e := r.epochs[ref]
+		if e == nil || r.rec.Vouched[ref.String()] || !c.mayVouch(r, e) {
+			delete(r.vouchAt, ref)
+			continue
+		}
+		at, set := r.vouchAt[ref]
+		if !set {
+			at = now + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+			r.vouchAt[ref] = at
+		}
+		if at > now {
+			continue
+		}
+		delete(r.vouchAt, ref)
+		b := &batch{}
+		if err := c.sendApplied(r, e, b); err != nil {
+			return err
+		}
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayVouch tells whether this device's leaf can vouch for a commit: it was in
+// the group before, and its user is not the author, unless the author is alone.
+func (c *Client) mayVouch(r *room, e *epoch) bool {
+	known, ok := r.machine.Known(e.ref)
+	if !ok {
+		return false
+	}
+	own := uint32(e.group.OwnLeafIndex())
+	lasted := func(index uint32) bool {
+		for _, leaf := range known.Added {
+			if leaf.Index == index {
+				return false
+			}
+		}
+		return true
+	}
+	if known.AuthorUser != string(c.UserID()) {
+		return lasted(own)
+	}
+	for index, leaf := range e.group.Members() {
+		cred, err := rooms.CredentialOf(leaf)
+		if err == nil && string(cred.User) != known.AuthorUser && lasted(uint32(index)) {
+			return false
+		}
+	}
+	return true // alone
+}
+
+func (c *Client) sendApplied(r *room, e *epoch, b *batch) error {
+	scope, ok := r.machine.ScopeAt(e.ref)
+	if !ok {
+		return nil
+	}
+	cs := e.group.CipherSuite()
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	applied, err := rooms.SignApplied(cs, key, scope, e.ref, e.group.OwnLeafIndex(), e.group.EpochAuthenticator())
+	if err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(rooms.AppliedOf(applied))
+	if err != nil {
+		return err
+	}
+	if r.rec.Vouched == nil {
+		r.rec.Vouched = map[string]bool{}
+	}
+	r.rec.Vouched[e.ref.String()] = true
+	_, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeApplied, Content: raw})
+	return err
+}
+
+// sendReject says, once, that this device could not apply an accepted commit.
+func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b *batch) error {
+	e := r.epochs[parent]
+	if e == nil {
+		return nil
+	}
+	r.rec.Failed[ref.String()] = "" // said
+	scope, ok := r.machine.ScopeAt(parent)
+	if !ok {
+		return nil
+	}
+	cs := e.group.CipherSuite()
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	rejected, err := rooms.SignReject(cs, key, scope, ref, e.group.OwnLeafIndex(), rule)
+	if err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(rooms.RejectOf(rejected))
+	if err != nil {
+		return err
+	}
+	c.warn(r, "failed/"+ref.String(), &Warning{Rule: rule, Text: "a commit could not be applied here; this device said so"})
+	_, err = c.addRow(b, r, kindProof, stateReady, ref, outData{Type: rooms.TypeReject, Content: raw})
+	return err
+}

@@ -1,0 +1,502 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// claim is a key package at hand for the next commit. It stays across lost
+// races: it serves at most one Welcome that is sent.
+type claim struct {
+	pack *mls.KeyPackage
+	at   time.Duration
+}
+
+func claimKey(user id.UserID, device id.DeviceID) string {
+	return string(user) + "\x00" + string(device)
+}
+
+const (
+	claimAge      = 30 * time.Minute
+	maxAddsAtOnce = 200
+)
+
+// due is what a commit made now would hold.
+type due struct {
+	removes []rooms.PlannedRemove
+	adds    []rooms.PlannedAdd
+	urgent  bool // do not wait for the committer timer
+	other   bool // a change of policy, a fresh path or an era
+}
+
+func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other }
+
+// dueNow filters the plan: a leaf that fails its check has 60 s to come right,
+// a device that could not be added is tried again later.
+func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
+	d := &due{other: r.rec.Policy != nil || r.rec.NewEra || r.rec.Refresh || r.staleProposals(e)}
+	d.urgent = d.other
+	r.graceAt = 0
+	if r.want1 == nil || r.plannedOn != e.ref {
+		return d
+	}
+	waiting := slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.item.State == stateQueued })
+	for _, rm := range r.want1.Removes {
+		if rm.Leaf == e.group.OwnLeafIndex() {
+			continue // nobody removes the leaf it commits with
+		}
+		if rm.Reason == rooms.RemoveDevice && rm.Cred.User != c.UserID() {
+			key := rm.Cred.String()
+			since, known := r.badSince[key]
+			if !known {
+				since = now
+				r.badSince[key] = now
+			}
+			if at := since + rooms.CredentialGrace; now < at {
+				if r.graceAt == 0 || at < r.graceAt {
+					r.graceAt = at
+				}
+				continue
+			}
+		}
+		d.removes = append(d.removes, rm)
+		if r.rec.Caused[rm.Cred.User] || rm.Cred.User == c.UserID() || waiting {
+			d.urgent = true
+		}
+	}
+	for _, add := range r.want1.Adds {
+		if r.tried["add/"+claimKey(add.User, add.Device)] > now || len(d.adds) >= maxAddsAtOnce {
+			continue
+		}
+		d.adds = append(d.adds, add)
+		if r.rec.Caused[add.User] || add.User == c.UserID() {
+			d.urgent = true
+		}
+	}
+	return d
+}
+
+// staleProposals tells whether the group holds a module's proposal that the
+// plan does not ask for any more: only a new epoch makes it send again.
+func (r *room) staleProposals(e *epoch) bool {
+	if !r.planned || r.plannedOn != e.ref {
+		return false
+	}
+	return slices.ContainsFunc(e.group.PendingProposals(), func(p mls.ProposalMessage) bool {
+		return !slices.ContainsFunc(r.want1.Removes, func(rm rooms.PlannedRemove) bool { return rm.Leaf == p.Proposal.Remove })
+	})
+}
+
+// commitWork returns the work of making a commit, if one is due.
+func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context) {
+	if r.machine == nil || r.rec.Membership != "join" {
+		return nil
+	}
+	c.checkRefresh(r)
+	e := r.epochs[r.machine.SafeHead()]
+	if e == nil || r.tried["commit"] > now {
+		return nil
+	}
+	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
+		return nil // waits for its accept
+	}
+	d := c.dueNow(r, e, now)
+	if d.empty() {
+		r.commitAt = 0
+		return nil
+	}
+	if !d.urgent {
+		if r.commitAt == 0 || r.commitOn != e.ref {
+			r.commitOn = e.ref
+			r.commitAt = now + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+		}
+		if now < r.commitAt {
+			return nil
+		}
+	}
+	roomID, ref, adds, cs := r.id, e.ref, d.adds, e.group.CipherSuite()
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return nil
+	}
+	var targets []identity.Target
+	for _, add := range adds {
+		if have := r.claimed[claimKey(add.User, add.Device)]; have == nil || now-have.at > claimAge {
+			targets = append(targets, identity.Target{User: add.User, Device: add.Device, Room: r.id, Need: policy.Verification})
+		}
+	}
+	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
+}
+
+// checkRefresh plans a commit with a fresh path when the last one is long ago.
+func (c *Client) checkRefresh(r *room) {
+	if r.rec.LastPath == 0 {
+		r.rec.LastPath = c.now().Unix()
+	}
+	if r.rec.Sent > refreshMessages || r.rec.Sent > 0 && c.now().Sub(time.Unix(r.rec.LastPath, 0)) > refreshAfter {
+		r.rec.Refresh = true
+	}
+}
+
+// prepareCommit claims the key packages a commit needs, without the lock, and
+// then makes it, unless the head moved meanwhile.
+func (c *Client) prepareCommit(ctx context.Context, roomID id.RoomID, head federation.Ref, cs mls.CipherSuite, targets []identity.Target) {
+	var claims []identity.Claimed
+	var err error
+	if len(targets) > 0 {
+		claims, err = c.ident.ClaimKeyPackages(ctx, cs, targets)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil || ctx.Err() != nil {
+		return
+	}
+	log := c.log.With().Stringer("room_id", roomID).Logger()
+	now := c.mono()
+	if err != nil {
+		log.Warn().Err(err).Msg("Failed to claim key packages")
+		wait := 5 * time.Second
+		var limit *RateLimitError
+		if errors.As(wrapRateLimit(err), &limit) {
+			wait = limit.RetryAfter
+		}
+		r.tried["commit"] = now + wait
+		return
+	}
+	for _, got := range claims {
+		key := claimKey(got.Target.User, got.Target.Device)
+		if got.Err != nil || got.KeyPackage == nil {
+			log.Info().Err(got.Err).Stringer("user_id", got.Target.User).Stringer("device_id", got.Target.Device).Msg("A device cannot be added now")
+			r.tried["add/"+key] = now + time.Minute
+			continue
+		}
+		r.claimed[key] = &claim{pack: got.KeyPackage, at: now}
+	}
+	if r.machine == nil || r.machine.SafeHead() != head || r.rec.Phase != phaseMember {
+		return
+	}
+	if err := c.makeCommit(ctx, r); err != nil {
+		log.Err(err).Msg("Failed to make a commit")
+		r.tried["commit"] = c.mono() + 5*time.Second
+	}
+}
+
+// makeCommit makes a commit on the head of everything that is due and persists
+// it with its outbox row. Nothing is sent before that.
+func (c *Client) makeCommit(ctx context.Context, r *room) error {
+	e := r.epochs[r.machine.SafeHead()]
+	if e == nil || r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
+		return nil
+	}
+	d := c.dueNow(r, e, c.mono())
+	options := mls.CommitOptions{ForcePath: d.other}
+	aad := rooms.CommitAAD{Parent: e.ref}
+	content := &rooms.CommitContent{Epoch: e.number + 1, Parent: rooms.Hash(e.ref), ParentEvent: c.commitEvent(r, e.ref)}
+
+	// Removes first: a module's proposal by reference where there is one.
+	for _, rm := range d.removes {
+		if ref, raw, ok := r.proposalFor(e, rm.Leaf); ok {
+			options.PendingRefs = append(options.PendingRefs, ref)
+			content.Proposals = append(content.Proposals, raw)
+			continue
+		}
+		options.Proposals = append(options.Proposals, mls.Remove(rm.Leaf))
+	}
+	var welcomes []welcomeTarget
+	admitted := map[id.UserID]bool{}
+	for _, add := range d.adds {
+		have := r.claimed[claimKey(add.User, add.Device)]
+		if have == nil {
+			continue
+		}
+		if add.NewUser && !admitted[add.User] {
+			admitted[add.User] = true
+			if admission, ok := r.rec.Admissions[add.User]; ok {
+				aad.Admissions = append(aad.Admissions, admission)
+			}
+		}
+		options.Proposals = append(options.Proposals, mls.Add(have.pack))
+		welcomes = append(welcomes, welcomeTarget{User: add.User, Device: add.Device, KeyPackage: rooms.Bytes(have.pack.Ref())})
+	}
+	policyChange := false
+	if r.rec.Policy != nil || r.rec.NewEra {
+		extensions, err := c.nextExtensions(r, e)
+		if err != nil {
+			r.rec.Policy, r.rec.NewEra = nil, false
+			return err
+		}
+		options.Proposals = append(options.Proposals, mls.GroupContextExtensions(extensions))
+		policyChange = true
+		if r.rec.NewEra {
+			number, _ := r.machine.EraOf()
+			aad.Era = number + 1
+		}
+	}
+	if len(options.Proposals) == 0 && len(options.PendingRefs) == 0 && !options.ForcePath {
+		return nil
+	}
+	var err error
+	if options.AuthenticatedData, err = aad.Encode(); err != nil {
+		return err
+	}
+	staged, err := e.group.Commit(options)
+	if err != nil {
+		return fmt.Errorf("client: commit in %s: %w", r.id, err)
+	}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, PolicyChange: policyChange}
+	return c.postCommit(ctx, r, staged, own, content, &batch{})
+}
+
+// postCommit persists an own commit and queues it.
+func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedCommit, own *pending, content *rooms.CommitContent, b *batch) error {
+	msg, err := mls.ParseMessage(staged.Message())
+	if err != nil {
+		return err
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil {
+		return err
+	}
+	info, err := staged.GroupInfo(mls.GroupInfoOptions{ExternalPub: true})
+	if err != nil {
+		return err
+	}
+	if own.Staged, err = staged.MarshalBinary(); err != nil {
+		return err
+	}
+	own.Ref, own.staged = rooms.Hash(ref), staged
+	bundle := &rooms.CommitBundle{Message: staged.Message(), GroupInfo: info}
+	for _, p := range content.Proposals {
+		bundle.Proposals = append(bundle.Proposals, p)
+	}
+	content.Proposals = nil
+	data := outData{Type: rooms.TypeCommit}
+	if bundle.Inline() {
+		content.SetInline(bundle)
+		if data.Content, err = rooms.Encode(content); err != nil {
+			return err
+		}
+	} else {
+		if data.Upload, err = bundle.Encode(); err != nil {
+			return err
+		}
+		data.Commit = content
+	}
+	r.own[ref], r.pending = own, own
+	r.commitAt = 0
+	if err := c.savePending(b, r, own); err != nil {
+		return err
+	}
+	if _, err := c.addRow(b, r, kindCommit, stateReady, ref, data); err != nil {
+		return err
+	}
+	b.then(r.notify)
+	c.log.Info().Stringer("room_id", r.id).Str("ref", ref.Short()).Uint64("epoch", content.Epoch).
+		Int("proposals", len(staged.Proposals())).Msg("Made a commit")
+	return c.commitBatch(ctx, r, b)
+}
+
+// nextExtensions returns the group's extensions with the policy asked for.
+func (c *Client) nextExtensions(r *room, e *epoch) ([]mls.Extension, error) {
+	policy := r.rec.Policy
+	if policy == nil {
+		return nil, errors.New("client: an era needs a policy")
+	}
+	var senders []mls.ExternalSender
+	for _, seq := range policy.Sequencers {
+		head := r.state.head(id.UserID(seq.User))
+		if head == nil {
+			continue
+		}
+		sender, err := rooms.ModuleSender(id.UserID(seq.User), head, e.group.CipherSuite())
+		if err != nil {
+			return nil, err
+		}
+		senders = append(senders, sender)
+	}
+	return rooms.GroupExtensions(policy, senders)
+}
+
+// proposalFor finds a module's proposal to remove a leaf in the given epoch.
+func (r *room) proposalFor(e *epoch, leaf mls.LeafIndex) (mls.ProposalRef, rooms.Bytes, bool) {
+	for _, p := range e.group.PendingProposals() {
+		if p.Proposal.Type != mls.ProposalTypeRemove || p.Proposal.Remove != leaf || p.Sender.Type != mls.SenderTypeExternal {
+			continue
+		}
+		if kept, ok := r.rec.Proposals[rooms.EncodeBase64(p.Ref)]; ok && federation.Ref(kept.On) == e.ref {
+			return p.Ref, kept.Raw, true
+		}
+	}
+	return nil, nil, false
+}
+
+// savePending persists an own commit.
+func (c *Client) savePending(b *batch, r *room, own *pending) error {
+	raw, err := json.Marshal(own)
+	if err != nil {
+		return fmt.Errorf("client: own commit in %s: %w", r.id, err)
+	}
+	eventID := own.EventID
+	b.do(func(ctx context.Context) error {
+		return c.st.PutPending(ctx, &store.Pending{Room: r.id, Ref: own.Ref[:], Parent: own.Parent[:], EventID: eventID, Data: raw})
+	})
+	return nil
+}
+
+// ChangePolicy lets an admin change the group's policy. It returns once the
+// commit is accepted.
+func (c *Client) ChangePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy)) error {
+	return c.changePolicy(ctx, roomID, change, false)
+}
+
+func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), era bool) error {
+	c.mu.Lock()
+	r, e, err := c.memberOf(roomID)
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	if !policy.IsAdmin(c.UserID()) {
+		c.mu.Unlock()
+		return fmt.Errorf("%w: only an admin of the group changes its policy (%v)", ErrNotAllowed, policy.Admins)
+	}
+	change(policy)
+	want, err := policy.Encode()
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	r.rec.Policy, r.rec.NewEra = policy, era
+	err = c.commitBatch(ctx, r, &batch{})
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, roomID, func(r *room) error {
+		head := r.head()
+		if head == nil {
+			return ErrNoGroup
+		}
+		if data, ok := head.group.Extension(rooms.ExtensionPolicy); ok && string(data) == string(want) {
+			return nil
+		}
+		return errors.New("client: the commit is not accepted yet")
+	})
+}
+
+// RepairSequencer moves the room to the receipt keys that its modules' bots
+// announce now, by an era commit. It is for modules that lost their database,
+// and their receipt key with it: nothing that the lost key signed is needed.
+// Only an admin of the group can do it.
+func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
+	c.mu.Lock()
+	r, e, err := c.memberOf(roomID)
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	lost := c.lostKeys(r, e)
+	c.mu.Unlock()
+	if len(lost) == 0 {
+		return fmt.Errorf("client: the modules of %s announce the keys that the group has: there is nothing to repair", roomID)
+	}
+	return c.changePolicy(ctx, roomID, func(p *rooms.Policy) {
+		for i := range p.Sequencers {
+			if key := lost[p.Sequencers[i].User]; key != nil {
+				p.Sequencers[i].ReceiptKey = key
+			}
+		}
+	}, true)
+}
+
+// lostKeys returns the new receipt keys of sequencers whose announced key is
+// not the group's.
+func (c *Client) lostKeys(r *room, e *epoch) map[string][]byte {
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return nil
+	}
+	out := map[string][]byte{}
+	for _, seq := range policy.Sequencers {
+		if head := r.state.head(id.UserID(seq.User)); head != nil && string(head.ReceiptKey) != string(seq.ReceiptKey) {
+			out[seq.User] = head.ReceiptKey
+		}
+	}
+	return out
+}
+
+// memberOf returns a room in whose group this device is, and its head.
+func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
+	r := c.rooms[roomID]
+	switch {
+	case r == nil:
+		return nil, nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
+	case r.rec.Phase == phaseRemoved:
+		return nil, nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+	case r.machine == nil && !r.state.isMLS():
+		return nil, nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
+	}
+	e := r.head()
+	if e == nil || r.rec.Phase != phaseMember {
+		return nil, nil, fmt.Errorf("%w (%s)", ErrNoGroup, roomID)
+	}
+	return r, e, nil
+}
+
+// await waits until check, called with the lock held, returns nil. When ctx
+// ends it returns check's last error too.
+func (c *Client) await(ctx context.Context, roomID id.RoomID, check func(r *room) error) error {
+	for {
+		c.mu.Lock()
+		r := c.rooms[roomID]
+		if r == nil {
+			c.mu.Unlock()
+			return fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
+		}
+		why := check(r)
+		changed := r.changed
+		fatal := c.fatal
+		c.mu.Unlock()
+		if why == nil {
+			return nil
+		}
+		if fatal != nil {
+			return fatal
+		}
+		c.poke()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", why, ctx.Err())
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

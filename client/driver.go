@@ -1,0 +1,480 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// need is something that has to be fetched before a room can go on.
+type need struct {
+	event  id.EventID
+	file   *rooms.File
+	state  bool
+	users  []id.UserID
+	fail   int
+	notFor time.Duration // monotonic time before which it is not tried again
+}
+
+// want asks for something to be fetched.
+func (r *room) want(key string, n *need) {
+	if _, asked := r.needs[key]; !asked && len(r.needs) < maxNeeds {
+		r.needs[key] = n
+	}
+}
+
+const (
+	maxNeeds      = 256
+	maxNeedFails  = 8
+	maxMediaCache = 4
+)
+
+// stepRoom brings one room as far as it goes.
+func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
+	for range 64 {
+		c.mu.Lock()
+		r := c.rooms[roomID]
+		if r == nil || c.fatal != nil {
+			c.mu.Unlock()
+			return 0
+		}
+		if err := c.drain(ctx, r); err != nil {
+			c.mu.Unlock()
+			c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to process a room, will try again")
+			return c.mono() + 5*time.Second
+		}
+		if err := c.maintain(ctx, r); err != nil {
+			c.mu.Unlock()
+			c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to maintain a room, will try again")
+			return c.mono() + 5*time.Second
+		}
+		now := c.mono()
+		var due []string
+		var next time.Duration
+		at := func(t time.Duration) {
+			if t > 0 && (next == 0 || t < next) {
+				next = t
+			}
+		}
+		for key, n := range r.needs {
+			if n.notFor <= now {
+				due = append(due, key)
+			} else {
+				at(n.notFor)
+			}
+		}
+		slices.Sort(due)
+		fetch := make([]*need, len(due))
+		for i, key := range due {
+			fetch[i] = r.needs[key]
+		}
+		work := c.nextWork(r, now)
+		at(c.nextTimer(r))
+		c.mu.Unlock()
+
+		if len(fetch) == 0 && work == nil {
+			return next
+		}
+		for i := range fetch {
+			c.fetch(ctx, roomID, due[i], fetch[i])
+		}
+		if work != nil {
+			work(ctx)
+		}
+		if ctx.Err() != nil {
+			return 0
+		}
+	}
+	c.poke()
+	return c.mono() + time.Second
+}
+
+// drain processes the room's inbox in order until nothing moves.
+func (c *Client) drain(ctx context.Context, r *room) error {
+	items, err := c.st.Inbox(ctx, r.id)
+	if err != nil || len(items) == 0 {
+		return err
+	}
+	for moved := true; moved; {
+		moved = false
+		for i, item := range items {
+			if item == nil || item.WaitsFor != "" && !r.arrived(item.WaitsFor) {
+				continue
+			}
+			done, err := c.process(ctx, r, item)
+			if err != nil {
+				return err
+			}
+			if done {
+				items[i] = nil
+				moved = true
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+	}
+	return c.trimInbox(ctx, r, items)
+}
+
+// trimInbox bounds what waits: above the limit the oldest are given up.
+func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
+	var waiting []*store.InboxItem
+	now := c.now()
+	for _, item := range items {
+		if item == nil {
+			continue
+		}
+		waiting = append(waiting, item)
+		var data inboxData
+		if json.Unmarshal(item.Data, &data) != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
+			continue
+		}
+		if now.Sub(time.UnixMilli(data.At)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
+			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
+				Room: r.id, EventID: item.EventID, Sender: data.Event.Sender, Reason: "waits for " + item.WaitsFor,
+			})
+		}
+	}
+	for len(waiting) > c.limits.Waiting {
+		b := &batch{}
+		item := waiting[0]
+		waiting = waiting[1:]
+		b.do(func(ctx context.Context) error {
+			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
+				return err
+			}
+			return c.st.DeleteInbox(ctx, r.id, item.EventID)
+		})
+		c.count("client/waiting-over-limit")
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) warnOnce(r *room, key string, u Update) {
+	if r.told == nil {
+		r.told = map[string]bool{}
+	}
+	if !r.told[key] && len(r.told) < 4096 {
+		r.told[key] = true
+		c.tell(u)
+	}
+}
+
+// arrived tells whether what an event waits for is there.
+func (r *room) arrived(what string) bool {
+	kind, name := what, ""
+	for i := range what {
+		if what[i] == ':' {
+			kind, name = what[:i], what[i+1:]
+			break
+		}
+	}
+	switch kind {
+	case "group":
+		return r.machine != nil
+	case "join":
+		return r.rec.Membership == "join"
+	case "media":
+		_, ok := r.media[name]
+		return ok
+	case "event":
+		_, ok := r.fetched[id.EventID(name)]
+		return ok
+	case "head":
+		return r.headSeen
+	case "epoch", "parent":
+		ref, err := federation.ParseRef(name)
+		if err != nil || r.machine == nil {
+			return err != nil
+		}
+		if kind == "parent" {
+			return r.machine.Held(ref) || r.epochs[ref] != nil
+		}
+		return r.epochs[ref] != nil && r.machine.Accepted(ref)
+	}
+	return true
+}
+
+// process handles one inbox row in a transaction of its own. It reports
+// whether the row is done; a row that waits stays.
+func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (bool, error) {
+	var data inboxData
+	b := &batch{}
+	err := json.Unmarshal(item.Data, &data)
+	if err == nil && data.Event == nil {
+		err = errors.New("client: inbox row without event")
+	}
+	if err == nil {
+		err = c.handle(ctx, r, &data, b)
+	}
+	var wait *errWait
+	if errors.As(err, &wait) {
+		if wait.what == item.WaitsFor {
+			return false, nil
+		}
+		item.WaitsFor = wait.what
+		return false, c.st.AddInbox(ctx, item)
+	}
+	if errors.Is(err, errStore) {
+		return false, err
+	}
+	if err != nil {
+		// Refused: nothing of the event has an effect.
+		b = &batch{}
+		if data.Event != nil {
+			c.refused(r, data.Event, err)
+		}
+	}
+	b.do(func(ctx context.Context) error {
+		if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
+			return err
+		}
+		return c.st.DeleteInbox(ctx, r.id, item.EventID)
+	})
+	b.then(r.notify)
+	if err := c.commitBatch(ctx, r, b); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// errStore marks trouble with the own store: the event is not to blame.
+var errStore = errors.New("client: the store failed")
+
+// handle dispatches one event.
+func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch) error {
+	evt := data.Event
+	if data.ToDevice {
+		if evt.Type == rooms.TypeWelcome {
+			return c.handleWelcome(ctx, r, evt, b)
+		}
+		return rooms.CheckToDevice(evt.Type)
+	}
+	switch evt.Type {
+	case rooms.TypeCommit:
+		return c.handleCommit(ctx, r, evt, b)
+	case rooms.TypeProposal:
+		return c.handleProposal(r, evt, b)
+	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
+		return c.handleReceipt(ctx, r, evt, b)
+	case rooms.TypeAdmit:
+		return c.handleAdmit(r, evt)
+	case rooms.TypeRepost:
+		return c.handleRepost(ctx, r, evt, b)
+	case rooms.TypeEncrypted, rooms.TypeReceipt:
+		return c.handleEncrypted(ctx, r, evt, b)
+	case "m.room.redaction":
+		c.tell(&Redaction{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Target: redactionTarget(evt)})
+		return nil
+	}
+	if err := rooms.CheckUnencrypted(evt.Type, evt.StateKey != nil); err != nil {
+		// Own room is switched to MLS with plaintext before it: only what
+		// comes after is a fault.
+		if r.machine != nil {
+			c.tell(&Warning{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Rule: ruleOf(err), Text: "an unencrypted event came in an encrypted room; do not trust it"})
+		}
+		return err
+	}
+	return nil
+}
+
+func redactionTarget(evt *Event) id.EventID {
+	if evt.Redacts != "" {
+		return evt.Redacts
+	}
+	var content struct {
+		Redacts id.EventID `json:"redacts"`
+	}
+	if json.Unmarshal(evt.Content, &content) != nil {
+		return ""
+	}
+	return content.Redacts
+}
+
+// fetch gets one thing, without the lock.
+func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *need) {
+	var err error
+	var apply func(r *room)
+	switch {
+	case n.event != "":
+		var evt *Event
+		if evt, err = c.hs.Event(ctx, roomID, n.event); err == nil {
+			apply = func(r *room) {
+				if len(r.fetched) >= maxNeeds {
+					clear(r.fetched)
+				}
+				r.fetched[n.event] = evt
+				if c.wanted(r, evt) && evt.StateKey == nil {
+					if err := c.inboxStep(roomID, evt, false)(ctx); err != nil {
+						c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file a fetched event")
+					}
+				}
+			}
+		}
+	case n.file != nil:
+		var data []byte
+		if data, err = c.hs.Download(ctx, string(n.file.MXC), n.file.Size); err == nil {
+			if err = n.file.Check(data); err == nil {
+				apply = func(r *room) {
+					if len(r.media) >= maxMediaCache {
+						clear(r.media)
+					}
+					r.media[string(n.file.MXC)] = data
+				}
+			}
+		}
+	case n.state:
+		var events []*Event
+		if events, err = c.hs.State(ctx, roomID); err == nil {
+			apply = func(r *room) {
+				r.state.replace(events)
+				for _, evt := range events {
+					if evt.Type == rooms.TypeMember && evt.StateKey != nil {
+						c.noteAdmission(r, evt)
+					}
+				}
+				r.planned = false
+				if err := c.commitBatch(ctx, r, &batch{state: true}); err != nil {
+					c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to store the state of a room")
+				}
+			}
+		}
+	case len(n.users) > 0:
+		var lists map[id.UserID]*identity.UserDevices
+		if lists, err = c.ident.DevicesOf(ctx, n.users); err == nil {
+			apply = func(r *room) {
+				for user, list := range lists {
+					c.devs[user] = list
+				}
+				for _, user := range n.users {
+					r.devices[user] = true
+				}
+				r.planned = false
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil || r.needs[key] != n {
+		return
+	}
+	if err == nil {
+		delete(r.needs, key)
+		apply(r)
+		return
+	}
+	n.fail++
+	wait := min(time.Second<<min(n.fail-1, 6), time.Minute)
+	var limit *RateLimitError
+	if errors.As(wrapRateLimit(err), &limit) {
+		wait = limit.RetryAfter
+	}
+	n.notFor = c.mono() + wait
+	c.log.Debug().Err(err).Stringer("room_id", roomID).Int("attempt", n.fail).Msg("Failed to fetch something")
+	if n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 {
+		delete(r.needs, key)
+		r.tried["need/"+key] = c.mono() + 10*time.Minute
+		if n.file != nil {
+			c.count(string(rooms.RuleMediaHash))
+		}
+	}
+}
+
+// wantUsers asks for the device lists of users that are not at hand.
+func (c *Client) wantUsers(r *room, users []id.UserID) (complete bool) {
+	var missing []id.UserID
+	for _, user := range users {
+		if !r.devices[user] || c.devs[user] == nil {
+			missing = append(missing, user)
+		}
+	}
+	if len(missing) == 0 {
+		return true
+	}
+	slices.Sort(missing)
+	r.want("devices", &need{users: missing})
+	return false
+}
+
+// maintain does what time, state and device lists ask for.
+func (c *Client) maintain(ctx context.Context, r *room) error {
+	if r.rec.Membership == "join" && !r.state.Known && (r.state.isMLS() || r.machine != nil) {
+		r.want("state", &need{state: true})
+	}
+	if r.machine != nil {
+		b := &batch{}
+		if acts := r.machine.Tick(c.mono()); len(acts) > 0 {
+			if err := c.act(ctx, r, acts, b); err != nil {
+				return err
+			}
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				return err
+			}
+		}
+	}
+	if r.rec.Phase == phaseMember && r.machine != nil {
+		if err := c.vouch(ctx, r); err != nil {
+			return err
+		}
+		c.plan(r)
+		if err := c.encryptQueued(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nextWork returns what has to be done outside of the lock now: a commit to
+// prepare, or a way into the group.
+func (c *Client) nextWork(r *room, now time.Duration) func(ctx context.Context) {
+	switch {
+	case r.rec.Phase == phaseFounding:
+		return c.foundWork(r, now)
+	case r.rec.Phase == phaseMember:
+		return c.commitWork(r, now)
+	case r.rec.Membership == "join" && (r.rec.Phase == phaseNone || r.rec.Phase == phaseJoining || r.rec.Phase == phaseRemoved):
+		return c.joinWork(r, now)
+	}
+	return nil
+}
+
+// nextTimer returns the time of the room's next timer, 0 if there is none.
+func (c *Client) nextTimer(r *room) time.Duration {
+	var next time.Duration
+	now := c.mono()
+	at := func(t time.Duration) {
+		if t > now && (next == 0 || t < next) {
+			next = t
+		}
+	}
+	at(r.commitAt)
+	at(r.joinAt)
+	at(r.graceAt)
+	at(r.tried["commit"])
+	for _, t := range r.vouchAt {
+		at(t)
+	}
+	if r.machine != nil {
+		if t, ok := r.machine.Next(); ok {
+			at(t)
+		}
+	}
+	return next
+}

@@ -1,0 +1,260 @@
+package client
+
+import (
+	"bytes"
+	"slices"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// checkCommit holds a validated commit against the group's policy and this
+// device's view of the room, and returns what the coordination has to know.
+func (c *Client) checkCommit(r *room, tree rooms.Tree, staged *mls.StagedCommit, msg *mls.Message, ref federation.Ref, content *rooms.CommitContent, evt *Event) (*federation.Commit, error) {
+	if err := checkGroupInfo(staged, content); err != nil {
+		return nil, err
+	}
+	checked, err := rooms.CheckCommit(rooms.CommitInput{
+		Room: r.id, Sender: evt.Sender, Event: evt.ID, Content: content, Ref: ref,
+		Tree: tree, Parent: federation.Ref(content.Parent), Staged: staged, Next: rooms.NextOf(staged), View: c.view(r, tree),
+	})
+	switch rooms.RuleOf(err) {
+	case "":
+	case rooms.RuleRemoveNotEntitled, rooms.RuleExternalProposalNotEntitled, rooms.RuleAddWithoutAdmission:
+		// The reason may be a state event that has not come yet: look once.
+		if key := "view/" + ref.String(); !r.told[key] {
+			if r.told == nil {
+				r.told = map[string]bool{}
+			}
+			r.told[key] = true
+			r.state.Known = false
+			r.want("state", &need{state: true})
+			return nil, &errWait{"state:" + ref.String()}
+		}
+		return nil, err
+	default:
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	return checked.Commit, nil
+}
+
+// checkGroupInfo checks that the GroupInfo beside a commit is signed by the
+// committer for the very epoch the commit makes. A commit without is no event:
+// a server that swaps the confirmation tag of an honest commit cannot sign one.
+func checkGroupInfo(staged *mls.StagedCommit, content *rooms.CommitContent) error {
+	info, err := mls.ParseMessage(content.GroupInfo)
+	if err != nil {
+		return err
+	}
+	if info.GroupInfo() == nil {
+		return &rooms.Refusal{Rule: rooms.RuleContentMalformed, What: "group_info of a commit", Err: errNotGroupInfo}
+	}
+	next := staged.Merge()
+	if next == nil {
+		return nil // this device is removed and does not learn the next epoch
+	}
+	if info.GroupInfo().Signer() != staged.Committer() {
+		return &rooms.Refusal{Rule: rooms.RuleContentMalformed, What: "group_info of a commit", Err: errNotByCommitter}
+	}
+	return next.VerifyGroupInfo(info)
+}
+
+// view is what this device knows of the room beside the group.
+func (c *Client) view(r *room, tree rooms.Tree) rooms.View {
+	state := r.state.view
+	gone := func(user id.UserID) bool {
+		switch state.Members[user].Membership {
+		case rooms.MembershipLeave, rooms.MembershipBan, rooms.MembershipKnock, "":
+			return true
+		}
+		return false
+	}
+	return rooms.View{
+		Gone: gone,
+		MayRemove: func(author id.UserID, leaf rooms.GroupLeaf) bool {
+			if gone(leaf.Cred.User) {
+				return true
+			}
+			for index, node := range tree.Members() { // a device with two leaves
+				if index == leaf.Index {
+					continue
+				}
+				if cred, err := rooms.CredentialOf(node); err == nil && cred.User == leaf.Cred.User && cred.Device == leaf.Cred.Device {
+					return true
+				}
+			}
+			list := c.devs[leaf.Cred.User]
+			if list == nil {
+				return true // nothing speaks against it
+			}
+			policy, err := rooms.PolicyOf(tree)
+			if err != nil || list.Check(&leaf.Cred, tree.CipherSuite(), policy.Verification) != nil {
+				return true
+			}
+			return author != "" && state.Power.Of(author) >= state.Power.Kick && state.Power.Of(author) > state.Power.Of(leaf.Cred.User)
+		},
+		MeetsJoinRule: func(user id.UserID) bool {
+			return state.Members[user].Membership == rooms.MembershipJoin && state.JoinRule != "invite" && state.JoinRule != "private"
+		},
+		RemovedSince: func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) },
+	}
+}
+
+// removedSince tells whether a commit between since and the head removed a
+// user's leaf.
+func (c *Client) removedSince(r *room, user id.UserID, since federation.Ref) bool {
+	if r.machine == nil {
+		return false
+	}
+	for _, ref := range r.machine.Path(since, r.machine.Head()) {
+		known, ok := r.machine.Known(ref)
+		if !ok || len(known.Removed) == 0 {
+			continue
+		}
+		parent := r.epochs[known.Parent]
+		if parent == nil {
+			continue
+		}
+		for _, index := range known.Removed {
+			leaf, ok := parent.group.Leaf(mls.LeafIndex(index))
+			if !ok {
+				continue
+			}
+			if cred, err := rooms.ParseCredential(&leaf.Credential); err == nil && cred.User == user {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// checkProposal checks a module's proposal before this device commits it.
+func (c *Client) checkProposal(r *room, e *epoch, proposal *mls.ProposalMessage) error {
+	view := c.view(r, e.group)
+	return rooms.CheckExternalProposal(proposal.Proposal, proposal.Sender, func(index mls.LeafIndex) bool {
+		leaf, ok := e.group.Leaf(index)
+		if !ok {
+			return false
+		}
+		cred, err := rooms.CredentialOf(leaf)
+		if err != nil {
+			return true
+		}
+		return view.Gone(cred.User)
+	})
+}
+
+// handleRoot notes the founding event of the group.
+func (c *Client) handleRoot(r *room, evt *Event, content *rooms.CommitContent) error {
+	info, err := mls.ParseMessage(content.GroupInfo)
+	if err != nil {
+		return err
+	}
+	ref, err := rooms.RootRef(info)
+	if err != nil {
+		return err
+	}
+	c.setCommitEvent(r, ref, evt.ID)
+	return nil
+}
+
+// verificationOf says how sure we are of a credential's device.
+func verificationOf(list *identity.UserDevices, cred *rooms.Credential, cs mls.CipherSuite) Verification {
+	if list == nil {
+		return Unverified
+	}
+	if list.MasterState == identity.MasterChanged {
+		return ChangedUser
+	}
+	device := list.Devices[cred.Device]
+	if device == nil || !device.CrossSigned || !bytes.Equal(device.MLSKeys[cs], cred.Key) {
+		return Unverified
+	}
+	if device.Verified {
+		return VerifiedUser
+	}
+	return VerifiedDevice
+}
+
+// forgetCaused drops the users for whom nothing is left to do.
+func (c *Client) forgetCaused(r *room, leaves []rooms.GroupLeaf) {
+	for user := range r.rec.Caused {
+		open := slices.ContainsFunc(r.want1.Adds, func(a rooms.PlannedAdd) bool { return a.User == user }) ||
+			slices.ContainsFunc(r.want1.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.User == user })
+		in := slices.ContainsFunc(leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == user })
+		gone := r.state.membership(user) == rooms.MembershipLeave || r.state.membership(user) == rooms.MembershipBan
+		if !open && (in || gone) && r.planned {
+			delete(r.rec.Caused, user)
+		}
+	}
+}
+
+// plan compares who should be in the group with who is, and sets the barrier
+// and the committer timer by it.
+func (c *Client) plan(r *room) {
+	e := r.epochs[r.machine.SafeHead()]
+	if e == nil || !r.state.Known {
+		return
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return
+	}
+	leaves := rooms.GroupLeaves(e.group)
+	var users []id.UserID
+	for user := range r.state.view.Members {
+		if r.state.view.InRoom(user) && !slices.Contains(r.state.view.Functional, user) && !isBot(user) {
+			users = append(users, user)
+		}
+	}
+	for _, leaf := range leaves {
+		if leaf.Cred.User != "" && !slices.Contains(users, leaf.Cred.User) && r.state.view.InRoom(leaf.Cred.User) {
+			users = append(users, leaf.Cred.User)
+		}
+	}
+	complete := c.wantUsers(r, users)
+	if r.planned && r.plannedOn == e.ref {
+		return
+	}
+	in := rooms.Inputs{State: r.state.view, Policy: policy, Leaves: leaves, Devices: map[id.UserID][]rooms.Device{}, Admitted: map[id.UserID]bool{}}
+	cs := e.group.CipherSuite()
+	for _, user := range users {
+		list := c.devs[user]
+		if list == nil || !r.devices[user] {
+			continue
+		}
+		entries := []rooms.Device{}
+		for _, device := range list.SortedDevices() {
+			entry := rooms.Device{Device: device.ID, Key: device.MLSKeys[cs]}
+			if entry.Key != nil {
+				entry.Problem = list.Check(&rooms.Credential{User: user, Device: device.ID, Key: entry.Key}, cs, policy.Verification)
+			}
+			entries = append(entries, entry)
+		}
+		in.Devices[user] = entries
+	}
+	view := c.view(r, e.group)
+	for user, admission := range r.rec.Admissions {
+		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err == nil {
+			in.Admitted[user] = true
+		}
+	}
+	r.want1 = rooms.MakePlan(in)
+	r.planned, r.plannedOn = complete, e.ref
+	c.forgetCaused(r, leaves)
+	r.blocked = nil
+	if err := r.want1.Barrier(); err != nil {
+		r.blocked = append(r.blocked, err.Error())
+	}
+	if e.ref != r.machine.Head() {
+		r.blocked = append(r.blocked, "a commit is in doubt")
+	}
+	r.notify()
+}

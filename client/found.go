@@ -1,0 +1,293 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// CreateOptions describe a new room.
+type CreateOptions struct {
+	Name, Topic string
+	Invite      []id.UserID
+	Public      bool
+	Direct      bool
+	History     string // history visibility; "invited" if empty
+	Version     string // room version; the homeserver's default if empty
+	// Announcement lets only moderators send messages.
+	Announcement bool
+	// Policy, if set, changes the policy the group is founded with.
+	Policy func(p *rooms.Policy)
+}
+
+// CreateRoom creates an MLS room with a module of the own server, founds its
+// group and invites users. It returns once the group exists; keys go to the
+// invited devices as soon as the module accepted the commit that adds them
+// (see Settle).
+func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, error) {
+	nonce, err := c.newID()
+	if err != nil {
+		return "", err
+	}
+	preset := "private_chat"
+	if o.Public {
+		preset = "public_chat"
+	}
+	req, err := rooms.CreateRequest(rooms.CreateOptions{
+		Name: o.Name, Topic: o.Topic, Preset: preset, Direct: o.Direct, Version: o.Version, HistoryVisibility: o.History,
+		Bots: []id.UserID{botOf(serverOf(c.UserID()))}, Announcement: o.Announcement, Nonce: nonce,
+	})
+	if err != nil {
+		return "", err
+	}
+	var roomID id.RoomID
+	if err := c.retry(ctx, func() (err error) {
+		roomID, err = c.hs.CreateRoom(ctx, req)
+		return err
+	}); err != nil {
+		return "", fmt.Errorf("client: create a room: %w", err)
+	}
+	if err := c.found(ctx, roomID, o.Policy); err != nil {
+		return roomID, err
+	}
+	for _, user := range o.Invite {
+		if err := c.Invite(ctx, roomID, user); err != nil {
+			return roomID, err
+		}
+	}
+	return roomID, nil
+}
+
+// EnableMLS turns an existing unencrypted room into an MLS room. The user
+// needs the power to change the room's encryption and power levels.
+func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
+	var events []*Event
+	if err := c.retry(ctx, func() (err error) {
+		events, err = c.hs.State(ctx, roomID)
+		return err
+	}); err != nil {
+		return fmt.Errorf("client: state of %s: %w", roomID, err)
+	}
+	state := rooms.NewRoomState(roomID)
+	current := map[string]json.RawMessage{}
+	for _, evt := range events {
+		if evt.StateKey == nil {
+			continue
+		}
+		// Content that cannot be read counts as absent.
+		_ = state.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content)
+		if *evt.StateKey == "" && (evt.Type == rooms.TypePowerLevels || evt.Type == rooms.TypeFunctionalMembers) {
+			current[evt.Type] = evt.Content
+		}
+	}
+	nonce, err := c.newID()
+	if err != nil {
+		return err
+	}
+	bot := botOf(serverOf(c.UserID()))
+	changes, err := rooms.SwitchState(state, current, []id.UserID{bot}, nonce)
+	if err != nil {
+		return err
+	}
+	if m := state.Members[bot].Membership; m != rooms.MembershipJoin && m != rooms.MembershipInvite {
+		if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
+			return fmt.Errorf("%w: %w", ErrNoModule, err)
+		}
+	}
+	for _, change := range changes {
+		if err := c.retry(ctx, func() error {
+			_, err := c.hs.SendState(ctx, roomID, change.Type, change.StateKey, change.Content)
+			return err
+		}); err != nil {
+			return fmt.Errorf("client: set %s in %s: %w", change.Type, roomID, err)
+		}
+	}
+	// Everybody who is in the room already is admitted by whoever switches it.
+	c.mu.Lock()
+	r := c.room(roomID)
+	for user, member := range state.Members {
+		if member.Membership == rooms.MembershipJoin && !isBot(user) && user != c.UserID() {
+			r.admitLater = append(r.admitLater, user)
+		}
+	}
+	c.mu.Unlock()
+	return c.found(ctx, roomID, nil)
+}
+
+// room returns a room, and begins to follow it if it is new.
+func (c *Client) room(roomID id.RoomID) *room {
+	r := c.rooms[roomID]
+	if r == nil {
+		r = c.newRoom(roomID)
+		c.rooms[roomID] = r
+	}
+	return r
+}
+
+// found marks the room as one whose group this device founds, and waits until
+// it has.
+func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy)) error {
+	c.mu.Lock()
+	r := c.room(roomID)
+	if r.rec.Phase == phaseNone {
+		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
+		r.foundPolicy = change
+	}
+	err := c.commitBatch(ctx, r, &batch{})
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	c.poke()
+	return c.await(ctx, roomID, func(r *room) error {
+		switch {
+		case r.rec.Phase == phaseMember:
+			return nil
+		case r.foundError != nil:
+			return r.foundError
+		}
+		return ErrNoModule
+	})
+}
+
+// foundWork returns the work of founding the group, once the module's bot has
+// announced its keys.
+func (c *Client) foundWork(r *room, now time.Duration) func(ctx context.Context) {
+	if !r.state.Known {
+		r.want("state", &need{state: true})
+		return nil
+	}
+	if r.state.head(botOf(serverOf(c.UserID()))) == nil || r.tried["found"] > now {
+		return nil
+	}
+	roomID := r.id
+	return func(ctx context.Context) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		r := c.rooms[roomID]
+		if r == nil || r.rec.Phase != phaseFounding {
+			return
+		}
+		if err := c.foundGroup(ctx, r); err != nil {
+			c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to found the group")
+			r.foundError = err
+			r.tried["found"] = c.mono() + 10*time.Second
+			r.notify()
+		}
+	}
+}
+
+// foundGroup creates the group with this device as its only member and queues
+// the founding event.
+func (c *Client) foundGroup(ctx context.Context, r *room) error {
+	bot := botOf(serverOf(c.UserID()))
+	head := r.state.head(bot)
+	policy := rooms.DefaultPolicy(r.id, c.UserID(), federation.Sequencer{Server: serverOf(c.UserID()), User: string(bot), ReceiptKey: head.ReceiptKey})
+	policy.SuiteOrder = c.suites
+	switch r.state.view.JoinRule {
+	case "public":
+		policy.Join = rooms.JoinOpen
+	case "restricted", "knock_restricted":
+		policy.Join = rooms.JoinByRule
+	}
+	if r.foundPolicy != nil {
+		r.foundPolicy(policy)
+	}
+	cs, err := rooms.ChooseSuite(policy, nil)
+	if err != nil {
+		return err
+	}
+	sender, err := rooms.ModuleSender(bot, head, cs)
+	if err != nil {
+		return err
+	}
+	extensions, err := rooms.GroupExtensions(policy, []mls.ExternalSender{sender})
+	if err != nil {
+		return err
+	}
+	groupID := make([]byte, rooms.GroupIDSize)
+	if _, err := io.ReadFull(c.rand, groupID); err != nil {
+		return fmt.Errorf("client: randomness: %w", err)
+	}
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	leaf, err := c.ident.LeafOptions(cs)
+	if err != nil {
+		return err
+	}
+	group, err := mls.CreateGroup(c.mlsCfg, cs, groupID, key, leaf, extensions)
+	if err != nil {
+		return fmt.Errorf("client: found the group of %s: %w", r.id, err)
+	}
+	info, err := group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true, ExternalPub: true})
+	if err != nil {
+		return err
+	}
+	msg, err := mls.ParseMessage(info)
+	if err != nil {
+		return err
+	}
+	ref, err := rooms.RootRef(msg)
+	if err != nil {
+		return err
+	}
+	base, err := rooms.BaseFacts(group, ref, "", 0, federation.Ref{})
+	if err != nil {
+		return err
+	}
+	machine, err := federation.New(c.machineConfig(r.id), base)
+	if err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(&rooms.CommitContent{GroupInfo: info})
+	if err != nil {
+		return err
+	}
+	b := &batch{}
+	r.machine = machine
+	b.machine = true
+	e := &epoch{ref: ref, number: 0, group: group}
+	c.putEpoch(b, r, e)
+	if _, err := c.addRow(b, r, kindCommit, stateReady, ref, outData{Type: rooms.TypeCommit, Content: raw}); err != nil {
+		return err
+	}
+	c.joined(r, e, b)
+	r.rec.Refresh = false
+	r.rec.Caused = map[id.UserID]bool{c.UserID(): true}
+	for _, user := range r.admitLater {
+		if err := c.admitUser(r, e, user); err != nil {
+			return err
+		}
+		r.rec.Caused[user] = true
+	}
+	r.admitLater, r.foundError = nil, nil
+	c.tellEpoch(r, e, false)
+	c.log.Info().Stringer("room_id", r.id).Stringer("suite", cs).Msg("Founded a group")
+	return c.commitBatch(ctx, r, b)
+}
+
+// retry repeats a request that the homeserver's rate limit refused.
+func (c *Client) retry(ctx context.Context, fn func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := fn()
+		var limit *RateLimitError
+		if err == nil || !errors.As(err, &limit) {
+			return err
+		}
+		c.log.Debug().Dur("retry_after", limit.RetryAfter).Msg("The homeserver limits the rate")
+		if serr := sleep(ctx, limit.RetryAfter); serr != nil {
+			return fmt.Errorf("%w (%w)", err, serr)
+		}
+	}
+}

@@ -1,0 +1,34 @@
+package identity
+
+import (
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// NewUserDevices makes the device list of a user from keys that the caller has
+// checked, as a source other than a homeserver's /keys/query would. Devices of
+// a user with cross-signing keys are taken for cross-signed if CheckBinding
+// says so when they are used; verified tells whether a person compared the
+// master key.
+func NewUserDevices(user id.UserID, devices []*rooms.DeviceKeys, cross *rooms.CrossSigning, verified bool) *UserDevices {
+	u := &UserDevices{User: user, MasterState: MasterNone, Devices: make(map[id.DeviceID]*Device, len(devices)), cross: cross}
+	if cross != nil {
+		u.MasterKey, u.MasterState = rooms.EncodeBase64(cross.Master), MasterTOFU
+		if verified {
+			u.MasterState = MasterVerified
+		}
+		u.known = rooms.Known{Master: cross.Master, Verified: verified}
+	}
+	for _, keys := range devices {
+		d := &Device{ID: keys.Device, Ed25519: rooms.EncodeBase64(keys.Ed25519), MLSKeys: keys.MLS, keys: keys, firstSeen: keys.Ed25519}
+		for cs, key := range keys.MLS {
+			cred := &rooms.Credential{User: user, Device: keys.Device, Key: key}
+			d.CrossSigned = u.cross != nil && rooms.CheckBinding(cred, cs, keys, cross, u.known, rooms.VerifyCross) == nil
+			break
+		}
+		d.Verified = d.CrossSigned && verified
+		u.Devices[keys.Device] = d
+	}
+	return u
+}

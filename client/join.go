@@ -1,0 +1,398 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+var (
+	errNotGroupInfo   = errors.New("the message is no GroupInfo")
+	errNotByCommitter = errors.New("it is signed by somebody else than the committer")
+)
+
+// headList returns the ref of the commit that set the list of sequencers in
+// force, and the number of the era, as a module's head says.
+func headList(head *rooms.HeadContent) (federation.Ref, uint64) {
+	return federation.Ref(head.Root.Ref), 0
+}
+
+// How long a new member waits for somebody to add it before it adds itself.
+const (
+	joinDelay      = 4 * time.Second
+	joinAcceptWait = 15 * time.Second
+	joinRetry      = 20 * time.Second
+)
+
+// handleWelcome enters the group with a Welcome that followed an accepted
+// commit. It waits until the user is in the room, for only then can the commit
+// be read that the Welcome claims to belong to.
+func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batch) error {
+	content, err := rooms.DecodeWelcome(evt.Content)
+	if err != nil {
+		return err
+	}
+	if r.rec.Phase == phaseMember && r.machine != nil {
+		return nil // in the group already
+	}
+	if r.rec.Membership != "join" {
+		return &errWait{"join:"}
+	}
+	commitEvent, ok := r.fetched[content.CommitEvent]
+	if !ok {
+		if r.tried["need/event:"+string(content.CommitEvent)] > c.mono() {
+			return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the commit it names is not in the room")
+		}
+		r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent})
+		return &errWait{"event:" + string(content.CommitEvent)}
+	}
+	ref, tag, err := c.welcomedBy(r, content, commitEvent)
+	if err != nil {
+		return err
+	}
+	tree := []byte(content.Snapshot.Tree)
+	if file := content.Snapshot.File; file != nil {
+		if tree, ok = r.media[string(file.MXC)]; !ok {
+			if r.tried["need/media:"+string(file.MXC)] > c.mono() {
+				return errRefusedUpdate(rooms.RuleMediaHash, "the tree cannot be had")
+			}
+			r.want("media:"+string(file.MXC), &need{file: file})
+			return &errWait{"media:" + string(file.MXC)}
+		}
+	}
+	msg, err := mls.ParseMessage(content.Welcome)
+	if err != nil {
+		return err
+	}
+	if msg.Welcome() == nil {
+		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the message is no Welcome")
+	}
+	bundle, err := c.ident.Bundle(ctx, msg.Welcome().Recipients())
+	if err != nil {
+		return errRefusedUpdate(rooms.RuleUnsolicitedKey, "it is for none of this device's key packages")
+	}
+	packRef := bundle.Ref()
+	group, err := mls.JoinWelcome(c.mlsCfg, msg, bundle, mls.JoinOptions{RatchetTree: tree})
+	if err != nil {
+		return err
+	}
+	policy, err := rooms.PolicyOf(group)
+	if err != nil {
+		return err
+	}
+	if policy.Room != r.id {
+		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, fmt.Sprintf("it opens a group of room %s", policy.Room))
+	}
+	if !bytes.Equal(group.ConfirmationTag(), tag) {
+		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
+	}
+	config, era, ok := c.listAt(r, policy)
+	if !ok {
+		return &errWait{"head:"}
+	}
+	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, era, config)
+	if err != nil {
+		return err
+	}
+	machine, err := federation.New(c.machineConfig(r.id), base)
+	if err != nil {
+		return err
+	}
+	if r.machine != nil || len(r.epochs) > 0 {
+		c.dropGroup(r, b)
+	}
+	r.machine = machine
+	b.machine = true
+	b.do(func(ctx context.Context) error { return c.ident.ConsumeBundle(ctx, packRef) })
+	e := &epoch{ref: ref, number: group.Epoch(), group: group}
+	c.putEpoch(b, r, e)
+	c.setCommitEvent(r, ref, content.CommitEvent)
+	c.joined(r, e, b)
+	c.tellEpoch(r, e, false)
+	return nil
+}
+
+// welcomedBy checks that the event a Welcome names is the commit it names, and
+// returns its ref and confirmation tag.
+func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) (federation.Ref, []byte, error) {
+	if evt.Type != rooms.TypeCommit {
+		return federation.Ref{}, nil, errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the event it names is no commit")
+	}
+	content, err := rooms.DecodeCommit(evt.Content)
+	if err != nil {
+		return federation.Ref{}, nil, err
+	}
+	if content, err = c.inlined(r, content); err != nil {
+		return federation.Ref{}, nil, err
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return federation.Ref{}, nil, err
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil {
+		return federation.Ref{}, nil, err
+	}
+	if ref != federation.Ref(welcome.Ref) {
+		return federation.Ref{}, nil, errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the event it names is another commit")
+	}
+	return ref, msg.ConfirmationTag(), nil
+}
+
+// joined marks this device as a member from an epoch on.
+func (c *Client) joined(r *room, e *epoch, b *batch) {
+	r.rec.Phase = phaseMember
+	r.rec.Group = e.group.GroupID()
+	r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
+	r.rec.JoinEvent = c.commitEvent(r, e.ref)
+	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
+	r.rec.Refresh = true // the package or the tree may have lain about
+	r.joinAt, r.planned = 0, false
+	if own := r.own[e.ref]; own != nil && own.External {
+		r.rec.Refresh = false // its path is as fresh as can be
+	}
+	b.then(func() {
+		r.notify()
+		c.poke()
+	})
+}
+
+// listAt returns the ref that names the list of sequencers in force and the
+// number of the era, as the listed modules say.
+func (c *Client) listAt(r *room, policy *rooms.Policy) (config federation.Ref, era uint64, ok bool) {
+	for _, seq := range policy.Sequencers {
+		head := r.state.head(id.UserID(seq.User))
+		if head == nil || head.Root == nil {
+			continue
+		}
+		r.headSeen = true
+		config, era = headList(head)
+		return config, era, true
+	}
+	r.headSeen = false
+	return config, 0, false
+}
+
+// usableHead returns the newest P.head that a newcomer can join at.
+func (r *room) usableHead() (id.UserID, *rooms.HeadContent) {
+	var best *rooms.HeadContent
+	var by id.UserID
+	for _, bot := range r.state.bots() {
+		head := r.state.head(bot)
+		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil {
+			continue
+		}
+		if head.Snapshot.AtCommit != head.Accepted.Ref {
+			continue
+		}
+		if best == nil || head.Accepted.Epoch > best.Accepted.Epoch {
+			best, by = head, bot
+		}
+	}
+	return by, best
+}
+
+// joinWork returns the work of getting into the group: found it if it is ours
+// to found, wait for a Welcome, and after a while join by an external commit.
+func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) {
+	if !r.state.Known || !r.state.isMLS() {
+		return nil
+	}
+	bot, head := r.usableHead()
+	if head == nil {
+		if r.state.view.Creator == c.UserID() && len(r.rec.Events) == 0 && r.rec.Phase == phaseNone && !r.anyGroup() {
+			r.rec.Phase = phaseFounding // interrupted between createRoom and the group
+			return c.foundWork(r, now)
+		}
+		return nil
+	}
+	if !r.headSeen {
+		r.headSeen = true
+		c.poke() // a Welcome may wait for it
+	}
+	if r.joinAt == 0 {
+		delay := joinDelay
+		if r.rec.Phase == phaseRemoved {
+			// Removed and still in the room: somebody meant it, or will add us.
+			delay = time.Minute
+		}
+		r.joinAt = now + delay
+	}
+	if now < r.joinAt {
+		return nil
+	}
+	if p := r.pending; p != nil && p.External {
+		b := &batch{}
+		c.loseCommit(r, b)
+		if err := c.commitBatch(context.Background(), r, b); err != nil {
+			return nil
+		}
+	}
+	r.joinAt = now + joinRetry
+	roomID := r.id
+	admission, admitted := r.rec.Admissions[c.UserID()]
+	return func(ctx context.Context) {
+		err := c.externalJoin(ctx, roomID, bot, head, &admission, admitted)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		c.log.Info().Err(err).Stringer("room_id", roomID).Msg("Cannot join the group by itself now")
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if r := c.rooms[roomID]; r != nil {
+			r.joinAt = c.mono() + joinRetry
+			r.lastJoinError = err
+			r.notify()
+		}
+	}
+}
+
+func (r *room) anyGroup() bool {
+	for _, bot := range r.state.bots() {
+		if head := r.state.head(bot); head != nil && len(head.Group) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// externalJoin joins the group by an external commit on the head that a
+// module publishes (RFC 9420, Section 12.4.3.2).
+func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, admission *rooms.Admission, admitted bool) error {
+	tree := []byte(head.Snapshot.Tree)
+	if file := head.Snapshot.File; file != nil {
+		data, err := c.hs.Download(ctx, string(file.MXC), file.Size)
+		if err != nil {
+			return fmt.Errorf("client: tree of %s: %w", roomID, err)
+		}
+		if err := file.Check(data); err != nil {
+			return err
+		}
+		tree = data
+	}
+	info, err := mls.ParseMessage(head.GroupInfo)
+	if err != nil {
+		return err
+	}
+	public, err := mls.NewPublicGroup(c.mlsCfg, info, tree)
+	if err != nil {
+		return err
+	}
+	policy, err := rooms.PolicyOf(public)
+	if err != nil {
+		return err
+	}
+	if policy.Room != roomID {
+		return errRefusedUpdate(rooms.RuleRoomNotGroup, "the module shows a group of another room")
+	}
+	listed := false
+	for _, seq := range policy.Sequencers {
+		listed = listed || seq.User == string(bot)
+	}
+	if !listed {
+		return errRefusedUpdate(rooms.RuleReceiptForged, fmt.Sprintf("%s is no module of the group it shows", bot))
+	}
+	parent := federation.Ref(head.Accepted.Ref)
+	aad := rooms.CommitAAD{Parent: parent}
+	var resync *mls.LeafIndex
+	member := false
+	for index, leaf := range public.Members() {
+		cred, err := rooms.CredentialOf(leaf)
+		if err != nil || cred.User != c.UserID() {
+			continue
+		}
+		member = true
+		if cred.Device == c.DeviceID() {
+			at := index
+			resync = &at
+		}
+	}
+	if !member && policy.Join == rooms.JoinAdmitted {
+		if !admitted {
+			return fmt.Errorf("client: %w: no member has admitted %s to %s; a member who may invite has to", ErrNotAllowed, c.UserID(), roomID)
+		}
+		if _, err := rooms.VerifyAdmission(public, policy, admission, nil); err != nil {
+			return err
+		}
+	}
+	if admitted {
+		aad.Admissions = append(aad.Admissions, *admission)
+	}
+	cs := public.CipherSuite()
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	leaf, err := c.ident.LeafOptions(cs)
+	if err != nil {
+		return err
+	}
+	options := mls.ExternalJoinOptions{Leaf: leaf, RatchetTree: tree, Resync: resync}
+	if options.AuthenticatedData, err = aad.Encode(); err != nil {
+		return err
+	}
+	staged, err := mls.ExternalJoin(c.mlsCfg, info, key, options)
+	if err != nil {
+		return err
+	}
+	config, era := headList(head)
+	base, err := rooms.BaseFacts(public, parent, head.Accepted.Event, era, config)
+	if err != nil {
+		return err
+	}
+	machine, err := federation.New(c.machineConfig(roomID), base)
+	if err != nil {
+		return err
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil || r.rec.Phase == phaseMember || r.rec.Membership != "join" {
+		return nil // a Welcome was faster
+	}
+	b := &batch{}
+	c.dropGroup(r, b)
+	r.machine = machine
+	b.machine = true
+	r.rec.Phase = phaseJoining
+	r.rec.Group = public.GroupID()
+	r.rec.JoinEpoch = public.Epoch() + 1
+	r.joinAt = c.mono() + joinAcceptWait
+	c.setCommitEvent(r, parent, head.Accepted.Event)
+	own := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo}
+	content := &rooms.CommitContent{Epoch: public.Epoch() + 1, Parent: rooms.Hash(parent), ParentEvent: head.Accepted.Event}
+	return c.postCommit(ctx, r, staged, own, content, b)
+}
+
+// ownExternal reads back an own external commit, with the epoch it was made on.
+func (c *Client) ownExternal(own *pending) (*mls.StagedCommit, rooms.Tree, error) {
+	info, err := mls.ParseMessage(own.Info)
+	if err != nil {
+		return nil, nil, err
+	}
+	public, err := mls.NewPublicGroup(c.mlsCfg, info, own.Tree)
+	if err != nil {
+		return nil, nil, err
+	}
+	if own.staged == nil {
+		if own.staged, err = mls.UnmarshalStagedCommit(c.mlsCfg, nil, own.Staged); err != nil {
+			return nil, nil, err
+		}
+	}
+	return own.staged, public, nil
+}
+
+// stuck gives up a branch this device cannot follow and joins anew.
+func (c *Client) stuck(r *room) {
+	c.warn(r, "stuck/"+r.machine.Head().String(), &Warning{Rule: "client/cannot-follow", Text: "this device cannot follow the group's newest commits and joins again"})
+	r.rejoin = true
+}

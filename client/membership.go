@@ -1,0 +1,451 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// admitUser signs an admission of a user with this device's leaf.
+func (c *Client) admitUser(r *room, e *epoch, user id.UserID) error {
+	key, err := c.ident.SignatureKey(e.group.CipherSuite())
+	if err != nil {
+		return err
+	}
+	var master []byte
+	if list := c.devs[user]; list != nil && list.MasterKey != "" {
+		if master, err = rooms.DecodeBase64(list.MasterKey); err != nil {
+			return err
+		}
+	}
+	admission, err := rooms.SignAdmission(e.group, r.id, e.ref, e.group.OwnLeafIndex(), key, user, master)
+	if err != nil {
+		return err
+	}
+	r.admit(admission)
+	return nil
+}
+
+// Invite admits a user to the group and invites them to the room, together
+// with the module of their server. If the room's history visibility lets
+// invited users read, their devices are added at once, else when they join.
+func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) error {
+	if err := rooms.CheckUserID(user); err != nil {
+		return fmt.Errorf("client: invite: %w", err)
+	}
+	// Who they are should be known before they are let in.
+	lists, err := c.ident.DevicesOf(ctx, []id.UserID{user})
+	if err != nil {
+		return fmt.Errorf("client: devices of %s: %w", user, err)
+	}
+	c.mu.Lock()
+	r, e, err := c.memberOf(roomID)
+	if err == nil {
+		c.devs[user] = lists[user]
+		r.devices[user] = true
+		var policy *rooms.Policy
+		if policy, err = rooms.PolicyOf(e.group); err == nil && !policy.MayAdmit(c.UserID()) {
+			err = fmt.Errorf("%w: the group's policy does not let %s admit users", ErrNotAllowed, c.UserID())
+		}
+	}
+	if err == nil {
+		err = c.admitUser(r, e, user)
+	}
+	if err == nil {
+		if r.rec.Caused == nil {
+			r.rec.Caused = map[id.UserID]bool{}
+		}
+		r.rec.Caused[user] = true
+		r.planned = false
+		b := &batch{}
+		admission := r.rec.Admissions[user]
+		var raw json.RawMessage
+		if raw, err = rooms.Encode(&admission); err == nil {
+			if _, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw}); err == nil {
+				err = c.commitBatch(ctx, r, b)
+			}
+		}
+	}
+	var bot id.UserID
+	if err == nil {
+		bot = c.missingBot(r, serverOf(user))
+	}
+	member := err == nil && r.state.membership(user) == rooms.MembershipJoin
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !member {
+		if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, user, "") }); err != nil {
+			return fmt.Errorf("client: invite %s to %s: %w", user, roomID, err)
+		}
+		c.noteMembership(roomID, user, rooms.MembershipInvite)
+	}
+	if bot != "" {
+		c.inviteBot(ctx, roomID, bot)
+	}
+	c.poke()
+	return nil
+}
+
+// missingBot returns the module's bot of a server that is not in the room yet.
+func (c *Client) missingBot(r *room, server string) id.UserID {
+	for user, member := range r.state.view.Members {
+		if serverOf(user) == server && isBot(user) && (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) {
+			return ""
+		}
+	}
+	return botOf(server)
+}
+
+// inviteBot invites the module of a server, which need not have one, and
+// lists it among the functional members, so that it does not count for the
+// room's name.
+func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
+	if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
+		log.Debug().Err(err).Msg("The server has no module, or it cannot be invited")
+		return
+	}
+	c.noteMembership(roomID, bot, rooms.MembershipInvite)
+	c.mu.Lock()
+	var content map[string]json.RawMessage
+	var members []id.UserID
+	r := c.rooms[roomID]
+	if r == nil || slices.Contains(r.state.view.Functional, bot) || !r.state.view.CanSend(c.UserID(), rooms.TypeFunctionalMembers, true) {
+		c.mu.Unlock()
+		return
+	}
+	if json.Unmarshal(r.state.content(rooms.TypeFunctionalMembers, ""), &content) != nil || content == nil {
+		content = map[string]json.RawMessage{}
+	}
+	members = append(slices.Clone(r.state.view.Functional), bot)
+	c.mu.Unlock()
+	raw, err := json.Marshal(members)
+	if err != nil {
+		return
+	}
+	content["service_members"] = raw
+	state, err := json.Marshal(content)
+	if err != nil {
+		return
+	}
+	if err := c.retry(ctx, func() error {
+		_, err := c.hs.SendState(ctx, roomID, rooms.TypeFunctionalMembers, "", state)
+		return err
+	}); err != nil {
+		log.Debug().Err(err).Msg("The module could not be listed as a functional member")
+	}
+}
+
+// noteMembership takes in what the homeserver just confirmed, before /sync
+// shows it.
+func (c *Client) noteMembership(roomID id.RoomID, user id.UserID, membership rooms.Membership) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil {
+		return
+	}
+	key := string(user)
+	content, _ := json.Marshal(map[string]string{"membership": string(membership)})
+	r.state.set(&Event{Type: rooms.TypeMember, StateKey: &key, Sender: c.UserID(), Content: content})
+	r.planned = false
+	r.notify()
+}
+
+// Join joins a room. The device enters the group when a member adds it or,
+// after a few seconds, by itself if it was admitted (see Settle).
+func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (id.RoomID, error) {
+	if len(via) == 0 && strings.HasPrefix(roomIDOrAlias, "!") {
+		c.mu.Lock()
+		if r := c.rooms[id.RoomID(roomIDOrAlias)]; r != nil && r.rec.Inviter != "" {
+			via = []string{serverOf(r.rec.Inviter)}
+		}
+		c.mu.Unlock()
+	}
+	var roomID id.RoomID
+	if err := c.retry(ctx, func() (err error) {
+		roomID, err = c.hs.Join(ctx, roomIDOrAlias, via)
+		return err
+	}); err != nil {
+		return "", fmt.Errorf("client: join %s: %w", roomIDOrAlias, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.room(roomID)
+	if r.rec.Membership != "join" {
+		r.rec.Membership = "join"
+		r.state.Known = false
+		r.want("state", &need{state: true})
+		if err := c.commitBatch(ctx, r, &batch{}); err != nil {
+			return roomID, err
+		}
+	}
+	c.poke()
+	return roomID, nil
+}
+
+// Leave leaves a room and forgets the keys of its group. The others remove
+// this user's devices from the group.
+func (c *Client) Leave(ctx context.Context, roomID id.RoomID) error {
+	if err := c.retry(ctx, func() error { return c.hs.Leave(ctx, roomID) }); err != nil {
+		return fmt.Errorf("client: leave %s: %w", roomID, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil {
+		return nil
+	}
+	b := &batch{}
+	r.rec.Phase, r.rec.Membership = phaseRemoved, "leave"
+	c.dropGroup(r, b)
+	b.then(r.notify)
+	return c.commitBatch(ctx, r, b)
+}
+
+// Kick removes a user from the room and their devices from the group. Nothing
+// is sent to the room until the Remove is accepted.
+func (c *Client) Kick(ctx context.Context, roomID id.RoomID, user id.UserID, reason string) error {
+	return c.expel(ctx, roomID, user, rooms.MembershipLeave, func() error { return c.hs.Kick(ctx, roomID, user, reason) })
+}
+
+// Ban does what Kick does, for good.
+func (c *Client) Ban(ctx context.Context, roomID id.RoomID, user id.UserID, reason string) error {
+	return c.expel(ctx, roomID, user, rooms.MembershipBan, func() error { return c.hs.Ban(ctx, roomID, user, reason) })
+}
+
+func (c *Client) expel(ctx context.Context, roomID id.RoomID, user id.UserID, membership rooms.Membership, do func() error) error {
+	if err := c.retry(ctx, do); err != nil {
+		return fmt.Errorf("client: remove %s from %s: %w", user, roomID, err)
+	}
+	c.mu.Lock()
+	if r := c.rooms[roomID]; r != nil {
+		if r.rec.Caused == nil {
+			r.rec.Caused = map[id.UserID]bool{}
+		}
+		r.rec.Caused[user] = true
+		delete(r.rec.Admissions, user)
+	}
+	c.mu.Unlock()
+	c.noteMembership(roomID, user, membership)
+	c.poke()
+	return nil
+}
+
+// RoomInfo is what this device knows of a room.
+type RoomInfo struct {
+	ID         id.RoomID
+	Name       string
+	Membership string // own: join, invite, leave …
+	MLS        bool
+	Phase      string // where this device stands: "", founding, joining, member, removed
+	Epoch      uint64
+	Status     federation.Status // of the head
+	Members    int               // users joined or invited
+	Devices    int               // leaves of the group
+	Inviter    id.UserID
+	Modules    []string // servers whose modules order the commits
+	Blocked    []string // why messages wait
+}
+
+// Rooms lists the MLS rooms this device knows.
+func (c *Client) Rooms(context.Context) ([]RoomInfo, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]*room, 0, len(c.rooms))
+	for _, r := range c.rooms {
+		list = append(list, r)
+	}
+	sortRooms(list)
+	out := make([]RoomInfo, 0, len(list))
+	for _, r := range list {
+		out = append(out, c.info(r))
+	}
+	return out, nil
+}
+
+// Room returns what this device knows of one room.
+func (c *Client) Room(_ context.Context, roomID id.RoomID) (RoomInfo, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil {
+		return RoomInfo{}, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
+	}
+	return c.info(r), nil
+}
+
+func (c *Client) info(r *room) RoomInfo {
+	info := RoomInfo{
+		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.state.isMLS() || r.machine != nil,
+		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
+	}
+	for user, member := range r.state.view.Members {
+		if (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) && !isBot(user) {
+			info.Members++
+		}
+	}
+	if e := r.head(); e != nil {
+		info.Epoch, info.Devices = e.number, e.group.MemberCount()
+		info.Status = r.machine.Status(e.ref)
+		if policy, err := rooms.PolicyOf(e.group); err == nil {
+			for _, seq := range policy.Sequencers {
+				info.Modules = append(info.Modules, seq.Server)
+			}
+		}
+	}
+	return info
+}
+
+// Member is a device in a room's group, or a user of the room without one.
+type Member struct {
+	User         id.UserID
+	Device       id.DeviceID // empty: the user has no device in the group
+	Leaf         uint32
+	Membership   string
+	Verification Verification
+	Own          bool
+	Note         string // why a user or device is not in the group, or should not be
+}
+
+// Members lists the devices of a room's group in the order of their leaves,
+// then the users of the room who have none.
+func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error) {
+	c.mu.Lock()
+	r := c.rooms[roomID]
+	if r == nil {
+		c.mu.Unlock()
+		return nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
+	}
+	var users []id.UserID
+	for user := range r.state.view.Members {
+		if r.state.membership(user) == rooms.MembershipJoin && !isBot(user) {
+			users = append(users, user)
+		}
+	}
+	c.mu.Unlock()
+	lists, err := c.ident.DevicesOf(ctx, users)
+	if err != nil {
+		return nil, fmt.Errorf("client: devices of the members of %s: %w", roomID, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for user, list := range lists {
+		c.devs[user] = list
+	}
+	var out []Member
+	present := map[id.UserID]bool{}
+	notes := map[string]string{}
+	if r.want1 != nil {
+		for _, rm := range r.want1.Removes {
+			notes[claimKey(rm.Cred.User, rm.Cred.Device)] = string(rm.Reason)
+		}
+	}
+	if e := r.head(); e != nil {
+		for _, leaf := range rooms.GroupLeaves(e.group) {
+			present[leaf.Cred.User] = true
+			out = append(out, Member{
+				User: leaf.Cred.User, Device: leaf.Cred.Device, Leaf: uint32(leaf.Index), Membership: string(r.state.membership(leaf.Cred.User)),
+				Verification: c.verification(&leaf.Cred, e.group.CipherSuite()), Own: leaf.Cred.User == c.UserID() && leaf.Cred.Device == c.DeviceID(),
+				Note: notes[claimKey(leaf.Cred.User, leaf.Cred.Device)],
+			})
+		}
+	}
+	slices.Sort(users)
+	for _, user := range users {
+		if !present[user] {
+			out = append(out, Member{User: user, Membership: string(r.state.membership(user)), Verification: Unverified, Note: c.whyAbsent(r, user)})
+		}
+	}
+	return out, nil
+}
+
+func (c *Client) whyAbsent(r *room, user id.UserID) string {
+	if r.want1 != nil {
+		for _, err := range r.want1.Waiting {
+			var refusal *rooms.Refusal
+			if errors.As(err, &refusal) && strings.Contains(refusal.What, string(user)) {
+				return err.Error()
+			}
+		}
+	}
+	if list := c.devs[user]; list == nil || len(list.Devices) == 0 {
+		return "no device with MLS"
+	}
+	return "not added yet"
+}
+
+// Settle waits until nothing is under way in a room: no commit of ours waits
+// for its accept, nothing is queued, and everybody whom this user let in, or
+// put out, is in or out. When ctx ends it says what it waited for.
+func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
+	return c.await(ctx, roomID, func(r *room) error {
+		if r.rec.Membership != "join" {
+			return nil
+		}
+		if r.rec.Phase == phaseNone && r.machine == nil && r.state.Known && !r.state.isMLS() {
+			return nil
+		}
+		if r.rec.Phase == phaseRemoved {
+			return fmt.Errorf("%w (%s)", ErrRemoved, r.id)
+		}
+		if r.rec.Phase != phaseMember {
+			if r.lastJoinError != nil {
+				return fmt.Errorf("client: %s: %w", r.id, r.lastJoinError)
+			}
+			return fmt.Errorf("%w (%s)", ErrNoGroup, r.id)
+		}
+		if r.pending != nil {
+			return fmt.Errorf("client: a commit in %s waits for the module to accept it", r.id)
+		}
+		for _, row := range c.roomRows(r.id) {
+			if row.item.State != stateSent {
+				return fmt.Errorf("client: something in %s waits to be sent", r.id)
+			}
+		}
+		e := r.head()
+		if e == nil || !r.planned || r.plannedOn != e.ref {
+			return fmt.Errorf("client: the members of %s are being compared", r.id)
+		}
+		if d := c.dueNow(r, e, c.mono()); !d.empty() && d.urgent {
+			return fmt.Errorf("client: a commit in %s has to be made", r.id)
+		}
+		return nil
+	})
+}
+
+// Synced waits until the first /sync after Start is processed.
+func (c *Client) Synced(ctx context.Context) error {
+	select {
+	case <-c.synced:
+	case <-ctx.Done():
+		return fmt.Errorf("client: the first sync is not done: %w", ctx.Err())
+	}
+	// What it brought is in the inbox: let the engine go through it.
+	for {
+		c.mu.Lock()
+		steps := c.steps
+		c.mu.Unlock()
+		c.poke()
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("client: the first sync is not done: %w", err)
+		}
+		c.mu.Lock()
+		done := c.steps > steps
+		c.mu.Unlock()
+		if done {
+			return nil
+		}
+	}
+}

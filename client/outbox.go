@@ -1,0 +1,459 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Kinds of outbox rows, in the order in which they are sent when several wait:
+// commits before chat.
+const (
+	kindCommit  = "commit"    // a commit of ours
+	kindProof   = "statement" // applied, reject, admission
+	kindWelcome = "welcome"   // to-device, after the accept
+	kindChat    = "chat"      // an application message
+	kindReceipt = "receipt"   // delivery receipts
+	kindForeign = "foreign"   // an application message that a bot's own client sends
+)
+
+func kindPriority(kind string) int {
+	switch kind {
+	case kindCommit:
+		return 0
+	case kindProof:
+		return 1
+	case kindWelcome:
+		return 2
+	default:
+		return 3
+	}
+}
+
+// States of outbox rows.
+const (
+	stateQueued = "queued" // plaintext only: waits until the room can send
+	stateReady  = "ready"  // may be sent
+	stateSent   = "sent"   // an event; kept until its epoch is final
+)
+
+// outData is the sealed part of an outbox row.
+type outData struct {
+	Type    string           `json:"type"`
+	Content json.RawMessage  `json:"content,omitempty"` // what is sent
+	Plain   *rooms.Plaintext `json:"plain,omitempty"`   // chat: what was encrypted
+	EventID id.EventID       `json:"event_id,omitempty"`
+	At      int64            `json:"at"` // unix milliseconds
+
+	// Welcomes: who gets one, and the tree they need.
+	Welcomes []welcomeOut `json:"welcomes,omitempty"`
+	Tree     rooms.Bytes  `json:"tree,omitempty"`
+	TreeHash rooms.Bytes  `json:"tree_hash,omitempty"`
+	File     *rooms.File  `json:"file,omitempty"`
+	// Commit: what goes to media first, if the commit is too large for an event.
+	Upload rooms.Bytes          `json:"upload,omitempty"`
+	Commit *rooms.CommitContent `json:"commit,omitempty"`
+}
+
+type welcomeOut struct {
+	User    id.UserID   `json:"user"`
+	Device  id.DeviceID `json:"device"`
+	Welcome rooms.Bytes `json:"welcome"`
+}
+
+type outRow struct {
+	item *store.OutboxItem
+	data outData
+	held time.Duration // monotonic time before which it is not tried again
+	busy bool
+	fail int
+}
+
+func (row *outRow) ref() federation.Ref {
+	var ref federation.Ref
+	copy(ref[:], row.item.Ref)
+	return ref
+}
+
+type sendResult struct {
+	event id.EventID
+	err   error
+}
+
+func (c *Client) loadOutbox(ctx context.Context) error {
+	items, err := c.st.Outbox(ctx, "")
+	if err != nil {
+		return err
+	}
+	c.rows = nil
+	for _, item := range items {
+		row := &outRow{item: item}
+		if err := json.Unmarshal(item.Data, &row.data); err != nil {
+			return fmt.Errorf("client: outbox row %d: %w", item.ID, err)
+		}
+		c.rows = append(c.rows, row)
+	}
+	return nil
+}
+
+// addRow queues a row in the step's transaction.
+func (c *Client) addRow(b *batch, r *room, kind, state string, ref federation.Ref, data outData) (*outRow, error) {
+	txnID, err := c.newID()
+	if err != nil {
+		return nil, err
+	}
+	if data.At == 0 {
+		data.At = c.now().UnixMilli()
+	}
+	row := &outRow{item: &store.OutboxItem{Room: r.id, TxnID: "mls" + txnID, Kind: kind, State: state, Ref: refBytes(ref)}, data: data}
+	b.do(func(ctx context.Context) error {
+		raw, err := json.Marshal(&row.data)
+		if err != nil {
+			return fmt.Errorf("client: outbox: %w", err)
+		}
+		row.item.Data = raw
+		return c.st.AddOutbox(ctx, row.item)
+	})
+	b.then(func() {
+		c.rows = append(c.rows, row)
+		notifyChan(c.outWake)
+	})
+	return row, nil
+}
+
+func refBytes(ref federation.Ref) []byte {
+	if ref.IsZero() {
+		return nil
+	}
+	return ref[:]
+}
+
+// saveRow writes a row's new content and state in the step's transaction.
+func (c *Client) saveRow(b *batch, row *outRow, state string, ref federation.Ref, data outData) {
+	b.do(func(ctx context.Context) error {
+		raw, err := json.Marshal(&data)
+		if err != nil {
+			return fmt.Errorf("client: outbox: %w", err)
+		}
+		next := *row.item
+		next.State, next.Ref, next.Data = state, refBytes(ref), raw
+		return c.st.UpdateOutbox(ctx, &next)
+	})
+	b.then(func() {
+		row.item.State, row.item.Ref, row.data = state, refBytes(ref), data
+		notifyChan(c.outWake)
+	})
+}
+
+func (c *Client) deleteRow(b *batch, row *outRow) {
+	b.do(func(ctx context.Context) error { return c.st.DeleteOutbox(ctx, row.item.ID) })
+	b.then(func() { c.rows = slices.DeleteFunc(c.rows, func(o *outRow) bool { return o == row }) })
+}
+
+// roomRows returns the rows of a room in order.
+func (c *Client) roomRows(roomID id.RoomID) []*outRow {
+	var list []*outRow
+	for _, row := range c.rows {
+		if row.item.Room == roomID {
+			list = append(list, row)
+		}
+	}
+	return list
+}
+
+// answer tells everybody who waits for a row how it ended.
+func (c *Client) answer(row *outRow, res sendResult) {
+	for _, ch := range c.waiters[row.item.ID] {
+		ch <- res
+	}
+	delete(c.waiters, row.item.ID)
+}
+
+// outboxLoop sends what is ready.
+func (c *Client) outboxLoop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		wait := time.Minute
+		if at := c.Flush(ctx); at > 0 {
+			wait = max(at-c.mono(), 0)
+		}
+		timer.Reset(min(wait, time.Minute))
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.outWake:
+		case <-timer.C:
+		}
+	}
+}
+
+// Flush sends what may be sent now: commits before chat, and within a room in
+// order. It returns when, on the monotonic clock, something that failed is to
+// be tried again (0: nothing). Start calls it; tests call it by themselves.
+func (c *Client) Flush(ctx context.Context) (next time.Duration) {
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		row, at := c.nextRow()
+		if row == nil {
+			c.mu.Unlock()
+			return at
+		}
+		row.busy = true
+		c.mu.Unlock()
+
+		evt, err := c.sendRow(ctx, row)
+
+		c.mu.Lock()
+		row.busy = false
+		c.settleRow(ctx, row, evt, err)
+		c.mu.Unlock()
+	}
+	return 0
+}
+
+// nextRow picks the row to send. A message encrypted for an epoch that is not
+// the head any more is not sent: it goes back to be encrypted again, for a
+// member may have been removed since.
+func (c *Client) nextRow() (*outRow, time.Duration) {
+	now := c.mono()
+	var best *outRow
+	var next time.Duration
+	blocked := map[id.RoomID]int{} // room → priority of the first row that must wait
+	later := func(at time.Duration) {
+		if next == 0 || at < next {
+			next = at
+		}
+	}
+	for _, row := range c.rows {
+		prio := kindPriority(row.item.Kind)
+		if row.item.Kind == kindForeign || row.item.State != stateReady || row.busy {
+			if row.busy {
+				return nil, 0 // one at a time
+			}
+			continue
+		}
+		if held, ok := blocked[row.item.Room]; ok && held <= prio {
+			continue
+		}
+		at := row.held
+		if row.item.Kind != kindWelcome {
+			at = max(at, c.limited)
+		}
+		if at > now {
+			blocked[row.item.Room] = prio
+			later(at)
+			continue
+		}
+		if row.item.Kind == kindChat || row.item.Kind == kindReceipt {
+			r := c.rooms[row.item.Room]
+			if r == nil || r.machine == nil || r.machine.Head() != row.ref() || len(r.blocked) > 0 {
+				blocked[row.item.Room] = prio
+				c.poke() // the engine encrypts it again
+				continue
+			}
+		}
+		if best == nil || prio < kindPriority(best.item.Kind) {
+			best = row
+		}
+	}
+	return best, next
+}
+
+// sendRow performs the network part of a row.
+func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
+	if err := c.crashpoint("before-send-" + row.item.Kind); err != nil {
+		return "", err
+	}
+	if row.item.Kind == kindWelcome {
+		return "", c.sendWelcomes(ctx, row)
+	}
+	content := row.data.Content
+	if len(row.data.Upload) > 0 {
+		var err error
+		if content, err = c.uploadCommit(ctx, row); err != nil {
+			return "", err
+		}
+	}
+	evt, err := c.hs.Send(ctx, row.item.Room, row.data.Type, row.item.TxnID, content)
+	if err == nil {
+		err = c.crashpoint("after-send-" + row.item.Kind)
+	}
+	return evt, err
+}
+
+const maxSendBackoff = 2 * time.Minute
+
+// settleRow records how a sending ended. The caller holds c.mu.
+func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err error) {
+	r := c.rooms[row.item.Room]
+	if r == nil {
+		return
+	}
+	log := c.log.With().Stringer("room_id", r.id).Str("kind", row.item.Kind).Logger()
+	var limit *RateLimitError
+	switch {
+	case err == nil:
+	case errors.As(err, &limit):
+		if row.item.Kind == kindWelcome {
+			row.held = c.mono() + limit.RetryAfter
+		} else {
+			c.limited = c.mono() + limit.RetryAfter
+		}
+		log.Debug().Dur("retry_after", limit.RetryAfter).Msg("The homeserver limits the rate")
+		return
+	case isPermanent(err):
+		log.Warn().Err(err).Msg("The homeserver refused an event")
+		b := &batch{}
+		c.deleteRow(b, row)
+		if row.item.Kind == kindCommit && r.pending != nil && federation.Ref(r.pending.Ref) == row.ref() {
+			ref := row.ref()
+			delete(r.own, ref)
+			r.pending = nil
+			b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
+			r.tried["commit"] = c.mono() + 10*time.Second
+		}
+		b.then(func() {
+			c.answer(row, sendResult{err: fmt.Errorf("client: send to %s: %w", r.id, err)})
+			r.notify()
+		})
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			log.Err(err).Msg("Failed to store the outcome of a sending")
+		}
+		c.poke()
+		return
+	default:
+		row.fail++
+		row.held = c.mono() + min(time.Second<<min(row.fail-1, 7), maxSendBackoff)
+		if ctx.Err() == nil {
+			log.Debug().Err(err).Int("attempt", row.fail).Msg("Sending failed, will try again")
+		}
+		return
+	}
+	b := &batch{}
+	switch row.item.Kind {
+	case kindCommit:
+		if r.pending != nil && federation.Ref(r.pending.Ref) == row.ref() {
+			r.pending.EventID = evt
+			if err := c.savePending(b, r, r.pending); err != nil {
+				log.Err(err).Msg("Failed to store the outcome of a sending")
+				return
+			}
+		}
+		c.setCommitEvent(r, row.ref(), evt)
+		c.deleteRow(b, row)
+	case kindChat, kindReceipt:
+		data := row.data
+		data.EventID = evt
+		c.saveRow(b, row, stateSent, row.ref(), data)
+		if row.item.Kind == kindChat {
+			c.addOwnMessage(b, r, row, evt)
+		}
+	default:
+		c.deleteRow(b, row)
+	}
+	b.then(func() {
+		c.answer(row, sendResult{event: evt})
+		r.notify()
+	})
+	if err := c.commitBatch(ctx, r, b); err != nil {
+		log.Err(err).Msg("Failed to store the outcome of a sending")
+		row.held = c.mono() + time.Second
+		return
+	}
+	c.poke()
+}
+
+// sendWelcomes uploads the tree if it is too large to ride along, and sends
+// each new device its Welcome.
+func (c *Client) sendWelcomes(ctx context.Context, row *outRow) error {
+	snapshot := rooms.Snapshot{TreeHash: row.data.TreeHash, AtCommit: rooms.Hash(row.ref())}
+	file := row.data.File
+	if len(row.data.Tree) <= maxInlineTree {
+		snapshot.Tree = row.data.Tree
+	} else {
+		if file == nil {
+			var err error
+			if file, err = c.upload(ctx, row.data.Tree); err != nil {
+				return err
+			}
+			row.data.File = file
+		}
+		snapshot.File = file
+	}
+	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
+	for _, w := range row.data.Welcomes {
+		content, err := rooms.Encode(&rooms.WelcomeContent{
+			Room: row.item.Room, CommitEvent: row.data.EventID, Ref: rooms.Hash(row.ref()), Welcome: w.Welcome, Snapshot: snapshot,
+		})
+		if err != nil {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		if messages[w.User] == nil {
+			messages[w.User] = map[id.DeviceID]json.RawMessage{}
+		}
+		messages[w.User][w.Device] = content
+	}
+	// Synapse takes to-device requests of at most one event's size.
+	part, size, n := map[id.UserID]map[id.DeviceID]json.RawMessage{}, 0, 0
+	flush := func() error {
+		if size == 0 {
+			return nil
+		}
+		err := c.hs.SendToDevice(ctx, rooms.TypeWelcome, fmt.Sprintf("%s.%d", row.item.TxnID, n), part)
+		part, size = map[id.UserID]map[id.DeviceID]json.RawMessage{}, 0
+		n++
+		return err
+	}
+	for _, w := range row.data.Welcomes {
+		content := messages[w.User][w.Device]
+		if size+len(content) > rooms.MaxInline && size > 0 {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if part[w.User] == nil {
+			part[w.User] = map[id.DeviceID]json.RawMessage{}
+		}
+		part[w.User][w.Device] = content
+		size += len(content)
+	}
+	return flush()
+}
+
+// maxInlineTree is the size up to which a tree rides in the Welcome.
+const maxInlineTree = 16_000
+
+// upload stores public handshake data in media and names it with its hash.
+func (c *Client) upload(ctx context.Context, data []byte) (*rooms.File, error) {
+	mxc, err := c.hs.Upload(ctx, data, rooms.CommitFileMIME)
+	if err != nil {
+		return nil, fmt.Errorf("client: upload: %w", err)
+	}
+	return rooms.NewFile(id.ContentURIString(mxc), data), nil
+}
+
+// uploadCommit stores a commit that is too large for an event in media and
+// returns the content that names it.
+func (c *Client) uploadCommit(ctx context.Context, row *outRow) (json.RawMessage, error) {
+	file, err := c.upload(ctx, row.data.Upload)
+	if err != nil {
+		return nil, err
+	}
+	content := *row.data.Commit
+	content.File = file
+	raw, err := rooms.Encode(&content)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return raw, nil
+}

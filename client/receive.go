@@ -1,0 +1,216 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// errWait says what an event has to wait for.
+type errWait struct{ what string }
+
+func (e *errWait) Error() string { return "client: waits for " + e.what }
+
+func waitEpoch(ref federation.Ref) error  { return &errWait{"epoch:" + ref.String()} }
+func waitParent(ref federation.Ref) error { return &errWait{"parent:" + ref.String()} }
+
+var errWaitGroup error = &errWait{"group"}
+
+// handleEncrypted opens an m.room.encrypted (or delivery receipt) event.
+func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *batch) error {
+	content, err := rooms.DecodeEncrypted(evt.Content)
+	if err != nil {
+		return err
+	}
+	msg, err := mls.ParseMessage(content.Ciphertext)
+	if err != nil {
+		return err
+	}
+	aad, err := rooms.DecodeMessageAAD(msg.AuthenticatedData())
+	if err != nil {
+		return err
+	}
+	if evt.Sender == c.UserID() {
+		if row := c.ownCiphertext(r.id, content); row != nil {
+			return c.ownEcho(r, row, evt, b)
+		}
+		if known, err := c.st.TimelineEvent(ctx, r.id, evt.ID); err == nil && known != nil {
+			return nil
+		}
+	}
+	if r.machine == nil {
+		if r.rec.Phase == phaseRemoved {
+			return errRefusedUpdate(rooms.RuleMemberNotInRoom, "this device is not in the group any more")
+		}
+		return errWaitGroup
+	}
+	ref := federation.Ref(aad.Head)
+	e := r.epochs[ref]
+	if e == nil || !r.machine.Accepted(ref) {
+		if base := r.base(); e == nil && (msg.Epoch() < base || r.tooOld(msg.Epoch())) {
+			return errRefusedUpdate(ruleBeyondRetention, "it was sent in an epoch this device was not in, or has forgotten")
+		}
+		if content.CommitEvent != "" && e == nil {
+			if _, known := r.machine.Known(ref); !known {
+				r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent})
+			}
+		}
+		return waitEpoch(ref)
+	}
+	if string(msg.GroupID()) != string(e.group.GroupID()) {
+		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it belongs to another group")
+	}
+	processed, err := e.group.Process(msg)
+	if err != nil {
+		return err
+	}
+	app, ok := processed.(*mls.ApplicationMessage)
+	if !ok {
+		return errRefusedUpdate(rooms.RuleContentMalformed, "it is no application message")
+	}
+	// The key is used up: from here on the ratchet is written whatever the
+	// message turns out to be.
+	c.putRatchet(b, r, e)
+	out, err := c.openMessage(r, e, evt, app)
+	if err != nil {
+		c.refused(r, evt, err)
+		return nil
+	}
+	if evt.Type == rooms.TypeReceipt {
+		return nil
+	}
+	known, err := c.st.TimelineByMid(ctx, r.id, out.Sender, out.ID)
+	if err == nil && known != nil {
+		return nil // sent again after its epoch left the head, or replayed
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	c.addMessage(b, out)
+	return nil
+}
+
+// ruleBeyondRetention is the rule of messages whose keys are gone.
+const ruleBeyondRetention rooms.Rule = "matrix/epoch-beyond-retention"
+
+func errRefusedUpdate(rule rooms.Rule, text string) error {
+	return &rooms.Refusal{Rule: rule, What: "message", Err: errors.New(text)}
+}
+
+// openMessage checks a decrypted message against the event that carried it.
+func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.ApplicationMessage) (*Message, error) {
+	leaf, ok := e.group.Leaf(app.Sender)
+	if !ok {
+		return nil, errRefusedUpdate(rooms.RuleSenderNotCredential, "its sender has no leaf")
+	}
+	cred, err := rooms.CredentialOf(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if cred.User != evt.Sender {
+		return nil, errRefusedUpdate(rooms.RuleSenderNotCredential, fmt.Sprintf("the event says %s, the key is of %s", evt.Sender, cred.User))
+	}
+	plain, err := rooms.DecodePlaintext(app.Plaintext, r.id)
+	if err != nil {
+		return nil, err
+	}
+	msg := &Message{
+		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
+		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation,
+		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head(),
+	}
+	key := genKey{e.ref, uint32(app.Sender)}
+	if last, seen := r.generations[key]; seen && app.Generation > last+1 {
+		msg.Missing = app.Generation - last - 1
+	}
+	if last, seen := r.generations[key]; !seen || app.Generation > last {
+		r.generations[key] = app.Generation
+	}
+	return msg, nil
+}
+
+type genKey struct {
+	ref  federation.Ref
+	leaf uint32
+}
+
+// ownEcho is our own message coming back: it settles the outbox row.
+func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
+	if row.item.State == stateSent && row.data.EventID == evt.ID {
+		return nil
+	}
+	data := row.data
+	data.EventID = evt.ID
+	c.addOwnMessage(b, r, row, evt.ID)
+	c.saveRow(b, row, stateSent, row.ref(), data)
+	b.then(func() { c.answer(row, sendResult{event: evt.ID}) })
+	return nil
+}
+
+// refused reports an event that was refused.
+func (c *Client) refused(r *room, evt *Event, err error) {
+	rule := ruleOf(err)
+	c.log.Debug().Stringer("room_id", r.id).Stringer("event_id", evt.ID).Str("type", evt.Type).Str("rule", rule).Msg("Refused an event")
+	c.count(rule)
+	if evt.Type == rooms.TypeEncrypted {
+		c.tell(&Undecryptable{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Reason: rule, Final: true})
+	}
+}
+
+// count counts a refusal by its rule.
+func (c *Client) count(rule string) {
+	if c.refusals == nil {
+		c.refusals = map[string]uint64{}
+	}
+	if _, known := c.refusals[rule]; known || len(c.refusals) < 256 {
+		c.refusals[rule]++
+	}
+}
+
+// Refusals returns how many events were refused since Open, by rule.
+func (c *Client) Refusals() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[string]uint64, len(c.refusals))
+	for rule, n := range c.refusals {
+		out[rule] = n
+	}
+	return out
+}
+
+// base returns the number of the epoch this device began with.
+func (r *room) base() uint64 { return r.rec.JoinEpoch }
+
+// tooOld tells whether an epoch lies below what is kept.
+func (r *room) tooOld(number uint64) bool {
+	final := r.epochs[r.machine.NewestFinal()]
+	return final != nil && number+uint64(r.keep) < final.number
+}
+
+// verification says how sure we are of a credential's device.
+func (c *Client) verification(cred *rooms.Credential, cs mls.CipherSuite) Verification {
+	if cred.User == c.UserID() && cred.Device == c.DeviceID() {
+		return VerifiedUser
+	}
+	return verificationOf(c.devs[cred.User], cred, cs)
+}
+
+func (c *Client) commitEvent(r *room, ref federation.Ref) id.EventID {
+	return r.rec.Events[ref.String()]
+}
+
+func (c *Client) setCommitEvent(r *room, ref federation.Ref, evt id.EventID) {
+	if r.rec.Events == nil {
+		r.rec.Events = map[string]id.EventID{}
+	}
+	if _, known := r.rec.Events[ref.String()]; !known {
+		r.rec.Events[ref.String()] = evt
+	}
+}

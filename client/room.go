@@ -1,0 +1,350 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// phase says where this device stands in a room.
+type phase string
+
+const (
+	phaseNone     phase = ""         // no group of ours
+	phaseFounding phase = "founding" // we make the group
+	phaseJoining  phase = "joining"  // we want to be in the group
+	phaseMember   phase = "member"   // we hold an epoch
+	phaseRemoved  phase = "removed"  // we were removed
+)
+
+// roomRecord is what the store keeps of a room beside machine and epochs.
+type roomRecord struct {
+	Phase      phase                         `json:"phase,omitempty"`
+	Membership string                        `json:"membership,omitempty"` // own, as the server says
+	Group      rooms.Bytes                   `json:"group,omitempty"`
+	JoinRef    rooms.Hash                    `json:"join_ref,omitzero"`    // base of the machine
+	JoinEvent  id.EventID                    `json:"join_event,omitempty"` // the commit that added us
+	JoinedAt   int64                         `json:"joined_at,omitempty"`
+	Inviter    id.UserID                     `json:"inviter,omitempty"`
+	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
+	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
+	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
+	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
+	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // a change our user asked for
+	Refresh    bool                          `json:"refresh,omitempty"`   // a commit with a fresh path is due
+	NewEra     bool                          `json:"new_era,omitempty"`
+	Failed     map[string]string             `json:"failed,omitempty"`    // ref → rule: commits we could not apply
+	Vouched    map[string]bool               `json:"vouched,omitempty"`   // refs we sent P.applied for
+	Events     map[string]id.EventID         `json:"events,omitempty"`    // ref → commit event
+	LastPath   int64                         `json:"last_path,omitempty"` // unix time of our last own path
+	Sent       uint64                        `json:"sent,omitempty"`      // messages since then
+	Warned     map[string]bool               `json:"warned,omitempty"`
+}
+
+// epoch is an epoch this device can read.
+type epoch struct {
+	ref    federation.Ref
+	parent federation.Ref
+	number uint64
+	group  *mls.Group
+}
+
+// pending is an own commit that was not accepted yet.
+type pending struct {
+	Ref      rooms.Hash      `json:"ref"`
+	Parent   rooms.Hash      `json:"parent"`
+	Staged   rooms.Bytes     `json:"staged"`
+	Welcomes []welcomeTarget `json:"welcomes,omitempty"`
+	External bool            `json:"external,omitempty"`
+	Tree     rooms.Bytes     `json:"tree,omitempty"` // external: tree of the parent
+	Info     rooms.Bytes     `json:"info,omitempty"` // external: GroupInfo of the parent
+	EventID  id.EventID      `json:"event_id,omitempty"`
+	// PolicyChange: it carries the policy our user asked for.
+	PolicyChange bool `json:"policy_change,omitempty"`
+	// Settled: it is on the head, and what follows from that was done.
+	Settled bool `json:"settled,omitempty"`
+	// Lost: another commit was accepted in its place.
+	Lost   bool `json:"lost,omitempty"`
+	staged *mls.StagedCommit
+}
+
+// welcomeTarget is a device that our commit adds.
+type welcomeTarget struct {
+	User       id.UserID   `json:"user"`
+	Device     id.DeviceID `json:"device"`
+	KeyPackage rooms.Bytes `json:"key_package_ref"`
+}
+
+type room struct {
+	id      id.RoomID
+	rec     roomRecord
+	state   *roomState
+	machine *federation.Machine
+	epochs  map[federation.Ref]*epoch
+	own     map[federation.Ref]*pending          // own commits that are not final
+	pending *pending                             // the one that waits for its accept
+	staged  map[federation.Ref]*mls.StagedCommit // cache: validated commits, not merged
+
+	needs    map[string]*need // what has to be fetched
+	media    map[string][]byte
+	claimed  map[string]*claim  // key packages at hand for the next commit
+	devices  map[id.UserID]bool // users whose device lists were read since they changed
+	commitAt time.Duration      // when to commit if nobody did; 0: no timer
+	commitOn federation.Ref     // head the timer was set on
+	vouchAt  map[federation.Ref]time.Duration
+	tried    map[string]time.Duration // failed attempts: not before
+	blocked  []string                 // why sending waits
+	changed  chan struct{}
+
+	want1     *rooms.Plan    // desired minus actual
+	planned   bool           // want1 is up to date
+	plannedOn federation.Ref // the epoch it was made on
+	keep      int            // epochs kept below the newest final
+	joinAt    time.Duration  // when to try to get into the group by ourselves
+	graceAt   time.Duration  // when a leaf that fails its check may be removed
+	badSince  map[string]time.Duration
+	headSeen  bool // a module published where newcomers join
+	rejoin    bool // this device lost track of the group
+	fetched   map[id.EventID]*Event
+	told      map[string]bool
+
+	generations   map[genKey]uint32
+	admitLater    []id.UserID
+	foundPolicy   func(p *rooms.Policy)
+	foundError    error
+	lastJoinError error
+}
+
+func (c *Client) newRoom(roomID id.RoomID) *room {
+	return &room{
+		id: roomID, state: newRoomState(roomID), epochs: map[federation.Ref]*epoch{},
+		staged: map[federation.Ref]*mls.StagedCommit{}, needs: map[string]*need{}, media: map[string][]byte{},
+		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
+		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
+		badSince: map[string]time.Duration{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
+		generations: map[genKey]uint32{}, keep: c.limits.PastEpochs,
+	}
+}
+
+// notify wakes everybody who waits for the room to change.
+func (r *room) notify() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// head returns the epoch messages are sent in, or nil.
+func (r *room) head() *epoch {
+	if r.machine == nil {
+		return nil
+	}
+	return r.epochs[r.machine.Head()]
+}
+
+func sortRooms(list []*room) {
+	slices.SortFunc(list, func(a, b *room) int { return strings.Compare(string(a.id), string(b.id)) })
+}
+
+// batch collects what one step writes. The writes happen in one transaction;
+// after runs once they are durable.
+type batch struct {
+	ops     []func(ctx context.Context) error
+	after   []func()
+	machine bool // write the machine
+	state   bool // write the room state
+}
+
+func (b *batch) do(op func(ctx context.Context) error) { b.ops = append(b.ops, op) }
+func (b *batch) then(fn func())                        { b.after = append(b.after, fn) }
+
+// commitBatch writes a step of a room. On an error the room in memory is
+// thrown away and read again from the store, which knows what was written.
+// The caller holds c.mu.
+func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
+	err := c.st.Do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		for _, op := range b.ops {
+			if err := op(ctx); err != nil {
+				return err
+			}
+		}
+		if b.machine && r.machine != nil {
+			snapshot, err := r.machine.MarshalBinary()
+			if err != nil {
+				return fmt.Errorf("client: save coordination of %s: %w", r.id, err)
+			}
+			if err := c.st.PutMachine(ctx, r.id, snapshot); err != nil {
+				return err
+			}
+		}
+		if b.state {
+			raw, err := json.Marshal(r.state)
+			if err != nil {
+				return fmt.Errorf("client: save state of %s: %w", r.id, err)
+			}
+			if err := c.st.PutKV(ctx, stateKey(r.id), raw); err != nil {
+				return err
+			}
+		}
+		raw, err := json.Marshal(&r.rec)
+		if err != nil {
+			return fmt.Errorf("client: save %s: %w", r.id, err)
+		}
+		if err := c.st.PutRoom(ctx, r.id, raw); err != nil {
+			return err
+		}
+		return c.crashpoint("room-commit")
+	})
+	if err != nil {
+		if rerr := c.reload(context.WithoutCancel(ctx), r); rerr != nil {
+			c.fatal = errors.Join(err, rerr)
+		}
+		return err
+	}
+	for _, fn := range b.after {
+		fn()
+	}
+	return nil
+}
+
+func stateKey(roomID id.RoomID) string { return "state/" + string(roomID) }
+
+// load reads rooms and outbox from the store.
+func (c *Client) load(ctx context.Context) error {
+	list, err := c.st.Rooms(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range list {
+		r := c.newRoom(row.ID)
+		c.rooms[row.ID] = r
+		if err := c.reload(ctx, r); err != nil {
+			return err
+		}
+	}
+	return c.loadOutbox(ctx)
+}
+
+// reload reads a room from the store in place of what is in memory.
+func (c *Client) reload(ctx context.Context, r *room) error {
+	fresh := c.newRoom(r.id)
+	raw, err := c.st.Room(ctx, r.id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(raw, &fresh.rec); err != nil {
+			return fmt.Errorf("client: record of %s: %w", r.id, err)
+		}
+	}
+	if raw, err = c.st.GetKV(ctx, stateKey(r.id)); err == nil {
+		if err := json.Unmarshal(raw, fresh.state); err != nil {
+			return fmt.Errorf("client: state of %s: %w", r.id, err)
+		}
+		fresh.state.room = r.id
+		fresh.state.rebuild()
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	snapshot, err := c.st.Machine(ctx, r.id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		if fresh.machine, err = federation.Unmarshal(c.machineConfig(r.id), snapshot); err != nil {
+			return fmt.Errorf("client: coordination of %s: %w", r.id, err)
+		}
+	}
+	epochs, err := c.st.Epochs(ctx, r.id)
+	if err != nil {
+		return err
+	}
+	for _, row := range epochs {
+		e, err := c.loadEpoch(ctx, r.id, row.Ref)
+		if err != nil {
+			return err
+		}
+		fresh.epochs[e.ref] = e
+	}
+	pendings, err := c.st.Pending(ctx, r.id)
+	if err != nil {
+		return err
+	}
+	for _, row := range pendings {
+		p := new(pending)
+		if err := json.Unmarshal(row.Data, p); err != nil {
+			return fmt.Errorf("client: own commit in %s: %w", r.id, err)
+		}
+		p.EventID = row.EventID
+		fresh.own[federation.Ref(p.Ref)] = p
+		if !p.Settled && !p.Lost {
+			fresh.pending = p
+		}
+	}
+	fresh.changed = r.changed
+	fresh.foundPolicy, fresh.admitLater = r.foundPolicy, r.admitLater
+	*r = *fresh
+	return nil
+}
+
+func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*epoch, error) {
+	row, err := c.st.Epoch(ctx, roomID, ref)
+	if err != nil {
+		return nil, err
+	}
+	ratchet, err := c.st.Ratchet(ctx, roomID, ref)
+	if err != nil {
+		return nil, err
+	}
+	group, err := mls.LoadGroup(c.mlsCfg, row.State, ratchet)
+	if err != nil {
+		return nil, fmt.Errorf("client: epoch %d of %s: %w", row.Number, roomID, err)
+	}
+	e := &epoch{number: row.Number, group: group}
+	copy(e.ref[:], row.Ref)
+	copy(e.parent[:], row.Parent)
+	return e, nil
+}
+
+// putEpoch keeps an epoch that was entered. It is written with both halves;
+// the ratchet half is written again with every step of it.
+func (c *Client) putEpoch(b *batch, r *room, e *epoch) {
+	r.epochs[e.ref] = e
+	state, ratchet := e.group.EpochState(), e.group.RatchetState()
+	b.do(func(ctx context.Context) error {
+		if err := c.st.PutEpoch(ctx, &store.Epoch{Room: r.id, Ref: e.ref[:], Parent: e.parent[:], Number: e.number, State: state}); err != nil {
+			return err
+		}
+		return c.st.PutRatchet(ctx, r.id, e.ref[:], ratchet)
+	})
+}
+
+// putRatchet writes the ratchets of an epoch after a step.
+func (c *Client) putRatchet(b *batch, r *room, e *epoch) {
+	ratchet := e.group.RatchetState()
+	b.do(func(ctx context.Context) error { return c.st.PutRatchet(ctx, r.id, e.ref[:], ratchet) })
+}
+
+func (c *Client) dropEpoch(b *batch, r *room, ref federation.Ref) {
+	e := r.epochs[ref]
+	delete(r.epochs, ref)
+	b.do(func(ctx context.Context) error { return c.st.DeleteEpoch(ctx, r.id, ref[:]) })
+	if e != nil {
+		b.then(e.group.Zero)
+	}
+}
+
+func (c *Client) machineConfig(roomID id.RoomID) federation.Config {
+	return federation.Config{Room: string(roomID), Verify: rooms.VerifyLeafSignature}
+}

@@ -1,0 +1,346 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// When a device has to renew its keys (recovery from compromise).
+const (
+	refreshAfter    = 7 * 24 * time.Hour
+	refreshMessages = 10_000
+)
+
+// Send encrypts an event and sends it into the room. It returns once the
+// homeserver has it. If ctx ends before, the message stays in the outbox and
+// goes out later; the error says so.
+func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, content any) (id.EventID, error) {
+	raw, err := contentJSON(content)
+	if err != nil {
+		return "", err
+	}
+	plain, err := c.newPlaintext(roomID, eventType, raw)
+	if err != nil {
+		return "", err
+	}
+	c.mu.Lock()
+	r, err := c.sendable(roomID)
+	if err != nil {
+		c.mu.Unlock()
+		return "", err
+	}
+	b := &batch{}
+	row, err := c.addRow(b, r, kindChat, stateQueued, federation.Ref{}, outData{Type: rooms.TypeEncrypted, Plain: plain})
+	if err == nil {
+		err = c.commitBatch(ctx, r, b)
+	}
+	if err != nil {
+		c.mu.Unlock()
+		return "", err
+	}
+	answer := make(chan sendResult, 1)
+	c.waiters[row.item.ID] = append(c.waiters[row.item.ID], answer)
+	c.mu.Unlock()
+	c.poke()
+	select {
+	case res := <-answer:
+		return res.event, res.err
+	case <-ctx.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if why := c.blockedBy(roomID); why != nil {
+			return "", fmt.Errorf("client: the message waits in the outbox: %w", why)
+		}
+		return "", fmt.Errorf("client: the message waits in the outbox: %w", ctx.Err())
+	}
+}
+
+// contentJSON turns what a caller passes as content into JSON.
+func contentJSON(content any) (json.RawMessage, error) {
+	switch v := content.(type) {
+	case json.RawMessage:
+		return v, nil
+	case []byte:
+		return v, nil
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(content); err != nil {
+		return nil, fmt.Errorf("client: content: %w", err)
+	}
+	return bytes.TrimSpace(b.Bytes()), nil
+}
+
+func (c *Client) newPlaintext(roomID id.RoomID, eventType string, content json.RawMessage) (*rooms.Plaintext, error) {
+	var random [16]byte
+	if _, err := io.ReadFull(c.rand, random[:]); err != nil {
+		return nil, fmt.Errorf("client: randomness: %w", err)
+	}
+	plain := &rooms.Plaintext{Type: eventType, Content: content, Room: roomID, MessageID: rooms.NewMessageID(random)}
+	if _, err := plain.Encode(); err != nil {
+		if rooms.RuleOf(err) == rooms.RuleEventTooLarge {
+			return nil, fmt.Errorf("%w: %w", ErrTooLarge, err)
+		}
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	return plain, nil
+}
+
+// sendable returns the room if messages may be queued for it.
+func (c *Client) sendable(roomID id.RoomID) (*room, error) {
+	r := c.rooms[roomID]
+	switch {
+	case r == nil:
+		return nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
+	case r.rec.Phase == phaseRemoved:
+		return nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+	case r.machine == nil && !r.state.isMLS() && r.rec.Phase == phaseNone:
+		return nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
+	}
+	return r, nil
+}
+
+// blockedBy says why messages of a room wait, nil if they do not.
+func (c *Client) blockedBy(roomID id.RoomID) error {
+	r := c.rooms[roomID]
+	switch {
+	case r == nil:
+		return ErrNoRoom
+	case r.head() == nil || r.rec.Phase != phaseMember:
+		return ErrNoGroup
+	case len(r.blocked) > 0:
+		return fmt.Errorf("%w (%s)", ErrBarrier, r.blocked[0])
+	case len(r.head().group.PendingProposals()) > 0:
+		return ErrBarrier
+	case !r.planned:
+		return errNotCompared
+	}
+	return nil
+}
+
+// errNotCompared: who is in the room was not compared with who is in the group
+// since either changed.
+var errNotCompared = errors.New("client: the members of the room are being compared with the group's")
+
+// encrypt makes the ciphertext of a message for the head. The caller persists
+// the epoch's ratchet in the same transaction, before anything is sent.
+func (c *Client) encrypt(r *room, e *epoch, plain *rooms.Plaintext) (json.RawMessage, error) {
+	raw, err := plain.Encode()
+	if err != nil {
+		return nil, err
+	}
+	ciphertext, err := e.group.Encrypt(raw, rooms.MessageAAD{Head: e.ref}.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("client: encrypt for %s: %w", r.id, err)
+	}
+	r.rec.Sent++
+	return rooms.Encode(&rooms.EncryptedContent{
+		Algorithm: rooms.Algorithm, Ciphertext: ciphertext, CommitEvent: c.commitEvent(r, e.ref),
+	})
+}
+
+// encryptQueued encrypts what waits, and again what was encrypted for an epoch
+// that is not the head, or not on the head's chain, any more.
+func (c *Client) encryptQueued(ctx context.Context, r *room) error {
+	e := r.head()
+	if e == nil || r.rec.Phase != phaseMember || c.blockedBy(r.id) != nil {
+		return nil
+	}
+	b := &batch{}
+	for _, row := range c.roomRows(r.id) {
+		if row.data.Plain == nil || row.busy {
+			continue
+		}
+		ref := row.ref()
+		switch row.item.State {
+		case stateReady:
+			if ref == e.ref {
+				continue
+			}
+		case stateSent:
+			if ref == e.ref || r.onChain(ref) {
+				continue
+			}
+		}
+		content, err := c.encrypt(r, e, row.data.Plain)
+		if errors.Is(err, mls.ErrPendingProposals) {
+			return nil // a commit comes first
+		}
+		if err != nil {
+			return err
+		}
+		data := row.data
+		data.Content, data.EventID = content, ""
+		if row.item.Kind == kindForeign {
+			// The bot's own client sent it; from now on it is ours.
+			b.do(func(ctx context.Context) error { return nil })
+			row.item.Kind = kindChat
+		}
+		c.saveRow(b, row, stateReady, e.ref, data)
+	}
+	if len(b.ops) == 0 {
+		return nil
+	}
+	c.putRatchet(b, r, e)
+	return c.commitBatch(ctx, r, b)
+}
+
+// onChain tells whether a ref lies on the head's chain, or so far below that
+// it is forgotten.
+func (r *room) onChain(ref federation.Ref) bool {
+	if _, known := r.machine.Known(ref); !known {
+		return ref != r.machine.Head()
+	}
+	return r.machine.Extends(r.machine.Head(), ref)
+}
+
+// forgetSent drops the plaintext of sent messages whose epoch is final.
+func (c *Client) forgetSent(b *batch, r *room) {
+	for _, row := range c.roomRows(r.id) {
+		if row.item.State != stateSent || row.data.Plain == nil {
+			continue
+		}
+		ref := row.ref()
+		_, known := r.machine.Known(ref)
+		if !known || r.machine.Final(ref) || (r.machine.Extends(r.machine.NewestFinal(), ref)) {
+			c.deleteRow(b, row)
+		}
+	}
+}
+
+// EncryptEvent encrypts an event for a room without sending it: the caller
+// sends the result as an m.room.encrypted event, once. It waits until the room
+// can send. Package mautrix's client does so through [CryptoHelper].
+func (c *Client) EncryptEvent(ctx context.Context, roomID id.RoomID, eventType string, content any) (json.RawMessage, error) {
+	raw, err := contentJSON(content)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := c.newPlaintext(roomID, eventType, raw)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		c.mu.Lock()
+		r, err := c.sendable(roomID)
+		if err != nil {
+			c.mu.Unlock()
+			return nil, err
+		}
+		why := c.blockedBy(roomID)
+		if why == nil {
+			out, err := c.encryptForeign(ctx, r, plain)
+			c.mu.Unlock()
+			return out, err
+		}
+		changed := r.changed
+		c.mu.Unlock()
+		c.poke()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("client: encrypt for %s: %w", roomID, errors.Join(why, ctx.Err()))
+		}
+	}
+}
+
+func (c *Client) encryptForeign(ctx context.Context, r *room, plain *rooms.Plaintext) (json.RawMessage, error) {
+	e := r.head()
+	content, err := c.encrypt(r, e, plain)
+	if err != nil {
+		return nil, err
+	}
+	b := &batch{}
+	c.putRatchet(b, r, e)
+	if _, err := c.addRow(b, r, kindForeign, stateSent, e.ref, outData{Type: rooms.TypeEncrypted, Content: content, Plain: plain}); err != nil {
+		return nil, err
+	}
+	if err := c.commitBatch(ctx, r, b); err != nil {
+		return nil, err
+	}
+	return content, nil
+}
+
+// ownCiphertext finds the outbox row that an own event carries.
+func (c *Client) ownCiphertext(roomID id.RoomID, content *rooms.EncryptedContent) *outRow {
+	want := sha256.Sum256(content.Ciphertext)
+	for _, row := range c.roomRows(roomID) {
+		if row.data.Plain == nil || len(row.data.Content) == 0 {
+			continue
+		}
+		have, err := rooms.DecodeEncrypted(row.data.Content)
+		if err == nil && sha256.Sum256(have.Ciphertext) == want {
+			return row
+		}
+	}
+	return nil
+}
+
+// addOwnMessage puts a message of this device into the timeline, once.
+func (c *Client) addOwnMessage(b *batch, r *room, row *outRow, evt id.EventID) {
+	plain := row.data.Plain
+	msg := &Message{
+		Room: r.id, EventID: evt, Sender: c.UserID(), Device: c.DeviceID(), Type: plain.Type, Content: plain.Content,
+		ID: plain.MessageID, Timestamp: row.data.At, Ref: row.ref(), Verification: VerifiedUser, Own: true,
+	}
+	if e := r.epochs[row.ref()]; e != nil {
+		msg.Epoch, msg.Leaf = e.number, uint32(e.group.OwnLeafIndex())
+	}
+	known, err := c.st.TimelineByMid(context.Background(), r.id, c.UserID(), plain.MessageID)
+	if err == nil && known != nil {
+		return
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		b.do(func(context.Context) error { return err })
+		return
+	}
+	c.addMessage(b, msg)
+}
+
+// SendText sends a text message.
+func (c *Client) SendText(ctx context.Context, roomID id.RoomID, text string) (id.EventID, error) {
+	return c.Send(ctx, roomID, event.EventMessage.Type, &event.MessageEventContent{MsgType: event.MsgText, Body: text})
+}
+
+// Edit replaces the text of a message of ours.
+func (c *Client) Edit(ctx context.Context, roomID id.RoomID, target id.EventID, text string) (id.EventID, error) {
+	content := &event.MessageEventContent{MsgType: event.MsgText, Body: text}
+	content.SetEdit(target)
+	return c.Send(ctx, roomID, event.EventMessage.Type, content)
+}
+
+// React sends a reaction, encrypted like every other event.
+func (c *Client) React(ctx context.Context, roomID id.RoomID, target id.EventID, key string) (id.EventID, error) {
+	return c.Send(ctx, roomID, event.EventReaction.Type, &event.ReactionEventContent{
+		RelatesTo: event.RelatesTo{Type: event.RelAnnotation, EventID: target, Key: key},
+	})
+}
+
+// Redact removes an event from the room's history on all servers. Redactions
+// are for homeservers and cannot be encrypted; the reason is public.
+func (c *Client) Redact(ctx context.Context, roomID id.RoomID, target id.EventID, reason string) (id.EventID, error) {
+	txnID, err := c.newID()
+	if err != nil {
+		return "", err
+	}
+	evt, err := c.hs.Redact(ctx, roomID, target, "mls"+txnID, reason)
+	if err != nil {
+		return "", fmt.Errorf("client: redact %s: %w", target, err)
+	}
+	return evt, nil
+}

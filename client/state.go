@@ -1,0 +1,157 @@
+package client
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// stateEntry is one piece of room state.
+type stateEntry struct {
+	Event   id.EventID      `json:"event,omitempty"`
+	Sender  id.UserID       `json:"sender"`
+	Content json.RawMessage `json:"content"`
+}
+
+// roomState is the part of a room's state that matters to a group, as the own
+// homeserver shows it. It can take access away, never give it.
+type roomState struct {
+	// Entries is keyed by event type, then state key.
+	Entries map[string]map[string]stateEntry `json:"entries"`
+	// Known is set once the full state was read, and reset by a gap.
+	Known bool `json:"known,omitempty"`
+
+	room id.RoomID
+	view *rooms.RoomState
+}
+
+func newRoomState(room id.RoomID) *roomState {
+	return &roomState{Entries: map[string]map[string]stateEntry{}, room: room, view: rooms.NewRoomState(room)}
+}
+
+const (
+	maxStateMembers = 50_000
+	typeTombstone   = "m.room.tombstone"
+	typeServerACL   = "m.room.server_acl"
+	typeRoomName    = "m.room.name"
+)
+
+func keptState(eventType string) bool {
+	switch eventType {
+	case rooms.TypeCreate, rooms.TypeEncryption, rooms.TypeMember, rooms.TypePowerLevels, rooms.TypeJoinRules,
+		rooms.TypeHistoryVisibility, rooms.TypeFunctionalMembers, rooms.TypeHead, typeTombstone, typeServerACL, typeRoomName:
+		return true
+	}
+	return false
+}
+
+// set takes in a state event and reports whether it is new.
+func (s *roomState) set(evt *Event) bool {
+	if evt.StateKey == nil || !keptState(evt.Type) || len(evt.Content) > rooms.MaxEventSize {
+		return false
+	}
+	byKey := s.Entries[evt.Type]
+	if byKey == nil {
+		byKey = map[string]stateEntry{}
+		s.Entries[evt.Type] = byKey
+	}
+	old, known := byKey[*evt.StateKey]
+	if known && old.Event == evt.ID && evt.ID != "" {
+		return false
+	}
+	if !known && len(byKey) >= maxStateMembers {
+		return false
+	}
+	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
+	// Content that cannot be read counts as absent: Apply sees to that.
+	_ = s.view.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content)
+	return true
+}
+
+// rebuild makes the view from the entries.
+func (s *roomState) rebuild() {
+	if s.Entries == nil {
+		s.Entries = map[string]map[string]stateEntry{}
+	}
+	s.view = rooms.NewRoomState(s.room)
+	for eventType, byKey := range s.Entries {
+		for key, entry := range byKey {
+			_ = s.view.Apply(eventType, key, entry.Sender, entry.Event, entry.Content)
+		}
+	}
+}
+
+// replace takes in the full state.
+func (s *roomState) replace(events []*Event) {
+	s.Entries = map[string]map[string]stateEntry{}
+	s.view = rooms.NewRoomState(s.room)
+	for _, evt := range events {
+		s.set(evt)
+	}
+	s.Known = true
+}
+
+func (s *roomState) content(eventType, key string) json.RawMessage {
+	return s.Entries[eventType][key].Content
+}
+
+func (s *roomState) membership(user id.UserID) rooms.Membership {
+	return s.view.Members[user].Membership
+}
+
+func (s *roomState) isMLS() bool { return s.view.IsMLS() }
+
+// name returns the room's name, or "".
+func (s *roomState) name() string {
+	var content struct {
+		Name string `json:"name"`
+	}
+	if json.Unmarshal(s.content(typeRoomName, ""), &content) != nil {
+		return ""
+	}
+	return content.Name
+}
+
+// head returns the P.head of a module's bot, nil if it has none.
+func (s *roomState) head(bot id.UserID) *rooms.HeadContent {
+	entry, ok := s.Entries[rooms.TypeHead][string(bot)]
+	if !ok || entry.Sender != bot {
+		return nil
+	}
+	head, err := rooms.DecodeHead(entry.Content)
+	if err != nil {
+		return nil
+	}
+	return head
+}
+
+// bots returns the bots that posted a P.head, in order.
+func (s *roomState) bots() []id.UserID {
+	var out []id.UserID
+	for key, entry := range s.Entries[rooms.TypeHead] {
+		if key == string(entry.Sender) {
+			out = append(out, entry.Sender)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// serverOf returns the server part of a user id.
+func serverOf(user id.UserID) string {
+	_, server, _ := strings.Cut(string(user), ":")
+	return server
+}
+
+// botOf returns the user id of a server's module.
+func botOf(server string) id.UserID {
+	return id.UserID("@" + rooms.BotLocalpart + ":" + server)
+}
+
+func isBot(user id.UserID) bool {
+	return strings.HasPrefix(string(user), "@"+rooms.BotLocalpart+":")
+}

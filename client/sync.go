@@ -1,0 +1,427 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	syncTokenKey = "sync/next_batch"
+	syncTimeout  = 30 * time.Second
+	syncFilter   = `{"presence":{"types":[]},"account_data":{"types":[]},"room":{"ephemeral":{"types":[]},"account_data":{"types":[]},"timeline":{"limit":100}}}`
+)
+
+// syncLoop polls /sync. The token moves on only together with the inbox rows,
+// so a crash repeats a response instead of losing it.
+func (c *Client) syncLoop(ctx context.Context) {
+	var fail int
+	for ctx.Err() == nil {
+		err := c.syncOnce(ctx, syncTimeout)
+		if err == nil {
+			fail = 0
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		wait := min(time.Second<<min(fail, 6), time.Minute)
+		fail++
+		var limit *RateLimitError
+		if errors.As(wrapRateLimit(err), &limit) {
+			wait = limit.RetryAfter
+		}
+		c.log.Warn().Err(err).Dur("retry_in", wait).Msg("Sync failed")
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// SyncOnce performs one /sync and files what it brought. Start does this in a
+// loop; a program that only wants to do one thing may call it by itself.
+func (c *Client) SyncOnce(ctx context.Context, timeout time.Duration) error {
+	return c.syncOnce(ctx, timeout)
+}
+
+func (c *Client) syncOnce(ctx context.Context, timeout time.Duration) error {
+	since, err := c.st.GetKV(ctx, syncTokenKey)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if len(since) == 0 {
+		timeout = 0
+	}
+	resp, err := c.ident.Sync(ctx, identity.SyncRequest{Since: string(since), Filter: syncFilter, Timeout: timeout})
+	if err != nil {
+		return err
+	}
+	if err := c.ident.ProcessSync(ctx, resp); err != nil {
+		return fmt.Errorf("client: sync: %w", err)
+	}
+	if err := c.file(ctx, fromMautrixSync(&resp.RespSync), true); err != nil {
+		return err
+	}
+	c.once.Do(func() { close(c.synced) })
+	return nil
+}
+
+// Feed files a /sync response that the caller's own syncer received, for
+// clients begun with StartFed. It returns once the response is durable here;
+// the caller may then store its own token.
+func (c *Client) Feed(ctx context.Context, resp *mautrix.RespSync) error {
+	if err := c.ident.ProcessRespSync(ctx, resp); err != nil {
+		return fmt.Errorf("client: sync: %w", err)
+	}
+	if err := c.file(ctx, fromMautrixSync(resp), false); err != nil {
+		return err
+	}
+	c.once.Do(func() { close(c.synced) })
+	return nil
+}
+
+// inboxData is the sealed part of an inbox row.
+type inboxData struct {
+	Event    *Event `json:"event"`
+	ToDevice bool   `json:"to_device,omitempty"`
+	At       int64  `json:"at"` // unix milliseconds when it came
+}
+
+// file writes a response into inbox and room state.
+func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
+	// Gaps are filled first, without the lock: what the homeserver left out
+	// goes before what it sent.
+	for roomID, joined := range resp.Join {
+		if err := c.fillGap(ctx, roomID, joined); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var steps []func(ctx context.Context) error
+	var touched []*room
+	for roomID, joined := range resp.Join {
+		r := c.fileRoom(roomID, joined)
+		if r == nil {
+			continue
+		}
+		if r.rec.Membership != "join" {
+			r.rec.Membership = "join"
+			r.state.Known = false
+		}
+		touched = append(touched, r)
+		for _, evt := range joined.Timeline {
+			if c.wanted(r, evt) {
+				steps = append(steps, c.inboxStep(roomID, evt, false))
+			}
+		}
+	}
+	for roomID, left := range resp.Leave {
+		r := c.rooms[roomID]
+		if r == nil {
+			continue
+		}
+		for _, evt := range slices.Concat(left.State, left.Timeline) {
+			r.state.set(evt)
+		}
+		r.rec.Membership = string(r.state.membership(c.UserID()))
+		if r.rec.Membership == "join" {
+			r.rec.Membership = "leave"
+		}
+		touched = append(touched, r)
+	}
+	for roomID, stripped := range resp.Invite {
+		touched = append(touched, c.fileInvite(roomID, stripped))
+	}
+	for _, evt := range resp.ToDevice {
+		if step, r := c.fileToDevice(evt); step != nil {
+			steps, touched = append(steps, step), append(touched, r)
+		}
+	}
+	err := c.st.Do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		for _, step := range steps {
+			if err := step(ctx); err != nil {
+				return err
+			}
+		}
+		for _, r := range touched {
+			if err := c.saveRoom(ctx, r); err != nil {
+				return err
+			}
+		}
+		if token && resp.NextBatch != "" {
+			if err := c.st.PutKV(ctx, syncTokenKey, []byte(resp.NextBatch)); err != nil {
+				return err
+			}
+		}
+		return c.crashpoint("sync-filed")
+	})
+	if err != nil {
+		for _, r := range touched {
+			if rerr := c.reload(context.WithoutCancel(ctx), r); rerr != nil {
+				return errors.Join(err, rerr)
+			}
+		}
+		return err
+	}
+	for _, r := range touched {
+		r.notify()
+	}
+	c.poke()
+	return nil
+}
+
+func (c *Client) saveRoom(ctx context.Context, r *room) error {
+	raw, err := json.Marshal(&r.rec)
+	if err != nil {
+		return fmt.Errorf("client: save %s: %w", r.id, err)
+	}
+	if err := c.st.PutRoom(ctx, r.id, raw); err != nil {
+		return err
+	}
+	state, err := json.Marshal(r.state)
+	if err != nil {
+		return fmt.Errorf("client: save state of %s: %w", r.id, err)
+	}
+	return c.st.PutKV(ctx, stateKey(r.id), state)
+}
+
+// fileRoom takes in the state of a joined room. It returns nil for rooms that
+// are none of ours.
+func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
+	r := c.rooms[roomID]
+	if r == nil {
+		if !slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption) {
+			return nil
+		}
+		r = c.newRoom(roomID)
+		c.rooms[roomID] = r
+	}
+	wasMLS := r.state.isMLS()
+	for _, evt := range slices.Concat(joined.State, joined.Timeline) {
+		if !r.state.set(evt) {
+			continue
+		}
+		if evt.Type == rooms.TypeMember {
+			delete(r.devices, id.UserID(*evt.StateKey))
+			c.noteAdmission(r, evt)
+		}
+	}
+	if wasMLS && !r.state.isMLS() {
+		c.warn(r, "downgrade", &Warning{Rule: string(rooms.RuleAlgorithmDowngrade), Text: "the room's encryption setting was changed; this group goes on and nothing is sent in clear"})
+	}
+	if joined.Limited {
+		r.state.Known = false
+	}
+	return r
+}
+
+func isMLSEncryption(evt *Event) bool {
+	if evt.Type != rooms.TypeEncryption || evt.StateKey == nil || *evt.StateKey != "" {
+		return false
+	}
+	var content struct {
+		Algorithm string `json:"algorithm"`
+	}
+	return json.Unmarshal(evt.Content, &content) == nil && content.Algorithm == rooms.Algorithm
+}
+
+// noteAdmission keeps an admission that rides beside an invite. It is checked
+// when it is used.
+func (c *Client) noteAdmission(r *room, evt *Event) {
+	var content map[string]json.RawMessage
+	if json.Unmarshal(evt.Content, &content) != nil || content[rooms.KeyAdmission] == nil {
+		return
+	}
+	admission, err := rooms.DecodeAdmission(content[rooms.KeyAdmission])
+	if err != nil || admission.Room != r.id || string(admission.User) != *evt.StateKey {
+		return
+	}
+	r.admit(admission)
+}
+
+const maxAdmissions = 4096
+
+func (r *room) admit(a *rooms.Admission) {
+	if r.rec.Admissions == nil {
+		r.rec.Admissions = map[id.UserID]rooms.Admission{}
+	}
+	if _, known := r.rec.Admissions[a.User]; known || len(r.rec.Admissions) < maxAdmissions {
+		r.rec.Admissions[a.User] = *a
+	}
+}
+
+// wanted tells whether an event goes to the inbox.
+func (c *Client) wanted(r *room, evt *Event) bool {
+	if evt.ID == "" || len(evt.Content) > rooms.MaxEventSize+8192 {
+		return false
+	}
+	switch evt.Type {
+	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady,
+		rooms.TypeApplied, rooms.TypeReject, rooms.TypeAdmit, rooms.TypeRepost, rooms.TypeEncrypted, rooms.TypeReceipt:
+		return true
+	}
+	return evt.StateKey == nil // plaintext messages are reported
+}
+
+// inboxStep files one event unless it was processed before.
+func (c *Client) inboxStep(roomID id.RoomID, evt *Event, toDevice bool) func(ctx context.Context) error {
+	at := c.now().UnixMilli()
+	return func(ctx context.Context) error {
+		if seen, err := c.st.Seen(ctx, roomID, evt.ID); err != nil || seen {
+			return err
+		}
+		raw, err := json.Marshal(inboxData{Event: evt, ToDevice: toDevice, At: at})
+		if err != nil {
+			return fmt.Errorf("client: inbox: %w", err)
+		}
+		return c.st.AddInbox(ctx, &store.InboxItem{Room: roomID, EventID: evt.ID, Data: raw})
+	}
+}
+
+// fileToDevice files a Welcome under its room. Other to-device events are the
+// identity's.
+func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *room) {
+	if evt.Type != rooms.TypeWelcome || len(evt.Content) > rooms.MaxEventSize+8192 {
+		return nil, nil
+	}
+	welcome, err := rooms.DecodeWelcome(evt.Content)
+	if err != nil {
+		c.log.Debug().Str("rule", ruleOf(err)).Msg("Refused a Welcome")
+		return nil, nil
+	}
+	r := c.rooms[welcome.Room]
+	if r == nil {
+		if len(c.rooms) >= maxRooms {
+			return nil, nil
+		}
+		r = c.newRoom(welcome.Room)
+		c.rooms[welcome.Room] = r
+	}
+	sum := sha256.Sum256(evt.Content)
+	filed := *evt
+	filed.ID = id.EventID("to-device/" + hex.EncodeToString(sum[:16]))
+	filed.RoomID = welcome.Room
+	return c.inboxStep(welcome.Room, &filed, true), r
+}
+
+const maxRooms = 10_000
+
+func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
+	r := c.rooms[roomID]
+	if r == nil {
+		r = c.newRoom(roomID)
+		c.rooms[roomID] = r
+	}
+	invited := &Invited{Room: roomID}
+	for _, evt := range stripped {
+		if evt.StateKey == nil {
+			continue
+		}
+		r.state.set(evt)
+		if evt.Type == rooms.TypeMember && *evt.StateKey == string(c.UserID()) {
+			invited.By = evt.Sender
+			r.rec.Inviter = evt.Sender
+			c.noteAdmission(r, evt)
+		}
+	}
+	invited.MLS = r.state.isMLS()
+	_, invited.Admits = r.rec.Admissions[c.UserID()]
+	if r.rec.Membership != "invite" {
+		r.rec.Membership = "invite"
+		c.tell(invited)
+	}
+	return r
+}
+
+// fillGap reads the events that a limited timeline left out and puts them in
+// front of it: back to an event that was processed before, or, in a room that
+// is new here, to the event that invited us or turned encryption on. What a
+// homeserver cannot give, the commit chain will miss and ask for by name.
+func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom) error {
+	if !joined.Limited || joined.PrevBatch == "" {
+		return nil
+	}
+	c.mu.Lock()
+	r := c.rooms[roomID]
+	tracked := r != nil
+	c.mu.Unlock()
+	if !tracked && !slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption) {
+		return nil
+	}
+	stop := func(evt *Event) (bool, error) {
+		if evt.Type == rooms.TypeCreate || isMLSEncryption(evt) {
+			return true, nil
+		}
+		if evt.Type == rooms.TypeMember && evt.StateKey != nil && *evt.StateKey == string(c.UserID()) {
+			var content struct {
+				Membership string `json:"membership"`
+			}
+			if json.Unmarshal(evt.Content, &content) == nil && content.Membership == "invite" {
+				return true, nil
+			}
+		}
+		return c.st.Seen(ctx, roomID, evt.ID)
+	}
+	for _, evt := range joined.Timeline {
+		if done, err := stop(evt); err != nil || done {
+			return err
+		}
+	}
+	from := joined.PrevBatch
+	var older []*Event
+pages:
+	for range c.limits.GapPages {
+		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
+		if err != nil {
+			if isPermanent(err) {
+				break
+			}
+			return fmt.Errorf("client: fill a gap in %s: %w", roomID, err)
+		}
+		for _, evt := range events {
+			done, err := stop(evt)
+			if err != nil {
+				return err
+			}
+			older = append(older, evt)
+			if done {
+				break pages
+			}
+		}
+		if next == "" || next == from || len(events) == 0 {
+			break
+		}
+		from = next
+	}
+	slices.Reverse(older)
+	joined.Timeline = append(older, joined.Timeline...)
+	return nil
+}
+
+// devicesChanged is the identity's hook: the devices of a user are to be read
+// again before the next decision about them.
+func (c *Client) devicesChanged(user id.UserID) {
+	// ProcessSync calls this from the sync goroutine, which holds no lock.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.rooms {
+		if r.devices[user] {
+			delete(r.devices, user)
+		}
+	}
+	c.poke()
+}

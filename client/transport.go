@@ -1,0 +1,91 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+)
+
+// Event is a room or to-device event as the homeserver sent it: the content
+// is kept as received bytes, for the strict decoders of the rooms package.
+type Event struct {
+	ID        id.EventID      `json:"event_id,omitempty"`
+	RoomID    id.RoomID       `json:"room_id,omitempty"`
+	Type      string          `json:"type"`
+	Sender    id.UserID       `json:"sender"`
+	StateKey  *string         `json:"state_key,omitempty"`
+	Timestamp int64           `json:"origin_server_ts,omitempty"`
+	Content   json.RawMessage `json:"content"`
+	Redacts   id.EventID      `json:"redacts,omitempty"`
+}
+
+// syncRoom is the part of a sync response that concerns one room.
+type syncRoom struct {
+	State     []*Event // state before the timeline
+	Timeline  []*Event
+	Limited   bool   // events before the timeline were left out
+	PrevBatch string // where paging backwards starts
+}
+
+// syncBatch is what one /sync brought.
+type syncBatch struct {
+	NextBatch string
+	Join      map[id.RoomID]*syncRoom
+	Leave     map[id.RoomID]*syncRoom
+	Invite    map[id.RoomID][]*Event // stripped state
+	ToDevice  []*Event
+}
+
+// Transport is the engine's view of a homeserver: the ordinary client-server
+// API and nothing else; /sync goes through [Identity]. Its methods return [*RateLimitError] for a 429 and
+// never retry by themselves, so that the engine decides what goes first.
+type Transport interface {
+	Send(ctx context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error)
+	SendState(ctx context.Context, room id.RoomID, eventType, stateKey string, content json.RawMessage) (id.EventID, error)
+	Redact(ctx context.Context, room id.RoomID, event id.EventID, txnID, reason string) (id.EventID, error)
+	Event(ctx context.Context, room id.RoomID, event id.EventID) (*Event, error)
+	// Messages pages backwards from a token ("" is the end of the room),
+	// newest first; an empty next token means the start was reached.
+	Messages(ctx context.Context, room id.RoomID, from string, limit int) (events []*Event, next string, err error)
+	State(ctx context.Context, room id.RoomID) ([]*Event, error)
+	CreateRoom(ctx context.Context, req json.RawMessage) (id.RoomID, error)
+	Invite(ctx context.Context, room id.RoomID, user id.UserID, reason string) error
+	Join(ctx context.Context, roomOrAlias string, via []string) (id.RoomID, error)
+	Leave(ctx context.Context, room id.RoomID) error
+	Kick(ctx context.Context, room id.RoomID, user id.UserID, reason string) error
+	Ban(ctx context.Context, room id.RoomID, user id.UserID, reason string) error
+	Upload(ctx context.Context, data []byte, contentType string) (mxc string, err error)
+	// Download refuses anything above limit bytes before and while reading.
+	Download(ctx context.Context, mxc string, limit int64) ([]byte, error)
+	SendToDevice(ctx context.Context, eventType, txnID string, messages map[id.UserID]map[id.DeviceID]json.RawMessage) error
+}
+
+// RateLimitError reports that the homeserver asked us to wait.
+type RateLimitError struct{ RetryAfter time.Duration }
+
+func (e *RateLimitError) Error() string {
+	return fmt.Sprintf("client: the homeserver limits the rate; trying again after %s", e.RetryAfter)
+}
+
+// isPermanent tells whether sending the same request again cannot help: the
+// homeserver understood and refused it.
+func isPermanent(err error) bool {
+	var limited *RateLimitError
+	if err == nil || errors.As(err, &limited) {
+		return false
+	}
+	var httpErr mautrix.HTTPError
+	if !errors.As(err, &httpErr) || httpErr.Response == nil {
+		return errors.Is(err, errRefused)
+	}
+	code := httpErr.Response.StatusCode
+	return code >= 400 && code < 500 && code != 408 && code != 429 && code != 401
+}
+
+// errRefused lets a Transport that is not HTTP report a permanent refusal.
+var errRefused = errors.New("client: the homeserver refused the request")

@@ -1,0 +1,307 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Update is what a handler receives: *Message, *Undecryptable, *Invited,
+// *EpochChanged, *Redaction, *Removed or *Warning.
+type Update interface{ update() }
+
+// Verification says how sure we are that a device belongs to its user.
+type Verification string
+
+// The values of Verification.
+const (
+	VerifiedUser   Verification = "verified"     // cross-signed, and a person compared the user's key
+	VerifiedDevice Verification = "cross-signed" // by its user, whose key was seen first here
+	Unverified     Verification = "unverified"
+	ChangedUser    Verification = "changed" // the user's key is not the one known before
+)
+
+// Message is a decrypted event. Sender and Device come from the sender's
+// credential in the group, not from the homeserver, and equal the event's
+// sender.
+type Message struct {
+	Room         id.RoomID       `json:"room_id"`
+	EventID      id.EventID      `json:"event_id"`
+	Sender       id.UserID       `json:"sender"`
+	Device       id.DeviceID     `json:"device_id"`
+	Type         string          `json:"type"`
+	Content      json.RawMessage `json:"content"`
+	ID           string          `json:"mid"` // the message's own id inside the ciphertext
+	Timestamp    int64           `json:"timestamp"`
+	Epoch        uint64          `json:"epoch"`
+	Ref          federation.Ref  `json:"-"`
+	Leaf         uint32          `json:"leaf"`
+	Generation   uint32          `json:"generation"`
+	Verification Verification    `json:"verification"`
+	Own          bool            `json:"own,omitempty"`     // sent by this device
+	Late         bool            `json:"late,omitempty"`    // of an epoch that is not the head any more
+	Missing      uint32          `json:"missing,omitempty"` // messages of this sender before this one that have not come
+}
+
+// Body returns the body of an m.room.message, or "".
+func (m *Message) Body() string {
+	var content struct {
+		Body string `json:"body"`
+	}
+	if json.Unmarshal(m.Content, &content) != nil {
+		return ""
+	}
+	return content.Body
+}
+
+// Undecryptable reports an encrypted event that cannot be shown. Unless Final,
+// it is kept and tried again.
+type Undecryptable struct {
+	Room    id.RoomID
+	EventID id.EventID
+	Sender  id.UserID // as the homeserver says
+	Epoch   uint64
+	Reason  string // a rule, or what is missing
+	Final   bool
+}
+
+// Invited reports an invite.
+type Invited struct {
+	Room   id.RoomID
+	By     id.UserID
+	MLS    bool
+	Admits bool // the invite carries an admission
+}
+
+// EpochChanged reports that the room's head moved.
+type EpochChanged struct {
+	Room    id.RoomID
+	Epoch   uint64
+	Ref     federation.Ref
+	Status  federation.Status
+	Author  id.UserID
+	Added   []id.UserID // one entry for each device
+	Removed []id.UserID
+	Joined  bool // this device entered the group with it
+	Lost    bool // commits left the head: messages sent in them are sent again
+}
+
+// Removed reports that this device is not in the group any more.
+type Removed struct {
+	Room id.RoomID
+	By   id.UserID
+}
+
+// Warning is something a person should see: plaintext in an encrypted room, a
+// changed algorithm or identity, a commit that could not be applied.
+type Warning struct {
+	Room    id.RoomID
+	EventID id.EventID
+	Sender  id.UserID
+	Rule    string
+	Text    string
+}
+
+// Redaction reports that an event was taken out of the room's history.
+type Redaction struct {
+	Room    id.RoomID
+	EventID id.EventID
+	Sender  id.UserID
+	Target  id.EventID
+}
+
+func (*Redaction) update()     {}
+func (*Message) update()       {}
+func (*Undecryptable) update() {}
+func (*Invited) update()       {}
+func (*EpochChanged) update()  {}
+func (*Removed) update()       {}
+func (*Warning) update()       {}
+
+// tell queues an update that is not a message. The caller holds c.mu.
+func (c *Client) tell(u Update) {
+	if len(c.updates) < maxUpdates {
+		c.updates = append(c.updates, u)
+	}
+	notifyChan(c.updWake)
+}
+
+// warn tells a person something once for each key.
+func (c *Client) warn(r *room, key string, w *Warning) {
+	if r.rec.Warned == nil {
+		r.rec.Warned = map[string]bool{}
+	}
+	if r.rec.Warned[key] || len(r.rec.Warned) > 256 {
+		return
+	}
+	r.rec.Warned[key] = true
+	w.Room = r.id
+	c.log.Warn().Stringer("room_id", r.id).Str("rule", w.Rule).Msg("Something in a room is not right")
+	c.tell(w)
+}
+
+const deliveredKey = "delivered/seq"
+
+// updateLoop hands messages and other updates to the handler. A message counts
+// as handed on once the handler returned.
+func (c *Client) updateLoop(ctx context.Context) {
+	for {
+		if err := c.Deliver(ctx); err != nil && ctx.Err() == nil {
+			c.log.Err(err).Msg("Failed to hand messages on")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.updWake:
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
+// Deliver calls the handler for everything that is new. Start calls it.
+func (c *Client) Deliver(ctx context.Context) error {
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		updates := c.updates
+		c.updates = nil
+		c.mu.Unlock()
+		for _, u := range updates {
+			if c.handler != nil {
+				c.handler(ctx, u)
+			}
+		}
+		n, err := c.deliverMessages(ctx)
+		if err != nil {
+			return err
+		}
+		if n == 0 && len(updates) == 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+func (c *Client) deliverMessages(ctx context.Context) (int, error) {
+	after, err := c.cursor(ctx)
+	if err != nil {
+		return 0, err
+	}
+	items, err := c.st.TimelineSince(ctx, "", after, 100)
+	if err != nil {
+		return 0, err
+	}
+	for _, item := range items {
+		msg, err := messageOf(item)
+		if err != nil {
+			return 0, err
+		}
+		if c.handler != nil {
+			c.handler(ctx, msg)
+		}
+		if err := c.st.PutKV(ctx, deliveredKey, strconv.AppendInt(nil, item.Seq, 10)); err != nil {
+			return 0, err
+		}
+	}
+	return len(items), nil
+}
+
+func (c *Client) cursor(ctx context.Context) (int64, error) {
+	raw, err := c.st.GetKV(ctx, deliveredKey)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	seq, err := strconv.ParseInt(string(raw), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("client: cursor of delivered messages: %w", err)
+	}
+	return seq, nil
+}
+
+func messageOf(item *store.TimelineItem) (*Message, error) {
+	msg := new(Message)
+	if err := json.Unmarshal(item.Data, msg); err != nil {
+		return nil, fmt.Errorf("client: message %s: %w", item.EventID, err)
+	}
+	copy(msg.Ref[:], item.Ref)
+	return msg, nil
+}
+
+// addMessage stores a decrypted event, in the transaction of the ratchet step
+// that opened it.
+func (c *Client) addMessage(b *batch, msg *Message) {
+	b.do(func(ctx context.Context) error {
+		raw, err := json.Marshal(msg)
+		if err != nil {
+			return fmt.Errorf("client: message %s: %w", msg.EventID, err)
+		}
+		return c.st.AddTimeline(ctx, &store.TimelineItem{
+			Room: msg.Room, EventID: msg.EventID, Mid: msg.ID, Sender: msg.Sender, Type: msg.Type,
+			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw,
+		})
+	})
+	b.then(func() { notifyChan(c.updWake) })
+}
+
+// Messages returns up to limit decrypted messages of a room, oldest first,
+// before the given one ("" for the newest).
+func (c *Client) Messages(ctx context.Context, roomID id.RoomID, before id.EventID, limit int) ([]*Message, error) {
+	var seq int64
+	if before != "" {
+		item, err := c.st.TimelineEvent(ctx, roomID, before)
+		if err != nil {
+			return nil, err
+		}
+		seq = item.Seq
+	}
+	items, err := c.st.Timeline(ctx, roomID, seq, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*Message, 0, len(items))
+	for _, item := range items {
+		msg, err := messageOf(item)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, msg)
+	}
+	return out, nil
+}
+
+// Message returns one decrypted message.
+func (c *Client) Message(ctx context.Context, roomID id.RoomID, eventID id.EventID) (*Message, error) {
+	item, err := c.st.TimelineEvent(ctx, roomID, eventID)
+	if err != nil {
+		return nil, err
+	}
+	return messageOf(item)
+}
+
+// ruleOf names why something was refused.
+func ruleOf(err error) string {
+	if rule := rooms.RuleOf(err); rule != "" {
+		return string(rule)
+	}
+	var fed *federation.Error
+	if errors.As(err, &fed) {
+		return string(fed.Rule)
+	}
+	var invalid *mls.ValidationError
+	if errors.As(err, &invalid) {
+		return string(invalid.Rule)
+	}
+	return "unknown"
+}
