@@ -1,0 +1,141 @@
+package rooms
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"maunium.net/go/mautrix/id"
+	"pgregory.net/rapid"
+)
+
+func textMessage(body string) *Plaintext {
+	return &Plaintext{Type: "m.room.message", Content: mustJSON(map[string]string{"msgtype": "m.text", "body": body}), Room: testRoom, MessageID: NewMessageID([16]byte{1})}
+}
+
+func TestPlaintextRoundTripAndPadding(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := textMessage(rapid.String().Draw(t, "body"))
+		raw, err := p.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(raw); n != 256 && n != 512 && n != 1024 && n != 2048 && n%4096 != 0 {
+			t.Fatalf("%d bytes are no bucket", n)
+		}
+		got, err := DecodePlaintext(raw, testRoom)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(p, got); diff != "" {
+			t.Fatalf("round trip (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestPlaintextSize(t *testing.T) {
+	overhead := len(mustJSON(textMessage("")))
+	for _, test := range []struct{ n, want int }{
+		{256 - overhead, 256}, {257 - overhead, 512}, {4096 - overhead, 4096}, {4097 - overhead, 8192}, {MaxPlaintext - overhead, MaxPlaintext},
+	} {
+		raw, err := textMessage(strings.Repeat("a", test.n)).Encode()
+		must(t, err)
+		if len(raw) != test.want {
+			t.Errorf("body of %d: %d bytes, want %d", test.n, len(raw), test.want)
+		}
+		// What fits into a plaintext fits into an event.
+		_, err = Encode(&EncryptedContent{Algorithm: Algorithm, Ciphertext: make(Bytes, len(raw)+300), CommitEvent: id.EventID("$" + strings.Repeat("x", 43)),
+			RelatesTo: json.RawMessage(`{"rel_type":"m.thread","event_id":"$` + strings.Repeat("x", 43) + `"}`)})
+		must(t, err)
+	}
+	_, err := textMessage(strings.Repeat("a", MaxPlaintext+1-overhead)).Encode()
+	wantRule(t, err, RuleEventTooLarge)
+}
+
+func TestPlaintextRefusals(t *testing.T) {
+	const mid = `"` + KeyMessageID + `":"AAAA"`
+	for _, test := range []struct {
+		name, in string
+		rule     Rule
+	}{
+		{"another room", `{"type":"m.room.message","content":{},"room_id":"` + string(otherRoom) + `",` + mid + `}`, RuleRoomNotGroup},
+		{"no room", `{"type":"m.room.message","content":{},` + mid + `}`, RuleContentMalformed},
+		{"no type", `{"content":{},"room_id":"` + string(testRoom) + `",` + mid + `}`, RuleContentMalformed},
+		{"no content", `{"type":"x","room_id":"` + string(testRoom) + `",` + mid + `}`, RuleContentMalformed},
+		{"content is text", `{"type":"x","content":"{}","room_id":"` + string(testRoom) + `",` + mid + `}`, RuleContentMalformed},
+		{"no message id", `{"type":"x","content":{},"room_id":"` + string(testRoom) + `"}`, RuleContentMalformed},
+		{"message id with spaces", `{"type":"x","content":{},"room_id":"` + string(testRoom) + `","` + KeyMessageID + `":"a b"}`, RuleContentMalformed},
+		{"ciphertext inside", `{"type":"m.room.encrypted","content":{},"room_id":"` + string(testRoom) + `",` + mid + `}`, RuleContentMalformed},
+		{"duplicate type", `{"type":"x","type":"y","content":{},"room_id":"` + string(testRoom) + `",` + mid + `}`, RuleHostileJSON},
+		{"number out of range", `{"type":"x","content":{"a":1e999},"room_id":"` + string(testRoom) + `",` + mid + `}`, RuleHostileJSON},
+		{"text after it", `{"type":"x","content":{},"room_id":"` + string(testRoom) + `",` + mid + `}  x`, RuleHostileJSON},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := DecodePlaintext([]byte(test.in), testRoom)
+			wantRule(t, err, test.rule)
+		})
+	}
+	if _, err := DecodePlaintext([]byte(`{"type":"x","content":{"lat":52.5,"n":1e3},"room_id":"`+string(testRoom)+`",`+mid+`}`), testRoom); err != nil {
+		t.Errorf("a float inside a ciphertext is refused: %v", err)
+	}
+}
+
+func TestOuterRelation(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"body":"x"}`: "",
+		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"$e","key":"👍"}}`:                                                       `{"event_id":"$e","rel_type":"m.annotation"}`,
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"}},"body":"x"}`: `{"event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"},"rel_type":"m.thread"}`,
+		`{"m.relates_to":{"m.in_reply_to":{"event_id":"$r"}}}`:                                                                         `{"m.in_reply_to":{"event_id":"$r"}}`,
+		`{"m.relates_to":{"rel_type":"m.replace"}}`:                                                                                    "",
+		`{"m.relates_to":"x"}`: "",
+	} {
+		if got := string(OuterRelation(json.RawMessage(in))); got != want {
+			t.Errorf("OuterRelation(%s) = %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestUnencryptedEvents(t *testing.T) {
+	for _, typ := range []string{"m.room.message", "m.reaction", "m.sticker", "org.example.custom"} {
+		wantRule(t, CheckUnencrypted(typ, false), RulePlaintext)
+		must(t, CheckUnencrypted(typ, true))
+	}
+	for _, typ := range []string{TypeEncrypted, "m.room.redaction", TypeCommit, TypeAccept} {
+		must(t, CheckUnencrypted(typ, false))
+	}
+	for _, typ := range []string{"m.room_key", "m.forwarded_room_key", "m.room.encrypted", TypeCommit} {
+		wantRule(t, CheckToDevice(typ), RuleMegolmForMLS)
+	}
+	for _, typ := range []string{TypeWelcome, TypeRejoinRequest, TypeKeyPackage, TypeKeyPackageRequest, TypeHistoryBundle} {
+		must(t, CheckToDevice(typ))
+	}
+}
+
+func FuzzPlaintext(f *testing.F) {
+	raw, err := textMessage("hello").Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		p, err := DecodePlaintext(raw, testRoom)
+		if err != nil {
+			if RuleOf(err) == "" {
+				t.Fatalf("error without rule: %v", err)
+			}
+			return
+		}
+		_ = OuterRelation(p.Content)
+		again, err := p.Encode()
+		if err != nil {
+			if RuleOf(err) != RuleEventTooLarge {
+				t.Fatalf("decoded but not encodable: %v", err)
+			}
+			return
+		}
+		if _, err := DecodePlaintext(again, testRoom); err != nil {
+			t.Fatalf("own encoding refused: %v", err)
+		}
+	})
+}
