@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A forgery is a message that one member makes against the rules.
-type forgery struct {
+// A forgedMessage is what one member makes against the rules.
+type forgedMessage struct {
 	g          *Group
 	sender     Sender
 	format     WireFormat // that is signed; zero is the one that is sent
@@ -24,7 +24,7 @@ type forgery struct {
 }
 
 // sign frames and signs the content.
-func (f *forgery) sign(t *testing.T, wf WireFormat) *authenticatedContent {
+func (f *forgedMessage) sign(t *testing.T, wf WireFormat) *authenticatedContent {
 	t.Helper()
 	if f.sender.Type == 0 {
 		f.sender = Sender{Type: SenderTypeMember, LeafIndex: f.g.own}
@@ -53,14 +53,14 @@ func (f *forgery) sign(t *testing.T, wf WireFormat) *authenticatedContent {
 }
 
 // public sends it as a PublicMessage with a good membership tag.
-func (f forgery) public(t *testing.T) []byte {
+func (f forgedMessage) public(t *testing.T) []byte {
 	t.Helper()
 	return f.sign(t, WireFormatPublicMessage).publicMessage(f.g.CipherSuite(), f.g.secrets.membership, f.g.contextRaw)
 }
 
 // private sends it as a PrivateMessage, written out here so that every part of
 // it can be wrong.
-func (f forgery) private(t *testing.T) *Message {
+func (f forgedMessage) private(t *testing.T) *Message {
 	t.Helper()
 	cs := f.g.CipherSuite()
 	ac := f.sign(t, WireFormatPrivateMessage)
@@ -80,7 +80,7 @@ func (f forgery) private(t *testing.T) *Message {
 	return f.withSenderData(t, m, f.sender.LeafIndex, generation)
 }
 
-func (f forgery) withSenderData(t *testing.T, m privateMessage, leaf LeafIndex, generation uint32) *Message {
+func (f forgedMessage) withSenderData(t *testing.T, m privateMessage, leaf LeafIndex, generation uint32) *Message {
 	t.Helper()
 	cs := f.g.CipherSuite()
 	sd := binary.BigEndian.AppendUint32(nil, uint32(leaf))
@@ -177,14 +177,14 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/sender-leaf-blank", each: func(t *testing.T, cs CipherSuite) error {
 		a, c, _ := blankGroup(t, cs)
-		m := forgery{g: a, sender: Sender{Type: SenderTypeMember, LeafIndex: 1}, ct: ContentTypeProposal, proposal: Remove(2)}.public(t)
+		m := forgedMessage{g: a, sender: Sender{Type: SenderTypeMember, LeafIndex: 1}, ct: ContentTypeProposal, proposal: Remove(2)}.public(t)
 		return refuse(t, c, mustParse(t, m))
 	}},
 	{row: "framing/sender-leaf-out-of-range", each: func(t *testing.T, cs CipherSuite) error {
 		a, c, _ := blankGroup(t, cs)
 		var err error
 		for _, leaf := range []LeafIndex{4, 5, 1 << 30, 1<<31 + 1, math.MaxUint32} {
-			m := forgery{g: a, sender: Sender{Type: SenderTypeMember, LeafIndex: leaf}, ct: ContentTypeProposal, proposal: Remove(2)}.public(t)
+			m := forgedMessage{g: a, sender: Sender{Type: SenderTypeMember, LeafIndex: leaf}, ct: ContentTypeProposal, proposal: Remove(2)}.public(t)
 			err = refuse(t, c, mustParse(t, m))
 			wantRule(t, err, "framing/sender-leaf-out-of-range")
 		}
@@ -193,7 +193,7 @@ var framingRejects = []rejectCase{
 	{row: "framing/sender-removed-in-epoch", rule: "framing/sender-leaf-blank", each: func(t *testing.T, cs CipherSuite) error {
 		a, c, gone := blankGroup(t, cs)
 		// The one who left knows the epoch's number and nothing else of it.
-		f := forgery{g: gone, ct: ContentTypeProposal, proposal: Remove(2)}
+		f := forgedMessage{g: gone, ct: ContentTypeProposal, proposal: Remove(2)}
 		ac := f.sign(t, WireFormatPublicMessage)
 		ac.content.epoch, ac.content.raw = a.Epoch(), nil
 		ac.content.encode()
@@ -201,18 +201,18 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/application-in-public", each: func(t *testing.T, cs CipherSuite) error {
 		a, _ := pair(t, cs)
-		_, err := ParseMessage(forgery{g: a, ct: ContentTypeApplication, text: "text"}.public(t))
+		_, err := ParseMessage(forgedMessage{g: a, ct: ContentTypeApplication, text: "text"}.public(t))
 		return err
 	}},
 	{row: "framing/membership-tag-missing", each: func(t *testing.T, cs CipherSuite) error {
 		a, _ := pair(t, cs)
-		raw := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
+		raw := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
 		_, err := ParseMessage(raw[:len(raw)-1-cs.HashLen()-varintSize(cs.HashLen())+1])
 		return err
 	}},
 	{row: "framing/membership-tag-wrong", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
-		raw := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
+		raw := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
 		for i := range cs.HashLen() {
 			m := editPublic(t, raw, func(m *publicMessage) { m.membershipTag = flipped(m.membershipTag, i) })
 			wantRule(t, refuse(t, b, m), "framing/membership-tag-wrong")
@@ -227,7 +227,7 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/membership-tag-truncated", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
-		raw := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
+		raw := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
 		for n := range cs.HashLen() {
 			m := editPublic(t, raw, func(m *publicMessage) { m.membershipTag = m.membershipTag[:n] })
 			wantRule(t, refuse(t, b, m), "framing/membership-tag-truncated")
@@ -236,7 +236,7 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/membership-tag-on-nonmember", each: func(t *testing.T, cs CipherSuite) error {
 		a, _ := pair(t, cs)
-		raw := forgery{g: a, sender: Sender{Type: SenderTypeExternal}, ct: ContentTypeProposal, proposal: Remove(1)}.public(t)
+		raw := forgedMessage{g: a, sender: Sender{Type: SenderTypeExternal}, ct: ContentTypeProposal, proposal: Remove(1)}.public(t)
 		mustParse(t, raw)
 		_, err := ParseMessage(appendOpaqueVec(raw, make([]byte, cs.HashLen())))
 		return err
@@ -248,7 +248,7 @@ var framingRejects = []rejectCase{
 		_, err := ParseMessage(m.public.appendTo(appendMessageHeader(nil, WireFormatPublicMessage)))
 		wantRule(t, err, "framing/confirmation-tag-missing")
 		// In a Commit that joins, the tag comes last.
-		ac := forgery{g: a, sender: Sender{Type: SenderTypeNewMemberCommit}, ct: ContentTypeCommit, commit: m.public.auth.content.commit}
+		ac := forgedMessage{g: a, sender: Sender{Type: SenderTypeNewMemberCommit}, ct: ContentTypeCommit, commit: m.public.auth.content.commit}
 		raw := ac.public(t)
 		mustParse(t, raw)
 		_, err = ParseMessage(raw[:len(raw)-cs.HashLen()-varintSize(cs.HashLen())])
@@ -256,7 +256,7 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/confirmation-tag-on-proposal", each: func(t *testing.T, cs CipherSuite) error {
 		a, _ := pair(t, cs)
-		raw := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
+		raw := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a)}.public(t)
 		m := mustParse(t, raw).public
 		b := append(appendMessageHeader(nil, WireFormatPublicMessage), m.auth.content.raw...)
 		b = appendOpaqueVec(b, m.auth.signature)
@@ -266,14 +266,14 @@ var framingRejects = []rejectCase{
 	}},
 	{row: "framing/signature-invalid", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
-		f := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), noSign: true}
+		f := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), noSign: true}
 		wantRule(t, refuse(t, b, mustParse(t, f.public(t))), "framing/signature-invalid")
-		wantRule(t, refuse(t, b, forgery{g: a, ct: ContentTypeApplication, text: "text", noSign: true}.private(t)), "framing/signature-invalid")
+		wantRule(t, refuse(t, b, forgedMessage{g: a, ct: ContentTypeApplication, text: "text", noSign: true}.private(t)), "framing/signature-invalid")
 		return refuse(t, b, f.private(t))
 	}},
 	{row: "framing/signature-other-wire-format", rule: "framing/signature-invalid", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
-		f := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), format: WireFormatPrivateMessage}
+		f := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), format: WireFormatPrivateMessage}
 		wantRule(t, refuse(t, b, mustParse(t, f.public(t))), "framing/signature-invalid")
 		f.format = WireFormatPublicMessage
 		return refuse(t, b, f.private(t))
@@ -282,7 +282,7 @@ var framingRejects = []rejectCase{
 		a, b := pair(t, cs)
 		ctx := a.context
 		ctx.epoch++
-		f := forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), context: ctx.appendTo(nil)}
+		f := forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), context: ctx.appendTo(nil)}
 		wantRule(t, refuse(t, b, mustParse(t, f.public(t))), "framing/signature-invalid")
 		ctx = a.context
 		ctx.treeHash = flipped(ctx.treeHash, 0)
@@ -319,7 +319,7 @@ var framingRejects = []rejectCase{
 		a, b := pair(t, cs)
 		var err error
 		for _, s := range []SenderType{SenderTypeExternal, SenderTypeNewMemberProposal, SenderTypeNewMemberCommit} {
-			f := forgery{g: a, sender: Sender{Type: s}, ct: ContentTypeProposal, proposal: Remove(1)}
+			f := forgedMessage{g: a, sender: Sender{Type: s}, ct: ContentTypeProposal, proposal: Remove(1)}
 			_, err = protectPrivate(cs, f.sign(t, WireFormatPrivateMessage), a.ratchets, a.secrets.senderData, a.cfg.limits(), 0, a.cfg.rand())
 			wantRule(t, err, "framing/private-from-nonmember")
 			// On the wire there is only a leaf, whose signature it is not.
@@ -350,7 +350,7 @@ var framingRejects = []rejectCase{
 		m := mustEncrypt(t, a, "text")
 		var err error
 		for _, leaf := range []LeafIndex{1, 3, 4, 1 << 31, math.MaxUint32} {
-			err = refuse(t, c, forgery{g: a}.withSenderData(t, *m.private, leaf, 0))
+			err = refuse(t, c, forgedMessage{g: a}.withSenderData(t, *m.private, leaf, 0))
 			wantRule(t, err, "framing/sender-data-blank-leaf")
 		}
 		return err
@@ -362,7 +362,7 @@ var framingRejects = []rejectCase{
 		for n := range cs.HashLen() {
 			p := *m.private
 			p.ciphertext = p.ciphertext[:n]
-			err = refuse(t, b, forgery{g: a}.withSenderData(t, p, 0, 0))
+			err = refuse(t, b, forgedMessage{g: a}.withSenderData(t, p, 0, 0))
 			wantRule(t, err, "framing/sender-data-sample-short")
 		}
 		return err
@@ -370,12 +370,12 @@ var framingRejects = []rejectCase{
 	{row: "framing/padding-nonzero", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
 		for _, padding := range [][]byte{{1}, {0, 0, 1}, {1, 0, 0}, append(make([]byte, 300), 0xff)} {
-			m := forgery{g: a, ct: ContentTypeApplication, text: "text", padding: padding}.private(t)
+			m := forgedMessage{g: a, ct: ContentTypeApplication, text: "text", padding: padding}.private(t)
 			wantRule(t, refuse(t, b, m), "framing/padding-nonzero")
 		}
-		_, err := b.Process(forgery{g: a, ct: ContentTypeApplication, text: "text", padding: make([]byte, 300)}.private(t))
+		_, err := b.Process(forgedMessage{g: a, ct: ContentTypeApplication, text: "text", padding: make([]byte, 300)}.private(t))
 		noError(t, err)
-		return refuse(t, b, forgery{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), padding: []byte{2}}.private(t))
+		return refuse(t, b, forgedMessage{g: a, ct: ContentTypeProposal, proposal: removeProposal(a), padding: []byte{2}}.private(t))
 	}},
 	{row: "framing/aead-fails", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
@@ -400,9 +400,9 @@ var framingRejects = []rejectCase{
 			wantRule(t, refuse(t, b, m), "framing/sender-data-undecryptable")
 		}
 		// Text that a member sends as a handshake message.
-		m := forgery{g: a, ct: ContentTypeApplication, outer: ContentTypeProposal, text: "\xff\xff\xff\xfftext"}.private(t)
+		m := forgedMessage{g: a, ct: ContentTypeApplication, outer: ContentTypeProposal, text: "\xff\xff\xff\xfftext"}.private(t)
 		wantRule(t, refuse(t, b, m), "framing/content-type-mismatch")
-		return refuse(t, b, forgery{g: a, ct: ContentTypeApplication, outer: ContentTypeCommit, text: "text"}.private(t))
+		return refuse(t, b, forgedMessage{g: a, ct: ContentTypeApplication, outer: ContentTypeCommit, text: "text"}.private(t))
 	}},
 	{row: "framing/generation-consumed", each: func(t *testing.T, cs CipherSuite) error {
 		a, b := pair(t, cs)
@@ -444,12 +444,12 @@ var framingRejects = []rejectCase{
 		noError(t, ok)
 		var err error
 		for _, g := range []uint32{1002, 1 << 20, math.MaxUint32 - 1, math.MaxUint32} {
-			err = refuse(t, b, forgery{g: a, ct: ContentTypeApplication, text: "text", generation: &g}.private(t))
+			err = refuse(t, b, forgedMessage{g: a, ct: ContentTypeApplication, text: "text", generation: &g}.private(t))
 			wantRule(t, err, "framing/generation-too-far")
 		}
 		// A thousand steps are taken, though the key is then a wrong one.
 		g := uint32(1001)
-		wantRule(t, refuse(t, b, forgery{g: a, ct: ContentTypeApplication, text: "text", generation: &g}.private(t)), "framing/aead-fails")
+		wantRule(t, refuse(t, b, forgedMessage{g: a, ct: ContentTypeApplication, text: "text", generation: &g}.private(t)), "framing/aead-fails")
 		return err
 	}},
 	{row: "framing/group-closed", each: func(t *testing.T, cs CipherSuite) error {
@@ -467,7 +467,7 @@ var framingRejects = []rejectCase{
 		if _, err := b2.Encrypt([]byte("text"), nil); err == nil {
 			t.Error("a closed group encrypts")
 		}
-		c := forgery{g: a2, ct: ContentTypeCommit, commit: &Commit{}}.public(t)
+		c := forgedMessage{g: a2, ct: ContentTypeCommit, commit: &Commit{}}.public(t)
 		return refuse(t, b2, mustParse(t, c))
 	}},
 }

@@ -49,7 +49,7 @@ func TestVectors(t *testing.T) {
 
 // loadVectors returns the cases of a file. A file that is missing or empty is
 // a failure.
-func loadVectors(t *testing.T, dir, name string) []json.RawMessage {
+func loadVectors(t testing.TB, dir, name string) []json.RawMessage {
 	t.Helper()
 	path := filepath.Join(dir, filepath.FromSlash(name)+".json")
 	raw, err := os.ReadFile(path)
