@@ -106,14 +106,19 @@ func (w *World) module(s *lab.Server) *Module {
 }
 
 func (w *World) startModules(ctx context.Context, o Options, say func(string, ...any)) error {
-	if w.bin == "" {
+	if w.bin != "" {
+		var err error
+		if w.bin, err = filepath.Abs(w.bin); err != nil {
+			return fmt.Errorf("e2e: %w", err)
+		}
+	} else {
 		w.bin = filepath.Join(w.Dir(), "bin")
 		say("building the module")
 		if err := build(ctx, w.bin, "./cmd/matrix-mls"); err != nil {
 			return err
 		}
 	}
-	registrations := map[string]string{}
+	var changed []string
 	for _, s := range w.All() {
 		if slices.Contains(o.WithoutModule, s.Name) {
 			continue
@@ -128,33 +133,36 @@ func (w *World) startModules(ctx context.Context, o Options, say func(string, ..
 				return err
 			}
 		}
-		say("setting up the module of %s", s.Name)
+		say("matrix-mls setup on %s, whose configuration it edits", s.Name)
 		if err := w.setup(ctx, s, m); err != nil {
 			return err
 		}
 		w.modules[s.Name] = m
-		registrations[s.Name] = m.Registration
+		changed = append(changed, s.Name)
 	}
-	if len(registrations) == 0 {
+	if len(changed) == 0 {
 		return nil
 	}
-	say("restarting the homeservers with the modules' registrations")
-	if err := w.Register(ctx, registrations); err != nil {
+	say("restarting the homeservers, so that they load the registrations")
+	if err := w.Stop(ctx, changed...); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(w.modules)) {
+	if err := w.Servers.Start(ctx, changed...); err != nil {
+		return err
+	}
+	for _, name := range changed {
 		m := w.modules[name]
 		argv := []string{"env"}
 		for _, k := range slices.Sorted(maps.Keys(o.ModuleSettings)) {
 			argv = append(argv, k+"="+o.ModuleSettings[k])
 		}
-		argv = append(argv, filepath.Join(w.bin, "matrix-mls"), "serve", "-c", m.Config, "-r", m.Registration)
+		argv = append(argv, filepath.Join(w.bin, "matrix-mls"), "serve", "-c", m.Config)
 		if err := w.Spawn(ctx, m.Name, argv...); err != nil {
 			return err
 		}
 	}
 	say("waiting until the modules are ready")
-	for _, name := range slices.Sorted(maps.Keys(w.modules)) {
+	for _, name := range changed {
 		if err := w.waitReady(ctx, w.modules[name]); err != nil {
 			return err
 		}
@@ -162,19 +170,31 @@ func (w *World) startModules(ctx context.Context, o Options, say func(string, ..
 	return nil
 }
 
-// setup runs the module's own setup against the homeserver's configuration file.
+// setup runs the module's own setup against the homeserver's configuration file, which names the registration then.
 func (w *World) setup(ctx context.Context, s *lab.Server, m *Module) error {
-	args := []string{"setup", "--homeserver-config", s.Config, "--homeserver-address", s.BaseURL, "--address", m.URL,
-		"-c", m.Config, "-r", m.Registration}
+	args := []string{"setup", "--homeserver-config", s.Config, "--homeserver-address", s.BaseURL,
+		"--listen", strings.TrimPrefix(m.URL, "http://"), "-c", m.Config, "-r", m.Registration}
 	if m.Database != "" {
 		args = append(args, "--database", m.Database)
 	}
+	_, err := w.runModule(ctx, m, args...)
+	return err
+}
+
+// Doctor runs the module's doctor on a server's installation and returns its report. It fails when a probe fails.
+func (w *World) Doctor(ctx context.Context, server string) (string, error) {
+	m := w.modules[server]
+	return w.runModule(ctx, m, "doctor", "-c", m.Config, "-r", m.Registration)
+}
+
+func (w *World) runModule(ctx context.Context, m *Module, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "matrix-mls"), args...)
 	cmd.Dir = m.Dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("e2e: matrix-mls %s: %w: %s", strings.Join(args, " "), err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("e2e: matrix-mls %s: %w: %s", strings.Join(args, " "), err, out)
 	}
-	return nil
+	return string(out), nil
 }
 
 // waitReady asks the module's ready endpoint until it says yes.

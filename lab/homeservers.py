@@ -4,6 +4,7 @@
   homeservers.py install                                 programs only
   homeservers.py up --dir D [--synapse N] [--dendrite M] [options]
   homeservers.py register --dir D NAME=FILE...           add an appservice registration and restart the server
+  homeservers.py user --dir D NAME@SERVER...             more accounts; passwords are password-NAME
   homeservers.py spawn --dir D NAME -- PROGRAM ARG...    another program, ended together with the servers
   homeservers.py stop|start|pause|resume --dir D NAME... servers (syn1, den1, ...), programs, postgres, proxy
   homeservers.py block|unblock --dir D SRC DST           cut federation one way; needs up --proxy; '*' is any
@@ -209,6 +210,16 @@ def cmd_register(a):
         servers.wait_ready(a.dir, s)
 
 
+def cmd_user(a):
+    with state(a.dir) as st:
+        for arg in a.what:
+            name, _, where = arg.partition("@")
+            s = st["servers"].get(where)
+            if not s:
+                programs.fail("cannot make user %r" % arg, "give NAME@SERVER with one of " + ", ".join(st["servers"]))
+            s["users"][name] = servers.make_user(s, name)
+
+
 def cmd_spawn(a):
     argv = a.what[1:] if a.what[:1] == ["--"] else a.what
     with state(a.dir) as st:
@@ -298,7 +309,7 @@ def cmd_install(a):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = ap.add_subparsers(dest="cmd", required=True)
-    commands = {"install": cmd_install, "up": cmd_up, "register": cmd_register, "spawn": cmd_spawn, "status": cmd_status,
+    commands = {"install": cmd_install, "up": cmd_up, "register": cmd_register, "user": cmd_user, "spawn": cmd_spawn, "status": cmd_status,
                 "down": cmd_down, "stop": cmd_one, "start": cmd_one, "pause": cmd_one, "resume": cmd_one,
                 "block": cmd_block, "unblock": cmd_block}
     for c in commands:
@@ -324,6 +335,8 @@ def main():
             p.add_argument("--wipe", action="store_true", help="delete the work directory at the end")
         if c == "register":
             p.add_argument("what", nargs="+", metavar="NAME=FILE")
+        if c == "user":
+            p.add_argument("what", nargs="+", metavar="NAME@SERVER")
         if c == "spawn":
             p.add_argument("name")
             p.add_argument("what", nargs=argparse.REMAINDER)

@@ -181,6 +181,12 @@ func (s *Servers) reload() error {
 	if err := json.Unmarshal(raw, &st); err != nil {
 		return fmt.Errorf("lab: read the state of %s: %w", s.state.Dir, err)
 	}
+	for name, server := range st.Servers {
+		if old := s.state.Servers[name]; old != nil { // callers hold on to it
+			*old = *server
+			st.Servers[name] = old
+		}
+	}
 	s.state = st
 	return nil
 }
@@ -381,6 +387,17 @@ func (s *Servers) Register(ctx context.Context, files map[string]string) error {
 		return err
 	}
 	return s.reload()
+}
+
+// AddUser makes one more account on a server; its password is password-LOCALPART.
+func (s *Servers) AddUser(ctx context.Context, server, localpart string) (User, error) {
+	if err := s.command(ctx, "user", localpart+"@"+server); err != nil {
+		return User{}, err
+	}
+	if err := s.reload(); err != nil {
+		return User{}, err
+	}
+	return s.Server(server).Users[localpart], nil
 }
 
 // Spawn starts a program that is ended together with the run. Its output goes to NAME.log in the work directory;

@@ -28,6 +28,19 @@ def http(method, url, body=None, token=None, timeout=20):
             return e.code, {"raw": raw.decode("utf-8", "replace")}
 
 
+def yaml(value, indent=0):
+    """Block style, as an admin would write it. Scalars are JSON, which is YAML."""
+    pad, out = "  " * indent, ""
+    for k, v in value.items():
+        if isinstance(v, dict) and v:
+            out += "%s%s:\n%s" % (pad, k, yaml(v, indent + 1))
+        elif isinstance(v, list) and v and not any(isinstance(x, (dict, list)) for x in v):
+            out += "%s%s:\n%s" % (pad, k, "".join("%s  - %s\n" % (pad, json.dumps(x)) for x in v))
+        else:
+            out += "%s%s: %s\n" % (pad, k, json.dumps(v))
+    return out
+
+
 def make_certificate(d):
     """One self-signed certificate for every loopback name; both homeservers skip its verification anyway."""
     crt, key = os.path.join(d, "tls.crt"), os.path.join(d, "tls.key")
@@ -130,7 +143,7 @@ def synapse_config(st, s):
         k, v = extra.split("=", 1)
         c[k] = json.loads(v)
     with open(d + "/homeserver.yaml", "w") as f:
-        f.write(json.dumps(c, indent=1))  # JSON is YAML
+        f.write(yaml(c))
     with open(d + "/log.yaml", "w") as f:
         json.dump({"version": 1, "formatters": {"p": {"format": "%(asctime)s %(name)s %(levelname)s %(message)s"}},
                    "handlers": {"c": {"class": "logging.StreamHandler", "formatter": "p"}},
@@ -179,7 +192,7 @@ def dendrite_config(st, s):
         "logging": [{"type": "std", "level": o["log_level"].lower()}],
     }
     with open(d + "/dendrite.yaml", "w") as f:
-        f.write(json.dumps(c, indent=1))
+        f.write(yaml(c))
     if not os.path.exists(d + "/matrix_key.pem"):
         subprocess.run([os.path.join(os.path.dirname(st["dendrite"]), "generate-keys"), "--private-key",
                         d + "/matrix_key.pem"], check=True, stdout=subprocess.DEVNULL)

@@ -46,7 +46,7 @@ func Run(t TB, o Options) *Servers {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			if dir, err := s.keepLogs(t.Name()); err != nil {
+			if dir, err := s.KeepLogs(t.Name()); err != nil {
 				t.Logf("lab: the logs could not be kept: %v", err)
 			} else {
 				t.Logf("lab: logs are in %s", dir)
@@ -59,12 +59,13 @@ func Run(t TB, o Options) *Servers {
 	return s
 }
 
-func (s *Servers) keepLogs(test string) (string, error) {
+// KeepLogs copies the logs to where they outlive the run, and says where that is.
+func (s *Servers) KeepLogs(name string) (string, error) {
 	root := os.Getenv("MATRIX_MLS_LOGS")
 	if root == "" {
 		root = filepath.Join(os.TempDir(), "matrix-mls-logs")
 	}
-	dir := filepath.Join(root, fmt.Sprintf("%s-%d", strings.ReplaceAll(test, "/", "-"), os.Getpid()))
+	dir := filepath.Join(root, fmt.Sprintf("%s-%d", strings.ReplaceAll(name, "/", "-"), os.Getpid()))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}

@@ -1,0 +1,179 @@
+package e2e_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/e2e"
+)
+
+// token is a text that is nowhere else.
+func token(what string) string {
+	var b [12]byte
+	rand.Read(b[:])
+	return what + "-" + hex.EncodeToString(b[:])
+}
+
+// TestConversation is the whole way through once, on SQLite and on PostgreSQL: three servers, a room, a join, a second
+// device, an edit, a reaction, a file, and a removal; nothing of it is readable on the servers.
+func TestConversation(t *testing.T) {
+	for _, name := range []string{"sqlite", "postgres"} {
+		t.Run(name, func(t *testing.T) {
+			s := tell(t, name)
+			alice, bob, carol := s.person("syn1", "alice"), s.person("syn2", "bob"), s.person("den1", "carol")
+			room := s.room(client.CreateOptions{Name: "Conversation"}, alice, bob, carol)
+			s.agree(room, alice, bob, carol)
+			s.talk(room, "everybody is here", alice, bob, carol)
+
+			laptop := s.second(bob)
+			s.must(laptop.Settle(s.soon(), room))
+			s.agree(room, alice, bob, carol, laptop)
+			s.talk(room, "a second device", alice, bob, carol, laptop)
+
+			secret := token("planted")
+			first := s.say(room, "the word is "+secret, alice, bob, carol, laptop)
+			edited := token("edited")
+			_, err := alice.Edit(s.soon(), room, first, "the word was "+edited)
+			s.must(err)
+			reaction := token("reaction")
+			_, err = bob.React(s.soon(), room, first, reaction)
+			s.must(err)
+			for _, d := range []struct {
+				device *e2e.Device
+				text   string
+			}{{carol, edited}, {laptop, edited}, {carol, reaction}, {alice, reaction}} {
+				_, err := d.device.Wait(s.soon(), "an event that holds "+d.text, func(u client.Update) bool {
+					m, ok := u.(*client.Message)
+					return ok && bytes.Contains(m.Content, []byte(d.text))
+				})
+				s.must(err)
+			}
+			file := s.sendFile(room, carol, alice, bob, laptop)
+
+			// The removal, seen from the removed one's own disk.
+			s.must(alice.Kick(s.soon(), room, carol.UserID(), ""))
+			_, err = carol.Wait(s.soon(), "the removal", func(u client.Update) bool {
+				r, ok := u.(*client.Removed)
+				return ok && r.Room == room
+			})
+			s.must(err)
+			after := token("after")
+			sent := s.say(room, "without carol: "+after, alice, bob, laptop)
+			ciphertext, err := e2e.Ciphertext(s.ctx, alice.Server, alice.User, room, sent)
+			s.must(err)
+			opened, err := bob.Opens(s.ctx, room, ciphertext)
+			s.must(err)
+			if opened {
+				t.Error("bob's state on disk opens a message whose key it has used up")
+			}
+			s.cannotRead(carol, room, ciphertext, after)
+			s.agree(room, alice, bob, laptop)
+
+			s.blind([]string{secret, edited, reaction, after, file}, alice)
+			s.healthy()
+		})
+	}
+}
+
+// sendFile sends a file, lets the others read it, and returns a text that it held.
+func (s *story) sendFile(room id.RoomID, from *e2e.Device, to ...*e2e.Device) string {
+	s.Helper()
+	inside := token("inside-the-file")
+	data := bytes.Repeat([]byte(inside+"\n"), 3000)
+	sent, err := from.SendFile(s.soon(), room, client.File{Name: token("name") + ".txt", Body: bytes.NewReader(data)})
+	s.must(err)
+	for _, d := range to {
+		u, err := d.Wait(s.soon(), "the file", func(u client.Update) bool {
+			m, ok := u.(*client.Message)
+			return ok && m.EventID == sent
+		})
+		s.must(err)
+		content, got, err := d.DownloadFile(s.soon(), u.(*client.Message))
+		s.must(err)
+		if !bytes.Equal(got, data) || content.MsgType != event.MsgFile {
+			s.Errorf("%s got a %s of %d bytes, want the file of %d bytes", d.Name, content.MsgType, len(got), len(data))
+		}
+	}
+	return inside
+}
+
+// cannotRead shows that a device which was removed can neither open a message nor was told it.
+func (s *story) cannotRead(d *e2e.Device, room id.RoomID, ciphertext []byte, text string) {
+	s.Helper()
+	opened, err := d.Opens(s.ctx, room, ciphertext)
+	if err != nil && !strings.Contains(err.Error(), "keeps no state") {
+		s.Fatal(err)
+	}
+	if opened {
+		s.Errorf("%s was removed and opens a message sent after that", d.Name)
+	}
+	for _, u := range d.Updates() {
+		if m, ok := u.(*client.Message); ok && strings.Contains(m.Body(), text) {
+			s.Errorf("%s was removed and was told %q", d.Name, m.Body())
+		}
+	}
+}
+
+// blind shows that none of the texts is anywhere on the servers' side, and that the search would have found it: a
+// plain message of the same kind is found at every server.
+func (s *story) blind(texts []string, d *e2e.Device) {
+	s.Helper()
+	control := token("control")
+	for _, server := range s.w.All() {
+		s.plainRoom(server.Name, control)
+	}
+	found, err := s.w.Search(s.ctx, append([]string{control}, texts...)...)
+	s.must(err)
+	controls := map[string]bool{}
+	for _, hit := range found.Hits {
+		if hit.Text != control {
+			s.Errorf("found on the servers' side: %s", hit)
+			continue
+		}
+		for _, server := range s.w.All() {
+			if strings.HasPrefix(hit.Path, server.Dir+"/") {
+				controls[server.Name] = true
+			}
+			if strings.HasPrefix(hit.Path, "PostgreSQL") && s.w.HasPostgres() {
+				controls[server.Name] = true
+			}
+		}
+	}
+	for _, server := range s.w.All() {
+		if !controls[server.Name] {
+			s.Errorf("the search does not find a plain message at %s: it proves nothing", server.Name)
+		}
+	}
+	s.Logf("searched %d files, %d bytes", found.Files, found.Bytes)
+}
+
+// plainRoom makes an unencrypted room on a server with one message in it.
+func (s *story) plainRoom(server, text string) id.RoomID {
+	s.Helper()
+	user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("plain%d", people.Add(1)))
+	s.must(err)
+	room := s.createPlain(server, user, nil)
+	_, err = e2e.SendPlain(s.ctx, s.w.Server(server), user, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": text})
+	s.must(err)
+	return room
+}
+
+// healthy lets the doctor look at every module.
+func (s *story) healthy() {
+	s.Helper()
+	for _, server := range s.w.All() {
+		if report, err := s.w.Doctor(s.soon(), server.Name); err != nil {
+			s.Errorf("%v", err)
+		} else if !strings.Contains(report, "ok") {
+			s.Errorf("the doctor on %s says: %s", server.Name, report)
+		}
+	}
+}

@@ -1,0 +1,274 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// A Device is one device of a user: a state directory, an identity, and a running client.
+type Device struct {
+	*client.Client
+	Identity *identity.Identity
+	Name     string // such as alice-laptop
+	User     lab.User
+	Server   *lab.Server
+	Recovery string // the user's recovery key, where this device made it
+
+	dir string
+	st  *store.Store
+	log *os.File
+
+	mu      sync.Mutex
+	updates []client.Update
+	came    chan struct{} // closed and replaced when an update comes
+}
+
+// DeviceOptions says how a device comes to be.
+type DeviceOptions struct {
+	// RecoveryKey cross-signs a further device of a user. Without one, the device sets cross-signing up.
+	RecoveryKey string
+	// Unsigned leaves the device without a cross-signature.
+	Unsigned bool
+	// Suites it offers; nil: all.
+	Suites []mls.CipherSuite
+}
+
+// NewDevice logs a user in on a new device, makes it cross-signed, and starts its client. The account is made if it is
+// not there.
+func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o DeviceOptions) (*Device, error) {
+	s := w.Server(server)
+	user, ok := s.Users[localpart]
+	if !ok {
+		var err error
+		if user, err = w.AddUser(ctx, server, localpart); err != nil {
+			return nil, err
+		}
+	}
+	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name)}
+	if err := d.open(ctx, o.Suites); err != nil {
+		return nil, err
+	}
+	err := d.Identity.LoginPassword(ctx, identity.Login{Homeserver: s.BaseURL, User: user.UserID, DeviceName: name}, user.Password)
+	switch {
+	case err != nil || o.Unsigned:
+	case o.RecoveryKey != "":
+		err = d.Identity.Recover(ctx, o.RecoveryKey)
+	default:
+		d.Recovery, err = d.Identity.Bootstrap(ctx, identity.UIA{Password: user.Password}, "")
+	}
+	if err == nil {
+		err = d.run(ctx, o.Suites)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("e2e: device %s of %s: %w", name, user.UserID, err), d.Stop())
+	}
+	return d, nil
+}
+
+// open opens the device's store and identity; the account may be there already or not.
+func (d *Device) open(ctx context.Context, suites []mls.CipherSuite) error {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return fmt.Errorf("e2e: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(d.dir, "client.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("e2e: %w", err)
+	}
+	d.log = log
+	path := filepath.Join(d.dir, "store.db")
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(d.dir, "key"), Store: path})
+	if err == nil {
+		d.st, err = store.Open(ctx, store.Options{Path: path, Key: key})
+	}
+	if err == nil {
+		logger := d.logger()
+		d.Identity, err = identity.Open(ctx, identity.Options{Store: d.st, Log: &logger, Suites: suites})
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("e2e: open the device %s: %w", d.Name, err), d.Stop())
+	}
+	return nil
+}
+
+func (d *Device) logger() zerolog.Logger {
+	return zerolog.New(d.log).Level(zerolog.TraceLevel).With().Timestamp().Logger()
+}
+
+func (d *Device) run(ctx context.Context, suites []mls.CipherSuite) error {
+	if d.came == nil {
+		d.came = make(chan struct{})
+	}
+	c, err := client.Open(ctx, client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle, Suites: suites})
+	if err != nil {
+		return err
+	}
+	d.Client = c
+	return c.Start(context.WithoutCancel(ctx)) // until Stop
+}
+
+func (d *Device) handle(_ context.Context, u client.Update) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.updates = append(d.updates, u)
+	close(d.came)
+	d.came = make(chan struct{})
+}
+
+// Stop ends the device's client and closes its state. Restart brings it back.
+func (d *Device) Stop() error {
+	var err error
+	if d.Client != nil {
+		err = d.Client.Close()
+		d.Client = nil
+	}
+	if d.st != nil {
+		err = errors.Join(err, d.st.Close())
+		d.st = nil
+	}
+	if d.log != nil {
+		err = errors.Join(err, d.log.Close())
+		d.log = nil
+	}
+	return err
+}
+
+// Restart runs the device again from what it has on disk.
+func (d *Device) Restart(ctx context.Context) error {
+	if d.Client != nil {
+		if err := d.Stop(); err != nil {
+			return err
+		}
+	}
+	if err := d.open(ctx, nil); err != nil {
+		return err
+	}
+	return d.run(ctx, nil)
+}
+
+// Updates returns everything the device was told so far.
+func (d *Device) Updates() []client.Update {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]client.Update(nil), d.updates...)
+}
+
+// Wait blocks until an update, old or new, fits, and returns it.
+func (d *Device) Wait(ctx context.Context, what string, fits func(client.Update) bool) (client.Update, error) {
+	for seen := 0; ; {
+		d.mu.Lock()
+		list, came := d.updates, d.came
+		d.mu.Unlock()
+		for ; seen < len(list); seen++ {
+			if fits(list[seen]) {
+				return list[seen], nil
+			}
+		}
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("e2e: %s waited for %s: %w; what came: %s", d.Name, what, ctx.Err(), d.summary())
+		}
+	}
+}
+
+// WaitText waits for a message with that body in the room.
+func (d *Device) WaitText(ctx context.Context, room id.RoomID, text string) (*client.Message, error) {
+	u, err := d.Wait(ctx, fmt.Sprintf("the message %q", text), func(u client.Update) bool {
+		m, ok := u.(*client.Message)
+		return ok && m.Room == room && m.Body() == text
+	})
+	if err != nil {
+		return nil, err
+	}
+	return u.(*client.Message), nil
+}
+
+// WaitEpoch waits until the device holds an epoch of the room for which the condition is true.
+func (d *Device) WaitEpoch(ctx context.Context, room id.RoomID, what string, fits func(*client.EpochChanged) bool) (*client.EpochChanged, error) {
+	u, err := d.Wait(ctx, what, func(u client.Update) bool {
+		e, ok := u.(*client.EpochChanged)
+		return ok && e.Room == room && fits(e)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return u.(*client.EpochChanged), nil
+}
+
+// Has reports whether the device was told a message with that body.
+func (d *Device) Has(room id.RoomID, text string) bool {
+	for _, u := range d.Updates() {
+		if m, ok := u.(*client.Message); ok && m.Room == room && m.Body() == text {
+			return true
+		}
+	}
+	return false
+}
+
+// summary names the last updates, for a message about one that did not come.
+func (d *Device) summary() string {
+	var out string
+	list := d.Updates()
+	for _, u := range list[max(0, len(list)-12):] {
+		switch u := u.(type) {
+		case *client.Message:
+			out += fmt.Sprintf("message %q of %s in epoch %d; ", u.Body(), u.Sender, u.Epoch)
+		case *client.EpochChanged:
+			out += fmt.Sprintf("epoch %d by %s (+%d -%d); ", u.Epoch, u.Author, len(u.Added), len(u.Removed))
+		default:
+			out += fmt.Sprintf("%T %+v; ", u, u)
+		}
+	}
+	return out + fmt.Sprintf("%d in all", len(list))
+}
+
+// Soon is how long a story waits for something that should happen at once, on a machine with other work.
+const Soon = 90 * time.Second
+
+// Opens reports whether any group state that this device has on disk opens the MLS message. It tries without the
+// client, which may refuse by policy what it could read.
+func (d *Device) Opens(ctx context.Context, room id.RoomID, message []byte) (bool, error) {
+	msg, err := mls.ParseMessage(message)
+	if err != nil {
+		return false, fmt.Errorf("e2e: %w", err)
+	}
+	epochs, err := d.st.Epochs(ctx, room)
+	if err != nil {
+		return false, fmt.Errorf("e2e: %w", err)
+	}
+	if len(epochs) == 0 {
+		return false, fmt.Errorf("e2e: %s keeps no state of %s: a test of what it opens would show nothing", d.Name, room)
+	}
+	for _, e := range epochs {
+		full, err := d.st.Epoch(ctx, room, e.Ref)
+		if err != nil {
+			return false, fmt.Errorf("e2e: %w", err)
+		}
+		ratchet, err := d.st.Ratchet(ctx, room, e.Ref)
+		if err != nil {
+			return false, fmt.Errorf("e2e: %w", err)
+		}
+		g, err := mls.LoadGroup(nil, full.State, ratchet)
+		if err != nil {
+			return false, fmt.Errorf("e2e: %w", err)
+		}
+		if _, err := g.Process(msg); err == nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}

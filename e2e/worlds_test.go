@@ -1,0 +1,213 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+// Worlds are shared by the tests, which use rooms and users of their own: homeservers take longer to start than most
+// stories to tell. Two Synapse and one Dendrite each, all with the module.
+var worlds = map[string]*shared{
+	"sqlite":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}},
+	"postgres": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true}, ModulePostgres: true}},
+	"limits":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
+}
+
+type shared struct {
+	options e2e.Options
+	once    sync.Once
+	world   *e2e.World
+	err     error
+}
+
+func world(t *testing.T, name string) *e2e.World {
+	t.Helper()
+	s := worlds[name]
+	s.once.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // a first run builds Dendrite
+		defer cancel()
+		s.world, s.err = e2e.Start(ctx, s.options)
+	})
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	return s.world
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for name, s := range worlds {
+		if s.world == nil {
+			continue
+		}
+		if code != 0 {
+			if dir, err := s.world.KeepLogs("e2e-" + name); err == nil {
+				fmt.Println("e2e: logs are in", dir)
+			}
+		}
+		if err := s.world.Close(); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// A story is a test with people in it.
+type story struct {
+	*testing.T
+	w   *e2e.World
+	ctx context.Context
+}
+
+var people atomic.Uint64
+
+func tell(t *testing.T, worldName string) *story {
+	t.Helper()
+	w := world(t, worldName)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	t.Cleanup(cancel)
+	return &story{T: t, w: w, ctx: ctx}
+}
+
+func (s *story) must(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// soon bounds one wait.
+func (s *story) soon() context.Context {
+	ctx, cancel := context.WithTimeout(s.ctx, e2e.Soon)
+	s.Cleanup(cancel)
+	return ctx
+}
+
+// person makes an account of their own on a server, with one device.
+func (s *story) person(server, name string) *e2e.Device {
+	s.Helper()
+	return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, e2e.DeviceOptions{})
+}
+
+func (s *story) device(server, localpart, name string, o e2e.DeviceOptions) *e2e.Device {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, e2e.Soon)
+	defer cancel()
+	d, err := s.w.NewDevice(ctx, server, localpart, fmt.Sprintf("%s-%s", localpart, name), o)
+	s.must(err)
+	s.Cleanup(func() {
+		if err := d.Stop(); err != nil {
+			s.Errorf("end %s: %v", d.Name, err)
+		}
+	})
+	return d
+}
+
+// second adds one more device of the same user.
+func (s *story) second(d *e2e.Device) *e2e.Device {
+	s.Helper()
+	return s.device(d.Server.Name, d.User.Localpart, "second", e2e.DeviceOptions{RecoveryKey: d.Recovery})
+}
+
+// room is made by the first; the others are invited and join. It returns when all are in the group.
+func (s *story) room(o client.CreateOptions, founder *e2e.Device, others ...*e2e.Device) id.RoomID {
+	s.Helper()
+	room, err := founder.CreateRoom(s.soon(), o)
+	s.must(err)
+	for _, d := range others {
+		s.must(founder.Invite(s.soon(), room, d.UserID()))
+	}
+	for _, d := range others {
+		s.join(d, room, founder)
+	}
+	return room
+}
+
+// join lets an invited device's user join and waits until the device is in the group.
+func (s *story) join(d *e2e.Device, room id.RoomID, via *e2e.Device) {
+	s.Helper()
+	_, err := d.Join(s.soon(), string(room), []string{via.Server.ServerName})
+	s.must(err)
+	s.must(d.Settle(s.soon(), room))
+}
+
+// say lets one send and all others read, and returns the event.
+func (s *story) say(room id.RoomID, text string, from *e2e.Device, to ...*e2e.Device) id.EventID {
+	s.Helper()
+	event, err := from.SendText(s.soon(), room, text)
+	s.must(err)
+	s.read(room, text, from, to...)
+	return event
+}
+
+func (s *story) read(room id.RoomID, text string, from *e2e.Device, to ...*e2e.Device) {
+	s.Helper()
+	for _, d := range to {
+		m, err := d.WaitText(s.soon(), room, text)
+		s.must(err)
+		if m.Sender != from.UserID() || m.Device != from.DeviceID() {
+			s.Fatalf("%s read %q as of %s %s, it is of %s %s", d.Name, text, m.Sender, m.Device, from.UserID(), from.DeviceID())
+		}
+	}
+}
+
+// talk lets everybody send and everybody else read.
+func (s *story) talk(room id.RoomID, topic string, all ...*e2e.Device) {
+	s.Helper()
+	for _, from := range all {
+		others := slices.DeleteFunc(slices.Clone(all), func(d *e2e.Device) bool { return d == from })
+		s.say(room, topic+": "+from.Name+" speaks", from, others...)
+	}
+}
+
+// agree compares the members that all devices see.
+func (s *story) agree(room id.RoomID, all ...*e2e.Device) {
+	s.Helper()
+	deadline := time.Now().Add(e2e.Soon)
+	for {
+		var views []string
+		for _, d := range all {
+			info, err := d.Room(s.ctx, room)
+			s.must(err)
+			members, err := d.Members(s.ctx, room)
+			s.must(err)
+			view := fmt.Sprintf("epoch %d:", info.Epoch)
+			for _, m := range members {
+				if m.Device != "" {
+					view += fmt.Sprintf(" %d=%s/%s", m.Leaf, m.User, m.Device)
+				}
+			}
+			views = append(views, view)
+		}
+		if len(slices.Compact(slices.Clone(views))) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("the devices do not agree:\n%s", strings.Join(views, "\n"))
+		}
+		s.pause()
+	}
+}
+
+// pause waits for the next update of anybody; there is no event for "the same everywhere".
+func (s *story) pause() {
+	select {
+	case <-time.After(200 * time.Millisecond):
+	case <-s.ctx.Done():
+		s.Fatal(s.ctx.Err())
+	}
+}
