@@ -1,0 +1,62 @@
+package rooms
+
+import (
+	"bytes"
+
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// CheckGroupInfo tells whether a GroupInfo describes an epoch of the group that
+// was followed so far: same group, and, where the tree is at hand, the same
+// epoch with the same tree. One of an older epoch is refused: an external
+// commit on it would undo what happened since.
+func CheckGroupInfo(m *mls.Message, t Tree, treeHash []byte) error {
+	gi := m.GroupInfo()
+	switch {
+	case gi == nil:
+		return malformed("group_info", "is no GroupInfo")
+	case !bytes.Equal(gi.GroupID(), t.GroupID()):
+		return refuse(RuleRoomNotGroup, "group_info", "is of another group")
+	case gi.Epoch() != t.Epoch():
+		return refuse(RuleParentMismatch, "group_info", "is of epoch %d, the head is epoch %d", gi.Epoch(), t.Epoch()).with("ask another member for a newer one")
+	case !bytes.Equal(gi.TreeHash(), treeHash):
+		return refuse(RuleParentMismatch, "group_info", "names another tree than the head's")
+	}
+	return nil
+}
+
+// Parse checks that what a head says of its newest commit fits together, and
+// returns its GroupInfo. The signature of the GroupInfo, and the tree against
+// its hash, are checked by package mls when the tree is there; a head is a hint
+// where to begin, never a proof.
+func (h *HeadContent) Parse() (*mls.Message, error) {
+	if h.Accepted == nil || len(h.GroupInfo) == 0 {
+		return nil, malformed("head", "names no commit with its GroupInfo")
+	}
+	m, err := mls.ParseMessage(h.GroupInfo)
+	if err != nil {
+		return nil, &Refusal{Rule: RuleContentMalformed, What: "head: group_info", Err: err}
+	}
+	gi := m.GroupInfo()
+	switch {
+	case gi == nil:
+		return nil, malformed("head", "its group_info is no GroupInfo")
+	case !bytes.Equal(gi.GroupID(), h.Group):
+		return nil, refuse(RuleRoomNotGroup, "head", "its GroupInfo is of another group")
+	case gi.Epoch() != h.Accepted.Epoch:
+		return nil, refuse(RuleParentMismatch, "head", "names epoch %d, its GroupInfo is of epoch %d", h.Accepted.Epoch, gi.Epoch())
+	}
+	if s := h.Snapshot; s != nil && s.AtCommit == h.Accepted.Ref && !bytes.Equal(s.TreeHash, gi.TreeHash()) {
+		return nil, refuse(RuleMediaHash, "head", "its snapshot names another tree than its GroupInfo")
+	}
+	return m, nil
+}
+
+// CheckSnapshot compares the hash of a tree that was fetched with the one its
+// snapshot, and so a member-signed GroupInfo, names.
+func (s *Snapshot) CheckSnapshot(treeHash []byte) error {
+	if !bytes.Equal(s.TreeHash, treeHash) {
+		return refuse(RuleMediaHash, "ratchet tree", "is not the one the snapshot names").with("ask a member for another snapshot")
+	}
+	return nil
+}
