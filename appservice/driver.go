@@ -10,7 +10,9 @@ import (
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -31,6 +33,8 @@ const (
 	ruleRootNotOwned  = "room/root-not-by-creator"
 	ruleNotForUs      = "room/unknown-type"
 	ruleInclusion     = "room/removal-skipped"
+	ruleTooOld        = "room/commit-too-old"
+	ruleGroupInfo     = "room/group-info-missing"
 )
 
 // Engine follows the rooms: it is the driver around the pure packages rooms,
@@ -214,6 +218,11 @@ func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Contex
 
 // Tick does what is due in every room.
 func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, error) {
+	for _, r := range e.rooms { // the inbox is empty now
+		if r.gap.draining {
+			r.gap.draining, r.gap.complete, r.stepped = false, true, true
+		}
+	}
 	if err := e.jobs.finish(ctx); err != nil {
 		return 0, err
 	}
@@ -301,13 +310,14 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 			next = at
 		}
 	}
-	if r.retryWaiting {
+	for r.retryWaiting {
 		r.retryWaiting = false
-		if err := e.takeWaiting(ctx, r); err != nil {
+		progress, err := e.takeWaiting(ctx, r)
+		if err != nil {
 			return 0, err
 		}
-		if e.rooms[r.id] != r { // it was read again
-			return now, nil
+		if !progress {
+			break
 		}
 	}
 	soonest(e.askHomeserver(r, now))
@@ -320,7 +330,9 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 		soonest(r.nextAct)
 	}
 	if r.planDirty && r.live() && r.loaded {
-		if err := e.proposeRemoves(ctx, r); err != nil {
+		if now < r.planAt {
+			soonest(r.planAt)
+		} else if err := e.proposeRemoves(ctx, r); err != nil {
 			return 0, err
 		}
 	}
@@ -332,26 +344,73 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 	return next, nil
 }
 
-// takeWaiting looks again at events that waited for something.
-func (e *Engine) takeWaiting(ctx context.Context, r *room) error {
+// takeWaiting looks again at events that waited for something, and reports
+// whether any of them waits no more.
+func (e *Engine) takeWaiting(ctx context.Context, r *room) (progress bool, err error) {
 	rows, err := e.d.Store.RoomInbox(ctx, r.id, store.InboxWaiting, e.d.Config.Limits.WaitingPerRoom+1)
 	if err != nil {
-		return err
+		return false, err
 	}
 	r.waiting = len(rows)
 	late := e.d.Config.Limits.WaitingTime.D()
 	for _, ev := range rows {
 		if late > 0 && r.gap.complete && time.Since(ev.ReceivedAt) > late {
 			if err := e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxRefused, ruleWaitedTooLong); err != nil {
-				return err
+				return false, err
 			}
 			e.d.Metrics.Rejected(ruleWaitedTooLong)
 			r.waiting--
 			continue
 		}
+		if e.stillWaits(r, ev) {
+			continue
+		}
+		before := r.waiting
 		if err := e.handle(ctx, r, ev); err != nil {
-			return err
+			return false, err
+		}
+		progress = progress || r.waiting < before
+	}
+	return progress, nil
+}
+
+// stillWaits tells at little cost that an event has to wait on.
+func (e *Engine) stillWaits(r *room, ev *store.InboxEvent) bool {
+	parsed, err := homeserver.ParseEvent(ev.Raw, r.id)
+	if err != nil {
+		return false
+	}
+	content := parsed.Content
+	kind := ev.Type
+	if kind == rooms.TypeRepost {
+		c, err := rooms.DecodeRepost(content)
+		if err != nil {
+			return false
+		}
+		kind, content = c.Type, c.Content
+	}
+	if kind != rooms.TypeCommit {
+		return r.m == nil
+	}
+	c, err := rooms.DecodeCommit(content)
+	if err != nil {
+		return false
+	}
+	switch {
+	case c.Epoch == 0:
+		return !r.loaded
+	case r.m == nil:
+		return true
+	}
+	if c.File != nil {
+		if _, _, ok := e.media.get(c.File.SHA256); !ok {
+			e.download(r, c.File)
+			return true
 		}
 	}
-	return nil
+	if !r.m.Held(federation.Ref(c.Parent)) {
+		r.want(federation.Fetch{Commit: federation.Ref(c.Parent), EventID: string(c.ParentEvent)})
+		return true
+	}
+	return false
 }

@@ -51,6 +51,12 @@ type room struct {
 	proposals    map[federation.Ref][]heldProposal
 	proposed     map[string]bool // Remove proposals made, by commit and leaf
 	planDirty    bool
+	planAt       time.Duration // not before
+	mediaPause   map[[32]byte]*pause
+	retryTime    time.Duration
+	ask          []federation.Ref // commits to ask for in the room
+	askNext      time.Duration
+	answered     map[string]time.Duration // what was posted again, and when
 	publication
 
 	dirty    bool // to be stored
@@ -67,7 +73,8 @@ type roomData struct {
 	Root      *rooms.EventRef `json:"root,omitempty"`
 	Announced bool            `json:"announced,omitempty"` // the module's keys are in the room
 	Published federation.Ref  `json:"published"`           // head of the newest publication
-	Snapshot  federation.Ref  `json:"snapshot"`            // commit of the newest tree snapshot
+	WithTree  bool            `json:"with_tree,omitempty"` // that one held a tree of the head itself
+	Snapshot  *rooms.Snapshot `json:"snapshot,omitempty"`  // the newest tree in media
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
 	Gone      bool            `json:"gone,omitempty"`      // the own key is retired in this room
@@ -336,7 +343,7 @@ func (e *Engine) group(ctx context.Context, r *room, ref federation.Ref) (*mls.P
 	}
 	c, ok := r.m.Known(ref)
 	if !ok {
-		return nil, fmt.Errorf("appservice: internal: no group state of room %s at %s", r.id, ref.Short())
+		return nil, refusal(ruleTooOld, "the group's state at commit %s was dropped, so far below the newest final commit it lies", ref.Short())
 	}
 	parent, err := e.group(ctx, r, c.Parent)
 	if err != nil {

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"sort"
 	"time"
 )
 
@@ -536,4 +537,28 @@ func (m *Machine) NeedsVouching() []Ref {
 		}
 	}
 	return out
+}
+
+// ReceiptMark names the newest receipt of a key that the machine saw.
+type ReceiptMark struct {
+	Key     []byte
+	Counter uint64
+	Hash    Ref
+}
+
+// NewestReceipts returns the newest receipt of each key, in order of the keys.
+func (m *Machine) NewestReceipts() []ReceiptMark {
+	out := make([]ReceiptMark, 0, len(m.chains))
+	for key, c := range m.chains {
+		out = append(out, ReceiptMark{Key: []byte(key), Counter: c.top, Hash: c.hashes[c.top]})
+	}
+	sort.Slice(out, func(i, j int) bool { return string(out[i].Key) < string(out[j].Key) })
+	return out
+}
+
+// Knows reports whether the machine saw the receipt of a key with a counter, or
+// one so much newer that it does not matter any more.
+func (m *Machine) Knows(key []byte, counter uint64) bool {
+	c := m.chains[string(key)]
+	return c != nil && (c.top >= counter+chainKept || !c.hashes[counter].IsZero())
 }

@@ -1,0 +1,340 @@
+package appservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	mediaRetry    = 2 * time.Second
+	mediaRetryMax = 2 * time.Minute
+	mediaTries    = 12
+)
+
+// takeState takes a state event of the Matrix specification.
+func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, parsed *homeserver.Event) (outcome, error) {
+	bot := e.d.HS.UserID()
+	if ev.Type == rooms.TypeMember && *ev.StateKey == string(bot) {
+		return done, e.takeOwnMembership(ctx, r, ev, membership(parsed.Content))
+	}
+	if r.status == store.RoomLeft {
+		return ignored, nil
+	}
+	if !r.loaded {
+		r.needState = true
+	}
+	if e.jobs.under(r.id, "state") && len(r.stateLog) < 10_000 {
+		r.stateLog = append(r.stateLog, ev)
+	}
+	if err := r.state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.EventID, parsed.Content); err != nil {
+		return refused(err), nil
+	}
+	if ev.Type == rooms.TypeMember {
+		r.planDirty = true
+		switch membership(parsed.Content) {
+		case "join", "invite":
+			r.joinerUntil = e.d.Monotonic() + joinerTime
+		}
+	}
+	return done, nil
+}
+
+// takeOwnMembership follows what becomes of the bot in the room.
+func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.InboxEvent, membership string) error {
+	log := zerolog.Ctx(ctx)
+	switch membership {
+	case "invite":
+		if r.status == store.RoomJoined || r.status == store.RoomServing {
+			return nil
+		}
+		r.status, r.needJoin, r.dirty = store.RoomInvited, true, true
+		if _, server, err := ev.Sender.Parse(); err == nil {
+			r.joinVia = []string{server}
+		}
+		log.Info().Stringer("room_id", r.id).Stringer("inviter", ev.Sender).Msg("Invited to a room")
+	case "join":
+		if r.status == store.RoomInvited || r.status == store.RoomLeft {
+			e.joined(r)
+		}
+	case "leave", "ban":
+		if r.status != store.RoomLeft && ev.Source != store.SourceMessages {
+			log.Info().Stringer("room_id", r.id).Str("membership", membership).Msg("The module left a room")
+			r.status, r.dirty, r.needJoin, r.needState = store.RoomLeft, true, false, false
+		}
+	}
+	return nil
+}
+
+// joined notes that the bot is in the room.
+func (e *Engine) joined(r *room) {
+	r.status = store.RoomJoined
+	if r.m != nil {
+		r.status = store.RoomServing
+	}
+	r.dirty, r.needJoin, r.needState, r.loaded = true, false, true, false
+	r.gap.wanted, r.gap.complete = true, false
+	r.data.Announced = false
+}
+
+// askHomeserver queues the questions that are open and returns when the next
+// may be asked.
+func (e *Engine) askHomeserver(r *room, now time.Duration) (next time.Duration) {
+	at := func(t time.Duration) {
+		if t > now && (next == 0 || t < next) {
+			next = t
+		}
+	}
+	if r.needJoin {
+		if r.joinPause.ready(now) {
+			e.join(r)
+		}
+		at(r.joinPause.until)
+		return next
+	}
+	if r.status == store.RoomInvited || r.status == store.RoomLeft {
+		return 0
+	}
+	if r.needState {
+		if r.statePause.ready(now) {
+			e.readState(r)
+		}
+		at(r.statePause.until)
+	}
+	at(e.fillGaps(r, now))
+	if r.retryTime > 0 {
+		if now >= r.retryTime {
+			r.retryTime, r.retryWaiting = 0, true
+			at(now + time.Millisecond)
+		}
+		at(r.retryTime)
+	}
+	return next
+}
+
+// retryAt asks for another look at waiting events.
+func (r *room) retryAt(at time.Duration) {
+	if r.retryTime == 0 || at < r.retryTime {
+		r.retryTime = at
+	}
+}
+
+func (r *room) notePause(hash [32]byte, p *pause) {
+	if r.mediaPause == nil || len(r.mediaPause) >= 1024 {
+		r.mediaPause = make(map[[32]byte]*pause)
+	}
+	r.mediaPause[hash] = p
+}
+
+func (e *Engine) join(r *room) {
+	via := r.joinVia
+	e.jobs.add(&job{room: r.id, key: "join", run: func(ctx context.Context) func(context.Context) error {
+		err := e.d.HS.Join(ctx, r.id, via)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r || !r.needJoin {
+				return nil
+			}
+			log := zerolog.Ctx(ctx)
+			switch {
+			case err == nil:
+				log.Info().Stringer("room_id", r.id).Msg("Joined a room")
+				e.joined(r)
+			case homeserver.IsTemporary(err):
+				log.Warn().Err(err).Stringer("room_id", r.id).Msg("Could not join a room yet")
+				r.joinPause.fail(e.d.Monotonic(), time.Second, 5*time.Minute)
+				return nil
+			default:
+				if r.joinPause.tries < 5 {
+					// An invitation over federation may be known before it can be used.
+					r.joinPause.fail(e.d.Monotonic(), 2*time.Second, time.Minute)
+					return nil
+				}
+				log.Warn().Err(err).Stringer("room_id", r.id).Msg("Gave up joining a room")
+				r.status, r.needJoin, r.dirty = store.RoomLeft, false, true
+			}
+			return e.update(ctx, r, func(context.Context) error { return nil })
+		}
+	}})
+}
+
+// readState reads the whole state of a room.
+func (e *Engine) readState(r *room) {
+	if !e.jobs.add(&job{room: r.id, key: "state", run: func(ctx context.Context) func(context.Context) error {
+		events, err := e.d.HS.State(ctx, r.id)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r {
+				return nil
+			}
+			return e.gotState(ctx, r, events, err)
+		}
+	}}) {
+		return
+	}
+	r.stateLog = nil
+}
+
+func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Event, err error) error {
+	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	if err != nil {
+		r.statePause.fail(e.d.Monotonic(), time.Second, 5*time.Minute)
+		if errors.Is(err, homeserver.ErrForbidden) && r.statePause.tries > 5 {
+			log.Warn().Err(err).Msg("The module is not in the room any more")
+			r.status, r.needState, r.dirty = store.RoomLeft, false, true
+			return e.update(ctx, r, func(context.Context) error { return nil })
+		}
+		log.Warn().Err(err).Msg("Could not read a room's state yet")
+		return nil
+	}
+	state := rooms.NewRoomState(r.id)
+	heads := make(map[id.UserID]*rooms.HeadContent)
+	for _, ev := range events {
+		if ev.StateKey == nil {
+			continue
+		}
+		if ev.Type == rooms.TypeHead {
+			if *ev.StateKey == string(ev.Sender) && ev.Sender != e.d.HS.UserID() && len(heads) < rooms.MaxSequencers {
+				if head, err := rooms.DecodeHead(ev.Content); err == nil {
+					heads[ev.Sender] = head
+				}
+			}
+			continue
+		}
+		// What cannot be used counts as absent.
+		_ = state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.ID, ev.Content)
+	}
+	for _, ev := range r.stateLog { // came while the state was being read
+		if parsed, err := homeserver.ParseEvent(ev.Raw, r.id); err == nil {
+			_ = state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.EventID, parsed.Content)
+		}
+	}
+	r.stateLog = nil
+	r.state, r.heads, r.loaded, r.needState, r.planDirty, r.retryWaiting = state, heads, true, false, true, true
+	r.statePause.reset()
+	if r.m == nil && state.Encryption != "" && !state.IsMLS() {
+		log.Info().Msg("Leaving a room that is encrypted in another way")
+		r.status, r.dirty = store.RoomLeft, true
+		e.jobs.add(&job{room: r.id, key: "leave", run: func(ctx context.Context) func(context.Context) error {
+			err := e.d.HS.Leave(ctx, r.id, "This room does not use MLS")
+			return func(ctx context.Context) error {
+				if err != nil {
+					zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Msg("Could not leave a room")
+				}
+				return nil
+			}
+		}})
+		return e.update(ctx, r, func(context.Context) error { return nil })
+	}
+	return nil
+}
+
+// takeHead reads what another module knows as newest, to see what is missing
+// here.
+func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
+	if msg.sender == e.d.HS.UserID() {
+		return ignored, nil
+	}
+	head, err := rooms.DecodeHead(msg.content)
+	if err != nil {
+		return done, err
+	}
+	if len(r.heads) < rooms.MaxSequencers || r.heads[msg.sender] != nil {
+		r.heads[msg.sender] = head
+	}
+	if r.m == nil {
+		return done, nil
+	}
+	for _, known := range []*rooms.EventRef{head.Accepted, head.Final} {
+		if known != nil && !r.m.Held(federation.Ref(known.Ref)) {
+			r.want(federation.Fetch{Commit: federation.Ref(known.Ref), EventID: string(known.Event)})
+		}
+	}
+	for _, mark := range head.Receipts {
+		if !r.m.Knows(mark.Key, mark.Counter) {
+			r.gap.wanted = true
+		}
+	}
+	return done, nil
+}
+
+// takeRequest answers who lacks events of ours: with what this module holds,
+// bounded, and not the same thing twice in a minute.
+func (e *Engine) takeRequest(ctx context.Context, r *room, msg *message) (outcome, error) {
+	if msg.sender == e.d.HS.UserID() || r.m == nil {
+		return ignored, nil
+	}
+	req, err := rooms.DecodeRequest(msg.content)
+	if err != nil {
+		return done, err
+	}
+	if r.loaded && !r.state.InRoom(msg.sender) {
+		return done, refusal(string(rooms.RuleMemberNotInRoom), "%s is not in the room", msg.sender)
+	}
+	now := e.d.Monotonic()
+	again := func(key string) bool {
+		if r.answered == nil || len(r.answered) > 4096 {
+			r.answered = make(map[string]time.Duration)
+		}
+		if at, ok := r.answered[key]; ok && now-at < time.Minute {
+			return false
+		}
+		r.answered[key] = now
+		return true
+	}
+	refs := make([]federation.Ref, 0, len(req.Refs))
+	for _, h := range req.Refs {
+		refs = append(refs, federation.Ref(h))
+	}
+	if req.Since != nil && r.m.Extends(r.m.Head(), federation.Ref(req.Since.Ref)) {
+		refs = append(refs, r.m.Path(federation.Ref(req.Since.Ref), r.m.Head())...)
+	}
+	const most = 32
+	for _, ref := range refs[:min(len(refs), most)] {
+		row, err := e.d.Store.Commit(ctx, r.id, ref.String())
+		if errors.Is(err, store.ErrNotFound) || err == nil && !again(ref.String()) {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		var sc storedCommit
+		if err := json.Unmarshal(row.Content, &sc); err != nil {
+			return done, err
+		}
+		if err := e.repost(ctx, r, rooms.TypeCommit, row.Sender, row.EventID, sc.Event); err != nil {
+			return done, err
+		}
+	}
+	for _, h := range req.Receipts[:min(len(req.Receipts), most)] {
+		row, err := e.d.Store.Receipt(ctx, r.id, federation.Ref(h).String())
+		if errors.Is(err, store.ErrNotFound) || err == nil && !again(row.Hash) {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		if err := e.repost(ctx, r, rooms.Prefix+row.Kind, id.UserID(row.Signer), row.EventID, row.Content); err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+func (e *Engine) repost(ctx context.Context, r *room, kind string, sender id.UserID, event id.EventID, content json.RawMessage) error {
+	raw, err := rooms.Encode(&rooms.RepostContent{Type: kind, Sender: sender, Event: event, Content: content})
+	if err != nil {
+		if rooms.RuleOf(err) != "" {
+			return nil // too large to be wrapped: who lacks it finds it by its event
+		}
+		return err
+	}
+	return e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeRepost, Content: raw, Priority: store.PriorityRest})
+}

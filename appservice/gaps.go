@@ -1,0 +1,337 @@
+package appservice
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// The homeserver's pushes are not a complete log. So every room is compared
+// with its history: when the module starts, now and then, and when an event
+// names another that is not here.
+
+// Bounds of one comparison.
+const (
+	gapPages     = 60       // of 100 events, when the group is known
+	gapPagesRoot = 2000     // when it is not: back to the room's beginning
+	gapBytes     = 64 << 20 // held in memory at a time
+	gapPause     = 2 * time.Second
+	gapPauseMax  = 10 * time.Minute
+	maxWants     = 64
+	wantTries    = 8
+	askEvery     = time.Minute
+)
+
+// gap is how far a room was compared with its history.
+type gap struct {
+	wanted   bool // a comparison is due
+	complete bool // one ended since the module started, and what it found was handled
+	draining bool // one ended, and what it found is in the inbox
+	pause    pause
+	next     time.Duration // the next regular one
+	from     string        // where one that was cut short goes on
+	cut      bool
+	found    int // events that the last one found
+}
+
+// want is something that another event names and the module does not hold.
+type want struct {
+	fetch federation.Fetch
+	pause pause
+}
+
+// want notes that something is missing.
+func (r *room) want(f federation.Fetch) {
+	if f.Commit.IsZero() {
+		r.gap.wanted = true // a receipt: only the history knows where it is
+		return
+	}
+	w := r.wants[f.Commit]
+	if w == nil {
+		if len(r.wants) >= maxWants {
+			r.gap.wanted = true
+			return
+		}
+		r.wants[f.Commit] = &want{fetch: f}
+		return
+	}
+	if w.fetch.EventID == "" {
+		w.fetch.EventID = f.EventID
+	}
+}
+
+// fillGaps asks the homeserver for what is missing and returns when there is
+// more to ask.
+func (e *Engine) fillGaps(r *room, now time.Duration) (next time.Duration) {
+	at := func(t time.Duration) {
+		if t > now && (next == 0 || t < next) {
+			next = t
+		}
+	}
+	if r.m != nil {
+		refs := make([]federation.Ref, 0, len(r.wants))
+		for ref := range r.wants {
+			refs = append(refs, ref)
+		}
+		slices.SortFunc(refs, func(a, b federation.Ref) int { return strings.Compare(string(a[:]), string(b[:])) })
+		for _, ref := range refs {
+			w := r.wants[ref]
+			switch {
+			case r.m.Held(ref) || w.pause.tries >= wantTries:
+				delete(r.wants, ref)
+			case !w.pause.ready(now):
+				at(w.pause.until)
+			case w.fetch.EventID != "" && w.pause.tries%2 == 0:
+				w.pause.fail(now, gapPause, gapPauseMax)
+				e.fetchEvent(r, id.EventID(w.fetch.EventID))
+				at(w.pause.until)
+			default:
+				w.pause.fail(now, gapPause, gapPauseMax)
+				r.gap.wanted = true
+				if w.pause.tries >= 3 {
+					r.ask = append(r.ask, ref)
+				}
+				at(w.pause.until)
+			}
+		}
+	}
+	if r.gap.next > 0 && now >= r.gap.next {
+		r.gap.wanted, r.needState = true, true
+		r.gap.next = 0
+	}
+	if r.gap.wanted || r.gap.cut {
+		if r.gap.pause.ready(now) {
+			e.compare(r)
+		}
+		at(r.gap.pause.until)
+	}
+	at(r.gap.next)
+	return next
+}
+
+// fetchEvent gets one event that another names.
+func (e *Engine) fetchEvent(r *room, event id.EventID) {
+	e.jobs.add(&job{room: r.id, key: "event " + string(event), run: func(ctx context.Context) func(context.Context) error {
+		ev, err := e.d.HS.Event(ctx, r.id, event)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r {
+				return nil
+			}
+			if err != nil {
+				if !homeserver.IsTemporary(err) {
+					r.gap.wanted = true
+				}
+				zerolog.Ctx(ctx).Debug().Err(err).Stringer("room_id", r.id).Stringer("event_id", event).Msg("Could not fetch an event")
+				return nil
+			}
+			_, err := e.takeIn(ctx, r, store.SourceEvent, ev)
+			return err
+		}
+	}})
+}
+
+// takeIn puts events that were fetched into the inbox. One that was put aside
+// when it came first gets another chance.
+func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, events ...*homeserver.Event) (fresh int, err error) {
+	var rows []*store.InboxEvent
+	for _, ev := range events {
+		if ev.Room != r.id || !strings.HasPrefix(ev.Type, rooms.Prefix) {
+			continue
+		}
+		rows = append(rows, inboxRow(ev, source))
+	}
+	if len(rows) == 0 {
+		return 0, nil
+	}
+	err = e.d.Store.Tx(ctx, func(ctx context.Context) error {
+		added, err := e.d.Store.PutInbox(ctx, rows...)
+		if err != nil {
+			return err
+		}
+		fresh = len(added)
+		if source != store.SourceEvent {
+			return nil
+		}
+		for _, row := range rows {
+			old, err := e.d.Store.Inbox(ctx, row.EventID)
+			if err != nil {
+				return err
+			}
+			if len(old.Raw) > 0 && old.Status == store.InboxRefused && (old.Rule == ruleTooManyWait || old.Rule == ruleWaitedTooLong) {
+				if err := e.d.Store.FinishInbox(ctx, row.EventID, store.InboxNew, ""); err != nil {
+					return err
+				}
+				fresh++
+			}
+		}
+		return nil
+	})
+	if fresh > 0 {
+		e.d.Metrics.Add(metrics.Gaps, float64(fresh), "filled")
+		e.d.Wake()
+	}
+	return fresh, err
+}
+
+// compared is what a comparison with the history found.
+type compared struct {
+	events []*homeserver.Event // unknown ones, newest first
+	from   string              // where to go on; empty: it is complete
+	err    error
+}
+
+// compare pages back through a room's history until it meets what is known.
+func (e *Engine) compare(r *room) {
+	from, root := r.gap.from, r.m == nil
+	e.jobs.add(&job{room: r.id, key: "history", run: func(ctx context.Context) func(context.Context) error {
+		res := e.readHistory(ctx, r.id, from, root)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r {
+				return nil
+			}
+			return e.gotHistory(ctx, r, res)
+		}
+	}})
+}
+
+// readHistory runs in a goroutine of its own; the database may be read from
+// any.
+func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, root bool) compared {
+	var res compared
+	pages, size := gapPages, 0
+	if root {
+		pages = gapPagesRoot
+	}
+	seen := make(map[id.EventID]bool)
+	for range pages {
+		page, err := e.d.HS.Messages(ctx, room, homeserver.MessagesRequest{From: from, Dir: homeserver.Backward, Limit: 100, Types: rooms.PowerLevelTypes()})
+		if err != nil {
+			res.err = err
+			return res
+		}
+		ours, old := 0, 0
+		for _, ev := range page.Events {
+			if !strings.HasPrefix(ev.Type, rooms.Prefix) || seen[ev.ID] {
+				continue
+			}
+			seen[ev.ID] = true
+			ours++
+			_, err := e.d.Store.Inbox(ctx, ev.ID)
+			switch {
+			case err == nil:
+				old++
+			case errors.Is(err, store.ErrNotFound):
+				res.events = append(res.events, ev)
+				size += len(ev.Raw)
+			default:
+				res.err = err
+				return res
+			}
+		}
+		// A page that holds nothing new ends the search, unless the group's
+		// beginning is still to be found.
+		if page.End == "" || page.End == from || !root && ours > 0 && ours == old {
+			return res
+		}
+		from = page.End
+		if size > gapBytes {
+			break
+		}
+	}
+	res.from = from
+	return res
+}
+
+func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
+	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	now := e.d.Monotonic()
+	if res.err != nil {
+		r.gap.pause.fail(now, gapPause, gapPauseMax)
+		log.Warn().Err(res.err).Msg("Could not compare a room with its history yet")
+		return nil
+	}
+	slices.Reverse(res.events)
+	fresh, err := e.takeIn(ctx, r, store.SourceMessages, res.events...)
+	if err != nil {
+		return err
+	}
+	if fresh > 0 {
+		if r.gap.complete {
+			e.d.Metrics.Add(metrics.Gaps, float64(fresh), "found")
+		}
+		log.Info().Int("events", fresh).Msg("Found events in a room's history")
+	}
+	r.gap.found, r.gap.from, r.gap.cut = fresh, res.from, res.from != ""
+	r.gap.wanted = false
+	if r.gap.cut {
+		return nil
+	}
+	if len(r.wants) > 0 && fresh == 0 {
+		r.gap.pause.fail(now, gapPause, gapPauseMax)
+	} else {
+		r.gap.pause.reset()
+		r.gap.pause.until = now + gapPause
+	}
+	if !r.gap.complete {
+		// What was found is handled before the module signs anything.
+		r.gap.draining = true
+		e.d.Wake()
+	}
+	r.retryWaiting = true
+	r.gap.next = now + e.d.Config.Rooms.GapCheck.D()
+	if err := e.askRoom(ctx, r, now); err != nil {
+		return err
+	}
+	if r.m == nil && fresh == 0 {
+		return e.bootstrap(ctx, r)
+	}
+	return nil
+}
+
+// askRoom asks in the room for commits that no homeserver call could find.
+func (e *Engine) askRoom(ctx context.Context, r *room, now time.Duration) error {
+	if len(r.ask) == 0 || now < r.askNext || r.m == nil {
+		return nil
+	}
+	r.askNext = now + askEvery
+	req := &rooms.RequestContent{Nonce: e.nonce()}
+	for _, ref := range r.ask[:min(len(r.ask), 32)] {
+		if !r.m.Held(ref) {
+			req.Refs = append(req.Refs, rooms.Hash(ref))
+		}
+	}
+	r.ask = nil
+	if len(req.Refs) == 0 {
+		return nil
+	}
+	raw, err := rooms.Encode(req)
+	if err != nil {
+		return err
+	}
+	e.d.Metrics.Inc(metrics.Gaps, "asked")
+	return e.update(ctx, r, func(ctx context.Context) error {
+		return e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeRequest, Content: raw, Priority: store.PriorityRest})
+	})
+}
+
+func (e *Engine) nonce() string {
+	var b [12]byte
+	if _, err := io.ReadFull(e.d.Rand, b[:]); err != nil {
+		return fmt.Sprintf("%d", e.d.Monotonic())
+	}
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,290 @@
+package appservice
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	inlineTree    = 12_000          // a tree up to this size goes into the event itself
+	joinerTime    = 2 * time.Minute // how long a newcomer is given fresh heads
+	publishSoon   = time.Second     // between heads while a newcomer needs them
+	publishRest   = time.Minute     // after the last change, when nobody does
+	purposeTree   = "tree"          // of an upload
+	contentBinary = "application/octet-stream"
+)
+
+// publication is what a room's newest P.head and the next depend on.
+type publication struct {
+	joinerUntil  time.Duration // a newcomer may need the newest head until then
+	publishPause pause
+	changed      time.Duration // when the head was first seen to differ from the published one
+	lastPublish  time.Duration
+}
+
+// publish tells the room what the module knows as newest: its keys when it
+// comes in, and the head with a tree when a newcomer needs it, when much has
+// changed, or a while after the last change. It returns when to look again.
+func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.Duration, error) {
+	if !r.loaded || r.status != store.RoomJoined && r.status != store.RoomServing {
+		return 0, nil
+	}
+	if !r.publishPause.ready(now) {
+		return r.publishPause.until, nil
+	}
+	if !r.live() {
+		if r.data.Announced || !r.gap.complete {
+			return 0, nil
+		}
+		return 0, e.sendHead(ctx, r, e.keys(), nil)
+	}
+	head := r.m.SafeHead()
+	if head == r.data.Published && r.data.Announced && (r.data.WithTree || now >= r.joinerUntil) {
+		r.changed = 0
+		return 0, nil
+	}
+	if r.changed == 0 {
+		r.changed = now
+	}
+	due := r.changed + publishRest
+	many := r.data.Commits >= e.d.Config.Rooms.SnapshotCommits || r.data.Bytes >= e.d.Config.Rooms.SnapshotBytes
+	switch {
+	case !r.data.Announced:
+		due = now
+	case now < r.joinerUntil || many:
+		due = r.lastPublish + publishSoon
+	}
+	if now < due {
+		return due, nil
+	}
+	tree, err := e.group(ctx, r, head)
+	if err != nil {
+		return 0, err
+	}
+	raw := tree.RatchetTree()
+	snapshot := &rooms.Snapshot{TreeHash: bytes.Clone(tree.TreeHash()), AtCommit: rooms.Hash(head)}
+	if len(raw) <= inlineTree {
+		snapshot.Tree = raw
+		return 0, e.publishHead(ctx, r, head, snapshot, now)
+	}
+	if r.data.Snapshot != nil && now >= r.joinerUntil && !many {
+		return 0, e.publishHead(ctx, r, head, r.data.Snapshot, now)
+	}
+	e.upload(r, head, raw, snapshot)
+	return 0, nil
+}
+
+// upload puts a large tree into media, then publishes the head it belongs to.
+func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *rooms.Snapshot) {
+	e.jobs.add(&job{room: r.id, key: "snapshot", run: func(ctx context.Context) func(context.Context) error {
+		uri, err := e.d.HS.Upload(ctx, tree, contentBinary)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r || r.m == nil || !r.m.Held(head) {
+				return nil
+			}
+			now := e.d.Monotonic()
+			if err != nil {
+				r.publishPause.fail(now, 5*time.Second, 10*time.Minute)
+				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Int("bytes", len(tree)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a tree")
+				return nil
+			}
+			snapshot.File = rooms.NewFile(uri, tree)
+			e.d.Metrics.Inc(metrics.Snapshots)
+			r.data.Snapshot, r.dirty = snapshot, true
+			err := e.update(ctx, r, func(ctx context.Context) error {
+				return e.d.Store.PutMedia(ctx, r.id, &store.Media{
+					SHA256: hex.EncodeToString(snapshot.File.SHA256[:]), URI: uri, Size: int64(len(tree)), Purpose: purposeTree, Ref: head.String(),
+				})
+			})
+			if err != nil {
+				return err
+			}
+			return e.publishHead(ctx, r, head, snapshot, now)
+		}
+	}})
+}
+
+// publishHead posts the head with a tree.
+func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) error {
+	content := e.keys()
+	scope, _ := r.m.ScopeAt(head)
+	content.Group, content.Root, content.Snapshot = scope.Group, r.data.Root, snapshot
+	for _, mark := range r.m.NewestReceipts() {
+		if len(content.Receipts) < rooms.MaxSequencers {
+			content.Receipts = append(content.Receipts, rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)})
+		}
+	}
+	var err error
+	if content.Accepted, content.GroupInfo, err = e.eventRef(ctx, r, head); err != nil {
+		return err
+	}
+	if content.Final, _, err = e.eventRef(ctx, r, r.m.NewestFinal()); err != nil {
+		return err
+	}
+	if err := e.sendHead(ctx, r, content, func() {
+		r.data.Published, r.data.WithTree = head, snapshot.AtCommit == rooms.Hash(head)
+		if snapshot.AtCommit == rooms.Hash(head) {
+			r.data.Commits, r.data.Bytes = 0, 0
+		}
+	}); err != nil {
+		return err
+	}
+	if e.rooms[r.id] == r {
+		r.lastPublish, r.changed = now, 0
+		r.publishPause.reset()
+	}
+	return nil
+}
+
+// eventRef names a commit by its event, with the GroupInfo it carries.
+func (e *Engine) eventRef(ctx context.Context, r *room, ref federation.Ref) (*rooms.EventRef, []byte, error) {
+	row, err := e.d.Store.Commit(ctx, r.id, ref.String())
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil, nil // where a room was joined late
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	var sc storedCommit
+	if err := json.Unmarshal(row.Content, &sc); err != nil {
+		return nil, nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
+	}
+	c, err := sc.content()
+	if err != nil {
+		return nil, nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
+	}
+	gi := []byte(c.GroupInfo)
+	if len(gi) > inlineTree {
+		gi = nil // with a tree in it: the snapshot is there for that
+	}
+	return &rooms.EventRef{Ref: rooms.Hash(ref), Event: row.EventID, Epoch: row.Epoch}, gi, nil
+}
+
+// keys is what the module says of itself in every room.
+func (e *Engine) keys() *rooms.HeadContent {
+	c := &rooms.HeadContent{Version: rooms.Version, ReceiptKey: rooms.Bytes(e.d.Keys.Receipt.Public().(ed25519.PublicKey)), Server: e.d.HS.ServerName(), Nonce: e.nonce()}
+	for scheme, key := range e.d.Keys.External {
+		c.ExternalSenders = append(c.ExternalSenders, rooms.ExternalSender{Scheme: uint16(scheme), Key: rooms.Bytes(key.Public())})
+	}
+	slices.SortFunc(c.ExternalSenders, func(a, b rooms.ExternalSender) int { return int(a.Scheme) - int(b.Scheme) })
+	return c
+}
+
+// sendHead posts a head: as state where the bot's power allows it, so that
+// newcomers see it, else into the timeline. One that still waits to be sent is
+// replaced.
+func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadContent, then func()) error {
+	raw, err := rooms.Encode(content)
+	if err != nil {
+		return err
+	}
+	bot := e.d.HS.UserID()
+	row := &store.OutboxRow{Kind: store.OutboxEvent, Type: rooms.TypeHead, Content: raw, Priority: store.PriorityProposal}
+	if r.state.CanSend(bot, rooms.TypeHead, true) {
+		row.Kind, row.StateKey = store.OutboxState, string(bot)
+	}
+	return e.update(ctx, r, func(ctx context.Context) error {
+		waiting, err := e.d.Store.RoomOutbox(ctx, r.id, store.OutboxWaiting, 100)
+		if err != nil {
+			return err
+		}
+		for _, old := range waiting {
+			if old.Type == rooms.TypeHead {
+				if err := e.d.Store.DropOutbox(ctx, old.ID); err != nil {
+					return err
+				}
+			}
+		}
+		r.data.Announced, r.dirty = true, true
+		if then != nil {
+			then()
+		}
+		e.d.Metrics.Inc(metrics.Heads)
+		return e.put(ctx, r, row)
+	})
+}
+
+// bootstrap starts to follow a group at the head that another module publishes,
+// where the group's beginning cannot be had. The module then serves newcomers;
+// it signs only if its key is in the list there.
+func (e *Engine) bootstrap(ctx context.Context, r *room) error {
+	var best *rooms.HeadContent
+	for _, head := range r.heads {
+		s := head.Snapshot
+		if head.Accepted == nil || head.Root == nil || len(head.GroupInfo) == 0 || s == nil || s.AtCommit != head.Accepted.Ref {
+			continue
+		}
+		if best == nil || head.Accepted.Epoch > best.Accepted.Epoch {
+			best = head
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	tree := []byte(best.Snapshot.Tree)
+	if f := best.Snapshot.File; f != nil {
+		data, bad, ok := e.media.get(f.SHA256)
+		if !ok {
+			e.download(r, f)
+			r.gap.wanted = true // comes back here
+			return nil
+		}
+		if bad != nil {
+			return nil
+		}
+		tree = data
+	}
+	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	start := func() (*mls.PublicGroup, federation.Base, error) {
+		gi, err := mls.ParseMessage(best.GroupInfo)
+		if err != nil {
+			return nil, federation.Base{}, err
+		}
+		pg, err := mls.NewPublicGroup(e.mls, gi, tree)
+		if err != nil {
+			return nil, federation.Base{}, err
+		}
+		policy, err := rooms.PolicyOf(pg)
+		if err != nil {
+			return nil, federation.Base{}, err
+		}
+		if policy.Room != r.id {
+			return nil, federation.Base{}, refusal(string(rooms.RuleRoomNotGroup), "the group is bound to room %s", policy.Room)
+		}
+		base, err := rooms.BaseFacts(pg, federation.Ref(best.Accepted.Ref), best.Accepted.Event, 0, federation.Ref(best.Root.Ref))
+		return pg, base, err
+	}
+	pg, base, err := start()
+	if err != nil {
+		e.d.Metrics.Rejected(ruleOf(err))
+		log.Warn().Err(err).Msg("Cannot start at the head that another module publishes")
+		return nil
+	}
+	return e.update(ctx, r, func(ctx context.Context) error {
+		m, err := federation.New(e.machineConfig(r.id), base)
+		if err != nil {
+			log.Warn().Err(err).Msg("Cannot start at the head that another module publishes")
+			return nil
+		}
+		r.m, r.status, r.dirty, r.stepped, r.planDirty, r.retryWaiting = m, store.RoomServing, true, true, true, true
+		r.data.Root = best.Root
+		log.Info().Str("ref", base.Ref.Short()).Uint64("epoch", base.Epoch).Msg("Joined a room late, following its group from the published head")
+		return e.keepGroup(ctx, r, base.Ref, pg, true)
+	})
+}
