@@ -238,7 +238,7 @@ func (e *epoch) next(ac *authenticatedContent, cache *proposalCache, bootstrap R
 			return nil, err
 		}
 	}
-	if err := t.check(); err != nil {
+	if err := t.check(t.committer, c.path != nil); err != nil {
 		return nil, err
 	}
 	t.finish(e)

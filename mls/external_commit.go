@@ -99,7 +99,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		return nil, err
 	}
 	defer path.zero()
-	if err := t.check(); err != nil {
+	if err := t.check(t.committer, true); err != nil {
 		return nil, err
 	}
 	t.finish(e)

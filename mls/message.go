@@ -41,6 +41,10 @@ func ParseMessage(raw []byte) (*Message, error) {
 			return nil, err
 		}
 	}
+	// RFC 9420, Section 10: the version is that of the message.
+	if m.keyPackage != nil && m.keyPackage.Version != MLS10 {
+		return nil, invalid("key-package/version-differs-from-message", "10", "a KeyPackage of version %d in a message of version %d", m.keyPackage.Version, MLS10)
+	}
 	return m, nil
 }
 

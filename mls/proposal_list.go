@@ -236,8 +236,12 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 
 // check checks the tree that a Commit leads to. RFC 9420, Section 12.2: no
 // leaf may be invalid in it; Section 12.1.7 if the extensions change.
-func (c *change) check() error {
-	err := c.tree.checkMembers(c.extensions)
+// committer is the leaf that the path replaced, if hasPath is set.
+func (c *change) check(committer LeafIndex, hasPath bool) error {
+	err := c.checkNewLeaves(committer, hasPath)
+	if err == nil {
+		err = c.tree.checkMembers(c.extensions)
+	}
 	if err == nil {
 		return nil
 	}
@@ -250,4 +254,21 @@ func (c *change) check() error {
 		}
 	}
 	return invalid("proposal-list/tree-invalid-after", "12.2", "%w", err)
+}
+
+// checkNewLeaves checks that those who come in or change support the credential
+// types in use. RFC 9420, Section 7.3.
+func (c *change) checkNewLeaves(committer LeafIndex, hasPath bool) error {
+	leaves := append(slices.Clone(c.updated), c.added...)
+	if hasPath {
+		leaves = append(leaves, committer)
+	}
+	for t := range c.tree.profiles.credentials {
+		for _, i := range leaves {
+			if l := c.tree.leaf(i); l != nil && !l.Capabilities.SupportsCredential(t) {
+				return invalid("leaf-node/credential-types-in-use-unsupported", "7.3", "leaf %d does not support credential type %d, which is in use", i, t)
+			}
+		}
+	}
+	return nil
 }

@@ -258,7 +258,7 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 		defer path.zero()
 		keys = path.keys
 	}
-	if err := t.check(); err != nil {
+	if err := t.check(t.committer, path != nil); err != nil {
 		return nil, err
 	}
 	t.finish(g.epoch)
