@@ -1,0 +1,270 @@
+package client
+
+import (
+	"crypto/ed25519"
+	"encoding/json"
+	"strconv"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// fakeModule is a sequencer made of the pure packages, enough to order the
+// commits of tests. The real one is package appservice.
+type fakeModule struct {
+	w        *world
+	bot      id.UserID
+	hs       *fakeTransport
+	key      ed25519.PrivateKey
+	external mls.SignaturePrivateKey
+	at       int
+	groups   map[id.RoomID]*moduleRoom
+	deaf     bool // accepts nothing
+	mute     map[federation.Ref]bool
+}
+
+type moduleRoom struct {
+	machine *federation.Machine
+	epochs  map[federation.Ref]*mls.PublicGroup
+	staged  map[federation.Ref]*mls.PublicStagedCommit
+	infos   map[federation.Ref][]byte
+	events  map[federation.Ref]id.EventID
+	root    federation.Ref
+	n       int
+	left    map[id.UserID]bool
+}
+
+func newFakeModule(w *world) *fakeModule {
+	m := &fakeModule{w: w, bot: botOf(testServer), groups: map[id.RoomID]*moduleRoom{}, key: edKey(newSeeded("module"))}
+	m.hs = &fakeTransport{s: w.s, user: m.bot}
+	w.s.users[m.bot] = &fakeUser{master: edKey(newSeeded("m1")), self: edKey(newSeeded("m2")), devices: map[id.DeviceID]*fakeDevice{}}
+	key, err := mls.GenerateSignatureKey(w.cs, newSeeded("external"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	m.external = key
+	return m
+}
+
+func (m *fakeModule) turn() {
+	m.w.s.mu.Lock()
+	events := m.w.s.log[m.at:]
+	m.at = len(m.w.s.log)
+	m.w.s.mu.Unlock()
+	for _, evt := range events {
+		m.handle(evt)
+	}
+	for room, g := range m.groups {
+		if g.machine == nil {
+			continue
+		}
+		m.act(room, g, g.machine.Tick(m.w.now))
+	}
+}
+
+func (m *fakeModule) handle(evt *Event) {
+	t := m.w.t
+	switch evt.Type {
+	case rooms.TypeMember:
+		if *evt.StateKey == string(m.bot) && m.groups[evt.RoomID] == nil {
+			if _, err := m.hs.Join(m.w.ctx, string(evt.RoomID), nil); err != nil {
+				t.Fatal(err)
+			}
+			m.groups[evt.RoomID] = &moduleRoom{
+				epochs: map[federation.Ref]*mls.PublicGroup{}, staged: map[federation.Ref]*mls.PublicStagedCommit{},
+				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{},
+			}
+			m.head(evt.RoomID)
+		}
+	case rooms.TypeCommit:
+		m.commit(evt)
+	case rooms.TypeApplied, rooms.TypeReject:
+		g := m.groups[evt.RoomID]
+		ev, err := rooms.DecodeReceipt(evt.Type, string(evt.ID), evt.Content)
+		if err != nil {
+			t.Fatalf("module: %s: %v", evt.Type, err)
+		}
+		acts, err := g.machine.Step(ev)
+		if err != nil {
+			t.Logf("module: %s: %v", evt.Type, err)
+		}
+		m.act(evt.RoomID, g, acts)
+	}
+}
+
+func (m *fakeModule) commit(evt *Event) {
+	t := m.w.t
+	g := m.groups[evt.RoomID]
+	content, err := rooms.DecodeCommit(evt.Content)
+	if err != nil {
+		t.Fatalf("module: commit: %v", err)
+	}
+	if content.File != nil {
+		data, err := m.hs.Download(m.w.ctx, string(content.File.MXC), content.File.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundle, err := rooms.DecodeCommitBundle(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content.SetInline(bundle)
+	}
+	info, err := mls.ParseMessage(content.GroupInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := &mls.Config{Authenticator: rooms.Authenticator{}}
+	if content.Epoch == 0 {
+		if g.machine != nil {
+			return
+		}
+		group, err := mls.NewPublicGroup(cfg, info, nil)
+		if err != nil {
+			t.Fatalf("module: root: %v", err)
+		}
+		ref, _ := rooms.RootRef(info)
+		base, err := rooms.BaseFacts(group, ref, evt.ID, 0, federation.Ref{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.machine, err = federation.New(federation.Config{
+			Room: string(evt.RoomID), Verify: rooms.VerifyLeafSignature, VoteDelay: -1,
+			Self: &federation.Identity{Server: testServer, User: string(m.bot), Key: m.key},
+		}, base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		acts, err := g.machine.Step(federation.Resume{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.epochs[ref], g.infos[ref], g.events[ref], g.root = group, content.GroupInfo, evt.ID, ref
+		m.act(evt.RoomID, g, acts)
+		m.head(evt.RoomID)
+		return
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := federation.Ref(content.Parent)
+	group := g.epochs[parent]
+	if group == nil || m.deaf {
+		return
+	}
+	for _, raw := range content.Proposals {
+		p, err := mls.ParseMessage(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = group.Process(p)
+	}
+	processed, err := group.Process(msg)
+	if err != nil {
+		t.Logf("module refuses a commit: %v", err)
+		return
+	}
+	staged := processed.(*mls.PublicStagedCommit)
+	checked, err := rooms.CheckCommit(rooms.CommitInput{
+		Room: evt.RoomID, Sender: evt.Sender, Event: evt.ID, Content: content, Ref: ref,
+		Tree: group, Parent: parent, Staged: staged, Next: staged.Merge(),
+	})
+	if err != nil {
+		t.Logf("module refuses a commit: %v", err)
+		return
+	}
+	g.staged[ref], g.infos[ref], g.events[ref] = staged, content.GroupInfo, evt.ID
+	g.epochs[ref] = staged.Merge()
+	acts, err := g.machine.Step(checked.Commit)
+	if err != nil {
+		t.Logf("module refuses a commit: %v", err)
+		return
+	}
+	m.act(evt.RoomID, g, acts)
+}
+
+func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action) {
+	t := m.w.t
+	for _, act := range acts {
+		switch act := act.(type) {
+		case federation.Send:
+			eventType, content := rooms.ReceiptOf(act.Receipt)
+			raw, err := rooms.Encode(content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.n++
+			if _, err := m.hs.Send(m.w.ctx, room, eventType, "m"+strconv.Itoa(g.n)+string(room), raw); err != nil {
+				t.Fatal(err)
+			}
+		case federation.HeadChanged, federation.Finalized:
+			m.head(room)
+		}
+	}
+}
+
+// head publishes P.head.
+func (m *fakeModule) head(room id.RoomID) {
+	g := m.groups[room]
+	head := &rooms.HeadContent{
+		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: testServer,
+		ExternalSenders: []rooms.ExternalSender{{Scheme: uint16(m.w.cs.SignatureScheme()), Key: rooms.Bytes(m.external.Public())}},
+		Nonce:           strconv.Itoa(len(m.w.s.log)),
+	}
+	if g.machine != nil {
+		ref := g.machine.SafeHead()
+		group := g.epochs[ref]
+		head.Group = group.GroupID()
+		head.Root = &rooms.EventRef{Ref: rooms.Hash(g.root), Event: g.events[g.root]}
+		head.Accepted = &rooms.EventRef{Ref: rooms.Hash(ref), Event: g.events[ref], Epoch: group.Epoch()}
+		final := g.machine.NewestFinal()
+		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
+		head.GroupInfo = g.infos[ref]
+		head.Snapshot = &rooms.Snapshot{Tree: group.RatchetTree(), TreeHash: group.TreeHash(), AtCommit: rooms.Hash(ref)}
+		if ref == g.root {
+			// The founding GroupInfo carries the tree itself.
+			head.Snapshot.Tree = group.RatchetTree()
+		}
+	}
+	raw, err := rooms.Encode(head)
+	if err != nil {
+		m.w.t.Fatal(err)
+	}
+	if _, err := m.hs.SendState(m.w.ctx, room, rooms.TypeHead, string(m.bot), raw); err != nil {
+		m.w.t.Fatal(err)
+	}
+}
+
+// proposeRemove posts the module's external Remove of a user's leaves.
+func (m *fakeModule) proposeRemove(room id.RoomID, user id.UserID, reason id.EventID) {
+	t := m.w.t
+	g := m.groups[room]
+	ref := g.machine.Head()
+	group := g.epochs[ref]
+	for _, leaf := range rooms.LeavesOf(group, user) {
+		msg, err := mls.NewExternalProposal(m.w.cs, group.GroupID(), group.Epoch(), 0, m.external, mls.Remove(leaf.Index), rooms.MessageAAD{Head: ref}.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := rooms.Encode(&rooms.ProposalContent{Epoch: group.Epoch(), Parent: rooms.Hash(ref), Message: msg, Reason: reason})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.n++
+		if _, err := m.hs.Send(m.w.ctx, room, rooms.TypeProposal, "p"+strconv.Itoa(g.n), raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+var _ = json.Valid
+var _ = time.Second

@@ -1,0 +1,724 @@
+package client
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto/canonicaljson"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const testServer = "test.example"
+
+// fakeServer is a homeserver in memory: one ordered log of events, memberships
+// as the events say, media, to-device queues and keys. It is for the logic of
+// the engine only; what real homeservers do is tested end to end.
+type fakeServer struct {
+	mu       sync.Mutex
+	log      []*Event
+	nextRoom int
+	media    map[string][]byte
+	toDevice map[string][]*Event // user/device
+	users    map[id.UserID]*fakeUser
+	txns     map[string]id.EventID
+	held     map[string]bool // event types that are not shown by /sync (a gap)
+	clock    int64
+	sent     [][]byte // contents of all message events, to look for plaintext in
+}
+
+type fakeUser struct {
+	master, self ed25519.PrivateKey
+	devices      map[id.DeviceID]*fakeDevice
+}
+
+type fakeDevice struct {
+	key      ed25519.PrivateKey
+	mlsKeys  map[mls.CipherSuite]mls.SignaturePrivateKey
+	packages []*mls.KeyPackageBundle
+	signed   bool // cross-signed
+	gone     bool
+}
+
+func newFakeServer() *fakeServer {
+	return &fakeServer{
+		media: map[string][]byte{}, toDevice: map[string][]*Event{}, users: map[id.UserID]*fakeUser{},
+		txns: map[string]id.EventID{}, held: map[string]bool{}, clock: 1_700_000_000_000,
+	}
+}
+
+// seeded is a reader of reproducible bytes.
+type seeded struct{ *rand.ChaCha8 }
+
+func newSeeded(name string) io.Reader {
+	var seed [32]byte
+	copy(seed[:], name)
+	return &seeded{rand.NewChaCha8(seed)}
+}
+
+func edKey(r io.Reader) ed25519.PrivateKey {
+	seed := make([]byte, ed25519.SeedSize)
+	if _, err := io.ReadFull(r, seed); err != nil {
+		panic(err)
+	}
+	return ed25519.NewKeyFromSeed(seed)
+}
+
+func b64(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
+
+// signJSON signs an object in the Matrix way.
+func signJSON(obj map[string]any, user id.UserID, keys map[string]ed25519.PrivateKey) json.RawMessage {
+	raw, err := json.Marshal(obj)
+	if err != nil {
+		panic(err)
+	}
+	canonical := canonicaljson.CanonicalJSONAssumeValid(raw)
+	sigs := map[string]string{}
+	for name, key := range keys {
+		sigs["ed25519:"+name] = b64(ed25519.Sign(key, canonical))
+	}
+	obj["signatures"] = map[string]any{string(user): sigs}
+	if raw, err = json.Marshal(obj); err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func pub(key ed25519.PrivateKey) []byte { return key.Public().(ed25519.PublicKey) }
+
+// devicesOf returns a user's device list as identity would.
+func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.users[user]
+	if u == nil {
+		return identity.NewUserDevices(user, nil, nil, false)
+	}
+	crossKey := func(usage string, key ed25519.PrivateKey) json.RawMessage {
+		return signJSON(map[string]any{
+			"user_id": user, "usage": []string{usage}, "keys": map[string]string{"ed25519:" + b64(pub(key)): b64(pub(key))},
+		}, user, map[string]ed25519.PrivateKey{b64(pub(u.master)): u.master})
+	}
+	cross, err := rooms.ParseCrossSigning(crossKey("master", u.master), crossKey("self_signing", u.self), user)
+	if err != nil {
+		panic(err)
+	}
+	var list []*rooms.DeviceKeys
+	for device, d := range u.devices {
+		if d.gone {
+			continue
+		}
+		keys := map[string]string{"ed25519:" + string(device): b64(pub(d.key))}
+		for cs, key := range d.mlsKeys {
+			keys[string(rooms.DeviceKeyID(cs, device))] = b64(key.Public())
+		}
+		signers := map[string]ed25519.PrivateKey{string(device): d.key}
+		if d.signed {
+			signers[b64(pub(u.self))] = u.self
+		}
+		parsed, err := rooms.ParseDeviceKeys(signJSON(map[string]any{
+			"user_id": user, "device_id": device, "algorithms": []string{}, "keys": keys,
+		}, user, signers), user, device)
+		if err != nil {
+			panic(err)
+		}
+		list = append(list, parsed)
+	}
+	return identity.NewUserDevices(user, list, cross, false)
+}
+
+// append adds an event to the log.
+func (s *fakeServer) append(evt *Event) id.EventID {
+	s.clock += 1000
+	evt.ID = id.EventID(fmt.Sprintf("$event%d", len(s.log)))
+	evt.Timestamp = s.clock
+	s.log = append(s.log, evt)
+	if evt.StateKey == nil {
+		s.sent = append(s.sent, evt.Content)
+	}
+	return evt.ID
+}
+
+func (s *fakeServer) state(room id.RoomID, upTo int) map[[2]string]*Event {
+	out := map[[2]string]*Event{}
+	for _, evt := range s.log[:upTo] {
+		if evt.RoomID == room && evt.StateKey != nil {
+			out[[2]string{evt.Type, *evt.StateKey}] = evt
+		}
+	}
+	return out
+}
+
+func membershipIn(state map[[2]string]*Event, user id.UserID) string {
+	evt := state[[2]string{rooms.TypeMember, string(user)}]
+	if evt == nil {
+		return ""
+	}
+	var content struct {
+		Membership string `json:"membership"`
+	}
+	_ = json.Unmarshal(evt.Content, &content)
+	return content.Membership
+}
+
+func sortedState(state map[[2]string]*Event) []*Event {
+	out := make([]*Event, 0, len(state))
+	for _, evt := range state {
+		out = append(out, evt)
+	}
+	slices.SortFunc(out, func(a, b *Event) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out
+}
+
+// sync answers a /sync of one device.
+func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limit int) *mautrix.RespSync {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from, _ := strconv.Atoi(since)
+	resp := map[string]any{"next_batch": strconv.Itoa(len(s.log))}
+	join, invite, leave := map[id.RoomID]any{}, map[id.RoomID]any{}, map[id.RoomID]any{}
+	seen := map[id.RoomID]bool{}
+	for _, evt := range s.log {
+		if seen[evt.RoomID] {
+			continue
+		}
+		seen[evt.RoomID] = true
+		now, before := s.state(evt.RoomID, len(s.log)), s.state(evt.RoomID, from)
+		is, was := membershipIn(now, user), membershipIn(before, user)
+		start := from
+		var state []*Event
+		if is == "join" && was != "join" {
+			// A newly joined room: full state, and the events since the invite.
+			start = len(s.log)
+			for i, e := range s.log {
+				if e.RoomID == evt.RoomID && e.Type == rooms.TypeMember && e.StateKey != nil && *e.StateKey == string(user) {
+					start = min(start, i)
+				}
+			}
+			state = sortedState(now)
+		}
+		var timeline []*Event
+		first := len(s.log)
+		for i := len(s.log) - 1; i >= start; i-- {
+			if s.log[i].RoomID != evt.RoomID || s.held[s.log[i].Type] {
+				continue
+			}
+			if len(timeline) >= limit {
+				break
+			}
+			timeline, first = append(timeline, s.log[i]), i
+		}
+		slices.Reverse(timeline)
+		limited := false
+		for i := start; i < first; i++ {
+			limited = limited || s.log[i].RoomID == evt.RoomID
+		}
+		switch {
+		case is == "join" && (len(timeline) > 0 || was != "join"):
+			join[evt.RoomID] = map[string]any{
+				"state":    map[string]any{"events": state},
+				"timeline": map[string]any{"events": timeline, "limited": limited, "prev_batch": strconv.Itoa(first)},
+			}
+		case is == "invite" && was != "invite":
+			invite[evt.RoomID] = map[string]any{"invite_state": map[string]any{"events": []*Event{
+				now[[2]string{rooms.TypeMember, string(user)}], now[[2]string{rooms.TypeEncryption, ""}],
+			}}}
+		case (is == "leave" || is == "ban") && was == "join":
+			leave[evt.RoomID] = map[string]any{"timeline": map[string]any{"events": timeline}}
+		}
+	}
+	resp["rooms"] = map[string]any{"join": join, "invite": invite, "leave": leave}
+	key := string(user) + "/" + string(device)
+	resp["to_device"] = map[string]any{"events": s.toDevice[key]}
+	s.toDevice[key] = nil
+	raw, err := json.Marshal(resp)
+	if err != nil {
+		panic(err)
+	}
+	out := new(mautrix.RespSync)
+	if err := json.Unmarshal(raw, out); err != nil {
+		panic(err)
+	}
+	return out
+}
+
+// fakeTransport is one user's access.
+type fakeTransport struct {
+	s      *fakeServer
+	user   id.UserID
+	fail   error // the next request fails with it, once
+	before func(kind string)
+}
+
+var errUnreachable = errors.New("fake: unreachable")
+
+func (t *fakeTransport) enter(kind string) error {
+	if t.before != nil {
+		t.before(kind)
+	}
+	if err := t.fail; err != nil {
+		t.fail = nil
+		return err
+	}
+	return nil
+}
+
+func (t *fakeTransport) Send(_ context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error) {
+	if err := t.enter("send/" + eventType); err != nil {
+		return "", err
+	}
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	if membershipIn(t.s.state(room, len(t.s.log)), t.user) != "join" {
+		return "", errRefused
+	}
+	key := string(t.user) + txnID
+	if known := t.s.txns[key]; known != "" {
+		return known, nil
+	}
+	evt := t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, Content: slices.Clone(content)})
+	t.s.txns[key] = evt
+	return evt, nil
+}
+
+func (t *fakeTransport) putState(room id.RoomID, eventType, stateKey string, content any) id.EventID {
+	raw, err := json.Marshal(content)
+	if err != nil {
+		panic(err)
+	}
+	return t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, StateKey: &stateKey, Content: raw})
+}
+
+func (t *fakeTransport) SendState(_ context.Context, room id.RoomID, eventType, stateKey string, content json.RawMessage) (id.EventID, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	return t.putState(room, eventType, stateKey, content), nil
+}
+
+func (t *fakeTransport) Redact(_ context.Context, room id.RoomID, target id.EventID, _, reason string) (id.EventID, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	raw, _ := json.Marshal(map[string]any{"redacts": target, "reason": reason})
+	return t.s.append(&Event{RoomID: room, Type: "m.room.redaction", Sender: t.user, Content: raw, Redacts: target}), nil
+}
+
+func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.EventID) (*Event, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	for _, evt := range t.s.log {
+		if evt.ID == eventID && evt.RoomID == room {
+			clone := *evt
+			return &clone, nil
+		}
+	}
+	return nil, errRefused
+}
+
+func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string, limit int) ([]*Event, string, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	at := len(t.s.log)
+	if from != "" {
+		at, _ = strconv.Atoi(from)
+	}
+	var out []*Event
+	for at > 0 && len(out) < limit {
+		at--
+		if t.s.log[at].RoomID == room {
+			clone := *t.s.log[at]
+			out = append(out, &clone)
+		}
+	}
+	next := ""
+	if at > 0 {
+		next = strconv.Itoa(at)
+	}
+	return out, next, nil
+}
+
+func (t *fakeTransport) State(_ context.Context, room id.RoomID) ([]*Event, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	return sortedState(t.s.state(room, len(t.s.log))), nil
+}
+
+func (t *fakeTransport) CreateRoom(_ context.Context, req json.RawMessage) (id.RoomID, error) {
+	var body struct {
+		Invite       []id.UserID        `json:"invite"`
+		Creation     map[string]any     `json:"creation_content"`
+		InitialState []rooms.StateEvent `json:"initial_state"`
+		Power        map[string]any     `json:"power_level_content_override"`
+	}
+	if err := json.Unmarshal(req, &body); err != nil {
+		return "", err
+	}
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	t.s.nextRoom++
+	room := id.RoomID(fmt.Sprintf("!room%d:%s", t.s.nextRoom, testServer))
+	t.putState(room, rooms.TypeCreate, "", body.Creation)
+	t.putState(room, rooms.TypeMember, string(t.user), map[string]string{"membership": "join"})
+	body.Power["users"] = map[string]int{string(t.user): 100}
+	t.putState(room, rooms.TypePowerLevels, "", body.Power)
+	for _, state := range body.InitialState {
+		t.putState(room, state.Type, state.StateKey, state.Content)
+	}
+	for _, user := range body.Invite {
+		t.putState(room, rooms.TypeMember, string(user), map[string]string{"membership": "invite"})
+	}
+	return room, nil
+}
+
+func (t *fakeTransport) membership(room id.RoomID, user id.UserID, membership string) error {
+	if err := t.enter("membership/" + membership); err != nil {
+		return err
+	}
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	t.putState(room, rooms.TypeMember, string(user), map[string]string{"membership": membership})
+	return nil
+}
+
+func (t *fakeTransport) Invite(_ context.Context, room id.RoomID, user id.UserID, _ string) error {
+	if isBot(user) {
+		if t.s.users[user] == nil {
+			return errRefused
+		}
+	}
+	return t.membership(room, user, "invite")
+}
+func (t *fakeTransport) Leave(_ context.Context, room id.RoomID) error {
+	return t.membership(room, t.user, "leave")
+}
+func (t *fakeTransport) Kick(_ context.Context, room id.RoomID, user id.UserID, _ string) error {
+	return t.membership(room, user, "leave")
+}
+func (t *fakeTransport) Ban(_ context.Context, room id.RoomID, user id.UserID, _ string) error {
+	return t.membership(room, user, "ban")
+}
+func (t *fakeTransport) Join(_ context.Context, room string, _ []string) (id.RoomID, error) {
+	return id.RoomID(room), t.membership(id.RoomID(room), t.user, "join")
+}
+
+func (t *fakeTransport) Upload(_ context.Context, data []byte, _ string) (string, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	mxc := fmt.Sprintf("mxc://%s/media%d", testServer, len(t.s.media))
+	t.s.media[mxc] = slices.Clone(data)
+	return mxc, nil
+}
+
+func (t *fakeTransport) Download(_ context.Context, mxc string, limit int64) ([]byte, error) {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	data, ok := t.s.media[mxc]
+	if !ok || int64(len(data)) > limit {
+		return nil, errRefused
+	}
+	return slices.Clone(data), nil
+}
+
+func (t *fakeTransport) SendToDevice(_ context.Context, eventType, txnID string, messages map[id.UserID]map[id.DeviceID]json.RawMessage) error {
+	if err := t.enter("to-device"); err != nil {
+		return err
+	}
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	key := "to-device/" + string(t.user) + txnID
+	if t.s.txns[key] != "" {
+		return nil
+	}
+	t.s.txns[key] = "sent"
+	for user, devices := range messages {
+		for device, content := range devices {
+			q := string(user) + "/" + string(device)
+			t.s.toDevice[q] = append(t.s.toDevice[q], &Event{Type: eventType, Sender: t.user, Content: content})
+		}
+	}
+	return nil
+}
+
+// fakeIdentity is a device whose keys are in the fake server's hands.
+type fakeIdentity struct {
+	s       *fakeServer
+	user    id.UserID
+	device  id.DeviceID
+	limit   int // events of one room in one sync
+	bundles map[string][]byte
+	changed func(user id.UserID)
+}
+
+func (i *fakeIdentity) UserID() id.UserID     { return i.user }
+func (i *fakeIdentity) DeviceID() id.DeviceID { return i.device }
+func (i *fakeIdentity) own() *fakeDevice      { return i.s.users[i.user].devices[i.device] }
+func (i *fakeIdentity) SignatureKey(cs mls.CipherSuite) (mls.SignaturePrivateKey, error) {
+	return i.own().mlsKeys[cs], nil
+}
+func (i *fakeIdentity) LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error) {
+	return rooms.LeafOptions(rooms.Credential{User: i.user, Device: i.device, Key: i.own().mlsKeys[cs].Public()}), nil
+}
+func (i *fakeIdentity) Sync(_ context.Context, req identity.SyncRequest) (*identity.SyncResponse, error) {
+	return &identity.SyncResponse{RespSync: *i.s.sync(i.user, i.device, req.Since, i.limit)}, nil
+}
+func (i *fakeIdentity) ProcessSync(context.Context, *identity.SyncResponse) error { return nil }
+func (i *fakeIdentity) ProcessRespSync(context.Context, *mautrix.RespSync) error  { return nil }
+func (i *fakeIdentity) OnDevicesChanged(fn func(user id.UserID))                  { i.changed = fn }
+func (i *fakeIdentity) DevicesOf(_ context.Context, users []id.UserID) (map[id.UserID]*identity.UserDevices, error) {
+	out := map[id.UserID]*identity.UserDevices{}
+	for _, user := range users {
+		out[user] = i.s.devicesOf(user)
+	}
+	return out, nil
+}
+func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, targets []identity.Target) ([]identity.Claimed, error) {
+	out := make([]identity.Claimed, len(targets))
+	i.s.mu.Lock()
+	defer i.s.mu.Unlock()
+	for n, target := range targets {
+		out[n].Target = target
+		d := i.s.users[target.User].devices[target.Device]
+		if d == nil || len(d.packages) == 0 {
+			out[n].Err = identity.ErrNoKeyPackage
+			continue
+		}
+		out[n].KeyPackage = d.packages[0].KeyPackage()
+		d.packages = d.packages[1:]
+	}
+	return out, nil
+}
+func (i *fakeIdentity) Bundle(_ context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error) {
+	for _, ref := range refs {
+		if raw, ok := i.bundles[string(ref)]; ok {
+			return mls.UnmarshalKeyPackageBundle(raw)
+		}
+	}
+	return nil, errors.New("fake: not ours")
+}
+func (i *fakeIdentity) ConsumeBundle(_ context.Context, ref mls.KeyPackageRef) error {
+	delete(i.bundles, string(ref))
+	return nil
+}
+
+// world is a server with a module and devices.
+type world struct {
+	t      *testing.T
+	ctx    context.Context
+	s      *fakeServer
+	module *fakeModule
+	all    []*testDevice
+	now    time.Duration
+	cs     mls.CipherSuite
+}
+
+// testDevice is a client with its store, which survives restarts.
+type testDevice struct {
+	*Client
+	w       *world
+	ident   *fakeIdentity
+	hs      *fakeTransport
+	st      *store.Store
+	path    string
+	got     []Update
+	crashAt func(point string) error
+	dead    bool
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, ctx: t.Context(), s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second}
+	w.module = newFakeModule(w)
+	return w
+}
+
+// device logs a device of a user in; the first one of a user makes the user.
+func (w *world) device(user, device string) *testDevice {
+	w.t.Helper()
+	userID := id.UserID("@" + user + ":" + testServer)
+	random := newSeeded(user + device)
+	w.s.mu.Lock()
+	u := w.s.users[userID]
+	if u == nil {
+		u = &fakeUser{master: edKey(newSeeded(user + "master")), self: edKey(newSeeded(user + "self")), devices: map[id.DeviceID]*fakeDevice{}}
+		w.s.users[userID] = u
+	}
+	d := &fakeDevice{key: edKey(random), mlsKeys: map[mls.CipherSuite]mls.SignaturePrivateKey{}, signed: true}
+	u.devices[id.DeviceID(device)] = d
+	w.s.mu.Unlock()
+	key, err := mls.GenerateSignatureKey(w.cs, random)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d.mlsKeys[w.cs] = key
+	ident := &fakeIdentity{s: w.s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}}
+	leaf, err := ident.LeafOptions(w.cs)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for range 20 {
+		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random}, w.cs, key, leaf)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		raw, err := bundle.MarshalBinary()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		ident.bundles[string(bundle.Ref())] = raw
+		d.packages = append(d.packages, bundle)
+	}
+	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: w.s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
+	td.open()
+	w.all = append(w.all, td)
+	for _, other := range w.all {
+		if other != td && other.ident.changed != nil {
+			other.ident.changed(userID)
+		}
+	}
+	return td
+}
+
+func (d *testDevice) open() {
+	d.w.t.Helper()
+	st, err := store.Open(d.w.ctx, store.Options{Path: d.path, Key: make(store.Key, 32)})
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	d.st = st
+	c, err := Open(d.w.ctx, Options{
+		Store: st, Identity: d.ident, Transport: d.hs, Log: zerolog.Nop(),
+		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
+		Now:       time.Now,
+		Monotonic: func() time.Duration { return d.w.now },
+		Rand:      newSeeded(fmt.Sprintf("%s%s%d", d.ident.user, d.ident.device, len(d.w.s.log))),
+	})
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	c.crashAt = d.crashAt
+	d.Client = c
+	d.dead = false
+	d.w.t.Cleanup(func() {
+		if d.st == st {
+			_ = st.Close()
+		}
+	})
+}
+
+// crash throws away what is in memory and opens the store again.
+func (d *testDevice) restart() {
+	d.w.t.Helper()
+	if err := d.st.Close(); err != nil {
+		d.w.t.Fatal(err)
+	}
+	d.open()
+}
+
+// turn lets a device do everything it can do now.
+func (d *testDevice) turn() {
+	d.w.t.Helper()
+	if d.dead {
+		return
+	}
+	if err := d.SyncOnce(d.w.ctx, 0); err != nil && d.crashAt == nil {
+		d.w.t.Fatalf("sync of %s: %v", d.ident.device, err)
+	}
+	d.Step(d.w.ctx)
+	d.Flush(d.w.ctx)
+	if err := d.Deliver(d.w.ctx); err != nil && d.crashAt == nil {
+		d.w.t.Fatalf("deliver to %s: %v", d.ident.device, err)
+	}
+}
+
+// settle lets everybody act until nothing happens for a while.
+func (w *world) settle(devices ...*testDevice) {
+	w.t.Helper()
+	if len(devices) == 0 {
+		devices = w.all
+	}
+	for quiet := 0; quiet < 3; {
+		w.s.mu.Lock()
+		before := len(w.s.log)
+		w.s.mu.Unlock()
+		w.module.turn()
+		for _, d := range devices {
+			d.turn()
+		}
+		w.now += 4 * time.Second
+		w.s.mu.Lock()
+		after := len(w.s.log)
+		w.s.mu.Unlock()
+		if before == after {
+			quiet++
+		} else {
+			quiet = 0
+		}
+		if after > 3000 {
+			w.t.Fatal("the devices never come to rest")
+		}
+	}
+}
+
+// background runs a blocking method of a client while everybody acts.
+func (w *world) background(fn func() error) error {
+	w.t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	for range 4000 {
+		select {
+		case err := <-done:
+			return err
+		default:
+		}
+		w.module.turn()
+		for _, d := range w.all {
+			d.turn()
+		}
+		w.now += 250 * time.Millisecond
+	}
+	return errors.New("background: it never ends")
+}
+
+func (w *world) must(fn func() error) {
+	w.t.Helper()
+	if err := w.background(fn); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// texts returns the bodies a device received, in order.
+func (d *testDevice) texts() []string {
+	var out []string
+	for _, u := range d.got {
+		if msg, ok := u.(*Message); ok {
+			out = append(out, msg.Body())
+		}
+	}
+	return out
+}
+
+func (d *testDevice) epoch(room id.RoomID) uint64 {
+	info, err := d.Room(d.w.ctx, room)
+	if err != nil {
+		return 0
+	}
+	return info.Epoch
+}
