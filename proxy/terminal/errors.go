@@ -1,0 +1,133 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"maunium.net/go/mautrix"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// failure is an error with an exit code and a next step.
+type failure struct {
+	code int
+	err  error
+	hint string
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+func usagef(format string, args ...any) error {
+	return &failure{code: ExitUsage, err: fmt.Errorf(format, args...), hint: "mls-proxy help shows the verbs, mls-proxy VERB -h a verb's flags"}
+}
+
+func failf(code int, hint, format string, args ...any) error {
+	return &failure{code: code, err: fmt.Errorf(format, args...), hint: hint}
+}
+
+// knownErrors maps what the packages below report to exit codes and hints, in
+// the order in which they are tried.
+var knownErrors = []struct {
+	is   error
+	code int
+	hint string
+}{
+	{identity.ErrNotLoggedIn, ExitNotLoggedIn, "mls-proxy login @you:example.org"},
+	{identity.ErrTokenRejected, ExitNotLoggedIn, "mls-proxy logout --force, then mls-proxy login; rooms let the new device in again"},
+	{identity.ErrLoggedIn, ExitFailure, "mls-proxy logout ends this device; --state DIR keeps another one beside it"},
+	{identity.ErrPasswordRefused, ExitRefused, "check the user name and password; accounts without a password use --sso"},
+	{identity.ErrCrossSigningExists, ExitFailure, "mls-proxy verify --recovery-key, or mls-proxy verify to compare emoji with another device"},
+	{identity.ErrNoCrossSigning, ExitNotVerified, "mls-proxy verify --bootstrap sets it up"},
+	{identity.ErrNoRecovery, ExitNotVerified, "mls-proxy verify compares emoji with another device"},
+	{identity.ErrWrongRecoveryKey, ExitRefused, "it has 12 groups of four characters and was shown when cross-signing was set up"},
+	{identity.ErrSecretStorageExists, ExitFailure, "mls-proxy verify --bootstrap --recovery-key"},
+	{identity.ErrVerificationEnded, ExitNotVerified, "start again: mls-proxy verify"},
+	{identity.ErrNoKeyPackage, ExitPending, "the device is added when it is online again"},
+	{store.ErrLocked, ExitLocked, "end the other mls-proxy, or use another --state"},
+	{store.ErrWrongKey, ExitFailure, "MLS_STORE_KEY_FILE or store.key must be the key this state was made with"},
+	{client.ErrNoModule, ExitRefused, "ask the administrator of your homeserver to install matrix-mls"},
+	{client.ErrNotMLS, ExitRefused, "mls-proxy enable ROOM turns an unencrypted room into an MLS room"},
+	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms, mls-proxy join ROOM joins one"},
+	{client.ErrNoGroup, ExitPending, "a member's device lets this one in when it is online; run mls-proxy tail and wait"},
+	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
+	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
+	{client.ErrTooLarge, ExitRefused, "send it with --file"},
+	{client.ErrNotAllowed, ExitRefused, "an admin of the room can change that"},
+}
+
+// explain returns the exit code and hint of an error.
+func explain(err error) (code int, hint string) {
+	var f *failure
+	if errors.As(err, &f) {
+		return f.code, f.hint
+	}
+	for _, k := range knownErrors {
+		if errors.Is(err, k.is) {
+			return k.code, k.hint
+		}
+	}
+	var refusal *rooms.Refusal
+	if errors.As(err, &refusal) {
+		switch refusal.Rule {
+		case rooms.RuleDeviceKeyNotCrossSigned, rooms.RuleDeviceNotCredential, rooms.RuleIdentityChanged:
+			return ExitNotVerified, refusal.Remedy
+		}
+		return ExitRefused, refusal.Remedy
+	}
+	var limited *client.RateLimitError
+	if errors.As(err, &limited) {
+		return ExitPending, "the homeserver limits how much is sent; wait a little"
+	}
+	var httpErr mautrix.HTTPError
+	if errors.As(err, &httpErr) && httpErr.Response != nil {
+		switch httpErr.Response.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return ExitRefused, ""
+		case http.StatusNotFound:
+			return ExitFailure, "check the name and that this is the right homeserver"
+		}
+		if httpErr.Response.StatusCode >= 500 {
+			return ExitUnreachable, "the homeserver has a problem; try again later"
+		}
+		return ExitFailure, ""
+	}
+	var netErr net.Error
+	var urlErr *url.Error
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return ExitPending, "what is under way goes on the next time the program runs; mls-proxy tail shows it"
+	case errors.Is(err, context.Canceled):
+		return ExitFailure, ""
+	case errors.As(err, &netErr), errors.As(err, &urlErr):
+		return ExitUnreachable, "check the network and the address of the homeserver"
+	}
+	return ExitFailure, ""
+}
+
+// fail tells the person about an error and returns the exit code.
+func (c *call) fail(err error) int {
+	code, hint := explain(err)
+	text := clean(err.Error())
+	for _, prefix := range []string{"identity: ", "client: ", "store: ", "rooms: "} {
+		text = strings.TrimPrefix(text, prefix)
+	}
+	if c.json {
+		_ = c.printJSON(map[string]any{"error": text, "hint": hint, "exit": code})
+		return code
+	}
+	c.notef("%s", text)
+	if hint != "" {
+		fmt.Fprintf(c.env.Stderr, "hint: %s\n", clean(hint))
+	}
+	return code
+}

@@ -1,0 +1,211 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+)
+
+func runLogin(ctx context.Context, c *call) error {
+	homeserver := c.flags.String("homeserver", "", "base `URL`, if the server name does not lead to it")
+	passwordFile := c.flags.String("password-file", "", "read the password from `FILE` (- is standard input)")
+	sso := c.flags.Bool("sso", false, "log in in a browser")
+	name := c.flags.String("device-name", "", "`NAME` in the list of sessions")
+	if err := c.parse(0, 1); err != nil {
+		return err
+	}
+	l := identity.Login{Homeserver: *homeserver, DeviceName: *name}
+	if len(c.args) == 1 {
+		if strings.HasPrefix(c.args[0], "@") || !*sso {
+			l.User = c.args[0]
+		} else if l.Homeserver == "" {
+			l.Homeserver = c.args[0]
+		}
+	}
+	if l.User == "" && l.Homeserver == "" || l.User == "" && !*sso {
+		return usagef("login needs: %s", c.verb.args)
+	}
+	if l.DeviceName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "a terminal"
+		}
+		l.DeviceName = "mls-proxy on " + host
+	}
+	s, err := openStore(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.ident.LoggedIn() {
+		return fmt.Errorf("%w (%s)", identity.ErrLoggedIn, s.ident.UserID())
+	}
+	if *sso {
+		err = s.loginSSO(ctx, c, l)
+	} else {
+		var password string
+		if password, err = c.secret(*passwordFile, fmt.Sprintf("Password of %s: ", clean(l.User)), "password"); err == nil {
+			err = s.ident.LoginPassword(ctx, l, password)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	status, err := s.ident.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(map[string]any{
+			"user_id": s.ident.UserID(), "device_id": s.ident.DeviceID(), "homeserver": s.ident.Homeserver(),
+			"fingerprint": s.ident.Fingerprint(), "cross_signing": status.HasCrossSigning, "verified": status.DeviceSigned,
+		})
+	}
+	c.printf("Logged in as %s, device %s.\n", clean(s.ident.UserID().String()), clean(s.ident.DeviceID().String()))
+	if status.HasCrossSigning {
+		c.notef("this device is not verified yet: rooms do not let it in")
+		fmt.Fprintln(c.env.Stderr, "hint: mls-proxy verify --recovery-key, or mls-proxy verify to compare emoji with another device")
+	} else {
+		c.notef("this account has no cross-signing yet: rooms do not let its devices in")
+		fmt.Fprintln(c.env.Stderr, "hint: mls-proxy verify --bootstrap")
+	}
+	return nil
+}
+
+func (s *session) loginSSO(ctx context.Context, c *call, l identity.Login) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	return s.ident.LoginSSO(ctx, l, func(url string) error {
+		c.notef("log in on this page, in a browser on this machine: %s", url)
+		if c.env.OpenBrowser != nil {
+			_ = c.env.OpenBrowser(url) // the address is printed
+		}
+		return nil
+	})
+}
+
+// secret reads a secret from a file or, hidden, from the terminal.
+func (c *call) secret(file, prompt, what string) (string, error) {
+	if file != "" {
+		text, err := readSecretFile(c.env, file)
+		if err != nil {
+			return "", fmt.Errorf("read the %s: %w", what, err)
+		}
+		if text == "" {
+			return "", usagef("the file with the %s is empty", what)
+		}
+		return text, nil
+	}
+	if c.env.ReadPassword == nil {
+		return "", failf(ExitUsage, fmt.Sprintf("--%s-file FILE, or - for standard input", strings.ReplaceAll(what, " ", "-")), "there is no terminal to ask for the %s on", what)
+	}
+	text, err := c.env.ReadPassword(prompt)
+	if err != nil {
+		return "", fmt.Errorf("read the %s: %w", what, err)
+	}
+	if text == "" {
+		return "", errors.New("nothing was typed")
+	}
+	return text, nil
+}
+
+func runLogout(ctx context.Context, c *call) error {
+	force := c.flags.Bool("force", false, "delete the keys even if the homeserver cannot be told")
+	if err := c.parse(0, 0); err != nil {
+		return err
+	}
+	user, device := clean(c.s.ident.UserID().String()), clean(c.s.ident.DeviceID().String())
+	if err := c.s.ident.Logout(ctx, *force); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(map[string]any{"user_id": user, "device_id": device})
+	}
+	c.printf("Logged out %s, device %s; its keys and messages are deleted.\n", user, device)
+	return nil
+}
+
+func runDevices(ctx context.Context, c *call) error {
+	if err := c.parse(0, 1); err != nil {
+		return err
+	}
+	user := c.s.ident.UserID()
+	if len(c.args) == 1 {
+		var err error
+		if user, err = parseUser(c.args[0]); err != nil {
+			return err
+		}
+	} else if _, err := c.s.ident.Status(ctx); err != nil { // asks for our own devices anew
+		return err
+	}
+	u, err := c.s.ident.Devices(ctx, user)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"DEVICE", "VERIFIED", "MLS", "ED25519", "NAME"}}
+	for _, d := range u.SortedDevices() {
+		own := user == c.s.ident.UserID() && d.ID == c.s.ident.DeviceID()
+		if c.json {
+			suites := make([]string, 0, len(d.MLSKeys))
+			for _, cs := range c.s.ident.Suites() {
+				if d.MLSKeys[cs] != nil {
+					suites = append(suites, cs.String())
+				}
+			}
+			err := c.printJSON(map[string]any{
+				"user_id": user, "device_id": d.ID, "name": d.Name, "ed25519": d.Ed25519, "cross_signed": d.CrossSigned,
+				"verified": d.Verified, "user_state": u.MasterState, "suites": suites, "this_device": own,
+			})
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		name := clean(d.Name)
+		if own {
+			name += " (this device)"
+		}
+		rows = append(rows, []string{clean(d.ID.String()), deviceState(u, d), yesNo(len(d.MLSKeys) > 0), d.Ed25519, name})
+	}
+	if c.json {
+		return nil
+	}
+	if len(rows) == 1 {
+		c.printf("%s has no devices with keys.\n", clean(user.String()))
+		return nil
+	}
+	table(c.env.Stdout, rows)
+	switch u.MasterState {
+	case identity.MasterChanged:
+		c.notef("the keys of %s have changed since they were first seen", clean(user.String()))
+		fmt.Fprintf(c.env.Stderr, "hint: ask whether that is right; then mls-proxy verify accept %s\n", clean(user.String()))
+	case identity.MasterNone:
+		c.notef("%s has no cross-signing keys", clean(user.String()))
+	}
+	return nil
+}
+
+// deviceState says in words how sure a device is its user's.
+func deviceState(u *identity.UserDevices, d *identity.Device) string {
+	switch {
+	case d.Verified:
+		return "verified"
+	case u.MasterState == identity.MasterChanged:
+		return "CHANGED"
+	case d.CrossSigned:
+		return "cross-signed"
+	}
+	return "NO"
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

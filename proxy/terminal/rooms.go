@@ -1,0 +1,344 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+)
+
+func runRooms(ctx context.Context, c *call) error {
+	if err := c.parse(0, 0); err != nil {
+		return err
+	}
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := cli.Rooms(ctx)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"ROOM", "NAME", "YOU", "EPOCH", "STATE", "MEMBERS", "DEVICES", "ORDERED BY"}}
+	for _, r := range all {
+		if c.json {
+			if err := c.printJSON(roomJSON(r)); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.Membership == "leave" {
+			continue
+		}
+		you := r.Membership
+		if r.Inviter != "" && you == "invite" {
+			you = "invited by " + clean(r.Inviter.String())
+		}
+		rows = append(rows, []string{
+			r.ID.String(), title(r), you, epochText(r), stateText(r), strconv.Itoa(r.Members), strconv.Itoa(r.Devices), strings.Join(r.Modules, ", "),
+		})
+	}
+	if !c.json {
+		if len(rows) == 1 {
+			c.printf("No encrypted rooms. mls-proxy create NAME makes one.\n")
+			return nil
+		}
+		table(c.env.Stdout, rows)
+	}
+	return nil
+}
+
+func roomJSON(r client.RoomInfo) map[string]any {
+	return map[string]any{
+		"room_id": r.ID, "name": r.Name, "membership": r.Membership, "mls": r.MLS, "phase": r.Phase, "epoch": r.Epoch,
+		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "modules": r.Modules, "blocked": r.Blocked,
+	}
+}
+
+func epochText(r client.RoomInfo) string {
+	if r.Phase != "member" {
+		return "-"
+	}
+	return strconv.FormatUint(r.Epoch, 10)
+}
+
+// stateText says in words where the device stands in a room.
+func stateText(r client.RoomInfo) string {
+	switch {
+	case r.Membership == "invite":
+		return "mls-proxy join"
+	case !r.MLS:
+		return "NOT ENCRYPTED"
+	case r.Phase == "removed":
+		return "removed"
+	case r.Phase != "member":
+		return "waits to be let in"
+	case len(r.Blocked) > 0:
+		return "sending waits"
+	}
+	return r.Status.String()
+}
+
+func runCreate(ctx context.Context, c *call) error {
+	topic := c.flags.String("topic", "", "`TEXT` about the room")
+	public := c.flags.Bool("public", false, "anyone may join")
+	direct := c.flags.Bool("direct", false, "a conversation with one person")
+	history := c.flags.String("history", "", "who sees earlier messages: invited (default), joined, shared or world_readable `WHO`")
+	if err := c.parse(1, -1); err != nil {
+		return err
+	}
+	o := client.CreateOptions{Name: c.args[0], Topic: *topic, Public: *public, Direct: *direct, History: *history}
+	for _, arg := range c.args[1:] {
+		user, err := parseUser(arg)
+		if err != nil {
+			return err
+		}
+		o.Invite = append(o.Invite, user)
+	}
+	if err := c.verified(ctx); err != nil {
+		return err
+	}
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	room, err := cli.CreateRoom(wait, o)
+	if err != nil {
+		return err
+	}
+	return c.settled(ctx, cli, room, "Created %s (%s), epoch %s.\n")
+}
+
+func runEnable(ctx context.Context, c *call) error {
+	if err := c.parse(1, 1); err != nil {
+		return err
+	}
+	if err := c.verified(ctx); err != nil {
+		return err
+	}
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return err
+	}
+	room := id.RoomID(c.args[0])
+	if !strings.HasPrefix(c.args[0], "!") {
+		r, err := c.s.room(ctx, cli, c.args[0])
+		if err != nil {
+			return err
+		}
+		room = r.ID
+	}
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if err := cli.EnableMLS(wait, room); err != nil {
+		return err
+	}
+	return c.settled(ctx, cli, room, "%s (%s) is an MLS room now, epoch %s.\n")
+}
+
+func runInvite(ctx context.Context, c *call) error {
+	if err := c.parse(2, -1); err != nil {
+		return err
+	}
+	var users []id.UserID
+	for _, arg := range c.args[1:] {
+		user, err := parseUser(arg)
+		if err != nil {
+			return err
+		}
+		users = append(users, user)
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		for _, user := range users {
+			if err := cli.Invite(ctx, r.ID, user); err != nil {
+				return err
+			}
+		}
+		return c.settled(ctx, cli, r.ID, "Invited to %s (%s), epoch %s.\n")
+	})
+}
+
+func runJoin(ctx context.Context, c *call) error {
+	via := c.flags.String("via", "", "`SERVER` that is in the room")
+	if err := c.parse(1, 1); err != nil {
+		return err
+	}
+	if err := c.verified(ctx); err != nil {
+		return err
+	}
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return err
+	}
+	target := c.args[0]
+	if !strings.HasPrefix(target, "!") && !strings.HasPrefix(target, "#") {
+		r, err := c.s.room(ctx, cli, target)
+		if err != nil {
+			return err
+		}
+		target = r.ID.String()
+	}
+	var servers []string
+	if *via != "" {
+		servers = []string{*via}
+	}
+	room, err := cli.Join(ctx, target, servers)
+	if err != nil {
+		return err
+	}
+	return c.settled(ctx, cli, room, "Joined %s (%s), epoch %s.\n")
+}
+
+func runLeave(ctx context.Context, c *call) error {
+	if err := c.parse(1, 1); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		if err := cli.Leave(ctx, r.ID); err != nil {
+			return err
+		}
+		if c.json {
+			return c.printJSON(map[string]any{"room_id": r.ID, "membership": "leave"})
+		}
+		c.printf("Left %s (%s).\n", title(r), r.ID)
+		return nil
+	})
+}
+
+func runKick(ctx context.Context, c *call) error {
+	reason := c.flags.String("reason", "", "`TEXT` that everybody sees")
+	ban := c.flags.Bool("ban", false, "keep the user from coming back")
+	if err := c.parse(2, 2); err != nil {
+		return err
+	}
+	user, err := parseUser(c.args[1])
+	if err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		act := cli.Kick
+		if *ban {
+			act = cli.Ban
+		}
+		if err := act(ctx, r.ID, user, *reason); err != nil {
+			return err
+		}
+		return c.settled(ctx, cli, r.ID, "Removed "+strings.ReplaceAll(clean(user.String()), "%", "%%")+" from %s (%s), epoch %s.\n")
+	})
+}
+
+func runMembers(ctx context.Context, c *call) error {
+	if err := c.parse(1, 1); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		all, err := cli.Members(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		rows := [][]string{{"USER", "DEVICE", "EPOCH", "VERIFIED", "LEAF", "NOTE"}}
+		for _, m := range all {
+			if c.json {
+				err := c.printJSON(map[string]any{
+					"room_id": r.ID, "user_id": m.User, "device_id": m.Device, "epoch": r.Epoch, "leaf": m.Leaf, "membership": m.Membership,
+					"verification": m.Verification, "this_device": m.Own, "note": m.Note, "in_group": m.Device != "",
+				})
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			row := []string{clean(m.User.String()), "-", "-", "-", "-", clean(m.Note)}
+			if m.Device != "" {
+				row[1], row[2], row[3], row[4] = clean(m.Device.String()), epochText(r), verificationText(m.Verification), strconv.FormatUint(uint64(m.Leaf), 10)
+			}
+			if m.Own {
+				row[5] = strings.TrimSpace("this device " + row[5])
+			}
+			rows = append(rows, row)
+		}
+		if c.json {
+			return nil
+		}
+		c.printf("%s (%s), epoch %s, %s; commits are ordered by %s\n\n", title(r), r.ID, epochText(r), stateText(r), orNobody(r.Modules))
+		table(c.env.Stdout, rows)
+		for _, why := range r.Blocked {
+			c.notef("sending waits: %s", clean(why))
+		}
+		return nil
+	})
+}
+
+func orNobody(modules []string) string {
+	if len(modules) == 0 {
+		return "nobody"
+	}
+	return clean(strings.Join(modules, ", "))
+}
+
+// verificationText is a word; what needs attention is in capitals.
+func verificationText(v client.Verification) string {
+	switch v {
+	case client.VerifiedUser, client.VerifiedDevice:
+		return string(v)
+	case client.ChangedUser:
+		return "CHANGED"
+	}
+	return "NO"
+}
+
+// inRoom starts the engine and finds the room named by the first argument.
+func (c *call) inRoom(ctx context.Context, fn func(cli *client.Client, r client.RoomInfo) error) error {
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := c.s.room(ctx, cli, c.args[0])
+	if err != nil {
+		return err
+	}
+	return fn(cli, r)
+}
+
+// settled waits for the room, then prints where it stands. format has verbs
+// for name, id and epoch.
+func (c *call) settled(ctx context.Context, cli *client.Client, room id.RoomID, format string) error {
+	settleErr := c.s.settle(ctx, cli, room)
+	r, err := cli.Room(ctx, room)
+	if err != nil {
+		return errors.Join(settleErr, err)
+	}
+	if settleErr != nil {
+		if !c.json {
+			c.notef("%s (%s): not everything is done yet", title(r), r.ID)
+		}
+		return settleErr
+	}
+	if c.json {
+		return c.printJSON(roomJSON(r))
+	}
+	c.printf(format, title(r), r.ID, epochText(r))
+	return nil
+}
+
+// verified refuses what would only hang: rooms let cross-signed devices in.
+func (c *call) verified(ctx context.Context) error {
+	status, err := c.s.ident.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if !status.HasCrossSigning {
+		return failf(ExitNotVerified, "mls-proxy verify --bootstrap", "this account has no cross-signing yet, so rooms do not let its devices in")
+	}
+	if !status.DeviceSigned {
+		return failf(ExitNotVerified, "mls-proxy verify --recovery-key, or mls-proxy verify to compare emoji with another device",
+			"this device (%s) is not verified, so rooms do not let it in", clean(c.s.ident.DeviceID().String()))
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package terminal
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+)
+
+const maxText = 40_000 // bytes of one message
+
+func runSend(ctx context.Context, c *call) error {
+	file := c.flags.String("file", "", "send the file at `PATH`, encrypted")
+	if err := c.parse(1, -1); err != nil {
+		return err
+	}
+	text := strings.Join(c.args[1:], " ")
+	if (text == "") == (*file == "") {
+		return usagef("send needs: %s", c.verb.args)
+	}
+	if text == "-" {
+		var err error
+		if text, err = readAll(c.env.Stdin, maxText); err != nil {
+			return err
+		}
+		if text == "" {
+			return usagef("standard input was empty")
+		}
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		wait, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		var event id.EventID
+		var err error
+		if *file != "" {
+			event, err = sendFile(wait, cli, r.ID, c.env.path(*file))
+		} else {
+			event, err = cli.SendText(wait, r.ID, text)
+		}
+		if err != nil {
+			return err
+		}
+		if r, err = cli.Room(ctx, r.ID); err != nil {
+			return err
+		}
+		if c.json {
+			return c.printJSON(map[string]any{"room_id": r.ID, "event_id": event, "epoch": r.Epoch})
+		}
+		c.printf("Sent to %s, epoch %s (%s).\n", title(r), epochText(r), event)
+		return nil
+	})
+}
+
+func sendFile(ctx context.Context, cli *client.Client, room id.RoomID, path string) (id.EventID, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() {
+		return "", usagef("%s is no regular file", clean(path))
+	}
+	return cli.SendFile(ctx, room, client.File{Name: filepath.Base(path), Body: f})
+}
+
+func runGet(ctx context.Context, c *call) error {
+	output := c.flags.String("output", "", "write to `PATH` (default: the file's name, here)")
+	force := c.flags.Bool("force", false, "overwrite an existing file")
+	if err := c.parse(2, 2); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		msg, err := cli.Message(ctx, r.ID, id.EventID(c.args[1]))
+		if err != nil {
+			return failf(ExitFailure, "mls-proxy tail --json shows event ids", "there is no message %s in %s: %w", clean(c.args[1]), title(r), err)
+		}
+		content, data, err := cli.DownloadFile(ctx, msg)
+		if err != nil {
+			return err
+		}
+		path := *output
+		if path == "" {
+			path = fileName(content.GetFileName())
+		}
+		path = c.env.path(path)
+		flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+		if *force {
+			flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+		}
+		f, err := os.OpenFile(path, flags, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(data)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+		if c.json {
+			return c.printJSON(map[string]any{"room_id": r.ID, "event_id": msg.EventID, "path": path, "size": len(data)})
+		}
+		c.printf("Wrote %s (%d bytes).\n", clean(path), len(data))
+		return nil
+	})
+}
+
+// fileName makes a sender's file name a name in the present directory.
+func fileName(name string) string {
+	name = clean(filepath.Base(filepath.Clean("/" + strings.ReplaceAll(name, `\`, "/"))))
+	name = strings.TrimLeft(name, ".")
+	if name == "" || name == "/" {
+		return "attachment"
+	}
+	if len(name) > 200 {
+		name = name[len(name)-200:]
+	}
+	return name
+}

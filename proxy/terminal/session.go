@@ -1,0 +1,201 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+// settleTime is how long a verb waits for what it began.
+const settleTime = 90 * time.Second
+
+// session is the open state of a device. Several verbs may share it.
+type session struct {
+	dir   string
+	log   zerolog.Logger
+	st    *store.Store
+	ident *identity.Identity
+
+	mu      sync.Mutex
+	cli     *client.Client
+	subs    map[chan client.Update]context.Context
+	stopped bool
+}
+
+// openStore opens the device's files; nobody need be logged in.
+func openStore(ctx context.Context, c *call) (*session, error) {
+	path := filepath.Join(c.state, "client.db")
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(c.state, "store.key"), Store: path, Getenv: c.env.Getenv})
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, store.Options{Path: path, Key: key, Log: &c.log})
+	clear(key)
+	if err != nil {
+		return nil, err
+	}
+	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &c.log})
+	if err != nil {
+		st.Close()
+		return nil, err
+	}
+	return &session{dir: c.state, log: c.log, st: st, ident: ident, subs: make(map[chan client.Update]context.Context)}, nil
+}
+
+// openSession opens the files of a logged-in device.
+func openSession(ctx context.Context, c *call) (*session, error) {
+	s, err := openStore(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if !s.ident.LoggedIn() {
+		s.close()
+		return nil, identity.ErrNotLoggedIn
+	}
+	return s, nil
+}
+
+func (s *session) close() {
+	s.mu.Lock()
+	cli := s.cli
+	s.stopped = true
+	s.mu.Unlock()
+	if cli != nil {
+		_ = cli.Close()
+	}
+	_ = s.st.Close()
+}
+
+// client starts the engine, once, and waits until it has caught up.
+func (s *session) client(ctx context.Context) (*client.Client, error) {
+	s.mu.Lock()
+	cli := s.cli
+	if cli == nil {
+		var err error
+		cli, err = client.Open(ctx, client.Options{Store: s.st, Identity: s.ident, Log: s.log, Handler: s.handle})
+		if err == nil {
+			// The engine ends with the session, not with the verb that began it.
+			err = cli.Start(context.WithoutCancel(ctx))
+		}
+		if err != nil {
+			s.mu.Unlock()
+			return nil, err
+		}
+		s.cli = cli
+	}
+	s.mu.Unlock()
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if err := cli.Synced(wait); err != nil {
+		return nil, s.why(ctx, err)
+	}
+	return cli, nil
+}
+
+// why replaces the end of a wait by the reason why nothing came.
+func (s *session) why(ctx context.Context, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return err
+	}
+	if _, syncErr := s.ident.Sync(ctx, identity.SyncRequest{Filter: `{"room":{"rooms":[]}}`}); syncErr != nil {
+		return syncErr
+	}
+	return err
+}
+
+// handle hands an update to every subscriber. It waits for slow ones.
+func (s *session) handle(ctx context.Context, u client.Update) {
+	s.mu.Lock()
+	subs := make(map[chan client.Update]context.Context, len(s.subs))
+	for ch, done := range s.subs {
+		subs[ch] = done
+	}
+	s.mu.Unlock()
+	for ch, done := range subs {
+		select {
+		case ch <- u:
+		case <-done.Done():
+		case <-ctx.Done():
+		}
+	}
+}
+
+// subscribe returns the updates from now on, until ctx ends.
+func (s *session) subscribe(ctx context.Context) <-chan client.Update {
+	ch := make(chan client.Update, 256)
+	s.mu.Lock()
+	s.subs[ch] = ctx
+	s.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.subs, ch)
+	})
+	return ch
+}
+
+// room finds the room that a person means: an id, an alias, or a name.
+func (s *session) room(ctx context.Context, cli *client.Client, name string) (client.RoomInfo, error) {
+	all, err := cli.Rooms(ctx)
+	if err != nil {
+		return client.RoomInfo{}, err
+	}
+	target := name
+	if strings.HasPrefix(name, "#") {
+		resolved, err := s.ident.Client().ResolveAlias(ctx, id.RoomAlias(name))
+		if err != nil {
+			return client.RoomInfo{}, fmt.Errorf("look up %s: %w", clean(name), err)
+		}
+		target = resolved.RoomID.String()
+	}
+	var found []client.RoomInfo
+	for _, r := range all {
+		if r.ID.String() == target {
+			return r, nil
+		}
+		if strings.EqualFold(r.Name, name) && r.Membership != "leave" {
+			found = append(found, r)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return client.RoomInfo{}, fmt.Errorf("%w: %s", client.ErrNoRoom, clean(name))
+	}
+	return client.RoomInfo{}, failf(ExitUsage, "name it by its id: mls-proxy rooms", "%d rooms are called %q", len(found), clean(name))
+}
+
+// settle waits until what a verb began in a room is done.
+func (s *session) settle(ctx context.Context, cli *client.Client, room id.RoomID) error {
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	return cli.Settle(wait, room)
+}
+
+// title is what a room is called.
+func title(r client.RoomInfo) string {
+	if r.Name != "" {
+		return clean(r.Name)
+	}
+	return r.ID.String()
+}
+
+// path makes a path of the caller's absolute.
+func (env *Env) path(p string) string {
+	if filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(env.Cwd, p)
+}

@@ -1,0 +1,278 @@
+package terminal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+)
+
+func runTail(ctx context.Context, c *call) error {
+	lines := c.flags.Int("lines", 20, "show `N` earlier messages of each room first")
+	follow := c.flags.Bool("follow", true, "go on until interrupted")
+	until := c.flags.Duration("for", 0, "end after `TIME`, such as 30s")
+	if err := c.parse(0, 1); err != nil {
+		return err
+	}
+	if *lines < 0 || *lines > 1000 {
+		return usagef("--lines is 0 to 1000")
+	}
+	if *until > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *until)
+		defer cancel()
+	}
+	updates := c.s.subscribe(ctx)
+	cli, err := c.s.client(ctx)
+	if err != nil {
+		return c.ended(ctx, err)
+	}
+	var only id.RoomID
+	if len(c.args) == 1 {
+		r, err := c.s.room(ctx, cli, c.args[0])
+		if err != nil {
+			return err
+		}
+		only = r.ID
+	}
+	stop, err := c.s.listen(ctx, c)
+	if err != nil {
+		c.notef("verbs in other terminals will not work while this runs: %v", err)
+	} else {
+		defer stop()
+	}
+	t := &tail{c: c, cli: cli, only: only, shown: make(map[id.EventID]bool)}
+	if err := t.backlog(ctx, *lines); err != nil {
+		return c.ended(ctx, err)
+	}
+	if !*follow {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u := <-updates:
+			if err := t.show(ctx, u); err != nil {
+				return c.ended(ctx, err)
+			}
+		}
+	}
+}
+
+// ended keeps an interrupt from looking like a failure.
+func (c *call) ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		return nil
+	}
+	return err
+}
+
+// tail prints updates.
+type tail struct {
+	c     *call
+	cli   *client.Client
+	only  id.RoomID
+	shown map[id.EventID]bool // of the backlog
+}
+
+// backlog prints the last messages of the rooms.
+func (t *tail) backlog(ctx context.Context, lines int) error {
+	if lines == 0 {
+		return nil
+	}
+	all, err := t.cli.Rooms(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		if t.only != "" && r.ID != t.only {
+			continue
+		}
+		messages, err := t.cli.Messages(ctx, r.ID, "", lines)
+		if err != nil {
+			return err
+		}
+		for _, m := range messages {
+			if err := t.show(ctx, m); err != nil {
+				return err
+			}
+			t.shown[m.EventID] = true
+		}
+	}
+	return nil
+}
+
+func (t *tail) show(ctx context.Context, u client.Update) error {
+	switch u := u.(type) {
+	case *client.Message:
+		if t.shown[u.EventID] || t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(struct {
+				Kind string `json:"kind"`
+				*client.Message
+			}{"message", u})
+		}
+		t.line(ctx, u.Room, u.Timestamp, "%s (%s, %s, epoch %d): %s", clean(u.Sender.String()), clean(u.Device.String()), verificationText(u.Verification), u.Epoch, messageText(u))
+	case *client.EpochChanged:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{
+				"kind": "epoch", "room_id": u.Room, "epoch": u.Epoch, "status": u.Status.String(), "author": u.Author,
+				"added": u.Added, "removed": u.Removed, "joined": u.Joined, "lost": u.Lost,
+			})
+		}
+		t.line(ctx, u.Room, 0, "-- epoch %d%s", u.Epoch, epochChange(u))
+	case *client.Undecryptable:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{
+				"kind": "undecryptable", "room_id": u.Room, "event_id": u.EventID, "sender": u.Sender, "epoch": u.Epoch, "reason": u.Reason, "final": u.Final,
+			})
+		}
+		again := "; it is tried again"
+		if u.Final {
+			again = ""
+		}
+		t.line(ctx, u.Room, 0, "!! a message of %s cannot be read: %s%s", clean(u.Sender.String()), clean(u.Reason), again)
+	case *client.Invited:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{"kind": "invite", "room_id": u.Room, "by": u.By, "mls": u.MLS, "admits": u.Admits})
+		}
+		t.line(ctx, u.Room, 0, "-- %s invites you; mls-proxy join %s", clean(u.By.String()), u.Room)
+	case *client.Removed:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{"kind": "removed", "room_id": u.Room, "by": u.By})
+		}
+		t.line(ctx, u.Room, 0, "-- this device was removed by %s; what is said from now on cannot be read here", clean(u.By.String()))
+	case *client.Warning:
+		if t.only != "" && u.Room != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{
+				"kind": "warning", "room_id": u.Room, "event_id": u.EventID, "sender": u.Sender, "rule": u.Rule, "text": u.Text,
+			})
+		}
+		t.line(ctx, u.Room, 0, "!! %s (%s)", clean(u.Text), clean(u.Rule))
+	default:
+		return fmt.Errorf("unknown update %T", u)
+	}
+	return nil
+}
+
+// line prints one line with time and room.
+func (t *tail) line(ctx context.Context, room id.RoomID, ms int64, format string, args ...any) {
+	at := time.Now()
+	if ms > 0 {
+		at = time.UnixMilli(ms)
+	}
+	where := ""
+	if t.only == "" && room != "" {
+		where = room.String()
+		if r, err := t.cli.Room(ctx, room); err == nil {
+			where = title(r)
+		}
+		where = "[" + where + "] "
+	}
+	t.c.printf("%s %s%s\n", at.Format(time.TimeOnly), where, fmt.Sprintf(format, args...))
+}
+
+func epochChange(u *client.EpochChanged) string {
+	var parts []string
+	if u.Joined {
+		parts = append(parts, "this device is in the group")
+	}
+	if len(u.Added) > 0 {
+		parts = append(parts, "added "+userList(u.Added))
+	}
+	if len(u.Removed) > 0 {
+		parts = append(parts, "removed "+userList(u.Removed))
+	}
+	if u.Author != "" {
+		parts = append(parts, "by "+clean(u.Author.String()))
+	}
+	if u.Lost {
+		parts = append(parts, "another history was followed before; what was sent there is sent again")
+	}
+	parts = append(parts, u.Status.String())
+	return " (" + strings.Join(parts, "; ") + ")"
+}
+
+// userList names users, with the number of devices where it is not one.
+func userList(users []id.UserID) string {
+	count := make(map[id.UserID]int)
+	var order []id.UserID
+	for _, u := range users {
+		if count[u] == 0 {
+			order = append(order, u)
+		}
+		count[u]++
+	}
+	var out []string
+	for _, u := range order {
+		text := clean(u.String())
+		if count[u] > 1 {
+			text += fmt.Sprintf(" (%d devices)", count[u])
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ", ")
+}
+
+// messageText shows a message in a line.
+func messageText(m *client.Message) string {
+	late := ""
+	if m.Late {
+		late = " [sent in an earlier epoch]"
+	}
+	switch m.Type {
+	case event.EventMessage.Type, event.EventSticker.Type:
+		var content event.MessageEventContent
+		if json.Unmarshal(m.Content, &content) != nil {
+			return "[a message this program cannot read]" + late
+		}
+		text := content.Body
+		if content.NewContent != nil {
+			text = content.NewContent.Body
+			late += " [edited]"
+		}
+		switch content.MsgType {
+		case event.MsgImage, event.MsgFile, event.MsgAudio, event.MsgVideo:
+			size := ""
+			if content.Info != nil {
+				size = fmt.Sprintf(", %d bytes", content.Info.Size)
+			}
+			return fmt.Sprintf("[file %s%s: mls-proxy get %s %s]%s", clean(content.GetFileName()), size, m.Room, m.EventID, late)
+		case event.MsgEmote:
+			return "* " + body(text) + late
+		}
+		return body(text) + late
+	case event.EventReaction.Type:
+		var content event.ReactionEventContent
+		if json.Unmarshal(m.Content, &content) != nil {
+			return "[a reaction this program cannot read]" + late
+		}
+		return fmt.Sprintf("[reacts %s to %s]%s", clean(content.RelatesTo.Key), clean(content.RelatesTo.EventID.String()), late)
+	}
+	return fmt.Sprintf("[%s]%s", clean(m.Type), late)
+}

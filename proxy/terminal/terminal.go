@@ -1,0 +1,294 @@
+// Package terminal is the user's program on a terminal: its verbs log a device
+// in, verify it, and talk in MLS rooms. Everything is done by package client;
+// this package asks, shows and explains.
+//
+// A verb that runs for long (tail) keeps the state of the device open and
+// listens on a socket beside it, so that verbs in a second terminal run inside
+// the first one's process: two processes would step the same ratchets.
+package terminal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Version is what `mls-proxy version` prints.
+const Version = "0.1.0"
+
+// Exit codes.
+const (
+	ExitOK          = 0
+	ExitFailure     = 1 // something else went wrong
+	ExitUsage       = 2 // unknown verb, flag or argument
+	ExitNotLoggedIn = 3 // nobody is logged in, or the session has ended
+	ExitRefused     = 4 // the homeserver or the room does not allow it
+	ExitUnreachable = 5 // the homeserver cannot be reached
+	ExitNotVerified = 6 // this or another device is not verified as the room requires
+	ExitLocked      = 7 // another process has the state open
+	ExitPending     = 8 // not done yet; it goes on the next time the program runs
+)
+
+// Env is the surroundings of the program. Main's caller fills it; tests make
+// their own.
+type Env struct {
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	Getenv func(string) string
+	Cwd    string
+
+	// ReadPassword asks for a secret without showing it; nil means that there
+	// is no terminal to ask on.
+	ReadPassword func(prompt string) (string, error)
+	// ReadLine asks a question; nil means that there is nobody to ask.
+	ReadLine func(prompt string) (string, error)
+	// OpenBrowser shows a page to the user; nil only prints its address.
+	OpenBrowser func(url string) error
+}
+
+// System is the environment of the running process.
+func System() *Env {
+	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, OpenBrowser: openBrowser}
+	env.Cwd, _ = os.Getwd()
+	env.ReadLine = func(prompt string) (string, error) {
+		fmt.Fprint(os.Stderr, prompt)
+		return readLine(os.Stdin)
+	}
+	if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		env.ReadPassword = func(prompt string) (string, error) { return readHidden(os.Stdin, os.Stderr, prompt) }
+	}
+	return env
+}
+
+func openBrowser(url string) error {
+	name := "xdg-open"
+	if runtime.GOOS == "darwin" {
+		name = "open"
+	} else if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
+		return errors.New("no display")
+	}
+	return exec.Command(name, url).Start()
+}
+
+// verb is one command.
+type verb struct {
+	name  string
+	args  string // shown in the help
+	what  string // one line
+	run   func(ctx context.Context, c *call) error
+	login bool // works only with a logged-in device
+	share bool // may run inside a tail of another terminal
+}
+
+// call is one run of a verb.
+type call struct {
+	env   *Env
+	verb  *verb
+	args  []string // without the flags before the verb
+	flags *flag.FlagSet
+	state string // directory
+	json  bool
+	log   zerolog.Logger
+	s     *session
+}
+
+func verbs() []*verb {
+	return []*verb{
+		{name: "login", args: "@YOU:SERVER | --sso SERVER", what: "make this a device of your account", run: runLogin},
+		{name: "verify", args: "[--bootstrap | --recovery-key | @USER | accept @USER]", what: "show others that the device is yours, or compare emoji", run: runVerify, login: true, share: true},
+		{name: "devices", args: "[@USER]", what: "list devices and whether they are verified", run: runDevices, login: true, share: true},
+		{name: "rooms", what: "list rooms and invites", run: runRooms, login: true, share: true},
+		{name: "create", args: "NAME [@USER…]", what: "make an encrypted room and invite users", run: runCreate, login: true, share: true},
+		{name: "enable", args: "ROOM", what: "turn an unencrypted room into an MLS room", run: runEnable, login: true, share: true},
+		{name: "invite", args: "ROOM @USER…", what: "let users into a room", run: runInvite, login: true, share: true},
+		{name: "join", args: "ROOM", what: "accept an invite, or join a public room", run: runJoin, login: true, share: true},
+		{name: "leave", args: "ROOM", what: "leave a room", run: runLeave, login: true, share: true},
+		{name: "kick", args: "ROOM @USER", what: "remove a user and all devices (--ban keeps them out)", run: runKick, login: true, share: true},
+		{name: "send", args: "ROOM TEXT… | ROOM --file PATH", what: "send a message or a file; - reads standard input", run: runSend, login: true, share: true},
+		{name: "get", args: "ROOM EVENT", what: "save the file that a message carries", run: runGet, login: true, share: true},
+		{name: "tail", args: "[ROOM]", what: "show messages as they come, with epoch and verification", run: runTail, login: true},
+		{name: "members", args: "ROOM", what: "list who is in a room's group: device, epoch, verified or not", run: runMembers, login: true, share: true},
+		{name: "logout", what: "end this device's session and delete its keys", run: runLogout, login: true},
+		{name: "version", what: "print the version", run: runVersion},
+	}
+}
+
+const helpHead = `usage: mls-proxy [--state DIR] [--json] VERB …
+
+  mls-proxy login @alice:example.org          # once
+  mls-proxy verify --bootstrap                # once; from another device: verify
+  mls-proxy create "Lunch" @bob:example.net
+  mls-proxy send Lunch "hello"
+  mls-proxy tail Lunch
+
+`
+
+const helpTail = `
+ROOM is an id, an alias, or a name that only one room has. --json prints one JSON
+object per line. Keys and messages are in $XDG_DATA_HOME/mls-proxy, sealed with the
+key in store.key (or MLS_STORE_KEY_FILE). VERB -h lists the verb's flags. Exit codes:
+0 done, 1 failed, 2 usage, 3 not logged in, 4 refused, 5 unreachable, 6 not verified,
+7 state in use, 8 not done yet (it goes on the next time the program runs).
+`
+
+func printHelp(w io.Writer) {
+	fmt.Fprint(w, helpHead)
+	for _, v := range verbs() {
+		fmt.Fprintf(w, "  %-9s %s\n", v.name, v.what)
+	}
+	fmt.Fprint(w, helpTail)
+}
+
+// Main runs the program with the arguments after its name and returns the exit
+// code.
+func Main(ctx context.Context, args []string, env *Env) int {
+	c := &call{env: env}
+	top := flag.NewFlagSet("mls-proxy", flag.ContinueOnError)
+	top.SetOutput(io.Discard)
+	top.StringVar(&c.state, "state", "", "")
+	top.BoolVar(&c.json, "json", false, "")
+	verbose := top.Bool("v", false, "")
+	err := top.Parse(args)
+	rest := top.Args()
+	switch {
+	case errors.Is(err, flag.ErrHelp) || err == nil && len(rest) > 0 && rest[0] == "help":
+		printHelp(env.Stdout)
+		return ExitOK
+	case err != nil:
+		return c.fail(usagef("%v", err))
+	case len(rest) == 0:
+		printHelp(env.Stderr)
+		return ExitUsage
+	}
+	if c.state == "" {
+		c.state = defaultState(env.Getenv)
+	} else if !filepath.IsAbs(c.state) {
+		c.state = filepath.Join(env.Cwd, c.state)
+	}
+	c.log = zerolog.Nop()
+	if *verbose {
+		c.log = zerolog.New(zerolog.ConsoleWriter{Out: env.Stderr, NoColor: true, TimeFormat: time.TimeOnly}).Level(zerolog.DebugLevel).With().Timestamp().Logger()
+	}
+	return c.exec(ctx, rest)
+}
+
+// exec finds and runs the verb named by the first of args.
+func (c *call) exec(ctx context.Context, args []string) int {
+	all := verbs()
+	n := slices.IndexFunc(all, func(v *verb) bool { return v.name == args[0] })
+	if n < 0 {
+		return c.fail(usagef("unknown verb %q", clean(args[0])))
+	}
+	c.verb = all[n]
+	c.flags = flag.NewFlagSet(c.verb.name, flag.ContinueOnError)
+	c.flags.SetOutput(io.Discard)
+	c.args = args[1:]
+	if c.s == nil && c.verb.login {
+		s, err := openSession(ctx, c)
+		if err != nil {
+			if code, ok := c.forward(ctx, args, err); ok {
+				return code
+			}
+			return c.fail(err)
+		}
+		c.s = s
+		defer s.close()
+	}
+	if err := c.verb.run(ctx, c); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			c.verbHelp()
+			return ExitOK
+		}
+		return c.fail(err)
+	}
+	return ExitOK
+}
+
+func (c *call) verbHelp() {
+	fmt.Fprintf(c.env.Stdout, "usage: mls-proxy %s %s\n\n%s\n", c.verb.name, c.verb.args, c.verb.what)
+	first := true
+	c.flags.VisitAll(func(f *flag.Flag) {
+		if first {
+			fmt.Fprintln(c.env.Stdout)
+			first = false
+		}
+		value, usage := flag.UnquoteUsage(f)
+		fmt.Fprintf(c.env.Stdout, "  --%-24s %s\n", strings.TrimSpace(f.Name+" "+value), usage)
+	})
+}
+
+// parse reads the verb's flags, which may stand before, between or after its
+// arguments, and checks how many arguments there are (most < 0: any number).
+func (c *call) parse(least, most int) error {
+	c.flags.BoolVar(&c.json, "json", c.json, "print JSON")
+	var positional []string
+	for rest := c.args; len(rest) > 0; {
+		if err := c.flags.Parse(rest); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return err
+			}
+			return usagef("%v", err)
+		}
+		left := c.flags.Args()
+		if len(left) == 0 {
+			break
+		}
+		if n := len(rest) - len(left); n > 0 && rest[n-1] == "--" {
+			positional = append(positional, left...)
+			break
+		}
+		positional = append(positional, left[0])
+		rest = left[1:]
+	}
+	c.args = positional
+	if len(c.args) < least || most >= 0 && len(c.args) > most {
+		return usagef("%s needs: %s", c.verb.name, c.verb.args)
+	}
+	return nil
+}
+
+// printJSON prints one JSON object on a line of its own.
+func (c *call) printJSON(v any) error {
+	enc := json.NewEncoder(c.env.Stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func (c *call) printf(format string, args ...any) {
+	fmt.Fprintf(c.env.Stdout, format, args...)
+}
+
+// notef tells the person something that is not the result.
+func (c *call) notef(format string, args ...any) {
+	fmt.Fprintf(c.env.Stderr, "mls-proxy: "+format+"\n", args...)
+}
+
+func runVersion(_ context.Context, c *call) error {
+	if err := c.parse(0, 0); err != nil {
+		return err
+	}
+	c.printf("mls-proxy %s\n", Version)
+	return nil
+}
+
+// defaultState is $XDG_DATA_HOME/mls-proxy (XDG Base Directory Specification).
+func defaultState(getenv func(string) string) string {
+	base := getenv("XDG_DATA_HOME")
+	if !filepath.IsAbs(base) {
+		base = filepath.Join(getenv("HOME"), ".local", "share")
+	}
+	return filepath.Join(base, "mls-proxy")
+}

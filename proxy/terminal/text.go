@@ -1,0 +1,131 @@
+package terminal
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"unicode"
+)
+
+const maxLine = 64 << 10
+
+// clean makes text of other people harmless on a terminal: control characters,
+// which could move the cursor or retitle the window, and characters that
+// change the direction of the text are replaced.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0x200e, r == 0x200f, r == 0x061c,
+			r == unicode.ReplacementChar, unicode.IsControl(r), r == 0x2028, r == 0x2029:
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
+
+// body makes a message harmless and indents its further lines.
+func body(s string) string {
+	lines := strings.Split(strings.ReplaceAll(s, "\r\n", "\n"), "\n")
+	for i := range lines {
+		lines[i] = clean(lines[i])
+	}
+	return strings.Join(lines, "\n    ")
+}
+
+func readLine(r io.Reader) (string, error) {
+	// Byte by byte: what follows the line is not ours.
+	var line []byte
+	b := make([]byte, 1)
+	for len(line) < maxLine {
+		n, err := r.Read(b)
+		if n == 1 {
+			if b[0] == '\n' {
+				return strings.TrimRight(string(line), "\r"), nil
+			}
+			line = append(line, b[0])
+		}
+		if err == io.EOF && len(line) > 0 {
+			return string(line), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", errors.New("the line is too long")
+}
+
+// readHidden reads a line from a terminal that does not show it.
+func readHidden(in *os.File, out io.Writer, prompt string) (string, error) {
+	stty := func(arg string) error {
+		cmd := exec.Command("stty", arg)
+		cmd.Stdin = in
+		return cmd.Run()
+	}
+	if err := stty("-echo"); err != nil {
+		return "", fmt.Errorf("the terminal cannot hide what is typed (%w); use --password-file", err)
+	}
+	defer func() { _ = stty("echo") }()
+	fmt.Fprint(out, prompt)
+	line, err := readLine(in)
+	fmt.Fprintln(out)
+	return line, err
+}
+
+// readSecretFile reads the first line of a file ("-": standard input).
+func readSecretFile(env *Env, path string) (string, error) {
+	var r io.Reader = env.Stdin
+	if path != "-" {
+		f, err := os.Open(env.path(path))
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		r = f
+	}
+	line, err := bufio.NewReader(io.LimitReader(r, maxLine)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
+
+// readAll reads a text that is sent as one message.
+func readAll(r io.Reader, limit int64) (string, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return "", err
+	}
+	if int64(len(raw)) > limit {
+		return "", failf(ExitRefused, "send it with --file", "the text has more than %d bytes", limit)
+	}
+	return strings.TrimRight(string(raw), "\n"), nil
+}
+
+// table prints rows in columns.
+func table(w io.Writer, rows [][]string) {
+	var width []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], len([]rune(cell)))
+		}
+	}
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			line.WriteString(cell)
+			if i < len(row)-1 {
+				line.WriteString(strings.Repeat(" ", width[i]-len([]rune(cell))+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
