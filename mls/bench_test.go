@@ -100,7 +100,7 @@ func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
 		}}
 		e.contextRaw = e.context.appendTo(nil)
 		g := &Group{epoch: e, own: own, signature: sigs[own], keys: make(nodeKeys), secrets: newEpochSecretsFromEpochSecret(cs, epochSecret)}
-		for _, x := range append(directPath(own.node(), t.size), own.node()) {
+		for x, ok := own.node(), true; ok; x, ok = x.parent(t.size) {
 			if k, ok := all[x]; ok {
 				g.keys[x] = k
 			}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"encoding"
+	"encoding/json"
 	"fmt"
 	"testing"
 
@@ -348,11 +350,26 @@ func scalarOne(t *testing.T) *edwards25519.Scalar {
 func TestSecretsPrintAsSecret(t *testing.T) {
 	key := mustSignatureKey(t, 2)
 	for _, v := range []any{secret("hush"), key, &key, struct{ S secret }{secret("hush")}, []secret{secret("hush")}} {
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed := []string{string(text)}
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q", "%d"} {
-			got := fmt.Sprintf(verb, v)
-			for _, leak := range []string{"hush", "68757368", "104 117", fmt.Sprintf("%x", key.Bytes()[:4])} {
+			printed = append(printed, fmt.Sprintf(verb, v))
+		}
+		if s, ok := v.(interface {
+			fmt.Stringer
+			fmt.GoStringer
+			encoding.TextMarshaler
+		}); ok {
+			text, _ := s.MarshalText()
+			printed = append(printed, s.String(), s.GoString(), string(text))
+		}
+		for _, got := range printed {
+			for _, leak := range []string{"hush", "68757368", "104 117", "aHVzaA", fmt.Sprintf("%x", key.Bytes()[:4])} {
 				if bytes.Contains([]byte(got), []byte(leak)) {
-					t.Errorf("%s of %T prints %s", verb, v, got)
+					t.Errorf("%T prints as %s", v, got)
 				}
 			}
 		}

@@ -139,17 +139,7 @@ func (k SignaturePrivateKey) Bytes() []byte { return bytes.Clone(k.raw) }
 // Public returns the public key; nil for the zero value.
 func (k SignaturePrivateKey) Public() SignaturePublicKey { return bytes.Clone(k.pub) }
 
-// zero overwrites the key for all copies of the value.
-func (k SignaturePrivateKey) zero() {
-	k.raw.zero()
-	clear(k.ed25)
-	clear(k.ed448)
-	if k.ecdsa != nil {
-		k.ecdsa.D.SetInt64(0) //nolint:staticcheck // there is no other way to overwrite it
-	}
-}
-
-// signContent is the SignContent of RFC 9420, Section 5.1.2.
+// signedContent is the SignContent of RFC 9420, Section 5.1.2.
 func signedContent(label string, content []byte) []byte {
 	b := make([]byte, 0, 2*4+len("MLS 1.0 ")+len(label)+len(content))
 	b = appendOpaqueVec(b, "MLS 1.0 "+label)

@@ -84,39 +84,6 @@ func fullLeafCount(n uint32) uint32 {
 	return 1 << bits.Len32(n-1)
 }
 
-// directPath returns the ancestors of x from its parent to the root.
-func directPath(x nodeIndex, nLeaves uint32) []nodeIndex {
-	if !x.inTree(nLeaves) {
-		return nil
-	}
-	path := make([]nodeIndex, 0, 32)
-	for {
-		p, ok := x.parent(nLeaves)
-		if !ok {
-			return path
-		}
-		path = append(path, p)
-		x = p
-	}
-}
-
-// copath returns the siblings of x and of its ancestors below the root, in the
-// order of directPath.
-func copath(x nodeIndex, nLeaves uint32) []nodeIndex {
-	if !x.inTree(nLeaves) {
-		return nil
-	}
-	path := make([]nodeIndex, 0, 32)
-	for {
-		s, ok := x.sibling(nLeaves)
-		if !ok {
-			return path
-		}
-		path = append(path, s)
-		x, _ = x.parent(nLeaves)
-	}
-}
-
 // commonAncestor returns the lowest node that contains both x and y.
 func commonAncestor(x, y nodeIndex) nodeIndex {
 	if x.contains(y) {
