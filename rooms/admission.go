@@ -94,7 +94,7 @@ func VerifyAdmission(t Tree, policy *Policy, a *Admission, removedSince func(use
 		return "", refuse(RuleAddWithoutAdmission, what, "%s may not admit users under the group's policy", by.User).with("ask an admin: %s", userList(policy.Admins))
 	}
 	if removedSince != nil && removedSince(a.User, federation.Ref(a.Ref)) {
-		return "", refuse(RuleAddWithoutAdmission, what, "was made before the user was removed").with("a member has to admit them again")
+		return "", refuse(RuleAddWithoutAdmission, what, "was made before the user was removed").with("a member has to admit them again").opinion()
 	}
 	return by.User, nil
 }

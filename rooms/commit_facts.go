@@ -52,11 +52,12 @@ type CommitInput struct {
 	Tree    Tree           // the parent's epoch
 	Parent  federation.Ref // the parent's ref
 	Staged  Staged         // what package mls made of the message
-	Next    Tree           // the epoch it makes ([NextOf]); nil if the commit removes us
+	Next    Tree           // the epoch it makes; taken from Staged if nil
 	View    View           // what else is known
 }
 
-// NextOf returns the epoch that a commit makes, nil if the commit removes us.
+// NextOf returns the epoch that a commit makes, nil if the commit removes us. It
+// keeps the nil of a *mls.Group from becoming a Tree.
 func NextOf(s *mls.StagedCommit) Tree {
 	if g := s.Merge(); g != nil {
 		return g
@@ -90,16 +91,33 @@ type CheckedCommit struct {
 // of the group it was made in, and returns what package federation needs to
 // know of it. The error is a [Refusal].
 //
-// A member that refuses a commit sends a reject and stays in the parent's
-// epoch; a module does not accept it.
+// A refusal by what the group has agreed on is everybody's, and the commit is no
+// event. A refusal by the own view ([IsOpinion]) is one member's: the result is
+// returned beside it and goes to the federation machine all the same, so that
+// disagreement never changes the fork choice. That member sends a reject and
+// does not apply the commit; if others vouch for it, it rejoins.
 func CheckCommit(in CommitInput) (*CheckedCommit, error) {
 	c := &checker{in: in, out: &CheckedCommit{Admitted: make(map[id.UserID]id.UserID)}}
-	for _, step := range []func() error{c.binding, c.author, c.changes, c.policy, c.admissions, c.removes, c.era} {
-		if err := step(); err != nil {
-			return nil, inCommit(in.Ref, err)
+	if in.Next == nil {
+		switch s := in.Staged.(type) {
+		case *mls.StagedCommit:
+			c.in.Next = NextOf(s)
+		case *mls.PublicStagedCommit:
+			c.in.Next = s.Merge()
 		}
 	}
-	return c.out, nil
+	var opinion error
+	for _, step := range []func() error{c.binding, c.author, c.changes, c.policy, c.era, c.admissions, c.removes} {
+		err := step()
+		switch {
+		case err == nil:
+		case !IsOpinion(err):
+			return nil, inCommit(in.Ref, err)
+		case opinion == nil:
+			opinion = inCommit(in.Ref, err)
+		}
+	}
+	return c.out, opinion
 }
 
 func inCommit(ref federation.Ref, err error) error {
@@ -349,6 +367,7 @@ func (c *checker) member(user id.UserID) bool {
 
 // admissions checks that every new user was admitted.
 func (c *checker) admissions() error {
+	var opinion error
 	for _, l := range c.out.Added {
 		user := l.Cred.User
 		if _, done := c.out.Admitted[user]; done || c.member(user) {
@@ -369,7 +388,9 @@ func (c *checker) admissions() error {
 					c.out.Admitted[user], last = by, nil
 					break
 				}
-				last = err
+				if !IsOpinion(last) { // an admission that others take outweighs one that nobody takes
+					last = err
+				}
 			}
 			if _, done := c.out.Admitted[user]; done {
 				break
@@ -378,17 +399,25 @@ func (c *checker) admissions() error {
 		if _, done := c.out.Admitted[user]; done {
 			continue
 		}
-		if last != nil {
+		if last == nil {
+			r := refuse(RuleAddWithoutAdmission, "", "adds %s, whom no member has admitted", user).with("a member who may invite has to admit them")
+			if c.old.Join == JoinByRule { // the join rule is room state: others may see it otherwise
+				r = r.opinion()
+			}
+			last = r
+		}
+		if !IsOpinion(last) {
 			return last
 		}
-		return refuse(RuleAddWithoutAdmission, "", "adds %s, whom no member has admitted", user).with("a member who may invite has to admit them")
+		opinion = last
 	}
-	return nil
+	return opinion
 }
 
 // removes checks Removes against the own view, where there is one.
 func (c *checker) removes() error {
 	removers := make(map[mls.LeafIndex]mls.Sender)
+	var opinion error
 	onlyGone := len(c.out.Removed) > 0 && c.in.View.Gone != nil && !c.external
 	for _, p := range c.in.Staged.Proposals() {
 		if p.Proposal.Type != mls.ProposalTypeRemove {
@@ -406,16 +435,16 @@ func (c *checker) removes() error {
 		author := c.out.Author.User
 		if s, ok := removers[l.Index]; ok && s.Type == mls.SenderTypeExternal {
 			if !c.in.View.MayRemove("", l) {
-				return refuse(RuleExternalProposalNotEntitled, "", "a module removes %s, for which this device sees no reason in the room", l.Cred)
+				opinion = refuse(RuleExternalProposalNotEntitled, "", "a module removes %s, for which this device sees no reason in the room", l.Cred).opinion()
 			}
 			continue
 		}
 		if !c.old.IsAdmin(author) && !c.in.View.MayRemove(author, l) {
-			return refuse(RuleRemoveNotEntitled, "", "%s removes %s, for which this device sees no reason in the room", author, l.Cred)
+			opinion = refuse(RuleRemoveNotEntitled, "", "%s removes %s, for which this device sees no reason in the room", author, l.Cred).opinion()
 		}
 	}
 	c.out.Commit.OnlyRemoves = onlyGone && len(removers) > 0
-	return nil
+	return opinion
 }
 
 // era checks who opens an era.

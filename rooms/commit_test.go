@@ -295,3 +295,69 @@ func TestFoundingCommit(t *testing.T) {
 	_, err = CheckFounding(in, closing, next(p))
 	wantRule(t, err, RuleSenderNotCredential)
 }
+
+// TestOpinionsKeepTheFacts checks that what one member alone refuses still goes
+// to the ordering of commits, and what all refuse does not.
+func TestOpinionsKeepTheFacts(t *testing.T) {
+	g := newGroup(t, testPolicy())
+	b := newDevice(t, bob, "LAPTOP")
+	g.add(b)
+	remove := g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{mls.Remove(0)}})
+	remove.in.View.MayRemove = func(id.UserID, GroupLeaf) bool { return false }
+	again := g.commit(g.creator, &CommitAAD{Admissions: []Admission{*g.admit(b, carol)}}, mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(newDevice(t, carol, "X").keyPackage())}})
+	again.in.View.RemovedSince = func(id.UserID, federation.Ref) bool { return true }
+	for name, test := range map[string]struct {
+		m    *made
+		rule Rule
+	}{
+		"remove without reason": {remove, RuleRemoveNotEntitled},
+		"removed since":         {again, RuleAddWithoutAdmission},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := CheckCommit(test.m.in)
+			wantRule(t, err, test.rule)
+			if got == nil || got.Commit == nil || !IsOpinion(err) {
+				t.Fatalf("result %v, opinion %v", got, IsOpinion(err))
+			}
+			test.m.in.View = View{}
+			plain, err := CheckCommit(test.m.in)
+			must(t, err)
+			if diff := cmp.Diff(plain.Commit, got.Commit); diff != "" {
+				t.Errorf("an opinion changes the facts:\n%s", diff)
+			}
+		})
+	}
+	t.Run("what all refuse", func(t *testing.T) {
+		m := g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(newDevice(t, carol, "X").keyPackage())}})
+		got, err := CheckCommit(m.in)
+		wantRule(t, err, RuleAddWithoutAdmission)
+		if got != nil || IsOpinion(err) {
+			t.Errorf("result %v, opinion %v", got, IsOpinion(err))
+		}
+	})
+	t.Run("the next epoch is found without help", func(t *testing.T) {
+		info, err := g.creator.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true, ExternalPub: true})
+		must(t, err)
+		gi, err := mls.ParseMessage(info)
+		must(t, err)
+		public, err := mls.NewPublicGroup(testConfig(7), gi, nil)
+		must(t, err)
+		aad := &CommitAAD{Parent: g.head}
+		raw, err := aad.Encode()
+		must(t, err)
+		d := newDevice(t, bob, "WEB")
+		staged, err := mls.ExternalJoin(d.cfg, gi, d.key, mls.ExternalJoinOptions{Leaf: LeafOptions(d.cred), AuthenticatedData: raw})
+		must(t, err)
+		m := g.input(d, staged, public)
+		msg, err := mls.ParseMessage(staged.Message())
+		must(t, err)
+		p, err := public.Process(msg)
+		must(t, err)
+		m.in.Staged, m.in.Next = p.(*mls.PublicStagedCommit), nil
+		got, err := CheckCommit(m.in)
+		must(t, err)
+		if got.Author.Device != "WEB" {
+			t.Errorf("author %v", got.Author)
+		}
+	})
+}

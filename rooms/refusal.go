@@ -50,6 +50,11 @@ type Refusal struct {
 	What   string // the thing refused, such as `leaf 4 (@bob:example.org PHONE)`
 	Remedy string // the next step for a person, empty if there is none
 	Err    error  // cause, may be nil
+
+	// Opinion marks a refusal that rests on the own view of the room, which
+	// others need not share: the thing stays what it is for the ordering of
+	// commits.
+	Opinion bool
 }
 
 // Error says what was refused, why, and what to do next.
@@ -78,6 +83,19 @@ func RuleOf(err error) Rule {
 		return r.Rule
 	}
 	return ""
+}
+
+// IsOpinion tells whether err is a refusal that others need not share.
+func IsOpinion(err error) bool {
+	var r *Refusal
+	return errors.As(err, &r) && r.Opinion
+}
+
+// opinion returns a copy of r that is marked as such.
+func (r *Refusal) opinion() *Refusal {
+	c := *r
+	c.Opinion = true
+	return &c
 }
 
 // refuse builds a Refusal whose cause is a formatted text.
