@@ -197,15 +197,16 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	if err := staged.VerifyGroupInfo(gi); err != nil {
 		return done, err
 	}
+	after := staged.Merge()
 	checked, err := rooms.CheckCommit(rooms.CommitInput{
-		Room: r.id, Sender: msg.sender, Event: msg.event, Content: c, Ref: ref, Tree: tree, Parent: parent, Staged: staged,
+		Room: r.id, Sender: msg.sender, Event: msg.event, Content: c, Ref: ref, Tree: tree, Parent: parent, Staged: staged, Next: after,
 		View: rooms.View{Gone: r.gone()},
 	})
 	if err != nil {
 		return done, err
 	}
 	checked.Commit.Barred = e.skips(r, parent, checked)
-	return done, e.keepCommit(ctx, r, checked.Commit, staged.Merge(), msg, sc, false)
+	return done, e.keepCommit(ctx, r, checked.Commit, after, msg, sc, false)
 }
 
 // keepCommit gives a checked commit to the machine and keeps it.

@@ -252,7 +252,7 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 	}
 	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
 	start := func() (*mls.PublicGroup, federation.Base, error) {
-		gi, err := mls.ParseMessage(best.GroupInfo)
+		gi, err := best.Parse()
 		if err != nil {
 			return nil, federation.Base{}, err
 		}
