@@ -97,14 +97,14 @@ var extensionPlaces = [...]struct {
 // well-formed body where RFC 9420 defines it.
 func checkExtensions(exts []Extension, place extensionPlace) error {
 	p := &extensionPlaces[place]
+	seen := make(map[ExtensionType]bool, len(exts))
 	for i := range exts {
 		e := &exts[i]
 		// RFC 9420, Section 13.4: at most one extension of any type.
-		for j := range exts[:i] {
-			if exts[j].Type == e.Type {
-				return invalid(p.dup, "13.4", "extension type %d appears twice in a %s", e.Type, p.name)
-			}
+		if seen[e.Type] {
+			return invalid(p.dup, "13.4", "extension type %d appears twice in a %s", e.Type, p.name)
 		}
+		seen[e.Type] = true
 		// RFC 9420, Section 17.3: each default extension has its place.
 		if isDefaultExtension(e.Type) && !slices.Contains(p.defaults, e.Type) {
 			return invalid("codec/extension-wrong-place", "17.3", "extension type %d does not belong in a %s", e.Type, p.name)
@@ -171,12 +171,18 @@ func (e *Extension) appendTo(b []byte) []byte {
 	return appendOpaqueVec(b, e.Data)
 }
 
+// maxExtensions bounds a list of extensions when it is read.
+const maxExtensions = 1000
+
 func readExtensions(s *reader, out *[]Extension) bool {
 	*out = nil
 	return readVector(s, func(s *reader) bool {
 		var e Extension
 		if !e.unmarshal(s) {
 			return false
+		}
+		if len(*out) >= maxExtensions {
+			return s.fail("codec/vector-over-limit", "", "more than %d extensions", maxExtensions)
 		}
 		*out = append(*out, e)
 		return true

@@ -73,6 +73,18 @@ var codecRejects = []rejectCase{
 		noError(t, unmarshal(raw, new(Extension)))
 		id := BasicCredential(make([]byte, defaultMaxCredential+1))
 		wantRule(t, unmarshal(id.appendTo(nil), new(Credential)), "codec/vector-over-limit")
+		var many []Extension
+		for i := range maxExtensions + 1 {
+			many = append(many, Extension{Type: ExtensionType(i)})
+		}
+		if s := newReader(appendExtensions(nil, many[1:])); !readExtensions(s, new([]Extension)) {
+			t.Error(s.error())
+		}
+		s := newReader(appendExtensions(nil, many))
+		if readExtensions(s, new([]Extension)) {
+			t.Error("too many extensions were read")
+		}
+		wantRule(t, s.error(), "codec/vector-over-limit")
 		// The header alone is enough to be refused.
 		raw = (&Extension{Type: 0xf000, Data: body}).appendTo(nil)
 		return unmarshal(raw[:8], new(Extension))
