@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/hstest"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -51,7 +52,7 @@ func TestClaimedKeyPackageOpensForItsOwner(t *testing.T) {
 func TestClaimSparesDevicesThatMayNotBeAdded(t *testing.T) {
 	h := newHomeserver(t, false)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
-	before := len(h.device(b).otk)
+	before := len(h.device(b).OTK)
 	for _, row := range []struct {
 		name   string
 		suite  mls.CipherSuite
@@ -70,7 +71,7 @@ func TestClaimSparesDevicesThatMayNotBeAdded(t *testing.T) {
 			}
 		})
 	}
-	if after := len(h.device(b).otk); after != before {
+	if after := len(h.device(b).OTK); after != before {
 		t.Errorf("%d key packages were wasted", before-after)
 	}
 }
@@ -80,19 +81,19 @@ func TestClaimRefusesForgedKeyPackages(t *testing.T) {
 	a, b, c := h.loginDevice("@a:one"), h.loginDevice("@b:one"), h.loginDevice("@c:one")
 	bootstrap(t, b)
 	bootstrap(t, c)
-	pick := func(i *Identity, cs mls.CipherSuite) fakeKey {
-		for _, k := range h.device(i).otk {
-			if algorithmOf(k.id) == string(rooms.SuiteKeyAlgorithm(cs)) {
+	pick := func(i *Identity, cs mls.CipherSuite) hstest.Key {
+		for _, k := range h.device(i).OTK {
+			if hstest.AlgorithmOf(k.ID) == string(rooms.SuiteKeyAlgorithm(cs)) {
 				return k
 			}
 		}
 		t.Fatal("no key package")
-		return fakeKey{}
+		return hstest.Key{}
 	}
 	good, foreign, otherSuite := pick(b, 1), pick(c, 1), pick(b, 3)
 	quote := func(s string) json.RawMessage { return json.RawMessage(fmt.Sprintf("%q", s)) }
 	var text string
-	if err := json.Unmarshal(good.value, &text); err != nil {
+	if err := json.Unmarshal(good.Value, &text); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := rooms.DecodeBase64(text)
@@ -109,41 +110,41 @@ func TestClaimRefusesForgedKeyPackages(t *testing.T) {
 	}
 	for _, row := range []struct {
 		name string
-		key  fakeKey
+		key  hstest.Key
 		want string
 	}{
 		{"another user's", foreign, "credential is of @c:one"},
-		{"of another suite", fakeKey{good.id, otherSuite.value}, "key-package/"},
-		{"under another reference", fakeKey{pick(b, 1).id[:len(good.id)-4] + "AAAA", good.value}, "reference"},
-		{"flipped signature", fakeKey{good.id, quote(rooms.EncodeBase64(flipped))}, "signature"},
-		{"expired", fakeKey{string(rooms.KeyPackageID(1, old.Ref())), quote(rooms.EncodeBase64(old.Message()))}, "lifetime"},
-		{"an object", fakeKey{good.id, json.RawMessage(`{"key":"x"}`)}, "not a string"},
-		{"a number", fakeKey{good.id, json.RawMessage(`7`)}, "not a string"},
-		{"not base64", fakeKey{good.id, quote("***")}, "base64"},
-		{"trailing bytes", fakeKey{good.id, quote(rooms.EncodeBase64(append(raw[:len(raw):len(raw)], 0)))}, "mls:"},
-		{"empty", fakeKey{good.id, quote("")}, "mls:"},
-		{"huge", fakeKey{good.id, quote(strings.Repeat("A", 100_000))}, "bytes"},
+		{"of another suite", hstest.Key{ID: good.ID, Value: otherSuite.Value}, "key-package/"},
+		{"under another reference", hstest.Key{ID: pick(b, 1).ID[:len(good.ID)-4] + "AAAA", Value: good.Value}, "reference"},
+		{"flipped signature", hstest.Key{ID: good.ID, Value: quote(rooms.EncodeBase64(flipped))}, "signature"},
+		{"expired", hstest.Key{ID: string(rooms.KeyPackageID(1, old.Ref())), Value: quote(rooms.EncodeBase64(old.Message()))}, "lifetime"},
+		{"an object", hstest.Key{ID: good.ID, Value: json.RawMessage(`{"key":"x"}`)}, "not a string"},
+		{"a number", hstest.Key{ID: good.ID, Value: json.RawMessage(`7`)}, "not a string"},
+		{"not base64", hstest.Key{ID: good.ID, Value: quote("***")}, "base64"},
+		{"trailing bytes", hstest.Key{ID: good.ID, Value: quote(rooms.EncodeBase64(append(raw[:len(raw):len(raw)], 0)))}, "mls:"},
+		{"empty", hstest.Key{ID: good.ID, Value: quote("")}, "mls:"},
+		{"huge", hstest.Key{ID: good.ID, Value: quote(strings.Repeat("A", 100_000))}, "bytes"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			h.mu.Lock()
-			d := h.devices[b.UserID()][b.DeviceID().String()]
-			saved := d.otk
-			d.otk = []fakeKey{row.key}
-			h.mu.Unlock()
+			h.Mu.Lock()
+			d := h.Devices[b.UserID()][b.DeviceID().String()]
+			saved := d.OTK
+			d.OTK = []hstest.Key{row.key}
+			h.Mu.Unlock()
 			got := claimOne(t, a, 1, Target{User: b.UserID(), Device: b.DeviceID()})
-			h.mu.Lock()
-			d.otk = saved
-			h.mu.Unlock()
+			h.Mu.Lock()
+			d.OTK = saved
+			h.Mu.Unlock()
 			if got.KeyPackage != nil || got.Err == nil || !strings.Contains(got.Err.Error(), row.want) {
 				t.Errorf("got %v, want an error with %q", got.Err, row.want)
 			}
 		})
 	}
 	t.Run("an unusable one is followed by the next", func(t *testing.T) {
-		h.mu.Lock()
-		d := h.devices[b.UserID()][b.DeviceID().String()]
-		d.otk = append([]fakeKey{{good.id, quote("***")}}, d.otk...)
-		h.mu.Unlock()
+		h.Mu.Lock()
+		d := h.Devices[b.UserID()][b.DeviceID().String()]
+		d.OTK = append([]hstest.Key{{ID: good.ID, Value: quote("***")}}, d.OTK...)
+		h.Mu.Unlock()
 		if got := claimOne(t, a, 1, Target{User: b.UserID(), Device: b.DeviceID()}); got.Err != nil {
 			t.Error(got.Err)
 		}
@@ -154,9 +155,9 @@ func TestDeviceWithoutKeyPackagesIsAsked(t *testing.T) {
 	h := newHomeserver(t, false)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
 	bootstrap(t, b)
-	h.mu.Lock()
-	h.devices[b.UserID()][b.DeviceID().String()].otk = nil
-	h.mu.Unlock()
+	h.Mu.Lock()
+	h.Devices[b.UserID()][b.DeviceID().String()].OTK = nil
+	h.Mu.Unlock()
 	target := Target{User: b.UserID(), Device: b.DeviceID()}
 	if got := claimOne(t, a, 1, target); !errors.Is(got.Err, ErrNoKeyPackage) {
 		t.Errorf("without a room: got %v", got.Err)
@@ -225,31 +226,31 @@ func TestStockIsRefilledWhenHalfIsGone(t *testing.T) {
 	algorithm := string(rooms.SuiteKeyAlgorithm(1))
 	want := DefaultStock(suites)[1]
 	take := func(n int) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		d := h.devices[i.UserID()][i.DeviceID().String()]
-		var kept []fakeKey
-		for _, k := range d.otk {
-			if algorithmOf(k.id) == algorithm && n > 0 {
+		h.Mu.Lock()
+		defer h.Mu.Unlock()
+		d := h.Devices[i.UserID()][i.DeviceID().String()]
+		var kept []hstest.Key
+		for _, k := range d.OTK {
+			if hstest.AlgorithmOf(k.ID) == algorithm && n > 0 {
 				n--
 				continue
 			}
 			kept = append(kept, k)
 		}
-		d.otk = kept
+		d.OTK = kept
 	}
 	take(want/2 - 1)
-	uploads := h.uploads
+	uploads := h.Uploads
 	syncOnce(t, i)
-	if h.uploads != uploads {
+	if h.Uploads != uploads {
 		t.Error("refilled too early")
 	}
 	take(1)
 	syncOnce(t, i)
-	if got := h.device(i).counts()[algorithm]; got != want {
+	if got := h.device(i).Counts()[algorithm]; got != want {
 		t.Errorf("%d key packages after the refill, want %d", got, want)
 	}
-	if total := len(h.device(i).otk); total > MaxStock {
+	if total := len(h.device(i).OTK); total > MaxStock {
 		t.Errorf("%d one-time keys, at most %d", total, MaxStock)
 	}
 }
@@ -261,15 +262,15 @@ func TestMadeButNotUploadedIsUploadedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.mu.Lock()
-	h.devices[i.UserID()][i.DeviceID().String()].otk = nil
-	h.mu.Unlock()
+	h.Mu.Lock()
+	h.Devices[i.UserID()][i.DeviceID().String()].OTK = nil
+	h.Mu.Unlock()
 	if err := i.EnsureKeyPackages(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	found := false
-	for _, k := range h.device(i).otk {
-		found = found || k.id == string(rooms.KeyPackageID(1, bundle.Ref()))
+	for _, k := range h.device(i).OTK {
+		found = found || k.ID == string(rooms.KeyPackageID(1, bundle.Ref()))
 	}
 	if !found {
 		t.Error("a key package made before a crash was left behind")
@@ -280,15 +281,15 @@ func TestLastResort(t *testing.T) {
 	h := newHomeserver(t, true)
 	now := time.Now()
 	i := openIdentity(t, func() time.Time { return now })
-	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "@a:one"}, "secret"); err != nil {
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "@a:one"}, "secret"); err != nil {
 		t.Fatal(err)
 	}
 	bootstrap(t, i)
 	b := h.loginDevice("@b:one")
 	target := Target{User: i.UserID(), Device: i.DeviceID()}
-	h.mu.Lock()
-	h.devices[i.UserID()][i.DeviceID().String()].otk = nil
-	h.mu.Unlock()
+	h.Mu.Lock()
+	h.Devices[i.UserID()][i.DeviceID().String()].OTK = nil
+	h.Mu.Unlock()
 	first, second := claimOne(t, b, 1, target), claimOne(t, b, 1, target)
 	if first.Err != nil || second.Err != nil {
 		t.Fatal(first.Err, second.Err)
@@ -304,7 +305,7 @@ func TestLastResort(t *testing.T) {
 		t.Errorf("a last resort does not survive its first use: %v", err)
 	}
 	algorithm := string(rooms.SuiteKeyAlgorithm(1))
-	held := func() string { return h.device(i).fallback[algorithm].id }
+	held := func() string { return h.device(i).Fallback[algorithm].ID }
 	syncOnce(t, i)
 	if held() != string(rooms.KeyPackageID(1, ref)) {
 		t.Error("a used last resort was replaced at once")

@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/internal/hstest"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -26,12 +27,12 @@ func TestDevicesAreCachedUntilTheyChange(t *testing.T) {
 	if u := list(); u.Devices[b.DeviceID()] == nil || u.MasterState != MasterNone {
 		t.Fatalf("devices %+v", u)
 	}
-	queries := h.queries
+	queries := h.Queries
 	list()
 	a.lists.init() // as after a restart
 	list()
-	if h.queries != queries {
-		t.Errorf("%d queries although nothing changed", h.queries-queries)
+	if h.Queries != queries {
+		t.Errorf("%d queries although nothing changed", h.Queries-queries)
 	}
 	var told []id.UserID
 	a.OnDevicesChanged(func(u id.UserID) { told = append(told, u) })
@@ -51,7 +52,7 @@ func TestFirstSyncOutdatesEveryList(t *testing.T) {
 	if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
 		t.Fatal(err)
 	}
-	queries := h.queries
+	queries := h.Queries
 	resp, err := a.Sync(t.Context(), SyncRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +61,7 @@ func TestFirstSyncOutdatesEveryList(t *testing.T) {
 	if err := a.ProcessSync(t.Context(), resp); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Devices(t.Context(), b.UserID()); err != nil || h.queries == queries {
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil || h.Queries == queries {
 		t.Errorf("the list of before was used after a sync from the start, %v", err)
 	}
 }
@@ -71,7 +72,7 @@ func TestUnreachableServerKeepsWhatIsKnown(t *testing.T) {
 	if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
 		t.Fatal(err)
 	}
-	h.failures["two"] = true
+	h.Failures["two"] = true
 	if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
 		t.Fatal(err)
 	}
@@ -123,14 +124,14 @@ func TestMasterStates(t *testing.T) {
 		t.Errorf("own: %+v, %v", own, err)
 	}
 	// The user resets the keys.
-	h.mu.Lock()
-	delete(h.cross, b.UserID())
-	for key := range h.account {
+	h.Mu.Lock()
+	delete(h.Cross, b.UserID())
+	for key := range h.AccountData {
 		if strings.HasPrefix(key, b.UserID().String()) {
-			delete(h.account, key)
+			delete(h.AccountData, key)
 		}
 	}
-	h.mu.Unlock()
+	h.Mu.Unlock()
 	reset := h.loginDevice("@b:one")
 	bootstrap(t, reset)
 	if err := reset.SignDevice(t.Context(), b.DeviceID()); err != nil {
@@ -160,7 +161,7 @@ func TestForgedDevicesAreIgnored(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
 	bootstrap(t, b)
-	good := h.device(b).keys
+	good := h.device(b).Keys
 	for _, row := range []struct {
 		name, old, new string
 	}{
@@ -174,9 +175,9 @@ func TestForgedDevicesAreIgnored(t *testing.T) {
 			if forged == string(good) || !json.Valid([]byte(forged)) {
 				t.Fatal("the forgery is none")
 			}
-			h.mu.Lock()
-			h.devices["@b:one"][b.DeviceID().String()].keys = json.RawMessage(forged)
-			h.mu.Unlock()
+			h.Mu.Lock()
+			h.Devices["@b:one"][b.DeviceID().String()].Keys = json.RawMessage(forged)
+			h.Mu.Unlock()
 			if err := a.listsChanged(t.Context(), []id.UserID{"@b:one"}, nil, false); err != nil {
 				t.Fatal(err)
 			}
@@ -197,20 +198,20 @@ func TestADeviceCannotComeBackWithAnotherKey(t *testing.T) {
 	}
 	name := b.DeviceID()
 	// The server removes the device, then shows one of the same name.
-	h.mu.Lock()
-	saved := h.devices[b.UserID()]
-	h.devices[b.UserID()] = map[string]*fakeDevice{}
-	h.mu.Unlock()
+	h.Mu.Lock()
+	saved := h.Devices[b.UserID()]
+	h.Devices[b.UserID()] = map[string]*hstest.Device{}
+	h.Mu.Unlock()
 	if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	if u, err := a.Devices(t.Context(), b.UserID()); err != nil || len(u.Devices) != 0 {
 		t.Fatal(u, err)
 	}
-	h.mu.Lock()
-	h.devices[b.UserID()] = map[string]*fakeDevice{}
-	h.nextLogin = 1 // the next device gets the name DEV2
-	h.mu.Unlock()
+	h.Mu.Lock()
+	h.Devices[b.UserID()] = map[string]*hstest.Device{}
+	h.NextLogin = 1 // the next device gets the name DEV2
+	h.Mu.Unlock()
 	impostor := h.loginDevice("@b:one")
 	if impostor.DeviceID() != name {
 		t.Fatalf("the impostor is called %s, want %s", impostor.DeviceID(), name)

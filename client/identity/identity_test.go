@@ -23,7 +23,7 @@ func TestLoginPublishesKeys(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := h.loginDevice("@a:one")
 	d := h.device(i)
-	keys, err := rooms.ParseDeviceKeys(d.keys, i.UserID(), i.DeviceID())
+	keys, err := rooms.ParseDeviceKeys(d.Keys, i.UserID(), i.DeviceID())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestLoginPublishesKeys(t *testing.T) {
 		Algorithms []string
 		Keys       map[string]string
 	}
-	if err := json.Unmarshal(d.keys, &plain); err != nil {
+	if err := json.Unmarshal(d.Keys, &plain); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(plain.Algorithms); got != "["+rooms.Algorithm+"]" {
@@ -46,22 +46,22 @@ func TestLoginPublishesKeys(t *testing.T) {
 			t.Errorf("%s: the published key is not the device's", cs)
 		}
 		algorithm := string(rooms.SuiteKeyAlgorithm(cs))
-		if got, want := d.counts()[algorithm], DefaultStock(suites)[cs]; got != want {
+		if got, want := d.Counts()[algorithm], DefaultStock(suites)[cs]; got != want {
 			t.Errorf("%s: %d key packages, want %d", cs, got, want)
 		}
-		if _, ok := d.fallback[algorithm]; !ok {
+		if _, ok := d.Fallback[algorithm]; !ok {
 			t.Errorf("%s: no key package of last resort", cs)
 		}
 	}
-	if len(d.otk) > MaxStock {
-		t.Errorf("%d one-time keys, at most %d", len(d.otk), MaxStock)
+	if len(d.OTK) > MaxStock {
+		t.Errorf("%d one-time keys, at most %d", len(d.OTK), MaxStock)
 	}
 }
 
 func TestLoginRefused(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := openIdentity(t, nil)
-	err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "a"}, "wrong-password-4711")
+	err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "a"}, "wrong-password-4711")
 	if !errors.Is(err, ErrPasswordRefused) {
 		t.Errorf("got %v, want ErrPasswordRefused", err)
 	}
@@ -91,7 +91,7 @@ func TestReopenKeepsTheDevice(t *testing.T) {
 		return i, st
 	}
 	i, st := open()
-	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "@a:one"}, "secret"); err != nil {
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "@a:one"}, "secret"); err != nil {
 		t.Fatal(err)
 	}
 	key, err := i.SignatureKey(1)
@@ -100,7 +100,7 @@ func TestReopenKeepsTheDevice(t *testing.T) {
 	}
 	before := i.Fingerprint()
 	st.Close()
-	uploads := h.uploads
+	uploads := h.Uploads
 	i, st = open()
 	defer st.Close()
 	again, err := i.SignatureKey(1)
@@ -111,10 +111,10 @@ func TestReopenKeepsTheDevice(t *testing.T) {
 		t.Error("the device is another one after reopening")
 	}
 	syncOnce(t, i)
-	if h.uploads != uploads {
-		t.Errorf("%d uploads although nothing changed", h.uploads-uploads)
+	if h.Uploads != uploads {
+		t.Errorf("%d uploads although nothing changed", h.Uploads-uploads)
 	}
-	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.url, User: "@b:one"}, "secret"); !errors.Is(err, ErrLoggedIn) {
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "@b:one"}, "secret"); !errors.Is(err, ErrLoggedIn) {
 		t.Errorf("second login: got %v, want ErrLoggedIn", err)
 	}
 }
@@ -125,7 +125,7 @@ func TestLogoutEmptiesTheStore(t *testing.T) {
 	if err := i.Logout(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	if i.LoggedIn() || len(h.devices["@a:one"]) != 0 {
+	if i.LoggedIn() || len(h.Devices["@a:one"]) != 0 {
 		t.Error("still logged in")
 	}
 	if all, err := i.st.KeyPackages(t.Context()); err != nil || len(all) != 0 {
@@ -136,9 +136,9 @@ func TestLogoutEmptiesTheStore(t *testing.T) {
 func TestEndedSessionIsNamed(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := h.loginDevice("@a:one")
-	h.mu.Lock()
-	delete(h.devices["@a:one"], i.DeviceID().String())
-	h.mu.Unlock()
+	h.Mu.Lock()
+	delete(h.Devices["@a:one"], i.DeviceID().String())
+	h.Mu.Unlock()
 	if _, err := i.Sync(t.Context(), SyncRequest{}); !errors.Is(err, ErrTokenRejected) {
 		t.Errorf("got %v, want ErrTokenRejected", err)
 	}
@@ -147,11 +147,11 @@ func TestEndedSessionIsNamed(t *testing.T) {
 func TestRateLimitIsObeyed(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := h.loginDevice("@a:one")
-	h.limited = 2
+	h.Limited = 2
 	if _, err := i.Devices(t.Context(), "@b:one"); err != nil {
 		t.Errorf("after two 429 answers: %v", err)
 	}
-	h.limited = maxAttempts
+	h.Limited = maxAttempts
 	if _, err := i.Devices(t.Context(), "@c:one"); err == nil {
 		t.Error("a homeserver that always limits was asked for ever")
 	}
@@ -192,7 +192,7 @@ func TestSSOLoginTakesTheToken(t *testing.T) {
 		}
 		return nil
 	}
-	if err := i.LoginSSO(t.Context(), Login{Homeserver: h.url}, visit); err != nil {
+	if err := i.LoginSSO(t.Context(), Login{Homeserver: h.URL}, visit); err != nil {
 		t.Fatal(err)
 	}
 	if i.UserID() != "@sso:one" {
@@ -204,7 +204,7 @@ func TestSSOLoginEndsWithTheContext(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := openIdentity(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	err := i.LoginSSO(ctx, Login{Homeserver: h.url}, func(string) error { cancel(); return nil })
+	err := i.LoginSSO(ctx, Login{Homeserver: h.URL}, func(string) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
@@ -325,12 +325,12 @@ func TestRecoverRefusesAnotherMasterKey(t *testing.T) {
 	other := h.loginDevice("@b:one")
 	bootstrap(t, other)
 	two := h.loginDevice("@a:one")
-	h.mu.Lock()
-	h.cross["@a:one"] = map[string]json.RawMessage{}
-	for usage, raw := range h.cross["@b:one"] { // the server swaps the keys
-		h.cross["@a:one"][usage] = json.RawMessage(strings.ReplaceAll(string(raw), "@b:one", "@a:one"))
+	h.Mu.Lock()
+	h.Cross["@a:one"] = map[string]json.RawMessage{}
+	for usage, raw := range h.Cross["@b:one"] { // the server swaps the keys
+		h.Cross["@a:one"][usage] = json.RawMessage(strings.ReplaceAll(string(raw), "@b:one", "@a:one"))
 	}
-	h.mu.Unlock()
+	h.Mu.Unlock()
 	if err := two.Recover(t.Context(), key); err == nil {
 		t.Error("a recovery key signed for a master key that is not in it")
 	}

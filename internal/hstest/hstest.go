@@ -1,0 +1,411 @@
+// Package hstest is a homeserver in memory for tests.
+package hstest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Server is the part of a Server that this package talks to.
+type Server struct {
+	URL      string
+	Fallback bool // serves fallback keys, as Synapse does
+
+	Mu          sync.Mutex // guards what follows
+	Devices     map[id.UserID]map[string]*Device
+	Cross       map[id.UserID]map[string]json.RawMessage // usage → key
+	AccountData map[string]json.RawMessage               // user and type → content
+	Uploads     int
+	Queries     int
+	Limited     int             // requests answered with 429 next
+	Failures    map[string]bool // servers that /keys/query cannot reach
+	NextLogin   int             // the next device is one more
+
+	t    testing.TB
+	wake chan struct{}
+}
+
+// Device is a logged-in device.
+type Device struct {
+	Token    string
+	Keys     json.RawMessage
+	OTK      []Key
+	Fallback map[string]Key // by algorithm
+	Used     map[string]bool
+	Inbox    []map[string]any
+	Changed  []id.UserID
+}
+
+// Key is a one-time or fallback key.
+type Key struct {
+	ID    string
+	Value json.RawMessage
+}
+
+// AlgorithmOf returns the algorithm in a key id.
+func AlgorithmOf(keyID string) string { a, _, _ := strings.Cut(keyID, ":"); return a }
+
+// New starts a server that ends with the test.
+func New(t testing.TB, fallback bool) *Server {
+	h := &Server{
+		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{},
+		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}),
+	}
+	mux := http.NewServeMux()
+	handle := func(pattern string, fn func(me *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			h.Mu.Lock()
+			defer h.Mu.Unlock()
+			w.Header().Set("Content-Type", "application/json")
+			reply := func(code int, v any) {
+				w.WriteHeader(code)
+				if err := json.NewEncoder(w).Encode(v); err != nil {
+					t.Error(err)
+				}
+			}
+			if h.Limited > 0 {
+				h.Limited--
+				reply(429, map[string]any{"errcode": "M_LIMIT_EXCEEDED", "error": "slow down", "retry_after_ms": 50})
+				return
+			}
+			user, me := h.caller(r)
+			if me == nil && !strings.Contains(r.URL.Path, "/login") {
+				reply(401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no such token"})
+				return
+			}
+			var body map[string]json.RawMessage
+			if r.Method != http.MethodGet && json.NewDecoder(r.Body).Decode(&body) != nil {
+				reply(400, map[string]any{"errcode": "M_NOT_JSON", "error": "no JSON"})
+				return
+			}
+			code, v := fn(me, user, body, r)
+			reply(code, v)
+		})
+	}
+	const v3 = "/_matrix/client/v3"
+	handle("GET "+v3+"/login", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
+		return 200, map[string]any{"flows": []map[string]string{{"type": "m.login.password"}, {"type": "m.login.sso"}, {"type": "m.login.token"}}}
+	})
+	handle("POST "+v3+"/login", h.login)
+	handle("POST "+v3+"/logout", func(me *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
+		for name, d := range h.Devices[user] {
+			if d == me {
+				delete(h.Devices[user], name)
+			}
+		}
+		return 200, map[string]any{}
+	})
+	handle("POST "+v3+"/keys/upload", h.upload)
+	handle("POST "+v3+"/keys/query", h.query)
+	handle("POST "+v3+"/keys/claim", h.claim)
+	handle("POST "+v3+"/keys/device_signing/upload", func(_ *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+		if h.Cross[user] == nil {
+			h.Cross[user] = map[string]json.RawMessage{}
+		}
+		if body["auth"] == nil {
+			return 401, map[string]any{"session": "s", "flows": []map[string]any{{"stages": []string{"m.login.password"}}}}
+		}
+		var auth struct{ Password string }
+		if json.Unmarshal(body["auth"], &auth) != nil || auth.Password != "secret" {
+			return 401, map[string]any{"errcode": "M_FORBIDDEN", "error": "wrong", "session": "s", "flows": []map[string]any{{"stages": []string{"m.login.password"}}}}
+		}
+		for _, usage := range []string{"master", "self_signing", "user_signing"} {
+			h.Cross[user][usage] = body[usage+"_key"]
+		}
+		h.announce(user)
+		return 200, map[string]any{}
+	})
+	handle("POST "+v3+"/keys/signatures/upload", h.signatures)
+	handle("PUT "+v3+"/sendToDevice/{type}/{txn}", func(_ *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any) {
+		var messages map[id.UserID]map[string]json.RawMessage
+		if err := json.Unmarshal(body["messages"], &messages); err != nil {
+			t.Error(err)
+		}
+		for to, devices := range messages {
+			for name, d := range h.Devices[to] {
+				for _, key := range []string{name, "*"} {
+					if content, ok := devices[key]; ok {
+						d.Inbox = append(d.Inbox, map[string]any{"type": r.PathValue("type"), "sender": user, "content": content})
+					}
+				}
+			}
+		}
+		h.poke()
+		return 200, map[string]any{}
+	})
+	handle("GET "+v3+"/user/{user}/account_data/{type}", func(_ *Device, user id.UserID, _ map[string]json.RawMessage, r *http.Request) (int, any) {
+		if v, ok := h.AccountData[user.String()+r.PathValue("type")]; ok {
+			return 200, v
+		}
+		return 404, map[string]any{"errcode": "M_NOT_FOUND", "error": "none"}
+	})
+	handle("PUT "+v3+"/user/{user}/account_data/{type}", func(_ *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any) {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			t.Error(err)
+		}
+		h.AccountData[user.String()+r.PathValue("type")] = raw
+		return 200, map[string]any{}
+	})
+	mux.HandleFunc("GET "+v3+"/sync", h.sync)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("unexpected request %s %s", r.Method, r.URL.Path)
+		w.WriteHeader(404)
+	})
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	h.URL = server.URL
+	return h
+}
+
+func (h *Server) caller(r *http.Request) (id.UserID, *Device) {
+	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	for user, devices := range h.Devices {
+		for _, d := range devices {
+			if token != "" && d.Token == token {
+				return user, d
+			}
+		}
+	}
+	return "", nil
+}
+
+func (h *Server) poke() {
+	close(h.wake)
+	h.wake = make(chan struct{})
+}
+
+func (h *Server) announce(user id.UserID) {
+	for _, devices := range h.Devices {
+		for _, d := range devices {
+			d.Changed = append(d.Changed, user)
+		}
+	}
+	h.poke()
+}
+
+func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	var req struct {
+		Type, Password, Token string
+		Identifier            struct{ User string }
+	}
+	raw, _ := json.Marshal(body)
+	if json.Unmarshal(raw, &req) != nil {
+		return 400, map[string]any{"errcode": "M_BAD_JSON"}
+	}
+	user := id.UserID(req.Identifier.User)
+	switch {
+	case req.Type == "m.login.password" && req.Password == "secret":
+	case req.Type == "m.login.token" && req.Token == "good-token":
+		user = "@sso:one"
+	default:
+		return 403, map[string]any{"errcode": "M_FORBIDDEN", "error": "no"}
+	}
+	if !strings.HasPrefix(string(user), "@") {
+		user = "@" + user + ":one"
+	}
+	h.NextLogin++
+	name := fmt.Sprintf("DEV%d", h.NextLogin)
+	if h.Devices[user] == nil {
+		h.Devices[user] = map[string]*Device{}
+	}
+	h.Devices[user][name] = &Device{Token: "token-" + name, Fallback: map[string]Key{}, Used: map[string]bool{}}
+	return 200, map[string]any{"user_id": user, "device_id": name, "access_token": "token-" + name}
+}
+
+func (h *Server) upload(me *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	if len(body) > 0 {
+		h.Uploads++
+	}
+	if keys := body["device_keys"]; keys != nil {
+		me.Keys = keys
+		h.announce(user)
+	}
+	var otk, fallback map[string]json.RawMessage
+	_ = json.Unmarshal(body["one_time_keys"], &otk)
+	_ = json.Unmarshal(body["fallback_keys"], &fallback)
+	for keyID, value := range otk {
+		if !strings.Contains(keyID, ":") {
+			h.t.Errorf("one-time key %q without a colon", keyID)
+		}
+		me.OTK = append(me.OTK, Key{keyID, value})
+	}
+	if h.Fallback {
+		for keyID, value := range fallback {
+			me.Fallback[AlgorithmOf(keyID)] = Key{keyID, value}
+			me.Used[AlgorithmOf(keyID)] = false
+		}
+	}
+	return 200, map[string]any{"one_time_key_counts": me.Counts()}
+}
+
+// Counts returns how many one-time keys there are of each algorithm.
+func (d *Device) Counts() map[string]int {
+	counts := map[string]int{}
+	for _, k := range d.OTK {
+		counts[AlgorithmOf(k.ID)]++
+	}
+	return counts
+}
+
+func (h *Server) query(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	h.Queries++
+	var ask map[id.UserID][]string
+	if err := json.Unmarshal(body["device_keys"], &ask); err != nil {
+		h.t.Error(err)
+	}
+	devices := map[id.UserID]map[string]json.RawMessage{}
+	failures := map[string]any{}
+	keys := map[string]map[id.UserID]json.RawMessage{"master": {}, "self_signing": {}, "user_signing": {}}
+	for user := range ask {
+		if h.Failures[user.Homeserver()] {
+			failures[user.Homeserver()] = map[string]any{}
+			continue
+		}
+		devices[user] = map[string]json.RawMessage{}
+		for name, d := range h.Devices[user] {
+			if d.Keys != nil {
+				devices[user][name] = d.Keys
+			}
+		}
+		for usage, key := range h.Cross[user] {
+			keys[usage][user] = key
+		}
+	}
+	return 200, map[string]any{
+		"device_keys": devices, "failures": failures,
+		"master_keys": keys["master"], "self_signing_keys": keys["self_signing"], "user_signing_keys": keys["user_signing"],
+	}
+}
+
+func (h *Server) claim(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	var ask map[id.UserID]map[string]string
+	if err := json.Unmarshal(body["one_time_keys"], &ask); err != nil {
+		h.t.Error(err)
+	}
+	out := map[id.UserID]map[string]map[string]json.RawMessage{}
+	for user, devices := range ask {
+		out[user] = map[string]map[string]json.RawMessage{}
+		for name, algorithm := range devices {
+			d := h.Devices[user][name]
+			if d == nil {
+				continue
+			}
+			var key *Key
+			for n, k := range d.OTK {
+				if AlgorithmOf(k.ID) == algorithm {
+					key, d.OTK = &k, append(d.OTK[:n:n], d.OTK[n+1:]...)
+					break
+				}
+			}
+			if f, ok := d.Fallback[algorithm]; key == nil && ok {
+				key, d.Used[algorithm] = &f, true
+			}
+			if key != nil {
+				out[user][name] = map[string]json.RawMessage{key.ID: key.Value}
+			}
+		}
+	}
+	return 200, map[string]any{"one_time_keys": out, "failures": map[string]any{}}
+}
+
+// signatures adds uploaded signatures to the stored keys.
+func (h *Server) signatures(_ *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	merge := func(into *json.RawMessage, from json.RawMessage) {
+		var a, b map[string]any
+		if json.Unmarshal(*into, &a) != nil || json.Unmarshal(from, &b) != nil {
+			h.t.Error("signatures of no object")
+			return
+		}
+		all, _ := a["signatures"].(map[string]any)
+		if all == nil {
+			all = map[string]any{}
+		}
+		for signer, sigs := range b["signatures"].(map[string]any) {
+			if all[signer] == nil {
+				all[signer] = map[string]any{}
+			}
+			for keyID, sig := range sigs.(map[string]any) {
+				all[signer].(map[string]any)[keyID] = sig
+			}
+		}
+		a["signatures"] = all
+		*into, _ = json.Marshal(a)
+	}
+	for target, raw := range body {
+		var signed map[string]json.RawMessage
+		if err := json.Unmarshal(raw, &signed); err != nil {
+			h.t.Error(err)
+		}
+		for name, object := range signed {
+			if d := h.Devices[id.UserID(target)][name]; d != nil {
+				merge(&d.Keys, object)
+			} else if master := h.Cross[id.UserID(target)]["master"]; master != nil && strings.Contains(string(master), name) {
+				merge(&master, object)
+				h.Cross[id.UserID(target)]["master"] = master
+			} else {
+				return 200, map[string]any{"failures": map[string]any{target: name}}
+			}
+		}
+		h.announce(id.UserID(target))
+	}
+	return 200, map[string]any{}
+}
+
+// sync waits until there is something to say, at most as long as asked.
+func (h *Server) sync(w http.ResponseWriter, r *http.Request) {
+	timeout, err := time.ParseDuration(r.URL.Query().Get("timeout") + "ms")
+	if err != nil {
+		h.t.Error(err)
+	}
+	deadline := time.After(timeout)
+	for done := false; ; {
+		h.Mu.Lock()
+		_, me := h.caller(r)
+		if me == nil {
+			h.Mu.Unlock()
+			w.WriteHeader(401)
+			fmt.Fprint(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no such token"}`)
+			return
+		}
+		if len(me.Inbox) > 0 || len(me.Changed) > 0 || done {
+			resp := map[string]any{
+				"next_batch": "n", "to_device": map[string]any{"events": me.Inbox},
+				"device_lists": map[string]any{"changed": me.Changed}, "device_one_time_keys_count": me.Counts(),
+			}
+			if h.Fallback {
+				unused := []string{}
+				for algorithm := range me.Fallback {
+					if !me.Used[algorithm] {
+						unused = append(unused, algorithm)
+					}
+				}
+				resp["device_unused_fallback_key_types"] = unused
+			}
+			me.Inbox, me.Changed = nil, nil
+			h.Mu.Unlock()
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(resp); err != nil {
+				h.t.Error(err)
+			}
+			return
+		}
+		wake := h.wake
+		h.Mu.Unlock()
+		select {
+		case <-wake:
+		case <-deadline:
+			done = true
+		case <-r.Context().Done():
+			return
+		}
+	}
+}

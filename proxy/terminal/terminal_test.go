@@ -1,0 +1,327 @@
+package terminal
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/hstest"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"mls-proxy": func() {
+			env := System()
+			env.ReadPassword = nil // the scripts have no terminal
+			os.Exit(Main(context.Background(), os.Args[1:], env))
+		},
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			h := hstest.New(t, true)
+			env.Setenv("HS", h.URL)
+			env.Setenv("XDG_DATA_HOME", filepath.Join(env.WorkDir, "data"))
+			env.Values["hs"] = h
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			// exitcode N CMD…: runs and checks the code.
+			"exitcode": func(ts *testscript.TestScript, neg bool, args []string) {
+				err := ts.Exec(args[1], args[2:]...)
+				got := 0
+				var exit interface{ ExitCode() int }
+				if errors.As(err, &exit) {
+					got = exit.ExitCode()
+				} else if err != nil {
+					ts.Fatalf("%v", err)
+				}
+				if fmt.Sprint(got) != args[0] {
+					ts.Fatalf("exit code %d, want %s", got, args[0])
+				}
+			},
+			// endsession: the homeserver forgets all devices.
+			"endsession": func(ts *testscript.TestScript, neg bool, args []string) {
+				h := ts.Value("hs").(*hstest.Server)
+				h.Mu.Lock()
+				defer h.Mu.Unlock()
+				clear(h.Devices)
+			},
+		},
+	})
+}
+
+func TestHelpFitsOneScreen(t *testing.T) {
+	var out bytes.Buffer
+	printHelp(&out)
+	lines := strings.Split(out.String(), "\n")
+	if len(lines) > 36 {
+		t.Errorf("%d lines", len(lines))
+	}
+	for _, line := range lines {
+		if n := len([]rune(line)); n > 90 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	example, verb := strings.Index(out.String(), "mls-proxy login @"), strings.Index(out.String(), "  login  ")
+	if example < 0 || verb < example {
+		t.Error("the help does not start with an example")
+	}
+}
+
+func TestCleanKeepsTextHarmless(t *testing.T) {
+	for _, row := range []struct{ name, in, want string }{
+		{"plain", "grüße 🐶", "grüße 🐶"},
+		{"escape sequence", "\x1b]0;title\a\x1b[2J", "�]0;title��[2J"},
+		{"C1 control", "a\u009b31mb", "a�31mb"},
+		{"right to left override", "a\u202eb\u2066c", "a�b�c"},
+		{"carriage return", "safe\roverwritten", "safe�overwritten"},
+		{"line break", "a\nb", "a b"},
+		{"line separator", "a\u2028b", "a�b"},
+		{"invalid UTF-8", "a\xffb", "a�b"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := clean(row.in); got != row.want {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
+	}
+	if got := body("one\ntwo\x1b[1m\r\nthree"); got != "one\n    two�[1m\n    three" {
+		t.Errorf("body: %q", got)
+	}
+}
+
+func TestFileNamesStayInTheirDirectory(t *testing.T) {
+	for in, want := range map[string]string{
+		"notes.txt": "notes.txt", "../../etc/passwd": "passwd", "/etc/passwd": "passwd", `..\..\boot.ini`: "boot.ini",
+		"": "attachment", "..": "attachment", ".bashrc": "bashrc", "/": "attachment", "a\x1b[2Jb": "a�[2Jb",
+	} {
+		if got := fileName(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		err  error
+		code int
+		hint string
+	}{
+		{"wrapped known error", fmt.Errorf("x: %w", client.ErrNoModule), ExitRefused, "matrix-mls"},
+		{"not logged in", identity.ErrNotLoggedIn, ExitNotLoggedIn, "login"},
+		{"locked", store.ErrLocked, ExitLocked, "--state"},
+		{"barrier", client.ErrBarrier, ExitPending, "outbox"},
+		{"not cross-signed", &rooms.Refusal{Rule: rooms.RuleDeviceKeyNotCrossSigned, Remedy: "verify it"}, ExitNotVerified, "verify it"},
+		{"other refusal", &rooms.Refusal{Rule: rooms.RuleEventTooLarge}, ExitRefused, ""},
+		{"rate limit", &client.RateLimitError{RetryAfter: time.Second}, ExitPending, "wait"},
+		{"network", fmt.Errorf("x: %w", &net.OpError{Op: "dial", Err: errors.New("refused")}), ExitUnreachable, "network"},
+		{"deadline", context.DeadlineExceeded, ExitPending, "tail"},
+		{"usage", usagef("no"), ExitUsage, "help"},
+		{"anything", errors.New("boom"), ExitFailure, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			code, hint := explain(row.err)
+			if code != row.code || !strings.Contains(hint, row.hint) {
+				t.Errorf("got %d %q, want %d %q", code, hint, row.code, row.hint)
+			}
+		})
+	}
+}
+
+func TestMessageText(t *testing.T) {
+	for _, row := range []struct{ name, kind, content, want string }{
+		{"text", "m.room.message", `{"msgtype":"m.text","body":"hi\nthere"}`, "hi\n    there"},
+		{"emote", "m.room.message", `{"msgtype":"m.emote","body":"waves"}`, "* waves"},
+		{"edit", "m.room.message", `{"msgtype":"m.text","body":"* new","m.new_content":{"msgtype":"m.text","body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$x"}}`, "new [edited]"},
+		{"file", "m.room.message", `{"msgtype":"m.file","body":"a.txt","info":{"size":5}}`, "[file a.txt, 5 bytes: mls-proxy get !r:one $e]"},
+		{"reaction", "m.reaction", `{"m.relates_to":{"rel_type":"m.annotation","event_id":"$x","key":"👍"}}`, "[reacts 👍 to $x]"},
+		{"unknown type", "org.example.\x1b[2J", `{}`, "[org.example.�[2J]"},
+		{"hostile content", "m.room.message", `{"body":7}`, "[a message this program cannot read]"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m := &client.Message{Room: "!r:one", EventID: "$e", Type: row.kind, Content: json.RawMessage(row.content)}
+			if got := messageText(m); got != row.want {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+// testEnv is an environment that collects what is printed.
+func testEnv(t *testing.T) (env *Env, stdout, stderr *bytes.Buffer) {
+	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
+	return &Env{
+		Stdin: strings.NewReader(""), Stdout: stdout, Stderr: stderr, Cwd: t.TempDir(),
+		Getenv: func(string) string { return "" },
+	}, stdout, stderr
+}
+
+// login logs a device in and returns its state directory.
+func login(t *testing.T, h *hstest.Server, user string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	env, _, stderr := testEnv(t)
+	env.Stdin = strings.NewReader("secret\n")
+	if code := Main(t.Context(), []string{"--state", dir, "login", user, "--homeserver", h.URL, "--password-file", "-"}, env); code != 0 {
+		t.Fatalf("login: %d %s", code, stderr)
+	}
+	return dir
+}
+
+func TestVerbsOfASecondTerminalRunInTheFirst(t *testing.T) {
+	h := hstest.New(t, true)
+	for _, depth := range []string{"", strings.Repeat("deep/", 25)} { // a path too long for a socket, too
+		t.Run(fmt.Sprint(len(depth)), func(t *testing.T) {
+			dir := login(t, h, "@a:one")
+			if depth != "" {
+				long := filepath.Join(filepath.Dir(dir), depth)
+				if err := os.MkdirAll(filepath.Dir(long), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Rename(dir, long); err != nil {
+					t.Fatal(err)
+				}
+				dir = long
+			}
+			env, _, _ := testEnv(t)
+			first := &call{env: env, state: dir}
+			s, err := openSession(t.Context(), first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			first.s = s
+			second, stdout, stderr := testEnv(t)
+			if code := Main(t.Context(), []string{"--state", dir, "devices"}, second); code != ExitLocked {
+				t.Errorf("without a listener: %d %s, want %d", code, stderr, ExitLocked)
+			}
+			stop, err := s.listen(t.Context(), first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stop()
+			if info, err := os.Stat(filepath.Join(dir, socketName)); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("socket: %v, %v", info, err)
+			}
+			stderr.Reset()
+			if code := Main(t.Context(), []string{"--state", dir, "devices"}, second); code != 0 || !strings.Contains(stdout.String(), "this device") {
+				t.Errorf("devices: %d %s %s", code, stdout, stderr)
+			}
+			stdout.Reset()
+			if code := Main(t.Context(), []string{"--state", dir, "--json", "devices", "not-a-user"}, second); code != ExitUsage || !strings.Contains(stdout.String(), `"exit":2`) {
+				t.Errorf("an error as JSON: %d %s", code, stdout)
+			}
+			stderr.Reset()
+			if code := Main(t.Context(), []string{"--state", dir, "logout"}, second); code == 0 || !strings.Contains(stderr.String(), "cannot run while another") {
+				t.Errorf("logout: %d %s", code, stderr)
+			}
+		})
+	}
+}
+
+func TestTheOtherTerminalAnswersQuestions(t *testing.T) {
+	here, there := net.Pipe()
+	defer here.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p := &peer{enc: json.NewEncoder(here), in: bufio.NewReader(here), gone: cancel}
+	go func() {
+		defer there.Close()
+		in, enc := bufio.NewReader(there), json.NewEncoder(there)
+		for n := range 2 {
+			var f frame
+			if err := readFrame(in, &f); err != nil {
+				return
+			}
+			_ = enc.Encode(reply{Text: "answer to " + f.Ask + f.Secret, OK: n == 0})
+		}
+	}()
+	if got, err := p.ask(frame{Ask: "q"}); err != nil || got != "answer to q" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := p.ask(frame{Secret: "s"}); err == nil {
+		t.Errorf("nobody answered, but got %q", got)
+	}
+	<-ctxOrClosed(p)
+	if _, err := (peerWriter{p: p}).Write([]byte("x")); err == nil || ctx.Err() == nil {
+		t.Error("writing to a terminal that is gone did not end the verb")
+	}
+}
+
+func ctxOrClosed(p *peer) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(io.Discard, p.in)
+	}()
+	return done
+}
+
+func TestFramesAreBounded(t *testing.T) {
+	var v request
+	if err := readFrame(bufio.NewReader(strings.NewReader(strings.Repeat("x", maxFrame+10)+"\n")), &v); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("got %v", err)
+	}
+	if err := readFrame(bufio.NewReader(strings.NewReader(`{"args":["rooms"]}`+"\n")), &v); err != nil || len(v.Args) != 1 {
+		t.Errorf("got %v %v", v, err)
+	}
+}
+
+func TestNoSecretInOutputOrLog(t *testing.T) {
+	h := hstest.New(t, true)
+	dir := login(t, h, "@a:one")
+	var all bytes.Buffer
+	run := func(stdin string, args ...string) {
+		env, stdout, stderr := testEnv(t)
+		env.Stdin = strings.NewReader(stdin)
+		Main(t.Context(), append([]string{"--state", dir, "-v"}, args...), env)
+		all.Write(stdout.Bytes())
+		all.Write(stderr.Bytes())
+	}
+	run("wrong-password-4711\n", "verify", "--bootstrap", "--password-file", "-")
+	run("secret\n", "verify", "--bootstrap", "--password-file", "-")
+	run("EsT0 planted 4712\n", "verify", "--recovery-key-file", "-")
+	run("", "devices")
+	run("", "logout")
+	token := "token-DEV1"
+	for _, secret := range []string{"wrong-password-4711", "4712", token} {
+		if strings.Contains(all.String(), secret) {
+			t.Errorf("%q was printed:\n%s", secret, all.String())
+		}
+	}
+	if !strings.Contains(all.String(), "Logged out") {
+		t.Errorf("the session did not run:\n%s", all.String())
+	}
+}
+
+func TestFlagsMayStandAnywhere(t *testing.T) {
+	h := hstest.New(t, true)
+	dir := login(t, h, "@a:one")
+	for _, args := range [][]string{{"--json", "devices", "@a:one"}, {"devices", "--json", "@a:one"}, {"devices", "@a:one", "--json"}} {
+		env, stdout, stderr := testEnv(t)
+		if code := Main(t.Context(), append([]string{"--state", dir}, args...), env); code != 0 || !json.Valid(stdout.Bytes()) {
+			t.Errorf("%v: %d %s %s", args, code, stdout, stderr)
+		}
+	}
+}
