@@ -1,10 +1,14 @@
 package client
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 func (w *world) createRoom(d *testDevice, o CreateOptions) id.RoomID {
@@ -54,5 +58,336 @@ func TestTwoUsersTalk(t *testing.T) {
 	}
 	if a, b := alice.epoch(room), bob.epoch(room); a != b || a == 0 {
 		t.Errorf("epochs %d and %d", a, b)
+	}
+}
+
+// room3 makes a room with alice, bob and carol in it.
+func (w *world) three(history string) (room id.RoomID, alice, bob, carol *testDevice) {
+	w.t.Helper()
+	alice, bob, carol = w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("carol", "CAROL1")
+	room = w.createRoom(alice, CreateOptions{History: history})
+	for _, d := range []*testDevice{bob, carol} {
+		w.must(func() error { return alice.Invite(w.ctx, room, d.UserID()) })
+		w.join(d, room)
+	}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	return room, alice, bob, carol
+}
+
+// sameEpoch checks that devices agree on the epoch, its tree and its secrets.
+func (w *world) sameEpoch(room id.RoomID, devices ...*testDevice) {
+	w.t.Helper()
+	var want string
+	for i, d := range devices {
+		d.mu.Lock()
+		e := d.rooms[room].head()
+		var got string
+		if e != nil {
+			got = fmt.Sprintf("%d %x %x", e.number, e.group.TreeHash(), e.group.EpochAuthenticator())
+		}
+		d.mu.Unlock()
+		if i == 0 {
+			want = got
+		}
+		if got != want || got == "" {
+			w.t.Fatalf("%s holds epoch %q, %s holds %q", d.ident.device, got, devices[0].ident.device, want)
+		}
+	}
+}
+
+func (d *testDevice) wantTexts(want ...string) {
+	d.w.t.Helper()
+	if got := d.texts(); !slices.Equal(got, want) {
+		d.w.t.Errorf("%s got %q, want %q", d.ident.device, got, want)
+	}
+}
+
+func TestHistoryVisibilityOfJoiners(t *testing.T) {
+	for _, tc := range []struct {
+		history string
+		want    []string
+	}{
+		{"joined", []string{"after join"}},
+		{"invited", []string{"after invite", "after join"}},
+		{"shared", []string{"after invite", "after join"}},
+		{"world_readable", []string{"after invite", "after join"}},
+	} {
+		t.Run(tc.history, func(t *testing.T) {
+			w := newWorld(t)
+			alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+			room := w.createRoom(alice, CreateOptions{History: tc.history})
+			w.send(alice, room, "before invite")
+			w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+			w.settle()
+			w.send(alice, room, "after invite")
+			w.settle()
+			w.join(bob, room)
+			w.settle()
+			w.send(alice, room, "after join")
+			w.settle()
+			bob.wantTexts(tc.want...)
+		})
+	}
+}
+
+func TestSecondDeviceIsAddedByTheFirst(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	bob2 := w.device("bob", "BOB2")
+	w.settle()
+	w.sameEpoch(room, alice, bob, bob2, carol)
+	w.send(bob2, room, "from my second device")
+	w.settle()
+	alice.wantTexts("from my second device")
+	bob.wantTexts("from my second device")
+}
+
+func TestUnsignedDeviceStaysOut(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	bob2 := w.device("bob", "BOB2")
+	w.s.users[bob.UserID()].devices["BOB2"].signed = false
+	w.settle()
+	info, err := alice.Room(w.ctx, room)
+	if err != nil || info.Devices != 3 {
+		t.Fatalf("%d devices in the group (%v), want 3", info.Devices, err)
+	}
+	w.send(alice, room, "not for the new device")
+	w.settle()
+	bob2.wantTexts()
+}
+
+func TestNewDeviceJoinsByItselfWhenNobodyIsOnline(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	bob2 := w.device("bob", "BOB2")
+	w.settle(bob2) // nobody else acts
+	w.settle()
+	w.sameEpoch(room, alice, bob, bob2, carol)
+}
+
+func TestKickRemovesAllDevicesBeforeAnythingIsSent(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.send(alice, room, "without bob")
+	w.send(carol, room, "me too")
+	w.settle()
+	bob.wantTexts()
+	carol.wantTexts("without bob", "me too")
+	w.sameEpoch(room, alice, carol)
+	if info, _ := bob.Room(w.ctx, room); info.Membership == "join" {
+		t.Errorf("bob thinks he is still in the room: %+v", info)
+	}
+	// What was sent after the kick must not be readable with bob's old state.
+	bob.mu.Lock()
+	n := len(bob.rooms[room].epochs)
+	bob.mu.Unlock()
+	alice.mu.Lock()
+	leaves := rooms.GroupLeaves(alice.rooms[room].head().group)
+	alice.mu.Unlock()
+	for _, leaf := range leaves {
+		if leaf.Cred.User == bob.UserID() {
+			t.Errorf("bob still has leaf %d (he holds %d epochs)", leaf.Index, n)
+		}
+	}
+}
+
+func TestLeaveIsCommittedByThoseWhoStay(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.must(func() error { return bob.Leave(w.ctx, room) })
+	w.settle()
+	w.sameEpoch(room, alice, carol)
+	if info, _ := alice.Room(w.ctx, room); info.Devices != 2 {
+		t.Errorf("%d devices, want 2", info.Devices)
+	}
+}
+
+func TestModuleProposalIsCommittedByReference(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.must(func() error { return bob.Leave(w.ctx, room) })
+	w.module.turn()
+	w.module.proposeRemove(room, bob.UserID(), "$reason")
+	w.settle()
+	w.sameEpoch(room, alice, carol)
+	found := false
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeCommit {
+			if content, err := rooms.DecodeCommit(evt.Content); err == nil && len(content.Proposals) > 0 {
+				found = true
+			}
+		}
+	}
+	if !found {
+		t.Error("no commit names the module's proposal by reference")
+	}
+}
+
+func TestUnjustifiedModuleProposalHasNoEffect(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.module.proposeRemove(room, bob.UserID(), "$lie")
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(alice, room, "bob is still here")
+	w.settle()
+	bob.wantTexts("bob is still here")
+	if n := alice.Refusals()[string(rooms.RuleExternalProposalNotEntitled)]; n == 0 {
+		t.Errorf("the proposal was not refused by its rule: %v", alice.Refusals())
+	}
+}
+
+func TestReactionsEditsAndFilesAreEncrypted(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	target := w.send(alice, room, "planted-plaintext one")
+	w.must(func() error { _, err := bob.React(w.ctx, room, target, "planted-plaintext-reaction"); return err })
+	w.must(func() error { _, err := alice.Edit(w.ctx, room, target, "planted-plaintext two"); return err })
+	w.must(func() error {
+		_, err := alice.SendFile(w.ctx, room, File{Name: "planted-plaintext.txt", Body: strings.NewReader("planted-plaintext in a file")})
+		return err
+	})
+	w.settle()
+	var types []string
+	var file *Message
+	for _, u := range bob.got {
+		if msg, ok := u.(*Message); ok {
+			types = append(types, msg.Type)
+			if strings.Contains(string(msg.Content), "m.file") || strings.Contains(string(msg.Content), `"file"`) {
+				file = msg
+			}
+		}
+	}
+	if want := []string{"m.room.message", "m.reaction", "m.room.message", "m.room.message"}; !slices.Equal(types, want) {
+		t.Fatalf("bob received %q, want %q", types, want)
+	}
+	_, data, err := bob.DownloadFile(w.ctx, file)
+	if err != nil || string(data) != "planted-plaintext in a file" {
+		t.Errorf("the file is %q, %v", data, err)
+	}
+	for _, content := range w.s.sent {
+		if strings.Contains(string(content), "planted-plaintext") {
+			t.Errorf("plaintext at the homeserver: %.200s", content)
+		}
+	}
+	for mxc, data := range w.s.media {
+		if strings.Contains(string(data), "planted-plaintext") {
+			t.Errorf("plaintext in media %s", mxc)
+		}
+	}
+}
+
+func TestSwitchingAnUnencryptedRoom(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := id.RoomID("!plain:" + testServer)
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+	alice.hs.putState(room, rooms.TypeMember, string(alice.UserID()), map[string]string{"membership": "join"})
+	alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+	alice.hs.putState(room, rooms.TypeMember, string(bob.UserID()), map[string]string{"membership": "join"})
+	w.s.mu.Unlock()
+	w.settle()
+	w.must(func() error { return alice.EnableMLS(w.ctx, room) })
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+	w.send(bob, room, "now encrypted")
+	w.settle()
+	alice.wantTexts("now encrypted")
+}
+
+func TestGapIsFilled(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	bob.ident.limit = 2
+	all := w.all
+	w.all = []*testDevice{alice, carol} // bob is away
+	for i := range 7 {
+		w.send(alice, room, fmt.Sprint("m", i))
+	}
+	w.all = all
+	w.settle()
+	bob.wantTexts("m0", "m1", "m2", "m3", "m4", "m5", "m6")
+}
+
+func TestAcceptIsNeededBeforeACommitIsUsed(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	before := alice.epoch(room)
+	// Nobody sees what the module says.
+	w.s.held[rooms.TypeAccept], w.s.held[rooms.TypeVote] = true, true
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.settle()
+	if alice.epoch(room) != before || carol.epoch(room) != before {
+		t.Fatalf("epochs %d and %d without an accept, want %d", alice.epoch(room), carol.epoch(room), before)
+	}
+	for q, events := range w.s.toDevice {
+		if len(events) > 0 {
+			t.Errorf("a Welcome went to %s before the accept", q)
+		}
+	}
+	// The accept is lost for good on /sync; the next event that names it
+	// makes it fetched or superseded.
+	w.s.held[rooms.TypeAccept], w.s.held[rooms.TypeVote] = false, false
+	w.s.mu.Lock()
+	for _, evt := range slices.Clone(w.s.log) {
+		if evt.Type == rooms.TypeAccept {
+			w.s.append(&Event{RoomID: evt.RoomID, Type: evt.Type, Sender: evt.Sender, Content: evt.Content})
+		}
+	}
+	w.s.mu.Unlock()
+	w.settle()
+	w.sameEpoch(room, alice, carol)
+	if alice.epoch(room) == before {
+		t.Error("the Remove was never used")
+	}
+}
+
+func TestRaceOfTwoCommitters(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	dave, erin := w.device("dave", "DAVE1"), w.device("erin", "ERIN1")
+	// Both invite, and commit, before the module acts.
+	w.module.deaf = false
+	errs := make(chan error, 2)
+	go func() { errs <- alice.Invite(w.ctx, room, dave.UserID()) }()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	go func() { errs <- bob.Invite(w.ctx, room, erin.UserID()) }()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*testDevice{alice, bob} {
+		d.Step(w.ctx)
+		d.Flush(w.ctx)
+	}
+	n := 0
+	parents := map[string]int{}
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeCommit {
+			content, err := rooms.DecodeCommit(evt.Content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parents[content.Parent.String()]++
+			n = max(n, parents[content.Parent.String()])
+		}
+	}
+	if n != 2 {
+		t.Fatalf("%d commits on one parent, want a race of 2", n)
+	}
+	w.settle()
+	w.join(dave, room)
+	w.join(erin, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave, erin)
+	w.send(erin, room, "everybody is in")
+	w.settle()
+	for _, d := range w.all {
+		d.wantTexts("everybody is in")
 	}
 }

@@ -543,10 +543,19 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	for ref := range r.epochs {
 		c.dropEpoch(b, r, ref)
 	}
-	for ref := range r.own {
+	own := map[federation.Ref]*pending{}
+	for ref, p := range r.own {
+		if p.External && !p.Settled && len(own) < 4 {
+			p.Lost = true // it may be accepted yet
+			own[ref] = p
+			if err := c.savePending(b, r, p); err != nil {
+				b.do(func(context.Context) error { return err })
+			}
+			continue
+		}
 		b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
 	}
-	r.own, r.pending, r.machine = map[federation.Ref]*pending{}, nil, nil
+	r.own, r.pending, r.machine = own, nil, nil
 	r.staged = map[federation.Ref]*mls.StagedCommit{}
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil

@@ -120,7 +120,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	if !d.urgent {
 		if r.commitAt == 0 || r.commitOn != e.ref {
 			r.commitOn = e.ref
-			r.commitAt = now + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+			r.commitAt = now + committerGrace + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
 		}
 		if now < r.commitAt {
 			return nil
@@ -139,6 +139,10 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
 }
+
+// committerGrace lets whoever caused a change commit it before the others'
+// timers begin to run out.
+const committerGrace = time.Second
 
 // checkRefresh plans a commit with a fresh path when the last one is long ago.
 func (c *Client) checkRefresh(r *room) {

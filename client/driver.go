@@ -193,6 +193,10 @@ func (r *room) arrived(what string) bool {
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
 		return ok
+	case "decided":
+		return r.pending == nil || !r.pending.External
+	case "state":
+		return r.state.Known
 	case "head":
 		return r.headSeen
 	case "epoch", "parent":

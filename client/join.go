@@ -16,6 +16,7 @@ import (
 
 var (
 	errNotGroupInfo   = errors.New("the message is no GroupInfo")
+	errWelcomeDue     = errors.New("client: somebody added this device, a Welcome is on its way")
 	errNotByCommitter = errors.New("it is signed by somebody else than the committer")
 )
 
@@ -45,6 +46,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	}
 	if r.rec.Membership != "join" {
 		return &errWait{"join:"}
+	}
+	if r.pending != nil && r.pending.External {
+		return &errWait{"decided:"} // we are joining by ourselves already
 	}
 	commitEvent, ok := r.fetched[content.CommitEvent]
 	if !ok {
@@ -80,6 +84,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return errRefusedUpdate(rooms.RuleUnsolicitedKey, "it is for none of this device's key packages")
 	}
 	packRef := bundle.Ref()
+	lastResort := bundle.KeyPackage().LastResort()
 	group, err := mls.JoinWelcome(c.mlsCfg, msg, bundle, mls.JoinOptions{RatchetTree: tree})
 	if err != nil {
 		return err
@@ -116,6 +121,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.putEpoch(b, r, e)
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
+	r.rec.Refresh = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
 	return nil
 }
@@ -154,11 +160,7 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
 	r.rec.JoinEvent = c.commitEvent(r, e.ref)
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
-	r.rec.Refresh = true // the package or the tree may have lain about
-	r.joinAt, r.planned = 0, false
-	if own := r.own[e.ref]; own != nil && own.External {
-		r.rec.Refresh = false // its path is as fresh as can be
-	}
+	r.joinAt, r.planned, r.lastJoinError = 0, false, nil
 	b.then(func() {
 		r.notify()
 		c.poke()
@@ -241,7 +243,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	admission, admitted := r.rec.Admissions[c.UserID()]
 	return func(ctx context.Context) {
 		err := c.externalJoin(ctx, roomID, bot, head, &admission, admitted)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, errWelcomeDue) {
 			return
 		}
 		c.log.Info().Err(err).Stringer("room_id", roomID).Msg("Cannot join the group by itself now")
@@ -313,6 +315,19 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		if cred.Device == c.DeviceID() {
 			at := index
 			resync = &at
+		}
+	}
+	if resync != nil {
+		c.mu.Lock()
+		r := c.rooms[roomID]
+		first := r != nil && r.resyncAt == 0 && r.rec.Phase == phaseNone
+		if first {
+			r.resyncAt = c.mono()
+			r.joinAt = r.resyncAt + joinRetry
+		}
+		c.mu.Unlock()
+		if first {
+			return errWelcomeDue
 		}
 	}
 	if !member && policy.Join == rooms.JoinAdmitted {

@@ -112,6 +112,7 @@ type room struct {
 	plannedOn federation.Ref // the epoch it was made on
 	keep      int            // epochs kept below the newest final
 	joinAt    time.Duration  // when to try to get into the group by ourselves
+	resyncAt  time.Duration  // when our leaf was found in the tree without a Welcome
 	graceAt   time.Duration  // when a leaf that fails its check may be removed
 	badSince  map[string]time.Duration
 	headSeen  bool // a module published where newcomers join

@@ -215,6 +215,7 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if !r.state.set(evt) {
 			continue
 		}
+		r.planned = false
 		if evt.Type == rooms.TypeMember {
 			delete(r.devices, id.UserID(*evt.StateKey))
 			c.noteAdmission(r, evt)

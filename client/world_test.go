@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -604,7 +605,7 @@ func (d *testDevice) open() {
 	}
 	d.st = st
 	c, err := Open(d.w.ctx, Options{
-		Store: st, Identity: d.ident, Transport: d.hs, Log: zerolog.Nop(),
+		Store: st, Identity: d.ident, Transport: d.hs, Log: d.logger(),
 		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
 		Now:       time.Now,
 		Monotonic: func() time.Duration { return d.w.now },
@@ -621,6 +622,14 @@ func (d *testDevice) open() {
 			_ = st.Close()
 		}
 	})
+}
+
+// logger writes to the test's log when CLIENT_TEST_LOG is set.
+func (d *testDevice) logger() zerolog.Logger {
+	if os.Getenv("CLIENT_TEST_LOG") == "" {
+		return zerolog.Nop()
+	}
+	return zerolog.New(zerolog.NewTestWriter(d.w.t)).With().Str("device", string(d.ident.device)).Logger()
 }
 
 // crash throws away what is in memory and opens the store again.
