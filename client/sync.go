@@ -28,10 +28,11 @@ const (
 // so a crash repeats a response instead of losing it.
 func (c *Client) syncLoop(ctx context.Context) {
 	var fail int
+	var timeout time.Duration // the first answer comes at once: see Synced
 	for ctx.Err() == nil {
-		err := c.syncOnce(ctx, syncTimeout)
+		err := c.syncOnce(ctx, timeout)
 		if err == nil {
-			fail = 0
+			fail, timeout = 0, syncTimeout
 			continue
 		}
 		if ctx.Err() != nil {
