@@ -231,7 +231,7 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 		slices.Reverse(timeline)
 		limited := false
 		for i := start; i < first; i++ {
-			limited = limited || s.log[i].RoomID == evt.RoomID
+			limited = limited || s.log[i].RoomID == evt.RoomID && !s.held[s.log[i].Type]
 		}
 		switch {
 		case is == "join" && (len(timeline) > 0 || was != "join"):
@@ -344,7 +344,7 @@ func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string,
 	var out []*Event
 	for at > 0 && len(out) < limit {
 		at--
-		if t.s.log[at].RoomID == room {
+		if t.s.log[at].RoomID == room && !t.s.held[t.s.log[at].Type] {
 			clone := *t.s.log[at]
 			out = append(out, &clone)
 		}
