@@ -79,8 +79,9 @@ func usagef(format string, args ...any) error {
 const usage = `Example: matrix-mls setup --homeserver-config /etc/matrix-synapse/homeserver.yaml
 
 Usage: matrix-mls [-c FILE] [-n] [serve]      run the module (what it does without a verb)
-       matrix-mls setup --homeserver-config FILE [-c FILE] [-r FILE] [--database FILE|postgres://...]
-                  [--listen HOST:PORT] [--homeserver-address URL] [--no-edit]
+       matrix-mls setup --homeserver-config FILE [-c FILE] [-r FILE]
+                  [--database FILE|postgres://...] [--listen HOST:PORT]
+                  [--homeserver-address URL] [--no-edit]
                                               install next to a homeserver; safe to run again
        matrix-mls doctor [-c FILE] [-r FILE] [--json]
                                               check an installation

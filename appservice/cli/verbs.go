@@ -181,9 +181,11 @@ func serve(ctx context.Context, env Env, o options) error {
 	if err != nil {
 		return err
 	}
-	err = service.Run(ctx)
-	log.Info().Err(err).Msg("Stopped")
-	return err
+	if err := service.Run(ctx); err != nil {
+		return err
+	}
+	log.Info().Msg("Stopped")
+	return nil
 }
 
 // openStore opens the database and brings its schema up to date. Before a

@@ -500,7 +500,11 @@ func (c *Client) EnsureBot(ctx context.Context, displayName string) error {
 	if err == nil && bytes.Equal(current, quoted(displayName)) {
 		return nil
 	}
-	return c.SetProfileField(ctx, "displayname", displayName)
+	// A homeserver that keeps names to itself is no reason not to serve.
+	if err := c.SetProfileField(ctx, "displayname", displayName); err != nil && IsTemporary(err) {
+		return err
+	}
+	return nil
 }
 
 func quoted(s string) []byte {

@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"matrix-mls": func() {
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+			code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Version: "1.2.3-test"})
+			stop()
+			os.Exit(int(code))
+		},
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			port, err := freePort()
+			if err != nil {
+				return err
+			}
+			env.Setenv("PORT", strconv.Itoa(port))
+			hs := httptest.NewServer(http.HandlerFunc(fakeHomeserver))
+			env.Defer(hs.Close)
+			env.Setenv("HS", hs.URL)
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": exits,
+			"await": await,
+		},
+	})
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// fakeHomeserver is one that knows the module and does what it asks.
+func fakeHomeserver(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	switch path := r.URL.Path; {
+	case path == "/_matrix/client/versions":
+		fmt.Fprint(w, `{"versions":["v1.1","v1.15"]}`)
+	case !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer "):
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprint(w, `{"errcode":"M_MISSING_TOKEN"}`)
+	case strings.HasSuffix(path, "/whoami"):
+		fmt.Fprint(w, `{"user_id":"@_mls_bot:mls.test","device_id":"MLSMODULE"}`)
+	case strings.HasSuffix(path, "/register"):
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprint(w, `{"errcode":"M_USER_IN_USE"}`)
+	case strings.HasSuffix(path, "/joined_rooms"):
+		fmt.Fprint(w, `{"joined_rooms":[]}`)
+	case strings.HasSuffix(path, "/ping"):
+		fmt.Fprint(w, `{"duration_ms":3}`)
+	default:
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"errcode":"M_UNRECOGNIZED"}`)
+	}
+}
+
+// exits runs a command and compares its exit code: exits CODE command args...
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE command args...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	if exit := new(exec.ExitError); err != nil {
+		if !asExit(err, &exit) {
+			ts.Fatalf("%s: %v", args[1], err)
+		}
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+func asExit(err error, target **exec.ExitError) bool {
+	exit, ok := err.(*exec.ExitError)
+	*target = exit
+	return ok
+}
+
+// await asks an address until it answers with a status: await URL STATUS
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: await URL STATUS")
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
+		resp, err := http.Get(args[0])
+		if err == nil {
+			_ = resp.Body.Close()
+			if strconv.Itoa(resp.StatusCode) == args[1] {
+				return
+			}
+		}
+	}
+	ts.Fatalf("%s never answered %s", args[0], args[1])
+}
+
+func TestUsageFitsOneScreen(t *testing.T) {
+	lines := strings.Split(strings.TrimRight(usage, "\n"), "\n")
+	if len(lines) > 24 {
+		t.Errorf("the usage page has %d lines", len(lines))
+	}
+	for i, line := range lines {
+		if len(line) > 100 {
+			t.Errorf("line %d has %d characters", i+1, len(line))
+		}
+	}
+	if !strings.HasPrefix(usage, "Example: ") {
+		t.Error("the usage page does not start with an example")
+	}
+}
+
+func TestExitCodesAreDistinct(t *testing.T) {
+	seen := make(map[Code]bool)
+	for _, c := range Codes {
+		if seen[c.Code] {
+			t.Errorf("exit code %d stands twice in the table", c.Code)
+		}
+		seen[c.Code] = true
+	}
+}
