@@ -4,297 +4,318 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
 
-// TestAccept is the other half of the reject table: what looks odd and must be
-// taken all the same.
+// TestAccept is the other half of TestReject: what must not be refused.
 func TestAccept(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		run  func(t *testing.T, cs CipherSuite)
-	}{
-		{"unknown-extensions", acceptUnknownExtensions},
-		{"unknown-capabilities", acceptUnknownCapabilities},
-		{"grease", acceptGREASE},
-		{"capabilities-in-any-order", acceptCapabilitiesOrder},
-		{"expired-leaf-in-tree", acceptExpiredLeaf},
-		{"add-without-path", acceptAddWithoutPath},
-		{"empty-commit-with-path", acceptEmptyCommit},
-		{"commit-that-removes-us", acceptOwnRemoval},
-		{"own-message-echoed", acceptEcho},
-		{"out-of-order-in-window", acceptOutOfOrder},
-		{"message-of-kept-past-epoch", acceptPastEpoch},
-		{"padding-of-any-length", acceptPadding},
-		{"psk-of-both-kinds", acceptPSKs},
-		{"external-commit-removes-own-leaf", acceptResync},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	greases := []uint16{0x0a0a, 0x5a5a, 0xeaea}
+	row := func(name string, f func(t *testing.T, w *world)) {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for _, cs := range rejectSuites {
-				t.Run(fmt.Sprintf("suite=%d", cs), func(t *testing.T) { c.run(t, cs) })
-			}
+			f(t, newRejectWorld(t))
 		})
 	}
-}
-
-const unknownExtension ExtensionType = 0xf123
-
-// joinWith adds a client with the given leaf to a group of two and checks that
-// everybody arrives in the same epoch.
-func joinWith(t *testing.T, cs CipherSuite, o LeafOptions, c CommitOptions) (members []*Group) {
-	t.Helper()
-	cfg := testConfig(t)
-	gs := newTestGroup(t, cfg, cs, 2)
-	key, err := GenerateSignatureKey(cs, cfg.rand())
-	noError(t, err)
-	if o.Credential.Type == 0 {
-		o.Credential = BasicCredential([]byte("newcomer"))
-	}
-	bundle, err := NewKeyPackage(cfg, cs, key, o)
-	noError(t, err)
-	c.Proposals = []Proposal{Add(mustParse(t, bundle.Message()).KeyPackage())}
-	c.WelcomeRatchetTree = true
-	sc, err := gs[0].Commit(c)
-	noError(t, err)
-	joined, err := JoinWelcome(cfg, mustParse(t, sc.Welcome()), bundle, JoinOptions{})
-	noError(t, err)
-	members = []*Group{sc.Merge(), mustFollow(t, gs[1], mustParse(t, sc.Message())), joined}
-	sameEpoch(t, members)
-	return members
-}
-
-// sameEpoch checks that all are in one epoch and read each other.
-func sameEpoch(t *testing.T, gs []*Group) {
-	t.Helper()
-	for _, g := range gs {
-		wantBytes(t, "epoch authenticator", g.EpochAuthenticator(), gs[0].EpochAuthenticator())
-		wantBytes(t, "tree hash", g.TreeHash(), gs[0].TreeHash())
-	}
-	for _, from := range gs {
-		m := mustEncrypt(t, from, "text")
-		for _, to := range gs {
-			if to != from {
-				mustRead(t, to, m, "text")
-			}
-		}
-	}
-}
-
-func mustRead(t *testing.T, g *Group, m *Message, want string) {
-	t.Helper()
-	p, err := g.Process(m)
-	noError(t, err)
-	app, ok := p.(*ApplicationMessage)
-	if !ok {
-		t.Fatalf("processed a %T", p)
-	}
-	wantBytes(t, "plaintext", app.Plaintext, []byte(want))
-}
-
-func acceptUnknownExtensions(t *testing.T, cs CipherSuite) {
-	gs := joinWith(t, cs, LeafOptions{
-		LeafExtensions:       []Extension{{Type: unknownExtension, Data: []byte("leaf")}}, // is listed by itself
-		KeyPackageExtensions: []Extension{{Type: unknownExtension, Data: []byte("package")}},
-	}, CommitOptions{GroupInfoExtensions: []Extension{{Type: unknownExtension, Data: []byte("info")}}})
-	leaf, _ := gs[0].Leaf(2)
-	if data, ok := leaf.Extension(unknownExtension); !ok || string(data) != "leaf" {
-		t.Errorf("the leaf's unknown extension is %q, %v", data, ok)
-	}
-}
-
-func acceptUnknownCapabilities(t *testing.T, cs CipherSuite) {
-	c := DefaultCapabilities()
-	c.Versions = append(c.Versions, 0x0700)
-	c.CipherSuites = append(c.CipherSuites, 0x0fff, 0xf001)
-	c.Extensions = append(c.Extensions, 0x0777)
-	c.Proposals = append(c.Proposals, 0x0888)
-	c.Credentials = append(c.Credentials, 0x0999)
-	gs := joinWith(t, cs, LeafOptions{Capabilities: &c}, CommitOptions{})
-	leaf, _ := gs[1].Leaf(2)
-	if !leaf.Capabilities.SupportsProposal(0x0888) {
-		t.Error("an unknown capability was lost")
-	}
-}
-
-// RFC 9420, Section 13.5: the seven places where GREASE may appear.
-func acceptGREASE(t *testing.T, cs CipherSuite) {
-	grease := Extension{Type: 0x3a3a, Data: []byte("nothing")}
-	c := DefaultCapabilities()
-	c.CipherSuites = append([]CipherSuite{0x0a0a}, c.CipherSuites...)
-	c.Extensions = append(c.Extensions, 0x1a1a, grease.Type)
-	c.Proposals = append(c.Proposals, 0xeaea)
-	c.Credentials = append(c.Credentials, 0x2a2a)
-	gs := joinWith(t, cs, LeafOptions{
-		Capabilities:         &c,
-		LeafExtensions:       []Extension{grease},
-		KeyPackageExtensions: []Extension{grease},
-	}, CommitOptions{GroupInfoExtensions: []Extension{grease}})
-	for _, v := range []uint16{0x0a0a, 0x1a1a, 0xeaea} {
-		if !isGREASE(v) {
-			t.Errorf("%#04x is GREASE", v)
-		}
-	}
-	for _, v := range []uint16{0, 1, 0xfafa, 0x0a1a, 0x1b1b} {
-		if isGREASE(v) {
-			t.Errorf("%#04x is no GREASE", v)
-		}
-	}
-	mustCommit(t, gs[2], CommitOptions{})
-}
-
-func acceptCapabilitiesOrder(t *testing.T, cs CipherSuite) {
-	c := DefaultCapabilities()
-	for i, j := 0, len(c.CipherSuites)-1; i < j; i, j = i+1, j-1 {
-		c.CipherSuites[i], c.CipherSuites[j] = c.CipherSuites[j], c.CipherSuites[i]
-	}
-	c.Extensions = []ExtensionType{0xf123, 0x0777, 0xf123}
-	c.Credentials = []CredentialType{0x0999, CredentialTypeX509, CredentialTypeBasic}
-	joinWith(t, cs, LeafOptions{Capabilities: &c}, CommitOptions{})
-}
-
-func acceptExpiredLeaf(t *testing.T, cs CipherSuite) {
-	cfg := testConfig(t)
-	gs := newTestGroup(t, cfg, cs, 3)
-	// Years later nobody has committed, and somebody joins.
-	late := *cfg
-	late.Now = func() time.Time { return testNow().AddDate(3, 0, 0) }
-	gs[0].cfg = &late
-	bundle := newTestClient(t, &late, cs, 9)
-	sc, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Add(bundle.KeyPackage())}})
-	noError(t, err)
-	joined, err := JoinWelcome(&late, mustParse(t, sc.Welcome()), bundle, JoinOptions{RatchetTree: sc.Merge().RatchetTree()})
-	noError(t, err)
-	gs[1].cfg = &late
-	sameEpoch(t, []*Group{sc.Merge(), joined, mustFollow(t, gs[1], mustParse(t, sc.Message()))})
-}
-
-func acceptAddWithoutPath(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	sc, err := a.Commit(CommitOptions{Proposals: []Proposal{Add(newTestClient(t, a.cfg, cs, 9).KeyPackage())}})
-	noError(t, err)
-	if sc.HasPath() || mustParse(t, sc.Message()).public.auth.content.commit.path != nil {
-		t.Error("a Commit of Adds has a path that nobody asked for")
-	}
-	sameEpoch(t, []*Group{sc.Merge(), mustFollow(t, b, mustParse(t, sc.Message()))})
-}
-
-func acceptEmptyCommit(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	for _, private := range []bool{false, true} {
-		sc, err := a.Commit(CommitOptions{Private: private})
-		noError(t, err)
-		if !sc.HasPath() || len(sc.Proposals()) != 0 {
-			t.Errorf("path %v, %d proposals", sc.HasPath(), len(sc.Proposals()))
-		}
-		b = mustFollow(t, b, mustParse(t, sc.Message()))
-		a = sc.Merge()
-		sameEpoch(t, []*Group{a, b})
-	}
-}
-
-func acceptOwnRemoval(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	m, _ := mustCommit(t, a, CommitOptions{Proposals: []Proposal{Remove(b.OwnLeafIndex())}})
-	p, err := b.Process(m)
-	noError(t, err)
-	sc := p.(*StagedCommit)
-	if !sc.SelfRemoved() || sc.Merge() != nil || sc.EpochAuthenticator() != nil {
-		t.Error("who was removed goes on")
-	}
-}
-
-func acceptEcho(t *testing.T, cs CipherSuite) {
-	a, _ := pair(t, cs)
-	m := mustEncrypt(t, a, "text")
-	if err := refuse(t, a, m); !errors.Is(err, ErrOwnMessage) {
-		t.Errorf("got %v, want ErrOwnMessage", err)
-	}
-}
-
-func acceptOutOfOrder(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	var ms []*Message
-	for i := range 20 {
-		ms = append(ms, mustEncrypt(t, a, fmt.Sprint(i)))
-	}
-	for _, i := range []int{5, 19, 0, 18, 1, 17, 2, 16, 3, 15, 4, 14, 13, 6, 12, 7, 11, 8, 10, 9} {
-		mustRead(t, b, ms[i], fmt.Sprint(i))
-	}
-	if b.ratchets.skipped != 0 {
-		t.Errorf("%d keys are left", b.ratchets.skipped)
-	}
-}
-
-func acceptPastEpoch(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	late := mustEncrypt(t, a, "late")
-	m, a2 := mustCommit(t, a, CommitOptions{})
-	b2 := mustFollow(t, b, m)
-	sameEpoch(t, []*Group{a2, b2})
-	// The group of the epoch before is still there, and stored by itself.
-	kept, err := LoadGroup(b.cfg, b.EpochState(), b.RatchetState())
-	noError(t, err)
-	mustRead(t, kept, late, "late")
-}
-
-func acceptPadding(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	sizes := make(map[int]bool)
-	for _, padding := range []int{0, 1, 64, 256, 4096} {
-		padded := *a.cfg
-		padded.PaddingSize = padding
-		a.cfg = &padded
-		for _, n := range []int{0, 1, 100, 300} {
-			m := mustEncrypt(t, a, string(bytes.Repeat([]byte("x"), n)))
-			if padding > 0 && (len(m.private.ciphertext)-aeadOverhead)%padding != 0 {
-				t.Errorf("%d bytes padded to %d are %d", n, padding, len(m.private.ciphertext)-aeadOverhead)
-			}
-			if padding == 4096 {
-				sizes[len(m.private.ciphertext)] = true
-			}
-			mustRead(t, b, m, string(bytes.Repeat([]byte("x"), n)))
-		}
-	}
-	if len(sizes) != 1 {
-		t.Errorf("padding shows %d sizes", len(sizes))
-	}
-	for n := range 40 {
-		mustRead(t, b, forgedMessage{g: a, ct: ContentTypeApplication, text: "text", padding: make([]byte, n)}.private(t), "text")
-	}
-}
-
-func acceptPSKs(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	for _, g := range []*Group{a, b} {
-		with := *g.cfg
-		with.PSK = func(id PreSharedKeyID) ([]byte, bool) {
-			return []byte("shared secret"), id.Type == PSKTypeExternal && string(id.ID) == "shared"
-		}
-		g.cfg = &with
-	}
-	m, a2 := mustCommit(t, a, CommitOptions{Proposals: []Proposal{
-		PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("shared")}),
-		PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageApplication, GroupID: a.GroupID(), Epoch: a.Epoch()}),
-	}})
-	sameEpoch(t, []*Group{a2, mustFollow(t, b, m)})
-}
-
-func acceptResync(t *testing.T, cs CipherSuite) {
-	a, b := pair(t, cs)
-	info, err := a.GroupInfo(GroupInfoOptions{RatchetTree: true, ExternalPub: true})
-	noError(t, err)
-	own := b.OwnLeafIndex()
-	key, err := GenerateSignatureKey(cs, b.cfg.rand())
-	noError(t, err)
-	sc, err := ExternalJoin(b.cfg, mustParse(t, info), key, ExternalJoinOptions{
-		Leaf: LeafOptions{Credential: BasicCredential([]byte("client1"))}, Resync: &own,
+	row("unknown-extension-in-key-package", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		o := w.options("new")
+		o.KeyPackageExtensions = []Extension{{Type: 0xf0b1, Data: []byte("x")}}
+		b, err := NewKeyPackage(w.cfg, w.cs, w.key(), o)
+		w.check(err)
+		c, gs := w.commit(gs, 0, CommitOptions{Proposals: []Proposal{Add(b.KeyPackage())}, WelcomeRatchetTree: true})
+		g, err := JoinWelcome(w.cfg, w.parse(c.Welcome()), b, JoinOptions{})
+		w.check(err)
+		w.talk(append(gs, g))
 	})
-	noError(t, err)
-	a2 := mustFollow(t, a, mustParse(t, sc.Message()))
-	if a2.MemberCount() != 2 {
-		t.Errorf("%d members, want 2", a2.MemberCount())
+	row("unknown-extension-in-group-info", func(t *testing.T, w *world) {
+		g, b := w.invited()
+		_, err := JoinWelcome(w.cfg, w.forgeWelcome(g, b, welcomeForgery{exts: []Extension{{Type: 0xf0b1}}}), b, JoinOptions{})
+		w.check(err)
+	})
+	row("unknown-extension-in-leaf-node-when-listed", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		o := w.options("new")
+		o.LeafExtensions = []Extension{{Type: 0xf0b1, Data: []byte("x")}}
+		b, err := NewKeyPackage(w.cfg, w.cs, w.key(), o)
+		w.check(err)
+		c, gs := w.commit(gs, 0, CommitOptions{Proposals: []Proposal{Add(b.KeyPackage())}, WelcomeRatchetTree: true})
+		g, err := JoinWelcome(w.cfg, w.parse(c.Welcome()), b, JoinOptions{})
+		w.check(err)
+		_, gs = w.commit(append(gs, g), 2, CommitOptions{})
+		l, _ := gs[0].Leaf(2)
+		if data, ok := l.Extension(0xf0b1); !ok || string(data) != "x" {
+			t.Error("the extension is lost")
+		}
+	})
+	row("unknown-capabilities", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		c := Capabilities{
+			Versions:     []ProtocolVersion{0xf0, MLS10},
+			CipherSuites: []CipherSuite{0xf0b1, w.cs, 0xf0b2},
+			Extensions:   []ExtensionType{0xf0b1},
+			Proposals:    []ProposalType{0xf0b1},
+			Credentials:  []CredentialType{0xf0b1, CredentialTypeBasic},
+		}
+		w.accept(gs[1], w.forge(gs[0], w.addForgery(gs[0], w.forgePackage(packageForgery{caps: &c}))))
+	})
+	row("grease", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		c := DefaultCapabilities()
+		var exts []Extension
+		for _, v := range greases {
+			c.Versions = append(c.Versions, ProtocolVersion(v))
+			c.CipherSuites = append(c.CipherSuites, CipherSuite(v))
+			c.Extensions = append(c.Extensions, ExtensionType(v))
+			c.Proposals = append(c.Proposals, ProposalType(v))
+			c.Credentials = append(c.Credentials, CredentialType(v))
+			exts = append(exts, Extension{Type: ExtensionType(v)})
+		}
+		kp := w.forgePackage(packageForgery{caps: &c, exts: exts, leaf: func(l *LeafNode) { l.Extensions = exts }})
+		w.accept(gs[1], w.forge(gs[0], w.addForgery(gs[0], kp)))
+		g, b := w.invited()
+		_, err := JoinWelcome(w.cfg, w.forgeWelcome(g, b, welcomeForgery{exts: exts}), b, JoinOptions{})
+		w.check(err)
+	})
+	row("capabilities-in-any-order", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		c := wideCapabilities()
+		slices.Reverse(c.CipherSuites)
+		slices.Reverse(c.Credentials)
+		w.accept(gs[1], w.forge(gs[0], w.addForgery(gs[0], w.forgePackage(packageForgery{caps: &c}))))
+	})
+	row("expired-leaf-in-tree", func(t *testing.T, w *world) {
+		gs := w.group(3)
+		later := *w.cfg
+		later.Now = func() time.Time { return testTime.Add(1000 * 24 * time.Hour) }
+		w.cfg = &later
+		for i := range gs {
+			g, err := LoadGroup(w.cfg, gs[i].EpochState(), gs[i].RatchetState())
+			w.check(err)
+			gs[i] = g
+		}
+		gs = w.add(gs, "late")
+		_, gs = w.commit(gs, 3, CommitOptions{})
+		w.talk(gs)
+	})
+	row("commit-without-path-for-adds", func(t *testing.T, w *world) {
+		gs := w.group(3)
+		c, gs := w.commit(gs, 1, CommitOptions{Proposals: []Proposal{Add(w.bundle("a").KeyPackage()), Add(w.bundle("b").KeyPackage())}})
+		if c.HasPath() {
+			t.Error("the Commit has a path")
+		}
+		w.talk(gs)
+	})
+	row("empty-commit-with-path", func(t *testing.T, w *world) {
+		c, gs := w.commit(w.group(3), 1, CommitOptions{})
+		if !c.HasPath() {
+			t.Error("the Commit has no path")
+		}
+		w.talk(gs)
+	})
+	row("commit-that-removes-us", func(t *testing.T, w *world) {
+		gs := w.group(3)
+		c, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Remove(2)}})
+		w.check(err)
+		s := w.accept(gs[2], w.parse(c.Message())).(*StagedCommit)
+		if !s.SelfRemoved() || s.Merge() != nil || s.EpochAuthenticator() != nil || len(s.Removed()) != 1 || s.CommitterLeaf() == nil {
+			t.Errorf("got %+v", s.commitInfo)
+		}
+		// The old epoch can still be read.
+		raw, err := gs[1].Encrypt([]byte("bye"), nil)
+		w.check(err)
+		w.accept(gs[2], w.parse(raw))
+	})
+	row("own-message-echoed", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		before := snapshot(gs[0])
+		raw, err := gs[0].Encrypt([]byte("text"), nil)
+		w.check(err)
+		if bytes.Equal(before, snapshot(gs[0])) {
+			t.Fatal("sending has not moved the ratchet")
+		}
+		before = snapshot(gs[0])
+		if _, err := gs[0].Process(w.parse(raw)); !errors.Is(err, ErrOwnMessage) {
+			t.Errorf("own message: %v", err)
+		}
+		if !bytes.Equal(before, snapshot(gs[0])) {
+			t.Error("the echo changed the group")
+		}
+		raw, ref, err := gs[0].Propose(Remove(1), FramingOptions{})
+		w.check(err)
+		if pm := w.accept(gs[0], w.parse(raw)).(*ProposalMessage); !bytes.Equal(pm.Ref, ref) || len(gs[0].PendingProposals()) != 1 {
+			t.Error("the echo of a proposal is another proposal")
+		}
+	})
+	row("out-of-order-inside-the-window", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		var ms []*Message
+		for i := range 20 {
+			raw, err := gs[0].Encrypt([]byte{byte(i)}, nil)
+			w.check(err)
+			ms = append(ms, w.parse(raw))
+		}
+		slices.Reverse(ms)
+		for i, m := range ms {
+			if a := w.accept(gs[1], m).(*ApplicationMessage); a.Plaintext[0] != byte(19-i) || a.Generation != uint32(19-i) {
+				t.Errorf("got %v in generation %d", a.Plaintext, a.Generation)
+			}
+			g, err := LoadGroup(w.cfg, gs[1].EpochState(), gs[1].RatchetState())
+			w.check(err)
+			gs[1] = g
+		}
+	})
+	row("message-of-past-epoch", func(t *testing.T, w *world) {
+		gs := w.group(3)
+		raw, err := gs[0].Encrypt([]byte("late"), nil)
+		w.check(err)
+		_, next := w.commit(gs, 1, CommitOptions{})
+		w.accept(gs[2], w.parse(raw))
+		w.talk(next)
+	})
+	row("padding-of-any-length", func(t *testing.T, w *world) {
+		gs := w.group(2)
+		last := 0
+		for _, n := range []int{1, 7, 64, 1024, 100_000} {
+			c := *w.cfg
+			c.PaddingSize = n
+			e := *gs[0].epoch
+			e.cfg = &c
+			gs[0].epoch = &e
+			raw, err := gs[0].Encrypt([]byte("text"), nil)
+			w.check(err)
+			if len(raw) < last || len(raw) < n {
+				t.Errorf("padding to %d gives %d bytes", n, len(raw))
+			}
+			last = len(raw)
+			if a := w.accept(gs[1], w.parse(raw)).(*ApplicationMessage); string(a.Plaintext) != "text" {
+				t.Errorf("got %q", a.Plaintext)
+			}
+		}
+	})
+	row("both-kinds-of-psk", func(t *testing.T, w *world) {
+		w.psks["k"] = []byte("psk")
+		gs := w.group(3)
+		raw, _, err := gs[2].Propose(PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageApplication, GroupID: []byte("group"), Epoch: 1}), FramingOptions{})
+		w.check(err)
+		w.accept(gs[0], w.parse(raw))
+		w.accept(gs[1], w.parse(raw))
+		_, gs = w.commit(gs, 0, CommitOptions{Pending: true, Proposals: []Proposal{PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("k")})}})
+		w.talk(gs)
+	})
+	row("external-commit-in-place-of-old-leaf", func(t *testing.T, w *world) {
+		gs := w.group(3)
+		two := LeafIndex(2)
+		m := w.forgeExternal(gs[0], externalForgery{name: "member2", remove: &two, proposals: func(p Proposal) []proposalOrRef { return byValue(p, Remove(2)) }})
+		s := w.accept(gs[1], m).(*StagedCommit)
+		if s.Committer() != 2 || !s.External() {
+			t.Errorf("joined at leaf %d", s.Committer())
+		}
+	})
+}
+
+// addForgery is a Commit that adds a KeyPackage behind all others.
+func (w *world) addForgery(g *Group, kp *KeyPackage) commitForgery {
+	return commitForgery{
+		proposals: byValue(Add(kp)), path: true, added: []LeafIndex{LeafIndex(g.tree.last)},
+		apply: func(t *ratchetTree) { t.add(kp.LeafNode) },
 	}
-	sameEpoch(t, []*Group{a2, sc.Merge()})
+}
+
+// TestRandomWalk lets a group grow, shrink and change at random. After every
+// step all members, and a server, agree; the tree is what a newcomer would
+// accept. A failure names the seed.
+func TestRandomWalk(t *testing.T) {
+	steps := 60
+	if testing.Short() {
+		steps = 15
+	}
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(seed, 1))
+			w := newWorld(t, rejectSuites[0])
+			gs := w.group(1)
+			names := 0
+			for range steps {
+				pub := w.public(gs[0])
+				from := r.IntN(len(gs))
+				var o CommitOptions
+				var bundles []*KeyPackageBundle
+				gone := make(map[LeafIndex]bool)
+				o.WelcomeRatchetTree = true
+				o.ForcePath = r.IntN(2) == 0
+				// Proposals by reference from others.
+				send := func(raw []byte) {
+					m := w.parse(raw)
+					for _, g := range gs {
+						w.accept(g, m)
+					}
+					_, err := pub.Process(m)
+					w.check(err)
+				}
+				for i, g := range gs {
+					if i != from && r.IntN(4) == 0 {
+						raw, _, err := g.ProposeUpdate(nil, FramingOptions{})
+						w.check(err)
+						send(raw)
+					}
+				}
+				if r.IntN(3) == 0 && len(gs) > 2 {
+					i := gs[r.IntN(len(gs))].own
+					if i != gs[from].own {
+						raw, _, err := gs[from].Propose(Remove(i), FramingOptions{})
+						w.check(err)
+						send(raw)
+						gone[i] = true
+					}
+				}
+				o.Pending = true
+				for range r.IntN(4) {
+					if len(gs)+len(bundles) < 20 {
+						names++
+						b := w.bundle(fmt.Sprintf("walker%d", names))
+						bundles = append(bundles, b)
+						o.Proposals = append(o.Proposals, Add(b.KeyPackage()))
+					}
+				}
+				for range r.IntN(3) {
+					i := gs[r.IntN(len(gs))].own
+					if i != gs[from].own && !gone[i] && len(gs)-len(gone) > 2 {
+						gone[i] = true
+						o.Proposals = append(o.Proposals, Remove(i))
+					}
+				}
+				c, next := w.commit(gs, from, o)
+				for _, b := range bundles {
+					raw, err := c.WelcomeFor(b.Ref())
+					w.check(err)
+					g, err := JoinWelcome(w.cfg, w.parse(raw), b, JoinOptions{})
+					w.check(err)
+					next = append(next, g)
+				}
+				w.agree(next)
+				pub = w.followPublic(pub, c)
+				gs = next
+				if r.IntN(8) == 0 {
+					// Somebody lost everything and comes back.
+					k := r.IntN(len(gs))
+					leaf := gs[k].own
+					info, err := gs[(k+1)%len(gs)].GroupInfo(GroupInfoOptions{ExternalPub: true, RatchetTree: true})
+					w.check(err)
+					e, err := ExternalJoin(w.cfg, w.parse(info), w.key(), ExternalJoinOptions{
+						Leaf: LeafOptions{Credential: gs[k].OwnLeaf().Credential}, Resync: &leaf,
+					})
+					w.check(err)
+					others := slices.Delete(slices.Clone(gs), k, k+1)
+					gs = append(w.follow(others, nil, e), e.Merge())
+					w.agree(gs)
+					w.followPublic(pub, e)
+				}
+			}
+			w.talk(gs)
+		})
+	}
 }
