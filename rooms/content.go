@@ -13,7 +13,6 @@ const (
 	MaxEventSize     = 60000    // bytes of a whole event of ours
 	MaxInline        = 40000    // bytes of MLS messages inside an event; more goes to media
 	MaxFileSize      = 16 << 20 // bytes of an MLSMessage, GroupInfo or tree in media
-	MaxInlineChain   = 8000     // bytes of a proof chain inside P.head
 	MaxSequencers    = 16       // modules in one list
 	MaxProofs        = 128      // vouching statements of one vote
 	MaxProposals     = 1000     // proposals that one commit names
@@ -469,15 +468,15 @@ func (h *HeadContent) validate() error {
 			return err
 		}
 	}
-	if len(h.Chain) > MaxInlineChain {
-		return malformed("chain", "%d bytes, at most %d inside the event", len(h.Chain), MaxInlineChain)
+	for i := range h.Votes {
+		if err := h.Votes[i].validate(); err != nil {
+			return err
+		}
 	}
-	if len(h.Chain) > 0 && h.ChainFile != nil {
-		return malformed("chain", "stands beside chain_file")
-	}
-	return firstError(h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(), h.ChainFile.validate(),
+	return firstError(h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
 		maxBytes("group_id", h.Group, 255), maxBytes("group_info", h.GroupInfo, MaxInline),
-		needCount("external_senders", len(h.ExternalSenders), 16), needCount("receipts", len(h.Receipts), 4*MaxSequencers))
+		needCount("external_senders", len(h.ExternalSenders), 16), needCount("receipts", len(h.Receipts), 4*MaxSequencers),
+		needCount("votes", len(h.Votes), MaxSequencers))
 }
 
 func (m *ModuleProfile) validate() error {

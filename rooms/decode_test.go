@@ -149,7 +149,7 @@ func contents() map[string]struct {
 		"repost":          {&RepostContent{Type: TypeCommit, Sender: alice, Event: "$e", Content: json.RawMessage(`{"epoch":1}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeRepost(r)) }},
 		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1},
 			Accepted: event, Final: event, Root: event, Receipts: []ReceiptRef{{Key: Bytes{1}, Counter: 1, Hash: h, Event: "$e"}}, GroupInfo: Bytes{1}, Snapshot: &snapshot,
-			Chain: json.RawMessage(`{"links":[]}`), Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
+			Config: h, Era: 2, Votes: []VoteContent{vote}, Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
 	}
 }
 
@@ -176,7 +176,7 @@ func TestContentsRefused(t *testing.T) {
 		var fields map[string]json.RawMessage
 		must(t, json.Unmarshal(raw, &fields))
 		for key := range fields {
-			if key == KeyRelatesTo || key == "chain" { // carried as they are
+			if key == KeyRelatesTo { // carried as it is
 				continue
 			}
 			t.Run(name+"/"+key, func(t *testing.T) {

@@ -202,11 +202,12 @@ type HeadContent struct {
 	Accepted        *EventRef        `json:"accepted,omitempty"`
 	Final           *EventRef        `json:"final,omitempty"`
 	Root            *EventRef        `json:"root,omitempty"`
+	Config          Hash             `json:"cfg,omitzero"`    // ref of the commit that set the list governing what follows Accepted
+	Era             uint64           `json:"era,omitempty"`   // number of the era Accepted lies in
+	Votes           []VoteContent    `json:"votes,omitempty"` // what makes Final final; see [HeadContent.VerifyFinal]
 	Receipts        []ReceiptRef     `json:"receipts,omitempty"`
 	GroupInfo       Bytes            `json:"group_info,omitempty"` // of the newest accepted commit, signed by its author
 	Snapshot        *Snapshot        `json:"snapshot,omitempty"`
-	Chain           json.RawMessage  `json:"chain,omitempty"`      // the newcomers' proof chain, see [ChainContent]
-	ChainFile       *File            `json:"chain_file,omitempty"` // instead of Chain, above 8 kB
 	Nonce           string           `json:"io.github.matrix-mls.nonce,omitempty"`
 }
 

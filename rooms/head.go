@@ -2,7 +2,9 @@ package rooms
 
 import (
 	"bytes"
+	"crypto/ed25519"
 
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 )
 
@@ -57,6 +59,42 @@ func (h *HeadContent) Parse() (*mls.Message, error) {
 func (s *Snapshot) CheckSnapshot(treeHash []byte) error {
 	if !bytes.Equal(s.TreeHash, treeHash) {
 		return refuse(RuleMediaHash, "ratchet tree", "is not the one the snapshot names").with("ask a member for another snapshot")
+	}
+	return nil
+}
+
+// VerifyFinal checks the votes of a head: a majority of the group's sequencers,
+// in one ballot under the list that Config names, voted for Final. p is the
+// policy of the group the newcomer has joined, which members have signed. So a
+// module alone can neither make a newcomer take a commit for final nor give it
+// a wrong name for the list. Without the votes (as right after a group was
+// founded or a list was changed) the result is [RuleFinalNotProven], and the
+// newcomer shows the room as unconfirmed.
+func (h *HeadContent) VerifyFinal(p *Policy) error {
+	unproven := func(format string, args ...any) error {
+		return refuse(RuleFinalNotProven, "head", format, args...).with("the room is shown as unconfirmed until its next commit is final")
+	}
+	if h.Final == nil || h.Config.IsZero() || len(h.Votes) == 0 {
+		return unproven("names no final commit with its votes")
+	}
+	list := federation.List(p.Sequencers)
+	scope := federation.Scope{Room: string(p.Room), Group: h.Group}
+	voted := make(map[uint32]bool)
+	for i := range h.Votes {
+		v := &h.Votes[i]
+		switch {
+		case v.Ref != h.Final.Ref || v.Cfg != h.Config || v.Ballot != h.Votes[0].Ballot:
+			return unproven("a vote is for another commit, list or ballot")
+		case int(v.Rank) >= len(list) || voted[v.Rank]:
+			return refuse(RuleReceiptForged, "head", "a vote by rank %d, which is not in the list or voted already", v.Rank)
+		}
+		if err := v.Receipt().VerifySignature(scope, ed25519.PublicKey(list[v.Rank].ReceiptKey)); err != nil {
+			return &Refusal{Rule: RuleReceiptForged, What: "head: vote of " + list[v.Rank].User, Err: err}
+		}
+		voted[v.Rank] = true
+	}
+	if len(voted) < list.Quorum() {
+		return unproven("%d votes, want %d of %d", len(voted), list.Quorum(), len(list))
 	}
 	return nil
 }
