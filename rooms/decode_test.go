@@ -149,7 +149,7 @@ func contents() map[string]struct {
 		"repost":          {&RepostContent{Type: TypeCommit, Sender: alice, Event: "$e", Content: json.RawMessage(`{"epoch":1}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeRepost(r)) }},
 		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1},
 			Accepted: event, Final: event, Root: event, Receipts: []ReceiptRef{{Key: Bytes{1}, Counter: 1, Hash: h, Event: "$e"}}, GroupInfo: Bytes{1}, Snapshot: &snapshot,
-			Config: h, Era: 2, Votes: []VoteContent{vote}, Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
+			Cfg: h, Era: 2, Votes: []VoteContent{vote}, Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
 	}
 }
 

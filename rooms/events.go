@@ -202,7 +202,7 @@ type HeadContent struct {
 	Accepted        *EventRef        `json:"accepted,omitempty"`
 	Final           *EventRef        `json:"final,omitempty"`
 	Root            *EventRef        `json:"root,omitempty"`
-	Config          Hash             `json:"cfg,omitzero"`    // ref of the commit that set the list governing what follows Accepted
+	Cfg             Hash             `json:"cfg,omitzero"`    // ref of the commit that set the list governing what follows Accepted
 	Era             uint64           `json:"era,omitempty"`   // number of the era Accepted lies in
 	Votes           []VoteContent    `json:"votes,omitempty"` // what makes Final final; see [HeadContent.VerifyFinal]
 	Receipts        []ReceiptRef     `json:"receipts,omitempty"`

@@ -64,7 +64,7 @@ func (s *Snapshot) CheckSnapshot(treeHash []byte) error {
 }
 
 // VerifyFinal checks the votes of a head: a majority of the group's sequencers,
-// in one ballot under the list that Config names, voted for Final. p is the
+// in one ballot under the list that Cfg names, voted for Final. p is the
 // policy of the group the newcomer has joined, which members have signed. So a
 // module alone can neither make a newcomer take a commit for final nor give it
 // a wrong name for the list. Without the votes (as right after a group was
@@ -74,7 +74,7 @@ func (h *HeadContent) VerifyFinal(p *Policy) error {
 	unproven := func(format string, args ...any) error {
 		return refuse(RuleFinalNotProven, "head", format, args...).with("the room is shown as unconfirmed until its next commit is final")
 	}
-	if h.Final == nil || h.Config.IsZero() || len(h.Votes) == 0 {
+	if h.Final == nil || h.Cfg.IsZero() || len(h.Votes) == 0 {
 		return unproven("names no final commit with its votes")
 	}
 	list := federation.List(p.Sequencers)
@@ -83,7 +83,7 @@ func (h *HeadContent) VerifyFinal(p *Policy) error {
 	for i := range h.Votes {
 		v := &h.Votes[i]
 		switch {
-		case v.Ref != h.Final.Ref || v.Cfg != h.Config || v.Ballot != h.Votes[0].Ballot:
+		case v.Ref != h.Final.Ref || v.Cfg != h.Cfg || v.Ballot != h.Votes[0].Ballot:
 			return unproven("a vote is for another commit, list or ballot")
 		case int(v.Rank) >= len(list) || voted[v.Rank]:
 			return refuse(RuleReceiptForged, "head", "a vote by rank %d, which is not in the list or voted already", v.Rank)

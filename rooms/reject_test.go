@@ -312,10 +312,10 @@ func TestFinalOfAHead(t *testing.T) {
 		{"another's name", []VoteContent{vote(1, same), func() VoteContent { v := vote(2, same); v.Rank = 0; return v }()}, nil, RuleReceiptForged},
 		{"another commit", []VoteContent{vote(0, same), vote(1, func(v *federation.Vote) { v.Ref[0]++ })}, nil, RuleFinalNotProven},
 		{"another ballot", []VoteContent{vote(0, same), vote(1, func(v *federation.Vote) { v.Ballot = federation.Ballot{Round: 1, Rank: 1} })}, nil, RuleFinalNotProven},
-		{"another list", []VoteContent{vote(0, same), vote(1, same)}, func(h *HeadContent) { h.Config[0]++ }, RuleFinalNotProven},
+		{"another list", []VoteContent{vote(0, same), vote(1, same)}, func(h *HeadContent) { h.Cfg[0]++ }, RuleFinalNotProven},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := &HeadContent{Group: group, Config: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: test.votes}
+			h := &HeadContent{Group: group, Cfg: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: test.votes}
 			if test.edit != nil {
 				test.edit(h)
 			}
@@ -330,7 +330,7 @@ func TestFinalOfAHead(t *testing.T) {
 	t.Run("another room", func(t *testing.T) {
 		elsewhere := *p
 		elsewhere.Room = otherRoom
-		h := &HeadContent{Group: group, Config: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: []VoteContent{vote(0, same), vote(1, same)}}
+		h := &HeadContent{Group: group, Cfg: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: []VoteContent{vote(0, same), vote(1, same)}}
 		wantRule(t, h.VerifyFinal(&elsewhere), RuleReceiptForged)
 	})
 }
