@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -259,10 +260,38 @@ func (st *Store) Setting(ctx context.Context, name string) (string, error) {
 
 // Tx runs fn in one transaction: every Store method called with the context
 // that fn gets takes part in it. A call inside a transaction joins it. fn must
-// not wait for the network.
+// not wait for the network. If fn panics, the transaction is undone and the
+// panic goes on.
 func (st *Store) Tx(ctx context.Context, fn func(ctx context.Context) error) error {
-	return st.db.DoTxn(ctx, nil, fn)
+	var panicked *txPanic
+	err := st.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				var known bool
+				if panicked, known = cause.(*txPanic); !known {
+					panicked = &txPanic{cause, debug.Stack()}
+				}
+				err = errPanicked
+			}
+		}()
+		return fn(ctx)
+	})
+	if panicked != nil {
+		panic(panicked)
+	}
+	return err
 }
+
+var errPanicked = errors.New("store: a transaction's function panicked")
+
+// txPanic carries a panic past the end of its transaction.
+type txPanic struct {
+	cause any
+	stack []byte
+}
+
+// String tells what panicked, and where.
+func (p *txPanic) String() string { return fmt.Sprintf("%v\n%s", p.cause, p.stack) }
 
 // LockRoom keeps other module processes on the same PostgreSQL away from a
 // room until the transaction ends. On SQLite the write lock does that already.

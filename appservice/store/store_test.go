@@ -312,6 +312,32 @@ func TestTransactionIsWholeOrNothing(t *testing.T) {
 	})
 }
 
+func TestPanicUndoesTheTransaction(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		cfg.MaxOpenConns = 1 // a connection that is not given back stops everything
+		ctx := context.Background()
+		st := storetest.Open(t, cfg, nil)
+		for range 3 {
+			func() {
+				defer func() {
+					if cause := recover(); cause == nil || !strings.Contains(fmt.Sprint(cause), "planted") {
+						t.Errorf("recovered %v, want the planted panic", cause)
+					}
+				}()
+				_ = st.Tx(ctx, func(ctx context.Context) error {
+					if err := st.NoteRoom(ctx, "!a", store.RoomJoined); err != nil {
+						return err
+					}
+					return st.Tx(ctx, func(context.Context) error { panic("planted") })
+				})
+			}()
+		}
+		if known, err := st.KnownRooms(ctx); err != nil || len(known) != 0 {
+			t.Errorf("rooms = %v, %v after the panic", known, err)
+		}
+	})
+}
+
 func TestRoomsAndGroups(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, cfg store.Config) {
 		ctx, c := context.Background(), newClock()
