@@ -6,6 +6,9 @@ import "encoding/binary"
 // all limits that a Config can sensibly set.
 const maxCommitEntries = 1 << 16
 
+// maxWelcomePSKs does the same for the PSKs of a Welcome.
+const maxWelcomePSKs = 1 << 10
+
 // A Commit carries out proposals and starts a new epoch (RFC 9420, Section
 // 12.4).
 type Commit struct {
@@ -300,8 +303,8 @@ func (g *groupSecrets) unmarshal(s *reader) bool {
 		return false
 	}
 	return readVector(s, func(s *reader) bool {
-		if len(g.psks) >= maxCommitEntries {
-			return s.fail("codec/vector-over-limit", "", "GroupSecrets with more than %d PSKs", maxCommitEntries)
+		if len(g.psks) >= maxWelcomePSKs {
+			return s.fail("codec/vector-over-limit", "", "GroupSecrets with more than %d PSKs", maxWelcomePSKs)
 		}
 		var id PreSharedKeyID
 		ok := id.unmarshal(s)

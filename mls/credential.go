@@ -55,18 +55,19 @@ func (c *Credential) unmarshal(s *reader) bool {
 		return readOpaqueVecMax(s, &c.Identity, defaultMaxCredential)
 	}
 	start := s.String
-	ok := readVector(s, func(s *reader) bool {
+	var chain []byte
+	if !readOpaqueVecMax(s, &chain, defaultMaxCredential) {
+		return false
+	}
+	s.String = start
+	return readVector(s, func(s *reader) bool {
 		var cert []byte
-		if !readOpaqueVecMax(s, &cert, defaultMaxCredential) {
+		if !readOpaqueVec(s, &cert) {
 			return false
 		}
 		c.Certificates = append(c.Certificates, cert)
 		return true
 	})
-	if ok && len(s.since(start)) > defaultMaxCredential {
-		return s.fail("codec/vector-over-limit", "2.1.2", "a certificate chain of %d bytes is over the limit of %d", len(s.since(start)), defaultMaxCredential)
-	}
-	return ok
 }
 
 func (c *Credential) appendTo(b []byte) []byte {

@@ -69,6 +69,7 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	var nodes []treeSlot
 	maxNodes := 2*lim.MaxMembers - 1
 	s := newReader(raw)
+	s.entries += maxNodes + 1 // a blank node is one byte, and there may be many
 	ok := readVector(s, func(s *reader) bool {
 		if len(nodes) >= maxNodes {
 			return s.fail("tree/too-large", "", "the ratchet tree has more than %d leaves, which is the limit", lim.MaxMembers)

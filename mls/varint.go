@@ -14,11 +14,18 @@ const maxVarint = 1<<30 - 1
 // kept, so that reading functions return a bool and chain with ||.
 type reader struct {
 	cryptobyte.String
-	depth int // vectors around us
-	err   *ValidationError
+	depth   int // vectors around us
+	entries int // of vectors that may still be read
+	err     *ValidationError
 }
 
-func newReader(raw []byte) *reader { return &reader{String: raw} }
+// newReader returns a reader of raw. How many entries of vectors it reads, all
+// together, is in proportion to the size of raw: entries of a byte or two would
+// take a hundred times their size in memory. All that RFC 9420 defines are
+// larger on average, or few.
+func newReader(raw []byte) *reader {
+	return &reader{String: raw, entries: 2048 + len(raw)/32}
+}
 
 // fail keeps the first failure and returns false.
 func (s *reader) fail(rule Rule, section, format string, args ...any) bool {
@@ -45,8 +52,8 @@ func (s *reader) since(start cryptobyte.String) []byte {
 
 // unmarshal reads v from the whole of raw and refuses trailing bytes.
 func unmarshal(raw []byte, v interface{ unmarshal(*reader) bool }) error {
-	s := reader{String: raw}
-	if !v.unmarshal(&s) {
+	s := newReader(raw)
+	if !v.unmarshal(s) {
 		return s.error()
 	}
 	if !s.Empty() {
@@ -123,8 +130,11 @@ func readVector(s *reader, f func(s *reader) bool) bool {
 	if !readOpaqueVec(s, &body) {
 		return false
 	}
-	in := reader{String: body, depth: s.depth + 1}
+	in := reader{String: body, depth: s.depth + 1, entries: s.entries}
 	for !in.Empty() {
+		if in.entries--; in.entries < 0 {
+			return s.fail("codec/vector-over-limit", "", "a vector has too many entries for its size")
+		}
 		if !f(&in) {
 			if in.err == nil {
 				in.fail("codec/vector-element-truncated", "2.1.2", "the last element of a vector is cut short")
@@ -135,6 +145,7 @@ func readVector(s *reader, f func(s *reader) bool) bool {
 			return false
 		}
 	}
+	s.entries = in.entries
 	return true
 }
 
