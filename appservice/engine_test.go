@@ -255,7 +255,12 @@ func TestEnginePublishesTheHeadForNewcomers(t *testing.T) {
 		if head.Accepted == nil || federation.Ref(head.Accepted.Ref) != r.head || head.Snapshot == nil || head.Root == nil || head.Final == nil {
 			t.Fatalf("got head %+v, want the newest commit with a tree", head)
 		}
-		gi, err := mls.ParseMessage(head.GroupInfo)
+		policy, err := rooms.PolicyOf(r.members[0].group)
+		must(t, err)
+		if err := head.VerifyFinal(policy); err != nil {
+			t.Errorf("the head does not show that its final commit is final: %v", err)
+		}
+		gi, err := head.Parse()
 		must(t, err)
 		d := newDevice(t, carol, "TABLET")
 		by := r.members[0]

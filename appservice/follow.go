@@ -458,8 +458,12 @@ func (r *room) gone() func(id.UserID) bool {
 
 // headChanged counts what the head gained and lost, for the next snapshot.
 func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChanged) error {
+	now := e.d.Monotonic()
 	for _, ref := range r.m.Path(a.Fork, a.To) {
 		r.data.Commits++
+		if c, ok := r.m.Known(ref); ok && len(c.Added) > 0 {
+			r.joinerUntil = now + joinerTime
+		}
 		if row, err := e.d.Store.Commit(ctx, r.id, ref.String()); err == nil {
 			r.data.Bytes += int64(len(row.Content))
 		} else if !errors.Is(err, store.ErrNotFound) {
@@ -472,6 +476,6 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 		}
 	}
 	clear(r.proposed)
-	r.planAt = e.d.Monotonic() + replanDelay
+	r.planAt = now + replanDelay
 	return nil
 }

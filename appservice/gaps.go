@@ -144,6 +144,9 @@ func (e *Engine) fetchEvent(r *room, event id.EventID) {
 	}})
 }
 
+// passing are refusals that may not stand when the event comes again.
+var passing = []string{ruleTooManyWait, ruleWaitedTooLong, string(federation.RuleTooMany), string(rooms.RuleMediaHash)}
+
 // takeIn puts events that were fetched into the inbox. One that was put aside
 // when it came first gets another chance.
 func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, events ...*homeserver.Event) (fresh int, err error) {
@@ -171,7 +174,7 @@ func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, event
 			if err != nil {
 				return err
 			}
-			if len(old.Raw) > 0 && old.Status == store.InboxRefused && (old.Rule == ruleTooManyWait || old.Rule == ruleWaitedTooLong) {
+			if len(old.Raw) > 0 && old.Status == store.InboxRefused && slices.Contains(passing, old.Rule) {
 				if err := e.d.Store.FinishInbox(ctx, row.EventID, store.InboxNew, ""); err != nil {
 					return err
 				}

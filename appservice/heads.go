@@ -22,12 +22,13 @@ import (
 )
 
 const (
-	inlineTree    = 12_000          // a tree up to this size goes into the event itself
-	joinerTime    = 2 * time.Minute // how long a newcomer is given fresh heads
-	publishSoon   = time.Second     // between heads while a newcomer needs them
-	publishRest   = time.Minute     // after the last change, when nobody does
-	purposeTree   = "tree"          // of an upload
-	contentBinary = "application/octet-stream"
+	inlineTree       = 12_000           // a tree up to this size goes into the event itself
+	joinerTime       = 2 * time.Minute  // how long a newcomer is given fresh heads
+	publishSoon      = time.Second      // between heads while a newcomer needs them
+	publishRest      = time.Minute      // after the last change, when nobody does
+	publishRestSmall = 15 * time.Second // the same, for a group whose tree fits into the event
+	purposeTree      = "tree"           // of an upload
+	contentBinary    = "application/octet-stream"
 )
 
 // publication is what a room's newest P.head and the next depend on.
@@ -55,20 +56,22 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 		return 0, e.sendHead(ctx, r, e.keys(), nil)
 	}
 	head := r.m.SafeHead()
-	if head == r.data.Published && r.data.Announced && (r.data.WithTree || now >= r.joinerUntil) {
+	if head == r.data.Published && r.m.NewestFinal() == r.data.Final && r.data.Announced && (r.data.WithTree || now >= r.joinerUntil) {
 		r.changed = 0
 		return 0, nil
 	}
 	if r.changed == 0 {
 		r.changed = now
 	}
-	due := r.changed + publishRest
+	due := r.changed + publishRest // not later for changes in between
 	many := r.data.Commits >= e.d.Config.Rooms.SnapshotCommits || r.data.Bytes >= e.d.Config.Rooms.SnapshotBytes
 	switch {
 	case !r.data.Announced:
 		due = now
-	case now < r.joinerUntil || many:
+	case now < r.joinerUntil || many || r.data.Published.IsZero():
 		due = r.lastPublish + publishSoon
+	case r.data.Snapshot == nil:
+		due = r.changed + publishRestSmall
 	}
 	if now < due {
 		return due, nil
@@ -124,10 +127,17 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) error {
 	content := e.keys()
 	scope, _ := r.m.ScopeAt(head)
-	content.Group, content.Root, content.Snapshot = scope.Group, r.data.Root, snapshot
+	config, _ := r.m.ConfigAt(head)
+	content.Group, content.Root, content.Snapshot, content.Cfg = scope.Group, r.data.Root, snapshot, rooms.Hash(config)
+	content.Era, _ = r.m.EraOf()
 	for _, mark := range r.m.NewestReceipts() {
 		if len(content.Receipts) < rooms.MaxSequencers {
 			content.Receipts = append(content.Receipts, rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)})
+		}
+	}
+	if final, _ := r.m.ConfigAt(r.m.NewestFinal()); final == config {
+		for _, v := range r.m.FinalVotes() {
+			content.Votes = append(content.Votes, *rooms.VoteOf(v))
 		}
 	}
 	var err error
@@ -138,7 +148,7 @@ func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, 
 		return err
 	}
 	if err := e.sendHead(ctx, r, content, func() {
-		r.data.Published, r.data.WithTree = head, snapshot.AtCommit == rooms.Hash(head)
+		r.data.Published, r.data.Final, r.data.WithTree = head, r.m.NewestFinal(), snapshot.AtCommit == rooms.Hash(head)
 		if snapshot.AtCommit == rooms.Hash(head) {
 			r.data.Commits, r.data.Bytes = 0, 0
 		}
@@ -191,6 +201,10 @@ func (e *Engine) keys() *rooms.HeadContent {
 // replaced.
 func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadContent, then func()) error {
 	raw, err := rooms.Encode(content)
+	if rooms.RuleOf(err) == rooms.RuleEventTooLarge && len(content.Votes) > 0 {
+		content.Votes = nil // newcomers see the room as unconfirmed for a while
+		raw, err = rooms.Encode(content)
+	}
 	if err != nil {
 		return err
 	}
@@ -267,7 +281,11 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 		if policy.Room != r.id {
 			return nil, federation.Base{}, refusal(string(rooms.RuleRoomNotGroup), "the group is bound to room %s", policy.Room)
 		}
-		base, err := rooms.BaseFacts(pg, federation.Ref(best.Accepted.Ref), best.Accepted.Event, 0, federation.Ref(best.Root.Ref))
+		config := best.Cfg
+		if config.IsZero() {
+			config = best.Root.Ref
+		}
+		base, err := rooms.BaseFacts(pg, federation.Ref(best.Accepted.Ref), best.Accepted.Event, best.Era, federation.Ref(config))
 		return pg, base, err
 	}
 	pg, base, err := start()

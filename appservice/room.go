@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -73,6 +74,7 @@ type roomData struct {
 	Root      *rooms.EventRef `json:"root,omitempty"`
 	Announced bool            `json:"announced,omitempty"` // the module's keys are in the room
 	Published federation.Ref  `json:"published"`           // head of the newest publication
+	Final     federation.Ref  `json:"final"`               // newest final of that one
 	WithTree  bool            `json:"with_tree,omitempty"` // that one held a tree of the head itself
 	Snapshot  *rooms.Snapshot `json:"snapshot,omitempty"`  // the newest tree in media
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
@@ -386,28 +388,40 @@ func (e *Engine) keepGroup(ctx context.Context, r *room, ref federation.Ref, pg 
 	return e.d.Store.PutGroup(ctx, r.id, ref.String(), raw)
 }
 
-// dropGroups forgets group states far below the newest final. Of a large group
-// the last stored one below that stays, since the others follow from it.
+// dropGroups forgets group states far below the newest final, now and then. The
+// newest stored one at or below the limit stays, since those above it may
+// follow from it.
 func (e *Engine) dropGroups(ctx context.Context, r *room) error {
-	final := r.m.NewestFinal()
-	path := r.m.Path(r.m.Base(), final)
-	if len(path) <= groupsBelowFinal+groupEvery {
+	path := r.m.Path(r.m.Base(), r.m.NewestFinal())
+	if len(path) <= groupsBelowFinal || len(path)%8 != 0 {
 		return nil
 	}
-	for _, ref := range path[:len(path)-groupsBelowFinal] {
-		delete(r.groups, ref)
-	}
-	delete(r.groups, r.m.Base())
-	// Whatever is needed above is found from the newest stored one below.
-	low := path[len(path)-groupsBelowFinal-1]
-	if _, err := e.d.Store.Group(ctx, r.id, low.String()); errors.Is(err, store.ErrNotFound) {
-		return nil
-	} else if err != nil {
+	stored, err := e.d.Store.GroupRefs(ctx, r.id)
+	if err != nil {
 		return err
 	}
-	for _, ref := range append([]federation.Ref{r.m.Base()}, path[:len(path)-groupsBelowFinal-1]...) {
-		if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
-			return err
+	below := make(map[federation.Ref]bool)
+	held := make(map[string]bool, len(stored))
+	for _, ref := range stored {
+		held[ref] = true
+	}
+	anchor := false
+	for _, ref := range slices.Backward(append([]federation.Ref{r.m.Base()}, path[:len(path)-groupsBelowFinal]...)) {
+		if anchor {
+			below[ref] = true
+		}
+		anchor = anchor || held[ref.String()]
+	}
+	for ref := range r.groups {
+		if below[ref] || !r.m.Held(ref) {
+			delete(r.groups, ref)
+		}
+	}
+	for ref := range below {
+		if held[ref.String()] {
+			if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

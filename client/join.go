@@ -23,6 +23,12 @@ var (
 // headList returns the ref of the commit that set the list of sequencers in
 // force, and the number of the era, as a module's head says.
 func headList(head *rooms.HeadContent) (federation.Ref, uint64) {
+	if !head.Cfg.IsZero() {
+		return federation.Ref(head.Cfg), head.Era
+	}
+	if !head.Cfg.IsZero() {
+		return federation.Ref(head.Cfg), head.Era
+	}
 	return federation.Ref(head.Root.Ref), 0
 }
 
@@ -46,6 +52,11 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	}
 	if r.rec.Membership != "join" {
 		return &errWait{"join:"}
+	}
+	if r.state.Known {
+		if err := rooms.CheckUnsolicited(content, r.state.view, c.UserID()); err != nil {
+			return err
+		}
 	}
 	if r.pending != nil && r.pending.External {
 		return &errWait{"decided:"} // we are joining by ourselves already
@@ -89,12 +100,14 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
-	policy, err := rooms.PolicyOf(group)
+	key, err := c.ident.SignatureKey(group.CipherSuite())
 	if err != nil {
 		return err
 	}
-	if policy.Room != r.id {
-		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, fmt.Sprintf("it opens a group of room %s", policy.Room))
+	own := &rooms.Credential{User: c.UserID(), Device: c.DeviceID(), Key: key.Public()}
+	policy, err := rooms.CheckJoined(content, evt.Sender, own, group, group.OwnLeafIndex())
+	if err != nil {
+		return err
 	}
 	if !bytes.Equal(group.ConfirmationTag(), tag) {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
@@ -122,8 +135,21 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
 	r.rec.Refresh = lastResort // others joined with the same keys
+	r.rec.Unconfirmed = c.unconfirmed(r, policy, group.Epoch())
 	c.tellEpoch(r, e, false)
 	return nil
+}
+
+// unconfirmed tells whether no listed module's head proves an epoch at or
+// above the one this device joins at final.
+func (c *Client) unconfirmed(r *room, policy *rooms.Policy, epoch uint64) bool {
+	for _, seq := range policy.Sequencers {
+		head := r.state.head(id.UserID(seq.User))
+		if head != nil && head.Final != nil && head.Final.Epoch+uint64(policy.Window) >= epoch && head.VerifyFinal(policy) == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // welcomedBy checks that the event a Welcome names is the commit it names, and
@@ -280,7 +306,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		}
 		tree = data
 	}
-	info, err := mls.ParseMessage(head.GroupInfo)
+	info, err := head.Parse()
 	if err != nil {
 		return err
 	}
@@ -341,6 +367,9 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	if admitted {
 		aad.Admissions = append(aad.Admissions, *admission)
 	}
+	if err := c.notStale(roomID, parent, public.Epoch()); err != nil {
+		return err
+	}
 	cs := public.CipherSuite()
 	key, err := c.ident.SignatureKey(cs)
 	if err != nil {
@@ -349,6 +378,14 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	leaf, err := c.ident.LeafOptions(cs)
 	if err != nil {
 		return err
+	}
+	lists, err := c.ident.DevicesOf(ctx, []id.UserID{c.UserID()})
+	if err != nil {
+		return fmt.Errorf("client: own devices: %w", err)
+	}
+	own := &rooms.Credential{User: c.UserID(), Device: c.DeviceID(), Key: key.Public()}
+	if err := lists[c.UserID()].Check(own, cs, policy.Verification); err != nil {
+		return err // the members would remove it again
 	}
 	options := mls.ExternalJoinOptions{Leaf: leaf, RatchetTree: tree, Resync: resync}
 	if options.AuthenticatedData, err = aad.Encode(); err != nil {
@@ -383,9 +420,29 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	r.rec.JoinEpoch = public.Epoch() + 1
 	r.joinAt = c.mono() + joinAcceptWait
 	c.setCommitEvent(r, parent, head.Accepted.Event)
-	own := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo}
+	commit := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo}
 	content := &rooms.CommitContent{Epoch: public.Epoch() + 1, Parent: rooms.Hash(parent), ParentEvent: head.Accepted.Event}
-	return c.postCommit(ctx, r, staged, own, content, b)
+	return c.postCommit(ctx, r, staged, commit, content, b)
+}
+
+// notStale refuses a head that lies below what this device knows as final: an
+// external commit there would undo what happened since.
+func (c *Client) notStale(roomID id.RoomID, parent federation.Ref, epoch uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil || r.machine == nil || r.rec.Phase != phaseJoining {
+		return nil
+	}
+	final := r.machine.NewestFinal()
+	if r.machine.Held(parent) {
+		if r.machine.Extends(parent, final) {
+			return nil
+		}
+	} else if known, ok := r.machine.Known(final); !ok || epoch > known.Epoch {
+		return nil
+	}
+	return errRefusedUpdate("external-commit/stale-group-info", "the module shows an epoch below the newest final one")
 }
 
 // ownExternal reads back an own external commit, with the epoch it was made on.
@@ -409,5 +466,6 @@ func (c *Client) ownExternal(own *pending) (*mls.StagedCommit, rooms.Tree, error
 // stuck gives up a branch this device cannot follow and joins anew.
 func (c *Client) stuck(r *room) {
 	c.warn(r, "stuck/"+r.machine.Head().String(), &Warning{Rule: "client/cannot-follow", Text: "this device cannot follow the group's newest commits and joins again"})
-	r.rejoin = true
+	r.rec.Phase = phaseJoining
+	r.joinAt = c.mono() + joinDelay
 }
