@@ -49,9 +49,6 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		c.setCommitEvent(r, ref, evt.ID)
 		return nil
 	}
-	if _, failed := r.rec.Failed[ref.String()]; failed {
-		return nil
-	}
 	parent := federation.Ref(content.Parent)
 	if r.rec.Phase == phaseMember && content.Epoch <= r.rec.JoinEpoch {
 		return nil // from before this device was in the group
@@ -79,24 +76,83 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		}
 		tree = e.group
 		if staged, err = c.stage(r, e, ref, msg, content.Proposals); err != nil {
-			c.cannotApply(r, ref, err)
-			return err
+			return c.handleUnreadable(ctx, r, e, msg, ref, content, evt, err, b)
 		}
 	}
-	facts, err := c.checkCommit(r, tree, staged, msg, ref, content, evt)
-	if err != nil {
-		c.cannotApply(r, ref, err)
+	facts, err := c.checkCommit(r, tree, staged, staged.Merge(), ref, content, evt)
+	if facts == nil {
 		return err
 	}
+	if err != nil {
+		// This device's own opinion: the commit is a fact all the same, and it
+		// is used if others vouch for it.
+		c.cannotApply(r, ref, err)
+	}
+	r.staged[ref] = staged
+	return c.takeCommit(ctx, r, facts, content, evt, b)
+}
+
+// takeCommit gives a checked commit to the coordination.
+func (c *Client) takeCommit(ctx context.Context, r *room, facts *federation.Commit, content *rooms.CommitContent, evt *Event, b *batch) error {
 	acts, err := r.machine.Step(facts)
 	if err != nil {
+		delete(r.staged, facts.Ref)
 		return err
 	}
 	b.machine = true
-	r.staged[ref] = staged
-	c.setCommitEvent(r, ref, evt.ID)
-	c.keepCommit(b, r, ref, content)
-	return c.act(ctx, r, acts, b)
+	c.setCommitEvent(r, facts.Ref, evt.ID)
+	c.keepCommit(b, r, facts.Ref, content)
+	if err := c.act(ctx, r, acts, b); err != nil {
+		return err
+	}
+	return c.object(r, facts.Ref, facts.Parent, b)
+}
+
+// handleUnreadable takes a commit whose secrets this device could not open. If
+// its public part holds, others may have: it is a fact for the coordination,
+// and this device says that it could not follow.
+func (c *Client) handleUnreadable(ctx context.Context, r *room, e *epoch, msg *mls.Message, ref federation.Ref, content *rooms.CommitContent, evt *Event, cause error, b *batch) error {
+	raw, err := e.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true})
+	if err != nil {
+		return cause
+	}
+	info, err := mls.ParseMessage(raw)
+	if err != nil {
+		return cause
+	}
+	public, err := mls.NewPublicGroup(c.mlsCfg, info, nil)
+	if err != nil {
+		return cause
+	}
+	for _, raw := range content.Proposals {
+		if p, err := mls.ParseMessage(raw); err == nil {
+			_, _ = public.Process(p) // one that is not valid fails the commit
+		}
+	}
+	processed, err := public.Process(msg)
+	if err != nil {
+		return cause
+	}
+	staged, ok := processed.(*mls.PublicStagedCommit)
+	if !ok {
+		return cause
+	}
+	facts, err := c.checkCommit(r, e.group, staged, staged.Merge(), ref, content, evt)
+	if facts == nil {
+		return err
+	}
+	c.cannotApply(r, ref, cause)
+	return c.takeCommit(ctx, r, facts, content, evt, b)
+}
+
+// object posts P.reject for an accepted commit that this device cannot, or
+// will not, apply.
+func (c *Client) object(r *room, ref, parent federation.Ref, b *batch) error {
+	rule := r.rec.Failed[ref.String()]
+	if rule == "" || r.machine == nil || !r.machine.Accepted(ref) {
+		return nil
+	}
+	return c.sendReject(r, ref, parent, rule, b)
 }
 
 // inlined returns the content with what was moved to media put back.
@@ -215,8 +271,11 @@ func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batc
 		} else {
 			staged, err = c.restage(ctx, r, r.epochs[known.Parent], at)
 		}
-		if err != nil {
+		if errors.Is(err, errStore) {
 			return nil, err
+		}
+		if err != nil {
+			return nil, nil // the coordination knows it, this device cannot read it
 		}
 		group := staged.Merge()
 		if group == nil {
@@ -288,12 +347,10 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 	b.machine = true
 	switch ev := ev.(type) {
 	case *federation.Accept:
-		if rule, failed := r.rec.Failed[ev.Ref.String()]; failed && rule != "" {
-			if err := c.sendReject(r, ev.Ref, ev.Parent, rule, b); err != nil {
-				return err
-			}
+		if err := c.object(r, ev.Ref, ev.Parent, b); err != nil {
+			return err
 		}
-		if ev.EventID != "" && !r.machine.Held(ev.Ref) && r.rec.Failed[ev.Ref.String()] == "" {
+		if ev.EventID != "" && !r.machine.Held(ev.Ref) {
 			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID)})
 		}
 	case *federation.Applied:
@@ -313,6 +370,9 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 // act carries out what the coordination asks for.
 func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *batch) error {
 	for _, act := range acts {
+		if r.machine == nil {
+			return nil // this device was removed
+		}
 		switch act := act.(type) {
 		case federation.Save:
 			b.machine = true
@@ -321,6 +381,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				return err
 			}
 		case federation.Finalized:
+			r.rec.Unconfirmed = false
 			c.forgetSent(b, r)
 			c.prune(b, r)
 		case federation.Doubt:
@@ -364,7 +425,11 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	for _, ref := range path {
 		e, err := c.enter(ctx, r, ref, b)
 		if errors.Is(err, errSelfRemoved) {
-			c.removed(r, ref, b)
+			by := id.UserID("")
+			if known, ok := r.machine.Known(ref); ok {
+				by = id.UserID(known.AuthorUser)
+			}
+			c.removed(r, by, b)
 			return nil
 		}
 		if err != nil {
@@ -520,11 +585,7 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 }
 
 // removed ends this device's membership of the group.
-func (c *Client) removed(r *room, ref federation.Ref, b *batch) {
-	by := id.UserID("")
-	if known, ok := r.machine.Known(ref); ok {
-		by = id.UserID(known.AuthorUser)
-	}
+func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	r.rec.Phase = phaseRemoved
 	c.dropGroup(r, b)
 	for _, row := range c.roomRows(r.id) {

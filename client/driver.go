@@ -422,6 +422,11 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 	if r.rec.Membership == "join" && !r.state.Known && (r.state.isMLS() || r.machine != nil) {
 		r.want("state", &need{state: true})
 	}
+	if (r.rec.Membership == "leave" || r.rec.Membership == "ban") && r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {
+		b := &batch{}
+		c.removed(r, id.UserID(r.state.view.Members[c.UserID()].Sender), b)
+		return c.commitBatch(ctx, r, b)
+	}
 	if r.machine != nil {
 		b := &batch{}
 		if acts := r.machine.Tick(c.mono()); len(acts) > 0 {

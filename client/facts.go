@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 
 	"maunium.net/go/mautrix/id"
@@ -14,17 +15,18 @@ import (
 
 // checkCommit holds a validated commit against the group's policy and this
 // device's view of the room, and returns what the coordination has to know.
-func (c *Client) checkCommit(r *room, tree rooms.Tree, staged *mls.StagedCommit, msg *mls.Message, ref federation.Ref, content *rooms.CommitContent, evt *Event) (*federation.Commit, error) {
-	if err := checkGroupInfo(staged, content); err != nil {
+//
+// An error with facts is this device's own opinion; an error without means
+// that the commit is no event, for everyone.
+func (c *Client) checkCommit(r *room, tree rooms.Tree, staged rooms.Staged, next groupInfoVerifier, ref federation.Ref, content *rooms.CommitContent, evt *Event) (*federation.Commit, error) {
+	if err := checkGroupInfo(staged, next, content); err != nil {
 		return nil, err
 	}
 	checked, err := rooms.CheckCommit(rooms.CommitInput{
 		Room: r.id, Sender: evt.Sender, Event: evt.ID, Content: content, Ref: ref,
-		Tree: tree, Parent: federation.Ref(content.Parent), Staged: staged, Next: rooms.NextOf(staged), View: c.view(r, tree),
+		Tree: tree, Parent: federation.Ref(content.Parent), Staged: staged, View: c.view(r, tree),
 	})
-	switch rooms.RuleOf(err) {
-	case "":
-	case rooms.RuleRemoveNotEntitled, rooms.RuleExternalProposalNotEntitled, rooms.RuleAddWithoutAdmission:
+	if rooms.IsOpinion(err) {
 		// The reason may be a state event that has not come yet: look once.
 		if key := "view/" + ref.String(); !r.told[key] {
 			if r.told == nil {
@@ -35,9 +37,7 @@ func (c *Client) checkCommit(r *room, tree rooms.Tree, staged *mls.StagedCommit,
 			r.want("state", &need{state: true})
 			return nil, &errWait{"state:" + ref.String()}
 		}
-		return nil, err
-	default:
-		return nil, err
+		return checked.Commit, err
 	}
 	if err != nil {
 		return nil, err
@@ -45,10 +45,15 @@ func (c *Client) checkCommit(r *room, tree rooms.Tree, staged *mls.StagedCommit,
 	return checked.Commit, nil
 }
 
+// groupInfoVerifier is an epoch: *mls.Group or *mls.PublicGroup.
+type groupInfoVerifier interface {
+	VerifyGroupInfo(m *mls.Message) error
+}
+
 // checkGroupInfo checks that the GroupInfo beside a commit is signed by the
 // committer for the very epoch the commit makes. A commit without is no event:
 // a server that swaps the confirmation tag of an honest commit cannot sign one.
-func checkGroupInfo(staged *mls.StagedCommit, content *rooms.CommitContent) error {
+func checkGroupInfo(staged rooms.Staged, next groupInfoVerifier, content *rooms.CommitContent) error {
 	info, err := mls.ParseMessage(content.GroupInfo)
 	if err != nil {
 		return err
@@ -56,8 +61,7 @@ func checkGroupInfo(staged *mls.StagedCommit, content *rooms.CommitContent) erro
 	if info.GroupInfo() == nil {
 		return &rooms.Refusal{Rule: rooms.RuleContentMalformed, What: "group_info of a commit", Err: errNotGroupInfo}
 	}
-	next := staged.Merge()
-	if next == nil {
+	if reflect.ValueOf(next).IsNil() {
 		return nil // this device is removed and does not learn the next epoch
 	}
 	if info.GroupInfo().Signer() != staged.Committer() {
@@ -98,7 +102,7 @@ func (c *Client) view(r *room, tree rooms.Tree) rooms.View {
 			if err != nil || list.Check(&leaf.Cred, tree.CipherSuite(), policy.Verification) != nil {
 				return true
 			}
-			return author != "" && state.Power.Of(author) >= state.Power.Kick && state.Power.Of(author) > state.Power.Of(leaf.Cred.User)
+			return author != "" && state.CanKick(author, leaf.Cred.User)
 		},
 		MeetsJoinRule: func(user id.UserID) bool {
 			return state.Members[user].Membership == rooms.MembershipJoin && state.JoinRule != "invite" && state.JoinRule != "private"

@@ -186,6 +186,7 @@ func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (
 	if r.rec.Membership != "join" {
 		r.rec.Membership = "join"
 		r.state.Known = false
+		r.comeBack()
 		r.want("state", &need{state: true})
 		if err := c.commitBatch(ctx, r, &batch{}); err != nil {
 			return roomID, err
@@ -257,6 +258,9 @@ type RoomInfo struct {
 	Inviter    id.UserID
 	Modules    []string // servers whose modules order the commits
 	Blocked    []string // why messages wait
+	// Unconfirmed: this device joined at an epoch whose finality nobody has
+	// proven to it yet.
+	Unconfirmed bool
 }
 
 // Rooms lists the MLS rooms this device knows.
@@ -290,6 +294,7 @@ func (c *Client) info(r *room) RoomInfo {
 	info := RoomInfo{
 		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.state.isMLS() || r.machine != nil,
 		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
+		Unconfirmed: r.rec.Unconfirmed,
 	}
 	for user, member := range r.state.view.Members {
 		if (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) && !isBot(user) {

@@ -42,14 +42,17 @@ type roomRecord struct {
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
 	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
 	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // a change our user asked for
-	Refresh    bool                          `json:"refresh,omitempty"`   // a commit with a fresh path is due
-	NewEra     bool                          `json:"new_era,omitempty"`
-	Failed     map[string]string             `json:"failed,omitempty"`    // ref → rule: commits we could not apply
-	Vouched    map[string]bool               `json:"vouched,omitempty"`   // refs we sent P.applied for
-	Events     map[string]id.EventID         `json:"events,omitempty"`    // ref → commit event
-	LastPath   int64                         `json:"last_path,omitempty"` // unix time of our last own path
-	Sent       uint64                        `json:"sent,omitempty"`      // messages since then
-	Warned     map[string]bool               `json:"warned,omitempty"`
+	// Unconfirmed: nobody has proven to this device yet that the epoch it
+	// joined at is final.
+	Unconfirmed bool                  `json:"unconfirmed,omitempty"`
+	Refresh     bool                  `json:"refresh,omitempty"` // a commit with a fresh path is due
+	NewEra      bool                  `json:"new_era,omitempty"`
+	Failed      map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
+	Vouched     map[string]bool       `json:"vouched,omitempty"`   // refs we sent P.applied for
+	Events      map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
+	LastPath    int64                 `json:"last_path,omitempty"` // unix time of our last own path
+	Sent        uint64                `json:"sent,omitempty"`      // messages since then
+	Warned      map[string]bool       `json:"warned,omitempty"`
 }
 
 // epoch is an epoch this device can read.
@@ -116,7 +119,6 @@ type room struct {
 	graceAt   time.Duration  // when a leaf that fails its check may be removed
 	badSince  map[string]time.Duration
 	headSeen  bool // a module published where newcomers join
-	rejoin    bool // this device lost track of the group
 	fetched   map[id.EventID]*Event
 	told      map[string]bool
 

@@ -63,8 +63,10 @@ func (c *Client) syncOnce(ctx context.Context, timeout time.Duration) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	if len(since) == 0 {
-		timeout = 0
+	select {
+	case <-c.synced:
+	default:
+		timeout = 0 // the first one after Start: nobody should wait for news
 	}
 	resp, err := c.ident.Sync(ctx, identity.SyncRequest{Since: string(since), Filter: syncFilter, Timeout: timeout})
 	if err != nil {
@@ -122,6 +124,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 		if r.rec.Membership != "join" {
 			r.rec.Membership = "join"
 			r.state.Known = false
+			r.comeBack()
 		}
 		touched = append(touched, r)
 		for _, evt := range joined.Timeline {
@@ -139,10 +142,15 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 			r.state.set(evt)
 		}
 		r.rec.Membership = string(r.state.membership(c.UserID()))
-		if r.rec.Membership == "join" {
+		if r.rec.Membership == "join" || r.rec.Membership == "" {
 			r.rec.Membership = "leave"
 		}
 		touched = append(touched, r)
+		for _, evt := range left.Timeline { // what came before the end
+			if c.wanted(r, evt) {
+				steps = append(steps, c.inboxStep(roomID, evt, false))
+			}
+		}
 	}
 	for roomID, stripped := range resp.Invite {
 		touched = append(touched, c.fileInvite(roomID, stripped))
@@ -322,6 +330,14 @@ func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *roo
 
 const maxRooms = 10_000
 
+// comeBack lets a user who had left, or was put out, be a newcomer again.
+func (r *room) comeBack() {
+	if r.rec.Phase == phaseRemoved {
+		r.rec.Phase = phaseNone
+	}
+	r.joinAt, r.resyncAt, r.lastJoinError = 0, 0, nil
+}
+
 func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
 	r := c.rooms[roomID]
 	if r == nil {
@@ -344,6 +360,7 @@ func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
 	_, invited.Admits = r.rec.Admissions[c.UserID()]
 	if r.rec.Membership != "invite" {
 		r.rec.Membership = "invite"
+		r.comeBack()
 		c.tell(invited)
 	}
 	return r

@@ -102,8 +102,9 @@ type userRecord struct {
 type deviceLists struct {
 	mu     sync.Mutex
 	cache  map[id.UserID]*UserDevices
-	change map[id.UserID]uint64 // counts notices of changes during a query
+	change map[id.UserID]uint64 // number of the last notice about a user
 	notice uint64
+	floor  uint64     // notices up to this one are forgotten
 	query  sync.Mutex // one query at a time
 }
 
@@ -135,6 +136,10 @@ func (d *deviceLists) outdate(user id.UserID) {
 	defer d.mu.Unlock()
 	delete(d.cache, user)
 	d.notice++
+	if len(d.change) >= maxCachedLists {
+		clear(d.change)
+		d.floor = d.notice
+	}
 	d.change[user] = d.notice
 }
 
@@ -155,7 +160,7 @@ func (d *deviceLists) position() uint64 {
 func (d *deviceLists) changedSince(user id.UserID, position uint64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.change[user] > position
+	return d.change[user] > position || d.floor > position
 }
 
 // listsChanged notes what a sync said about device lists. A user that left
@@ -197,6 +202,9 @@ func (i *Identity) listsChanged(ctx context.Context, changed, left []id.UserID, 
 
 // Devices returns a user's devices; see [Identity.DevicesOf].
 func (i *Identity) Devices(ctx context.Context, user id.UserID) (*UserDevices, error) {
+	if err := rooms.CheckUserID(user); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
 	all, err := i.DevicesOf(ctx, []id.UserID{user})
 	if err != nil {
 		return nil, err
@@ -270,8 +278,10 @@ func (i *Identity) cachedLists(ctx context.Context, users []id.UserID, out map[i
 		if out[u] != nil {
 			continue
 		}
-		if err := rooms.CheckUserID(u); err != nil {
-			return nil, fmt.Errorf("identity: %w", err)
+		if rooms.CheckUserID(u) != nil {
+			// One malformed member must not hide the devices of all others.
+			out[u] = &UserDevices{User: u, MasterState: MasterNone, Devices: map[id.DeviceID]*Device{}}
+			continue
 		}
 		if c := i.lists.get(u); c != nil {
 			out[u] = c

@@ -3,6 +3,7 @@ package identity
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -228,6 +229,37 @@ func TestADeviceCannotComeBackWithAnotherKey(t *testing.T) {
 		t.Errorf("got %v, want an identity that changed", err)
 	}
 	_, _ = first, saved
+}
+
+func TestAMalformedMemberHidesNobody(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
+	all, err := a.DevicesOf(t.Context(), []id.UserID{"@", b.UserID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 2 || len(all["@"].Devices) != 0 || all[b.UserID()].Devices[b.DeviceID()] == nil {
+		t.Errorf("got %+v", all)
+	}
+}
+
+func TestNoticesAreBounded(t *testing.T) {
+	var d deviceLists
+	d.init()
+	d.outdate("@first:one")
+	position := d.position()
+	for n := range maxCachedLists + 5 {
+		d.outdate(id.UserID(fmt.Sprintf("@u%d:one", n)))
+	}
+	if len(d.change) > maxCachedLists {
+		t.Errorf("%d notices are kept", len(d.change))
+	}
+	if !d.changedSince("@u1:one", position) {
+		t.Error("a forgotten notice counts as none")
+	}
+	if d.changedSince("@first:one", d.position()) {
+		t.Error("an old notice counts as new")
+	}
 }
 
 func TestStoreErrorsAreNotSwallowed(t *testing.T) {

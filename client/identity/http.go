@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	maxResponse   = 64 << 20 // bytes of a response
+	maxResponse   = 64 << 20  // bytes of a response
+	maxSync       = 256 << 20 // bytes of a sync response: the first one holds all rooms
 	maxAttempts   = 6        // of one request that the homeserver rate-limits
 	defaultRetry  = time.Second
 	maxRetryAfter = time.Minute
@@ -20,10 +21,14 @@ const (
 // do sends one request to the client-server API. It obeys 429 answers, up to
 // maxAttempts times; bodies never reach a log.
 func (i *Identity) do(ctx context.Context, cli *mautrix.Client, method, url string, body, into any) error {
+	return i.doLimit(ctx, cli, method, url, body, into, maxResponse)
+}
+
+func (i *Identity) doLimit(ctx context.Context, cli *mautrix.Client, method, url string, body, into any, limit int64) error {
 	for attempt := 1; ; attempt++ {
 		_, err := cli.MakeFullRequest(ctx, mautrix.FullRequest{
 			Method: method, URL: url, RequestJSON: body, ResponseJSON: into,
-			MaxAttempts: 1, SensitiveContent: true, ResponseSizeLimit: maxResponse,
+			MaxAttempts: 1, SensitiveContent: true, ResponseSizeLimit: limit,
 		})
 		if err == nil {
 			return nil

@@ -45,7 +45,7 @@ func (i *Identity) Sync(ctx context.Context, req SyncRequest) (*SyncResponse, er
 		query["filter"] = req.Filter
 	}
 	resp := &SyncResponse{First: req.Since == ""}
-	err = i.do(ctx, cli, http.MethodGet, cli.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "sync"}, query), nil, resp)
+	err = i.doLimit(ctx, cli, http.MethodGet, cli.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "sync"}, query), nil, resp, maxSync)
 	if err != nil {
 		return nil, err
 	}
