@@ -282,6 +282,9 @@ func probeLink(ctx context.Context, d *doctor, r *Result) {
 	}
 }
 
+// callBackTime is how long a homeserver has to push an event to the module.
+const callBackTime = 10 * time.Second
+
 // probeCallBack tests the link where the homeserver has no ping: what the bot
 // sends into its own room must come back to the module.
 func probeCallBack(ctx context.Context, d *doctor, r *Result) {
@@ -289,6 +292,8 @@ func probeCallBack(ctx context.Context, d *doctor, r *Result) {
 		r.warn("the homeserver has no ping, and the module or its database does not answer", "", "start the module and run doctor again")
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, callBackTime)
+	defer cancel()
 	before, err := lastCall(ctx, d)
 	if err == nil {
 		_, err = appservice.SendProbe(ctx, d.hs, d.st, nonce("doctor"), 1)

@@ -49,9 +49,9 @@ type Options struct {
 // Client is a [Homeserver] over HTTP, as the module's bot. It is safe for use
 // by several goroutines.
 type Client struct {
-	opts Options
-	as   *mas.AppService
-	bot  *mautrix.Client
+	opts  Options
+	bot   *mautrix.Client
+	plain *mautrix.Client // without a token
 }
 
 var _ Homeserver = (*Client)(nil)
@@ -88,7 +88,10 @@ func New(o Options) (*Client, error) {
 	bot.StateStore = nil
 	bot.IgnoreRateLimit = true
 	bot.ResponseSizeLimit = o.ResponseLimit
-	return &Client{opts: o, as: as, bot: bot}, nil
+	plain := as.NewMautrixClient("")
+	plain.StateStore, plain.IgnoreRateLimit, plain.ResponseSizeLimit = nil, true, o.ResponseLimit
+	plain.AccessToken, plain.SetAppServiceUserID = "", false
+	return &Client{opts: o, bot: bot, plain: plain}, nil
 }
 
 // UserID implements [Homeserver].
@@ -99,12 +102,16 @@ func (c *Client) ServerName() string { return c.opts.Domain }
 
 // do runs one request and names its outcome.
 func (c *Client) do(ctx context.Context, op string, p mautrix.FullRequest) ([]byte, *http.Response, error) {
+	return c.as(ctx, c.bot, op, p)
+}
+
+func (c *Client) as(ctx context.Context, who *mautrix.Client, op string, p mautrix.FullRequest) ([]byte, *http.Response, error) {
 	// The client library logs whole requests; whole events belong in no log.
 	quiet := zerolog.Nop()
 	start := time.Now()
 	p.MaxAttempts = 1
 	p.SensitiveContent = true
-	body, resp, err := c.bot.MakeFullRequestWithResp(quiet.WithContext(ctx), p)
+	body, resp, err := who.MakeFullRequestWithResp(quiet.WithContext(ctx), p)
 	err = wrapError(op, err)
 	took := time.Since(start)
 	if c.opts.Observe != nil {
@@ -447,8 +454,9 @@ func (c *Client) Versions(ctx context.Context) (*Versions, error) {
 		Versions []string        `json:"versions"`
 		Unstable map[string]bool `json:"unstable_features"`
 	}
-	_, resp, err := c.do(ctx, "fetch versions", mautrix.FullRequest{
-		Method: http.MethodGet, URL: c.url(mautrix.ClientURLPath{"versions"}, nil), ResponseJSON: &body,
+	// Synapse refuses a token that it does not know even here.
+	_, resp, err := c.as(ctx, c.plain, "fetch versions", mautrix.FullRequest{
+		Method: http.MethodGet, URL: c.plain.BuildClientURL("versions"), ResponseJSON: &body,
 	})
 	if err != nil {
 		return nil, err
