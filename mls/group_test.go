@@ -688,3 +688,49 @@ func allZero(b []byte) bool {
 	}
 	return len(b) > 0
 }
+
+// A member may not stop Commits by proposals that are right one by one and
+// wrong together.
+func TestPendingProposalsThatClash(t *testing.T) {
+	w := newWorld(t, 1)
+	w.cfg.Limits.MaxSenderProposals = 100
+	gs := w.group(5)
+	exts := []Extension{(&RequiredCapabilities{Extensions: []ExtensionType{testExtension}}).Extension()}
+	twin := w.key()
+	update := func(i int, edit func(l *LeafNode), key *SignaturePrivateKey) Proposal {
+		return Proposal{Type: ProposalTypeUpdate, Update: w.updateLeaf(gs[i], edit, key, []byte("group"), LeafIndex(i))}
+	}
+	first := w.bundle("new")
+	for i, p := range []Proposal{
+		update(3, nil, nil),
+		update(3, nil, nil),
+		Remove(4), Remove(4),
+		update(2, nil, &twin),
+		Add(w.forgePackage(packageForgery{key: &twin})),
+		Add(first.KeyPackage()), Add(first.KeyPackage()),
+		Add(w.forgePackage(packageForgery{key: &gs[1].signature})),
+		Add(w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.EncryptionKey = gs[1].OwnLeaf().EncryptionKey }})),
+		GroupContextExtensions(exts), GroupContextExtensions(nil), GroupContextExtensions(nil),
+		PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("nobody has it"), Nonce: testNonce()}),
+		Remove(0),
+		(&ReInit{GroupID: []byte("x"), Version: MLS10, CipherSuite: 1}).Proposal(),
+	} {
+		from := gs[3]
+		if p.Type == ProposalTypeUpdate && i == 4 {
+			from = gs[2]
+		}
+		if i == 8 {
+			from = gs[2]
+		}
+		m := w.propose(from, p)
+		for _, g := range gs[:3] {
+			w.accept(g, m)
+		}
+	}
+	c, err := gs[0].Commit(CommitOptions{Pending: true})
+	w.check(err)
+	w.accept(gs[1], w.parse(c.Message()))
+	if len(c.Removed()) != 1 || len(c.Updated()) != 2 || len(c.Added()) != 1 {
+		t.Errorf("%d removed, %d updated, %d added", len(c.Removed()), len(c.Updated()), len(c.Added()))
+	}
+}

@@ -341,77 +341,128 @@ func (g *Group) gather(o *CommitOptions, commit *Commit) ([]CommittedProposal, e
 }
 
 // selectPending returns the cached proposals that can be committed beside the
-// given ones. RFC 9420, Section 12.2: where two exclude each other, Removes go
-// before Updates, and otherwise what came first wins.
+// given ones: a member cannot stop Commits by proposals that are right one by
+// one and wrong together. RFC 9420, Section 12.2: where two exclude each other,
+// Removes go before the rest, and otherwise what came first wins.
 func (g *Group) selectPending(fixed []CommittedProposal) []*cachedProposal {
+	s := &selection{g: g, tree: g.tree.change(), exts: g.context.extensions}
+	s.req, _ = requiredCapabilities(s.exts)
 	pc := proposalContext{cfg: g.cfg, ctx: &g.context, tree: g.tree}
-	leaves := make(map[LeafIndex]bool)
-	clients := make(map[string]bool)
-	initKeys := make(map[string]bool)
-	psks := make(map[string]bool)
-	gce, reinit, others := false, false, false
-	fits := func(p *Proposal, sender Sender) bool {
-		leaf := p.Remove
-		switch p.Type {
-		case ProposalTypeUpdate:
-			leaf = sender.LeafIndex
-			fallthrough
-		case ProposalTypeRemove:
-			if leaf == g.own || leaves[leaf] {
-				return false
-			}
-			leaves[leaf] = true
-		case ProposalTypeAdd:
-			c, k := string(p.Add.LeafNode.SignatureKey), string(p.Add.InitKey)
-			i, member := g.tree.findSignatureKey(p.Add.LeafNode.SignatureKey)
-			if clients[c] || initKeys[k] || member && !leaves[i] {
-				return false
-			}
-			clients[c], initKeys[k] = true, true
-		case ProposalTypePSK:
-			id := string(p.PSK.appendTo(nil))
-			if _, ok := g.psk(p.PSK); psks[id] || !ok {
-				return false
-			}
-			psks[id] = true
-		case ProposalTypeGroupContextExtensions:
-			if gce {
-				return false
-			}
-			gce = true
-		case ProposalTypeReInit:
-			if reinit || others {
-				return false
-			}
-			reinit = true
-			return true
-		default:
-			return false
-		}
-		others = true
-		return !reinit
-	}
 	for i := range fixed {
-		fits(&fixed[i].Proposal, fixed[i].Sender)
+		s.take(&fixed[i].Proposal, fixed[i].Sender)
 	}
 	var out []*cachedProposal
-	for pass := range 3 {
+	for _, turn := range [][]ProposalType{
+		{ProposalTypeRemove},
+		{ProposalTypeGroupContextExtensions},
+		{ProposalTypeUpdate, ProposalTypeAdd, ProposalTypePSK},
+		{ProposalTypeReInit},
+	} {
 		for _, p := range g.cache.list {
-			// Removes first, a ReInit only if nothing else is there.
-			turn := 1
-			switch p.proposal.Type {
-			case ProposalTypeRemove:
-				turn = 0
-			case ProposalTypeReInit:
-				turn = 2
+			if slices.Contains(turn, p.proposal.Type) && pc.validate(&p.proposal, p.sender) == nil && s.take(&p.proposal, p.sender) {
+				out = append(out, p)
 			}
-			if turn != pass || pc.validate(&p.proposal, p.sender) != nil || !fits(&p.proposal, p.sender) {
-				continue
-			}
-			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// A selection is a list of proposals that fit together.
+type selection struct {
+	g        *Group
+	tree     *ratchetTree // its leaves are those after the proposals
+	exts     []Extension
+	req      *RequiredCapabilities
+	touched  []LeafIndex
+	initKeys []HPKEPublicKey
+	psks     []PreSharedKeyID
+	gce      bool
+	reinit   bool
+	n        int
+}
+
+// take adds a proposal if it fits.
+func (s *selection) take(p *Proposal, sender Sender) bool {
+	if s.reinit || s.n >= s.g.cfg.limits().MaxProposals || !s.fits(p, sender) {
+		return false
+	}
+	s.n++
+	return true
+}
+
+func (s *selection) fits(p *Proposal, sender Sender) bool {
+	switch p.Type {
+	case ProposalTypeRemove:
+		if p.Remove == s.g.own || slices.Contains(s.touched, p.Remove) || s.tree.leaf(p.Remove) == nil {
+			return false
+		}
+		s.touched = append(s.touched, p.Remove)
+		s.tree.setLeaf(p.Remove, nil)
+		return true
+
+	case ProposalTypeGroupContextExtensions:
+		req, err := requiredCapabilities(p.Extensions)
+		if s.gce || err != nil || !s.tree.profiles.every(func(c *Capabilities) bool { return c.supportsGroup(p.Extensions, req) == nil }) {
+			return false
+		}
+		s.gce, s.exts, s.req = true, p.Extensions, req
+		return true
+
+	case ProposalTypeUpdate:
+		i := sender.LeafIndex
+		if i == s.g.own || slices.Contains(s.touched, i) || !s.fitsLeaf(p.Update, i) {
+			return false
+		}
+		s.touched = append(s.touched, i)
+		s.tree.setLeaf(i, p.Update)
+		return true
+
+	case ProposalTypeAdd:
+		if slices.ContainsFunc(s.initKeys, func(k HPKEPublicKey) bool { return bytes.Equal(k, p.Add.InitKey) }) ||
+			s.tree.count >= uint32(s.g.cfg.limits().MaxMembers) || !s.fitsLeaf(p.Add.LeafNode, noLeaf) {
+			return false
+		}
+		// A client that is there may be added only with its Remove.
+		if i, ok := s.g.tree.findSignatureKey(p.Add.LeafNode.SignatureKey); ok && s.tree.leaf(i) != nil {
+			return false
+		}
+		s.initKeys = append(s.initKeys, p.Add.InitKey)
+		s.tree.setLeaf(s.tree.place(), p.Add.LeafNode)
+		return true
+
+	case ProposalTypePSK:
+		_, ok := s.g.psk(p.PSK)
+		if !ok || len(s.psks) >= s.g.cfg.limits().MaxPSKs || slices.ContainsFunc(s.psks, func(id PreSharedKeyID) bool { return id.equal(p.PSK) }) {
+			return false
+		}
+		s.psks = append(s.psks, *p.PSK)
+		return true
+
+	case ProposalTypeReInit:
+		s.reinit = s.n == 0
+		return s.reinit
+	}
+	return false
+}
+
+// noLeaf is no place in any tree.
+const noLeaf = LeafIndex(1<<32 - 1)
+
+// fitsLeaf tells whether a leaf may come into the tree, in place of the one at
+// i if that is in the tree.
+func (s *selection) fitsLeaf(l *LeafNode, i LeafIndex) bool {
+	if at, ok := s.tree.findSignatureKey(l.SignatureKey); ok && at != i || s.tree.hasEncryptionKey(l.EncryptionKey) {
+		return false
+	}
+	if l.Capabilities.supportsGroup(s.exts, s.req) != nil {
+		return false
+	}
+	for t := range s.tree.profiles.credentials {
+		if !l.Capabilities.SupportsCredential(t) {
+			return false
+		}
+	}
+	return s.tree.profiles.every(func(c *Capabilities) bool { return c.SupportsCredential(l.Credential.Type) })
 }
 
 // makeWelcome makes the Welcome for the members that a Commit of ours adds. n
