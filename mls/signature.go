@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rand"
 	"fmt"
 	"io"
 
@@ -164,7 +165,7 @@ func SignWithLabel(cs CipherSuite, key SignaturePrivateKey, label string, conten
 	}
 	// The nonce comes from the key, the message and crypto/rand: ECDSA has
 	// no use for a source of randomness that callers can break.
-	sig, err := ecdsa.SignASN1(nil, key.ecdsa, cs.hash(msg))
+	sig, err := ecdsa.SignASN1(rand.Reader, key.ecdsa, cs.hash(msg))
 	if err != nil {
 		return nil, fmt.Errorf("mls: signing: %w", err)
 	}
