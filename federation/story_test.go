@@ -73,6 +73,8 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "room":
 		s.w, s.self, s.now, s.made = newWorld(), arg("self"), 0, map[string]Event{}
+		s.w.heirs = list("heirs")
+		fmt.Sscan(arg("window"), &s.w.window)
 		cfg := testConfig(s.self)
 		if has("keep") {
 			fmt.Sscan(arg("keep"), &s.limit.Keep)

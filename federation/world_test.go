@@ -40,6 +40,8 @@ type world struct {
 	parent map[string]string
 	chains map[string]Chain
 	group  []byte
+	heirs  []string // "user/server"
+	window int
 }
 
 func newWorld() *world {
@@ -69,7 +71,11 @@ func (w *world) leaf(name string) Leaf {
 }
 
 func (w *world) policy(list, admins []string) *Policy {
-	p := &Policy{Admins: admins}
+	p := &Policy{Admins: admins, Window: w.window}
+	for _, h := range w.heirs {
+		user, server, _ := strings.Cut(h, "/")
+		p.Heirs = append(p.Heirs, Heir{User: user, Server: server})
+	}
 	for _, s := range list {
 		p.Sequencers = append(p.Sequencers, testSequencer(s))
 	}
