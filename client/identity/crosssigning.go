@@ -160,15 +160,30 @@ func (i *Identity) secretStorageKey(ctx context.Context, mach *crypto.OlmMachine
 	case recoveryKey == "":
 		return nil, false, ErrSecretStorageExists
 	}
-	key, err = meta.VerifyRecoveryKey(keyID, recoveryKey)
-	if err != nil {
-		return nil, false, ErrWrongRecoveryKey
+	key, err = openSecretStorage(meta, keyID, recoveryKey)
+	return key, false, err
+}
+
+// maxPassphraseRounds bounds what a homeserver can make us compute.
+const maxPassphraseRounds = 10_000_000
+
+// openSecretStorage makes the key from what a person has: the recovery key, or
+// the passphrase it was made from.
+func openSecretStorage(meta *ssss.KeyMetadata, keyID, text string) (*ssss.Key, error) {
+	key, err := meta.VerifyRecoveryKey(keyID, text)
+	if err == nil || errors.Is(err, ssss.ErrUnverifiableKey) {
+		return key, nil // one that cannot be checked here is checked by what it opens
 	}
-	return key, false, nil
+	if p := meta.Passphrase; p != nil && p.Iterations > 0 && p.Iterations <= maxPassphraseRounds && (p.Bits == 0 || p.Bits == 256) {
+		if key, err = meta.VerifyPassphrase(keyID, text); err == nil {
+			return key, nil
+		}
+	}
+	return nil, ErrWrongRecoveryKey
 }
 
 // Recover fetches the user's private cross-signing keys with the recovery key,
-// signs this device with them and trusts the user's master key.
+// or with the passphrase it was made from, signs this device with them and trusts the user's master key.
 func (i *Identity) Recover(ctx context.Context, recoveryKey string) error {
 	ctx = i.quiet(ctx)
 	s, err := i.Status(ctx)
@@ -190,10 +205,9 @@ func (i *Identity) Recover(ctx context.Context, recoveryKey string) error {
 	if err != nil {
 		return fmt.Errorf("identity: ask for the account's recovery key: %w", err)
 	}
-	// A key that cannot be checked here is checked by what it opens.
-	key, err := meta.VerifyRecoveryKey(keyID, recoveryKey)
-	if err != nil && !errors.Is(err, ssss.ErrUnverifiableKey) {
-		return ErrWrongRecoveryKey
+	key, err := openSecretStorage(meta, keyID, recoveryKey)
+	if err != nil {
+		return err
 	}
 	if err := mach.FetchCrossSigningKeysFromSSSS(ctx, key); err != nil {
 		if errors.Is(err, mautrix.MNotFound) {

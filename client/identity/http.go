@@ -13,7 +13,7 @@ import (
 const (
 	maxResponse   = 64 << 20  // bytes of a response
 	maxSync       = 256 << 20 // bytes of a sync response: the first one holds all rooms
-	maxAttempts   = 6        // of one request that the homeserver rate-limits
+	maxAttempts   = 6         // of one request that the homeserver rate-limits
 	defaultRetry  = time.Second
 	maxRetryAfter = time.Minute
 )

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"maunium.net/go/mautrix/crypto/ssss"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
@@ -336,6 +337,48 @@ func TestRecoverRefusesAnotherMasterKey(t *testing.T) {
 	}
 	if m, err := two.trustedMaster(t.Context()); err != nil || m != "" {
 		t.Errorf("trusted %q, %v", m, err)
+	}
+}
+
+func TestRecoverWithThePassphrase(t *testing.T) {
+	h := newHomeserver(t, true)
+	one := h.loginDevice("@a:one")
+	mach, _, err := one.machine(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Another client has made a recovery key from a passphrase.
+	key, err := mach.SSSS.GenerateAndUploadKey(t.Context(), "correct horse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mach.SSSS.SetDefaultKeyID(t.Context(), key.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := one.Bootstrap(t.Context(), UIA{Password: "secret"}, ""); !errors.Is(err, ErrSecretStorageExists) {
+		t.Errorf("without it: got %v", err)
+	}
+	if got, err := one.Bootstrap(t.Context(), UIA{Password: "secret"}, key.RecoveryKey()); err != nil || got != key.RecoveryKey() {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	two := h.loginDevice("@a:one")
+	if err := two.Recover(t.Context(), "wrong horse"); !errors.Is(err, ErrWrongRecoveryKey) {
+		t.Errorf("wrong passphrase: got %v", err)
+	}
+	if err := two.Recover(t.Context(), "correct horse"); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := two.Status(t.Context()); err != nil || !s.DeviceSigned || !s.MasterTrusted {
+		t.Errorf("status %+v, %v", s, err)
+	}
+}
+
+func TestAHomeserverCannotMakeUsComputeForEver(t *testing.T) {
+	meta := &ssss.KeyMetadata{Algorithm: ssss.AlgorithmAESHMACSHA2, Passphrase: &ssss.PassphraseMetadata{
+		Algorithm: ssss.PassphraseAlgorithmPBKDF2, Iterations: 1 << 40, Salt: "s",
+	}}
+	if _, err := openSecretStorage(meta, "k", "passphrase"); !errors.Is(err, ErrWrongRecoveryKey) {
+		t.Errorf("got %v", err)
 	}
 }
 
