@@ -200,10 +200,10 @@ func (s *session) serve(ctx context.Context, base *call, conn net.Conn) {
 	env := &Env{
 		Stdin: strings.NewReader(req.Stdin), Stdout: peerWriter{p: p}, Stderr: peerWriter{p: p, err: true},
 		Getenv: base.env.Getenv, Cwd: req.Cwd,
-		ReadLine: func(prompt string) (string, error) { return p.ask(frame{Ask: prompt}) },
+		ReadLine: func(_ context.Context, prompt string) (string, error) { return p.ask(frame{Ask: prompt}) },
 	}
 	if req.TTY {
-		env.ReadPassword = func(prompt string) (string, error) { return p.ask(frame{Secret: prompt}) }
+		env.ReadPassword = func(_ context.Context, prompt string) (string, error) { return p.ask(frame{Secret: prompt}) }
 	}
 	c := &call{env: env, state: s.dir, json: req.JSON, log: base.log, s: s}
 	code := ExitUsage
@@ -260,7 +260,7 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 			}
 			var r reply
 			if read != nil {
-				text, err := read(f.Ask + f.Secret)
+				text, err := read(ctx, f.Ask+f.Secret)
 				r = reply{Text: text, OK: err == nil}
 			}
 			if err := enc.Encode(r); err != nil {

@@ -49,7 +49,7 @@ func runLogin(ctx context.Context, c *call) error {
 		err = s.loginSSO(ctx, c, l)
 	} else {
 		var password string
-		if password, err = c.secret(*passwordFile, fmt.Sprintf("Password of %s: ", clean(l.User)), "password"); err == nil {
+		if password, err = c.secret(ctx, *passwordFile, fmt.Sprintf("Password of %s: ", clean(l.User)), "password"); err == nil {
 			err = s.ident.LoginPassword(ctx, l, password)
 		}
 	}
@@ -90,7 +90,7 @@ func (s *session) loginSSO(ctx context.Context, c *call, l identity.Login) error
 }
 
 // secret reads a secret from a file or, hidden, from the terminal.
-func (c *call) secret(file, prompt, what string) (string, error) {
+func (c *call) secret(ctx context.Context, file, prompt, what string) (string, error) {
 	if file != "" {
 		text, err := readSecretFile(c.env, file)
 		if err != nil {
@@ -104,7 +104,7 @@ func (c *call) secret(file, prompt, what string) (string, error) {
 	if c.env.ReadPassword == nil {
 		return "", failf(ExitUsage, fmt.Sprintf("--%s-file FILE, or - for standard input", strings.ReplaceAll(what, " ", "-")), "there is no terminal to ask for the %s on", what)
 	}
-	text, err := c.env.ReadPassword(prompt)
+	text, err := c.env.ReadPassword(ctx, prompt)
 	if err != nil {
 		return "", fmt.Errorf("read the %s: %w", what, err)
 	}

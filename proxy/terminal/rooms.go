@@ -9,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/federation"
 )
 
 func runRooms(ctx context.Context, c *call) error {
@@ -80,7 +81,22 @@ func stateText(r client.RoomInfo) string {
 	case len(r.Blocked) > 0:
 		return "sending waits"
 	}
-	return r.Status.String()
+	return statusText(r.Status)
+}
+
+// statusText says how settled an epoch is.
+func statusText(s federation.Status) string {
+	switch s {
+	case federation.StatusFinal:
+		return "final"
+	case federation.StatusAccepted, federation.StatusVotable:
+		return "accepted"
+	case federation.StatusSideBranch:
+		return "provisional"
+	case federation.StatusDisplaced:
+		return "displaced"
+	}
+	return "undecided"
 }
 
 func runCreate(ctx context.Context, c *call) error {

@@ -214,7 +214,7 @@ func epochChange(u *client.EpochChanged) string {
 	if u.Lost {
 		parts = append(parts, "another history was followed before; what was sent there is sent again")
 	}
-	parts = append(parts, u.Status.String())
+	parts = append(parts, statusText(u.Status))
 	return " (" + strings.Join(parts, "; ") + ")"
 }
 

@@ -52,9 +52,9 @@ type Env struct {
 
 	// ReadPassword asks for a secret without showing it; nil means that there
 	// is no terminal to ask on.
-	ReadPassword func(prompt string) (string, error)
+	ReadPassword func(ctx context.Context, prompt string) (string, error)
 	// ReadLine asks a question; nil means that there is nobody to ask.
-	ReadLine func(prompt string) (string, error)
+	ReadLine func(ctx context.Context, prompt string) (string, error)
 	// OpenBrowser shows a page to the user; nil only prints its address.
 	OpenBrowser func(url string) error
 }
@@ -63,12 +63,14 @@ type Env struct {
 func System() *Env {
 	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, OpenBrowser: openBrowser}
 	env.Cwd, _ = os.Getwd()
-	env.ReadLine = func(prompt string) (string, error) {
+	env.ReadLine = func(ctx context.Context, prompt string) (string, error) {
 		fmt.Fprint(os.Stderr, prompt)
-		return readLine(os.Stdin)
+		return interruptible(ctx, func() (string, error) { return readLine(os.Stdin) })
 	}
 	if info, err := os.Stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		env.ReadPassword = func(prompt string) (string, error) { return readHidden(os.Stdin, os.Stderr, prompt) }
+		env.ReadPassword = func(ctx context.Context, prompt string) (string, error) {
+			return readHidden(ctx, os.Stdin, os.Stderr, prompt)
+		}
 	}
 	return env
 }

@@ -315,6 +315,21 @@ func TestNoSecretInOutputOrLog(t *testing.T) {
 	}
 }
 
+func TestAnInterruptEndsAQuestion(t *testing.T) {
+	h := hstest.New(t, true)
+	ctx, cancel := context.WithCancel(t.Context())
+	env, _, _ := testEnv(t)
+	nobody, w := io.Pipe()
+	defer w.Close()
+	env.ReadPassword = func(ctx context.Context, _ string) (string, error) {
+		cancel()
+		return interruptible(ctx, func() (string, error) { return readLine(nobody) })
+	}
+	if code := Main(ctx, []string{"--state", filepath.Join(t.TempDir(), "s"), "login", "@a:one", "--homeserver", h.URL}, env); code != ExitFailure {
+		t.Errorf("exit code %d, want %d", code, ExitFailure)
+	}
+}
+
 func TestFlagsMayStandAnywhere(t *testing.T) {
 	h := hstest.New(t, true)
 	dir := login(t, h, "@a:one")

@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -61,7 +62,7 @@ func readLine(r io.Reader) (string, error) {
 }
 
 // readHidden reads a line from a terminal that does not show it.
-func readHidden(in *os.File, out io.Writer, prompt string) (string, error) {
+func readHidden(ctx context.Context, in *os.File, out io.Writer, prompt string) (string, error) {
 	stty := func(arg string) error {
 		cmd := exec.Command("stty", arg)
 		cmd.Stdin = in
@@ -72,9 +73,29 @@ func readHidden(in *os.File, out io.Writer, prompt string) (string, error) {
 	}
 	defer func() { _ = stty("echo") }()
 	fmt.Fprint(out, prompt)
-	line, err := readLine(in)
+	line, err := interruptible(ctx, func() (string, error) { return readLine(in) })
 	fmt.Fprintln(out)
 	return line, err
+}
+
+// interruptible runs a reading that nothing but its input can end, and lets go
+// of it when ctx ends; the program is about to exit then.
+func interruptible(ctx context.Context, read func() (string, error)) (string, error) {
+	type result struct {
+		line string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		line, err := read()
+		done <- result{line, err}
+	}()
+	select {
+	case r := <-done:
+		return r.line, r.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
 
 // readSecretFile reads the first line of a file ("-": standard input).

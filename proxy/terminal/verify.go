@@ -34,7 +34,7 @@ func runVerify(ctx context.Context, c *call) error {
 	case *bootstrap:
 		return c.bootstrap(ctx, *passwordFile, *recovery, *recoveryFile)
 	case *recovery || *recoveryFile != "":
-		key, err := c.secret(*recoveryFile, "Recovery key: ", "recovery key")
+		key, err := c.secret(ctx, *recoveryFile, "Recovery key: ", "recovery key")
 		if err != nil {
 			return err
 		}
@@ -91,13 +91,13 @@ func (c *call) bootstrap(ctx context.Context, passwordFile string, askKey bool, 
 	}
 	var key string
 	if askKey || keyFile != "" {
-		if key, err = c.secret(keyFile, "Recovery key: ", "recovery key"); err != nil {
+		if key, err = c.secret(ctx, keyFile, "Recovery key: ", "recovery key"); err != nil {
 			return err
 		}
 	}
 	auth := identity.UIA{}
 	if passwordFile != "" {
-		if auth.Password, err = c.secret(passwordFile, "", "password"); err != nil {
+		if auth.Password, err = c.secret(ctx, passwordFile, "", "password"); err != nil {
 			return err
 		}
 	}
@@ -106,13 +106,13 @@ func (c *call) bootstrap(ctx context.Context, passwordFile string, askKey bool, 
 		if c.env.OpenBrowser != nil {
 			_ = c.env.OpenBrowser(url) // the address is printed
 		}
-		_, err := c.ask("Press Enter when this is done: ")
+		_, err := c.ask(ctx, "Press Enter when this is done: ")
 		return err
 	}
 	recovery, err := c.s.ident.Bootstrap(ctx, auth, key)
 	if errors.Is(err, identity.ErrPasswordRefused) && passwordFile == "" && c.env.ReadPassword != nil {
 		// Most homeservers ask nobody the first time.
-		if auth.Password, err = c.secret("", "Password of the account: ", "password"); err != nil {
+		if auth.Password, err = c.secret(ctx, "", "Password of the account: ", "password"); err != nil {
 			return err
 		}
 		recovery, err = c.s.ident.Bootstrap(ctx, auth, key)
@@ -197,7 +197,7 @@ func (ui *verifyUI) Asked(_ context.Context, user id.UserID, device id.DeviceID)
 	if !ui.asked {
 		return false
 	}
-	answer, err := ui.c.ask(fmt.Sprintf("Device %s of %s asks to be verified. Go on? [yes/no] ", clean(device.String()), clean(user.String())))
+	answer, err := ui.c.ask(ctx, fmt.Sprintf("Device %s of %s asks to be verified. Go on? [yes/no] ", clean(device.String()), clean(user.String())))
 	return err == nil && isYes(answer)
 }
 
@@ -212,7 +212,7 @@ func (ui *verifyUI) Compare(_ context.Context, user id.UserID, emoji []identity.
 	} else {
 		fmt.Fprintf(ui.c.env.Stderr, "\n  %s\n  %s\n  or the numbers %s\n\n", strings.Join(symbols, "  "), strings.Join(names, ", "), strings.Trim(fmt.Sprint(decimals), "[]"))
 	}
-	answer, err := ui.c.ask("Does the other device show the same? [yes/no] ")
+	answer, err := ui.c.ask(ctx, "Does the other device show the same? [yes/no] ")
 	return err == nil && isYes(answer)
 }
 
@@ -229,11 +229,11 @@ func isYes(answer string) bool {
 }
 
 // ask asks a question.
-func (c *call) ask(prompt string) (string, error) {
+func (c *call) ask(ctx context.Context, prompt string) (string, error) {
 	if c.env.ReadLine == nil {
 		return "", failf(ExitUsage, "run this verb on a terminal", "there is nobody to ask")
 	}
-	return c.env.ReadLine(prompt)
+	return c.env.ReadLine(ctx, prompt)
 }
 
 // parseUser reads a user id.
