@@ -77,7 +77,7 @@ var Table = []Definition{
 	{Name: RateLimited, Kind: Counter, Help: "Requests that the homeserver rate limited. It should stay 0: the registration says rate_limited: false."},
 	{Name: RequestSeconds, Kind: Histogram, Labels: []string{"op", "result"}, Help: "Requests to the homeserver, by what was asked and what came of it.", Buckets: seconds},
 	{Name: Rooms, Kind: Gauge, Labels: []string{"status"}, Help: "Rooms by the module's part in them: invited, joined, serving or left."},
-	{Name: Commits, Kind: Counter, Labels: []string{"result"}, Help: "Commits seen: accepted, final, lost (a sibling won) or waiting."},
+	{Name: Commits, Kind: Counter, Labels: []string{"result"}, Help: "Commits: accepted, final, or lost (a sibling won)."},
 	{Name: Receipts, Kind: Counter, Labels: []string{"kind"}, Help: "Receipts signed by this module: accept, vote, promise or ready."},
 	{Name: Heads, Kind: Counter, Help: "Heads published."},
 	{Name: Gaps, Kind: Counter, Labels: []string{"result"}, Help: "Gaps in what the homeserver pushed: found, filled or asked (in the room)."},

@@ -1,0 +1,283 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/appservice"
+	"github.com/matrix-mls/matrix-mls/appservice/setup"
+	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+)
+
+// world is a homeserver and a module that a test spoils.
+type world struct {
+	t          *testing.T
+	mu         sync.Mutex
+	media      []byte
+	date       time.Time
+	special    map[string]func(w http.ResponseWriter, r *http.Request) // by a part of the path
+	dir        string
+	hs, module *httptest.Server
+	ready      string // the module's answer
+	lastCall   int64
+	now        time.Time
+}
+
+func answer(status int, body string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}
+}
+
+func (wd *world) homeserver(w http.ResponseWriter, r *http.Request) {
+	wd.mu.Lock()
+	defer wd.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Date", wd.date.UTC().Format(http.TimeFormat))
+	body, _ := io.ReadAll(r.Body)
+	for part, h := range wd.special {
+		if strings.Contains(r.URL.Path, part) {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			h(w, r)
+			return
+		}
+	}
+	switch path := r.URL.Path; {
+	case strings.HasSuffix(path, "/versions"):
+		fmt.Fprint(w, `{"versions":["r0.6.1","v1.15"]}`)
+	case strings.HasSuffix(path, "/whoami"):
+		fmt.Fprint(w, `{"user_id":"@_mls_bot:mls.test"}`)
+	case strings.HasSuffix(path, "/ping"):
+		fmt.Fprint(w, `{"duration_ms":2}`)
+	case strings.HasSuffix(path, "/media/config"):
+		fmt.Fprint(w, `{"m.upload.size":52428800}`)
+	case strings.HasSuffix(path, "/upload"):
+		wd.media = body
+		fmt.Fprint(w, `{"content_uri":"mxc://mls.test/x"}`)
+	case strings.Contains(path, "/media/download/"):
+		_, _ = w.Write(wd.media)
+	case strings.HasSuffix(path, "/createRoom"):
+		fmt.Fprint(w, `{"room_id":"!probe:mls.test"}`)
+	case strings.Contains(path, "/send/"):
+		wd.lastCall++
+		fmt.Fprint(w, `{"event_id":"$x"}`)
+	default:
+		answer(404, `{"errcode":"M_NOT_FOUND"}`)(w, r)
+	}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	now := time.Unix(1_800_000_000, 0)
+	wd := &world{t: t, date: now, now: now, dir: t.TempDir(), special: make(map[string]func(http.ResponseWriter, *http.Request))}
+	wd.hs = httptest.NewServer(http.HandlerFunc(wd.homeserver))
+	t.Cleanup(wd.hs.Close)
+	wd.module = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		wd.mu.Lock()
+		defer wd.mu.Unlock()
+		if wd.ready != "" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_ = json.NewEncoder(w).Encode(appservice.Readiness{Reason: wd.ready, LastCall: wd.lastCall})
+	}))
+	t.Cleanup(wd.module.Close)
+	hsConfig := filepath.Join(wd.dir, "homeserver.yaml")
+	if err := os.WriteFile(hsConfig, []byte("server_name: mls.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := setup.Run(context.Background(), setup.Options{
+		HomeserverConfig: hsConfig, Config: wd.config(), Registration: wd.registration(), Address: wd.hs.URL,
+		Listen: strings.TrimPrefix(wd.module.URL, "http://"), Out: io.Discard,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return wd
+}
+
+func (wd *world) config() string       { return filepath.Join(wd.dir, "config.yaml") }
+func (wd *world) registration() string { return filepath.Join(wd.dir, "registration.yaml") }
+
+func (wd *world) run(environ ...string) *Report {
+	return Run(wd.t.Context(), Options{Config: wd.config(), Registration: wd.registration(), Environ: environ, Version: "test",
+		Now: func() time.Time { return wd.now }})
+}
+
+func (wd *world) store() *store.Store {
+	return storetest.Open(wd.t, store.Config{Type: "sqlite3", URI: filepath.Join(wd.dir, "matrix-mls.db")}, func() time.Time { return wd.now })
+}
+
+func TestHealthyInstallation(t *testing.T) {
+	report := newWorld(t).run()
+	if report.Failed() || report.Count(OK) != len(probes) {
+		var out bytes.Buffer
+		_ = report.WriteText(&out, false)
+		t.Errorf("a healthy installation is judged:\n%s", &out)
+	}
+	if len(probes) < 10 {
+		t.Errorf("%d probes", len(probes))
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	edit := func(wd *world, file, old, replacement string) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			wd.t.Fatal(err)
+		}
+		if !strings.Contains(string(text), old) {
+			wd.t.Fatalf("%s lacks %q", file, old)
+		}
+		if err := os.WriteFile(file, []byte(strings.Replace(string(text), old, replacement, 1)), 0o600); err != nil {
+			wd.t.Fatal(err)
+		}
+	}
+	for name, row := range map[string]struct {
+		spoil  func(wd *world)
+		probe  string
+		status Status
+		says   string // part of detail, cause or next step
+	}{
+		"unknown key":               {func(wd *world) { edit(wd, wd.config(), "    domain:", "    domian:") }, "config", Fail, "did you mean domain"},
+		"configuration open to all": {func(wd *world) { _ = os.Chmod(wd.config(), 0o644) }, "config", Warn, "chmod"},
+		"registration missing":      {func(wd *world) { _ = os.Remove(wd.registration()) }, "registration", Warn, "matrix-mls -g"},
+		"registration limited":      {func(wd *world) { edit(wd, wd.registration(), "rate_limited: false", "rate_limited: true") }, "registration", Fail, "rate_limited"},
+		"database missing":          {func(wd *world) { _ = os.Remove(filepath.Join(wd.dir, "matrix-mls.db")) }, "database", Fail, "setup"},
+		"database empty":            {func(wd *world) { _ = os.Truncate(filepath.Join(wd.dir, "matrix-mls.db"), 0) }, "database", Fail, "empty"},
+		"database damaged": {func(wd *world) {
+			_ = os.WriteFile(filepath.Join(wd.dir, "matrix-mls.db"), []byte(strings.Repeat("x", 8192)), 0o600)
+		}, "database", Fail, ""},
+		"database readable by others": {func(wd *world) { _ = os.Chmod(filepath.Join(wd.dir, "matrix-mls.db"), 0o644) }, "database", Warn, "chmod 600"},
+		"homeserver down":             {func(wd *world) { wd.hs.Close() }, "homeserver", Fail, "curl"},
+		"homeserver is a web page":    {func(wd *world) { wd.special["/versions"] = answer(200, "<html>") }, "homeserver", Fail, "client API"},
+		"homeserver is very old":      {func(wd *world) { wd.special["/versions"] = answer(200, `{"versions":["r0.6.1"]}`) }, "homeserver", Fail, "upgrade"},
+		"clock ahead":                 {func(wd *world) { wd.date = wd.now.Add(-time.Hour) }, "clock", Warn, "ahead of"},
+		"clock behind":                {func(wd *world) { wd.date = wd.now.Add(time.Hour) }, "clock", Warn, "behind"},
+		"registration not loaded":     {func(wd *world) { wd.special["/whoami"] = answer(401, `{"errcode":"M_UNKNOWN_TOKEN"}`) }, "token", Fail, "restarted"},
+		"token of someone else":       {func(wd *world) { wd.special["/whoami"] = answer(200, `{"user_id":"@other:mls.test"}`) }, "token", Fail, "@other:mls.test"},
+		"bot deactivated":             {func(wd *world) { wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "token", Fail, "start the module"},
+		"module stopped":              {func(wd *world) { wd.module.Close() }, "module", Warn, "systemctl"},
+		"module not ready":            {func(wd *world) { wd.ready = "the inbox has not been read yet" }, "module", Warn, "inbox"},
+		"link broken":                 {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_CONNECTION_FAILED"}`) }, "link", Fail, "firewall"},
+		"link with an old hs_token":   {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS"}`) }, "link", Fail, "hs_token"},
+		"link with another id":        {func(wd *world) { wd.special["/ping"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "link", Fail, "id"},
+		"no ping, call back works":    {func(wd *world) { wd.special["/ping"] = answer(404, `{"errcode":"M_UNRECOGNIZED"}`) }, "link", OK, "less than"},
+		"media refused":               {func(wd *world) { wd.special["/upload"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "media", Fail, "disk"},
+		"media changed":               {func(wd *world) { wd.special["/media/download"] = answer(200, "else") }, "media", Fail, "proxy"},
+		"media lost":                  {func(wd *world) { wd.special["/media/download"] = answer(404, `{"errcode":"M_NOT_FOUND"}`) }, "media", Fail, "media store"},
+		"media limit too low":         {func(wd *world) { wd.special["/media/config"] = answer(200, `{"m.upload.size":1000}`) }, "media", Fail, "max_upload_size"},
+		"rate limited": {func(wd *world) {
+			wd.special["/send/"] = answer(429, `{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":5}`)
+		}, "sending", Fail, "rate_limited: false"},
+		"events bounded by a proxy": {func(wd *world) {
+			wd.special["/send/"] = func(w http.ResponseWriter, r *http.Request) {
+				if body, _ := io.ReadAll(r.Body); len(body) > 10_000 {
+					answer(413, "<html>too large</html>")(w, r)
+					return
+				}
+				answer(200, `{"event_id":"$x"}`)(w, r)
+			}
+		}, "sending", Fail, "proxy"},
+		"receipt key missing": {func(wd *world) {
+			path := filepath.Join(wd.dir, "other.db")
+			st := storetest.Open(wd.t, store.Config{Type: "sqlite3", URI: path}, nil)
+			_ = st.Close()
+			_ = os.Rename(path, filepath.Join(wd.dir, "matrix-mls.db"))
+		}, "receipt-key", Fail, "setup"},
+		"receipt key unlike the room's": {func(wd *world) {
+			key := base64.RawStdEncoding.EncodeToString(make([]byte, ed25519.PublicKeySize))
+			wd.special["/state/"] = answer(200, `{"receipt_key":"`+key+`"}`)
+			_ = wd.store().NoteRoom(context.Background(), "!r", store.RoomJoined)
+		}, "receipt-key", Fail, "two modules"},
+		"inbox stuck": {func(wd *world) {
+			_, _ = wd.store().PutInbox(context.Background(), &store.InboxEvent{EventID: "$1", Room: "!r", Sender: "@a:b", Type: "t", Raw: []byte("{}"), Source: store.SourceTransaction})
+			wd.now = wd.now.Add(time.Hour)
+			wd.date = wd.now
+		}, "queues", Fail, "not dealt with"},
+		"outbox stuck": {func(wd *world) {
+			_ = wd.store().PutOutbox(context.Background(), &store.OutboxRow{Room: "!r", Type: "t", Content: []byte("{}")})
+			wd.now = wd.now.Add(time.Hour)
+			wd.date = wd.now
+		}, "queues", Fail, "wait to be sent"},
+		"events refused for good": {func(wd *world) {
+			st := wd.store()
+			row := &store.OutboxRow{Room: "!r", Type: "t", Content: []byte("{}")}
+			_ = st.PutOutbox(context.Background(), row)
+			_ = st.FailOutbox(context.Background(), row.ID, "forbidden")
+			_ = st.AckOutbox(context.Background(), row.ID)
+		}, "queues", Warn, "kicked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wd := newWorld(t)
+			wd.t = t
+			row.spoil(wd)
+			report := wd.run()
+			var got Result
+			for _, r := range report.Results {
+				if r.ID == row.probe {
+					got = r
+				}
+				if r.Status == Fail && (r.Detail == "" || r.Cause == "" || r.Next == "") {
+					t.Errorf("probe %s failed without detail, cause or next step: %+v", r.ID, r)
+				}
+			}
+			if got.Status != row.status || !strings.Contains(got.Detail+" "+got.Cause+" "+got.Next, row.says) {
+				t.Errorf("probe %s is %+v, want %s with %q", row.probe, got, row.status, row.says)
+			}
+			if report.Failed() != (report.Count(Fail) > 0) || (row.status == Fail) != report.Failed() {
+				t.Errorf("the report as a whole: failed %v", report.Failed())
+			}
+			var out bytes.Buffer
+			if err := report.WriteJSON(&out); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range []string{"as_token", "hs_token"} {
+				for _, line := range strings.Split(registrationText(t, wd), "\n") {
+					if secret, ok := strings.CutPrefix(line, key+": "); ok && strings.Contains(out.String(), secret) {
+						t.Errorf("the report shows the %s", key)
+					}
+				}
+			}
+		})
+	}
+}
+
+func registrationText(t *testing.T, wd *world) string {
+	t.Helper()
+	text, err := os.ReadFile(wd.registration())
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestColourIsNeverAlone(t *testing.T) {
+	report := newWorld(t).run()
+	var plain, coloured bytes.Buffer
+	if err := report.WriteText(&plain, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := report.WriteText(&coloured, true); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(plain.String(), "\x1b") || !strings.Contains(coloured.String(), "\x1b[32mok") {
+		t.Error("colours are not as asked for")
+	}
+	if !strings.Contains(plain.String(), "ok    config") {
+		t.Errorf("the verdict is no word:\n%s", &plain)
+	}
+}
