@@ -195,8 +195,14 @@ func (e *Engine) handle(ctx context.Context, r *room, ev *store.InboxEvent) erro
 
 // update runs fn in a transaction that also stores the room. If it fails the
 // room is read again at its next use.
-func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Context) error) error {
-	err := e.d.Store.Tx(ctx, func(ctx context.Context) error {
+func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Context) error) (err error) {
+	stored := false
+	defer func() {
+		if !stored { // fn failed, or an invariant broke in it
+			delete(e.rooms, r.id)
+		}
+	}()
+	err = e.d.Store.Tx(ctx, func(ctx context.Context) error {
 		if err := e.d.Store.LockRoom(ctx, string(r.id)); err != nil {
 			return err
 		}
@@ -206,9 +212,9 @@ func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Contex
 		return r.store(ctx, e.d.Store)
 	})
 	if err != nil {
-		delete(e.rooms, r.id)
 		return err
 	}
+	stored = true
 	if r.sends {
 		r.sends = false
 		e.d.WakeOutbox()

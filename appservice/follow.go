@@ -197,16 +197,21 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	if err := staged.VerifyGroupInfo(gi); err != nil {
 		return done, err
 	}
-	after := staged.Merge()
 	checked, err := rooms.CheckCommit(rooms.CommitInput{
-		Room: r.id, Sender: msg.sender, Event: msg.event, Content: c, Ref: ref, Tree: tree, Parent: parent, Staged: staged, Next: after,
+		Room: r.id, Sender: msg.sender, Event: msg.event, Content: c, Ref: ref, Tree: tree, Parent: parent, Staged: staged,
 		View: rooms.View{Gone: r.gone()},
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		checked.Commit.Barred = e.skips(r, parent, checked)
+	case checked != nil && rooms.IsOpinion(err):
+		// Others may see it otherwise, so it is an event; this module does not
+		// accept it.
+		checked.Commit.Barred = cut(err.Error(), 500)
+	default:
 		return done, err
 	}
-	checked.Commit.Barred = e.skips(r, parent, checked)
-	return done, e.keepCommit(ctx, r, checked.Commit, after, msg, sc, false)
+	return done, e.keepCommit(ctx, r, checked.Commit, staged.Merge(), msg, sc, false)
 }
 
 // keepCommit gives a checked commit to the machine and keeps it.
@@ -478,4 +483,11 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 	clear(r.proposed)
 	r.planAt = now + replanDelay
 	return nil
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		return s[:n]
+	}
+	return s
 }

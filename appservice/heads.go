@@ -68,6 +68,8 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 	switch {
 	case !r.data.Announced:
 		due = now
+	case !r.m.Listed() && !r.data.Published.IsZero():
+		// The modules of the list serve newcomers.
 	case now < r.joinerUntil || many || r.data.Published.IsZero():
 		due = r.lastPublish + publishSoon
 	case r.data.Snapshot == nil:
