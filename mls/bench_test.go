@@ -1,7 +1,9 @@
 package mls
 
 import (
+	"bytes"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 )
@@ -480,5 +482,33 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		}
 		b.ReportMetric(float64(len(es)+len(rs)), "state-B")
+	})
+}
+
+// BenchmarkHeap loads copies of a full group, and reports what one holds in
+// memory.
+func BenchmarkHeap(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, _, _ := fullGroup(b, cs, n)
+		es, rs := g.EpochState(), g.RatchetState()
+		heap := func() float64 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return float64(m.HeapAlloc)
+		}
+		before := heap()
+		var copies []*Group
+		for b.Loop() {
+			g, err := LoadGroup(g.cfg, bytes.Clone(es), bytes.Clone(rs))
+			if err != nil {
+				b.Fatal(err)
+			}
+			if len(copies) < 4 {
+				copies = append(copies, g)
+			}
+		}
+		b.ReportMetric((heap()-before)/float64(len(copies)), "heap-B")
+		runtime.KeepAlive(copies)
 	})
 }
