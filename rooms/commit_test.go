@@ -216,6 +216,14 @@ func TestEras(t *testing.T) {
 		_, err = CheckCommit(m.in)
 		wantRule(t, err, RuleEraNotEntitled)
 	})
+	t.Run("by heirs, begun by someone who is none", func(t *testing.T) {
+		m := g.commit(g.creator, &CommitAAD{Era: 1, ByHeirs: true}, options(&next))
+		s, err := SignEra(c.group, c.group.OwnLeafIndex(), c.key, 1, g.head, next.Sequencers)
+		must(t, err)
+		m.in.Content.CoSignatures = []CoSignature{s}
+		_, err = CheckCommit(m.in)
+		wantRule(t, err, RuleEraNotEntitled)
+	})
 	t.Run("heirs change more than the list", func(t *testing.T) {
 		more := next
 		more.Window = 3

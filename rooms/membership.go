@@ -49,6 +49,7 @@ type RoomState struct {
 	Functional        []id.UserID
 	Power             PowerLevels
 	RoomVersion       string
+	MoreCreators      []id.UserID // additional creators of rooms of version 12 and later
 
 	encryptionEvents int
 }
@@ -123,12 +124,12 @@ func (s *RoomState) Apply(eventType, stateKey string, sender id.UserID, event id
 		return err
 	case TypeCreate:
 		var c struct {
-			Creator   id.UserID `json:"creator"`
-			Algorithm string    `json:"org.matrix.msc4245.encryption_algorithm"`
-			Version   string    `json:"room_version"`
+			Algorithm string      `json:"org.matrix.msc4245.encryption_algorithm"`
+			Version   string      `json:"room_version"`
+			More      []id.UserID `json:"additional_creators"`
 		}
 		err := decodeObject(content, &c, anyNumbers)
-		s.Creator, s.CreateAlgorithm, s.RoomVersion = sender, c.Algorithm, c.Version
+		s.Creator, s.CreateAlgorithm, s.RoomVersion, s.MoreCreators = sender, c.Algorithm, c.Version, c.More
 		return err
 	case TypeFunctionalMembers:
 		var c struct {

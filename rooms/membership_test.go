@@ -375,9 +375,9 @@ func TestPower(t *testing.T) {
 	if s.CanSend(bob, "m.room.message", false) {
 		t.Error("power levels that cannot be read give power")
 	}
-	must(t, s.Apply(TypeCreate, "", alice, "$c", json.RawMessage(`{"room_version":"12"}`)))
+	must(t, s.Apply(TypeCreate, "", alice, "$c", json.RawMessage(`{"room_version":"12","additional_creators":["`+string(bob)+`"]}`)))
 	must(t, s.Apply(TypePowerLevels, "", alice, "$p", json.RawMessage(`{"events":{"x":150}}`)))
-	if !s.CanSend(alice, "x", true) {
+	if !s.CanSend(alice, "x", true) || !s.CanSend(bob, "x", true) || s.CanSend(carol, "x", true) {
 		t.Error("the creator of a room of version 12 is not above all levels")
 	}
 }

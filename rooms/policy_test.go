@@ -177,6 +177,9 @@ func TestSuiteChoice(t *testing.T) {
 	if s, err := ChooseSuite(p, offers); err != nil || s != 3 {
 		t.Errorf("suite %d, %v, want 3", s, err)
 	}
+	if s, err := ChooseSuite(p, append(offers[:1:1], offers[1])); err != nil || s != 3 {
+		t.Errorf("suite %d, %v, want 3: one device lacks suite 1", s, err)
+	}
 	p.SuiteFloor = []Suite{2, 7}
 	if s, err := ChooseSuite(p, offers); err != nil || s != 2 {
 		t.Errorf("suite %d, %v, want 2", s, err)

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 
 	"maunium.net/go/mautrix/id"
@@ -95,7 +96,7 @@ func (p *PowerLevels) Needed(eventType string, state bool) int64 {
 
 // PowerOf returns the power of a user in the room.
 func (s *RoomState) PowerOf(user id.UserID) int64 {
-	if n, err := strconv.Atoi(s.RoomVersion); err == nil && n >= 12 && user == s.Creator {
+	if n, err := strconv.Atoi(s.RoomVersion); err == nil && n >= 12 && (user == s.Creator || slices.Contains(s.MoreCreators, user)) {
 		return maxSafeInt
 	}
 	if l, ok := s.Power.Users[user]; !ok && user == s.Creator && s.Power.Users == nil {

@@ -185,6 +185,10 @@ func TestReject(t *testing.T) {
 			_, err = CheckCommit(m.in)
 			wantRule(t, err, RuleParentMismatch)
 			m.in.Content.Parent[0]--
+			m.in.Parent[0]++
+			_, err = CheckCommit(m.in)
+			wantRule(t, err, RuleParentMismatch)
+			m.in.Parent[0]--
 			m.in.Content.Epoch++
 			_, err = CheckCommit(m.in)
 			return err
