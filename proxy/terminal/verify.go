@@ -193,7 +193,7 @@ type verifyUI struct {
 	asked bool // answer requests of others
 }
 
-func (ui *verifyUI) Asked(_ context.Context, user id.UserID, device id.DeviceID) bool {
+func (ui *verifyUI) Asked(ctx context.Context, user id.UserID, device id.DeviceID) bool {
 	if !ui.asked {
 		return false
 	}
@@ -201,7 +201,7 @@ func (ui *verifyUI) Asked(_ context.Context, user id.UserID, device id.DeviceID)
 	return err == nil && isYes(answer)
 }
 
-func (ui *verifyUI) Compare(_ context.Context, user id.UserID, emoji []identity.Emoji, decimals []int) bool {
+func (ui *verifyUI) Compare(ctx context.Context, user id.UserID, emoji []identity.Emoji, decimals []int) bool {
 	var names, symbols []string
 	for _, e := range emoji {
 		symbols = append(symbols, string(e.Symbol))
