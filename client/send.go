@@ -63,7 +63,7 @@ func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, c
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if why := c.blockedBy(roomID); why != nil {
-			return "", fmt.Errorf("client: the message waits in the outbox: %w", why)
+			return "", fmt.Errorf("client: the message waits in the outbox: %w (%w)", why, ctx.Err())
 		}
 		return "", fmt.Errorf("client: the message waits in the outbox: %w", ctx.Err())
 	}
