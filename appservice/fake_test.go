@@ -36,7 +36,10 @@ type fakeHS struct {
 	joined []id.RoomID
 	left   []id.RoomID
 	ensure error
-	ping   error
+
+	profile    json.RawMessage
+	profileSet int
+	ping       error
 }
 
 func newFakeHS() *fakeHS { return &fakeHS{byTxn: make(map[string]id.EventID)} }
@@ -80,6 +83,24 @@ func (f *fakeHS) Leave(_ context.Context, room id.RoomID, _ string) error {
 	defer f.mu.Unlock()
 	f.left = append(f.left, room)
 	return nil
+}
+
+func (f *fakeHS) ProfileField(context.Context, id.UserID, string) (json.RawMessage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.profile == nil {
+		return nil, &homeserver.Error{Op: "fetch profile", Kind: homeserver.ErrNotFound}
+	}
+	return f.profile, nil
+}
+
+func (f *fakeHS) SetProfileField(_ context.Context, _ string, value any) error {
+	raw, err := json.Marshal(value)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.profile = raw
+	f.profileSet++
+	return err
 }
 
 func (f *fakeHS) EnsureBot(context.Context, string) error { return f.ensure }

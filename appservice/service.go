@@ -1,9 +1,12 @@
 package appservice
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +24,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // ShutdownTime is how long a stopping module finishes what it has begun.
@@ -50,6 +54,7 @@ type Service struct {
 	metrics *metrics.Metrics
 	log     zerolog.Logger
 	rand    io.Reader
+	keys    *Keys
 	now     func() time.Time
 	started time.Time
 	notify  notifier
@@ -93,7 +98,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		cfg: o.Config, store: o.Store, hs: o.Homeserver, metrics: o.Metrics, log: o.Log, rand: o.Rand, now: o.Now,
+		cfg: o.Config, store: o.Store, hs: o.Homeserver, metrics: o.Metrics, log: o.Log, rand: o.Rand, keys: keys, now: o.Now,
 		started: time.Now(), notify: newNotifier(o.Getenv),
 		filter: &filter{
 			bot: o.Homeserver.UserID(), accepts: o.Config.AcceptsInviteFrom, maximum: o.Config.Rooms.Maximum,
@@ -276,6 +281,7 @@ func (s *Service) runLink(ctx context.Context) {
 	}
 	s.connected.Store(true)
 	s.log.Info().Stringer("user_id", s.hs.UserID()).Msg("The homeserver accepts the module")
+	s.publishProfile(ctx)
 	wait = time.Second
 	for {
 		took, err := s.hs.Ping(ctx, s.nonce("ping"))
@@ -300,6 +306,27 @@ func (s *Service) runLink(ctx context.Context) {
 			return
 		}
 		wait = min(2*wait, 10*time.Minute)
+	}
+}
+
+// publishProfile says in the bot's profile what it is, for clients of servers
+// whose bot has another name. Homeservers without fields of one's own (before
+// Matrix 1.16) refuse it, and nothing rests on it.
+func (s *Service) publishProfile(ctx context.Context) {
+	profile := rooms.ModuleProfile{Version: rooms.Version, ReceiptKey: rooms.Bytes(s.keys.Receipt.Public().(ed25519.PublicKey))}
+	want, err := json.Marshal(profile)
+	if err != nil {
+		s.log.Error().Err(err).Msg("Could not write the bot's profile")
+		return
+	}
+	if have, err := s.hs.ProfileField(ctx, s.hs.UserID(), rooms.KeyModule); err == nil {
+		var decoded *rooms.ModuleProfile
+		if decoded, err = rooms.DecodeModuleProfile(have); err == nil && decoded.Version == profile.Version && bytes.Equal(decoded.ReceiptKey, profile.ReceiptKey) {
+			return
+		}
+	}
+	if err := s.hs.SetProfileField(ctx, rooms.KeyModule, json.RawMessage(want)); err != nil {
+		s.log.Debug().Err(err).Msg("The homeserver does not take the module's profile field")
 	}
 }
 

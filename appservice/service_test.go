@@ -3,6 +3,7 @@ package appservice
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -279,6 +281,85 @@ func TestEngineTickFailuresAreRepeated(t *testing.T) {
 	}
 	if _, err := l.round(t.Context()); err != nil || b.engine.rechecks != 1 {
 		t.Errorf("rechecked %d times, %v", b.engine.rechecks, err)
+	}
+}
+
+func TestProfileIsPublishedOnce(t *testing.T) {
+	cfg := storetest.SQLite(t)
+	b := newBench(t, cfg, nil, nil)
+	b.publishProfile(t.Context())
+	if b.hs.profileSet != 1 {
+		t.Fatalf("set %d times", b.hs.profileSet)
+	}
+	profile, err := rooms.DecodeModuleProfile(b.hs.profile)
+	if err != nil || !bytes.Equal(profile.ReceiptKey, b.keys.Receipt.Public().(ed25519.PublicKey)) {
+		t.Errorf("profile = %+v, %v", profile, err)
+	}
+	again := newBench(t, cfg, nil, nil)
+	again.Service.hs = b.hs
+	again.publishProfile(t.Context())
+	if b.hs.profileSet != 1 {
+		t.Error("an equal profile was set again")
+	}
+	other := newBench(t, storetest.SQLite(t), nil, nil)
+	other.Service.hs = b.hs
+	other.publishProfile(t.Context())
+	if b.hs.profileSet != 2 {
+		t.Error("a new receipt key was not published")
+	}
+}
+
+// TestDatabaseServerGoesAndComesBack stops PostgreSQL below a running module.
+func TestDatabaseServerGoesAndComesBack(t *testing.T) {
+	servers := lab.Run(t, lab.Options{Postgres: true})
+	dsn, err := servers.CreateDatabase(t.Context(), "module")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, store.Config{Type: "postgres", URI: dsn}, nil, nil)
+	client, stop := b.start(t)
+	ready := func(want int) func() bool {
+		return func() bool {
+			code, _ := call(t, client, "GET", "/_matrix/mau/ready", "")
+			return code == want
+		}
+	}
+	put := func(txn string) int {
+		code, _ := call(t, client, "PUT", "/_matrix/app/v1/transactions/"+txn, `{"events":[`+invitation("$"+txn, "!a")+`]}`)
+		return code
+	}
+	eventually(t, "ready", ready(http.StatusOK))
+	if code := put("1"); code != http.StatusOK {
+		t.Fatalf("answer %d", code)
+	}
+	if err := servers.Kill(t.Context(), "postgres"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	eventually(t, "not ready without its database", ready(http.StatusServiceUnavailable))
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("it took %v to notice that the database is gone", took)
+	}
+	if code := put("2"); code != http.StatusServiceUnavailable {
+		t.Errorf("answer %d without a database, want 503 so that the homeserver repeats it", code)
+	}
+	if err := servers.Start(t.Context(), "postgres"); err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	eventually(t, "ready again", ready(http.StatusOK))
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v to come back", took)
+	}
+	if code := put("2"); code != http.StatusOK {
+		t.Errorf("answer %d with the database back", code)
+	}
+	eventually(t, "both events handled", func() bool {
+		ev, err := b.store.Inbox(t.Context(), "$2")
+		return err == nil && ev.Status == store.InboxDone
+	})
+	if err := stop(); err != nil {
+		t.Errorf("Run = %v", err)
 	}
 }
 

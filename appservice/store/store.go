@@ -91,14 +91,16 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 		if cfg.MaxOpenConns <= 0 {
 			cfg.MaxOpenConns = 20
 		}
-		raw, err = sql.Open("postgres", cfg.URI)
+		var dsn string
+		if dsn, err = postgresDSN(cfg.URI); err != nil {
+			return nil, err
+		}
+		raw, err = sql.Open("postgres", dsn)
 	default:
 		return nil, fmt.Errorf("store: unknown database type %q, want sqlite3 or postgres", cfg.Type)
 	}
 	if err != nil {
-		// Neither driver's message repeats the password of a connection
-		// string, but the parse error of a URL does.
-		return nil, fmt.Errorf("store: opening the %s database: %w", cfg.Type, hideURI(err, cfg.URI))
+		return nil, fmt.Errorf("store: opening the %s database: %w", cfg.Type, err)
 	}
 	raw.SetMaxOpenConns(cfg.MaxOpenConns)
 	raw.SetMaxIdleConns(cfg.MaxOpenConns)
@@ -112,24 +114,9 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 	st.db.UpgradeTable = upgradeTable()
 	if err = raw.PingContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, fmt.Errorf("store: the %s database does not answer: %w", cfg.Type, hideURI(err, cfg.URI))
+		return nil, fmt.Errorf("store: the %s database does not answer: %w", cfg.Type, err)
 	}
 	return st, nil
-}
-
-type redactedError struct {
-	text string
-	err  error
-}
-
-func (e *redactedError) Error() string { return e.text }
-func (e *redactedError) Unwrap() error { return e.err }
-
-func hideURI(err error, uri string) error {
-	if uri == "" || !strings.Contains(err.Error(), uri) {
-		return err
-	}
-	return &redactedError{strings.ReplaceAll(err.Error(), uri, "[database uri]"), err}
 }
 
 // sqliteDSN turns a file name or a file: address into a data source name for
@@ -151,6 +138,38 @@ func sqliteDSN(cfg Config) (dsn, path string, err error) {
 	}
 	values.Set("_txlock", "immediate")
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + values.Encode(), path, nil
+}
+
+// postgresDSN adds bounds to a connection string that names none: a server that
+// hangs, or a transaction that was left open, must not stop the module for
+// ever.
+func postgresDSN(uri string) (string, error) {
+	bounds := [][2]string{
+		{"connect_timeout", "10"}, // s
+		{"statement_timeout", "30000"},
+		{"idle_in_transaction_session_timeout", "60000"}, // ms
+	}
+	if !strings.HasPrefix(uri, "postgres://") && !strings.HasPrefix(uri, "postgresql://") {
+		for _, b := range bounds {
+			if !strings.Contains(uri, b[0]) {
+				uri += " " + b[0] + "=" + b[1]
+			}
+		}
+		return uri, nil
+	}
+	u, err := url.Parse(uri)
+	if err != nil {
+		// url.Parse repeats the address with the password in it.
+		return "", errors.New("store: the PostgreSQL address is no URL; special characters in the password must be percent-encoded")
+	}
+	query := u.Query()
+	for _, b := range bounds {
+		if !query.Has(b[0]) {
+			query.Set(b[0], b[1])
+		}
+	}
+	u.RawQuery = query.Encode()
+	return u.String(), nil
 }
 
 // prepareFile creates the database file readable by its owner alone, since it

@@ -547,6 +547,18 @@ func TestSQLiteIsDurableAndPrivate(t *testing.T) {
 	}
 }
 
+func TestPostgresHasTimeouts(t *testing.T) {
+	ctx := context.Background()
+	cfg := storetest.Postgres(t)
+	cfg.URI += "&idle_in_transaction_session_timeout=5000"
+	st := storetest.Open(t, cfg, nil)
+	for name, want := range map[string]string{"statement_timeout": "30s", "idle_in_transaction_session_timeout": "5s"} {
+		if got, err := st.Setting(ctx, name); err != nil || got != want {
+			t.Errorf("%s = %q, %v, want %q", name, got, err, want)
+		}
+	}
+}
+
 func TestOpenErrorsHideThePassword(t *testing.T) {
 	_, err := store.Open(context.Background(), store.Config{Type: "postgres", URI: "postgres://mls:hunter2secret@127.0.0.1:1/x?sslmode=disable"}, time.Now)
 	if err == nil {
@@ -555,8 +567,13 @@ func TestOpenErrorsHideThePassword(t *testing.T) {
 	if strings.Contains(err.Error(), "hunter2secret") {
 		t.Errorf("the error shows the password: %v", err)
 	}
-	_, err = store.Open(context.Background(), store.Config{Type: "postgres", URI: "postgres://mls:hunter2secret@[::bad"}, time.Now)
-	if err == nil || strings.Contains(err.Error(), "hunter2secret") {
-		t.Errorf("malformed address: %v", err)
+	for _, uri := range []string{
+		"postgres://mls:hunter2secret@[::bad", "postgres://mls:hunter2secret%zz@127.0.0.1/x",
+		"host=127.0.0.1 port=1 user=mls password=hunter2secret sslmode=disable", "password=hunter2secret nonsense",
+	} {
+		_, err = store.Open(context.Background(), store.Config{Type: "postgres", URI: uri}, time.Now)
+		if err == nil || strings.Contains(err.Error(), "hunter2secret") {
+			t.Errorf("%v", err)
+		}
 	}
 }
