@@ -150,7 +150,11 @@ func (c *Capabilities) check() error {
 	return nil
 }
 
-func (l *LeafNode) unmarshal(s *reader) bool {
+func (l *LeafNode) unmarshal(s *reader) bool { return l.unmarshalAfter(s, nil) }
+
+// unmarshalAfter reads a leaf that probably has the same capabilities as prev,
+// whose lists it then shares: in most groups all do.
+func (l *LeafNode) unmarshalAfter(s *reader, prev *LeafNode) bool {
 	start := s.String
 	if !readOpaqueVec(s, (*[]byte)(&l.EncryptionKey)) ||
 		!readOpaqueVec(s, (*[]byte)(&l.SignatureKey)) ||
@@ -158,7 +162,10 @@ func (l *LeafNode) unmarshal(s *reader) bool {
 		return false
 	}
 	at := s.String
-	if !l.Capabilities.unmarshal(s) {
+	if prev != nil && bytes.HasPrefix(s.String, prev.caps) {
+		l.Capabilities = prev.Capabilities
+		s.String = s.String[len(prev.caps):]
+	} else if !l.Capabilities.unmarshal(s) {
 		return false
 	}
 	l.caps = s.since(at)

@@ -52,7 +52,8 @@ type ratchetTree struct {
 	signatureKeys  keyIndex // over all leaves
 	profiles       profileSet
 
-	edit *editToken // nil in a finished tree
+	edit  *editToken // nil in a finished tree
+	fresh bool       // shares nothing with another tree
 }
 
 // newTree returns an empty tree under construction.
@@ -61,6 +62,7 @@ func newTree(cs CipherSuite, expectedNodes int) *ratchetTree {
 	return &ratchetTree{
 		cs:             cs,
 		edit:           e,
+		fresh:          true,
 		encryptionKeys: newKeyIndex(expectedNodes, e),
 		signatureKeys:  newKeyIndex(expectedNodes/2, e),
 	}
@@ -70,6 +72,7 @@ func newTree(cs CipherSuite, expectedNodes int) *ratchetTree {
 func (t *ratchetTree) change() *ratchetTree {
 	c := *t
 	c.edit = new(editToken)
+	c.fresh = false
 	c.chunks = append([]*treeChunk(nil), t.chunks...)
 	c.encryptionKeys = t.encryptionKeys.clone(c.edit)
 	c.signatureKeys = t.signatureKeys.clone(c.edit)
@@ -79,8 +82,12 @@ func (t *ratchetTree) change() *ratchetTree {
 // finish computes all missing hashes and closes the edit.
 func (t *ratchetTree) finish() {
 	if t.size > 0 {
+		if t.fresh && t.size >= 256 {
+			t.hashSubtrees(rootIndex(t.size).level() - 4)
+		}
 		t.treeHash(rootIndex(t.size))
 	}
+	t.fresh = false
 	t.edit = nil
 	t.encryptionKeys.edit = nil
 	t.signatureKeys.edit = nil

@@ -17,6 +17,19 @@ func (t *ratchetTree) treeHash(x nodeIndex) []byte {
 	return t.fillHash(x, make([]byte, 0, 512))
 }
 
+// hashSubtrees computes the hashes of all subtrees at a level, on several
+// processors. The tree must own all its chunks, so that different nodes are
+// different memory.
+func (t *ratchetTree) hashSubtrees(level int) {
+	first, step := nodeIndex(1)<<level-1, nodeIndex(2)<<level
+	n := int((nodeIndex(t.nodes())-first-1)/step) + 1
+	// The work cannot fail.
+	_ = forkJoin(n, func(i int) error {
+		t.treeHash(first + nodeIndex(i)*step)
+		return nil
+	})
+}
+
 func (t *ratchetTree) fillHash(x nodeIndex, buf []byte) []byte {
 	s := t.slot(x)
 	if s.hash != nil {

@@ -67,6 +67,7 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 		return nil, invalid("tree/too-large", "", "a ratchet tree of %d bytes is over the limit of %d", len(raw), lim.MaxMessageSize)
 	}
 	var nodes []treeSlot
+	var prev *LeafNode
 	maxNodes := 2*lim.MaxMembers - 1
 	s := newReader(raw)
 	s.entries += maxNodes + 1 // a blank node is one byte, and there may be many
@@ -91,9 +92,10 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 					return s.fail("tree/leaf-at-parent-position", "12.4.3.3", "node %d is a leaf node", len(nodes))
 				}
 				slot.leaf = new(LeafNode)
-				if !slot.leaf.unmarshal(s) {
+				if !slot.leaf.unmarshalAfter(s, prev) {
 					return false
 				}
+				prev = slot.leaf
 			case nodeTypeParent:
 				if isLeaf {
 					return s.fail("tree/parent-at-leaf-position", "12.4.3.3", "node %d is a parent node", len(nodes))
