@@ -1,0 +1,227 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// httpFace serves the few requests of a mautrix bot from the fake server.
+type httpFace struct {
+	s      *fakeServer
+	d      *testDevice
+	mu     sync.Mutex
+	bodies []string
+}
+
+func (h *httpFace) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	h.mu.Lock()
+	h.bodies = append(h.bodies, r.URL.Path+" "+string(body))
+	h.mu.Unlock()
+	path, _ := url.PathUnescape(r.URL.EscapedPath())
+	reply := func(v any) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+	switch {
+	case strings.HasSuffix(path, "/filter"):
+		reply(map[string]string{"filter_id": "1"})
+	case strings.HasSuffix(path, "/sync"):
+		resp := h.s.sync(h.d.ident.user, h.d.ident.device, r.URL.Query().Get("since"), 100)
+		if len(resp.Rooms.Join) == 0 && len(resp.Rooms.Invite) == 0 {
+			select { // a long poll
+			case <-r.Context().Done():
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		reply(resp)
+	case strings.Contains(path, "/send/"):
+		parts := strings.Split(path, "/")
+		n := len(parts)
+		evt, err := h.d.hs.Send(r.Context(), id.RoomID(parts[n-4]), parts[n-2], parts[n-1], body)
+		if err != nil {
+			w.WriteHeader(http.StatusForbidden)
+			reply(map[string]string{"errcode": "M_FORBIDDEN"})
+			return
+		}
+		reply(map[string]any{"event_id": evt})
+	default:
+		w.WriteHeader(http.StatusNotFound)
+		reply(map[string]string{"errcode": "M_UNRECOGNIZED"})
+	}
+}
+
+func TestMautrixBotGetsMLSRooms(t *testing.T) {
+	w := newWorld(t)
+	alice, bot := w.device("alice", "ALICE1"), w.device("robot", "ROBOT1")
+	room := w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, room, bot.UserID()) })
+	w.join(bot, room)
+	w.settle()
+	w.all = []*testDevice{alice} // from here on the bot runs by itself
+	// The engine's clock has to go on by itself too.
+	var clock sync.Mutex
+	began := time.Now()
+	at := w.now
+	bot.mono = func() time.Duration {
+		clock.Lock()
+		defer clock.Unlock()
+		return at + time.Since(began)
+	}
+
+	face := &httpFace{s: w.s, d: bot}
+	server := httptest.NewServer(face)
+	defer server.Close()
+	cli, err := mautrix.NewClient(server.URL, bot.UserID(), "token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cli.DeviceID = bot.DeviceID()
+	syncer := mautrix.NewDefaultSyncer()
+	cli.Syncer = syncer
+	helper := NewCryptoHelper(cli, bot.Client)
+	ctx, cancel := context.WithCancel(w.ctx)
+	if err := helper.Init(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cli.Crypto = helper
+	answered := make(chan error, 2)
+	syncer.OnEventType(event.EventMessage, func(ctx context.Context, evt *event.Event) {
+		if evt.Sender == cli.UserID {
+			return
+		}
+		if !evt.Mautrix.WasEncrypted || evt.Content.AsMessage().Body != "planted-plaintext question" {
+			answered <- errors.New("the handler got something else than the decrypted question")
+			return
+		}
+		_, err := cli.SendReaction(ctx, evt.RoomID, evt.ID, "planted-plaintext-key")
+		answered <- err
+		_, err = cli.SendText(ctx, evt.RoomID, "planted-plaintext answer")
+		answered <- err
+	})
+	stopped := make(chan error, 1)
+	go func() { stopped <- cli.SyncWithContext(ctx) }()
+	w.send(alice, room, "planted-plaintext question")
+	for range 2 {
+		select {
+		case err := <-answered:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("the bot never answered")
+		}
+	}
+	for range 200 {
+		alice.turn()
+		if len(alice.texts()) >= 3 {
+			break
+		}
+	}
+	var got []string
+	for _, u := range alice.got {
+		if msg, ok := u.(*Message); ok {
+			got = append(got, msg.Type+" "+msg.Body())
+		}
+	}
+	want := "m.room.message planted-plaintext question|m.reaction |m.room.message planted-plaintext answer"
+	if strings.Join(got, "|") != want {
+		t.Errorf("alice got %q", got)
+	}
+	cancel()
+	<-stopped
+	if err := bot.Close(); err != nil {
+		t.Error(err)
+	}
+	face.mu.Lock()
+	defer face.mu.Unlock()
+	for _, body := range face.bodies {
+		if strings.Contains(body, "planted-plaintext") {
+			t.Errorf("plaintext left the bot: %.120s", body)
+		}
+	}
+}
+
+type recorder struct{ reqs []*http.Request }
+
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	req.Body = io.NopCloser(strings.NewReader(string(body)))
+	r.reqs = append(r.reqs, req)
+	return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("{}")), Request: req}, nil
+}
+
+func TestGuard(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	base := "https://hs.example/_matrix/client/"
+	escaped := url.PathEscape(string(room))
+	foreign := url.PathEscape("!other:" + testServer)
+	for _, tc := range []struct {
+		name, method, path, body string
+		encrypted, refused       bool
+	}{
+		{"reaction", "PUT", "v3/rooms/" + escaped + "/send/m.reaction/t1", `{"m.relates_to":{"key":"secret"}}`, true, false},
+		{"message", "PUT", "v3/rooms/" + escaped + "/send/m.room.message/t2", `{"body":"secret"}`, true, false},
+		{"custom type", "PUT", "r0/rooms/" + escaped + "/send/com.example.x%2Fy/t3", `{"body":"secret"}`, true, false},
+		{"delayed", "PUT", "v3/rooms/" + escaped + "/send/m.room.message/t4?org.matrix.msc4140.delay=5", `{"body":"secret"}`, true, false},
+		{"own ciphertext", "PUT", "v3/rooms/" + escaped + "/send/m.room.encrypted/t5", `{"algorithm":"` + rooms.Algorithm + `","ciphertext":"AAEC"}`, false, false},
+		{"Megolm", "PUT", "v3/rooms/" + escaped + "/send/m.room.encrypted/t6", `{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"secret"}`, false, true},
+		{"not JSON", "PUT", "v3/rooms/" + escaped + "/send/m.room.message/t7", `secret`, false, true},
+		{"other room", "PUT", "v3/rooms/" + foreign + "/send/m.room.message/t8", `{"body":"secret"}`, false, false},
+		{"redaction", "PUT", "v3/rooms/" + escaped + "/send/m.room.redaction/t9", `{"redacts":"$x"}`, false, false},
+		{"state", "PUT", "v3/rooms/" + escaped + "/state/m.room.name", `{"name":"n"}`, false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			rec := new(recorder)
+			guard := &Guard{Client: alice.Client, Base: rec}
+			req, err := http.NewRequestWithContext(t.Context(), tc.method, base+tc.path, strings.NewReader(tc.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = guard.RoundTrip(req)
+			if tc.refused {
+				if err == nil || len(rec.reqs) > 0 {
+					t.Fatalf("it went out (%v)", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := rec.reqs[0]
+			body, _ := io.ReadAll(out.Body)
+			if tc.encrypted {
+				if strings.Contains(string(body), "secret") || !strings.Contains(out.URL.Path, "/send/m.room.encrypted/") {
+					t.Fatalf("%s went out with %s", out.URL, body)
+				}
+				if _, err := rooms.DecodeEncrypted(body); err != nil {
+					t.Error(err)
+				}
+				if out.ContentLength != int64(len(body)) || out.URL.RawQuery != req.URL.RawQuery {
+					t.Errorf("length %d of %d, query %q", out.ContentLength, len(body), out.URL.RawQuery)
+				}
+			} else if string(body) != tc.body || out.URL.String() != req.URL.String() {
+				t.Errorf("%s %s was changed to %s %s", req.URL, tc.body, out.URL, body)
+			}
+		})
+	}
+}
