@@ -206,11 +206,47 @@ func (h *roomHS) Download(_ context.Context, uri id.ContentURIString, limit int6
 	return data, nil
 }
 
+// farHS is the same rooms as another server's module sees them.
+type farHS struct {
+	*roomHS
+	user   id.UserID
+	server string
+	hidden func(ev *homeserver.Event) bool
+}
+
+func (h *farHS) UserID() id.UserID  { return h.user }
+func (h *farHS) ServerName() string { return h.server }
+
+func (h *farHS) SendEvent(_ context.Context, room id.RoomID, kind, txn string, content json.RawMessage) (id.EventID, error) {
+	return h.add(room, h.user, kind, nil, content).ID, nil
+}
+
+func (h *farHS) SendState(_ context.Context, room id.RoomID, kind, key string, content json.RawMessage) (id.EventID, error) {
+	return h.add(room, h.user, kind, &key, content).ID, nil
+}
+
+func (h *farHS) Messages(ctx context.Context, room id.RoomID, req homeserver.MessagesRequest) (*homeserver.MessagesPage, error) {
+	page, err := h.roomHS.Messages(ctx, room, req)
+	if err == nil && h.hidden != nil {
+		page.Events = slices.DeleteFunc(page.Events, h.hidden)
+	}
+	return page, err
+}
+
+func (h *farHS) Event(ctx context.Context, room id.RoomID, event id.EventID) (*homeserver.Event, error) {
+	ev, err := h.roomHS.Event(ctx, room, event)
+	if err == nil && h.hidden != nil && h.hidden(ev) {
+		return nil, &homeserver.Error{Op: "event", Kind: homeserver.ErrNotFound, Status: 404}
+	}
+	return ev, err
+}
+
 // module is an engine with its database, driven by hand.
 type module struct {
 	t    *testing.T
 	seed byte
 	hs   *roomHS
+	as   homeserver.Homeserver
 	st   *store.Store
 	m    *metrics.Metrics
 	cfg  *config.Config
@@ -229,7 +265,7 @@ func newModuleWithKeys(t *testing.T, dbCfg store.Config, hs *roomHS, seed byte) 
 	t.Helper()
 	cfg := config.Default()
 	cfg.Homeserver.Domain = "mls.test"
-	m := &module{t: t, seed: seed, hs: hs, st: storetest.Open(t, dbCfg, nil), m: metrics.New("test"), cfg: cfg, woke: make(chan struct{}, 1)}
+	m := &module{t: t, seed: seed, hs: hs, as: hs, st: storetest.Open(t, dbCfg, nil), m: metrics.New("test"), cfg: cfg, woke: make(chan struct{}, 1)}
 	m.ctx = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel).WithContext(context.Background())
 	m.start()
 	return m
@@ -242,7 +278,7 @@ func (m *module) start() {
 	keys, _, err := EnsureKeys(m.ctx, m.st, rand.NewChaCha8([32]byte{m.seed}))
 	must(m.t, err)
 	m.e = NewEngine(Deps{
-		HS: m.hs, Store: m.st, Keys: keys, Config: m.cfg, Metrics: m.m, Rand: rand.NewChaCha8([32]byte{8}),
+		HS: m.as, Store: m.st, Keys: keys, Config: m.cfg, Metrics: m.m, Rand: rand.NewChaCha8([32]byte{8}),
 		Monotonic:  func() time.Duration { return m.now },
 		Wake:       func() { poke(m.woke) },
 		WakeOutbox: func() {},
@@ -324,9 +360,9 @@ func (m *module) send() (busy bool) {
 			var event id.EventID
 			var err error
 			if row.Kind == store.OutboxState {
-				event, err = m.hs.SendState(m.ctx, row.Room, row.Type, row.StateKey, row.Content)
+				event, err = m.as.SendState(m.ctx, row.Room, row.Type, row.StateKey, row.Content)
 			} else {
-				event, err = m.hs.SendEvent(m.ctx, row.Room, row.Type, row.TxnID, row.Content)
+				event, err = m.as.SendEvent(m.ctx, row.Room, row.Type, row.TxnID, row.Content)
 			}
 			if err != nil {
 				must(m.t, m.st.FailOutbox(m.ctx, row.ID, err.Error()))

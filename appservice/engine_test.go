@@ -2,9 +2,13 @@ package appservice
 
 import (
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
@@ -447,6 +451,96 @@ func TestEngineSignsNothingBeforeItComparedTheRoom(t *testing.T) {
 		m.settle()
 		if got := len(r.accepts()); got != 2 {
 			t.Fatalf("got %d accepts, want 2 once the room was compared", got)
+		}
+	})
+}
+
+// TestEngineTakesEventsInAnyOrder hands one room's events to fresh modules in
+// many orders, with repetitions, and no history to look anything up in.
+func TestEngineTakesEventsInAnyOrder(t *testing.T) {
+	m, r, a, b := pair(t, storetest.SQLite(t))
+	for i := range 12 {
+		two := []*madeCommit{
+			r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true})),
+			r.post(r.make(b, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true})),
+		}
+		m.settle()
+		// The one whose user's last accepted commit is older.
+		if got := m.machine(r.id).Head(); got != two[(i+1)%2].ref {
+			t.Fatalf("step %d: got head %s, want %s", i, got.Short(), two[(i+1)%2].ref.Short())
+		}
+		r.merge(two[(i+1)%2])
+	}
+	m.settleFor(6 * time.Second)
+	want, final := m.machine(r.id).Head(), m.machine(r.id).NewestFinal()
+	all := slices.Clone(r.hs.rooms[r.id])
+	for seed := range byte(8) {
+		rng := rand.New(rand.NewChaCha8([32]byte{seed, 1}))
+		hs := newRoomHS()
+		hs.push = false
+		hs.rooms[r.id] = all
+		hs.hide = func(ev *homeserver.Event) bool { return true }
+		n := newModuleWithKeys(t, storetest.SQLite(t), hs, 9) // another key: it only follows
+		must(t, n.st.NoteRoom(n.ctx, r.id, store.RoomJoined))
+		shuffled := slices.Clone(all)
+		rng.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+		for i, ev := range append(shuffled, shuffled[:len(shuffled)/2]...) {
+			if ev.StateKey != nil {
+				continue
+			}
+			hs.pushed = append(hs.pushed, ev)
+			if rng.IntN(6) == 0 {
+				n.settle()
+			}
+			if rng.IntN(40) == 0 || i == len(all)/2 {
+				n.start()
+			}
+		}
+		n.settleFor(5 * time.Second)
+		if got := n.machine(r.id); got.Head() != want || got.NewestFinal() != final {
+			t.Fatalf("seed %d: got head %s and final %s, want %s and %s; refused: %v", seed,
+				got.Head().Short(), got.NewestFinal().Short(), want.Short(), final.Short(), n.refusals())
+		}
+	}
+}
+
+// TestEngineJoinsLateFromThePublishedHead lets another server's module in when
+// the room's beginning cannot be had any more.
+func TestEngineJoinsLateFromThePublishedHead(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
+		m, r, a, b := pair(t, dbCfg)
+		first := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+		m.settle()
+		r.merge(first)
+		const other = id.UserID("@_mls_bot:far.test")
+		r.hs.state(r.id, bob, rooms.TypeMember, string(other), map[string]any{"membership": "join"})
+		m.settleFor(7 * time.Second)
+		known := len(r.hs.rooms[r.id])
+		early := make(map[id.EventID]bool)
+		for _, ev := range r.hs.rooms[r.id][:known] {
+			early[ev.ID] = true
+		}
+		far := &farHS{roomHS: r.hs, user: other, server: "far.test", hidden: func(ev *homeserver.Event) bool { return early[ev.ID] }}
+		n := newModuleWithKeys(t, freshDatabase(t, dbCfg), r.hs, 9)
+		n.as = far
+		n.start()
+		must(t, n.st.NoteRoom(n.ctx, r.id, store.RoomJoined))
+		r.hs.push = false
+		n.now = 2 * time.Minute
+		n.settleFor(10 * time.Second)
+		if got := n.machine(r.id).Head(); got != first.ref {
+			t.Fatalf("got head %s, want %s", got.Short(), first.ref.Short())
+		}
+		r.hs.push = true
+		next := r.post(r.make(b, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+		m.settle()
+		if got := m.machine(r.id).Head(); got != next.ref {
+			t.Fatalf("the first module did not accept: %v", m.refusals())
+		}
+		must(t, n.e.Recheck(n.ctx))
+		n.settleFor(5 * time.Second)
+		if got := n.machine(r.id).Head(); got != next.ref {
+			t.Fatalf("got head %s, want %s; refused: %v", got.Short(), next.ref.Short(), n.refusals())
 		}
 	})
 }

@@ -13,6 +13,7 @@ const (
 	doubtDelay  = 5 * time.Second  // a commit in doubt holds up a sibling this long
 	readyMaxAge = 10 * time.Minute // a ready receipt older than this does not count
 	maxActs     = 256              // receipts signed in one Tick
+	votedProofs = 24               // statements in one own vote
 )
 
 // Tick lets time pass: now is a monotonic clock's reading, with any origin. A
@@ -386,7 +387,13 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 			break
 		}
 	}
-	v := &Vote{Config: config, Ballot: o.promised, Voter: rank, Ref: top.ref, Proofs: m.proofs(low, top), EventID: top.c.EventID}
+	// A vote has to fit into an event: with many proofs it goes in steps.
+	proofs := m.proofs(low, top)
+	for len(proofs) > votedProofs && top.up != low {
+		top = top.up
+		proofs = m.proofs(low, top)
+	}
+	v := &Vote{Config: config, Ballot: o.promised, Voter: rank, Ref: top.ref, Proofs: proofs, EventID: top.c.EventID}
 	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs}
 	m.signOnly(v)
 	if !riding {

@@ -123,7 +123,7 @@ func (m *Machine) proofs(low, top *node) []Proof {
 	}
 	for i := len(todo) - 1; i >= 0; i-- {
 		r := todo[i]
-		if covered(chosen, r, top) {
+		if covered(chosen, r) {
 			continue
 		}
 		if v, ok := r.findVoucher(r); ok {
@@ -138,9 +138,6 @@ func (m *Machine) proofs(low, top *node) []Proof {
 			out = append(out, Proof{Commit: v.commit})
 		}
 	}
-	if len(out) > maxProofs {
-		out = out[:maxProofs]
-	}
 	return out
 }
 
@@ -148,7 +145,7 @@ func (m *Machine) proofs(low, top *node) []Proof {
 // ancestors or their descendants, vouches for r too. A voucher found from an
 // ancestor may sit on another branch, so only those whose commit descends from
 // r count.
-func covered(chosen []voucher, r, top *node) bool {
+func covered(chosen []voucher, r *node) bool {
 	for i := range chosen {
 		if chosen[i].covers(r) && r.holds(&chosen[i]) {
 			return true
