@@ -111,6 +111,22 @@ func TestAdmission(t *testing.T) {
 			wantRule(t, err, test.rule)
 		})
 	}
+	// The same device can have the same leaf and key in two groups, so that the
+	// signature alone does not tell them apart.
+	t.Run("signed for another room", func(t *testing.T) {
+		a, err := SignAdmission(b.group, otherRoom, g.head, b.group.OwnLeafIndex(), b.key, carol, nil)
+		must(t, err)
+		_, err = VerifyAdmission(tree, policy, a, nil)
+		wantRule(t, err, RuleAddWithoutAdmission)
+	})
+	t.Run("signed for another group", func(t *testing.T) {
+		a := *good
+		a.Group = Bytes{1, 2, 3}
+		a.Sig, err = mls.SignWithLabel(testSuite, b.key, LabelAdmission, a.content())
+		must(t, err)
+		_, err = VerifyAdmission(tree, policy, &a, nil)
+		wantRule(t, err, RuleAddWithoutAdmission)
+	})
 	t.Run("not entitled", func(t *testing.T) {
 		strict := testPolicy()
 		strict.Admit = AdmitAdmins

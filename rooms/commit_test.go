@@ -335,6 +335,14 @@ func TestOpinionsKeepTheFacts(t *testing.T) {
 			}
 		})
 	}
+	t.Run("own devices need no reason", func(t *testing.T) {
+		own := newDevice(t, bob, "WEB")
+		g.add(own)
+		m := g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{mls.Remove(own.group.OwnLeafIndex())}})
+		m.in.View.MayRemove = func(id.UserID, GroupLeaf) bool { return false }
+		_, err := CheckCommit(m.in)
+		must(t, err)
+	})
 	t.Run("what all refuse", func(t *testing.T) {
 		m := g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(newDevice(t, carol, "X").keyPackage())}})
 		got, err := CheckCommit(m.in)

@@ -202,6 +202,18 @@ func TestDeviceKeysRefused(t *testing.T) {
 	}
 }
 
+func TestDeviceKeysFoundElsewhere(t *testing.T) {
+	i, d, own := newIdentity(alice), newDevice(t, alice, "PHONE"), ed25519Key(50)
+	raw := rawJSON(t, i.device(t, d, own, true))
+	_, err := ParseDeviceKeys(raw, alice, "WEB")
+	wantRule(t, err, RuleDeviceNotCredential)
+	// Bob's homeserver serves Alice's keys as his, signed by a key it holds.
+	obj := i.device(t, d, own, true)
+	signJSON(t, obj, bob, map[string]ed25519.PrivateKey{"PHONE": own})
+	_, err = ParseDeviceKeys(rawJSON(t, obj), bob, "PHONE")
+	wantRule(t, err, RuleDeviceNotCredential)
+}
+
 func TestCrossSigningKeys(t *testing.T) {
 	i := newIdentity(alice)
 	m, s := i.cross(t)

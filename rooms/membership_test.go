@@ -170,6 +170,13 @@ func TestPlan(t *testing.T) {
 			waiting: []Rule{RuleRoomMemberNotInGroup},
 		},
 		{
+			name: "where the join rule decides, who is only invited to a public room needs an admission",
+			in: Inputs{State: stateOf(map[id.UserID]Membership{alice: "join", bob: "invite"}), Leaves: []GroupLeaf{leafOf(0, alice, "A")},
+				Devices: map[id.UserID][]Device{bob: {deviceOf(bob, "B")}}},
+			edit:    func(in *Inputs) { in.Policy.Join, in.State.JoinRule = JoinByRule, "public" },
+			waiting: []Rule{RuleRoomMemberNotInGroup},
+		},
+		{
 			name: "bots are neither added nor waited for",
 			in:   Inputs{State: stateOf(map[id.UserID]Membership{alice: "join", testBot: "join", dave: "join"}), Leaves: []GroupLeaf{leafOf(0, alice, "A")}},
 			edit: func(in *Inputs) { in.State.Functional = []id.UserID{dave} },
