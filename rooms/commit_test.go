@@ -336,7 +336,7 @@ func TestOpinionsKeepTheFacts(t *testing.T) {
 		})
 	}
 	t.Run("own devices need no reason", func(t *testing.T) {
-		own := newDevice(t, bob, "WEB")
+		own := newDevice(t, bob, "KITCHEN")
 		g.add(own)
 		m := g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{mls.Remove(own.group.OwnLeafIndex())}})
 		m.in.View.MayRemove = func(id.UserID, GroupLeaf) bool { return false }
