@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -278,5 +279,26 @@ func TestAcceptsInviteFrom(t *testing.T) {
 		if got := cfg.AcceptsInviteFrom(id.UserID(user)); got != want {
 			t.Errorf("AcceptsInviteFrom(%s) = %v, want %v", user, got, want)
 		}
+	}
+}
+
+func TestWriteFileKeepsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to someone else")
+	}
+	path := write(t, "old")
+	if err := os.Chown(path, 1234, 5678); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(path, []byte("new"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	if owner.Uid != 1234 || owner.Gid != 5678 || info.Mode().Perm() != 0o640 {
+		t.Errorf("owner %d:%d, mode %v", owner.Uid, owner.Gid, info.Mode())
 	}
 }

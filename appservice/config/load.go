@@ -457,8 +457,9 @@ func rewrite(path string, before, after []byte) (backup string, err error) {
 }
 
 // WriteFile replaces a file in one step, so that a crash leaves the old or the
-// new one.
+// new one. The owner and group of an old file stay.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
+	old, statErr := os.Stat(path)
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
@@ -473,6 +474,9 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	}
 	if closeErr := tmp.Close(); err == nil {
 		err = closeErr
+	}
+	if err == nil && statErr == nil {
+		err = KeepOwner(tmp.Name(), old)
 	}
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)

@@ -44,7 +44,7 @@ func (hc *HomeserverConfig) AddRegistration(registration string) (backup string,
 	if err := config.WriteFile(hc.Path, after, info.Mode().Perm()); err != nil {
 		return "", fmt.Errorf("setup: cannot write the homeserver's configuration: %w", err)
 	}
-	return backup, keepOwner(hc.Path, info)
+	return backup, nil
 }
 
 // copyNew writes a file that must not exist yet.
@@ -58,7 +58,7 @@ func copyNew(path string, data []byte, like os.FileInfo) error {
 		err = closeErr
 	}
 	if err == nil {
-		err = keepOwner(path, like)
+		err = config.KeepOwner(path, like)
 	}
 	return err
 }
