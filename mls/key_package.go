@@ -317,3 +317,9 @@ func (b *KeyPackageBundle) check() error {
 	}
 	return nil
 }
+
+// Format prints the KeyPackage's reference and nothing secret, whatever the
+// verb.
+func (b *KeyPackageBundle) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "mls.KeyPackageBundle(%x)", []byte(b.Ref()))
+}

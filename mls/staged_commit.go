@@ -518,3 +518,8 @@ func (s *sealer) sealAll(rand io.Reader, pubs []HPKEPublicKey, plaintext func(i 
 	})
 	return out, err
 }
+
+// Format prints which epoch it leads to and nothing secret, whatever the verb.
+func (s *StagedCommit) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "mls.StagedCommit(to epoch %d, by leaf %d)", s.epoch, s.committer)
+}
