@@ -221,8 +221,10 @@ func (c *checker) changes() error {
 			}
 			n++
 		case mls.ProposalTypeUpdate:
-			// RFC 9420 lets members propose Updates; ours commit instead.
-			return refuse(RuleExternalProposalNotEntitled, "", "holds an Update proposal: members of this group commit instead")
+			// Ours commit instead, but RFC 9420 lets members propose Updates.
+			if err := c.update(p.Sender.LeafIndex, p.Proposal.Update); err != nil {
+				return err
+			}
 		}
 		if p.Sender.Type == mls.SenderTypeExternal && p.Proposal.Type != mls.ProposalTypeRemove {
 			return refuse(RuleExternalProposalNotEntitled, "", "holds a proposal of type %d by a module, which may only propose Removes", p.Proposal.Type)
@@ -234,14 +236,23 @@ func (c *checker) changes() error {
 	if c.external {
 		return add(st.Committer(), c.committerLeaf())
 	}
-	if leaf := c.committerLeaf(); leaf != nil && !bytes.Equal(leaf.SignatureKey, c.out.Author.Key) {
-		cred, err := CredentialOf(leaf)
-		if err != nil {
-			return err
-		}
-		fc.Updated = append(fc.Updated, federationLeaf(st.Committer(), cred))
+	if leaf := c.committerLeaf(); leaf != nil {
+		return c.update(st.Committer(), leaf)
 	}
 	return nil
+}
+
+// update notes that a member's leaf has another signature key.
+func (c *checker) update(i mls.LeafIndex, leaf *mls.LeafNode) error {
+	old, ok := c.in.Tree.Leaf(i)
+	if ok && bytes.Equal(old.SignatureKey, leaf.SignatureKey) {
+		return nil
+	}
+	cred, err := CredentialOf(leaf)
+	if err == nil {
+		c.out.Commit.Updated = append(c.out.Commit.Updated, federationLeaf(i, cred))
+	}
+	return err
 }
 
 // policy checks a change of the group's extensions.
@@ -359,6 +370,10 @@ func sameExtensions(exts []mls.Extension, t Tree) bool {
 
 // member tells whether a user has a leaf in the parent's tree.
 func (c *checker) member(user id.UserID) bool {
+	const few = 8 // look-ups that cost less than reading all credentials
+	if c.users == nil && len(c.out.Added) <= few {
+		return hasUser(c.in.Tree, user)
+	}
 	if c.users == nil {
 		c.users = usersOf(c.in.Tree)
 	}

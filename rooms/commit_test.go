@@ -113,6 +113,35 @@ func TestCommitFactsOfExternalJoin(t *testing.T) {
 	})
 }
 
+func TestCommitFactsOfNewKeys(t *testing.T) {
+	g := newGroup(t, testPolicy())
+	b := newDevice(t, bob, "LAPTOP")
+	g.add(b)
+	t.Run("of the committer", func(t *testing.T) {
+		key, err := mls.GenerateSignatureKey(testSuite, newSeed(5))
+		must(t, err)
+		leaf := LeafOptions(Credential{bob, "LAPTOP", key.Public()})
+		got, err := CheckCommit(g.commit(b, nil, mls.CommitOptions{NewSignatureKey: &key, Leaf: &leaf}).in)
+		must(t, err)
+		if want := []federation.Leaf{{Index: 1, User: string(bob), Key: key.Public()}}; !cmp.Equal(got.Commit.Updated, want) {
+			t.Errorf("updated %+v, want %+v", got.Commit.Updated, want)
+		}
+	})
+	t.Run("an Update proposal of a member", func(t *testing.T) {
+		raw, _, err := b.group.ProposeUpdate(nil, mls.FramingOptions{AuthenticatedData: MessageAAD{Head: g.head}.Encode()})
+		must(t, err)
+		m, err := mls.ParseMessage(raw)
+		must(t, err)
+		_, err = g.creator.group.Process(m)
+		must(t, err)
+		got, err := CheckCommit(g.commit(g.creator, nil, mls.CommitOptions{Pending: true}).in)
+		must(t, err)
+		if len(got.Commit.Updated) != 0 || len(got.Commit.Added) != 0 {
+			t.Errorf("facts %+v, want no change of keys", got.Commit)
+		}
+	})
+}
+
 func TestCommitChangesPolicy(t *testing.T) {
 	g := newGroup(t, testPolicy())
 	b := newDevice(t, bob, "LAPTOP")

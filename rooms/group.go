@@ -100,6 +100,18 @@ func usersOf(t Tree) map[id.UserID]bool {
 	return users
 }
 
+// hasUser tells whether a user has a leaf, without reading the credentials in
+// full: the user id comes first, with its length.
+func hasUser(t Tree, user id.UserID) bool {
+	prefix := appendVarVec(nil, []byte(user))
+	for _, leaf := range t.Members() {
+		if leaf.Credential.Type == mls.CredentialTypeBasic && bytes.HasPrefix(leaf.Credential.Identity, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // BaseFacts returns where a federation machine starts: at the epoch of t, which
 // the commit ref made. At the root era is 0 and config is zero; a newcomer that
 // joined later passes the number of the era and the ref of the commit that set

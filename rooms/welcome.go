@@ -44,7 +44,7 @@ func CheckJoined(w *WelcomeContent, sender id.UserID, own *Credential, t Tree, o
 	if cred.User != own.User || cred.Device != own.Device || !bytes.Equal(cred.Key, own.Key) {
 		return nil, refuse(RuleWelcomeNotForUs, "welcome", "adds %s, this device is %s", cred, own)
 	}
-	if !usersOf(t)[sender] {
+	if !hasUser(t, sender) {
 		return nil, refuse(RuleUnsolicitedKey, "welcome", "sent by %s, who is not in the group", sender)
 	}
 	return p, nil
