@@ -148,8 +148,8 @@ func (c *Client) handleUnreadable(ctx context.Context, r *room, e *epoch, msg *m
 // object posts P.reject for an accepted commit that this device cannot, or
 // will not, apply.
 func (c *Client) object(r *room, ref, parent federation.Ref, b *batch) error {
-	rule := r.rec.Failed[ref.String()]
-	if rule == "" || r.machine == nil || !r.machine.Accepted(ref) {
+	rule, failed := r.rec.Failed[ref.String()]
+	if !failed || r.rec.Rejected[ref.String()] || r.machine == nil || !r.machine.Accepted(ref) {
 		return nil
 	}
 	return c.sendReject(r, ref, parent, rule, b)
@@ -439,6 +439,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 			c.stuck(r)
 			return nil
 		}
+		c.noteRemovals(r, e)
 		c.settleCommit(r, e, b)
 		if r.rec.Phase == phaseJoining && r.own[ref] != nil && r.own[ref].External {
 			c.joined(r, e, b)
@@ -455,6 +456,35 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		notifyChan(c.outWake)
 	})
 	return nil
+}
+
+// noteRemovals remembers who was removed and when: an admission from before
+// does not let them in again.
+func (c *Client) noteRemovals(r *room, e *epoch) {
+	known, ok := r.machine.Known(e.ref)
+	parent := r.epochs[e.parent]
+	if !ok || parent == nil {
+		return
+	}
+	for _, index := range known.Removed {
+		leaf, ok := parent.group.Leaf(mls.LeafIndex(index))
+		if !ok {
+			continue
+		}
+		cred, err := rooms.ParseCredential(&leaf.Credential)
+		if err != nil || len(rooms.LeavesOf(e.group, cred.User)) > 0 {
+			continue
+		}
+		if r.rec.Removals == nil {
+			r.rec.Removals = map[id.UserID]uint64{}
+		}
+		if len(r.rec.Removals) < maxAdmissions {
+			r.rec.Removals[cred.User] = e.number
+		}
+		if a, admitted := r.rec.Admissions[cred.User]; admitted && c.removedSince(r, cred.User, federation.Ref(a.Ref)) {
+			delete(r.rec.Admissions, cred.User)
+		}
+	}
 }
 
 // tellEpoch reports an epoch on the head.
@@ -580,6 +610,7 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 	delete(r.rec.Events, ref.String())
 	delete(r.rec.Failed, ref.String())
 	delete(r.rec.Vouched, ref.String())
+	delete(r.rec.Rejected, ref.String())
 	delete(r.vouchAt, ref)
 	b.do(func(ctx context.Context) error { return c.st.DeleteKV(ctx, commitKey(r.id, ref)) })
 }
@@ -587,6 +618,7 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 // removed ends this device's membership of the group.
 func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	r.rec.Phase = phaseRemoved
+	delete(r.rec.Admissions, c.UserID()) // it does not let us in again
 	c.dropGroup(r, b)
 	for _, row := range c.roomRows(r.id) {
 		if row.data.Plain != nil && row.item.State != stateSent {
@@ -726,8 +758,23 @@ func (c *Client) handleRepost(ctx context.Context, r *room, evt *Event, b *batch
 func (c *Client) vouch(ctx context.Context, r *room) error {
 	now := c.mono()
 	for _, ref := range r.machine.NeedsVouching() {
+		if _, failed := r.rec.Failed[ref.String()]; failed || r.rec.Vouched[ref.String()] {
+			delete(r.vouchAt, ref)
+			continue
+		}
 		e := r.epochs[ref]
-		if e == nil || r.rec.Vouched[ref.String()] || !c.mayVouch(r, e) {
+		if e == nil {
+			// An era is vouched for before it can be the head.
+			b := &batch{}
+			var err error
+			if e, err = c.enter(ctx, r, ref, b); err != nil && !errors.Is(err, errSelfRemoved) {
+				return err
+			}
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				return err
+			}
+		}
+		if e == nil || !c.mayVouch(r, e) {
 			delete(r.vouchAt, ref)
 			continue
 		}
@@ -811,7 +858,10 @@ func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b 
 	if e == nil {
 		return nil
 	}
-	r.rec.Failed[ref.String()] = "" // said
+	if r.rec.Rejected == nil {
+		r.rec.Rejected = map[string]bool{}
+	}
+	r.rec.Rejected[ref.String()] = true
 	scope, ok := r.machine.ScopeAt(parent)
 	if !ok {
 		return nil

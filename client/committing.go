@@ -48,6 +48,11 @@ func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !
 func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	d := &due{other: r.rec.Policy != nil || r.rec.NewEra || r.rec.Refresh || r.staleProposals(e)}
 	d.urgent = d.other
+	if e.ref != r.machine.Head() {
+		// A commit above is in doubt. A sibling lets the module take another
+		// round without it, unless somebody vouches for it first.
+		d.other = true
+	}
 	r.graceAt = 0
 	if r.want1 == nil || r.plannedOn != e.ref {
 		return d

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"fmt"
 	"reflect"
 	"slices"
 
@@ -111,32 +112,22 @@ func (c *Client) view(r *room, tree rooms.Tree) rooms.View {
 	}
 }
 
-// removedSince tells whether a commit between since and the head removed a
-// user's leaf.
+// removedSince tells whether a user was removed above a commit. What lies too
+// far back to be known counts as before every removal that is.
 func (c *Client) removedSince(r *room, user id.UserID, since federation.Ref) bool {
-	if r.machine == nil {
+	at, removed := r.rec.Removals[user]
+	if !removed {
 		return false
 	}
-	for _, ref := range r.machine.Path(since, r.machine.Head()) {
-		known, ok := r.machine.Known(ref)
-		if !ok || len(known.Removed) == 0 {
-			continue
-		}
-		parent := r.epochs[known.Parent]
-		if parent == nil {
-			continue
-		}
-		for _, index := range known.Removed {
-			leaf, ok := parent.group.Leaf(mls.LeafIndex(index))
-			if !ok {
-				continue
-			}
-			if cred, err := rooms.ParseCredential(&leaf.Credential); err == nil && cred.User == user {
-				return true
-			}
+	if e := r.epochs[since]; e != nil {
+		return e.number < at
+	}
+	if r.machine != nil {
+		if known, ok := r.machine.Known(since); ok {
+			return known.Epoch < at
 		}
 	}
-	return false
+	return true
 }
 
 // checkProposal checks a module's proposal before this device commits it.
@@ -168,6 +159,10 @@ func (c *Client) handleRoot(r *room, evt *Event, content *rooms.CommitContent) e
 	c.setCommitEvent(r, ref, evt.ID)
 	return nil
 }
+
+// ruleKeyLost is the rule of a module that announces another receipt key than
+// the group has.
+const ruleKeyLost = "client/receipt-key-lost"
 
 // verificationOf says how sure we are of a credential's device.
 func verificationOf(list *identity.UserDevices, cred *rooms.Credential, cs mls.CipherSuite) Verification {
@@ -252,6 +247,11 @@ func (c *Client) plan(r *room) {
 	}
 	r.want1 = rooms.MakePlan(in)
 	r.planned, r.plannedOn = complete, e.ref
+	if lost := c.lostKeys(r, e); len(lost) > 0 && policy.IsAdmin(c.UserID()) {
+		c.warn(r, fmt.Sprintf("key-lost/%x", lost), &Warning{
+			Rule: ruleKeyLost, Text: "the module has lost its receipt key and can accept nothing; move the room to its new key with RepairSequencer",
+		})
+	}
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
 	if err := r.want1.Barrier(); err != nil {

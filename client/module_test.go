@@ -2,9 +2,7 @@ package client
 
 import (
 	"crypto/ed25519"
-	"encoding/json"
 	"strconv"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -132,10 +130,7 @@ func (m *fakeModule) commit(evt *Event) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g.machine, err = federation.New(federation.Config{
-			Room: string(evt.RoomID), Verify: rooms.VerifyLeafSignature, VoteDelay: -1,
-			Self: &federation.Identity{Server: testServer, User: string(m.bot), Key: m.key},
-		}, base)
+		g.machine, err = federation.New(m.config(evt.RoomID), base)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,6 +221,10 @@ func (m *fakeModule) head(room id.RoomID) {
 		head.Group = group.GroupID()
 		head.Root = &rooms.EventRef{Ref: rooms.Hash(g.root), Event: g.events[g.root]}
 		head.Accepted = &rooms.EventRef{Ref: rooms.Hash(ref), Event: g.events[ref], Epoch: group.Epoch()}
+		head.Era, _ = g.machine.EraOf()
+		if cfg, ok := g.machine.ConfigAt(ref); ok {
+			head.Cfg = rooms.Hash(cfg)
+		}
 		final := g.machine.NewestFinal()
 		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
 		head.GroupInfo = g.infos[ref]
@@ -266,5 +265,35 @@ func (m *fakeModule) proposeRemove(room id.RoomID, user id.UserID, reason id.Eve
 	}
 }
 
-var _ = json.Valid
-var _ = time.Second
+// loseDatabase gives the module new keys; it follows the room again from its
+// events, as the real one does, and waits for an admin.
+func (m *fakeModule) loseDatabase(room id.RoomID) {
+	m.key = edKey(newSeeded("another module"))
+	key, err := mls.GenerateSignatureKey(m.w.cs, newSeeded("another external"))
+	if err != nil {
+		m.w.t.Fatal(err)
+	}
+	m.external = key
+	g := m.groups[room]
+	snapshot, err := g.machine.MarshalBinary()
+	if err != nil {
+		m.w.t.Fatal(err)
+	}
+	g.machine, err = federation.Unmarshal(m.config(room), snapshot)
+	if err != nil {
+		m.w.t.Fatal(err)
+	}
+	acts, err := g.machine.Step(federation.Resume{})
+	if err != nil {
+		m.w.t.Fatal(err)
+	}
+	m.act(room, g, acts)
+	m.head(room)
+}
+
+func (m *fakeModule) config(room id.RoomID) federation.Config {
+	return federation.Config{
+		Room: string(room), Verify: rooms.VerifyLeafSignature, VoteDelay: -1,
+		Self: &federation.Identity{Server: testServer, User: string(m.bot), Key: m.key},
+	}
+}

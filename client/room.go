@@ -39,6 +39,7 @@ type roomRecord struct {
 	Inviter    id.UserID                     `json:"inviter,omitempty"`
 	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
+	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
 	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
 	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // a change our user asked for
@@ -48,6 +49,7 @@ type roomRecord struct {
 	Refresh     bool                  `json:"refresh,omitempty"` // a commit with a fresh path is due
 	NewEra      bool                  `json:"new_era,omitempty"`
 	Failed      map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
+	Rejected    map[string]bool       `json:"rejected,omitempty"`  // of these, those we sent P.reject for
 	Vouched     map[string]bool       `json:"vouched,omitempty"`   // refs we sent P.applied for
 	Events      map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
 	LastPath    int64                 `json:"last_path,omitempty"` // unix time of our last own path

@@ -553,6 +553,21 @@ func newWorld(t *testing.T) *world {
 // device logs a device of a user in; the first one of a user makes the user.
 func (w *world) device(user, device string) *testDevice {
 	w.t.Helper()
+	ident, userID := w.register(user, device)
+	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: w.s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
+	td.open()
+	w.all = append(w.all, td)
+	for _, other := range w.all {
+		if other != td && other.ident.changed != nil {
+			other.ident.changed(userID)
+		}
+	}
+	return td
+}
+
+// register makes the keys of a device, without a client that runs.
+func (w *world) register(user, device string) (*fakeIdentity, id.UserID) {
+	w.t.Helper()
 	userID := id.UserID("@" + user + ":" + testServer)
 	random := newSeeded(user + device)
 	w.s.mu.Lock()
@@ -586,15 +601,7 @@ func (w *world) device(user, device string) *testDevice {
 		ident.bundles[string(bundle.Ref())] = raw
 		d.packages = append(d.packages, bundle)
 	}
-	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: w.s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
-	td.open()
-	w.all = append(w.all, td)
-	for _, other := range w.all {
-		if other != td && other.ident.changed != nil {
-			other.ident.changed(userID)
-		}
-	}
-	return td
+	return ident, userID
 }
 
 func (d *testDevice) open() {

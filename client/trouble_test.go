@@ -1,0 +1,303 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+func TestLostReceiptKeyIsRepairedByAnEra(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.send(alice, room, "before")
+	w.settle()
+	// The module loses its database: new keys, and it rebuilds from the room.
+	w.module.loseDatabase(room)
+	w.settle()
+	var proposed bool
+	for _, u := range alice.got {
+		if warning, ok := u.(*Warning); ok && warning.Rule == ruleKeyLost {
+			proposed = true
+		}
+	}
+	if !proposed {
+		t.Error("the admin's client does not propose the repair")
+	}
+	if err := carol.RepairSequencer(w.ctx, room); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("carol, no admin, repairs: %v", err)
+	}
+	before := alice.epoch(room)
+	w.must(func() error { return alice.RepairSequencer(w.ctx, room) })
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	if alice.epoch(room) <= before {
+		t.Fatalf("epoch %d after the repair, %d before", alice.epoch(room), before)
+	}
+	// The room works on, and newcomers can join.
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.send(dave, room, "after")
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	carol.wantTexts("before", "after")
+}
+
+func TestPolicyChange(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	if err := bob.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 4 }); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("bob, no admin, changes the policy: %v", err)
+	}
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admins = append(p.Admins, bob.UserID()) })
+	})
+	w.settle()
+	w.must(func() error {
+		return bob.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admit = rooms.AdmitAdmins })
+	})
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	if err := carol.Invite(w.ctx, room, "@x:"+testServer); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("carol invites although only admins may: %v", err)
+	}
+}
+
+func TestKickedUserComesBackByANewInvite(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.settle()
+	if !slices.ContainsFunc(bob.got, func(u Update) bool { r, ok := u.(*Removed); return ok && r.By == alice.UserID() }) {
+		t.Error("bob was not told that he was removed")
+	}
+	w.send(alice, room, "without bob")
+	w.must(func() error { return carol.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(alice, room, "with bob")
+	w.settle()
+	bob.wantTexts("with bob")
+}
+
+func TestOldAdmissionDoesNotOutliveAKick(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.settle()
+	// The server lets bob in again without any member's word.
+	w.join(bob, room)
+	w.settle()
+	if info, _ := alice.Room(w.ctx, room); info.Devices != 2 {
+		t.Errorf("%d devices in the group, want 2: nobody admitted bob again", info.Devices)
+	}
+	w.send(alice, room, "not for bob")
+	w.settle()
+	bob.wantTexts()
+	carol.wantTexts("not for bob")
+}
+
+func TestRoomMemberWithoutAdmissionGetsNoKeys(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	mallory := w.device("mallory", "MALLORY1")
+	w.join(mallory, room) // the server lets her in
+	w.settle()
+	w.send(alice, room, "not for mallory")
+	w.settle()
+	mallory.wantTexts()
+	members, err := alice.Members(w.ctx, room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(members, func(m Member) bool { return m.User == mallory.UserID() })
+	if i < 0 || members[i].Device != "" || members[i].Note == "" {
+		t.Errorf("members %+v, want mallory without a device and with a reason", members)
+	}
+}
+
+func TestRateLimitSendsCommitsFirst(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	if err := alice.Kick(w.ctx, room, bob.UserID(), ""); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		go func() { _, _ = alice.SendText(w.ctx, room, fmt.Sprint("m", i)) }()
+	}
+	for len(alice.roomRowsOf(room)) < 3 {
+		alice.Deliver(w.ctx)
+	}
+	alice.Step(w.ctx)
+	alice.hs.fail = &RateLimitError{RetryAfter: 30 * time.Second}
+	before := len(w.s.log)
+	next := alice.Flush(w.ctx)
+	if len(w.s.log) != before {
+		t.Fatal("something was sent against the rate limit")
+	}
+	if want := w.now + 30*time.Second; next != want {
+		t.Fatalf("tried again at %v, want %v", next, want)
+	}
+	w.now += 29 * time.Second
+	alice.Flush(w.ctx)
+	if len(w.s.log) != before {
+		t.Fatal("something was sent before the time the homeserver named")
+	}
+	w.now += 2 * time.Second
+	w.settle()
+	var order []string
+	for _, evt := range w.s.log[before:] {
+		if evt.Sender == alice.UserID() && evt.StateKey == nil {
+			order = append(order, evt.Type)
+		}
+	}
+	if len(order) < 4 || order[0] != rooms.TypeCommit {
+		t.Errorf("alice sent %q, want the commit first", order)
+	}
+	if n := len(carol.texts()); n != 3 {
+		t.Errorf("carol got %d messages, want 3", n)
+	}
+}
+
+func (d *testDevice) roomRowsOf(room id.RoomID) []*outRow {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.roomRows(room)
+}
+
+func TestPlaintextInAnMLSRoomIsNeverShownAsProtected(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.s.mu.Lock()
+	w.s.append(&Event{RoomID: room, Type: "m.room.message", Sender: bob.UserID(), Content: json.RawMessage(`{"msgtype":"m.text","body":"forged"}`)})
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncrypted, Sender: bob.UserID(), Content: json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"AAAA"}`)})
+	w.s.mu.Unlock()
+	w.settle()
+	alice.wantTexts()
+	var rules []string
+	for _, u := range alice.got {
+		switch u := u.(type) {
+		case *Warning:
+			rules = append(rules, u.Rule)
+		case *Undecryptable:
+			rules = append(rules, u.Reason)
+		}
+	}
+	for _, want := range []rooms.Rule{rooms.RulePlaintext, rooms.RuleMegolmForMLS} {
+		if !slices.Contains(rules, string(want)) {
+			t.Errorf("told %q, want %s among it", rules, want)
+		}
+	}
+}
+
+func TestCiphertextOfAnotherSenderIsRefused(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.all = []*testDevice{alice}
+	w.send(alice, room, "mine")
+	var content json.RawMessage
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeEncrypted {
+			content = evt.Content
+		}
+	}
+	// The server shows it to carol as bob's before it shows the original.
+	w.s.mu.Lock()
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeEncrypted {
+			evt.Sender = bob.UserID()
+		}
+	}
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncrypted, Sender: alice.UserID(), Content: content})
+	w.s.mu.Unlock()
+	w.settle(carol)
+	carol.wantTexts()
+	if carol.Refusals()[string(rooms.RuleSenderNotCredential)] == 0 {
+		t.Errorf("refused %v, want %s", carol.Refusals(), rooms.RuleSenderNotCredential)
+	}
+}
+
+func TestHostileEventsChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	epoch := alice.epoch(room)
+	w.s.mu.Lock()
+	for _, eventType := range append(rooms.PowerLevelTypes(), rooms.TypeEncrypted) {
+		if eventType == rooms.TypeHead {
+			continue
+		}
+		for _, content := range []string{
+			`{}`, `{"epoch":-1}`, `{"epoch":1,"epoch":2}`, `{"message":"====","epoch":1}`,
+			`{"message":"AAEAAgAA","epoch":9,"parent":"` + strings.Repeat("A", 43) + `","group_info":"AAEAAgAA"}`,
+			`{"ciphertext":"AAEAAgAA","algorithm":"` + rooms.Algorithm + `"}`,
+			strings.Repeat(`{"a":`, 200) + `1` + strings.Repeat(`}`, 200),
+		} {
+			w.s.append(&Event{RoomID: room, Type: eventType, Sender: bob.UserID(), Content: json.RawMessage(content)})
+		}
+	}
+	// What is genuine but old, by somebody else.
+	for _, evt := range slices.Clone(w.s.log) {
+		if evt.StateKey == nil && strings.HasPrefix(evt.Type, rooms.Prefix) {
+			w.s.append(&Event{RoomID: room, Type: evt.Type, Sender: bob.UserID(), Content: evt.Content})
+		}
+	}
+	w.module.at = len(w.s.log) // the module is tested elsewhere
+	w.s.mu.Unlock()
+	w.settle(alice, carol)
+	if alice.epoch(room) != epoch || carol.epoch(room) != epoch {
+		t.Errorf("epochs %d and %d, want %d", alice.epoch(room), carol.epoch(room), epoch)
+	}
+	w.all = []*testDevice{alice, carol}
+	w.send(alice, room, "still works")
+	w.settle(alice, carol)
+	carol.wantTexts("still works")
+}
+
+func TestLargeCommitAndTreeGoByMedia(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	last := w.device("last", "LAST1")
+	invite := []id.UserID{last.UserID()}
+	for i := range 150 {
+		ident, _ := w.register(fmt.Sprint("user", i), "D1")
+		invite = append(invite, ident.user)
+	}
+	for _, user := range invite {
+		// All are invited before the engine acts, so one commit adds them.
+		if err := alice.Invite(w.ctx, room, user); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.settle(alice)
+	w.join(last, room)
+	w.settle()
+	w.sameEpoch(room, alice, last)
+	w.send(last, room, "big room")
+	w.settle()
+	alice.wantTexts("big room")
+	files := 0
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeCommit {
+			if content, err := rooms.DecodeCommit(evt.Content); err == nil && content.File != nil {
+				files++
+			}
+		}
+		if len(evt.Content) > rooms.MaxEventSize {
+			t.Errorf("an event of type %s has %d bytes", evt.Type, len(evt.Content))
+		}
+	}
+	if files == 0 {
+		t.Error("no commit went by media")
+	}
+}
