@@ -306,31 +306,77 @@ func TestBaseFactsStartAMachine(t *testing.T) {
 	}
 }
 
+// TestFoundingCommit closes a group by ReInit and founds its successor, as a
+// change of the cipher suite does.
 func TestFoundingCommit(t *testing.T) {
 	g := newGroup(t, testPolicy())
-	closing := &mls.ReInit{GroupID: slices.Repeat([]byte{7}, 32), Version: mls.MLS10, CipherSuite: testSuite}
+	b := newDevice(t, bob, "LAPTOP")
+	g.add(b)
 	p := testPolicy()
 	p.Predecessor = &Predecessor{Group: g.creator.group.GroupID(), Room: testRoom, Ref: Hash(g.head)}
-	next := func(p *Policy) Tree {
-		exts, err := GroupExtensions(p, nil)
-		must(t, err)
-		n, err := mls.CreateGroup(testConfig(3), testSuite, closing.GroupID, g.creator.key, LeafOptions(g.creator.cred), exts)
-		must(t, err)
-		return n
-	}
-	in := CommitInput{Room: testRoom, Sender: alice, Event: "$f", Ref: federation.Ref{9}, Tree: g.creator.group, Parent: g.head, Content: &CommitContent{}}
-	got, err := CheckFounding(in, closing, next(p))
+	exts, err := GroupExtensions(p, nil)
 	must(t, err)
-	if got.Founding == nil || len(got.Founding.Leaves) != 1 || got.Founding.Suite != uint16(testSuite) {
+	reinit := &mls.ReInit{GroupID: slices.Repeat([]byte{7}, 32), Version: mls.MLS10, CipherSuite: testSuite, Extensions: exts}
+	closing := g.commit(g.creator, nil, mls.CommitOptions{Proposals: []mls.Proposal{reinit.Proposal()}})
+	_, err = CheckCommit(closing.in)
+	must(t, err)
+	_, err = CheckCommit(g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{reinit.Proposal()}}).in)
+	wantRule(t, err, RulePolicyNotEntitled)
+	g.merge(closing)
+
+	fresh, err := mls.NewKeyPackage(testConfig(12), testSuite, b.key, LeafOptions(b.cred))
+	must(t, err)
+	kp, err := mls.ParseMessage(fresh.Message())
+	must(t, err)
+	found := func(parent federation.Ref) (CommitInput, Tree) {
+		staged, err := g.creator.group.ReInitGroup(g.creator.key, LeafOptions(g.creator.cred), []*mls.KeyPackage{kp.KeyPackage()}, mls.CommitOptions{})
+		must(t, err)
+		info, err := staged.GroupInfo(mls.GroupInfoOptions{ExternalPub: true, Extensions: []mls.Extension{FoundingExtension(parent)}})
+		must(t, err)
+		m, err := mls.ParseMessage(info)
+		must(t, err)
+		ref, err := RootRef(m)
+		must(t, err)
+		next, err := mls.NewPublicGroup(testConfig(13), m, staged.Merge().RatchetTree())
+		must(t, err)
+		return CommitInput{
+			Room: testRoom, Sender: alice, Event: "$f", Ref: ref, Tree: g.creator.group, Parent: g.head,
+			Content: &CommitContent{Epoch: 1, Parent: Hash(g.head), Founding: true, GroupInfo: info},
+		}, next
+	}
+	in, next := found(g.head)
+	got, err := CheckFounding(in, g.creator.group.ReInit(), next)
+	must(t, err)
+	if got.Founding == nil || len(got.Founding.Leaves) != 2 || got.Founding.Suite != uint16(testSuite) || got.AuthorUser != string(alice) || got.Epoch != 1 {
 		t.Errorf("facts %+v", got)
 	}
-	_, err = CheckFounding(in, closing, next(testPolicy()))
-	wantRule(t, err, RuleParentMismatch)
-	_, err = CheckFounding(in, nil, next(p))
-	wantRule(t, err, RuleParentMismatch)
-	in.Sender = bob
-	_, err = CheckFounding(in, closing, next(p))
-	wantRule(t, err, RuleSenderNotCredential)
+	for name, test := range map[string]struct {
+		edit    func(*CommitInput)
+		closing *mls.ReInit
+		rule    Rule
+	}{
+		"nothing was closed": {func(*CommitInput) {}, nil, RuleParentMismatch},
+		"another ReInit":     {func(*CommitInput) {}, &mls.ReInit{GroupID: []byte{1}, CipherSuite: testSuite}, RuleParentMismatch},
+		"another sender":     {func(in *CommitInput) { in.Sender = bob }, reinit, RuleSenderNotCredential},
+		"another room":       {func(in *CommitInput) { in.Room = otherRoom }, reinit, RuleRoomNotGroup},
+		"another parent":     {func(in *CommitInput) { in.Parent[0]++; in.Content.Parent[0]++ }, reinit, RuleParentMismatch},
+		"another epoch":      {func(in *CommitInput) { in.Content.Epoch = 2 }, reinit, RuleParentMismatch},
+		"no GroupInfo":       {func(in *CommitInput) { in.Content.GroupInfo = nil }, reinit, RuleContentMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			edited := in
+			content := *in.Content
+			edited.Content = &content
+			test.edit(&edited)
+			_, err := CheckFounding(edited, test.closing, next)
+			wantRule(t, err, test.rule)
+		})
+	}
+	t.Run("signed for another parent", func(t *testing.T) {
+		in, next := found(federation.Ref{1})
+		_, err := CheckFounding(in, reinit, next)
+		wantRule(t, err, RuleParentMismatch)
+	})
 }
 
 // TestOpinionsKeepTheFacts checks that what one member alone refuses still goes

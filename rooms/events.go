@@ -72,6 +72,7 @@ const (
 	ExporterHistory       = Prefix + "history"                              // MLS exporter label of keys of history bundles
 	ExporterAlarm         = Prefix + "epoch"                                // MLS exporter label of the code that people compare
 	ExtensionPolicy       = 0xF6D1                                          // GroupContext extension: the policy of the group
+	ExtensionFounding     = 0xF6D2                                          // GroupInfo extension of a founding commit: the ReInit commit it follows
 	CommitFileMIME        = "application/octet-stream"                      // content type of our media
 	FallbackBodyEncrypted = "This message is encrypted with MLS (RFC 9420)" // shown by clients that look for a body
 )

@@ -80,11 +80,14 @@ const (
 	HistoryShared HistoryPolicy = 1 // members may share what the room's history visibility allows
 )
 
-// Predecessor names the group and commit that a group continues.
+// Predecessor names the group and commit that a group continues. After a ReInit
+// the commit is the one the ReInit was made on: the new group's extensions stand
+// in the ReInit itself (RFC 9420, Section 11.2), so they cannot name its own
+// commit. [FoundingExtension] does that.
 type Predecessor struct {
 	Group []byte    // group id
 	Room  id.RoomID // its room: the same after a ReInit, another after a room upgrade
-	Ref   Hash      // its last commit
+	Ref   Hash      // a commit of it
 }
 
 // Policy is the agreed policy of a group. It stands in the GroupContext
