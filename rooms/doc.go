@@ -15,8 +15,8 @@
 //  2. The MLS message inside is handed to package mls, which checks everything
 //     RFC 9420 demands.
 //  3. [CheckCommit] holds the staged result against the policy of the group,
-//     the event's sender and the admissions, and [CommitFacts] turns it into
-//     the event package federation orders.
+//     the event's sender and the admissions, and returns the event that package
+//     federation orders. Receipts and statements go there by [DecodeReceipt].
 //
 // Everything that is refused is refused with a [Refusal], whose Rule is a
 // stable name that tests, metrics and reports use.
