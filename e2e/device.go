@@ -117,7 +117,10 @@ func (d *Device) run(ctx context.Context, suites []mls.CipherSuite) error {
 		return err
 	}
 	d.Client = c
-	return c.Start(context.WithoutCancel(ctx)) // until Stop
+	if err := c.Start(context.WithoutCancel(ctx)); err != nil { // until Stop
+		return err
+	}
+	return c.Synced(ctx)
 }
 
 func (d *Device) handle(_ context.Context, u client.Update) {
@@ -239,33 +242,44 @@ func (d *Device) summary() string {
 // Soon is how long a story waits for something that should happen at once, on a machine with other work.
 const Soon = 90 * time.Second
 
-// Opens reports whether any group state that this device has on disk opens the MLS message. It tries without the
-// client, which may refuse by policy what it could read.
-func (d *Device) Opens(ctx context.Context, room id.RoomID, message []byte) (bool, error) {
+// Kept is a copy of a device's group states, as a dishonest owner would have made: it outlives what the client forgets.
+type Kept []*mls.Group
+
+// Keep copies what the device holds of a room's group on disk.
+func (d *Device) Keep(ctx context.Context, room id.RoomID) (Kept, error) {
+	epochs, err := d.st.Epochs(ctx, room)
+	if err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	var kept Kept
+	for _, e := range epochs {
+		full, err := d.st.Epoch(ctx, room, e.Ref)
+		if err != nil {
+			return nil, fmt.Errorf("e2e: %w", err)
+		}
+		ratchet, err := d.st.Ratchet(ctx, room, e.Ref)
+		if err != nil {
+			return nil, fmt.Errorf("e2e: %w", err)
+		}
+		g, err := mls.LoadGroup(nil, full.State, ratchet)
+		if err != nil {
+			return nil, fmt.Errorf("e2e: %w", err)
+		}
+		kept = append(kept, g)
+	}
+	if len(kept) == 0 {
+		return nil, fmt.Errorf("e2e: %s keeps no state of %s: a test of what it opens would show nothing", d.Name, room)
+	}
+	return kept, nil
+}
+
+// Opens reports whether any of the states opens an MLS message.
+func (k Kept) Opens(message []byte) (bool, error) {
 	msg, err := mls.ParseMessage(message)
 	if err != nil {
 		return false, fmt.Errorf("e2e: %w", err)
 	}
-	epochs, err := d.st.Epochs(ctx, room)
-	if err != nil {
-		return false, fmt.Errorf("e2e: %w", err)
-	}
-	if len(epochs) == 0 {
-		return false, fmt.Errorf("e2e: %s keeps no state of %s: a test of what it opens would show nothing", d.Name, room)
-	}
-	for _, e := range epochs {
-		full, err := d.st.Epoch(ctx, room, e.Ref)
-		if err != nil {
-			return false, fmt.Errorf("e2e: %w", err)
-		}
-		ratchet, err := d.st.Ratchet(ctx, room, e.Ref)
-		if err != nil {
-			return false, fmt.Errorf("e2e: %w", err)
-		}
-		g, err := mls.LoadGroup(nil, full.State, ratchet)
-		if err != nil {
-			return false, fmt.Errorf("e2e: %w", err)
-		}
+	for _, g := range k {
 		if _, err := g.Process(msg); err == nil {
 			return true, nil
 		}

@@ -71,6 +71,8 @@ type story struct {
 	*testing.T
 	w   *e2e.World
 	ctx context.Context
+
+	began time.Time
 }
 
 var people atomic.Uint64
@@ -80,7 +82,7 @@ func tell(t *testing.T, worldName string) *story {
 	w := world(t, worldName)
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	t.Cleanup(cancel)
-	return &story{T: t, w: w, ctx: ctx}
+	return &story{T: t, w: w, ctx: ctx, began: time.Now()}
 }
 
 func (s *story) must(err error) {
@@ -114,6 +116,7 @@ func (s *story) device(server, localpart, name string, o e2e.DeviceOptions) *e2e
 			s.Errorf("end %s: %v", d.Name, err)
 		}
 	})
+	s.step("%s is there", d.Name)
 	return d
 }
 
@@ -128,6 +131,7 @@ func (s *story) room(o client.CreateOptions, founder *e2e.Device, others ...*e2e
 	s.Helper()
 	room, err := founder.CreateRoom(s.soon(), o)
 	s.must(err)
+	s.step("the room is founded")
 	for _, d := range others {
 		s.must(founder.Invite(s.soon(), room, d.UserID()))
 	}
@@ -143,6 +147,13 @@ func (s *story) join(d *e2e.Device, room id.RoomID, via *e2e.Device) {
 	_, err := d.Join(s.soon(), string(room), []string{via.Server.ServerName})
 	s.must(err)
 	s.must(d.Settle(s.soon(), room))
+	s.step("%s joined", d.Name)
+}
+
+// step notes how far the story is, and how long it took to get there.
+func (s *story) step(format string, args ...any) {
+	s.Helper()
+	s.Logf("%5.1f s "+format, append([]any{time.Since(s.began).Seconds()}, args...)...)
 }
 
 // say lets one send and all others read, and returns the event.
@@ -172,6 +183,7 @@ func (s *story) talk(room id.RoomID, topic string, all ...*e2e.Device) {
 		others := slices.DeleteFunc(slices.Clone(all), func(d *e2e.Device) bool { return d == from })
 		s.say(room, topic+": "+from.Name+" speaks", from, others...)
 	}
+	s.step("%s: everybody spoke", topic)
 }
 
 // agree compares the members that all devices see.
