@@ -1,9 +1,9 @@
-// Package storetest opens databases for tests: SQLite always, PostgreSQL where
-// the run asks for it.
+// Package storetest opens databases for tests: SQLite, and a private PostgreSQL
+// that the first test of a process starts.
 //
-// MLS_TEST_POSTGRES is "start" for a private PostgreSQL, or the postgres:// URL
-// of one whose user may create databases. With MLS_TEST_REQUIRE=postgres a run
-// without it fails.
+// MLS_TEST_POSTGRES names another one instead, by the postgres:// URL of a user
+// who may create databases, or leaves it out with "off", as -short does. With
+// MLS_TEST_REQUIRE=postgres a run without it fails.
 package storetest
 
 import (
@@ -42,16 +42,16 @@ func SQLite(t *testing.T) store.Config {
 func Postgres(t *testing.T) store.Config {
 	t.Helper()
 	where := os.Getenv("MLS_TEST_POSTGRES")
-	switch {
-	case where == "start":
-		return store.Config{Type: "postgres", URI: lab.Postgres(t)}
-	case where != "":
-		return store.Config{Type: "postgres", URI: createDatabase(t, where)}
-	case slices.Contains(strings.Split(os.Getenv("MLS_TEST_REQUIRE"), ","), "postgres"):
-		t.Fatal("this run promises PostgreSQL (MLS_TEST_REQUIRE) and has none: set MLS_TEST_POSTGRES")
+	if where == "off" || where == "" && testing.Short() {
+		if slices.Contains(strings.Split(os.Getenv("MLS_TEST_REQUIRE"), ","), "postgres") {
+			t.Fatal("this run promises PostgreSQL (MLS_TEST_REQUIRE) and leaves it out (MLS_TEST_POSTGRES=off or -short)")
+		}
+		t.Skip("this run leaves out PostgreSQL")
 	}
-	t.Skip("no PostgreSQL in this run: set MLS_TEST_POSTGRES=start")
-	return store.Config{}
+	if where == "" || where == "start" {
+		return store.Config{Type: "postgres", URI: lab.Postgres(t)}
+	}
+	return store.Config{Type: "postgres", URI: createDatabase(t, where)}
 }
 
 func createDatabase(t *testing.T, server string) string {
