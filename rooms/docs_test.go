@@ -26,7 +26,7 @@ func TestEventReferenceIsComplete(t *testing.T) {
 			switch n := n.(type) {
 			case *ast.ValueSpec:
 				for i, ident := range n.Names {
-					if i >= len(n.Values) || ident.Name == "CommitFileMIME" || ident.Name == "FallbackBodyEncrypted" {
+					if i >= len(n.Values) || ident.Name == "CommitFileMIME" {
 						continue
 					}
 					v := constantString(n.Values[i], values)

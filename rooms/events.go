@@ -54,27 +54,24 @@ const (
 	TypeJoinRules         = "m.room.join_rules"
 	TypeHistoryVisibility = "m.room.history_visibility"
 	TypeGuestAccess       = "m.room.guest_access"
-	TypeFunctionalMembers = "io.element.functional_members"                 // hides bots from a room's name
-	KeyCreateAlgorithm    = "org.matrix.msc4245.encryption_algorithm"       // MSC4245, in m.room.create
-	KeyRelatesTo          = "m.relates_to"                                  // authoritative only inside the ciphertext
-	KeyPackagePrefix      = "de.bwi.mls.v1."                                // MSC4256: one-time keys and device keys, then the suite's name
-	KeyMessageID          = Prefix + "mid"                                  // message id inside every plaintext
-	KeyModule             = Prefix + "module"                               // profile field of a module's bot
-	KeyGroup              = Prefix + "group"                                // group id as a hint in m.room.encryption
-	KeyNonce              = Prefix + "nonce"                                // makes the content of a state event unique
-	KeyAdmission          = Prefix + "admission"                            // admission beside an m.room.member invite
-	AccountDataPrefix     = Prefix                                          // account data of the SDK begins so
-	BotLocalpart          = "_mls_bot"                                      // a module's bot unless its profile or P.head says otherwise
-	LabelStatement        = Prefix + "statement"                            // SignWithLabel of applied and reject statements
-	LabelAdmission        = Prefix + "admission"                            // SignWithLabel of an admission
-	LabelCoSignature      = Prefix + "era"                                  // SignWithLabel of an heir's co-signature
-	ExporterRejoin        = Prefix + "rejoin"                               // MLS exporter label of the rejoin proof
-	ExporterHistory       = Prefix + "history"                              // MLS exporter label of keys of history bundles
-	ExporterAlarm         = Prefix + "epoch"                                // MLS exporter label of the code that people compare
-	ExtensionPolicy       = 0xF6D1                                          // GroupContext extension: the policy of the group
-	ExtensionFounding     = 0xF6D2                                          // GroupInfo extension of a founding commit: the ReInit commit it follows
-	CommitFileMIME        = "application/octet-stream"                      // content type of our media
-	FallbackBodyEncrypted = "This message is encrypted with MLS (RFC 9420)" // shown by clients that look for a body
+	TypeFunctionalMembers = "io.element.functional_members"           // hides bots from a room's name
+	KeyCreateAlgorithm    = "org.matrix.msc4245.encryption_algorithm" // MSC4245, in m.room.create
+	KeyRelatesTo          = "m.relates_to"                            // authoritative only inside the ciphertext
+	KeyPackagePrefix      = "de.bwi.mls.v1."                          // MSC4256: one-time keys and device keys, then the suite's name
+	KeyMessageID          = Prefix + "mid"                            // message id inside every plaintext
+	KeyModule             = Prefix + "module"                         // profile field of a module's bot
+	KeyGroup              = Prefix + "group"                          // group id as a hint in m.room.encryption
+	KeyNonce              = Prefix + "nonce"                          // makes the content of a state event unique
+	KeyAdmission          = Prefix + "admission"                      // admission beside an m.room.member invite
+	BotLocalpart          = "_mls_bot"                                // a module's bot unless its profile or P.head says otherwise
+	LabelStatement        = Prefix + "statement"                      // SignWithLabel of applied and reject statements
+	LabelAdmission        = Prefix + "admission"                      // SignWithLabel of an admission
+	LabelCoSignature      = Prefix + "era"                            // SignWithLabel of an heir's co-signature
+	ExporterRejoin        = Prefix + "rejoin"                         // MLS exporter label of the rejoin proof
+	ExporterHistory       = Prefix + "history"                        // MLS exporter label of keys of history bundles
+	ExtensionPolicy       = 0xF6D1                                    // GroupContext extension: the policy of the group
+	ExtensionFounding     = 0xF6D2                                    // GroupInfo extension of a founding commit: the ReInit commit it follows
+	CommitFileMIME        = "application/octet-stream"                // content type of our media
 )
 
 // PowerLevelTypes lists every event type that an ordinary member or a module
