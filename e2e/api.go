@@ -81,3 +81,18 @@ func SendPlain(ctx context.Context, s *lab.Server, user lab.User, room id.RoomID
 	}
 	return sent.EventID, nil
 }
+
+// CreatePlainRoom makes an unencrypted private room and invites users.
+func CreatePlainRoom(ctx context.Context, s *lab.Server, user lab.User, invite ...id.UserID) (id.RoomID, error) {
+	raw, err := API(ctx, s, user, http.MethodPost, "/createRoom", map[string]any{"preset": "private_chat", "invite": append([]id.UserID{}, invite...)})
+	if err != nil {
+		return "", err
+	}
+	var made struct {
+		RoomID id.RoomID `json:"room_id"`
+	}
+	if err := json.Unmarshal(raw, &made); err != nil {
+		return "", fmt.Errorf("e2e: %w", err)
+	}
+	return made.RoomID, nil
+}

@@ -166,7 +166,8 @@ func (s *story) plainRoom(server, text string) id.RoomID {
 	s.Helper()
 	user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("plain%d", people.Add(1)))
 	s.must(err)
-	room := s.createPlain(server, user, nil)
+	room, err := e2e.CreatePlainRoom(s.ctx, s.w.Server(server), user)
+	s.must(err)
 	_, err = e2e.SendPlain(s.ctx, s.w.Server(server), user, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": text})
 	s.must(err)
 	return room

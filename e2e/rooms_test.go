@@ -1,17 +1,12 @@
 package e2e_test
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
-	"maunium.net/go/mautrix/id"
-
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
-	"github.com/matrix-mls/matrix-mls/lab"
 )
 
 // TestHistoryVisibility: from when on a newcomer reads is what the room's history visibility says; from the join on
@@ -54,26 +49,15 @@ func TestHistoryVisibility(t *testing.T) {
 	}
 }
 
-// createPlain makes an unencrypted room by the plain API.
-func (s *story) createPlain(server string, user lab.User, invite []id.UserID) id.RoomID {
-	s.Helper()
-	raw, err := e2e.API(s.ctx, s.w.Server(server), user, http.MethodPost, "/createRoom", map[string]any{"preset": "private_chat", "invite": invite})
-	s.must(err)
-	var made struct {
-		RoomID id.RoomID `json:"room_id"`
-	}
-	s.must(json.Unmarshal(raw, &made))
-	return made.RoomID
-}
-
 // TestSwitchingAnUnencryptedRoom turns a room with people and messages in it into an MLS room.
 func TestSwitchingAnUnencryptedRoom(t *testing.T) {
 	for _, server := range []string{"syn1", "den1"} {
 		t.Run("by a user of "+server, func(t *testing.T) {
 			s := tell(t, "sqlite")
 			alice, bob := s.person(server, "alice"), s.person("syn2", "bob")
-			room := s.createPlain(server, alice.User, []id.UserID{bob.UserID()})
-			_, err := bob.Join(s.soon(), string(room), []string{alice.Server.ServerName})
+			room, err := e2e.CreatePlainRoom(s.ctx, alice.Server, alice.User, bob.UserID())
+			s.must(err)
+			_, err = bob.Join(s.soon(), string(room), []string{alice.Server.ServerName})
 			s.must(err)
 			open := token("open")
 			_, err = e2e.SendPlain(s.ctx, alice.Server, alice.User, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": open})

@@ -37,6 +37,7 @@ var allowed = map[string][]string{
 	"client":     {"mls", "federation", "rooms"},
 	"proxy":      {"mls", "federation", "rooms", "client"},
 	"lab":        {},
+	"lab/demo":   {"lab", "e2e", "client"},
 	"interop":    {"mls", "lab"},
 }
 
@@ -114,7 +115,11 @@ func checkGo(path string, raw []byte) {
 		return
 	}
 	folder, _, _ := strings.Cut(filepath.ToSlash(path), "/")
-	test := strings.HasSuffix(path, "_test.go")
+	if dir := filepath.ToSlash(filepath.Dir(path)); allowed[dir] != nil {
+		folder = dir
+	}
+	// A package such as storetest is there for tests only.
+	test := strings.HasSuffix(path, "_test.go") || strings.HasSuffix(filepath.Dir(path), "test")
 	mayImport, limited := allowed[folder]
 	isPure := slices.Contains(pure, folder) && !test
 	for _, spec := range f.Imports {

@@ -1,0 +1,91 @@
+// Demo tells one story on real homeservers and prints it: three federated servers with the module beside each, people
+// on all of them in one encrypted room, a join, a second device, a removal and a file. Then it looks for what they
+// wrote in everything that the servers keep, and leaves the servers running.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+func main() {
+	dir := flag.String("dir", ".lab/demo", "work directory, where the servers go on running")
+	bin := flag.String("bin", "bin", "directory with the built programs")
+	port := flag.Int("port", 18400, "first port")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *dir, *bin, *port)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
+		fmt.Fprintf(os.Stderr, "hint: logs are in %s; make demo-stop ends what runs\n", *dir)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, dir, bin string, port int) error {
+	began := time.Now()
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := clearOld(ctx, dir); err != nil {
+		return err
+	}
+	t := &transcript{began: began}
+	t.part("Servers")
+	w, err := e2e.Start(ctx, e2e.Options{
+		Options: lab.Options{Synapse: 2, Dendrite: 1, Dir: dir, BasePort: port, Detach: true, LogLevel: "INFO", Progress: os.Stderr},
+		Bin:     bin, Progress: t.say,
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range w.All() {
+		t.say("%s: %s %s, module %s", letter(s.Name), s.Kind, s.ServerName, w.Module(s.Name).URL)
+	}
+	s := &story{ctx: ctx, w: w, t: t}
+	defer s.end()
+	if err := s.tell(); err != nil {
+		return err
+	}
+	t.part("What is left running")
+	return s.farewell(bin)
+}
+
+// clearOld ends what an earlier demo left in the directory.
+func clearOld(ctx context.Context, dir string) error {
+	old, err := lab.Attach(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Println("ending the demo that still runs in", dir)
+	return old.Down(ctx, true)
+}
+
+// letter is what the story calls a server.
+func letter(server string) string {
+	return map[string]string{"syn1": "A", "syn2": "B", "den1": "C"}[server]
+}
+
+// transcript is what a person reads.
+type transcript struct{ began time.Time }
+
+func (t *transcript) part(title string) { fmt.Printf("\n%s\n", title) }
+
+func (t *transcript) say(format string, args ...any) {
+	fmt.Printf("  %5.1fs  %s\n", time.Since(t.began).Seconds(), fmt.Sprintf(format, args...))
+}
