@@ -36,7 +36,6 @@ const (
 	RulePolicyNotEntitled           Rule = "matrix/policy-not-entitled"            // policy change by a member who may not make it
 	RuleParentMismatch              Rule = "matrix/parent-mismatch"                // event and signed data name different parents
 	RuleNoCommonSuite               Rule = "matrix/no-common-suite"                // devices share no cipher suite above the floor
-	RuleMessageIDReplayed           Rule = "matrix/event-id-replayed"              // one message under two ids
 	RuleAADMalformed                Rule = "matrix/aad-malformed"                  // authenticated data that does not decode
 	RuleRemoveNotEntitled           Rule = "matrix/remove-not-entitled"            // Remove of a member the committer may not remove
 	RuleEraNotEntitled              Rule = "matrix/era-not-entitled"               // era by someone who is neither admin nor supported by the heirs
