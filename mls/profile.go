@@ -3,6 +3,7 @@ package mls
 import (
 	"bytes"
 	"maps"
+	"slices"
 )
 
 // A profileSet counts the members by what they support and by the type of
@@ -72,16 +73,33 @@ func (p *profileSet) every(ok func(*Capabilities) bool) bool {
 	return true
 }
 
-// supportsCredentials checks a leaf that is to be in the tree against the
-// credential types of its members. RFC 9420, Section 7.3: every member
-// supports the types of all.
-func (p *profileSet) supportsCredentials() error {
+// first returns the error that f gives for any profile; of several always the
+// same one, whatever the order of the map.
+func (p *profileSet) first(f func(*Capabilities) error) error {
+	var first error
 	for _, e := range p.capabilities {
-		for t := range p.credentials {
-			if !e.capabilities.SupportsCredential(t) {
+		if err := f(e.capabilities); err != nil && (first == nil || err.Error() < first.Error()) {
+			first = err
+		}
+	}
+	return first
+}
+
+// credentialTypes returns the credential types in use, in order.
+func (p *profileSet) credentialTypes() []CredentialType {
+	return slices.Sorted(maps.Keys(p.credentials))
+}
+
+// supportsCredentials checks that all members support the credential types of
+// all. RFC 9420, Section 7.3.
+func (p *profileSet) supportsCredentials() error {
+	types := p.credentialTypes()
+	return p.first(func(c *Capabilities) error {
+		for _, t := range types {
+			if !c.SupportsCredential(t) {
 				return invalid("leaf-node/credential-type-unsupported-by-members", "7.3", "a member does not support credential type %d, which is in use", t)
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -263,7 +263,7 @@ func (c *change) checkNewLeaves(committer LeafIndex, hasPath bool) error {
 	if hasPath {
 		leaves = append(leaves, committer)
 	}
-	for t := range c.tree.profiles.credentials {
+	for _, t := range c.tree.profiles.credentialTypes() {
 		for _, i := range leaves {
 			if l := c.tree.leaf(i); l != nil && !l.Capabilities.SupportsCredential(t) {
 				return invalid("leaf-node/credential-types-in-use-unsupported", "7.3", "leaf %d does not support credential type %d, which is in use", i, t)

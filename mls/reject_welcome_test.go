@@ -304,6 +304,36 @@ var dutyRejects = []rejectCase{
 			}
 		}
 	}},
+	{row: "state/welcome-before-acceptance", holds: func(t *testing.T, cs CipherSuite) {
+		// Why a Welcome waits until its Commit is accepted, and that nothing
+		// of it travels with the Commit: who is welcomed to an epoch that
+		// lost can neither read nor reach the group.
+		w := newWorld(t, cs)
+		gs := w.group(3)
+		b := w.bundle("new")
+		lost, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Add(b.KeyPackage())}, WelcomeRatchetTree: true})
+		w.check(err)
+		welcome := w.parse(lost.Welcome()).Welcome()
+		if bytes.Contains(lost.Message(), welcome.encryptedGroupInfo) || bytes.Contains(lost.Message(), welcome.secrets[0].ciphertext.Ciphertext) {
+			t.Error("the Commit carries its Welcome")
+		}
+		if len(welcome.Recipients()) != 1 || !bytes.Equal(welcome.Recipients()[0], b.Ref()) || welcome.CipherSuite() != cs {
+			t.Error("the Welcome is for somebody else")
+		}
+		_, next := w.commit(gs, 1, CommitOptions{})
+		early, err := JoinWelcome(w.cfg, w.parse(lost.Welcome()), b, JoinOptions{})
+		w.check(err)
+		raw, err := early.Encrypt([]byte("hello?"), nil)
+		w.check(err)
+		if _, err := next[0].Process(w.parse(raw)); err == nil {
+			t.Error("a message of an epoch that lost is read")
+		}
+		raw, err = next[0].Encrypt([]byte("secret"), nil)
+		w.check(err)
+		if _, err := early.Process(w.parse(raw)); err == nil {
+			t.Error("who was welcomed too early reads the group")
+		}
+	}},
 	{row: "state/init-key-deleted", holds: func(t *testing.T, cs CipherSuite) {
 		w := newWorld(t, cs)
 		g, b := w.invited()

@@ -219,12 +219,7 @@ func (t *ratchetTree) checkMembers(exts []Extension) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range t.profiles.capabilities {
-		if err := p.capabilities.supportsGroup(exts, req); err != nil {
-			return err
-		}
-	}
-	return nil
+	return t.profiles.first(func(c *Capabilities) error { return c.supportsGroup(exts, req) })
 }
 
 // checkUnmerged checks the lists of unmerged leaves. RFC 9420, Section 7.1 and
