@@ -3,6 +3,7 @@ package appservice
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,44 @@ type outbox struct {
 	wake chan struct{}
 
 	mu     sync.Mutex
-	paused time.Time // no request before this: the homeserver said so
+	paused time.Time               // no request before this: the homeserver said so
+	held   map[id.RoomID]time.Time // nothing into this room before that
+}
+
+// maxHold bounds how long the engine can keep a room waiting at once.
+const maxHold = time.Minute
+
+// HoldRoom lets nothing be sent into a room for a while.
+func (o *outbox) HoldRoom(room id.RoomID, d time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	until := o.now().Add(min(d, maxHold))
+	if o.held == nil {
+		o.held = make(map[id.RoomID]time.Time)
+	}
+	if until.After(o.held[room]) {
+		o.held[room] = until
+	}
+}
+
+// holds returns the rooms that are held, and when the first of them is free.
+func (o *outbox) holds() (rooms map[id.RoomID]bool, first time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.now()
+	rooms = make(map[id.RoomID]bool, len(o.held))
+	for room, until := range o.held {
+		left := until.Sub(now)
+		if left <= 0 {
+			delete(o.held, room)
+			continue
+		}
+		rooms[room] = true
+		if first == 0 || left < first {
+			first = left
+		}
+	}
+	return rooms, first
 }
 
 func (o *outbox) Wake() {
@@ -68,15 +106,25 @@ func (o *outbox) run(ctx context.Context) {
 // wakes it.
 const idleWait = time.Minute
 
+// priorities is how many there are.
+const priorities = 3
+
 // round sends all that is due and tells how long nothing will be.
 func (o *outbox) round(ctx context.Context) (time.Duration, error) {
 	for ctx.Err() == nil {
 		if wait := o.pause(); wait > 0 {
 			return wait, nil
 		}
-		rows, err := o.store.DueOutbox(ctx, 4*o.parallel)
+		// A held room has at most one row of each priority in the way.
+		held, firstFree := o.holds()
+		rows, err := o.store.DueOutbox(ctx, 4*o.parallel+priorities*len(held))
 		if err != nil {
 			return 0, err
+		}
+		due := len(rows)
+		rows = slices.DeleteFunc(rows, func(row *store.OutboxRow) bool { return held[row.Room] })
+		if due > 0 && len(rows) == 0 {
+			return firstFree, nil
 		}
 		if len(rows) == 0 {
 			at, waiting, err := o.store.NextDue(ctx)

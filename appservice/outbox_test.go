@@ -245,6 +245,43 @@ func (h *blockingHS) SendEvent(ctx context.Context, room id.RoomID, eventType, t
 	return event, err
 }
 
+func TestOutboxHoldsARoomAndNoOther(t *testing.T) {
+	b := newBench(t, storetest.SQLite(t), nil, nil)
+	now := time.Now()
+	b.outbox.now = func() time.Time { return now }
+	for i := range 30 {
+		for _, priority := range []int{store.PriorityReceipt, store.PriorityProposal, store.PriorityRest} {
+			b.put(t, fmt.Sprintf("!held-%d", i), "held", priority)
+		}
+		b.outbox.HoldRoom(id.RoomID(fmt.Sprintf("!held-%d", i)), 3*time.Second)
+	}
+	b.put(t, "!free", "free", store.PriorityRest)
+	wait, err := b.outbox.round(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"free"}, contents(b.hs.all())); diff != "" {
+		t.Error(diff)
+	}
+	if wait <= 0 || wait > 3*time.Second {
+		t.Errorf("waits %v", wait)
+	}
+	now = now.Add(4 * time.Second)
+	if _, err := b.outbox.round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.hs.all()); n != 91 {
+		t.Errorf("%d events after the hold, want all 91", n)
+	}
+	if len(b.outbox.held) != 0 {
+		t.Errorf("%d rooms are remembered for ever", len(b.outbox.held))
+	}
+	b.outbox.HoldRoom("!x", time.Hour)
+	if _, first := b.outbox.holds(); first > maxHold {
+		t.Errorf("a room is held for %v", first)
+	}
+}
+
 func TestOutboxBackoffGrowsToItsMaximum(t *testing.T) {
 	o := &outbox{backoff: time.Second, maximum: 10 * time.Second}
 	for attempts, want := range []time.Duration{1, 2, 4, 8, 10, 10} {

@@ -26,6 +26,9 @@ type Deps struct {
 
 	Wake       func() // asks for a round over the inbox and a Tick; safe from any goroutine
 	WakeOutbox func() // to be called after a transaction that put rows to send
+	// HoldRoom lets nothing be sent into a room for a while. Dendrite loses
+	// its first join of a room if events come in around it.
+	HoldRoom func(room id.RoomID, d time.Duration)
 }
 
 // roomEngine is the shell's view of the [Engine]. All methods are called from

@@ -119,6 +119,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	deps := Deps{
 		HS: s.hs, Store: s.store, Keys: keys, Config: s.cfg, Metrics: s.metrics,
 		Monotonic: s.monotonic, Rand: o.Rand, Wake: s.Wake, WakeOutbox: s.outbox.Wake,
+		HoldRoom: s.outbox.HoldRoom,
 	}
 	if o.newEngine != nil {
 		s.engine = o.newEngine(deps)
