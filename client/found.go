@@ -277,12 +277,29 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	return c.commitBatch(ctx, r, b)
 }
 
-// retry repeats a request that the homeserver's rate limit refused.
+// maxServerErrors is how often a request that ended in an error of the
+// homeserver is repeated.
+const maxServerErrors = 3
+
+// retry repeats a request that the homeserver's rate limit refused, and a few
+// times one that failed inside the homeserver.
 func (c *Client) retry(ctx context.Context, fn func() error) error {
-	for attempt := 0; ; attempt++ {
+	for attempt := 0; ; {
 		err := fn()
 		var limit *RateLimitError
-		if err == nil || !errors.As(err, &limit) {
+		if err == nil {
+			return nil
+		}
+		if isServerError(err) && attempt < maxServerErrors {
+			wait := time.Second << attempt
+			attempt++
+			c.log.Debug().Err(err).Dur("retry_after", wait).Msg("The homeserver failed, trying again")
+			if sleep(ctx, wait) != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.As(err, &limit) {
 			return err
 		}
 		c.log.Debug().Dur("retry_after", limit.RetryAfter).Msg("The homeserver limits the rate")

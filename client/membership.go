@@ -48,7 +48,22 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		return fmt.Errorf("client: devices of %s: %w", user, err)
 	}
 	c.mu.Lock()
+	var bot id.UserID
 	r, e, err := c.memberOf(roomID)
+	if err == nil {
+		bot = c.missingBot(r, serverOf(user))
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if bot != "" {
+		// The module goes first: once its server is in the room, the user's own
+		// join is a local one.
+		c.inviteBot(ctx, roomID, bot)
+	}
+	c.mu.Lock()
+	r, e, err = c.memberOf(roomID)
 	if err == nil {
 		c.devs[user] = lists[user]
 		r.devices[user] = true
@@ -75,10 +90,6 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 			}
 		}
 	}
-	var bot id.UserID
-	if err == nil {
-		bot = c.missingBot(r, serverOf(user))
-	}
 	member := err == nil && r.state.membership(user) == rooms.MembershipJoin
 	c.mu.Unlock()
 	if err != nil {
@@ -89,9 +100,6 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 			return fmt.Errorf("client: invite %s to %s: %w", user, roomID, err)
 		}
 		c.noteMembership(roomID, user, rooms.MembershipInvite)
-	}
-	if bot != "" {
-		c.inviteBot(ctx, roomID, bot)
 	}
 	c.poke()
 	return nil
@@ -112,11 +120,13 @@ func (c *Client) missingBot(r *room, server string) id.UserID {
 // room's name.
 func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
 	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
+	c.hold(roomID)
 	if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
 		log.Debug().Err(err).Msg("The server has no module, or it cannot be invited")
 		return
 	}
 	c.noteMembership(roomID, bot, rooms.MembershipInvite)
+	c.awaitBot(ctx, roomID, bot)
 	c.mu.Lock()
 	var content map[string]json.RawMessage
 	var members []id.UserID
@@ -145,6 +155,55 @@ func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID)
 	}); err != nil {
 		log.Debug().Err(err).Msg("The module could not be listed as a functional member")
 	}
+}
+
+// botWait is how long an invited module is waited for: it joins at once if its
+// server has one.
+const botWait = 5 * time.Second
+
+// awaitBot waits a few seconds for a module to join, and for its server to be
+// done with that.
+func (c *Client) awaitBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+	ctx, cancel := context.WithTimeout(ctx, botWait)
+	defer cancel()
+	if c.await(ctx, roomID, func(r *room) error {
+		if r.state.membership(bot) == rooms.MembershipJoin {
+			return nil
+		}
+		return ErrNoModule
+	}) != nil {
+		return
+	}
+	c.mu.Lock()
+	wait := c.rooms[roomID].quietUntil - c.mono()
+	c.mu.Unlock()
+	_ = sleep(ctx, wait)
+}
+
+// quietTime is how long this device sends nothing into a room while a server
+// joins it for the first time: Dendrite loses its join, or the room, when
+// events reach it meanwhile.
+const quietTime = 3 * time.Second
+
+func (c *Client) hold(roomID id.RoomID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.rooms[roomID]; r != nil {
+		r.quietUntil = c.mono() + quietTime
+	}
+}
+
+// newServer tells whether a member event is the first join of a server.
+func (c *Client) newServer(r *room, user id.UserID, before rooms.Membership) bool {
+	if before == rooms.MembershipJoin || r.state.membership(user) != rooms.MembershipJoin || serverOf(user) == serverOf(c.UserID()) {
+		return false
+	}
+	for other, member := range r.state.view.Members {
+		if other != user && member.Membership == rooms.MembershipJoin && serverOf(other) == serverOf(user) {
+			return false
+		}
+	}
+	return true
 }
 
 // noteMembership takes in what the homeserver just confirmed, before /sync

@@ -248,6 +248,9 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 		at := row.held
 		if row.item.Kind != kindWelcome {
 			at = max(at, c.limited)
+			if r := c.rooms[row.item.Room]; r != nil {
+				at = max(at, r.quietUntil)
+			}
 		}
 		if at > now {
 			blocked[row.item.Room] = prio

@@ -85,11 +85,21 @@ func (s *roomState) rebuild() {
 	}
 }
 
-// replace takes in the full state.
+// replace takes in the full state. What an event says never changes, so what
+// was known of one stays: Dendrite answers /state with redacted copies of the
+// state that a remote join once fetched, though nobody redacted it.
 func (s *roomState) replace(events []*Event) {
+	old := s.Entries
 	s.Entries = map[string]map[string]stateEntry{}
 	s.view = rooms.NewRoomState(s.room)
 	for _, evt := range events {
+		if evt.StateKey != nil && evt.ID != "" {
+			if known, ok := old[evt.Type][*evt.StateKey]; ok && known.Event == evt.ID {
+				whole := *evt
+				whole.Content = known.Content
+				evt = &whole
+			}
+		}
 		s.set(evt)
 	}
 	s.Known = true

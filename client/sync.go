@@ -221,8 +221,15 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 	}
 	wasMLS := r.state.isMLS()
 	for _, evt := range slices.Concat(joined.State, joined.Timeline) {
+		var before rooms.Membership
+		if evt.StateKey != nil {
+			before = r.state.membership(id.UserID(*evt.StateKey))
+		}
 		if !r.state.set(evt) {
 			continue
+		}
+		if evt.Type == rooms.TypeMember && c.newServer(r, id.UserID(*evt.StateKey), before) && r.rec.Phase == phaseMember {
+			r.quietUntil = c.mono() + quietTime
 		}
 		r.planned = false
 		if evt.Type == rooms.TypeMember {

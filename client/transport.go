@@ -87,5 +87,12 @@ func isPermanent(err error) bool {
 	return code >= 400 && code < 500 && code != 408 && code != 429 && code != 401
 }
 
+// isServerError tells whether the homeserver failed in handling a request. A
+// first join of a room by a Dendrite server can do so and work a second later.
+func isServerError(err error) bool {
+	var httpErr mautrix.HTTPError
+	return errors.As(err, &httpErr) && httpErr.Response != nil && httpErr.Response.StatusCode >= 500
+}
+
 // errRefused lets a Transport that is not HTTP report a permanent refusal.
 var errRefused = errors.New("client: the homeserver refused the request")
