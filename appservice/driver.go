@@ -326,6 +326,12 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 			break
 		}
 	}
+	if r.tryBootstrap && r.m == nil && r.loaded && r.gap.complete && !r.gap.wanted {
+		r.tryBootstrap = false
+		if err := e.bootstrap(ctx, r); err != nil {
+			return 0, err
+		}
+	}
 	soonest(e.askHomeserver(r, now))
 	if r.live() && (r.stepped || r.nextAct > 0 && now >= r.nextAct) {
 		if err := e.act(ctx, r, now); err != nil {
@@ -407,6 +413,9 @@ func (e *Engine) stillWaits(r *room, ev *store.InboxEvent) bool {
 		return !r.loaded
 	case r.m == nil:
 		return true
+	}
+	if r.m.TooOld(c.Epoch) {
+		return false
 	}
 	if c.File != nil {
 		if _, _, ok := e.media.get(c.File.SHA256); !ok {

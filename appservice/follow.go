@@ -160,6 +160,9 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	case c.Epoch == 0:
 		return e.takeRoot(ctx, r, msg, c, sc)
 	}
+	if r.m != nil && r.m.TooOld(c.Epoch) {
+		return ignored, nil // it was dealt with, or lost, long ago
+	}
 	parent := federation.Ref(c.Parent)
 	if r.m == nil || !r.m.Held(parent) {
 		if r.m != nil {

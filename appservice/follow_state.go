@@ -217,7 +217,7 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 		}
 	}
 	r.stateLog = nil
-	r.state, r.heads, r.loaded, r.needState, r.planDirty, r.retryWaiting = state, heads, true, false, true, true
+	r.state, r.heads, r.loaded, r.needState, r.planDirty, r.retryWaiting, r.tryBootstrap = state, heads, true, false, true, true, true
 	r.statePause.reset()
 	if r.m == nil && state.Encryption != "" && !state.IsMLS() {
 		log.Info().Msg("Leaving a room that is encrypted in another way")
@@ -247,7 +247,7 @@ func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
 		return done, err
 	}
 	if len(r.heads) < rooms.MaxSequencers || r.heads[msg.sender] != nil {
-		r.heads[msg.sender] = head
+		r.heads[msg.sender], r.tryBootstrap = head, true
 	}
 	if r.m == nil {
 		return done, nil

@@ -26,14 +26,13 @@ import (
 
 // Bounds of one comparison.
 const (
-	gapPages     = 60       // of 100 events, when the group is known
-	gapPagesRoot = 2000     // when it is not: back to the room's beginning
-	gapBytes     = 64 << 20 // held in memory at a time
-	gapPause     = 2 * time.Second
-	gapPauseMax  = 10 * time.Minute
-	maxWants     = 64
-	wantTries    = 8
-	askEvery     = time.Minute
+	gapPages    = 100      // of 100 events each, in one request to read the history
+	gapBytes    = 64 << 20 // of events held in memory at a time
+	gapPause    = 2 * time.Second
+	gapPauseMax = 10 * time.Minute
+	maxWants    = 64
+	wantTries   = 8
+	askEvery    = time.Minute
 )
 
 // gap is how far a room was compared with its history.
@@ -45,7 +44,9 @@ type gap struct {
 	next     time.Duration // the next regular one
 	from     string        // where one that was cut short goes on
 	cut      bool
-	found    int // events that the last one found
+	kept     []*homeserver.Event // what was found so far, newest first
+	size     int                 // of these
+	newest   id.EventID          // where the search began
 }
 
 // want is something that another event names and the module does not hold.
@@ -193,15 +194,21 @@ func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, event
 // compared is what a comparison with the history found.
 type compared struct {
 	events []*homeserver.Event // unknown ones, newest first
-	from   string              // where to go on; empty: it is complete
+	size   int
+	newest id.EventID
+	from   string // where to go on; empty: it is complete
 	err    error
 }
 
 // compare pages back through a room's history until it meets what is known.
 func (e *Engine) compare(r *room) {
 	from, root := r.gap.from, r.m == nil
+	stop := r.data.Compared
+	if root {
+		stop = ""
+	}
 	e.jobs.add(&job{room: r.id, key: "history", run: func(ctx context.Context) func(context.Context) error {
-		res := e.readHistory(ctx, r.id, from, root)
+		res := e.readHistory(ctx, r.id, from, root, stop)
 		return func(ctx context.Context) error {
 			if e.rooms[r.id] != r {
 				return nil
@@ -213,23 +220,26 @@ func (e *Engine) compare(r *room) {
 
 // readHistory runs in a goroutine of its own; the database may be read from
 // any.
-func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, root bool) compared {
+func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, root bool, stop id.EventID) compared {
 	var res compared
-	pages, size := gapPages, 0
-	if root {
-		pages = gapPagesRoot
-	}
 	seen := make(map[id.EventID]bool)
-	for range pages {
+	for pages := range gapPages {
 		page, err := e.d.HS.Messages(ctx, room, homeserver.MessagesRequest{From: from, Dir: homeserver.Backward, Limit: 100, Types: rooms.PowerLevelTypes()})
 		if err != nil {
+			if pages > 0 { // what was read is not read again
+				break
+			}
 			res.err = err
 			return res
 		}
-		ours, old := 0, 0
+		ours, old, met := 0, 0, false
 		for _, ev := range page.Events {
 			if !strings.HasPrefix(ev.Type, rooms.Prefix) || seen[ev.ID] {
 				continue
+			}
+			met = met || ev.ID == stop
+			if ours == 0 && pages == 0 {
+				res.newest = ev.ID
 			}
 			seen[ev.ID] = true
 			ours++
@@ -239,19 +249,19 @@ func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, r
 				old++
 			case errors.Is(err, store.ErrNotFound):
 				res.events = append(res.events, ev)
-				size += len(ev.Raw)
+				res.size += len(ev.Raw)
 			default:
 				res.err = err
 				return res
 			}
 		}
-		// A page that holds nothing new ends the search, unless the group's
-		// beginning is still to be found.
-		if page.End == "" || page.End == from || !root && ours > 0 && ours == old {
+		// A page that holds nothing new, or the event where the last search
+		// began, ends this one, unless the group's beginning is to be found.
+		if page.End == "" || page.End == from || met || !root && ours > 0 && ours == old {
 			return res
 		}
 		from = page.End
-		if size > gapBytes {
+		if res.size > gapBytes {
 			break
 		}
 	}
@@ -267,8 +277,18 @@ func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
 		log.Warn().Err(res.err).Msg("Could not compare a room with its history yet")
 		return nil
 	}
-	slices.Reverse(res.events)
-	fresh, err := e.takeIn(ctx, r, store.SourceMessages, res.events...)
+	if r.gap.from == "" {
+		r.gap.newest = res.newest
+	}
+	r.gap.kept, r.gap.size = append(r.gap.kept, res.events...), r.gap.size+res.size
+	r.gap.from, r.gap.cut = res.from, res.from != ""
+	if r.gap.cut && r.gap.size < gapBytes {
+		return nil // the older ones are handled first
+	}
+	events := r.gap.kept
+	r.gap.kept, r.gap.size = nil, 0
+	slices.Reverse(events)
+	fresh, err := e.takeIn(ctx, r, store.SourceMessages, events...)
 	if err != nil {
 		return err
 	}
@@ -278,10 +298,16 @@ func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
 		}
 		log.Info().Int("events", fresh).Msg("Found events in a room's history")
 	}
-	r.gap.found, r.gap.from, r.gap.cut = fresh, res.from, res.from != ""
 	r.gap.wanted = false
 	if r.gap.cut {
 		return nil
+	}
+	if r.gap.newest != "" && r.gap.newest != r.data.Compared {
+		// What was found is in the inbox, so it is not looked for again.
+		r.data.Compared, r.dirty = r.gap.newest, true
+		if err := e.update(ctx, r, func(context.Context) error { return nil }); err != nil {
+			return err
+		}
 	}
 	if len(r.wants) > 0 && fresh == 0 {
 		r.gap.pause.fail(now, gapPause, gapPauseMax)
@@ -299,9 +325,7 @@ func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
 	if err := e.askRoom(ctx, r, now); err != nil {
 		return err
 	}
-	if r.m == nil && fresh == 0 {
-		return e.bootstrap(ctx, r)
-	}
+	r.tryBootstrap = true
 	return nil
 }
 

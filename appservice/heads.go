@@ -258,7 +258,7 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 		data, bad, ok := e.media.get(f.SHA256)
 		if !ok {
 			e.download(r, f)
-			r.gap.wanted = true // comes back here
+			r.tryBootstrap = true
 			return nil
 		}
 		if bad != nil {

@@ -60,13 +60,15 @@ type room struct {
 	answered     map[string]time.Duration // what was posted again, and when
 	publication
 
-	dirty    bool // to be stored
-	sends    bool // rows were put into the outbox
-	stepped  bool // the machine took something in since it last acted
-	resumed  bool
-	nextAct  time.Duration
-	lastTick time.Duration
-	touched  time.Duration
+	dirty   bool // to be stored
+	sends   bool // rows were put into the outbox
+	stepped bool // the machine took something in since it last acted
+	resumed bool
+	// tryBootstrap: without a group, the heads of other modules are to be looked at.
+	tryBootstrap bool
+	nextAct      time.Duration
+	lastTick     time.Duration
+	touched      time.Duration
 }
 
 // roomData is what is stored of a room beside its machine.
@@ -79,6 +81,7 @@ type roomData struct {
 	Snapshot  *rooms.Snapshot `json:"snapshot,omitempty"`  // the newest tree in media
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
+	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared
 	Gone      bool            `json:"gone,omitempty"`      // the own key is retired in this room
 }
 

@@ -299,7 +299,7 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 		}
 		return false, Ref{}, nil
 	}
-	if !m.refounded && c.Founding == nil && c.Epoch <= m.base.epoch {
+	if c.Founding == nil && m.TooOld(c.Epoch) {
 		return false, Ref{}, refuse(RuleTooOld, c.Ref, "epoch %d, and nothing at or below epoch %d is kept", c.Epoch, m.base.epoch)
 	}
 	up, ok := m.nodes[c.Parent]
@@ -376,6 +376,10 @@ func (m *Machine) EraOf() (number uint64, base Ref) { return m.era.eraNo, m.era.
 
 // Base returns the commit where what is kept begins.
 func (m *Machine) Base() Ref { return m.base.ref }
+
+// TooOld reports whether a commit that makes the given epoch lies below
+// everything that is kept.
+func (m *Machine) TooOld(epoch uint64) bool { return !m.refounded && epoch <= m.base.epoch }
 
 // Status returns where a commit stands.
 func (m *Machine) Status(ref Ref) Status {

@@ -97,7 +97,7 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 	if a.Ref == m.base.ref {
 		return false, nil
 	}
-	if !m.refounded && a.Epoch <= m.base.epoch {
+	if m.TooOld(a.Epoch) {
 		return false, refuse(RuleTooOld, a.Ref, "epoch %d, and nothing at or below epoch %d is kept", a.Epoch, m.base.epoch)
 	}
 	list, n, on, err := m.governed(a.Config, a.Ref, a.EventID, b)

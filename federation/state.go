@@ -675,7 +675,7 @@ func (m *Machine) dropReceipts(kept map[Ref]bool) {
 	}
 	rest := m.waiting[:0]
 	for _, w := range m.waiting {
-		if c, ok := w.ev.(*Commit); !ok || c.Epoch > m.base.epoch || m.refounded {
+		if c, ok := w.ev.(*Commit); !ok || !m.TooOld(c.Epoch) {
 			rest = append(rest, w)
 		}
 	}
