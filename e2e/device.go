@@ -89,8 +89,9 @@ func (d *Device) open(ctx context.Context, suites []mls.CipherSuite) error {
 		return fmt.Errorf("e2e: %w", err)
 	}
 	d.log = log
-	path := filepath.Join(d.dir, "store.db")
-	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(d.dir, "key"), Store: path})
+	// Laid out as mls-proxy does, which can go on with the state.
+	path := filepath.Join(d.dir, "client.db")
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(d.dir, "store.key"), Store: path})
 	if err == nil {
 		d.st, err = store.Open(ctx, store.Options{Path: path, Key: key})
 	}
@@ -161,6 +162,9 @@ func (d *Device) Restart(ctx context.Context) error {
 	}
 	return d.run(ctx, nil)
 }
+
+// StateDir is where the device keeps its state, in the form that mls-proxy reads, too.
+func (d *Device) StateDir() string { return d.dir }
 
 // Updates returns everything the device was told so far.
 func (d *Device) Updates() []client.Update {

@@ -242,8 +242,8 @@ def cmd_one(a):
     st = load(a.dir)
     what = {n: known(st, n) for n in a.names}
     if a.cmd == "stop":
-        for n in what:
-            processes.end(a.dir, [n], signal.SIGINT if n == "postgres" else signal.SIGKILL if a.kill else signal.SIGTERM)
+        processes.end(a.dir, [n for n in what if n != "postgres"], signal.SIGKILL if a.kill else signal.SIGTERM)
+        processes.end(a.dir, [n for n in what if n == "postgres"], signal.SIGINT)
     elif a.cmd in ("pause", "resume"):
         for n in what:
             if not processes.send(a.dir, n, signal.SIGSTOP if a.cmd == "pause" else signal.SIGCONT):

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -15,6 +16,8 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
 )
+
+const roomName = "The old mill"
 
 // A story is the conversation and who takes part in it.
 type story struct {
@@ -137,7 +140,7 @@ func (s *story) state(d *e2e.Device) string {
 func (s *story) found(d *e2e.Device) error {
 	ctx, cancel := s.soon()
 	defer cancel()
-	room, err := d.CreateRoom(ctx, client.CreateOptions{Name: "The old mill", History: "joined"})
+	room, err := d.CreateRoom(ctx, client.CreateOptions{Name: roomName, History: "joined"})
 	if err != nil {
 		return err
 	}
@@ -348,9 +351,15 @@ func (s *story) farewell(bin string) error {
 		lines := strings.Split(strings.TrimSpace(report), "\n")
 		s.t.say("%s: %s, doctor: %s", letter(server.Name), server.BaseURL, lines[len(lines)-1])
 	}
-	a := s.w.Server("syn1")
-	fmt.Printf("\nTalk yourself, from a terminal (password %s):\n\n", a.Users["alice"].Password)
-	fmt.Printf("  %s --state %s login --homeserver %s %s\n", filepath.Join(bin, "mls-proxy"), filepath.Join(s.w.Dir(), "clients", "you"), a.BaseURL, a.Users["alice"].UserID)
+	proxy, state := filepath.Join(bin, "mls-proxy"), s.devices[0].StateDir()
+	if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, state); err == nil {
+			state = rel
+		}
+	}
+	fmt.Printf("\nGo on as %s from a terminal, and from a second one:\n\n", s.names[s.devices[0]])
+	fmt.Printf("  %s --state %s tail %q\n", proxy, state, roomName)
+	fmt.Printf("  %s --state %s send %q \"hello\"\n", proxy, state, roomName)
 	fmt.Printf("\nmake demo-stop ends the servers and deletes what they hold.\n")
 	return nil
 }
