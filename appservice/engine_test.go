@@ -525,9 +525,14 @@ func TestEngineJoinsLateFromThePublishedHead(t *testing.T) {
 		n.as = far
 		n.start()
 		must(t, n.st.NoteRoom(n.ctx, r.id, store.RoomJoined))
-		r.hs.push = false
 		n.now = 2 * time.Minute
+		// What a server is given of the time before its users came has no content.
+		r.hs.push = false
+		r.hs.add(r.id, alice, rooms.TypeCommit, nil, map[string]any{})
 		n.settleFor(10 * time.Second)
+		if got := n.refusals(); len(got) != 0 {
+			t.Errorf("refused: %v", got)
+		}
 		if got := n.machine(r.id).Head(); got != first.ref {
 			t.Fatalf("got head %s, want %s", got.Short(), first.ref.Short())
 		}

@@ -1,6 +1,7 @@
 package appservice
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,11 @@ func (e *Engine) take(ctx context.Context, r *room, ev *store.InboxEvent) (outco
 		return e.takeState(ctx, r, ev, parsed)
 	}
 	if r.status == store.RoomLeft {
+		return ignored, nil
+	}
+	if ev.Source == store.SourceMessages && bytes.Equal(bytes.TrimSpace(parsed.Content), []byte("{}")) {
+		// From before the server's first user joined: it was given the event
+		// without its content. What it held comes by a head, or is posted again.
 		return ignored, nil
 	}
 	return e.takeContent(ctx, r, &message{
