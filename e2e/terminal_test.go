@@ -180,7 +180,6 @@ func TestTerminal(t *testing.T) {
 			s.step("the file came")
 
 			laptop := alice.anotherDevice()
-			t.Log(laptop.run("--json", "rooms"))
 			laptop.run("join", room)
 			s.step("the second device is in")
 			second := token("second")
