@@ -111,12 +111,6 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-func (e *fakeEngine) count() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.handled)
-}
-
 func TestServiceServesAndStops(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	storetest.Each(t, func(t *testing.T, cfg store.Config) {
