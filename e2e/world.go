@@ -203,9 +203,9 @@ func (w *World) waitReady(ctx context.Context, m *Module) error {
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	last := errors.New("no answer yet")
 	for {
-		if last = get(ctx, m.URL+"/_matrix/mau/ready"); last == nil {
+		last := get(ctx, m.URL+"/_matrix/mau/ready")
+		if last == nil {
 			return nil
 		}
 		select {
