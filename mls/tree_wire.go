@@ -258,7 +258,7 @@ func (t *ratchetTree) checkUnmerged() error {
 // has one. Larger jobs are spread over the processors; all workers have ended
 // when it returns. f must not change anything shared.
 func forkJoin(n int, f func(i int) error) error {
-	workers := min(runtime.GOMAXPROCS(0), n/8)
+	workers := min(runtime.GOMAXPROCS(0), n/4)
 	if workers < 2 {
 		for i := range n {
 			if err := f(i); err != nil {

@@ -134,21 +134,25 @@ func (t *ratchetTree) recipients(buf []nodeIndex, step pathStep, added []LeafInd
 // context could name its hash.
 func (p *newPath) encrypt(t *ratchetTree, added []LeafIndex, groupContext []byte, rand io.Reader) (*updatePath, error) {
 	up := &updatePath{leaf: p.leaf, nodes: make([]updatePathNode, len(p.secrets))}
-	seal := newSealer(t.cs, "UpdatePathNode", groupContext)
 	var buf []nodeIndex
+	var pubs []HPKEPublicKey
+	var of []int // the step of each recipient
 	for i := range p.secrets {
-		ps := &p.secrets[i]
-		buf = t.recipients(buf, ps.step, added)
-		n := &up.nodes[i]
-		n.encryptionKey = t.publicKey(ps.step.node)
-		pubs := make([]HPKEPublicKey, len(buf))
-		for k, x := range buf {
-			pubs[k] = t.publicKey(x)
+		step := p.secrets[i].step
+		up.nodes[i].encryptionKey = t.publicKey(step.node)
+		buf = t.recipients(buf, step, added)
+		for _, x := range buf {
+			pubs = append(pubs, t.publicKey(x))
+			of = append(of, i)
 		}
-		var err error
-		if n.ciphertexts, err = seal.sealAll(rand, pubs, func(int) secret { return ps.secret.clone() }); err != nil {
-			return nil, fmt.Errorf("mls: encrypting the path secret of node %d: %w", ps.step.node, err)
-		}
+	}
+	seal := newSealer(t.cs, "UpdatePathNode", groupContext)
+	cts, err := seal.sealAll(rand, pubs, func(k int) secret { return p.secrets[of[k]].secret.clone() })
+	if err != nil {
+		return nil, fmt.Errorf("mls: encrypting path secrets: %w", err)
+	}
+	for k, i := range of {
+		up.nodes[i].ciphertexts = append(up.nodes[i].ciphertexts, cts[k])
 	}
 	return up, nil
 }
