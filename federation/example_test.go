@@ -16,7 +16,9 @@ import (
 func Example() {
 	const room = "!room:example.org"
 	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, ed25519.SeedSize))
-	leaf := func(n byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize)) }
+	leaf := func(n byte) ed25519.PrivateKey {
+		return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
+	}
 	public := func(k ed25519.PrivateKey) []byte { return k.Public().(ed25519.PublicKey) }
 
 	group := []byte("group id")
