@@ -99,6 +99,17 @@ func TestSecretTreeRefusesNodesOutside(t *testing.T) {
 	}
 }
 
+func TestSecretTreeRefusesLeavesOutside(t *testing.T) {
+	lim := (*Config)(nil).limits()
+	st := newTestTree(5) // a full tree of 8
+	for _, leaf := range []LeafIndex{8, 9, 1 << 30, 1 << 31, math.MaxUint32} {
+		_, err := st.use(leaf, ContentTypeApplication, 0, lim)
+		wantRule(t, err, "framing/sender-leaf-out-of-range")
+	}
+	_, err := st.use(7, ContentTypeApplication, 0, lim)
+	noError(t, err)
+}
+
 func TestSecretTreeWipesKeptKeys(t *testing.T) {
 	st := newTestTree(4)
 	mustUse(t, st, 1, ContentTypeCommit, 3, (*Config)(nil).limits())
@@ -127,6 +138,34 @@ func TestSecretTreeStopsAtTheLastGeneration(t *testing.T) {
 	wantRule(t, err, "state/aead-limit")
 	_, err = st.use(0, ContentTypeApplication, math.MaxUint32, lim)
 	wantRule(t, err, "framing/generation-too-far")
+}
+
+// Who may send what, before any group is asked.
+func TestSendersAndTheirContent(t *testing.T) {
+	a, _ := pair(t, 1)
+	kp := newTestClient(t, a.cfg, 1, 9).KeyPackage()
+	for _, c := range []struct {
+		sender   SenderType
+		ct       ContentType
+		proposal Proposal
+		rule     Rule
+	}{
+		{SenderTypeExternal, ContentTypeProposal, Remove(1), ""},
+		{SenderTypeExternal, ContentTypeCommit, Proposal{}, "proposal/external-sender-not-proposal"},
+		{SenderTypeNewMemberProposal, ContentTypeProposal, Add(kp), ""},
+		{SenderTypeNewMemberProposal, ContentTypeProposal, Remove(1), "proposal/new-member-not-add"},
+		{SenderTypeNewMemberProposal, ContentTypeCommit, Proposal{}, "proposal/new-member-not-add"},
+		{SenderTypeNewMemberCommit, ContentTypeCommit, Proposal{}, ""},
+		{SenderTypeNewMemberCommit, ContentTypeProposal, Remove(1), "external-commit/wrong-sender-type"},
+	} {
+		raw := forgedMessage{g: a, sender: Sender{Type: c.sender}, ct: c.ct, proposal: c.proposal, commit: new(Commit)}.public(t)
+		_, err := ParseMessage(raw)
+		if c.rule == "" {
+			noError(t, err)
+			continue
+		}
+		wantRule(t, err, c.rule)
+	}
 }
 
 // Mistakes of the caller are errors, not panics.
