@@ -417,6 +417,9 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	path := r.machine.Path(act.Fork, act.To)
 	lost := act.Fork != act.From
 	r.planned = false
+	if lost {
+		c.requeue(b, r, r.machine.Path(act.Fork, act.From))
+	}
 	for ref, kept := range r.rec.Proposals {
 		if federation.Ref(kept.On) != act.To {
 			delete(r.rec.Proposals, ref)
@@ -456,6 +459,19 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		notifyChan(c.outWake)
 	})
 	return nil
+}
+
+// requeue takes messages that were encrypted for epochs which left the head
+// back to be encrypted again, under the same message id.
+func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
+	for _, row := range c.roomRows(r.id) {
+		if row.data.Plain == nil || !slices.Contains(left, row.ref()) {
+			continue
+		}
+		data := row.data
+		data.Content, data.EventID = nil, ""
+		c.saveRow(b, row, stateQueued, federation.Ref{}, data)
+	}
 }
 
 // noteRemovals remembers who was removed and when: an admission from before

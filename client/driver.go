@@ -20,6 +20,7 @@ type need struct {
 	event  id.EventID
 	file   *rooms.File
 	state  bool
+	recent bool // the newest events, by /messages
 	users  []id.UserID
 	fail   int
 	notFor time.Duration // monotonic time before which it is not tried again
@@ -340,6 +341,20 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 				}
 			}
 		}
+	case n.recent:
+		var events []*Event
+		if events, err = c.recentEvents(ctx, roomID); err == nil {
+			apply = func(r *room) {
+				for _, evt := range events {
+					if evt.StateKey != nil || !c.wanted(r, evt) {
+						continue
+					}
+					if err := c.inboxStep(roomID, evt, false)(ctx); err != nil {
+						c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file a fetched event")
+					}
+				}
+			}
+		}
 	case n.state:
 		var events []*Event
 		if events, err = c.hs.State(ctx, roomID); err == nil {
@@ -401,6 +416,72 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	}
 }
 
+// recentPages is how far back a device looks that notices it lacks something.
+const recentPages = 5
+
+// recentEvents reads the newest events of a room, oldest first.
+func (c *Client) recentEvents(ctx context.Context, roomID id.RoomID) ([]*Event, error) {
+	var out []*Event
+	from := ""
+	for range recentPages {
+		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, events...)
+		if next == "" || next == from {
+			break
+		}
+		from = next
+	}
+	slices.Reverse(out)
+	return out, nil
+}
+
+const (
+	lagLook   = 3 * time.Second  // a module knows more than this device: look for it
+	lagRejoin = 45 * time.Second // it was not found: join again
+)
+
+// watchLag compares this device's head with what the listed modules publish.
+// /sync can leave out events for good; whoever notices looks for them, and who
+// cannot find them joins again.
+func (c *Client) watchLag(r *room) {
+	e := r.head()
+	if e == nil {
+		return
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return
+	}
+	c.confirm(r, policy)
+	now := c.mono()
+	var ahead *rooms.HeadContent
+	for _, seq := range policy.Sequencers {
+		head := r.state.head(id.UserID(seq.User))
+		if head == nil || head.Accepted == nil || string(head.Group) != string(e.group.GroupID()) {
+			continue
+		}
+		if head.Accepted.Epoch > e.number && !r.machine.Accepted(federation.Ref(head.Accepted.Ref)) {
+			ahead = head
+		}
+	}
+	switch {
+	case ahead == nil:
+		r.lagSince, r.lagLooked = 0, false
+	case r.lagSince == 0:
+		r.lagSince = now
+	case !r.lagLooked && now >= r.lagSince+lagLook:
+		r.lagLooked = true
+		r.want("recent", &need{recent: true})
+		r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event})
+	case now >= r.lagSince+lagRejoin:
+		r.lagSince, r.lagLooked = 0, false
+		c.stuck(r)
+	}
+}
+
 // wantUsers asks for the device lists of users that are not at hand.
 func (c *Client) wantUsers(r *room, users []id.UserID) (complete bool) {
 	var missing []id.UserID
@@ -437,6 +518,9 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 				return err
 			}
 		}
+	}
+	if r.rec.Phase == phaseMember && r.machine != nil {
+		c.watchLag(r)
 	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
 		if err := c.vouch(ctx, r); err != nil {
@@ -477,6 +561,10 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.joinAt)
 	at(r.graceAt)
 	at(r.tried["commit"])
+	if r.lagSince > 0 {
+		at(r.lagSince + lagLook)
+		at(r.lagSince + lagRejoin)
+	}
 	for _, t := range r.vouchAt {
 		at(t)
 	}

@@ -47,7 +47,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
-	if r.rec.Phase == phaseMember && r.machine != nil {
+	if r.rec.Phase == phaseMember && r.machine != nil && (!r.rec.Unconfirmed || r.machine.Held(federation.Ref(content.Ref))) {
 		return nil // in the group already
 	}
 	if r.rec.Membership != "join" {
@@ -135,21 +135,24 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
 	r.rec.Refresh = lastResort // others joined with the same keys
-	r.rec.Unconfirmed = c.unconfirmed(r, policy, group.Epoch())
+	r.rec.Unconfirmed = true
 	c.tellEpoch(r, e, false)
 	return nil
 }
 
-// unconfirmed tells whether no listed module's head proves an epoch at or
-// above the one this device joins at final.
-func (c *Client) unconfirmed(r *room, policy *rooms.Policy, epoch uint64) bool {
+// confirm ends the time in which the epoch this device joined at could still
+// be displaced: a listed module shows the votes that make it, or one above it,
+// final.
+func (c *Client) confirm(r *room, policy *rooms.Policy) {
+	if !r.rec.Unconfirmed {
+		return
+	}
 	for _, seq := range policy.Sequencers {
 		head := r.state.head(id.UserID(seq.User))
-		if head != nil && head.Final != nil && head.Final.Epoch+uint64(policy.Window) >= epoch && head.VerifyFinal(policy) == nil {
-			return false
+		if head != nil && head.Final != nil && r.machine.Held(federation.Ref(head.Final.Ref)) && head.VerifyFinal(policy) == nil {
+			r.rec.Unconfirmed = false
 		}
 	}
-	return true
 }
 
 // welcomedBy checks that the event a Welcome names is the commit it names, and
@@ -467,5 +470,7 @@ func (c *Client) ownExternal(own *pending) (*mls.StagedCommit, rooms.Tree, error
 func (c *Client) stuck(r *room) {
 	c.warn(r, "stuck/"+r.machine.Head().String(), &Warning{Rule: "client/cannot-follow", Text: "this device cannot follow the group's newest commits and joins again"})
 	r.rec.Phase = phaseJoining
+	r.resyncAt = c.mono() // our leaf in the tree is no sign of a Welcome
 	r.joinAt = c.mono() + joinDelay
+	r.notify()
 }

@@ -22,7 +22,8 @@ type fakeModule struct {
 	at       int
 	groups   map[id.RoomID]*moduleRoom
 	deaf     bool // accepts nothing
-	mute     map[federation.Ref]bool
+	// noVouching: it does not see what members say of commits, except rejects.
+	noVouching bool
 }
 
 type moduleRoom struct {
@@ -81,6 +82,9 @@ func (m *fakeModule) handle(evt *Event) {
 	case rooms.TypeCommit:
 		m.commit(evt)
 	case rooms.TypeApplied, rooms.TypeReject:
+		if m.noVouching && evt.Type == rooms.TypeApplied {
+			return
+		}
 		g := m.groups[evt.RoomID]
 		ev, err := rooms.DecodeReceipt(evt.Type, string(evt.ID), evt.Content)
 		if err != nil {

@@ -52,7 +52,10 @@ type outData struct {
 	Content json.RawMessage  `json:"content,omitempty"` // what is sent
 	Plain   *rooms.Plaintext `json:"plain,omitempty"`   // chat: what was encrypted
 	EventID id.EventID       `json:"event_id,omitempty"`
-	At      int64            `json:"at"` // unix milliseconds
+	// Try counts how often the message was encrypted: each ciphertext has a
+	// transaction id of its own, or the homeserver would drop it as repeated.
+	Try int   `json:"try,omitempty"`
+	At  int64 `json:"at"` // unix milliseconds
 
 	// Welcomes: who gets one, and the tree they need.
 	Welcomes []welcomeOut `json:"welcomes,omitempty"`
@@ -287,7 +290,7 @@ func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
 			return "", err
 		}
 	}
-	evt, err := c.hs.Send(ctx, row.item.Room, row.data.Type, row.item.TxnID, content)
+	evt, err := c.hs.Send(ctx, row.item.Room, row.data.Type, fmt.Sprintf("%s.%d", row.item.TxnID, row.data.Try), content)
 	if err == nil {
 		err = c.crashpoint("after-send-" + row.item.Kind)
 	}
@@ -355,6 +358,9 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		c.setCommitEvent(r, row.ref(), evt)
 		c.deleteRow(b, row)
 	case kindChat, kindReceipt:
+		if row.item.State != stateReady {
+			return // its epoch left the head meanwhile: it is sent again
+		}
 		data := row.data
 		data.EventID = evt
 		c.saveRow(b, row, stateSent, row.ref(), data)

@@ -118,8 +118,10 @@ type room struct {
 	keep       int            // epochs kept below the newest final
 	joinAt     time.Duration  // when to try to get into the group by ourselves
 	resyncAt   time.Duration  // when our leaf was found in the tree without a Welcome
-	quietUntil time.Duration  // a server joins: nothing is sent
-	graceAt    time.Duration  // when a leaf that fails its check may be removed
+	lagSince   time.Duration  // since when a module knows more than we do
+	lagLooked  bool
+	quietUntil time.Duration // a server joins: nothing is sent
+	graceAt    time.Duration // when a leaf that fails its check may be removed
 	badSince   map[string]time.Duration
 	headSeen   bool // a module published where newcomers join
 	fetched    map[id.EventID]*Event

@@ -186,10 +186,9 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 		}
 		data := row.data
 		data.Content, data.EventID = content, ""
+		data.Try++
 		if row.item.Kind == kindForeign {
-			// The bot's own client sent it; from now on it is ours.
-			b.do(func(ctx context.Context) error { return nil })
-			row.item.Kind = kindChat
+			row.item.Kind = kindChat // the bot's client sent it; from now on it is ours
 		}
 		c.saveRow(b, row, stateReady, e.ref, data)
 	}

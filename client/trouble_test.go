@@ -301,3 +301,139 @@ func TestLargeCommitAndTreeGoByMedia(t *testing.T) {
 		t.Error("no commit went by media")
 	}
 }
+
+func TestDisplacedMessagesAreSentAgainAndShownOnce(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	dave := w.device("dave", "DAVE1")
+	w.module.noVouching = true
+	w.s.held[rooms.TypeApplied] = true
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	for range 4 {
+		w.module.turn()
+		for _, d := range []*testDevice{alice, bob, carol} {
+			d.turn()
+		}
+		w.now += time.Second
+	}
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(alice, room, "sent before the doubt")
+	for _, d := range []*testDevice{bob, carol} {
+		d.turn()
+	}
+	bob.wantTexts("sent before the doubt")
+	// Carol could not apply the commit, and nobody has vouched for it.
+	carol.mu.Lock()
+	r := carol.rooms[room]
+	head := r.machine.Head()
+	known, _ := r.machine.Known(head)
+	b := &batch{}
+	err := carol.sendReject(r, head, known.Parent, "test/cannot-apply", b)
+	if err == nil {
+		err = carol.commitBatch(w.ctx, r, b)
+	}
+	carol.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range w.all {
+		d.mu.Lock()
+		if r := d.rooms[room]; r != nil {
+			if r.rec.Failed == nil {
+				r.rec.Failed = map[string]string{}
+			}
+			r.rec.Failed[head.String()], r.rec.Rejected = "test", map[string]bool{head.String(): true} // nobody vouches
+		}
+		d.mu.Unlock()
+	}
+	w.settle()
+	w.module.noVouching = false
+	w.s.held[rooms.TypeApplied] = false
+	w.settle()
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	alice.mu.Lock()
+	if alice.rooms[room].machine.Extends(alice.rooms[room].machine.Head(), head) {
+		t.Error("the commit in doubt was not displaced: the test proves nothing")
+	}
+	alice.mu.Unlock()
+	bob.wantTexts("sent before the doubt")
+	carol.wantTexts("sent before the doubt")
+	n := 0
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeEncrypted {
+			n++
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d ciphertexts, want the message to be sent again", n)
+	}
+}
+
+func TestDeviceThatLostTrackJoinsAgain(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.all = []*testDevice{alice, bob} // carol is away
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 8 }) })
+	w.settle(alice, bob)
+	// The commit carol missed is gone from her server for good.
+	w.s.mu.Lock()
+	for i := len(w.s.log) - 1; ; i-- {
+		if w.s.log[i].Type == rooms.TypeCommit {
+			w.s.log[i] = &Event{ID: w.s.log[i].ID, RoomID: "!elsewhere:" + testServer, Type: "gone", Sender: w.s.log[i].Sender, Content: json.RawMessage("{}")}
+			break
+		}
+	}
+	w.s.mu.Unlock()
+	w.all = []*testDevice{alice, bob, carol}
+	for range 40 {
+		w.module.turn()
+		for _, d := range w.all {
+			d.turn()
+		}
+		w.now += 3 * time.Second
+	}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(carol, room, "back")
+	w.settle()
+	alice.wantTexts("back")
+}
+
+func TestLoggedOutDeviceIsRemoved(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		own  bool // another device of the same user is online
+	}{{"by another device of the user", true}, {"by the others after a minute", false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, _ := w.three("shared")
+			bob2 := w.device("bob", "BOB2")
+			w.settle()
+			w.sameEpoch(room, alice, bob, bob2)
+			w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == bob2 || !tc.own && d == bob })
+			w.s.mu.Lock()
+			w.s.users[bob.UserID()].devices["BOB2"].gone = true
+			w.s.mu.Unlock()
+			for _, d := range w.all {
+				d.ident.changed(bob.UserID())
+			}
+			w.settle()
+			info, _ := alice.Room(w.ctx, room)
+			if want := map[bool]int{true: 3, false: 4}[tc.own]; info.Devices != want {
+				t.Fatalf("%d devices at once, want %d", info.Devices, want)
+			}
+			if !tc.own {
+				if len(info.Blocked) == 0 {
+					t.Error("sending is not blocked while the leaf fails its check")
+				}
+				w.now += rooms.CredentialGrace
+				w.settle()
+				if info, _ = alice.Room(w.ctx, room); info.Devices != 3 {
+					t.Errorf("%d devices after a minute, want 3", info.Devices)
+				}
+			}
+		})
+	}
+}
