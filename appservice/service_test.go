@@ -55,10 +55,16 @@ func (b *bench) start(t *testing.T) (client *http.Client, stop func() error) {
 	go func() { done <- b.Run(ctx) }()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
 		for {
 			conn, err := d.DialContext(ctx, "unix", socket)
 			if err == nil || ctx.Err() != nil {
 				return conn, err
+			}
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
 			}
 		}
 	}}

@@ -112,17 +112,32 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: await URL STATUS")
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for time.Now().Before(deadline) {
-		resp, err := http.Get(args[0])
+	if !answersWithin(20*time.Second, args[0], args[1]) {
+		ts.Fatalf("%s never answered %s", args[0], args[1])
+	}
+}
+
+// answersWithin asks an address again and again until it answers with a status,
+// or with any if that is empty.
+func answersWithin(limit time.Duration, url, status string) bool {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		resp, err := http.Get(url)
 		if err == nil {
 			_ = resp.Body.Close()
-			if strconv.Itoa(resp.StatusCode) == args[1] {
-				return
+			if status == "" || strconv.Itoa(resp.StatusCode) == status {
+				return true
 			}
 		}
+		select {
+		case <-deadline.C:
+			return false
+		case <-tick.C:
+		}
 	}
-	ts.Fatalf("%s never answered %s", args[0], args[1])
 }
 
 func TestUsageFitsOneScreen(t *testing.T) {

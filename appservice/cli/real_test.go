@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,20 +55,11 @@ func (in *installation) serve() (stop func()) {
 		}
 	}
 	in.t.Cleanup(stop)
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		resp, err := http.Get(in.url + "/_matrix/mau/ready")
-		if err == nil {
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return stop
-			}
-		}
-		if time.Now().After(deadline) {
-			text, _ := os.ReadFile(log)
-			in.t.Fatalf("the module does not get ready; its log:\n%s", text)
-		}
+	if !answersWithin(30*time.Second, in.url+"/_matrix/mau/ready", "200") {
+		text, _ := os.ReadFile(log)
+		in.t.Fatalf("the module does not get ready; its log:\n%s", text)
 	}
+	return stop
 }
 
 // doctor returns the verdict of each probe, and all that was said.
@@ -211,16 +201,8 @@ func (in *installation) serveUnready() (stop func()) {
 		done <- Run(ctx, Env{Args: []string{"serve", "-c", in.config}, Stdout: new(bytes.Buffer), Stderr: new(bytes.Buffer), Version: "test",
 			Environ: []string{"MATRIX_MLS_LOGGING={writers: [{type: file, filename: " + filepath.Join(filepath.Dir(in.config), "module.log") + "}]}"}})
 	}()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		resp, err := http.Get(in.url + "/_matrix/mau/live")
-		if err == nil {
-			_ = resp.Body.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			in.t.Fatal("the module does not answer")
-		}
+	if !answersWithin(20*time.Second, in.url+"/_matrix/mau/live", "") {
+		in.t.Fatal("the module does not answer")
 	}
 	return func() { cancel(); <-done }
 }
