@@ -463,8 +463,8 @@ func (r *room) gone() func(id.UserID) bool {
 	}
 	return func(user id.UserID) bool {
 		switch r.state.Members[user].Membership {
-		case rooms.MembershipLeave, rooms.MembershipBan, "":
-			return true
+		case rooms.MembershipLeave, rooms.MembershipBan, rooms.MembershipKnock:
+			return true // what is not known is no reason
 		}
 		return false
 	}

@@ -183,7 +183,7 @@ func (e *Engine) proposeRemoves(ctx context.Context, r *room) error {
 			tag := fmt.Sprintf("remove:%s:%d", head, rm.Leaf)
 			// Only what the room says plainly is a reason: an event that has
 			// not come yet is none.
-			if rm.Reason != rooms.RemoveLeft && rm.Reason != rooms.RemoveBanned || rm.Event == "" || pending[rm.Leaf] || r.proposed[tag] {
+			if rm.Reason != rooms.RemoveLeft && rm.Reason != rooms.RemoveBanned || !r.gone()(rm.Cred.User) || pending[rm.Leaf] || r.proposed[tag] {
 				continue
 			}
 			if mine >= removesAtOnce {
