@@ -81,9 +81,14 @@
 //
 // # What is decided where
 //
-// tree.go keeps commits and the leaf tables, vouch.go who vouches for what,
-// evaluate.go receipts, finality, eras and fork choice (a pure function of the
-// set of events, evaluated anew when the set grew), sequence.go what this
-// module accepts and votes for, receipt.go the signed bytes, state.go
-// persistence.
+// machine.go takes inputs in and turns what changed into actions, tree.go keeps
+// commits and the leaf tables, receipts.go checks receipts and statements,
+// vouch.go says who vouches for what, evaluate.go decides acceptance, finality,
+// eras and the fork choice (a pure function of the set of events, evaluated anew
+// when the set grew), sequence.go what this module accepts and votes for,
+// receipt.go holds the signed bytes, state.go persistence.
+//
+// What lies more than Limits.Keep commits below the newest final is dropped. An
+// era that begins there, which overrides as many finals, is then not followed:
+// its members start a new machine at the era.
 package federation

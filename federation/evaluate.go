@@ -78,7 +78,6 @@ func (m *Machine) evaluateList(config Ref, base *node) {
 
 func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *node) {
 	rs.valid = make(map[Ballot][]*node)
-	rs.carried = make(map[Ballot]*Accept)
 	var ballots []Ballot
 	// rs.accepts is sorted by ballot: an accept may rest on one in a lower ballot.
 	for _, a := range rs.accepts {
@@ -97,7 +96,6 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 		}
 		if len(rs.valid[a.Ballot]) == 0 {
 			ballots = append(ballots, a.Ballot)
-			rs.carried[a.Ballot] = a
 		}
 		rs.valid[a.Ballot] = append(rs.valid[a.Ballot], n)
 	}
@@ -161,8 +159,8 @@ func equivocating(ns []*node) map[*node]bool {
 }
 
 // ballotBase returns the commit that the first accept of a ballot must extend,
-// as the promises show it, and whether q of them are valid. With for set, it
-// must extend the base as well.
+// as the promises show it, and whether q of them are valid. A target, if there
+// is one, must extend it.
 func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node) (*node, bool) {
 	var seen uint64
 	out, highest := base, (*LastVote)(nil)

@@ -55,7 +55,7 @@ type Accept struct {
 	Ref         Ref
 	Parent      Ref
 	Epoch       uint64
-	Promises    []*Promise // q of them, if Ballot.Round > 0, in the first accept of a ballot
+	Promises    []*Promise // q of them, if Ballot.Round > 0
 	Votes       []*Vote    // of the same signer
 	Chain       Chain
 	Signature   []byte

@@ -16,8 +16,7 @@ type receipts struct {
 	readies  []*Ready
 
 	// derived
-	valid   map[Ballot][]*node
-	carried map[Ballot]*Accept // one valid accept of each ballot
+	valid map[Ballot][]*node // commits that valid accepts of a ballot name
 }
 
 func (rs *receipts) len() int {
