@@ -60,8 +60,8 @@ func (s *roomState) set(evt *Event) bool {
 		s.Entries[evt.Type] = byKey
 	}
 	old, known := byKey[*evt.StateKey]
-	if known && old.Event == evt.ID && evt.ID != "" {
-		return false
+	if known && old.Event == evt.ID && evt.ID != "" && len(evt.Content) <= len(old.Content) {
+		return false // a longer content of one event is the whole one, see replace
 	}
 	if !known && len(byKey) >= maxStateMembers {
 		return false
@@ -94,7 +94,7 @@ func (s *roomState) replace(events []*Event) {
 	s.view = rooms.NewRoomState(s.room)
 	for _, evt := range events {
 		if evt.StateKey != nil && evt.ID != "" {
-			if known, ok := old[evt.Type][*evt.StateKey]; ok && known.Event == evt.ID {
+			if known, ok := old[evt.Type][*evt.StateKey]; ok && known.Event == evt.ID && len(known.Content) > len(evt.Content) {
 				whole := *evt
 				whole.Content = known.Content
 				evt = &whole
