@@ -253,6 +253,7 @@ type module struct {
 	e    *Engine
 	now  time.Duration
 	woke chan struct{}
+	held []time.Duration // each time a room was kept quiet
 	ctx  context.Context
 }
 
@@ -282,6 +283,7 @@ func (m *module) start() {
 		Monotonic:  func() time.Duration { return m.now },
 		Wake:       func() { poke(m.woke) },
 		WakeOutbox: func() {},
+		HoldRoom:   func(room id.RoomID, d time.Duration) { m.held = append(m.held, d) },
 	})
 	must(m.t, m.e.Start(m.ctx))
 }

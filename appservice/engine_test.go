@@ -410,6 +410,30 @@ func TestEngineTakesCommitsFromMedia(t *testing.T) {
 	})
 }
 
+func TestEngineIsQuietWhileAServerJoins(t *testing.T) {
+	hs := newRoomHS()
+	m := newModule(t, storetest.SQLite(t), hs)
+	r := newRoom(t, hs, "!room:mls.test")
+	m.settle()
+	for _, step := range []struct {
+		user       id.UserID
+		membership string
+		want       int
+	}{
+		{"@dave:mls.test", "join", 0},       // a user of the own server
+		{bob, "invite", 0},                  // joins when it likes
+		{"@_mls_bot:far.test", "invite", 1}, // joins at once
+		{bob, "join", 2},                    // the first of its server
+		{carol, "join", 2},                  // the second
+	} {
+		hs.state(r.id, alice, rooms.TypeMember, string(step.user), map[string]any{"membership": step.membership})
+		m.settle()
+		if len(m.held) != step.want {
+			t.Errorf("%s of %s: the room was kept quiet %d times, want %d", step.membership, step.user, len(m.held), step.want)
+		}
+	}
+}
+
 func TestEngineSendsARefusedReceiptAgainUnchanged(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
 		m, r, a, _ := pair(t, dbCfg)

@@ -68,12 +68,12 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 	case rooms.TypeProposal:
 		return settle(e.takeProposal(ctx, r, msg))
 	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
-		if r.m == nil {
-			return waiting, nil
-		}
 		ev, err := rooms.DecodeReceipt(msg.kind, string(msg.event), msg.content)
 		if err != nil {
 			return refused(err), nil
+		}
+		if r.m == nil {
+			return waiting, nil
 		}
 		err = e.step(ctx, r, ev)
 		if federationRule(err) == string(federation.RuleTooOld) {

@@ -36,6 +36,9 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	if e.jobs.under(r.id, "state") && len(r.stateLog) < 10_000 {
 		r.stateLog = append(r.stateLog, ev)
 	}
+	if ev.Type == rooms.TypeMember && ev.Source == store.SourceTransaction {
+		e.quietFor(r, id.UserID(*ev.StateKey), membership(parsed.Content))
+	}
 	if err := r.state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.EventID, parsed.Content); err != nil {
 		return refused(err), nil
 	}
@@ -47,6 +50,31 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 		}
 	}
 	return done, nil
+}
+
+// joinQuiet is how long the module sends nothing while a server joins a room.
+const joinQuiet = 3 * time.Second
+
+// quietFor holds what the module has to send when another server joins the
+// room, or is about to because its module was invited: Dendrite loses its first
+// join of a room if other events reach it around it.
+func (e *Engine) quietFor(r *room, user id.UserID, membership string) {
+	local, server, err := user.Parse()
+	if err != nil || server == e.d.HS.ServerName() || e.d.HoldRoom == nil {
+		return
+	}
+	if membership != "join" && (membership != "invite" || local != rooms.BotLocalpart) {
+		return
+	}
+	for member, m := range r.state.Members {
+		if m.Membership != rooms.MembershipJoin {
+			continue
+		}
+		if _, other, err := member.Parse(); err == nil && other == server {
+			return // the server is in the room already
+		}
+	}
+	e.d.HoldRoom(r.id, joinQuiet)
 }
 
 // takeOwnMembership follows what becomes of the bot in the room.
