@@ -263,7 +263,7 @@ func (i *Identity) ownListChanged(ctx context.Context) error {
 		return err
 	}
 	i.notifyChanged(own)
-	return nil
+	return i.publishSignature(ctx)
 }
 
 // trustedMaster returns the master key of ours that this device knows to be

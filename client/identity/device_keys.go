@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/signatures"
@@ -81,7 +82,7 @@ func (i *Identity) PublishDeviceKeys(ctx context.Context) error {
 	sum := sha256.Sum256(plain)
 	published := base64.RawStdEncoding.EncodeToString(sum[:])
 	i.mu.Lock()
-	done := a.secrets.Published == published
+	done := a.secrets.Published == published || strings.HasPrefix(a.secrets.Published, published+" ")
 	i.mu.Unlock()
 	if done {
 		return nil
@@ -92,6 +93,55 @@ func (i *Identity) PublishDeviceKeys(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	a.secrets.Published = published
+	return i.saveAccount(ctx, a)
+}
+
+// publishSignature uploads the device's keys once more when the user's
+// self-signing key has signed them, with that signature among their own. A
+// homeserver adds the signature for those who ask it, but Dendrite tells no
+// other server that it came: they would go on to see an unsigned device.
+func (i *Identity) publishSignature(ctx context.Context) error {
+	a, cli, err := i.current()
+	if err != nil {
+		return err
+	}
+	u, err := i.Devices(ctx, a.userID)
+	if err != nil {
+		return err
+	}
+	d := u.Devices[a.deviceID]
+	if d == nil || !d.CrossSigned {
+		return nil
+	}
+	record, _, err := i.record(ctx, a.userID)
+	if err != nil || record == nil {
+		return err
+	}
+	var signed struct {
+		Signatures map[id.UserID]map[id.KeyID]string `json:"signatures"`
+	}
+	if err := json.Unmarshal(record.Devices[a.deviceID], &signed); err != nil {
+		return fmt.Errorf("identity: read the signature of this device: %w", err)
+	}
+	keyID := id.NewKeyID(id.KeyAlgorithmEd25519, rooms.EncodeBase64(u.cross.SelfSigning))
+	sig := signed.Signatures[a.userID][keyID]
+	i.mu.Lock()
+	base, by, _ := strings.Cut(a.secrets.Published, " ")
+	i.mu.Unlock()
+	if sig == "" || base == "" || by == string(keyID) {
+		return nil
+	}
+	dk, err := i.deviceKeys(a)
+	if err != nil {
+		return err
+	}
+	dk.Signatures[a.userID][keyID] = sig
+	if _, err := i.uploadKeys(ctx, cli, &uploadKeys{DeviceKeys: dk}); err != nil {
+		return fmt.Errorf("identity: publish the signature of this device: %w", err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	a.secrets.Published = base + " " + string(keyID)
 	return i.saveAccount(ctx, a)
 }
 

@@ -382,6 +382,35 @@ func TestAHomeserverCannotMakeUsComputeForEver(t *testing.T) {
 	}
 }
 
+func TestSignatureIsPublishedWithTheKeys(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	if err := one.SignDevice(t.Context(), two.DeviceID()); err != nil {
+		t.Fatal(err)
+	}
+	syncOnce(t, two)
+	for _, i := range []*Identity{one, two} {
+		u, err := i.Devices(t.Context(), i.UserID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyID := "ed25519:" + rooms.EncodeBase64(u.cross.SelfSigning)
+		h.Mu.Lock()
+		last := h.LastKeys[i.DeviceID().String()]
+		uploads := h.Uploads
+		h.Mu.Unlock()
+		if !strings.Contains(string(last), keyID) {
+			t.Errorf("%s: the keys were last uploaded without the signature: servers that are told of an upload only never learn it", i.DeviceID())
+		}
+		i.lists.init()
+		syncOnce(t, i)
+		if h.Uploads != uploads {
+			t.Errorf("%s: uploaded again although nothing changed", i.DeviceID())
+		}
+	}
+}
+
 func TestOnlyOneNameForUsers(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := h.loginDevice("@a:one")

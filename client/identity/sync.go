@@ -110,6 +110,11 @@ func (i *Identity) upkeep(ctx context.Context) error {
 		i.log.Warn().Err(err).Msg("The device keys could not be published, trying again after the next sync")
 		return ctx.Err()
 	}
+	if i.lists.get(i.UserID()) == nil { // our own devices changed, or this is the start
+		if err := i.publishSignature(ctx); err != nil {
+			i.log.Warn().Err(err).Msg("The signature of this device could not be published, trying again after a later sync")
+		}
+	}
 	if err := i.refill(ctx); err != nil {
 		i.log.Warn().Err(err).Msg("The key packages could not be refilled, trying again after the next sync")
 	}

@@ -25,9 +25,10 @@ type Server struct {
 	AccountData map[string]json.RawMessage               // user and type → content
 	Uploads     int
 	Queries     int
-	Limited     int             // requests answered with 429 next
-	Failures    map[string]bool // servers that /keys/query cannot reach
-	NextLogin   int             // the next device is one more
+	Limited     int                        // requests answered with 429 next
+	Failures    map[string]bool            // servers that /keys/query cannot reach
+	NextLogin   int                        // the next device is one more
+	LastKeys    map[string]json.RawMessage // device keys as last uploaded, by device
 
 	t    testing.TB
 	wake chan struct{}
@@ -58,6 +59,7 @@ func New(t testing.TB, fallback bool) *Server {
 	h := &Server{
 		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{},
 		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}),
+		LastKeys: map[string]json.RawMessage{},
 	}
 	mux := http.NewServeMux()
 	handle := func(pattern string, fn func(me *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any)) {
@@ -227,6 +229,11 @@ func (h *Server) upload(me *Device, user id.UserID, body map[string]json.RawMess
 	}
 	if keys := body["device_keys"]; keys != nil {
 		me.Keys = keys
+		var uploaded struct {
+			DeviceID string `json:"device_id"`
+		}
+		_ = json.Unmarshal(keys, &uploaded)
+		h.LastKeys[uploaded.DeviceID] = keys
 		h.announce(user)
 	}
 	var otk, fallback map[string]json.RawMessage
