@@ -22,12 +22,16 @@ type CreateOptions struct {
 	Public      bool
 	Direct      bool
 	History     string // history visibility; "invited" if empty
-	Version     string // room version; the homeserver's default if empty
+	Version     string // room version; DefaultRoomVersion if empty
 	// Announcement lets only moderators send messages.
 	Announcement bool
 	// Policy, if set, changes the policy the group is founded with.
 	Policy func(p *rooms.Policy)
 }
+
+// DefaultRoomVersion is the version of new rooms. Dendrite 0.15 rejects events
+// of version 12 rooms when it has to look up state it missed.
+const DefaultRoomVersion = "11"
 
 // CreateRoom creates an MLS room with a module of the own server, founds its
 // group and invites users. It returns once the group exists; keys go to the
@@ -37,6 +41,9 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 	nonce, err := c.newID()
 	if err != nil {
 		return "", err
+	}
+	if o.Version == "" {
+		o.Version = DefaultRoomVersion
 	}
 	preset := "private_chat"
 	if o.Public {
