@@ -80,7 +80,8 @@ type Options struct {
 	Handler func(ctx context.Context, update Update)
 	Limits  Limits
 
-	// For tests: the wall clock, a monotonic clock and randomness.
+	// For tests: the wall clock, a monotonic clock and randomness. They must be
+	// safe for concurrent use.
 	Now       func() time.Time
 	Monotonic func() time.Duration
 	Rand      io.Reader

@@ -1,11 +1,14 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"go.uber.org/goleak"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -389,5 +392,64 @@ func TestRaceOfTwoCommitters(t *testing.T) {
 	w.settle()
 	for _, d := range w.all {
 		d.wantTexts("everybody is in")
+	}
+}
+
+func TestStartAndCloseLeaveNothingRunning(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	began := time.Now()
+	for _, d := range w.all {
+		d.mono = func() time.Duration { return time.Minute + time.Since(began) }
+		if err := d.Start(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(w.ctx); err == nil {
+			t.Error("a second Start was not refused")
+		}
+	}
+	stop := make(chan struct{})
+	stopped := make(chan struct{})
+	go func() { // the module acts on real time here
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+				w.now = time.Minute + time.Since(began)
+				w.module.turn()
+			}
+		}
+	}()
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	room, err := alice.CreateRoom(ctx, CreateOptions{Invite: []id.UserID{bob.UserID()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Settle(ctx, room); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bob.Join(ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.Settle(ctx, room); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bob.SendText(ctx, room, "running"); err != nil {
+		t.Fatal(err)
+	}
+	close(stop)
+	<-stopped
+	for _, d := range w.all {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := d.st.Close(); err != nil {
+			t.Error(err)
+		}
+		d.st = nil
 	}
 }

@@ -115,8 +115,16 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		return nil
 	}
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
+		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) {
+			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
+		} else if now-r.pendingSince > acceptWait {
+			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{
+				Rule: "client/no-accept", Text: "the module has not accepted a change of the group for a while; it waits until the module answers",
+			})
+		}
 		return nil // waits for its accept
 	}
+	r.pendingSince = 0
 	d := c.dueNow(r, e, now)
 	if d.empty() {
 		r.commitAt = 0
@@ -144,6 +152,10 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
 }
+
+// acceptWait is how long an own commit waits for its accept before a person is
+// told that the module does not answer.
+const acceptWait = 30 * time.Second
 
 // committerGrace lets whoever caused a change commit it before the others'
 // timers begin to run out.

@@ -247,6 +247,11 @@ func (c *Client) plan(r *room) {
 	}
 	r.want1 = rooms.MakePlan(in)
 	r.planned, r.plannedOn = complete, e.ref
+	for _, rm := range r.want1.Removes {
+		if rooms.RuleOf(rm.Err) == rooms.RuleIdentityChanged {
+			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Text: rm.Err.Error()})
+		}
+	}
 	if lost := c.lostKeys(r, e); len(lost) > 0 && policy.IsAdmin(c.UserID()) {
 		c.warn(r, fmt.Sprintf("key-lost/%x", lost), &Warning{
 			Rule: ruleKeyLost, Text: "the module has lost its receipt key and can accept nothing; move the room to its new key with RepairSequencer",

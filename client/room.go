@@ -112,20 +112,22 @@ type room struct {
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
 
-	want1      *rooms.Plan    // desired minus actual
-	planned    bool           // want1 is up to date
-	plannedOn  federation.Ref // the epoch it was made on
-	keep       int            // epochs kept below the newest final
-	joinAt     time.Duration  // when to try to get into the group by ourselves
-	resyncAt   time.Duration  // when our leaf was found in the tree without a Welcome
-	lagSince   time.Duration  // since when a module knows more than we do
-	lagLooked  bool
-	quietUntil time.Duration // a server joins: nothing is sent
-	graceAt    time.Duration // when a leaf that fails its check may be removed
-	badSince   map[string]time.Duration
-	headSeen   bool // a module published where newcomers join
-	fetched    map[id.EventID]*Event
-	told       map[string]bool
+	want1        *rooms.Plan    // desired minus actual
+	planned      bool           // want1 is up to date
+	plannedOn    federation.Ref // the epoch it was made on
+	keep         int            // epochs kept below the newest final
+	joinAt       time.Duration  // when to try to get into the group by ourselves
+	resyncAt     time.Duration  // when our leaf was found in the tree without a Welcome
+	lagSince     time.Duration  // since when a module knows more than we do
+	pendingSince time.Duration  // when our commit began to wait
+	pendingRef   federation.Ref
+	lagLooked    bool
+	quietUntil   time.Duration // a server joins: nothing is sent
+	graceAt      time.Duration // when a leaf that fails its check may be removed
+	badSince     map[string]time.Duration
+	headSeen     bool // a module published where newcomers join
+	fetched      map[id.EventID]*Event
+	told         map[string]bool
 
 	generations   map[genKey]uint32
 	admitLater    []id.UserID

@@ -68,12 +68,21 @@ func newFakeServer() *fakeServer {
 }
 
 // seeded is a reader of reproducible bytes.
-type seeded struct{ *rand.ChaCha8 }
+type seeded struct {
+	mu  sync.Mutex
+	src *rand.ChaCha8
+}
+
+func (s *seeded) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.src.Read(p)
+}
 
 func newSeeded(name string) io.Reader {
 	var seed [32]byte
 	copy(seed[:], name)
-	return &seeded{rand.NewChaCha8(seed)}
+	return &seeded{src: rand.NewChaCha8(seed)}
 }
 
 func edKey(r io.Reader) ed25519.PrivateKey {
@@ -477,7 +486,14 @@ func (i *fakeIdentity) SignatureKey(cs mls.CipherSuite) (mls.SignaturePrivateKey
 func (i *fakeIdentity) LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error) {
 	return rooms.LeafOptions(rooms.Credential{User: i.user, Device: i.device, Key: i.own().mlsKeys[cs].Public()}), nil
 }
-func (i *fakeIdentity) Sync(_ context.Context, req identity.SyncRequest) (*identity.SyncResponse, error) {
+func (i *fakeIdentity) Sync(ctx context.Context, req identity.SyncRequest) (*identity.SyncResponse, error) {
+	if req.Timeout > 0 { // a long poll
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 	return &identity.SyncResponse{RespSync: *i.s.sync(i.user, i.device, req.Since, i.limit)}, nil
 }
 func (i *fakeIdentity) ProcessSync(context.Context, *identity.SyncResponse) error { return nil }
