@@ -191,7 +191,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	for name, task := range map[string]func(context.Context){
 		"engine": s.runEngine, "outbox": s.runOutbox, "link": s.runLink,
-		"chores": s.runChores, "gauges": s.runGauges, "declines": s.runDeclines, "watchdog": s.runWatchdog,
+		"chores": s.runChores, "gauges": s.runGauges, "declines": s.runDeclines, "invites": s.runInvites, "watchdog": s.runWatchdog,
 	} {
 		working.Go(func() { s.guard(work, name, task) })
 	}
