@@ -39,6 +39,16 @@ func (m *Machine) roomFor(config, ref Ref) error {
 	return nil
 }
 
+// spare is how many receipts of a list are left to what brings a commit to
+// finality, and so makes room again: no new commit is accepted into it.
+func (m *Machine) spare() int { return max(m.cfg.Limits.Receipts/8, 4) }
+
+// space reports whether so many more receipts under a list can be kept.
+func (m *Machine) space(config Ref, more int) bool {
+	rs := m.lists[config]
+	return rs == nil || rs.len()+more <= m.cfg.Limits.Receipts
+}
+
 // signer returns the list entry of a rank and checks the receipt's signature
 // by its key.
 func (m *Machine) signer(r Receipt, list List, rank uint32, ref Ref) error {
@@ -104,7 +114,7 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		return false, err
 	}
 	if n == nil {
-		return m.wait(on, a), nil
+		return m.waitReceipt(on, a, b), nil
 	}
 	if n.c.Parent != a.Parent || n.epoch != a.Epoch {
 		return false, refuse(RuleForged, a.Ref, "parent or epoch is not the commit's")
@@ -136,9 +146,9 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		}
 		rs.accepts = append(rs.accepts, cloneAccept(a))
 		sortAccepts(rs.accepts)
-		m.chain(a, list[a.Ballot.Rank], b)
 		changed = true
 	}
+	fresh := changed
 	for _, v := range a.Votes {
 		c, err := m.putVote(v, b)
 		changed = changed || c && err == nil
@@ -146,6 +156,9 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 	for _, p := range a.Promises {
 		c, err := m.putPromise(p, b)
 		changed = changed || c && err == nil
+	}
+	if fresh { // what it carries stands before it in the chain
+		m.chain(a, list[a.Ballot.Rank], b)
 	}
 	return changed, nil
 }
@@ -202,7 +215,7 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 		return false, err
 	}
 	if n == nil {
-		return m.wait(on, v), nil
+		return m.waitReceipt(on, v, b), nil
 	}
 	if err := m.checkVote(v, list); err != nil {
 		return false, err
@@ -269,7 +282,7 @@ func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
 	list, _, ok := m.list(p.Config)
 	if !ok {
 		b.fetchCommit(p.Config, "")
-		return m.wait(p.Config, p), nil
+		return m.waitReceipt(p.Config, p, b), nil
 	}
 	if err := m.checkPromise(p, list); err != nil {
 		return false, err
@@ -312,7 +325,7 @@ func (m *Machine) putReady(r *Ready, b *batch) (bool, error) {
 	list, _, ok := m.list(r.Config)
 	if !ok {
 		b.fetchCommit(r.Config, "")
-		return m.wait(r.Config, r), nil
+		return m.waitReceipt(r.Config, r, b), nil
 	}
 	if err := m.signer(r, list, r.Member, r.Config); err != nil {
 		return false, err
@@ -410,10 +423,7 @@ func (m *Machine) chain(r Receipt, s Sequencer, b *batch) {
 	if m.mine(s.ReceiptKey) {
 		known, ok := c.hashes[link.Counter]
 		if link.Counter > m.counter || ok && known != hash {
-			if !m.retired {
-				m.retired = true
-				b.others = append(b.others, KeyRetired{Counter: link.Counter})
-			}
+			m.retire(link.Counter, b)
 		}
 	}
 	_, hasPrev := c.hashes[link.Counter-1]
@@ -421,6 +431,31 @@ func (m *Machine) chain(r Receipt, s Sequencer, b *batch) {
 		b.others = append(b.others, Fetch{Receipt: link.Prev, ReceiptKey: bytes.Clone(s.ReceiptKey), Counter: link.Counter - 1})
 	}
 	c.note(link.Counter, hash)
+}
+
+// retire notes that the room holds a receipt of the own key that this machine
+// did not make, and reports whether that is new.
+func (m *Machine) retire(counter uint64, b *batch) bool {
+	if m.retired {
+		return false
+	}
+	m.retired = true
+	b.others = append(b.others, KeyRetired{Counter: counter})
+	return true
+}
+
+// waitReceipt keeps a receipt until the commit it names is known. One of the
+// own key that is newer than this machine's newest tells already now that the
+// key must not sign again: its commit may never come.
+func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) bool {
+	retired := false
+	if counter := r.Link().Counter; m.cfg.Self != nil && !m.retired && counter > m.counter && len(m.cfg.Self.Key) == ed25519.PrivateKeySize {
+		own := ed25519.PublicKey(m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
+		if r.VerifySignature(Scope{Room: m.cfg.Room}, own) == nil {
+			retired = m.retire(counter, b)
+		}
+	}
+	return m.wait(on, r) || retired
 }
 
 func (c *chainMemory) note(counter uint64, hash Ref) {

@@ -198,6 +198,9 @@ func (m *Machine) tip(base *node, o *ownState) *node {
 // accept repeats the head, cut below doubt, if that extends the promises' base,
 // else the base.
 func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
+	if !m.space(config, 2) {
+		return false
+	}
 	var ps []*Promise
 	var seen uint64
 	for _, p := range rs.promises {
@@ -236,7 +239,7 @@ func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ow
 		since, waits := m.doubtSince[x.ref]
 		due = due || waits && m.now-since >= doubtDelay
 	}
-	if !due {
+	if !due || !m.space(config, m.spare()) {
 		return false
 	}
 	p := &Promise{Config: config, Ballot: Ballot{Round: o.promised.Round + 1, Rank: rank}, Promiser: rank, LastVote: o.lastVote}
@@ -248,7 +251,7 @@ func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ow
 // acceptNext accepts one waiting commit on the last accept of the ballot.
 func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts) bool {
 	tip := m.tip(base, o)
-	if tip.config != config || !m.head.extends(tip) && tip != m.head || m.cut(tip) != tip {
+	if tip.config != config || !m.head.extends(tip) && tip != m.head || m.cut(tip) != tip || !m.space(config, m.spare()) {
 		return false
 	}
 	var due []*node
@@ -346,7 +349,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 			top = n
 		}
 	}
-	if top == nil || !m.head.extends(top) {
+	if top == nil || !m.head.extends(top) || !m.space(config, 1) {
 		return nil
 	}
 	for top != base && (!top.votable || top.listChange() && !top.final && !m.listReady(top)) {
