@@ -141,10 +141,15 @@ func (s *story) room(o client.CreateOptions, founder *e2e.Device, others ...*e2e
 	return room
 }
 
-// join lets an invited device's user join and waits until the device is in the group.
+// join lets a user join as soon as the device shows the invite, and waits until the device is in the group.
 func (s *story) join(d *e2e.Device, room id.RoomID, via *e2e.Device) {
 	s.Helper()
-	_, err := d.Join(s.soon(), string(room), []string{via.Server.ServerName})
+	_, err := d.Wait(s.soon(), "the invite", func(u client.Update) bool {
+		i, ok := u.(*client.Invited)
+		return ok && i.Room == room
+	})
+	s.must(err)
+	_, err = d.Join(s.soon(), string(room), []string{via.Server.ServerName})
 	s.must(err)
 	s.must(d.Settle(s.soon(), room))
 	s.step("%s joined", d.Name)
