@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -35,6 +36,33 @@ func TestNothingSecretPrints(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Package fmt does not call the methods of what is in fields that are not
+// exported; a key in one must not print all the same.
+func TestNothingSecretPrintsFromInside(t *testing.T) {
+	for cs := range CipherSuite(8) {
+		if !cs.Supported() {
+			continue
+		}
+		key := mustSignatureKey(t, cs)
+		raw := key.Bytes()
+		holder := struct {
+			inner struct{ key SignaturePrivateKey }
+		}{struct{ key SignaturePrivateKey }{key}}
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
+			out := fmt.Sprintf(verb, holder)
+			for _, form := range []string{string(raw[:8]), fmt.Sprintf("%x", raw[:8]), fmt.Sprint(raw[:8]), fmt.Sprintf("%#v", raw[:8])} {
+				if strings.Contains(out, form[:len(form)-1]) {
+					t.Errorf("suite %d: %s prints the key", cs, verb)
+				}
+			}
+		}
+	}
+	var zero SignaturePrivateKey
+	if zero.Bytes() != nil || zero.Public() != nil || fmt.Sprint(zero) != redacted {
+		t.Error("the zero key is not empty")
 	}
 }
 

@@ -193,7 +193,7 @@ var cryptoRejects = []rejectCase{
 	{row: "crypto/signature-wrong-length", each: func(t *testing.T, cs CipherSuite) error {
 		key := mustSignatureKey(t, cs)
 		sig := mustSign(t, cs, key)
-		if key.ecdsa == nil {
+		if key.get().ecdsa == nil {
 			wantRule(t, verifyContent(cs, key.Public(), sig[1:]), "crypto/signature-wrong-length")
 			wantRule(t, verifyContent(cs, key.Public(), append(sig, 0)), "crypto/signature-wrong-length")
 		}
@@ -390,12 +390,12 @@ func TestSignaturePrivateKeyRoundTrip(t *testing.T) {
 		if _, err := SignWithLabel(cs, SignaturePrivateKey{}, "label", nil); err == nil {
 			t.Errorf("%v: the zero key signs", cs)
 		}
-		if key.ecdsa != nil {
+		if key.get().ecdsa != nil {
 			zero := make([]byte, len(key.Bytes()))
 			if _, err := ParseSignaturePrivateKey(cs, zero); err == nil {
 				t.Errorf("%v: the scalar 0 was taken", cs)
 			}
-			if _, err := ecdsa.ParseUncompressedPublicKey(key.scheme.curve(), key.Public()); err != nil {
+			if _, err := ecdsa.ParseUncompressedPublicKey(key.get().scheme.curve(), key.Public()); err != nil {
 				t.Error(err)
 			}
 		}

@@ -20,8 +20,13 @@ import (
 // uncompressed point for ECDSA, the encoding of RFC 8032 for EdDSA.
 type SignaturePublicKey []byte
 
-// A SignaturePrivateKey signs for a client. It prints as [secret].
-type SignaturePrivateKey struct {
+// A SignaturePrivateKey signs for a client. It prints as [secret]; in a field
+// that is not exported, whose methods package fmt does not call, as an address.
+type SignaturePrivateKey struct{ key *signatureKey }
+
+// signatureKey is behind a pointer, which package fmt does not follow inside of
+// other values.
+type signatureKey struct {
 	scheme SignatureScheme
 	raw    secret
 	pub    SignaturePublicKey
@@ -110,7 +115,7 @@ func ParseSignaturePrivateKey(cs CipherSuite, raw []byte) (SignaturePrivateKey, 
 	if err := cs.check(); err != nil {
 		return SignaturePrivateKey{}, err
 	}
-	k := SignaturePrivateKey{scheme: cs.SignatureScheme()}
+	k := &signatureKey{scheme: cs.SignatureScheme()}
 	if len(raw) != k.scheme.privateKeySize() {
 		return SignaturePrivateKey{}, fmt.Errorf("mls: %v private key of %d bytes, want %d", k.scheme, len(raw), k.scheme.privateKeySize())
 	}
@@ -131,14 +136,24 @@ func ParseSignaturePrivateKey(cs CipherSuite, raw []byte) (SignaturePrivateKey, 
 			return SignaturePrivateKey{}, fmt.Errorf("mls: %v private key: %w", k.scheme, err)
 		}
 	}
-	return k, nil
+	return SignaturePrivateKey{k}, nil
 }
 
-// Bytes returns the raw private key, for storage.
-func (k SignaturePrivateKey) Bytes() []byte { return bytes.Clone(k.raw) }
+// noSignatureKey is that of the zero SignaturePrivateKey, which signs nothing.
+var noSignatureKey signatureKey
+
+func (k SignaturePrivateKey) get() *signatureKey {
+	if k.key == nil {
+		return &noSignatureKey
+	}
+	return k.key
+}
+
+// Bytes returns the raw private key, for storage; nil for the zero value.
+func (k SignaturePrivateKey) Bytes() []byte { return bytes.Clone(k.get().raw) }
 
 // Public returns the public key; nil for the zero value.
-func (k SignaturePrivateKey) Public() SignaturePublicKey { return bytes.Clone(k.pub) }
+func (k SignaturePrivateKey) Public() SignaturePublicKey { return bytes.Clone(k.get().pub) }
 
 // signedContent is the SignContent of RFC 9420, Section 5.1.2.
 func signedContent(label string, content []byte) []byte {
@@ -153,19 +168,20 @@ func SignWithLabel(cs CipherSuite, key SignaturePrivateKey, label string, conten
 	if err := cs.check(); err != nil {
 		return nil, err
 	}
-	if key.scheme != cs.SignatureScheme() {
-		return nil, fmt.Errorf("mls: a %v key cannot sign for %v; make one with GenerateSignatureKey", key.scheme, cs)
+	k := key.get()
+	if k.scheme != cs.SignatureScheme() {
+		return nil, fmt.Errorf("mls: a %v key cannot sign for %v; make one with GenerateSignatureKey", k.scheme, cs)
 	}
 	msg := signedContent(label, content)
-	switch key.scheme {
+	switch k.scheme {
 	case Ed25519:
-		return ed25519.Sign(key.ed25, msg), nil
+		return ed25519.Sign(k.ed25, msg), nil
 	case Ed448:
-		return ed448.Sign(key.ed448, msg, ""), nil
+		return ed448.Sign(k.ed448, msg, ""), nil
 	}
 	// The nonce comes from the key, the message and crypto/rand: ECDSA has
 	// no use for a source of randomness that callers can break.
-	sig, err := ecdsa.SignASN1(rand.Reader, key.ecdsa, cs.hash(msg))
+	sig, err := ecdsa.SignASN1(rand.Reader, k.ecdsa, cs.hash(msg))
 	if err != nil {
 		return nil, fmt.Errorf("mls: signing: %w", err)
 	}
