@@ -711,7 +711,7 @@ func TestPendingProposalsThatClash(t *testing.T) {
 		Add(w.forgePackage(packageForgery{key: &gs[1].signature})),
 		Add(w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.EncryptionKey = gs[1].OwnLeaf().EncryptionKey }})),
 		GroupContextExtensions(exts), GroupContextExtensions(nil), GroupContextExtensions(nil),
-		PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("nobody has it"), Nonce: testNonce()}),
+		PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("nobody has it"), Nonce: w.nonce()}),
 		Remove(0),
 		(&ReInit{GroupID: []byte("x"), Version: MLS10, CipherSuite: 1}).Proposal(),
 	} {

@@ -66,8 +66,8 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 // externalRow is a row about an external Commit. A server that follows the
 // group must refuse it as well.
 func externalRow(rule Rule, f func(w *world, gs []*Group) externalForgery) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(4)
 		pub := w.public(gs[0])
 		valid := w.forgeExternal(gs[0], externalForgery{})
@@ -97,8 +97,8 @@ var externalRejects = []rejectCase{
 		two := LeafIndex(2)
 		return externalForgery{name: "member3", remove: &two, proposals: func(p Proposal) []proposalOrRef { return byValue(p, Remove(2)) }}
 	}),
-	{row: "external-commit/other-proposal", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "external-commit/other-proposal", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		var err error
 		for _, extra := range []Proposal{
@@ -124,22 +124,22 @@ var externalRejects = []rejectCase{
 		key := w.key()
 		return externalForgery{signer: &key}
 	}),
-	{row: "external-commit/wrong-sender-type", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "external-commit/wrong-sender-type", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		_, err := ParseMessage(w.external(gs[0], Sender{Type: SenderTypeNewMemberCommit}, w.key(), ContentTypeProposal, Remove(1), nil))
 		return err
 	}},
-	{row: "external-commit/no-external-pub", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "external-commit/no-external-pub", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		info, err := gs[0].GroupInfo(GroupInfoOptions{RatchetTree: true})
 		w.check(err)
 		_, err = ExternalJoin(w.cfg, w.parse(info), w.key(), ExternalJoinOptions{Leaf: w.options("x")})
 		return err
 	}},
-	{row: "external-commit/stale-group-info", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "external-commit/stale-group-info", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		info, err := gs[0].GroupInfo(GroupInfoOptions{RatchetTree: true, ExternalPub: true})
 		w.check(err)
@@ -154,10 +154,10 @@ var externalRejects = []rejectCase{
 		}
 		return w.public(gs[1]).VerifyGroupInfo(w.parse(info))
 	}},
-	{row: "external-commit/policy-closed", rule: "leaf-node/credential-invalid", run: func(t *testing.T) error {
+	{row: "external-commit/policy-closed", rule: "leaf-node/credential-invalid", each: func(t *testing.T, cs CipherSuite) error {
 		// Who may join is the application's to say, by its Authenticator or
 		// with the staged Commit in hand.
-		w := newRejectWorld(t)
+		w := newWorld(t, cs)
 		w.cfg.Authenticator = refusing{"stranger"}
 		gs := w.group(2)
 		w.accept(gs[1], w.forgeExternal(gs[0], externalForgery{}))
@@ -183,8 +183,8 @@ func commitRow(rule Rule, f func(w *world, gs []*Group) commitForgery) rejectCas
 }
 
 var commitRejects = []rejectCase{
-	{row: "commit/epoch", rule: "framing/epoch-old", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/epoch", rule: "framing/epoch-old", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		m := w.forge(gs[0], commitForgery{path: true})
 		_, gs = w.commit(gs, 1, CommitOptions{})
@@ -194,8 +194,8 @@ var commitRejects = []rejectCase{
 		}
 		return w.refuse(gs[2], m)
 	}},
-	{row: "commit/path-missing-update", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/path-missing-update", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(4)
 		m := w.propose(gs[2], Proposal{Type: ProposalTypeUpdate, Update: w.updateLeaf(gs[2], nil, nil, []byte("group"), 2)})
 		ref := w.accept(gs[1], m).(*ProposalMessage).Ref
@@ -247,10 +247,10 @@ var commitRejects = []rejectCase{
 	commitRow("commit/path-parent-hash", func(w *world, gs []*Group) commitForgery {
 		return commitForgery{path: true, leaf: func(l *LeafNode) { l.ParentHash[0] ^= 1 }}
 	}),
-	{row: "commit/psk-unavailable", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/psk-unavailable", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
-		p := PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("unknown"), Nonce: testNonce()})
+		p := PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("unknown"), Nonce: w.nonce()})
 		if _, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{p}}); !hasRule(err, "commit/psk-unavailable") {
 			t.Errorf("our own Commit: %v", err)
 		}
@@ -281,8 +281,8 @@ var commitRejects = []rejectCase{
 		}
 		return w.refuse(gs[1], w.forge(gs[0], commitForgery{path: true, tag: func(tag []byte) []byte { return tag[:len(tag)-1] }}))
 	}},
-	{row: "commit/transcript-forked", rule: "framing/membership-tag-wrong", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/transcript-forked", rule: "framing/membership-tag-wrong", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		a, err := gs[0].Commit(CommitOptions{})
 		w.check(err)
@@ -301,8 +301,8 @@ var commitRejects = []rejectCase{
 		}
 		return w.refuse(onB[2], m)
 	}},
-	{row: "commit/commit-by-removed", rule: "framing/sender-leaf-blank", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/commit-by-removed", rule: "framing/sender-leaf-blank", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(4)
 		removed := *gs[2]
 		_, gs = w.commit(gs, 0, CommitOptions{Proposals: []Proposal{Remove(2)}})
@@ -313,20 +313,20 @@ var commitRejects = []rejectCase{
 		c := &Commit{}
 		ac, err := forger.sign(framedContent{contentType: ContentTypeCommit, commit: c}, WireFormatPublicMessage)
 		w.check(err)
-		ac.confirmationTag = make([]byte, 32)
+		ac.confirmationTag = make([]byte, cs.HashLen())
 		raw, err := forger.protect(ac)
 		w.check(err)
 		return w.refuse(gs[1], w.parse(raw))
 	}},
-	{row: "commit/own-not-pending", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/own-not-pending", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		c, err := gs[0].Commit(CommitOptions{})
 		w.check(err)
 		return w.refuse(gs[0], w.parse(c.Message()))
 	}},
-	{row: "commit/epoch-overflow", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "commit/epoch-overflow", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		for i, g := range gs {
 			e := *g.epoch

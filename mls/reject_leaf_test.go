@@ -21,8 +21,8 @@ func (refusing) SameClient(old, next *LeafNode) bool { return old.Credential.Equ
 // addRow is a row about a leaf in a KeyPackage: as it is, the KeyPackage is
 // added, and forged it is refused.
 func addRow(rule Rule, exts func(w *world) []Extension, f func(w *world, gs []*Group) packageForgery) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		var e []Extension
 		if exts != nil {
 			e = exts(w)
@@ -77,8 +77,8 @@ func wideCapabilities() Capabilities {
 
 // requiredRow is a row about required_capabilities: a leaf that lacks one.
 func requiredRow(rule Rule, drop func(c *Capabilities)) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.wideGroup(3, (&RequiredCapabilities{
 			Extensions: []ExtensionType{testExtension}, Proposals: []ProposalType{0xf0a2}, Credentials: []CredentialType{0xf0a3},
 		}).Extension())
@@ -111,8 +111,8 @@ func requiredRow(rule Rule, drop func(c *Capabilities)) rejectCase {
 }
 
 var leafRejects = []rejectCase{
-	{row: "leaf-node/credential-invalid", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/credential-invalid", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		w.cfg.Authenticator = refusing{"mallory"}
 		gs := w.group(2)
 		// In a tree.
@@ -123,8 +123,8 @@ var leafRejects = []rejectCase{
 		}
 		return w.refuseAdd(gs, w.forgePackage(packageForgery{name: "mallory"}), "leaf-node/credential-invalid")
 	}},
-	{row: "leaf-node/credential-not-successor", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/credential-not-successor", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		w.accept(gs[1], w.forge(gs[0], commitForgery{path: true}))
 		other := func(l *LeafNode) { l.Credential = BasicCredential([]byte("other")) }
@@ -163,13 +163,13 @@ var leafRejects = []rejectCase{
 	requiredRow("leaf-node/required-extension-missing", func(c *Capabilities) { c.Extensions = nil }),
 	requiredRow("leaf-node/required-proposal-missing", func(c *Capabilities) { c.Proposals = nil }),
 	requiredRow("leaf-node/required-credential-missing", func(c *Capabilities) { c.Credentials = c.Credentials[:1] }),
-	{row: "leaf-node/credential-type-unsupported-by-members", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/credential-type-unsupported-by-members", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		w.cfg.Authenticator = refusing{}
 		gs := w.group(2)
 		c := wideCapabilities()
 		kp := w.forgePackage(packageForgery{caps: &c, leaf: func(l *LeafNode) { l.Credential = Credential{Type: 0xf0a3, Identity: []byte("x")} }})
-		wide := newRejectWorld(t).wideGroup(2)
+		wide := newWorld(t, cs).wideGroup(2)
 		if _, err := wide[0].Commit(CommitOptions{Proposals: []Proposal{Add(kp)}}); err != nil {
 			t.Errorf("where all support the type: %v", err)
 		}
@@ -177,8 +177,8 @@ var leafRejects = []rejectCase{
 			proposals: byValue(Add(kp)), added: []LeafIndex{2}, apply: func(t *ratchetTree) { t.add(kp.LeafNode) },
 		})), "leaf-node/credential-type-unsupported-by-members")
 	}},
-	{row: "leaf-node/credential-types-in-use-unsupported", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/credential-types-in-use-unsupported", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.wideGroup(2)
 		c := wideCapabilities()
 		c.Credentials = []CredentialType{0xf0a3}
@@ -188,7 +188,9 @@ var leafRejects = []rejectCase{
 		})), "leaf-node/credential-types-in-use-unsupported")
 	}},
 	leafRow("leaf-node/credential-not-in-own-capabilities", func(w *world, l *LeafNode) { l.Capabilities.Credentials = []CredentialType{CredentialTypeX509} }),
-	leafRow("leaf-node/cipher-suite-not-in-capabilities", func(w *world, l *LeafNode) { l.Capabilities.CipherSuites = []CipherSuite{2, 3} }),
+	leafRow("leaf-node/cipher-suite-not-in-capabilities", func(w *world, l *LeafNode) {
+		l.Capabilities.CipherSuites = []CipherSuite{otherSuite(w.cs)}
+	}),
 	leafRow("leaf-node/extension-not-in-capabilities", func(w *world, l *LeafNode) { l.Extensions = []Extension{{Type: testExtension}} }),
 	leafRow("leaf-node/lifetime-expired", func(w *world, l *LeafNode) { l.Lifetime.NotAfter = uint64(testTime.Unix()) - 1 }),
 	leafRow("leaf-node/lifetime-not-yet", func(w *world, l *LeafNode) { l.Lifetime.NotBefore = uint64(testTime.Unix()) + 3601 }),
@@ -199,20 +201,20 @@ var leafRejects = []rejectCase{
 		l.Lifetime = Lifetime{NotBefore: math.MaxUint64, NotAfter: math.MaxUint64 - 1}
 	}),
 	leafRow("leaf-node/source-not-key-package", func(w *world, l *LeafNode) { l.Source = LeafNodeSourceUpdate }),
-	{row: "leaf-node/source-not-update", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/source-not-update", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		up := w.updateLeaf(gs[0], func(l *LeafNode) { l.Source = LeafNodeSourceCommit }, nil, []byte("group"), 0)
 		return cause(w.refuse(gs[1], w.propose(gs[0], Proposal{Type: ProposalTypeUpdate, Update: up})), "leaf-node/source-not-update")
 	}},
-	{row: "leaf-node/source-not-commit", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/source-not-commit", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		err := w.refuse(gs[1], w.forge(gs[0], commitForgery{path: true, leaf: func(l *LeafNode) { l.Source = LeafNodeSourceKeyPackage }}))
 		return cause(err, "leaf-node/source-not-commit")
 	}},
-	{row: "leaf-node/signature-key-not-unique", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/signature-key-not-unique", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		key := gs[2].signature
 		// By the path, and by an Update.
@@ -230,8 +232,8 @@ var leafRejects = []rejectCase{
 			apply: func(t *ratchetTree) { t.update(0, up) },
 		})), "leaf-node/signature-key-not-unique")
 	}},
-	{row: "leaf-node/encryption-key-not-unique", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/encryption-key-not-unique", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		_, gs = w.commit(gs, 2, CommitOptions{})
 		keys := []HPKEPublicKey{gs[2].OwnLeaf().EncryptionKey, gs[2].tree.publicKey(rootIndex(gs[2].tree.size))}
@@ -249,8 +251,8 @@ var leafRejects = []rejectCase{
 		}))
 		return cause(err, "leaf-node/encryption-key-not-unique")
 	}},
-	{row: "leaf-node/encryption-key-unchanged", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/encryption-key-unchanged", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		err := w.refuse(gs[1], w.forge(gs[0], commitForgery{path: true, leafKey: gs[0].OwnLeaf().EncryptionKey}))
 		if !hasRule(err, "leaf-node/encryption-key-unchanged") {
@@ -259,8 +261,8 @@ var leafRejects = []rejectCase{
 		up := w.updateLeaf(gs[0], func(l *LeafNode) { l.EncryptionKey = gs[0].OwnLeaf().EncryptionKey }, nil, []byte("group"), 0)
 		return cause(w.refuse(gs[1], w.propose(gs[0], Proposal{Type: ProposalTypeUpdate, Update: up})), "leaf-node/encryption-key-unchanged")
 	}},
-	{row: "leaf-node/default-types-listed", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "leaf-node/default-types-listed", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		for _, c := range []Capabilities{
 			{Extensions: []ExtensionType{ExtensionTypeRequiredCapabilities}},
 			{Proposals: []ProposalType{ProposalTypeAdd}},
@@ -295,15 +297,23 @@ func packageRow(rule Rule, f func(w *world, gs []*Group) packageForgery) rejectC
 	return addRow(rule, nil, f)
 }
 
+// otherSuite returns a suite that is not cs.
+func otherSuite(cs CipherSuite) CipherSuite {
+	if cs == MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519 {
+		return MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519
+	}
+	return MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519
+}
+
 var keyPackageRejects = []rejectCase{
-	{row: "key-package/cipher-suite-differs", run: func(t *testing.T) error {
-		w, other := newRejectWorld(t), newWorld(t, 3)
+	{row: "key-package/cipher-suite-differs", each: func(t *testing.T, cs CipherSuite) error {
+		w, other := newWorld(t, cs), newWorld(t, otherSuite(cs))
 		gs := w.group(2)
 		return w.refuseAdd(gs, other.bundle("x").KeyPackage(), "key-package/cipher-suite-differs")
 	}},
 	packageRow("key-package/version-differs", func(*world, []*Group) packageForgery { return packageForgery{version: 2} }),
-	{row: "key-package/version-differs-from-message", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "key-package/version-differs-from-message", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		_, err := ParseMessage(w.forgePackage(packageForgery{}).Message())
 		w.check(err)
 		_, err = ParseMessage(w.forgePackage(packageForgery{version: 2}).Message())
@@ -323,8 +333,8 @@ var keyPackageRejects = []rejectCase{
 		gs := w.group(2)
 		return w.refuseAdd(gs, w.forgePackage(packageForgery{initKey: bytes.Repeat([]byte{1}, 7)}), "key-package/init-key-malformed")
 	}},
-	{row: "key-package/reused", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "key-package/reused", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		for _, lastResort := range []bool{true, false} {
 			o := w.options("new")

@@ -8,8 +8,8 @@ import (
 // proposalRow is a row about one proposal: a member sends it, and commits it by
 // value. Both are refused.
 func proposalRow(rule Rule, make func(w *world, gs []*Group) Proposal) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		_, gs = w.commit(gs, 0, CommitOptions{Proposals: []Proposal{Remove(1)}})
 		p := make(w, gs)
@@ -29,7 +29,7 @@ func proposalRow(rule Rule, make func(w *world, gs []*Group) Proposal) rejectCas
 	}}
 }
 
-func testNonce() []byte { return bytes.Repeat([]byte{7}, 32) }
+func (w *world) nonce() []byte { return bytes.Repeat([]byte{7}, w.cs.HashLen()) }
 
 // external makes a proposal from outside without checks.
 func (w *world) external(g *Group, sender Sender, key SignaturePrivateKey, ct ContentType, p Proposal, c *Commit) []byte {
@@ -55,15 +55,15 @@ var proposalRejects = []rejectCase{
 	proposalRow("proposal/add-invalid-key-package", func(w *world, gs []*Group) Proposal {
 		return Add(w.forgePackage(packageForgery{version: 2}))
 	}),
-	{row: "proposal/update-from-nonmember", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/update-from-nonmember", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(2)
 		up := w.updateLeaf(gs[0], nil, nil, []byte("group"), 0)
 		m := w.parse(w.external(gs[0], Sender{Type: SenderTypeExternal}, bot, ContentTypeProposal, Proposal{Type: ProposalTypeUpdate, Update: up}, nil))
 		return cause(w.refuse(gs[1], m), "proposal/update-from-nonmember")
 	}},
-	{row: "proposal/update-invalid-leaf", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/update-invalid-leaf", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		for _, edit := range []func(l *LeafNode){
 			func(l *LeafNode) { l.EncryptionKey = []byte{1, 2, 3} },
@@ -79,8 +79,8 @@ var proposalRejects = []rejectCase{
 		return w.refuse(gs[1], w.propose(gs[0], Proposal{Type: ProposalTypeUpdate, Update: up}))
 	}},
 	proposalRow("proposal/remove-blank-leaf", func(*world, []*Group) Proposal { return Remove(1) }),
-	{row: "proposal/remove-out-of-range", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/remove-out-of-range", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		for _, i := range []LeafIndex{2, 3, 1 << 31, 1<<32 - 1} {
 			if err := w.refuse(gs[1], w.forge(gs[0], commitForgery{proposals: byValue(Remove(i)), path: true})); !hasRule(err, "proposal/remove-out-of-range") {
@@ -92,11 +92,11 @@ var proposalRejects = []rejectCase{
 	proposalRow("proposal/psk-nonce-length", func(*world, []*Group) Proposal {
 		return PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("k"), Nonce: make([]byte, 31)})
 	}),
-	proposalRow("proposal/psk-usage-reinit", func(*world, []*Group) Proposal {
-		return PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageReInit, GroupID: []byte("group"), Epoch: 1, Nonce: testNonce()})
+	proposalRow("proposal/psk-usage-reinit", func(w *world, _ []*Group) Proposal {
+		return PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageReInit, GroupID: []byte("group"), Epoch: 1, Nonce: w.nonce()})
 	}),
-	proposalRow("proposal/psk-usage-branch", func(*world, []*Group) Proposal {
-		return PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: testNonce()})
+	proposalRow("proposal/psk-usage-branch", func(w *world, _ []*Group) Proposal {
+		return PSK(PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: w.nonce()})
 	}),
 	proposalRow("proposal/reinit-version-lower", func(*world, []*Group) Proposal {
 		return (&ReInit{GroupID: []byte("next"), Version: 0, CipherSuite: 1}).Proposal()
@@ -104,8 +104,8 @@ var proposalRejects = []rejectCase{
 	proposalRow("proposal/external-init-by-member", func(*world, []*Group) Proposal {
 		return Proposal{Type: ProposalTypeExternalInit, ExternalInit: make([]byte, 32)}
 	}),
-	{row: "proposal/gce-required-unsupported", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/gce-required-unsupported", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		for _, r := range []RequiredCapabilities{
 			{Extensions: []ExtensionType{testExtension}}, {Proposals: []ProposalType{0xf0a2}}, {Credentials: []CredentialType{0xf0a3}},
@@ -119,19 +119,19 @@ var proposalRejects = []rejectCase{
 		_, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{GroupContextExtensions([]Extension{(&RequiredCapabilities{Extensions: []ExtensionType{testExtension}}).Extension()})}})
 		return cause(err, "proposal/gce-required-unsupported")
 	}},
-	{row: "proposal/gce-extension-unsupported", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/gce-extension-unsupported", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
-		wide := newRejectWorld(t)
+		wide := newWorld(t, cs)
 		exts := []Extension{{Type: testExtension, Data: []byte("x")}}
 		wide.commit(wide.wideGroup(2), 0, CommitOptions{Proposals: []Proposal{GroupContextExtensions(exts)}})
 		err := w.refuse(gs[1], w.forge(gs[0], commitForgery{proposals: byValue(GroupContextExtensions(exts)), exts: exts, path: true}))
 		return cause(err, "proposal/gce-extension-unsupported")
 	}},
-	{row: "proposal/type-unsupported", run: func(t *testing.T) error { return unknownProposal(t, 0xf0a2) }},
-	{row: "proposal/type-grease", run: func(t *testing.T) error { return unknownProposal(t, 0x0a0a) }},
-	{row: "proposal/ref-unknown", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/type-unsupported", each: func(t *testing.T, cs CipherSuite) error { return unknownProposal(t, cs, 0xf0a2) }},
+	{row: "proposal/type-grease", each: func(t *testing.T, cs CipherSuite) error { return unknownProposal(t, cs, 0x0a0a) }},
+	{row: "proposal/ref-unknown", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		_, ref, err := gs[0].Propose(Remove(2), FramingOptions{})
 		w.check(err)
@@ -139,8 +139,8 @@ var proposalRejects = []rejectCase{
 			proposals: []proposalOrRef{{ref: ref}}, path: true, apply: func(t *ratchetTree) { t.remove(2); t.truncate() },
 		}))
 	}},
-	{row: "proposal/ref-other-epoch", rule: "proposal/ref-unknown", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/ref-other-epoch", rule: "proposal/ref-unknown", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		raw, ref, err := gs[0].Propose(Remove(2), FramingOptions{})
 		w.check(err)
@@ -154,8 +154,8 @@ var proposalRejects = []rejectCase{
 			proposals: []proposalOrRef{{ref: ref}}, path: true, apply: func(t *ratchetTree) { t.remove(2); t.truncate() },
 		}))
 	}},
-	{row: "proposal/external-sender-index", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/external-sender-index", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(3)
 		send := func(g *Group, index uint32) *Message {
 			raw, err := NewExternalProposal(w.cs, g.GroupID(), g.Epoch(), index, bot, Remove(2), nil)
@@ -168,26 +168,26 @@ var proposalRejects = []rejectCase{
 				t.Errorf("sender %d: %v", i, err)
 			}
 		}
-		without := newRejectWorld(t).group(3)
+		without := newWorld(t, cs).group(3)
 		return w.refuse(without[1], send(without[1], 0))
 	}},
-	{row: "proposal/external-sender-type", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/external-sender-type", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(3)
 		if _, err := NewExternalProposal(w.cs, []byte("group"), 1, 0, bot, Proposal{Type: ProposalTypeExternalInit}, nil); !hasRule(err, "proposal/external-sender-type") {
 			t.Errorf("making it: %v", err)
 		}
 		return w.refuse(gs[1], w.parse(w.external(gs[1], Sender{Type: SenderTypeExternal}, bot, ContentTypeProposal, Proposal{Type: ProposalTypeExternalInit, ExternalInit: make([]byte, 32)}, nil)))
 	}},
-	{row: "proposal/external-sender-not-proposal", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/external-sender-not-proposal", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(3)
 		raw := w.external(gs[1], Sender{Type: SenderTypeExternal}, bot, ContentTypeCommit, Proposal{}, &Commit{})
 		_, err := ParseMessage(raw)
 		return err
 	}},
-	{row: "proposal/new-member-not-add", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal/new-member-not-add", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		_, err := ParseMessage(w.external(gs[1], Sender{Type: SenderTypeNewMemberProposal}, w.key(), ContentTypeProposal, Remove(2), nil))
 		return err
@@ -201,9 +201,9 @@ var proposalRejects = []rejectCase{
 		w.accept(gs[0], w.parse(raw))
 		return w.refuse(gs[1], w.parse(w.external(gs[1], Sender{Type: SenderTypeNewMemberProposal}, w.key(), ContentTypeProposal, Add(b.KeyPackage()), nil)))
 	}},
-	{row: "proposal/external-as-private", rule: "framing/private-from-nonmember", run: func(t *testing.T) error {
+	{row: "proposal/external-as-private", rule: "framing/private-from-nonmember", each: func(t *testing.T, cs CipherSuite) error {
 		// The format has no place for such a sender; so it cannot be made.
-		w := newRejectWorld(t)
+		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(2)
 		ac, err := signContent(w.cs, bot, WireFormatPrivateMessage, framedContent{
 			groupID: []byte("group"), epoch: 1, sender: Sender{Type: SenderTypeExternal}, contentType: ContentTypeProposal, proposal: Remove(1),
@@ -215,8 +215,8 @@ var proposalRejects = []rejectCase{
 }
 
 // unknownProposal sends a proposal of a type that nobody supports.
-func unknownProposal(t *testing.T, typ ProposalType) error {
-	w := newRejectWorld(t)
+func unknownProposal(t *testing.T, cs CipherSuite, typ ProposalType) error {
+	w := newWorld(t, cs)
 	gs := w.group(2)
 	body := []byte{byte(typ >> 8), byte(typ), 0}
 	for _, ct := range []ContentType{ContentTypeProposal, ContentTypeCommit} {
@@ -243,8 +243,8 @@ func unknownProposal(t *testing.T, typ ProposalType) error {
 // listRow is a row about the proposals of one Commit. Our own Commit must
 // refuse them, too.
 func listRow(rule Rule, make func(w *world, gs []*Group) []Proposal) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(4)
 		ps := make(w, gs)
 		before := snapshot(gs[0])
@@ -261,8 +261,8 @@ func listRow(rule Rule, make func(w *world, gs []*Group) []Proposal) rejectCase 
 // updateRow is a row about a Commit that names an Update of leaf 2, and one
 // more proposal or Update.
 func updateRow(rule Rule, more func(w *world, gs []*Group) []Proposal) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(4)
 		up := func(i int) *LeafNode { return w.updateLeaf(gs[i], nil, nil, []byte("group"), LeafIndex(i)) }
 		m := w.propose(gs[2], Proposal{Type: ProposalTypeUpdate, Update: up(2)})
@@ -280,8 +280,8 @@ func updateRow(rule Rule, more func(w *world, gs []*Group) []Proposal) rejectCas
 }
 
 var listRejects = []rejectCase{
-	{row: "proposal-list/own-update", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal-list/own-update", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(2)
 		raw, ref, err := gs[0].ProposeUpdate(nil, FramingOptions{})
 		w.check(err)
@@ -313,8 +313,8 @@ var listRejects = []rejectCase{
 		a := w.bundle("a").KeyPackage()
 		return []Proposal{Add(a), Add(w.forgePackage(packageForgery{initKey: a.InitKey}))}
 	}),
-	{row: "proposal-list/add-existing-member", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal-list/add-existing-member", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		again := w.forgePackage(packageForgery{key: &gs[2].signature})
 		// With its Remove it is fine: a client that comes back.
@@ -329,7 +329,7 @@ var listRejects = []rejectCase{
 	}},
 	listRow("proposal-list/duplicate-psk-id", func(w *world, _ []*Group) []Proposal {
 		w.psks["k"] = []byte("psk")
-		p := PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("k"), Nonce: testNonce()})
+		p := PSK(PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("k"), Nonce: w.nonce()})
 		return []Proposal{p, p}
 	}),
 	listRow("proposal-list/two-gce", func(*world, []*Group) []Proposal {
@@ -341,8 +341,8 @@ var listRejects = []rejectCase{
 	listRow("proposal-list/external-init", func(*world, []*Group) []Proposal {
 		return []Proposal{{Type: ProposalTypeExternalInit, ExternalInit: make([]byte, 32)}}
 	}),
-	{row: "proposal-list/tree-invalid-after", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal-list/tree-invalid-after", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		gs := w.group(3)
 		kp := w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.EncryptionKey = gs[2].OwnLeaf().EncryptionKey }})
 		if _, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Add(kp)}}); !hasRule(err, "proposal-list/tree-invalid-after") {
@@ -352,8 +352,8 @@ var listRejects = []rejectCase{
 			proposals: byValue(Add(kp)), added: []LeafIndex{3}, apply: func(t *ratchetTree) { t.add(kp.LeafNode) },
 		}))
 	}},
-	{row: "proposal-list/too-many", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "proposal-list/too-many", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		w.cfg.Limits.MaxProposals = 3
 		gs := w.group(4)
 		var ps []Proposal

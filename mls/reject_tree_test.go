@@ -87,8 +87,8 @@ func (f *treeForgery) join(tree, hash []byte) error {
 // treeRow is a row about a tree of eight members. In the first five leaves all
 // parents are filled; the rest came later and are unmerged above.
 func treeRow(rule Rule, edit func(f *treeForgery)) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		f := newRejectWorld(t).forgeTree(8, 6)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		f := newWorld(t, cs).forgeTree(8, 6)
 		edit(f)
 		return f.join(f.encode(), nil)
 	}}
@@ -97,8 +97,8 @@ func treeRow(rule Rule, edit func(f *treeForgery)) rejectCase {
 var treeRejects = []rejectCase{
 	treeRow("tree/empty", func(f *treeForgery) { f.nodes = nil }),
 	treeRow("tree/trailing-blank", func(f *treeForgery) { f.nodes = append(f.nodes, treeSlot{}) }),
-	{row: "tree/too-large", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "tree/too-large", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		f := w.forgeTree(8, 6)
 		c := *w.cfg
 		c.Limits.MaxMembers = 7
@@ -107,16 +107,16 @@ var treeRejects = []rejectCase{
 	}},
 	treeRow("tree/leaf-at-parent-position", func(f *treeForgery) { f.nodes[1] = f.nodes[2] }),
 	treeRow("tree/parent-at-leaf-position", func(f *treeForgery) { f.nodes[2] = f.nodes[1] }),
-	{row: "tree/tree-hash", run: func(t *testing.T) error {
-		f := newRejectWorld(t).forgeTree(8, 6)
+	{row: "tree/tree-hash", each: func(t *testing.T, cs CipherSuite) error {
+		f := newWorld(t, cs).forgeTree(8, 6)
 		good := f.encode()
 		f.nodes[14] = treeSlot{}
 		if err := f.join(f.encode(), f.g.context.treeHash); !hasRule(err, "tree/unmerged-blank") && !hasRule(err, "tree/trailing-blank") {
 			t.Errorf("a leaf is missing: %v", err)
 		}
-		return f.join(good, make([]byte, 32))
+		return f.join(good, make([]byte, cs.HashLen()))
 	}},
-	{row: "tree/parent-hash-broken", run: func(t *testing.T) error {
+	{row: "tree/parent-hash-broken", each: func(t *testing.T, cs CipherSuite) error {
 		// Whatever is altered in any parent, the chain breaks.
 		for x := nodeIndex(1); x < 11; x += 2 {
 			for name, change := range map[string]func(w *world, p *parentNode){
@@ -127,7 +127,7 @@ var treeRejects = []rejectCase{
 				},
 				"parent hash": func(w *world, p *parentNode) { p.parentHash = bytes.Repeat([]byte{1}, 32) },
 			} {
-				f := newRejectWorld(t).forgeTree(8, 6)
+				f := newWorld(t, cs).forgeTree(8, 6)
 				if f.nodes[x].parent == nil {
 					continue
 				}
@@ -138,14 +138,14 @@ var treeRejects = []rejectCase{
 			}
 		}
 		// The root takes leaves for merged that are not.
-		f := newRejectWorld(t).forgeTree(8, 6)
+		f := newWorld(t, cs).forgeTree(8, 6)
 		f.edit(7, func(p *parentNode) { p.unmergedLeaves = nil })
 		return f.join(f.encode(), nil)
 	}},
-	{row: "tree/parent-hash-two-chains", run: func(t *testing.T) error {
+	{row: "tree/parent-hash-two-chains", each: func(t *testing.T, cs CipherSuite) error {
 		// Two members connive: both their leaves carry the parent hash of the
 		// root between them.
-		w := newRejectWorld(t)
+		w := newWorld(t, cs)
 		_, pub, err := w.cs.generateKeyPair(w.cfg.Rand)
 		w.check(err)
 		root := &parentNode{encryptionKey: pub}
@@ -183,20 +183,20 @@ var treeRejects = []rejectCase{
 	treeRow("tree/unmerged-not-descendant", func(f *treeForgery) {
 		f.edit(1, func(p *parentNode) { p.unmergedLeaves = []LeafIndex{5} })
 	}),
-	{row: "tree/unmerged-blank", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "tree/unmerged-blank", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		f := w.forgeTree(7, 6)
 		f.edit(7, func(p *parentNode) { p.unmergedLeaves = append(p.unmergedLeaves, 7) })
 		return f.join(f.encode(), nil)
 	}},
-	{row: "tree/unmerged-gap", run: func(t *testing.T) error {
-		f := newRejectWorld(t).forgeTree(8, 6)
+	{row: "tree/unmerged-gap", each: func(t *testing.T, cs CipherSuite) error {
+		f := newWorld(t, cs).forgeTree(8, 6)
 		// Leaf 1 unmerged at the root, but merged at node 1 and 3 below it.
 		f.edit(7, func(p *parentNode) { p.unmergedLeaves = append([]LeafIndex{1}, p.unmergedLeaves...) })
 		return f.join(f.encode(), nil)
 	}},
-	{row: "tree/unmerged-unsorted", run: func(t *testing.T) error {
-		f := newRejectWorld(t).forgeTree(8, 6)
+	{row: "tree/unmerged-unsorted", each: func(t *testing.T, cs CipherSuite) error {
+		f := newWorld(t, cs).forgeTree(8, 6)
 		if got := f.nodes[7].parent.unmergedLeaves; len(got) != 2 {
 			t.Fatalf("unmerged leaves of the root: %v", got)
 		}
@@ -207,17 +207,17 @@ var treeRejects = []rejectCase{
 		f.edit(7, func(p *parentNode) { p.unmergedLeaves = []LeafIndex{7, 6} })
 		return f.join(f.encode(), nil)
 	}},
-	{row: "tree/key-not-unique", run: func(t *testing.T) error {
-		f := newRejectWorld(t).forgeTree(8, 6)
+	{row: "tree/key-not-unique", each: func(t *testing.T, cs CipherSuite) error {
+		f := newWorld(t, cs).forgeTree(8, 6)
 		f.edit(1, func(p *parentNode) { p.encryptionKey = f.nodes[8].leaf.EncryptionKey })
 		if err := f.join(f.encode(), nil); !hasRule(err, "tree/key-not-unique") {
 			t.Errorf("a leaf's key at a parent: %v", err)
 		}
-		f = newRejectWorld(t).forgeTree(8, 6)
+		f = newWorld(t, cs).forgeTree(8, 6)
 		f.edit(1, func(p *parentNode) { p.encryptionKey = f.nodes[3].parent.encryptionKey })
 		return f.join(f.encode(), nil)
 	}},
-	{row: "tree/leaf-invalid", run: func(t *testing.T) error {
+	{row: "tree/leaf-invalid", each: func(t *testing.T, cs CipherSuite) error {
 		for name, edit := range map[string]func(f *treeForgery){
 			"another member's leaf": func(f *treeForgery) { f.nodes[14].leaf = f.nodes[0].leaf },
 			"signature": func(f *treeForgery) {
@@ -234,14 +234,14 @@ var treeRejects = []rejectCase{
 				f.nodes[14].leaf = f.w.forgePackage(packageForgery{key: &f.g.signature}).LeafNode
 			},
 		} {
-			f := newRejectWorld(t).forgeTree(8, 6)
+			f := newWorld(t, cs).forgeTree(8, 6)
 			edit(f)
 			if err := f.join(f.encode(), nil); !hasRule(err, "tree/leaf-invalid") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
 		// The tree without leaf 6 is right; with leaf 7 altered it is not.
-		f := newRejectWorld(t).forgeTree(8, 6)
+		f := newWorld(t, cs).forgeTree(8, 6)
 		f.nodes[12] = treeSlot{}
 		f.edit(7, func(p *parentNode) { p.unmergedLeaves = []LeafIndex{7} })
 		f.w.check(f.join(f.encode(), nil))

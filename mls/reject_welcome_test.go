@@ -117,15 +117,15 @@ func welcomeRow(rule Rule, f func(w *world, g *Group) welcomeForgery) rejectCase
 
 // originRow is a row about a group that says it goes on for another.
 func originRow(rule Rule, usage ResumptionPSKUsage, context func(c *groupContext)) rejectCase {
-	return rejectCase{row: rule, run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		old := w.group(3)
 		if usage == ResumptionPSKUsageReInit {
 			r := &ReInit{GroupID: []byte("next"), Version: MLS10, CipherSuite: w.cs}
 			_, old = w.commit(old, 0, CommitOptions{Proposals: []Proposal{r.Proposal()}})
 		}
 		// The new group: member0 creates it, adds the others.
-		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: usage, GroupID: []byte("group"), Epoch: old[0].Epoch(), Nonce: testNonce()}
+		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: usage, GroupID: []byte("group"), Epoch: old[0].Epoch(), Nonce: w.nonce()}
 		psk, err := w.cs.pskSecret([]PreSharedKeyID{id}, []secret{old[0].secrets.resumption})
 		w.check(err)
 		join := func(works bool, context func(c *groupContext), names ...string) error {
@@ -159,32 +159,32 @@ func originRow(rule Rule, usage ResumptionPSKUsage, context func(c *groupContext
 }
 
 var welcomeRejects = []rejectCase{
-	{row: "welcome/no-secrets-for-us", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/no-secrets-for-us", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{}), w.bundle("other"), JoinOptions{})
 	}},
-	{row: "welcome/cipher-suite", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/cipher-suite", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
-		if err := w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{context: func(c *groupContext) { c.cipherSuite = 3 }}), b, JoinOptions{}); !hasRule(err, "welcome/cipher-suite") {
+		if err := w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{context: func(c *groupContext) { c.cipherSuite = otherSuite(cs) }}), b, JoinOptions{}); !hasRule(err, "welcome/cipher-suite") {
 			t.Errorf("in the GroupInfo: %v", err)
 		}
-		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{suite: 3}), b, JoinOptions{})
+		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{suite: otherSuite(cs)}), b, JoinOptions{})
 	}},
 	welcomeRow("welcome/secrets-undecryptable", func(w *world, g *Group) welcomeForgery {
 		return welcomeForgery{secrets: func(ct *HPKECiphertext) { ct.Ciphertext[3] ^= 1 }}
 	}),
-	{row: "welcome/psk-missing", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/psk-missing", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
-		id := PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("unknown"), Nonce: testNonce()}
+		id := PreSharedKeyID{Type: PSKTypeExternal, ID: []byte("unknown"), Nonce: w.nonce()}
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{psks: []PreSharedKeyID{id}}), b, JoinOptions{})
 	}},
-	{row: "welcome/two-reinit-or-branch-psks", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/two-reinit-or-branch-psks", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
-		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: testNonce()}
+		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: w.nonce()}
 		id2 := id
 		id2.Usage = ResumptionPSKUsageReInit
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{psks: []PreSharedKeyID{id, id2}}), b, JoinOptions{Resumption: []*Group{g}})
@@ -193,8 +193,8 @@ var welcomeRejects = []rejectCase{
 		other := LeafIndex(1) // signed by another than it says
 		return welcomeForgery{signer: &other}
 	}),
-	{row: "welcome/signer-blank", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/signer-blank", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		for _, i := range []LeafIndex{4, 1 << 31, 1<<32 - 1} {
 			if err := w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{signer: &i}), b, JoinOptions{}); !hasRule(err, "welcome/signer-blank") {
@@ -204,13 +204,13 @@ var welcomeRejects = []rejectCase{
 		i := LeafIndex(5)
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{signer: &i}), b, JoinOptions{})
 	}},
-	{row: "welcome/group-id-in-use", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/group-id-in-use", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{}), b, JoinOptions{InUse: func(id []byte) bool { return string(id) == "group" }})
 	}},
-	{row: "welcome/own-leaf-absent", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/own-leaf-absent", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, _ := w.invited()
 		b := w.bundle("stranger")
 		if err := w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{}), b, JoinOptions{}); !hasRule(err, "welcome/own-leaf-absent") {
@@ -227,15 +227,15 @@ var welcomeRejects = []rejectCase{
 	welcomeRow("welcome/confirmation-tag", func(w *world, g *Group) welcomeForgery {
 		return welcomeForgery{tag: func(tag []byte) { tag[0] ^= 1 }}
 	}),
-	{row: "welcome/extension-unsupported", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/extension-unsupported", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{context: func(c *groupContext) {
 			c.extensions = []Extension{{Type: testExtension}}
 		}}), b, JoinOptions{})
 	}},
-	{row: "welcome/ratchet-tree-absent", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/ratchet-tree-absent", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		m := w.forgeWelcome(g, b, welcomeForgery{noTree: true})
 		err := w.refuseJoin(m, b, JoinOptions{})
@@ -244,23 +244,23 @@ var welcomeRejects = []rejectCase{
 		return err
 	}},
 	originRow("welcome/reinit-epoch", ResumptionPSKUsageReInit, func(c *groupContext) { c.epoch = 2 }),
-	{row: "welcome/reinit-parameters", run: func(t *testing.T) error {
+	{row: "welcome/reinit-parameters", each: func(t *testing.T, cs CipherSuite) error {
 		for name, context := range map[string]func(c *groupContext){
 			"group id":   func(c *groupContext) { c.groupID = []byte("another") },
 			"extensions": func(c *groupContext) { c.extensions = []Extension{(&RequiredCapabilities{}).Extension()} },
 		} {
 			row := originRow("welcome/reinit-parameters", ResumptionPSKUsageReInit, context)
-			if err := row.run(t); !hasRule(err, "welcome/reinit-parameters") {
+			if err := row.each(t, cs); !hasRule(err, "welcome/reinit-parameters") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		return originRow("welcome/reinit-parameters", ResumptionPSKUsageReInit, func(c *groupContext) { c.groupID = nil }).run(t)
+		return originRow("welcome/reinit-parameters", ResumptionPSKUsageReInit, func(c *groupContext) { c.groupID = nil }).each(t, cs)
 	}},
 	originRow("welcome/reinit-members", ResumptionPSKUsageReInit, nil),
-	{row: "welcome/branch-parameters", run: func(t *testing.T) error {
-		w, other := newRejectWorld(t), newWorld(t, 3)
+	{row: "welcome/branch-parameters", each: func(t *testing.T, cs CipherSuite) error {
+		w, other := newWorld(t, cs), newWorld(t, otherSuite(cs))
 		old := w.group(2)
-		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: testNonce()}
+		id := PreSharedKeyID{Type: PSKTypeResumption, Usage: ResumptionPSKUsageBranch, GroupID: []byte("group"), Epoch: 1, Nonce: other.nonce()}
 		psk, err := other.cs.pskSecret([]PreSharedKeyID{id}, []secret{old[0].secrets.resumption})
 		w.check(err)
 		creator, err := CreateGroup(other.cfg, other.cs, []byte("branch"), other.key(), other.options("member0"), nil)
@@ -272,8 +272,8 @@ var welcomeRejects = []rejectCase{
 		return other.refuseJoin(m, b, JoinOptions{Resumption: []*Group{old[1]}})
 	}},
 	originRow("welcome/branch-members", ResumptionPSKUsageBranch, nil),
-	{row: "welcome/replayed", run: func(t *testing.T) error {
-		w := newRejectWorld(t)
+	{row: "welcome/replayed", each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
 		g, b := w.invited()
 		m := w.forgeWelcome(g, b, welcomeForgery{})
 		_, err := JoinWelcome(w.cfg, m, b, JoinOptions{})
