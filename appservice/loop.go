@@ -2,6 +2,7 @@ package appservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,6 +67,8 @@ func (s *Service) runEngine(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
+		case s.takenOver(err):
+			return
 		case err != nil:
 			s.metrics.Inc(metrics.EngineErrors)
 			s.log.Error().Err(err).Dur("retry_in", backoff).Msg("A round over the inbox failed")
@@ -97,9 +100,26 @@ func (s *Service) runEngine(ctx context.Context) {
 	}
 }
 
+// takenOver ends the module if another process has taken over the database:
+// what this one holds in memory is not what is stored any more, so it must sign
+// nothing.
+func (s *Service) takenOver(err error) bool {
+	if !errors.Is(err, store.ErrTakenOver) {
+		return false
+	}
+	select {
+	case s.ended <- fmt.Errorf("appservice: %w; run one module for each database", err):
+	default: // it is ending already
+	}
+	return true
+}
+
 // round tells the engine what was sent, hands it what came in, and lets it do
 // what is due.
 func (l *loop) round(ctx context.Context) (next time.Duration, err error) {
+	if err := l.store.Owned(ctx); err != nil {
+		return 0, err
+	}
 	if err := l.settle(ctx); err != nil {
 		return 0, err
 	}

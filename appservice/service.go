@@ -65,6 +65,7 @@ type Service struct {
 	wake      chan struct{}
 	reconcile chan struct{}
 	declines  chan id.RoomID
+	ended     chan error // another process has taken over
 
 	connected atomic.Bool  // the homeserver takes the module's token
 	linked    atomic.Bool  // the homeserver's ping came back
@@ -107,6 +108,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		wake:      make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 		declines:  make(chan id.RoomID, 100),
+		ended:     make(chan error, 1),
 	}
 	for room := range known {
 		s.filter.add(room)
@@ -176,6 +178,14 @@ func (s *Service) Run(ctx context.Context) error {
 		mux.Handle("GET /metrics", s.metrics.Handler())
 		servers, listeners = append(servers, newServer(mux)), append(listeners, l)
 	}
+	// Not before the address is taken: a second start by mistake ends there and
+	// leaves the running module in peace.
+	if err := s.store.Own(ctx); err != nil {
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+		return err
+	}
 	s.log.Info().Str("address", listener.Addr().String()).Msg("Listening for the homeserver")
 
 	work, cancel := context.WithCancel(s.log.WithContext(context.WithoutCancel(ctx)))
@@ -199,6 +209,7 @@ func (s *Service) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+	case err = <-s.ended:
 	}
 	s.stopping.Store(true)
 	s.tellSystemd("STOPPING=1")
@@ -390,6 +401,7 @@ func (s *Service) runChores(ctx context.Context) {
 // runGauges keeps the gauges true.
 func (s *Service) runGauges(ctx context.Context) {
 	for {
+		s.takenOver(s.store.Owned(ctx))
 		if err := s.gauge(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn().Err(err).Msg("Could not count what waits")
 		}

@@ -444,3 +444,27 @@ func TestListenReplacesADeadSocketOnly(t *testing.T) {
 	}
 	_ = second.Close()
 }
+
+func TestServiceEndsWhenAnotherTakesOverItsDatabase(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		ready := func(client *http.Client) func() bool {
+			return func() bool {
+				code, _ := call(t, client, "GET", "/_matrix/mau/ready", "")
+				return code == http.StatusOK
+			}
+		}
+		first, second := newBench(t, cfg, nil, nil), newBench(t, cfg, nil, nil)
+		client, stopFirst := first.start(t)
+		eventually(t, "the first is ready", ready(client))
+		client, stopSecond := second.start(t)
+		eventually(t, "the second is ready", ready(client))
+		first.Wake()
+		eventually(t, "the first stops", first.stopping.Load)
+		if err := stopFirst(); !errors.Is(err, store.ErrTakenOver) {
+			t.Errorf("the first ended with %v", err)
+		}
+		if err := stopSecond(); err != nil {
+			t.Errorf("the second ended with %v", err)
+		}
+	})
+}

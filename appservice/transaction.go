@@ -83,6 +83,7 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 	raws, err := transactionEvents(body)
 	if err != nil && !errors.Is(err, errTooManyEvents) {
 		s.skipTransaction(ctx, w, ruleBodyMalformed, err)
+		s.wakeGapCheck()
 		return
 	}
 	if err != nil {

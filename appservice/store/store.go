@@ -10,8 +10,10 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,6 +21,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	_ "github.com/lib/pq" // registers "postgres"
@@ -47,6 +50,7 @@ var (
 	ErrNotFound      = errors.New("store: not found")
 	ErrSchemaTooNew  = errors.New("store: the database was written by a newer version")
 	ErrForeignTables = errors.New("store: the database belongs to another program")
+	ErrTakenOver     = errors.New("store: another running module has taken over this database")
 )
 
 // Config says which database to open.
@@ -63,6 +67,8 @@ type Store struct {
 	cfg  Config
 	path string // the SQLite file; empty for PostgreSQL
 	now  func() time.Time
+
+	holder atomic.Pointer[string] // set by Own
 }
 
 // Open opens the database and checks that it answers; it does not change it.
@@ -277,11 +283,69 @@ func (st *Store) Setting(ctx context.Context, name string) (string, error) {
 	return value, wrap("reading the setting "+name, err)
 }
 
+const (
+	keyHolder       = "holder" // in the table kv: the process that may write
+	takeHolderQuery = `INSERT INTO kv (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value=excluded.value`
+	seeHolderQuery  = `SELECT value FROM kv WHERE name=$1`
+)
+
+// Own makes this process the one that writes: from now on every transaction of
+// another process that called Own before fails with [ErrTakenOver]. What a
+// module signs rests on what it holds in memory, so two on one database would
+// sign two things that contradict each other.
+func (st *Store) Own(ctx context.Context) error {
+	var nonce [16]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return fmt.Errorf("store: drawing a process id: %w", err)
+	}
+	holder := hex.EncodeToString(nonce[:])
+	if _, err := st.db.Exec(ctx, takeHolderQuery, keyHolder, holder); err != nil {
+		return wrap("taking over the database", err)
+	}
+	st.holder.Store(&holder)
+	return nil
+}
+
+// Owned returns [ErrTakenOver] if the database is not this process's any more.
+// In a transaction it also keeps it so until the end: on PostgreSQL by a lock
+// on the row, on SQLite as there is one writer at a time. Without [Store.Own]
+// it asks nothing.
+func (st *Store) Owned(ctx context.Context) error {
+	holder := st.holder.Load()
+	if holder == nil {
+		return nil
+	}
+	query := seeHolderQuery
+	if st.db.Dialect == dbutil.Postgres {
+		query += " FOR SHARE"
+	}
+	var now string
+	if err := st.db.QueryRow(ctx, query, keyHolder).Scan(&now); err != nil {
+		return wrap("looking whose the database is", err)
+	}
+	if now != *holder {
+		return ErrTakenOver
+	}
+	return nil
+}
+
+type inTx struct{}
+
 // Tx runs fn in one transaction: every Store method called with the context
 // that fn gets takes part in it. A call inside a transaction joins it. fn must
 // not wait for the network. If fn panics, the transaction is undone and the
 // panic goes on.
 func (st *Store) Tx(ctx context.Context, fn func(ctx context.Context) error) error {
+	if ctx.Value(inTx{}) == nil {
+		ctx = context.WithValue(ctx, inTx{}, true)
+		outer := fn
+		fn = func(ctx context.Context) error {
+			if err := st.Owned(ctx); err != nil {
+				return err
+			}
+			return outer(ctx)
+		}
+	}
 	var panicked *txPanic
 	err := st.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
 		defer func() {

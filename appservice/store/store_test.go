@@ -577,3 +577,38 @@ func TestOpenErrorsHideThePassword(t *testing.T) {
 		}
 	}
 }
+
+func TestTheNewestProcessOwnsTheDatabase(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		ctx := context.Background()
+		first, second := storetest.Open(t, cfg, nil), storetest.Open(t, cfg, nil)
+		write := func(st *store.Store, room string) error {
+			return st.Tx(ctx, func(ctx context.Context) error {
+				return st.Tx(ctx, func(ctx context.Context) error { return st.NoteRoom(ctx, id.RoomID(room), store.RoomInvited) })
+			})
+		}
+		if err := first.Own(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(first, "!a"); err != nil {
+			t.Fatalf("before the other came: %v", err)
+		}
+		if err := second.Own(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(first, "!b"); !errors.Is(err, store.ErrTakenOver) {
+			t.Errorf("the older process wrote: %v", err)
+		}
+		if err := write(second, "!c"); err != nil {
+			t.Errorf("the newer process: %v", err)
+		}
+		known, err := second.KnownRooms(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[id.RoomID]store.RoomStatus{"!a": store.RoomInvited, "!c": store.RoomInvited}
+		if diff := cmp.Diff(want, known); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
