@@ -232,12 +232,24 @@ func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (
 		}
 		c.mu.Unlock()
 	}
+	c.mu.Lock()
+	known := c.rooms[id.RoomID(roomIDOrAlias)]
+	invited := known != nil && known.rec.Membership == "invite"
+	c.mu.Unlock()
 	var roomID id.RoomID
-	if err := c.retry(ctx, func() (err error) {
-		roomID, err = c.hs.Join(ctx, roomIDOrAlias, via)
-		return err
-	}); err != nil {
-		return "", fmt.Errorf("client: join %s: %w", roomIDOrAlias, err)
+	for attempt := 0; ; attempt++ {
+		err := c.retry(ctx, func() (err error) {
+			roomID, err = c.hs.Join(ctx, roomIDOrAlias, via)
+			return err
+		})
+		if err == nil {
+			break
+		}
+		// Who holds an invite may join: Dendrite refuses the first join of its
+		// server when events of the room reach it meanwhile, and takes the next.
+		if !invited || !isPermanent(err) || attempt >= maxServerErrors || sleep(ctx, time.Second<<attempt) != nil {
+			return "", fmt.Errorf("client: join %s: %w", roomIDOrAlias, err)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
