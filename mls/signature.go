@@ -22,10 +22,10 @@ type SignaturePublicKey []byte
 
 // A SignaturePrivateKey signs for a client. It prints as [secret]; in a field
 // that is not exported, whose methods package fmt does not call, as an address.
-type SignaturePrivateKey struct{ key *signatureKey }
+type SignaturePrivateKey struct{ key **signatureKey }
 
-// signatureKey is behind a pointer, which package fmt does not follow inside of
-// other values.
+// signatureKey is behind two pointers: inside of other values package fmt follows
+// none, and one where the verb is wrong for it.
 type signatureKey struct {
 	scheme SignatureScheme
 	raw    secret
@@ -136,7 +136,7 @@ func ParseSignaturePrivateKey(cs CipherSuite, raw []byte) (SignaturePrivateKey, 
 			return SignaturePrivateKey{}, fmt.Errorf("mls: %v private key: %w", k.scheme, err)
 		}
 	}
-	return SignaturePrivateKey{k}, nil
+	return SignaturePrivateKey{&k}, nil
 }
 
 // noSignatureKey is that of the zero SignaturePrivateKey, which signs nothing.
@@ -146,7 +146,7 @@ func (k SignaturePrivateKey) get() *signatureKey {
 	if k.key == nil {
 		return &noSignatureKey
 	}
-	return k.key
+	return *k.key
 }
 
 // Bytes returns the raw private key, for storage; nil for the zero value.
