@@ -130,27 +130,53 @@ func (c *framedContent) unmarshalBody(s *reader) bool {
 	return ok
 }
 
-// encode sets body, unless it is set, and raw.
+// encode sets raw, and body as a part of it.
 func (c *framedContent) encode() {
-	if c.body == nil {
-		switch c.contentType {
-		case ContentTypeApplication:
-			c.body = appendOpaqueVec(make([]byte, 0, 4+len(c.applicationData)), c.applicationData)
-		case ContentTypeProposal:
-			c.body = appendProposal(nil, &c.proposal)
-		case ContentTypeCommit:
-			c.body = c.commit.appendTo(nil)
-		}
-	}
-	b := make([]byte, 0, 4+len(c.groupID)+8+5+4+len(c.authenticatedData)+1+len(c.body))
+	b := c.appendHeader(make([]byte, 0, c.headerSize()+len(c.body)+len(c.applicationData)+4))
+	n := len(b)
+	c.raw = c.appendBody(b)
+	c.body = c.raw[n:]
+}
+
+// headerSize is at least the size of what appendHeader appends.
+func (c *framedContent) headerSize() int {
+	return 4 + len(c.groupID) + 8 + 5 + 4 + len(c.authenticatedData) + 1
+}
+
+func (c *framedContent) appendHeader(b []byte) []byte {
 	b = appendOpaqueVec(b, c.groupID)
 	b = binary.BigEndian.AppendUint64(b, c.epoch)
 	b = c.sender.appendTo(b)
 	b = appendOpaqueVec(b, c.authenticatedData)
-	b = append(b, byte(c.contentType))
-	b = append(b, c.body...)
-	c.raw = b
-	c.body = b[len(b)-len(c.body):]
+	return append(b, byte(c.contentType))
+}
+
+func (c *framedContent) appendTo(b []byte) []byte {
+	if c.raw != nil {
+		return append(b, c.raw...)
+	}
+	return c.appendBody(c.appendHeader(b))
+}
+
+func (c *framedContent) appendBody(b []byte) []byte {
+	switch {
+	case c.body != nil:
+		return append(b, c.body...)
+	case c.contentType == ContentTypeApplication:
+		return appendOpaqueVec(b, c.applicationData)
+	case c.contentType == ContentTypeProposal:
+		return appendProposal(b, &c.proposal)
+	}
+	return c.commit.appendTo(b)
+}
+
+// bodySize is the size of what appendBody appends, for content that encode was
+// called for or that is application data.
+func (c *framedContent) bodySize() int {
+	if c.body != nil {
+		return len(c.body)
+	}
+	return varintSize(len(c.applicationData)) + len(c.applicationData)
 }
 
 // An authenticatedContent is the AuthenticatedContent of RFC 9420, Section 6.
@@ -190,7 +216,7 @@ func (ac *authenticatedContent) unmarshalAuth(s *reader) bool {
 
 func (ac *authenticatedContent) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
-	b = append(b, ac.content.raw...)
+	b = ac.content.appendTo(b)
 	return ac.appendAuth(b)
 }
 
@@ -204,14 +230,35 @@ func (ac *authenticatedContent) appendAuth(b []byte) []byte {
 
 // tbs is the FramedContentTBS of RFC 9420, Section 6.1.
 func (ac *authenticatedContent) tbs(groupContext []byte) []byte {
-	b := make([]byte, 0, 4+len(ac.content.raw)+len(groupContext)+128)
+	return ac.appendTBS(make([]byte, 0, ac.tbsSize(groupContext)), groupContext)
+}
+
+// tbsSize is at least the size of tbs.
+func (ac *authenticatedContent) tbsSize(groupContext []byte) int {
+	return 4 + ac.content.headerSize() + ac.content.bodySize() + len(groupContext)
+}
+
+func (ac *authenticatedContent) appendTBS(b, groupContext []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(MLS10))
 	b = binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
-	b = append(b, ac.content.raw...)
+	b = ac.content.appendTo(b)
 	switch ac.content.sender.Type {
 	case SenderTypeMember, SenderTypeNewMemberCommit:
 		b = append(b, groupContext...)
 	}
+	return b
+}
+
+// signed returns the SignContent over tbs (RFC 9420, Section 5.1.2), with a
+// single copy of what may be a long message.
+func (ac *authenticatedContent) signed(groupContext []byte) []byte {
+	const room = 64 // for the label and two lengths
+	b := ac.appendTBS(make([]byte, room, room+ac.tbsSize(groupContext)), groupContext)
+	var stack [room]byte
+	head := appendOpaqueVec(stack[:0], "MLS 1.0 "+framedContentLabel)
+	head = appendVarint(head, len(b)-room)
+	b = b[room-len(head):]
+	copy(b, head)
 	return b
 }
 
@@ -220,10 +267,12 @@ const framedContentLabel = "FramedContentTBS"
 // signContent signs content for one wire format (RFC 9420, Section 6.1).
 // groupContext is the encoded context of the current epoch.
 func signContent(cs CipherSuite, key SignaturePrivateKey, wf WireFormat, content framedContent, groupContext []byte) (*authenticatedContent, error) {
-	content.encode()
+	if content.contentType != ContentTypeApplication {
+		content.encode()
+	}
 	ac := &authenticatedContent{wireFormat: wf, content: content}
 	var err error
-	ac.signature, err = SignWithLabel(cs, key, framedContentLabel, ac.tbs(groupContext))
+	ac.signature, err = cs.sign(key, ac.signed(groupContext))
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +282,7 @@ func signContent(cs CipherSuite, key SignaturePrivateKey, wf WireFormat, content
 // verifySignature verifies the signature under the sender's key. groupContext
 // is the encoded context of the message's epoch.
 func (ac *authenticatedContent) verifySignature(cs CipherSuite, pub SignaturePublicKey, groupContext []byte) error {
-	if err := VerifyWithLabel(cs, pub, framedContentLabel, ac.tbs(groupContext), ac.signature); err != nil {
+	if err := cs.verify(pub, ac.signed(groupContext), ac.signature); err != nil {
 		return invalid("framing/signature-invalid", "6.1", "signature of the message: %w", err)
 	}
 	return nil
@@ -260,7 +309,7 @@ func (m *publicMessage) unmarshal(s *reader) bool {
 }
 
 func (m *publicMessage) appendTo(b []byte) []byte {
-	b = append(b, m.auth.content.raw...)
+	b = m.auth.content.appendTo(b)
 	b = m.auth.appendAuth(b)
 	if m.auth.content.sender.Type == SenderTypeMember {
 		b = appendOpaqueVec(b, m.membershipTag)
@@ -401,22 +450,30 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 	}
 
 	// RFC 9420, Section 6.3.1: PrivateMessageContent.
-	size := len(c.body) + varintSize(len(ac.signature)) + len(ac.signature)
+	size := c.bodySize() + varintSize(len(ac.signature)) + len(ac.signature)
 	if c.contentType == ContentTypeCommit {
 		size += varintSize(len(ac.confirmationTag)) + len(ac.confirmationTag)
 	}
 	if paddingSize > 0 {
 		size = (size + paddingSize - 1) / paddingSize * paddingSize
 	}
-	if size+aeadOverhead > maxVarint {
+	size += aeadOverhead
+	if size > maxVarint {
 		return nil, fmt.Errorf("mls: a message of %d bytes is too large", size)
 	}
-	plaintext := make([]byte, 0, size+aeadOverhead)
-	plaintext = append(plaintext, c.body...)
-	plaintext = ac.appendAuth(plaintext)[:size]
-
 	m := privateMessage{groupID: c.groupID, epoch: c.epoch, contentType: c.contentType, authenticatedData: c.authenticatedData}
 	aad := m.appendContentAAD(make([]byte, 0, 4+len(m.groupID)+9+4+len(m.authenticatedData)))
+
+	// The whole message is built in one place, and encrypted there.
+	const senderData = 12 + aeadOverhead
+	b := appendMessageHeader(make([]byte, 0, 4+len(aad)+1+senderData+4+size), WireFormatPrivateMessage)
+	b = append(b, aad...)
+	b = appendVarint(b, senderData)
+	encryptedSenderData := b[len(b) : len(b)+senderData]
+	b = appendVarint(b[:len(b)+senderData], size)
+	start := len(b)
+	b = ac.appendAuth(c.appendBody(b))
+	b = b[:start+size-aeadOverhead]
 
 	key, nonce, generation, err := st.next(c.sender.LeafIndex, c.contentType, lim)
 	if err != nil {
@@ -426,22 +483,19 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 		nonce[i] ^= guard[i]
 	}
 	// Encrypted in place: what was plaintext is gone.
-	m.ciphertext = cs.newAEAD(key).Seal(plaintext[:0], nonce, plaintext, aad)
+	b = cs.newAEAD(key).Seal(b[:start], nonce, b[start:], aad)
 	key.zero()
 	nonce.zero()
 
 	// RFC 9420, Section 6.3.2: sender data.
-	sd := binary.BigEndian.AppendUint32(make([]byte, 0, 12), uint32(c.sender.LeafIndex))
+	sd := binary.BigEndian.AppendUint32(encryptedSenderData[:0], uint32(c.sender.LeafIndex))
 	sd = binary.BigEndian.AppendUint32(sd, generation)
 	sd = append(sd, guard[:]...)
-	key, nonce = cs.senderDataKey(senderDataSecret, m.ciphertext)
-	aad = m.appendSenderAAD(aad[:0])
-	m.encryptedSenderData = cs.aeadSeal(key, nonce, aad, sd)
+	key, nonce = cs.senderDataKey(senderDataSecret, b[start:])
+	cs.newAEAD(key).Seal(sd[:0], nonce, sd, m.appendSenderAAD(aad[:0]))
 	key.zero()
 	nonce.zero()
-
-	b := make([]byte, 0, 4+4+len(m.groupID)+9+4+len(m.authenticatedData)+1+len(m.encryptedSenderData)+4+len(m.ciphertext))
-	return m.appendTo(appendMessageHeader(b, WireFormatPrivateMessage)), nil
+	return b, nil
 }
 
 // unprotectPrivate decrypts a message and verifies its signature. It changes
@@ -516,6 +570,8 @@ func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard
 			return nil, invalid("framing/padding-nonzero", "6.3.1", "padding that is not zero")
 		}
 	}
-	ac.content.encode()
+	if ac.content.contentType != ContentTypeApplication {
+		ac.content.encode()
+	}
 	return ac, nil
 }

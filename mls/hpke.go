@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 
-	"filippo.io/edwards25519"
 	"github.com/cloudflare/circl/dh/x25519"
 	"github.com/cloudflare/circl/dh/x448"
+	voix25519 "github.com/oasisprotocol/curve25519-voi/primitives/x25519"
 )
 
 // An HPKEPublicKey is an encryption key as RFC 9180's SerializePublicKey
@@ -66,12 +66,13 @@ func (k *kem) public(priv hpkePrivateKey) (HPKEPublicKey, error) {
 		return p.PublicKey().Bytes(), nil
 	}
 	if k.nsk == x25519.Size {
-		// The base point of Ed25519 is that of X25519, and faster.
-		x, err := edwards25519.NewScalar().SetBytesWithClamping(priv)
-		if err != nil {
-			return nil, fmt.Errorf("mls: HPKE private key: %w", err)
-		}
-		return new(edwards25519.Point).ScalarBaseMult(x).BytesMontgomery(), nil
+		// By the table of the Edwards form's base point, which is three
+		// times as fast as the ladder.
+		var pub, sk [x25519.Size]byte
+		copy(sk[:], priv)
+		voix25519.ScalarBaseMult(&pub, &sk)
+		clear(sk[:])
+		return pub[:], nil
 	}
 	var pub, sk x448.Key
 	copy(sk[:], priv)

@@ -120,12 +120,18 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 			return nil, invalid("proposal-list/add-existing-member", "12.2", "an Add of the client at leaf %d", i)
 		}
 	}
-	err := forkJoin(len(packages), func(i int) error {
-		if err := packages[i].verifySignatures(); err != nil {
-			return invalid("proposal/add-invalid-key-package", "12.1.1", "%w", err)
-		}
-		return nil
-	})
+	err := verifyMany(e.context.cipherSuite, len(packages),
+		func(i int, f func(pub SignaturePublicKey, label string, content, sig []byte)) {
+			kp, l := packages[i], packages[i].LeafNode
+			f(l.SignatureKey, "LeafNodeTBS", l.tbs(nil, 0), l.Signature)
+			f(l.SignatureKey, "KeyPackageTBS", kp.raw[:kp.content], kp.Signature)
+		},
+		func(i int) error {
+			if err := packages[i].verifySignatures(); err != nil {
+				return invalid("proposal/add-invalid-key-package", "12.1.1", "%w", err)
+			}
+			return nil
+		})
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package mls
 
 import (
-	"bytes"
 	"encoding/binary"
 	"math"
 	"testing"
@@ -75,7 +74,7 @@ func (f forgedMessage) private(t *testing.T) *Message {
 		generation = *f.generation
 	}
 	m := privateMessage{groupID: f.g.context.groupID, epoch: f.g.context.epoch, contentType: f.outer}
-	plaintext := append(ac.appendAuth(bytes.Clone(ac.content.body)), f.padding...)
+	plaintext := append(ac.appendAuth(ac.content.appendBody(nil)), f.padding...)
 	m.ciphertext = cs.aeadSeal(key, nonce, m.appendContentAAD(nil), plaintext)
 	return f.withSenderData(t, m, f.sender.LeafIndex, generation)
 }

@@ -168,14 +168,18 @@ func SignWithLabel(cs CipherSuite, key SignaturePrivateKey, label string, conten
 	if err := cs.check(); err != nil {
 		return nil, err
 	}
+	return cs.sign(key, signedContent(label, content))
+}
+
+// sign signs an encoded SignContent.
+func (cs CipherSuite) sign(key SignaturePrivateKey, msg []byte) ([]byte, error) {
 	k := key.get()
 	if k.scheme != cs.SignatureScheme() {
 		return nil, fmt.Errorf("mls: a %v key cannot sign for %v; make one with GenerateSignatureKey", k.scheme, cs)
 	}
-	msg := signedContent(label, content)
 	switch k.scheme {
 	case Ed25519:
-		return ed25519.Sign(k.ed25, msg), nil
+		return signEd25519(k.ed25, msg), nil
 	case Ed448:
 		return ed448.Sign(k.ed448, msg, ""), nil
 	}
@@ -194,18 +198,22 @@ func VerifyWithLabel(cs CipherSuite, pub SignaturePublicKey, label string, conte
 	if err := cs.check(); err != nil {
 		return err
 	}
+	return cs.verify(pub, signedContent(label, content), sig)
+}
+
+// verify verifies the signature of an encoded SignContent.
+func (cs CipherSuite) verify(pub SignaturePublicKey, msg, sig []byte) error {
 	scheme := cs.SignatureScheme()
 	if err := scheme.checkPublicKey(pub); err != nil {
 		return err
 	}
-	msg := signedContent(label, content)
 	ok := false
 	switch scheme {
 	case Ed25519:
 		if len(sig) != ed25519.SignatureSize {
 			return wrongSignatureLength(len(sig), ed25519.SignatureSize)
 		}
-		ok = ed25519.Verify(ed25519.PublicKey(pub), msg, sig)
+		ok = verifyEd25519(pub, msg, sig)
 	case Ed448:
 		if len(sig) != ed448.SignatureSize {
 			return wrongSignatureLength(len(sig), ed448.SignatureSize)

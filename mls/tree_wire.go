@@ -194,13 +194,19 @@ func (t *ratchetTree) validate(cfg *Config, ctx *groupContext) error {
 	if err := t.checkMembers(ctx.extensions); err != nil {
 		return err
 	}
-	return forkJoin(len(leaves), func(k int) error {
-		i := leaves[k]
-		if err := t.leaf(i).verifySignature(t.cs, ctx.groupID, i); err != nil {
-			return leafInvalid(i, err)
-		}
-		return nil
-	})
+	return verifyMany(t.cs, len(leaves),
+		func(k int, f func(pub SignaturePublicKey, label string, content, sig []byte)) {
+			i := leaves[k]
+			l := t.leaf(i)
+			f(l.SignatureKey, "LeafNodeTBS", l.tbs(ctx.groupID, i), l.Signature)
+		},
+		func(k int) error {
+			i := leaves[k]
+			if err := t.leaf(i).verifySignature(t.cs, ctx.groupID, i); err != nil {
+				return leafInvalid(i, err)
+			}
+			return nil
+		})
 }
 
 // checkMembers checks what must hold between all members and the group's
@@ -258,7 +264,11 @@ func (t *ratchetTree) checkUnmerged() error {
 // has one. Larger jobs are spread over the processors; all workers have ended
 // when it returns. f must not change anything shared.
 func forkJoin(n int, f func(i int) error) error {
-	workers := min(runtime.GOMAXPROCS(0), n/4)
+	return forkJoinWith(min(runtime.GOMAXPROCS(0), n/4), n, f)
+}
+
+// forkJoinWith is forkJoin with a given number of workers.
+func forkJoinWith(workers, n int, f func(i int) error) error {
 	if workers < 2 {
 		for i := range n {
 			if err := f(i); err != nil {
