@@ -104,7 +104,8 @@ func newSuite(name string, k *kem, kdf uint16, h hashID, nh int, aead aeadID, nk
 	return s
 }
 
-// SupportedCipherSuites returns the suites of this build by their numbers.
+// SupportedCipherSuites returns the suites of RFC 9420 by their numbers, all of
+// which this build can use. Experimental suites are not among them.
 func SupportedCipherSuites() []CipherSuite {
 	var out []CipherSuite
 	for i := range suites {
@@ -115,14 +116,27 @@ func SupportedCipherSuites() []CipherSuite {
 	return out
 }
 
-// Supported reports whether this build can use the suite.
+// Supported reports whether this build can use the suite without further ado:
+// false for unknown and for Experimental suites.
 func (cs CipherSuite) Supported() bool {
 	return int(cs) < len(suites) && suites[cs].kem != nil
 }
 
-// check refuses suites that are unknown or that this build cannot use.
+// row returns the suite's row of the tables, nil if it is unknown.
+func (cs CipherSuite) row() *suite {
+	switch {
+	case cs.Supported():
+		return &suites[cs]
+	case cs.Experimental():
+		return &experimentalSuites[cs-experimentalBase]
+	}
+	return nil
+}
+
+// check refuses suites that are unknown or that this build cannot use. Whether
+// an experimental suite may be used is for Config.checkSuite to say.
 func (cs CipherSuite) check() error {
-	if cs.Supported() {
+	if cs.row() != nil {
 		return nil
 	}
 	// RFC 9420, Section 17.1: suites for private use mean something, but
@@ -135,36 +149,38 @@ func (cs CipherSuite) check() error {
 
 // suite returns the row of a suite that passed check.
 func (cs CipherSuite) suite() *suite {
-	if !cs.Supported() {
+	su := cs.row()
+	if su == nil {
 		panic(fmt.Sprintf("mls: internal: unchecked cipher suite %#04x", uint16(cs)))
 	}
-	return &suites[cs]
+	return su
 }
 
-// String returns the name that RFC 9420 gives the suite.
+// String returns the name that RFC 9420, or the draft of an experimental suite,
+// gives the suite.
 func (cs CipherSuite) String() string {
-	if cs.Supported() {
-		return suites[cs].name
+	if su := cs.row(); su != nil {
+		return su.name
 	}
 	return fmt.Sprintf("CipherSuite(%#04x)", uint16(cs))
 }
 
 // SignatureScheme returns the suite's signature scheme, or 0 for a suite that
-// is not Supported.
+// is unknown.
 func (cs CipherSuite) SignatureScheme() SignatureScheme {
-	if !cs.Supported() {
-		return 0
+	if su := cs.row(); su != nil {
+		return su.signature
 	}
-	return suites[cs].signature
+	return 0
 }
 
 // HashLen returns the size of the suite's hash, and so of its secrets and MACs
-// (KDF.Nh); 0 for a suite that is not Supported.
+// (KDF.Nh); 0 for a suite that is unknown.
 func (cs CipherSuite) HashLen() int {
-	if !cs.Supported() {
-		return 0
+	if su := cs.row(); su != nil {
+		return su.nh
 	}
-	return suites[cs].nh
+	return 0
 }
 
 // String returns the name of the scheme in the TLS registry.
@@ -180,6 +196,12 @@ func (s SignatureScheme) String() string {
 		return "ed25519"
 	case Ed448:
 		return "ed448"
+	case MLDSA44:
+		return "mldsa44"
+	case MLDSA65:
+		return "mldsa65"
+	case MLDSA87:
+		return "mldsa87"
 	}
 	return fmt.Sprintf("SignatureScheme(%#04x)", uint16(s))
 }

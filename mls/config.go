@@ -35,6 +35,11 @@ type Config struct {
 	// them for suite 7.
 	AllowUnlistedCipherSuite bool
 
+	// ExperimentalSuites allows the suites of ExperimentalCipherSuites: new
+	// leaves list them, and groups that use them can be made and joined.
+	// Their numbers and their form may change with any release.
+	ExperimentalSuites bool
+
 	// PaddingSize is the multiple to which the content of PrivateMessages
 	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
 	PaddingSize int

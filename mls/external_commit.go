@@ -77,7 +77,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		commit.proposals = append(commit.proposals, proposalOrRef{proposal: &p})
 	}
 	// The proposals are checked against what our leaf will be.
-	draft, err := o.Leaf.leaf(key, nil)
+	draft, err := o.Leaf.leaf(cfg, key, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ const maxPastEpochs = 16
 // CreateGroup makes a group with one member: us. RFC 9420, Section 11.
 // extensions are those of the GroupContext.
 func CreateGroup(cfg *Config, cs CipherSuite, groupID []byte, key SignaturePrivateKey, o LeafOptions, extensions []Extension) (*Group, error) {
-	if err := cs.check(); err != nil {
+	if err := cfg.checkSuite(cs); err != nil {
 		return nil, err
 	}
 	b, err := NewKeyPackage(cfg, cs, key, o)
@@ -314,7 +314,7 @@ func fillNonce(p Proposal, cs CipherSuite, rand io.Reader) (Proposal, error) {
 // newLeaf returns a leaf, not yet signed, that may follow our present one.
 func (g *Group) newLeaf(o *LeafOptions, key SignaturePrivateKey, pub HPKEPublicKey) (*LeafNode, error) {
 	if o != nil {
-		return o.leaf(key, pub)
+		return o.leaf(g.cfg, key, pub)
 	}
 	old := g.OwnLeaf()
 	return &LeafNode{

@@ -34,29 +34,40 @@ func (c *HPKECiphertext) appendTo(b []byte) []byte {
 	return appendOpaqueVec(appendOpaqueVec(b, c.KEMOutput), c.Ciphertext)
 }
 
-// A kem is one of the DHKEMs of RFC 9180, Section 7.1. Its hash is that of the
-// suites that use it.
+// A kem is one of the DHKEMs of RFC 9180, Section 7.1, whose hash is that of the
+// suites that use it, or a post-quantum KEM.
 type kem struct {
 	id      uint16
-	npk     int // size of a public key and of the KEM output
+	npk     int // size of a public key
 	nsk     int // size of a private key
+	nenc    int // size of the KEM output
+	nrand   int // randomness that encap reads
 	nsecret int
 	curve   ecdh.Curve // nil for X25519 and X448
 	bitmask byte       // for candidates of private keys on curve
+	pq      *pqKEM     // nil for a DHKEM
+}
+
+// dhkem returns a DHKEM, whose KEM output is a public key.
+func dhkem(id uint16, npk, nsk, nsecret int, curve ecdh.Curve, bitmask byte) kem {
+	return kem{id: id, npk: npk, nsk: nsk, nenc: npk, nrand: nsk, nsecret: nsecret, curve: curve, bitmask: bitmask}
 }
 
 var (
-	kemP256   = kem{id: 0x0010, npk: 65, nsk: 32, nsecret: 32, curve: ecdh.P256(), bitmask: 0xff}
-	kemP384   = kem{id: 0x0011, npk: 97, nsk: 48, nsecret: 48, curve: ecdh.P384(), bitmask: 0xff}
-	kemP521   = kem{id: 0x0012, npk: 133, nsk: 66, nsecret: 64, curve: ecdh.P521(), bitmask: 0x01}
-	kemX25519 = kem{id: 0x0020, npk: x25519.Size, nsk: x25519.Size, nsecret: 32}
-	kemX448   = kem{id: 0x0021, npk: x448.Size, nsk: x448.Size, nsecret: 64}
+	kemP256   = dhkem(0x0010, 65, 32, 32, ecdh.P256(), 0xff)
+	kemP384   = dhkem(0x0011, 97, 48, 48, ecdh.P384(), 0xff)
+	kemP521   = dhkem(0x0012, 133, 66, 64, ecdh.P521(), 0x01)
+	kemX25519 = dhkem(0x0020, x25519.Size, x25519.Size, 32, nil, 0)
+	kemX448   = dhkem(0x0021, x448.Size, x448.Size, 64, nil, 0)
 )
 
 // public returns the public key of a private key.
 func (k *kem) public(priv hpkePrivateKey) (HPKEPublicKey, error) {
 	if len(priv) != k.nsk {
 		return nil, fmt.Errorf("mls: HPKE private key of %d bytes, want %d", len(priv), k.nsk)
+	}
+	if k.pq != nil {
+		return k.pq.public(priv)
 	}
 	if k.curve != nil {
 		p, err := k.curve.NewPrivateKey(priv)
@@ -187,6 +198,8 @@ func (k *kem) validate(pub HPKEPublicKey) error {
 	}
 	low := false
 	switch {
+	case k.pq != nil:
+		return k.pq.validate(pub)
 	case k.curve != nil:
 		// RFC 9180, Section 7.1.4: on the curve, and not at infinity.
 		if _, err := k.curve.NewPublicKey(pub); err != nil {
@@ -233,6 +246,9 @@ var hpkeVersion = []byte("HPKE-v1")
 // deriveKeyPair is DeriveKeyPair of RFC 9180, Section 7.1.3.
 func (cs CipherSuite) deriveKeyPair(ikm secret) (hpkePrivateKey, HPKEPublicKey, error) {
 	su := cs.suite()
+	if su.kem.pq != nil {
+		return su.kem.derivePQ(ikm)
+	}
 	prk := cs.labeledExtract(su.kemID[:], nil, "dkp_prk", ikm)
 	defer prk.zero()
 	if su.kem.curve == nil {
@@ -286,14 +302,18 @@ func (cs CipherSuite) kemSecret(z secret, enc, pub []byte) secret {
 
 // encap is Encap of RFC 9180, Section 4.1.
 func (cs CipherSuite) encap(pub HPKEPublicKey, rand io.Reader) (enc []byte, shared secret, err error) {
-	if err := cs.suite().kem.checkLength(pub); err != nil {
+	k := cs.suite().kem
+	if err := k.checkLength(pub); err != nil {
 		return nil, nil, err
+	}
+	if k.pq != nil {
+		return k.pq.encap(pub, rand)
 	}
 	eph, enc, err := cs.generateKeyPair(rand)
 	if err != nil {
 		return nil, nil, err
 	}
-	z, err := cs.suite().kem.dh(eph, pub)
+	z, err := k.dh(eph, pub)
 	eph.zero()
 	if err != nil {
 		return nil, nil, err
@@ -303,10 +323,17 @@ func (cs CipherSuite) encap(pub HPKEPublicKey, rand io.Reader) (enc []byte, shar
 
 // decap is Decap of RFC 9180, Section 4.1.
 func (cs CipherSuite) decap(priv hpkePrivateKey, pub HPKEPublicKey, enc []byte) (secret, error) {
-	if len(enc) != cs.suite().kem.npk {
-		return nil, invalid("crypto/kem-output-wrong-length", "5.1.3", "KEM output of %d bytes, want %d", len(enc), cs.suite().kem.npk)
+	k := cs.suite().kem
+	if len(enc) != k.nenc {
+		return nil, invalid("crypto/kem-output-wrong-length", "5.1.3", "KEM output of %d bytes, want %d", len(enc), k.nenc)
 	}
-	z, err := cs.suite().kem.dh(priv, enc)
+	if k.pq != nil {
+		if len(priv) != k.nsk {
+			return nil, fmt.Errorf("mls: HPKE private key of %d bytes, want %d", len(priv), k.nsk)
+		}
+		return k.pq.decap(priv, enc)
+	}
+	z, err := k.dh(priv, enc)
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ func (kp *KeyPackage) LastResort() bool {
 // Validate checks the KeyPackage for a group with the given suite, including
 // its lifetime (RFC 9420, Section 10.1). Commit and Process do so, too.
 func (kp *KeyPackage) Validate(cfg *Config, cs CipherSuite) error {
-	if err := cs.check(); err != nil {
+	if err := cfg.checkSuite(cs); err != nil {
 		return err
 	}
 	if err := kp.checkForm(cfg, cs); err != nil {
@@ -126,7 +126,8 @@ type LeafOptions struct {
 	Credential Credential
 
 	// Capabilities of the leaf. Nil means DefaultCapabilities, to which the
-	// leaf's own extension and credential types are added.
+	// leaf's own extension and credential types are added, and experimental
+	// suites if the Config allows them.
 	Capabilities *Capabilities
 
 	// Lifetime of a KeyPackage. Nil means from an hour ago for 84 days.
@@ -140,7 +141,7 @@ type LeafOptions struct {
 }
 
 // leaf returns an unsigned leaf with these options.
-func (o *LeafOptions) leaf(key SignaturePrivateKey, encryptionKey HPKEPublicKey) (*LeafNode, error) {
+func (o *LeafOptions) leaf(cfg *Config, key SignaturePrivateKey, encryptionKey HPKEPublicKey) (*LeafNode, error) {
 	l := &LeafNode{
 		EncryptionKey: encryptionKey,
 		SignatureKey:  key.Public(),
@@ -150,7 +151,7 @@ func (o *LeafOptions) leaf(key SignaturePrivateKey, encryptionKey HPKEPublicKey)
 	if o.Capabilities != nil {
 		l.Capabilities = *o.Capabilities
 	} else {
-		l.Capabilities = DefaultCapabilities()
+		l.Capabilities = cfg.capabilities()
 		if !l.Capabilities.SupportsCredential(o.Credential.Type) {
 			l.Capabilities.Credentials = append(l.Capabilities.Credentials, o.Credential.Type)
 		}
@@ -178,7 +179,7 @@ type KeyPackageBundle struct {
 // NewKeyPackage makes a KeyPackage and its private keys. Store the bundle
 // before the KeyPackage is given away.
 func NewKeyPackage(cfg *Config, cs CipherSuite, key SignaturePrivateKey, o LeafOptions) (*KeyPackageBundle, error) {
-	if err := cs.check(); err != nil {
+	if err := cfg.checkSuite(cs); err != nil {
 		return nil, err
 	}
 	b := &KeyPackageBundle{signature: key}
@@ -190,7 +191,7 @@ func NewKeyPackage(cfg *Config, cs CipherSuite, key SignaturePrivateKey, o LeafO
 	if b.leafKey, leafPub, err = cs.generateKeyPair(cfg.rand()); err != nil {
 		return nil, fmt.Errorf("mls: generating a leaf key: %w", err)
 	}
-	l, err := o.leaf(key, leafPub)
+	l, err := o.leaf(cfg, key, leafPub)
 	if err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ func readEpoch(cfg *Config, s *reader) (*epoch, error) {
 		return nil, err
 	}
 	cs := e.context.cipherSuite
-	if err := cs.check(); err != nil {
+	if err := cfg.checkSuite(cs); err != nil {
 		return nil, err
 	}
 	var err error

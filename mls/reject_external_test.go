@@ -38,7 +38,7 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 	}
 	o := w.options(f.name)
 	path, err := tree.createPath(t.committer, w.cfg.Rand, func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
-		l, err := o.leaf(key, pub)
+		l, err := o.leaf(w.cfg, key, pub)
 		w.check(err)
 		l.Source, l.ParentHash = LeafNodeSourceCommit, parentHash
 		return l.sign(cs, key, g.context.groupID, t.committer)

@@ -11,6 +11,7 @@ import (
 
 	"filippo.io/edwards25519"
 	"github.com/cloudflare/circl/ecc/goldilocks"
+	"github.com/cloudflare/circl/sign"
 	"github.com/cloudflare/circl/sign/ed448"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
@@ -32,6 +33,7 @@ type signatureKey struct {
 	pub    SignaturePublicKey
 	ed25   ed25519.PrivateKey
 	ed448  ed448.PrivateKey
+	mldsa  sign.PrivateKey
 	ecdsa  *ecdsa.PrivateKey
 }
 
@@ -63,9 +65,12 @@ func (s SignatureScheme) curve() elliptic.Curve {
 	return nil
 }
 
-// privateKeySize returns the size of a raw private key: an EdDSA seed, or an
-// ECDSA scalar at full length.
+// privateKeySize returns the size of a raw private key: an EdDSA or ML-DSA seed,
+// or an ECDSA scalar at full length.
 func (s SignatureScheme) privateKeySize() int {
+	if m := s.mldsa(); m != nil {
+		return m.SeedSize()
+	}
 	switch s {
 	case Ed25519:
 		return ed25519.SeedSize
@@ -77,6 +82,9 @@ func (s SignatureScheme) privateKeySize() int {
 
 // publicKeySize returns the size of a public key.
 func (s SignatureScheme) publicKeySize() int {
+	if m := s.mldsa(); m != nil {
+		return m.PublicKeySize()
+	}
 	switch s {
 	case Ed25519:
 		return ed25519.PublicKeySize
@@ -109,8 +117,8 @@ func GenerateSignatureKey(cs CipherSuite, rand io.Reader) (SignaturePrivateKey, 
 	return SignaturePrivateKey{}, fmt.Errorf("mls: the source of randomness gives no signature key for %v", cs)
 }
 
-// ParseSignaturePrivateKey reads what Bytes returned: the seed of an EdDSA
-// key, or the scalar of an ECDSA key, big-endian and at full length.
+// ParseSignaturePrivateKey reads what Bytes returned: the seed of an EdDSA or
+// ML-DSA key, or the scalar of an ECDSA key, big-endian and at full length.
 func ParseSignaturePrivateKey(cs CipherSuite, raw []byte) (SignaturePrivateKey, error) {
 	if err := cs.check(); err != nil {
 		return SignaturePrivateKey{}, err
@@ -127,6 +135,10 @@ func ParseSignaturePrivateKey(cs CipherSuite, raw []byte) (SignaturePrivateKey, 
 	case Ed448:
 		k.ed448 = ed448.NewKeyFromSeed(raw)
 		k.pub = bytes.Clone(k.ed448[ed448.SeedSize:])
+	case MLDSA44, MLDSA65, MLDSA87:
+		if err := k.setMLDSA(k.scheme.mldsa(), raw); err != nil {
+			return SignaturePrivateKey{}, fmt.Errorf("mls: %v private key: %w", k.scheme, err)
+		}
 	default:
 		var err error
 		if k.ecdsa, err = ecdsa.ParseRawPrivateKey(k.scheme.curve(), raw); err != nil {
@@ -182,6 +194,8 @@ func (cs CipherSuite) sign(key SignaturePrivateKey, msg []byte) ([]byte, error) 
 		return signEd25519(k.ed25, msg), nil
 	case Ed448:
 		return ed448.Sign(k.ed448, msg, ""), nil
+	case MLDSA44, MLDSA65, MLDSA87:
+		return k.scheme.mldsa().Sign(k.mldsa, msg, nil), nil
 	}
 	// The nonce comes from the key, the message and crypto/rand: ECDSA has
 	// no use for a source of randomness that callers can break.
@@ -219,6 +233,11 @@ func (cs CipherSuite) verify(pub SignaturePublicKey, msg, sig []byte) error {
 			return wrongSignatureLength(len(sig), ed448.SignatureSize)
 		}
 		ok = ed448.Verify(ed448.PublicKey(pub), msg, sig, "")
+	case MLDSA44, MLDSA65, MLDSA87:
+		var err error
+		if ok, err = verifyMLDSA(scheme.mldsa(), pub, msg, sig); err != nil {
+			return err
+		}
 	default:
 		if len(sig) == 0 {
 			return wrongSignatureLength(0, 70)
@@ -297,6 +316,8 @@ func (s SignatureScheme) decodePublicKey(pub SignaturePublicKey) error {
 		_, err = new(edwards25519.Point).SetBytes(pub)
 	case Ed448:
 		_, err = goldilocks.FromBytes(pub)
+	case MLDSA44, MLDSA65, MLDSA87:
+		_, err = s.mldsa().UnmarshalBinaryPublicKey(pub)
 	default:
 		_, err = ecdsa.ParseUncompressedPublicKey(s.curve(), pub)
 	}
@@ -322,6 +343,7 @@ func (s SignatureScheme) explain(pub SignaturePublicKey, sig []byte) error {
 		if !belowOrder448(sig[57:]) {
 			return invalid("crypto/signature-noncanonical-s", "5.1.2", "Ed448 signature whose S is not below the group's order")
 		}
+	case MLDSA44, MLDSA65, MLDSA87:
 	default:
 		// RFC 9420, Section 5.1.2: a DER-encoded ECDSA-Sig-Value.
 		in := cryptobyte.String(sig)

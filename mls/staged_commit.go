@@ -503,7 +503,7 @@ func (n *Group) makeWelcome(t *transition, path *newPath, o *CommitOptions) (*We
 // sealAll encrypts to many keys. What is encrypted is wiped. The randomness is
 // read in order beforehand, so that the work may be spread.
 func (s *sealer) sealAll(rand io.Reader, pubs []HPKEPublicKey, plaintext func(i int) secret) ([]HPKECiphertext, error) {
-	n := s.info.cs.suite().kem.nsk
+	n := s.info.cs.suite().kem.nrand
 	seeds := make(secret, n*len(pubs))
 	if _, err := io.ReadFull(rand, seeds); err != nil {
 		return nil, fmt.Errorf("mls: reading randomness: %w", err)

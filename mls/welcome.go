@@ -32,7 +32,7 @@ func JoinWelcome(cfg *Config, welcome *Message, bundle *KeyPackageBundle, o Join
 		return nil, invalid("key-package/reused", "16.8", "%w",
 			invalid("welcome/replayed", "16.8", "the KeyPackage has been used to join already"))
 	}
-	if err := w.cipherSuite.check(); err != nil {
+	if err := cfg.checkSuite(w.cipherSuite); err != nil {
 		return nil, err
 	}
 	gs, err := w.open(bundle)
@@ -170,7 +170,7 @@ func joinWelcome(cfg *Config, w *Welcome, gs *groupSecrets, bundle *KeyPackageBu
 // none.
 func newEpoch(cfg *Config, gi *GroupInfo, tree []byte) (*epoch, error) {
 	cs := gi.context.cipherSuite
-	if err := cs.check(); err != nil {
+	if err := cfg.checkSuite(cs); err != nil {
 		return nil, err
 	}
 	if err := checkExtensions(gi.context.extensions, inGroupContext); err != nil {
