@@ -92,6 +92,9 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		if err != nil {
 			return refused(err), nil
 		}
+		if done, out := e.repostNeedsSender(r, c); done {
+			return out, nil
+		}
 		if c.Event == "" {
 			c.Event = msg.event
 		}
@@ -100,6 +103,30 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		return ignored, nil // members check and read these
 	}
 	return ignored, nil
+}
+
+// repostNeedsSender deals with what was posted again and rests on who sent it:
+// the sender that a repost names is only its poster's word. The founding epoch
+// is asked for by its event; what a module or member says of itself is refused.
+// Everything else is signed by a leaf or a receipt key.
+func (e *Engine) repostNeedsSender(r *room, c *rooms.RepostContent) (bool, outcome) {
+	switch c.Type {
+	case rooms.TypeHead, rooms.TypeRequest:
+		return true, refused(refusal(ruleNotForUs, "an event of type %s counts from its sender only", c.Type))
+	case rooms.TypeCommit:
+		content, err := rooms.DecodeCommit(c.Content)
+		if err != nil {
+			return true, refused(err)
+		}
+		if content.Epoch != 0 || content.Founding {
+			return false, outcome{}
+		}
+		if r.m == nil && c.Event != "" {
+			e.fetchEvent(r, c.Event)
+		}
+		return true, ignored
+	}
+	return false, outcome{}
 }
 
 // settle turns what an event is refused for into its outcome; other errors stay

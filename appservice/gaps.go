@@ -114,7 +114,8 @@ func (e *Engine) fillGaps(r *room, now time.Duration) (next time.Duration) {
 		r.gap.wanted, r.needState = true, true
 		r.gap.next = 0
 	}
-	if r.gap.wanted || r.gap.cut {
+	// Without the state the founding epoch would wait, and all that follows it.
+	if (r.gap.wanted || r.gap.cut) && (r.loaded || r.m != nil) {
 		if r.gap.pause.ready(now) {
 			e.compare(r)
 		}
@@ -202,13 +203,12 @@ type compared struct {
 
 // compare pages back through a room's history until it meets what is known.
 func (e *Engine) compare(r *room) {
-	from, root := r.gap.from, r.m == nil
-	stop := r.data.Compared
-	if root {
+	from, stop := r.gap.from, r.data.Compared
+	if r.m == nil { // the group's beginning is to be found
 		stop = ""
 	}
 	e.jobs.add(&job{room: r.id, key: "history", run: func(ctx context.Context) func(context.Context) error {
-		res := e.readHistory(ctx, r.id, from, root, stop)
+		res := e.readHistory(ctx, r.id, from, stop)
 		return func(ctx context.Context) error {
 			if e.rooms[r.id] != r {
 				return nil
@@ -220,9 +220,10 @@ func (e *Engine) compare(r *room) {
 
 // readHistory runs in a goroutine of its own; the database may be read from
 // any.
-func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, root bool, stop id.EventID) compared {
+func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, stop id.EventID) compared {
 	var res compared
 	seen := make(map[id.EventID]bool)
+	met := false // the event where the last search began
 	for pages := range gapPages {
 		page, err := e.d.HS.Messages(ctx, room, homeserver.MessagesRequest{From: from, Dir: homeserver.Backward, Limit: 100, Types: rooms.PowerLevelTypes()})
 		if err != nil {
@@ -232,7 +233,7 @@ func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, r
 			res.err = err
 			return res
 		}
-		ours, old, met := 0, 0, false
+		ours, old := 0, 0
 		for _, ev := range page.Events {
 			if !strings.HasPrefix(ev.Type, rooms.Prefix) || seen[ev.ID] {
 				continue
@@ -255,9 +256,11 @@ func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, r
 				return res
 			}
 		}
-		// A page that holds nothing new, or the event where the last search
-		// began, ends this one, unless the group's beginning is to be found.
-		if page.End == "" || page.End == from || met || !root && ours > 0 && ours == old {
+		// A page of known events alone ends nothing: what the homeserver failed
+		// to push may lie behind any number of them. The search ends where the
+		// last one began, and there only if nothing of that page is new: events
+		// from afar are put in where they belong, not at the end.
+		if page.End == "" || page.End == from || met && ours == old {
 			return res
 		}
 		from = page.End
