@@ -63,7 +63,9 @@ func (m *Machine) evaluate() {
 
 // active reports whether the list that n sets can have receipts: an era's from
 // the start, a list change's once it is final.
-func (m *Machine) active(n *node) bool { return n == m.base || n.isEra() || n.final }
+func (m *Machine) active(n *node) bool {
+	return n == m.base || n.isEra() || n.final || !m.keeps(ruleListFinal)
+}
 
 // evaluateList judges the receipts under one list.
 func (m *Machine) evaluateList(config Ref, base *node) {
@@ -90,7 +92,7 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			continue
 		}
 		if a.Ballot.Round > 0 {
-			if _, ok := m.ballotBase(rs, list, base, a.Ballot, a.Promises, n); !ok {
+			if _, _, ok := m.ballotBase(rs, list, base, a.Ballot, a.Promises, n); !ok {
 				continue
 			}
 		}
@@ -101,6 +103,9 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 	}
 	for _, b := range ballots {
 		liars := equivocating(rs.valid[b])
+		if !m.keeps(ruleEquivocatorLast) {
+			liars = nil
+		}
 		for _, n := range rs.valid[b] {
 			for x := n; x != nil && x.governing() == config; x = x.up {
 				if liars[n] {
@@ -114,6 +119,9 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 					break // and so are all below
 				}
 				x.acc.ballot, x.acc.highest = true, b
+				if !m.keeps(ruleChainCover) {
+					break
+				}
 			}
 		}
 	}
@@ -159,10 +167,11 @@ func equivocating(ns []*node) map[*node]bool {
 }
 
 // ballotBase returns the commit that the first accept of a ballot must extend,
-// as the promises show it, and whether q of them are valid. A target, if there
-// is one, must extend it.
-func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node) (*node, bool) {
+// as the promises show it, the promises that count, and whether they are q. A
+// target, if there is one, must extend it.
+func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node) (*node, []*Promise, bool) {
 	var seen uint64
+	var counted []*Promise
 	out, highest := base, (*LastVote)(nil)
 	for _, p := range promises {
 		if p.Ballot != b || int(p.Promiser) >= len(list) || seen&(1<<p.Promiser) != 0 {
@@ -171,6 +180,7 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 		v := p.LastVote
 		if v == nil {
 			seen |= 1 << p.Promiser
+			counted = append(counted, p)
 			continue
 		}
 		if !v.Ballot.Less(b) {
@@ -184,16 +194,22 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 			// What is held begins above it, or it is on a branch that never
 			// was on top of what is held: no honest owner accepts here then.
 			seen |= 1 << p.Promiser
+			counted = append(counted, p)
 			continue
 		}
 		if n != base && n != m.base && !n.final && !(n.votable && rs.backed(v.Ballot, n)) {
 			continue
 		}
 		seen |= 1 << p.Promiser
+		counted = append(counted, p)
 		switch {
 		case highest == nil, highest.Ballot.Less(v.Ballot):
 		case v.Ballot.Less(highest.Ballot):
 			continue
+		case !m.keeps(ruleDeepestTie):
+			if less(out.ref, n.ref) {
+				continue
+			}
 		case n.depth < out.depth:
 			continue
 		case n.depth == out.depth && less(out.ref, n.ref):
@@ -201,10 +217,13 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 		}
 		out, highest = n, v
 	}
-	if bits.OnesCount64(seen) < list.Quorum() {
-		return nil, false
+	if bits.OnesCount64(seen) < list.Quorum() && m.keeps(ruleQuorumPromises) {
+		return nil, nil, false
 	}
-	return out, target == nil || target.extends(out)
+	if !m.keeps(rulePromisedValue) {
+		out = base
+	}
+	return out, counted, target == nil || target.extends(out)
 }
 
 // backed reports whether a valid accept in the ballot covers n.
@@ -220,6 +239,9 @@ func (rs *receipts) backed(b Ballot, n *node) bool {
 // evaluateVotes finds the commits that q modules voted for in one ballot.
 func (m *Machine) evaluateVotes(rs *receipts, list List, config Ref) {
 	q := list.Quorum()
+	if !m.keeps(ruleVoteQuorum) {
+		q = len(list) / 2
+	}
 	for i := 0; i < len(rs.votes); {
 		j := i
 		for j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot {
@@ -228,7 +250,7 @@ func (m *Machine) evaluateVotes(rs *receipts, list List, config Ref) {
 		voted := make(map[*node]uint64)
 		for _, v := range rs.votes[i:j] {
 			n := m.nodes[v.Ref]
-			if !n.votable {
+			if !n.votable && m.keeps(ruleApplied) {
 				continue // its proofs are not all held: no event yet
 			}
 			bit := uint64(1) << v.Voter
@@ -256,11 +278,11 @@ func (m *Machine) chooseEra() {
 	}
 	m.era = m.base
 	for _, n := range m.order {
-		if !n.isEra() || !n.vouched || !m.eraValid(n) {
+		if !n.isEra() || !n.vouched && m.keeps(ruleEraVouched) || !m.eraValid(n) {
 			continue
 		}
 		n.counts, n.final = true, true
-		if m.eraBefore(n, m.era) {
+		if m.keeps(ruleEraFirst) && m.eraBefore(n, m.era) {
 			m.era = n
 		}
 	}
@@ -278,7 +300,7 @@ func (m *Machine) eraValid(n *node) bool {
 	if n.c.Era.ByHeirs {
 		return m.heirsEntitled(n, left.newest)
 	}
-	return n.up.policy.admin(n.c.AuthorUser) && left.newest.policy.admin(n.c.AuthorUser)
+	return n.up.policy.admin(n.c.AuthorUser) && (left.newest.policy.admin(n.c.AuthorUser) || !m.keeps(ruleEraAdminFinal))
 }
 
 // heirsEntitled reports whether heirs from more than half of the servers signed
@@ -334,13 +356,16 @@ func deepestFinal(n *node) int {
 func (m *Machine) walk() {
 	// The subtree that holds the newest final comes first at every step.
 	cur := m.final
+	if !m.keeps(ruleFinalFirst) {
+		cur = m.era
+	}
 	for {
 		var next *node
 		for _, k := range cur.kids {
 			if k.isEra() || !k.acc.any() {
 				continue
 			}
-			if next == nil || k.preferred(next) {
+			if next == nil || m.preferred(k, next) {
 				next = k
 			}
 		}
@@ -354,7 +379,10 @@ func (m *Machine) walk() {
 
 // preferred reports whether n comes before its sibling o in the fork choice;
 // neither subtree holds a final commit of the era above the newest.
-func (n *node) preferred(o *node) bool {
+func (m *Machine) preferred(n, o *node) bool {
+	if !m.keeps(ruleBallotFirst) {
+		return less(n.ref, o.ref)
+	}
 	if a, b := n.listChange() && !n.final, o.listChange() && !o.final; a != b {
 		return b
 	}

@@ -34,6 +34,12 @@ type Machine struct {
 	doubtSince   map[Ref]time.Duration
 	votableSince map[Ref]time.Duration
 	readySince   map[Ref]time.Duration
+	listSince    map[Ref]time.Duration // list changes that hold up a sibling
+	readied      map[Ref]int           // own ready receipts of this process
+	turn         turn
+	stallRuns    bool
+	stallSince   time.Duration
+	stallFinal   Ref
 
 	dirty        bool
 	receiptsGrew bool
@@ -45,6 +51,7 @@ type ownState struct {
 	accept   Ref // last accept in the promised ballot, zero: none
 	base     Ref // base of the promised ballot once it is open, round > 0
 	open     bool
+	shown    []*Promise // what an own ballot was opened with, and its accepts show
 	lastVote *LastVote
 }
 
@@ -88,6 +95,8 @@ func (m *Machine) init() {
 	m.doubtSince = make(map[Ref]time.Duration)
 	m.votableSince = make(map[Ref]time.Duration)
 	m.readySince = make(map[Ref]time.Duration)
+	m.listSince = make(map[Ref]time.Duration)
+	m.readied = make(map[Ref]int)
 }
 
 func (m *Machine) setBase(n *node) {

@@ -55,10 +55,30 @@ func (m *Machine) signer(r Receipt, list List, rank uint32, ref Ref) error {
 	if int64(rank) >= int64(len(list)) {
 		return refuse(RuleForged, ref, "signer %d of a list of %d", rank, len(list))
 	}
+	if m.cfg.verified != nil && m.cfg.verified[signatureOf(r)+string(list[rank].ReceiptKey)] {
+		return nil
+	}
 	if err := r.VerifySignature(Scope{Room: m.cfg.Room}, ed25519.PublicKey(list[rank].ReceiptKey)); err != nil {
 		return refuse(RuleForged, ref, "receipt of %s: %w", list[rank].User, err)
 	}
+	if m.cfg.verified != nil {
+		m.cfg.verified[signatureOf(r)+string(list[rank].ReceiptKey)] = true
+	}
 	return nil
+}
+
+func signatureOf(r Receipt) string {
+	switch r := r.(type) {
+	case *Accept:
+		return string(r.Signature)
+	case *Vote:
+		return string(r.Signature)
+	case *Promise:
+		return string(r.Signature)
+	case *Ready:
+		return string(r.Signature)
+	}
+	return ""
 }
 
 // governed finds the list and the commit a receipt is about. With wait set,
@@ -572,6 +592,25 @@ func (rs *receipts) conflicts(m *Machine, found func(EvidenceKind, uint32, Recei
 			}
 		}
 		i = j
+	}
+	// An owner votes for what it accepted.
+	for _, v := range rs.votes {
+		if v.Voter != v.Ballot.Rank {
+			continue
+		}
+		var other *Accept
+		for _, a := range rs.accepts {
+			if a.Provisional || a.Ballot != v.Ballot {
+				continue
+			}
+			if other = a; !off(a.Ref, v.Ref) {
+				other = nil
+				break
+			}
+		}
+		if other != nil {
+			found(EvidenceOwner, v.Voter, v, other)
+		}
 	}
 	for i, p := range rs.promises {
 		if i > 0 && rs.promises[i-1].Ballot == p.Ballot && rs.promises[i-1].Promiser == p.Promiser {

@@ -51,6 +51,7 @@ func (m *Machine) Next() (time.Duration, bool) {
 	for _, t := range m.doubtSince {
 		add(t + doubtDelay)
 	}
+	m.wakes(add)
 	return at, found
 }
 
@@ -67,6 +68,7 @@ func (m *Machine) voteDelay() time.Duration {
 
 // runTimers starts the clocks of what began and stops those of what ended.
 func (m *Machine) runTimers() {
+	m.runStall()
 	if m.cfg.Self == nil {
 		return
 	}
@@ -82,13 +84,13 @@ func (m *Machine) runTimers() {
 			}
 		}
 	}
-	doubt, votable := make(map[Ref]bool), make(map[Ref]bool)
+	doubt, votable, held := make(map[Ref]bool), make(map[Ref]bool), make(map[Ref]bool)
 	for _, n := range m.order {
-		if n.doubt {
-			doubt[n.ref] = m.siblingWaits(n)
-			if !doubt[n.ref] {
-				delete(doubt, n.ref)
-			}
+		if n.doubt && m.siblingWaits(n) {
+			doubt[n.ref] = true
+		}
+		if n.listChange() && n.acc.any() && !n.votable && m.siblingWaits(n) {
+			held[n.ref] = true
 		}
 		if n.votable && !n.final {
 			votable[n.ref] = true
@@ -96,6 +98,7 @@ func (m *Machine) runTimers() {
 	}
 	running(m.doubtSince, doubt)
 	running(m.votableSince, votable)
+	running(m.listSince, held)
 	ready := make(map[Ref]bool)
 	for _, n := range m.order {
 		if n.listChange() && !n.final {
@@ -116,7 +119,7 @@ func (m *Machine) siblingWaits(n *node) bool {
 		return false
 	}
 	for _, k := range n.up.kids {
-		if k != n && !k.isEra() && !k.doubt && k.c.Barred == "" {
+		if k != n && m.acceptable(k) {
 			return true
 		}
 	}
@@ -158,6 +161,9 @@ func (m *Machine) ownState(config Ref) *ownState {
 // sequence does the next thing this module owes and reports whether it did
 // anything.
 func (m *Machine) sequence(b *batch) bool {
+	if m.announceReady(b) {
+		return true
+	}
 	config := m.serving()
 	rank, ok := m.rankIn(config)
 	if !ok {
@@ -166,21 +172,20 @@ func (m *Machine) sequence(b *batch) bool {
 	list, base, _ := m.list(config)
 	o := m.ownState(config)
 	rs := m.receiptsOf(config)
-	owner := o.promised.Rank == rank
-	if owner && o.promised.Round > 0 && !o.open {
-		if m.openBallot(b, config, rank, list, base, o, rs) {
+	if m.answer(b, config, rank, o, rs) {
+		return true
+	}
+	if o.promised.Rank == rank {
+		if !o.open && m.openBallot(b, config, rank, list, base, o, rs) {
+			return true
+		}
+		if o.open && (m.nextRound(b, config, rank, base, o, rs) || m.acceptNext(b, config, rank, base, o, rs)) {
 			return true
 		}
 	}
-	if owner && o.open {
-		if m.nextRound(b, config, rank, base, o) {
-			return true
-		}
-		if m.acceptNext(b, config, rank, base, o, rs) {
-			return true
-		}
-	}
-	return m.vote(b, config, rank, base, o, rs, false) != nil
+	return m.vote(b, config, rank, base, o, rs, false) != nil ||
+		m.takeOver(b, config, rank, list, o, rs) ||
+		m.acceptProvisionally(b, config, rank, rs)
 }
 
 // tip returns this module's last accept in its ballot, or what the ballot
@@ -196,74 +201,112 @@ func (m *Machine) tip(base *node, o *ownState) *node {
 
 // openBallot starts a ballot that q promises were gathered for: the first
 // accept repeats the head, cut below doubt, if that extends the promises' base,
-// else the base.
+// else the base. The promises it was opened with are shown in all its accepts:
+// another one that comes later could name another base.
 func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
+	_, counted, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil)
+	if !ok {
+		return false
+	}
 	if !m.space(config, 2) {
 		return false
 	}
-	var ps []*Promise
-	var seen uint64
-	for _, p := range rs.promises {
-		if p.Ballot == o.promised && seen&(1<<p.Promiser) == 0 && len(ps) < maxPromises {
-			seen |= 1 << p.Promiser
-			ps = append(ps, p)
-		}
+	if len(counted) > list.Quorum() {
+		counted = counted[:list.Quorum()]
 	}
-	from, ok := m.ballotBase(rs, list, base, o.promised, ps, nil)
+	from, _, ok := m.ballotBase(rs, list, base, o.promised, counted, nil)
 	if !ok {
 		return false
 	}
 	target := from
-	if h := m.cut(m.head); h.extends(from) {
+	h := m.head
+	if m.keeps(ruleCutDoubt) {
+		h = m.cut(h)
+	}
+	if h.extends(from) && m.keeps(ruleReaccept) {
 		for x := h; x != from; x = x.up {
-			if x.governing() == config && !(x.listChange() && !m.listReady(x)) && !x.acc.onlyProvisional() {
+			if x.governing() == config && (!x.listChange() || m.listReady(x) && (x.votable || !m.siblingWaits(x))) {
 				target = x
 				break
 			}
 		}
 	}
-	o.open, o.base = true, from.ref
+	o.open, o.base, o.shown = true, from.ref, counted
+	m.turn.asked, m.turn.unanswered = false, 0
 	m.dirty = true
-	if target == base {
+	if target == base || target == from && !m.keeps(ruleReaccept) {
 		return true // the list's base needs no accept
 	}
 	m.signAccept(b, config, rank, o, rs, target)
 	return true
 }
 
+// promisesFor returns one promise of each module for a ballot.
+func (m *Machine) promisesFor(rs *receipts, ballot Ballot) []*Promise {
+	var out []*Promise
+	var seen uint64
+	for _, p := range rs.promises {
+		if p.Ballot == ballot && seen&(1<<p.Promiser) == 0 && len(out) < maxPromises {
+			seen |= 1 << p.Promiser
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // nextRound promises itself the next round if a commit on its chain has been
-// in doubt for 5 s while a sibling waits.
-func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ownState) bool {
+// in doubt for 5 s, or a list change unvouched for a takeover's wait, while a
+// sibling waits.
+func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts) bool {
+	if !m.keeps(ruleNextRound) {
+		return false
+	}
 	due := false
 	for x := m.tip(base, o); x != nil && x != base && x.governing() == config; x = x.up {
 		since, waits := m.doubtSince[x.ref]
 		due = due || waits && m.now-since >= doubtDelay
+		since, waits = m.listSince[x.ref]
+		due = due || waits && m.now-since >= m.takeover()
 	}
 	if !due || !m.space(config, m.spare()) {
 		return false
 	}
-	p := &Promise{Config: config, Ballot: Ballot{Round: o.promised.Round + 1, Rank: rank}, Promiser: rank, LastVote: o.lastVote}
-	o.promised, o.accept, o.base, o.open = p.Ballot, Ref{}, Ref{}, false
-	m.sign(b, p)
+	m.promise(b, config, rank, o, nextBallot(o, rs, rank))
+	m.turn.asked = true
 	return true
 }
 
 // acceptNext accepts one waiting commit on the last accept of the ballot.
 func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts) bool {
 	tip := m.tip(base, o)
-	if tip.config != config || !m.head.extends(tip) && tip != m.head || m.cut(tip) != tip || !m.space(config, m.spare()) {
+	if tip.config != config && m.keeps(ruleListStop) || !m.head.extends(tip) || m.cut(tip) != tip && m.keeps(ruleCutDoubt) ||
+		!m.space(config, m.spare()) {
 		return false
 	}
-	var due []*node
+	var due, held []*node
 	for _, k := range tip.kids {
-		if k.isEra() || k.doubt || k.c.Barred != "" || k.listChange() && !m.listReady(k) || !k.c.OnlyRemoves && m.windowFull(tip) {
-			continue
+		switch {
+		case !m.acceptable(k) || !k.c.OnlyRemoves && m.windowFull(tip):
+		case k.listChange() && k.acc.any() && !k.votable:
+			held = append(held, k) // it had its turn
+		default:
+			due = append(due, k)
 		}
-		due = append(due, k)
+	}
+	if len(due) == 0 {
+		due = held
 	}
 	if len(due) == 0 {
 		return false
 	}
+	m.fairest(tip, due)
+	m.signAccept(b, config, rank, o, rs, due[0])
+	return true
+}
+
+// fairest sorts commits that wait on tip: that of the user whose last accepted
+// commit is oldest comes first.
+func (m *Machine) fairest(tip *node, due []*node) {
 	last := make(map[string]int)
 	for x := tip; x != nil && x.c != nil; x = x.up {
 		if _, ok := last[x.c.AuthorUser]; !ok {
@@ -278,13 +321,11 @@ func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *o
 	}
 	sort.SliceStable(due, func(i, j int) bool {
 		a, b := due[i], due[j]
-		if age(a) != age(b) {
+		if age(a) != age(b) && m.keeps(ruleOldestUser) {
 			return age(a) < age(b)
 		}
 		return a.seq < b.seq
 	})
-	m.signAccept(b, config, rank, o, rs, due[0])
-	return true
 }
 
 // windowFull reports whether the room's window of votable commits above the
@@ -296,7 +337,7 @@ func (m *Machine) windowFull(tip *node) bool {
 			n++
 		}
 	}
-	return n >= tip.policy.window()
+	return n >= tip.policy.window() && m.keeps(ruleWindow)
 }
 
 // listReady reports whether a majority of the list that n would set posted
@@ -321,12 +362,9 @@ func (m *Machine) listReady(n *node) bool {
 func (m *Machine) signAccept(b *batch, config Ref, rank uint32, o *ownState, rs *receipts, n *node) {
 	a := &Accept{Config: config, Ballot: o.promised, Ref: n.ref, Parent: n.c.Parent, Epoch: n.epoch, EventID: n.c.EventID}
 	if o.promised.Round > 0 {
-		var seen uint64
-		for _, p := range rs.promises {
-			if p.Ballot == o.promised && seen&(1<<p.Promiser) == 0 && len(a.Promises) < maxPromises {
-				seen |= 1 << p.Promiser
-				a.Promises = append(a.Promises, p)
-			}
+		a.Promises = o.shown
+		if !m.keeps(rulePinnedPromises) {
+			a.Promises = m.promisesFor(rs, o.promised)
 		}
 	}
 	if !o.accept.IsZero() {
@@ -344,7 +382,11 @@ func (m *Machine) signAccept(b *batch, config Ref, rank uint32, o *ownState, rs 
 // wait, and is not sent by itself.
 func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts, riding bool) *Vote {
 	var top *node
-	for _, n := range rs.valid[o.promised] {
+	ballot := o.promised
+	if h, ok := rs.highest(); ok && !m.keeps(ruleHighestPromised) {
+		ballot = h
+	}
+	for _, n := range rs.valid[ballot] {
 		if top == nil || n.depth > top.depth {
 			top = n
 		}
@@ -352,7 +394,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	if top == nil || !m.head.extends(top) || !m.space(config, 1) {
 		return nil
 	}
-	for top != base && (!top.votable || top.listChange() && !top.final && !m.listReady(top)) {
+	for top != base && (!top.votable && m.keeps(ruleApplied) || top.listChange() && !top.final && !m.listReady(top)) {
 		if top = top.up; top == nil || top.governing() != config {
 			return nil
 		}
@@ -364,7 +406,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	if v := o.lastVote; v != nil {
 		last, ok := m.nodes[v.Ref]
 		if ok {
-			if v.Ballot == o.promised && (!top.extends(last) || top == last) {
+			if v.Ballot == ballot && (!top.extends(last) && m.keeps(ruleExtendVote) || top == last) {
 				return nil
 			}
 			if top.extends(last) {
@@ -396,7 +438,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 		top = top.up
 		proofs = m.proofs(low, top)
 	}
-	v := &Vote{Config: config, Ballot: o.promised, Voter: rank, Ref: top.ref, Proofs: proofs, EventID: top.c.EventID}
+	v := &Vote{Config: config, Ballot: ballot, Voter: rank, Ref: top.ref, Proofs: proofs, EventID: top.c.EventID}
 	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs}
 	m.signOnly(v)
 	if !riding {

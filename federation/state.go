@@ -13,6 +13,7 @@ import (
 // so that they cannot disagree.
 type codec struct {
 	reading bool
+	version uint32
 	buf     []byte
 	err     error
 }
@@ -343,15 +344,17 @@ type savedOwn struct {
 	ownState
 }
 
-const stateVersion = 1
+// Version 2 added the promises that an own ballot was opened with.
+const stateVersion = 2
 
 func (c *codec) state(s *saved) {
 	version := uint32(stateVersion)
 	c.u32(&version)
-	if version != stateVersion {
-		c.err = fmt.Errorf("federation: saved state has version %d, this program reads version %d", version, stateVersion)
+	if version < 1 || version > stateVersion {
+		c.err = fmt.Errorf("federation: saved state has version %d, this program reads versions 1 to %d", version, stateVersion)
 		return
 	}
+	c.version = version
 	must(c, &s.base, c.base)
 	slice(c, &s.commits, func(n **node) {
 		must(c, n, func(n *node) {
@@ -368,6 +371,9 @@ func (c *codec) state(s *saved) {
 		c.ref(&o.ownState.base)
 		c.bool(&o.open)
 		pointer(c, &o.lastVote, c.lastVote)
+		if c.version >= 2 {
+			slice(c, &o.shown, func(p **Promise) { must(c, p, c.promise) })
+		}
 	})
 	c.u64(&s.counter)
 	c.ref(&s.prev)

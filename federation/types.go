@@ -267,6 +267,7 @@ const (
 	EvidenceVotes    EvidenceKind = "votes-off-one-chain"
 	EvidencePromises EvidenceKind = "two-promises-for-one-ballot"
 	EvidenceHidden   EvidenceKind = "vote-understated-in-promise"
+	EvidenceOwner    EvidenceKind = "vote-off-own-accepts"
 )
 
 // Forget names commits that were dropped because they lie far below the newest
@@ -308,6 +309,9 @@ type Config struct {
 	VoteDelay time.Duration
 	// Limits bound what a machine holds; zero values mean the defaults.
 	Limits Limits
+
+	without  rule            // rules left out, in tests
+	verified map[string]bool // receipt signatures known to be good, in tests
 }
 
 // Limits bound what a machine holds.

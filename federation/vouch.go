@@ -73,11 +73,11 @@ func (n *node) vouch(v voucher) bool {
 
 // covers reports whether a voucher for a descendant of r, or r itself, vouches
 // for r: another user's leaf, in the tree since r's parent.
-func (v *voucher) covers(r *node) bool {
+func (m *Machine) covers(v *voucher, r *node) bool {
 	if r.alone {
 		return true
 	}
-	return v.since < r.depth && v.user != r.c.AuthorUser
+	return (v.since < r.depth || !m.keeps(ruleSinceParent)) && (v.user != r.c.AuthorUser || !m.keeps(ruleNotAuthor))
 }
 
 // evaluateVouching sets vouched, votable and doubt of every commit.
@@ -88,7 +88,7 @@ func (m *Machine) evaluateVouching() {
 		var vs []voucher
 		keep := func(from []voucher) {
 			for _, v := range from {
-				if v.since < n.depth {
+				if v.since < n.depth || !m.keeps(ruleSinceParent) {
 					vs = append(vs, v)
 				}
 			}
@@ -101,7 +101,7 @@ func (m *Machine) evaluateVouching() {
 		n.best = reduce(vs, 2)
 		n.vouched = n.c == nil || n.alone && n.anyVoucher
 		for j := range n.best {
-			n.vouched = n.vouched || n.c != nil && n.best[j].user != n.c.AuthorUser
+			n.vouched = n.vouched || n.c != nil && (n.best[j].user != n.c.AuthorUser || !m.keeps(ruleNotAuthor))
 		}
 	}
 	for _, n := range m.order {
@@ -123,10 +123,10 @@ func (m *Machine) proofs(low, top *node) []Proof {
 	}
 	for i := len(todo) - 1; i >= 0; i-- {
 		r := todo[i]
-		if covered(chosen, r) {
+		if m.covered(chosen, r) {
 			continue
 		}
-		if v, ok := r.findVoucher(r); ok {
+		if v, ok := m.findVoucher(r, r); ok {
 			chosen = append(chosen, v)
 		}
 	}
@@ -145,9 +145,9 @@ func (m *Machine) proofs(low, top *node) []Proof {
 // ancestors or their descendants, vouches for r too. A voucher found from an
 // ancestor may sit on another branch, so only those whose commit descends from
 // r count.
-func covered(chosen []voucher, r *node) bool {
+func (m *Machine) covered(chosen []voucher, r *node) bool {
 	for i := range chosen {
-		if chosen[i].covers(r) && r.holds(&chosen[i]) {
+		if m.covers(&chosen[i], r) && r.holds(&chosen[i]) {
 			return true
 		}
 	}
@@ -170,16 +170,16 @@ func (n *node) holds(v *voucher) bool {
 }
 
 // findVoucher searches the deepest voucher for r at n and its descendants.
-func (n *node) findVoucher(r *node) (voucher, bool) {
+func (m *Machine) findVoucher(n, r *node) (voucher, bool) {
 	for _, k := range n.kids {
 		if k.anyVoucher {
-			if v, ok := k.findVoucher(r); ok {
+			if v, ok := m.findVoucher(k, r); ok {
 				return v, true
 			}
 		}
 	}
 	for _, v := range n.vouchers {
-		if v.covers(r) {
+		if m.covers(&v, r) {
 			return v, true
 		}
 	}

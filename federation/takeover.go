@@ -1,0 +1,330 @@
+package federation
+
+import "time"
+
+const (
+	maxBackOff   = 4       // waits double at most this often: 16 ×
+	maxRoundJump = 1 << 20 // a request this many rounds ahead is not answered: rounds must not run out
+	provisional  = 2       // own promises in sequence that q did not answer, before provisional accepts
+	maxReadies   = 24      // ready receipts of one module for one list change and process
+)
+
+// turn is this process' view of whose turn it is under a list. A restart starts
+// it again.
+type turn struct {
+	mark       progress
+	running    bool
+	since      time.Duration
+	asked      bool // an own promise stands and q have not answered
+	unanswered int  // own promises in sequence that q did not answer
+	backOff    int  // how often the wait doubled; a new final sets it back
+}
+
+// progress is what restarts the wait.
+type progress struct {
+	config, final, accepted Ref
+	promised                Ballot
+}
+
+// answer promises the highest ballot above the own promise that its owner asks
+// for by a promise of its own. Each ballot is answered once.
+func (m *Machine) answer(b *batch, config Ref, rank uint32, o *ownState, rs *receipts) bool {
+	for i := len(rs.promises) - 1; i >= 0; i-- { // sorted by ballot
+		p := rs.promises[i]
+		if !o.promised.Less(p.Ballot) {
+			return false
+		}
+		if p.Promiser != p.Ballot.Rank || p.Promiser == rank || p.Ballot.Round > o.promised.Round+maxRoundJump {
+			continue
+		}
+		if !m.space(config, 1) {
+			return false
+		}
+		m.promise(b, config, rank, o, p.Ballot)
+		return true
+	}
+	return false
+}
+
+// promise gives up every lower ballot and reports the last vote.
+func (m *Machine) promise(b *batch, config Ref, rank uint32, o *ownState, ballot Ballot) {
+	p := &Promise{Config: config, Ballot: ballot, Promiser: rank, LastVote: o.lastVote}
+	o.promised, o.accept, o.base, o.open, o.shown = ballot, Ref{}, Ref{}, ballot.Rank != rank, nil
+	m.sign(b, p)
+}
+
+// highest returns the highest ballot in which a valid accept is held.
+func (rs *receipts) highest() (Ballot, bool) {
+	var out Ballot
+	found := false
+	for b, ns := range rs.valid {
+		if len(ns) > 0 && (!found || out.Less(b)) {
+			out, found = b, true
+		}
+	}
+	return out, found
+}
+
+// nextBallot returns the lowest ballot of an own rank above all that is
+// promised or accepted in.
+func nextBallot(o *ownState, rs *receipts, rank uint32) Ballot {
+	top := o.promised
+	if h, ok := rs.highest(); ok && top.Less(h) {
+		top = h
+	}
+	if top.Round > 0 && top.Rank < rank {
+		return Ballot{Round: top.Round, Rank: rank}
+	}
+	return Ballot{Round: top.Round + 1, Rank: rank}
+}
+
+// blocked returns the lowest commit on the head, above the newest final, that
+// holds up its siblings: one in doubt, or a list change that nobody vouches for.
+func (m *Machine) blocked(config Ref) *node {
+	var out *node
+	for x := m.head; x != nil && x != m.final && x.up != nil; x = x.up {
+		if x.governing() == config && (x.doubt || x.listChange() && !x.votable) {
+			out = x
+		}
+	}
+	return out
+}
+
+// acceptable reports whether this module would accept n if its turn came.
+func (m *Machine) acceptable(n *node) bool {
+	return !n.isEra() && !n.doubt && n.c.Barred == "" && (!n.listChange() || m.listReady(n))
+}
+
+// stalled reports whether a commit waits, or a votable one is not final.
+func (m *Machine) stalled(config Ref) bool {
+	for x := m.head; x != nil && x != m.final; x = x.up {
+		if x.governing() == config && x.votable && !x.final {
+			return true
+		}
+	}
+	at := m.head
+	if x := m.blocked(config); x != nil {
+		at = x.up
+	}
+	if at.config != config {
+		return false
+	}
+	for _, k := range at.kids {
+		if m.acceptable(k) && !k.acc.ballot {
+			return true
+		}
+	}
+	return false
+}
+
+// takeoverWait is the wait of a rank after the owner of the current ballot.
+func (m *Machine) takeoverWait(list List, policy *Policy, rank uint32, o *ownState) time.Duration {
+	d := policy.Takeover
+	if d <= 0 {
+		d = DefaultTakeover
+	}
+	n := len(list)
+	turns := (int(rank) - int(o.promised.Rank) + n) % n
+	if turns == 0 {
+		turns = n
+	}
+	return d * time.Duration(turns) << m.turn.backOff
+}
+
+// takeOver asks for a higher ballot of its own when nothing moved for its wait.
+// The promise is the request.
+func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownState, rs *receipts) bool {
+	if !m.keeps(ruleTakeover) || len(list) == 1 {
+		return false // one sequencer answers itself
+	}
+	t := &m.turn
+	mark := progress{config: config, final: m.final.ref, promised: o.promised}
+	if h, ok := rs.highest(); ok {
+		for _, n := range rs.valid[h] {
+			if top, ok := m.nodes[mark.accepted]; !ok || n.depth > top.depth {
+				mark.accepted = n.ref
+			}
+		}
+	}
+	if mark.config != t.mark.config || mark.final != t.mark.final {
+		*t = turn{}
+	}
+	if mark.accepted != t.mark.accepted && t.running {
+		t.asked, t.unanswered = false, 0
+	}
+	if !m.stalled(config) {
+		t.running, t.mark = false, mark
+		return false
+	}
+	if !t.running || mark != t.mark {
+		t.running, t.since, t.mark = true, m.now, mark
+		return false
+	}
+	if m.now-t.since < m.takeoverWait(list, m.head.policy, rank, o) || !m.space(config, m.spare()) {
+		return false
+	}
+	if t.asked {
+		t.unanswered++
+		t.backOff = min(t.backOff+1, maxBackOff)
+	}
+	m.promise(b, config, rank, o, nextBallot(o, rs, rank))
+	t.asked, t.since, t.mark.promised = true, m.now, o.promised
+	return true
+}
+
+// acceptProvisionally goes on without a majority once two own promises in
+// sequence were not answered: usable, never final.
+func (m *Machine) acceptProvisionally(b *batch, config Ref, rank uint32, rs *receipts) bool {
+	if !m.keeps(ruleProvisional) || m.turn.unanswered < provisional {
+		return false
+	}
+	at := m.cut(m.head)
+	if at.config != config || at.policy.OnPartition == OnPartitionFreeze || !m.space(config, m.spare()) {
+		return false
+	}
+	var due []*node
+	for _, k := range at.kids {
+		if k.acc.any() && !k.doubt {
+			return false // it stands already, here or where the head is
+		}
+		if k.acc.any() || !m.acceptable(k) || k.sets || !k.c.OnlyRemoves && m.windowFull(at) {
+			continue
+		}
+		due = append(due, k)
+	}
+	if len(due) == 0 {
+		return false
+	}
+	m.fairest(at, due)
+	n := due[0]
+	m.sign(b, &Accept{Config: config, Ballot: Ballot{Rank: rank}, Provisional: true, Ref: n.ref, Parent: n.c.Parent,
+		Epoch: n.epoch, EventID: n.c.EventID})
+	return true
+}
+
+// announceReady says that this module would serve under a list that waits to be
+// set, and says so again before it is forgotten. The owner of the current ballot
+// speaks only when its word is the one that is missing.
+func (m *Machine) announceReady(b *batch) bool {
+	config := m.serving()
+	for _, n := range m.order {
+		if !n.listChange() || n.final || n.governing() != config || n.c.Barred != "" || n.doubt || !m.candidate(n) {
+			continue
+		}
+		rank, ok := m.rankIn(n.ref)
+		if !ok || m.readied[n.ref] >= maxReadies || !m.space(n.ref, 1) {
+			continue
+		}
+		others, fresh := 0, false
+		for _, r := range m.receiptsOf(n.ref).readies {
+			since, ok := m.readySince[readyKey(r)]
+			switch {
+			case !ok:
+			case r.Member == rank:
+				fresh = m.now-since < readyMaxAge/2
+			case m.now-since <= readyMaxAge:
+				others++
+			}
+		}
+		if fresh {
+			continue
+		}
+		if old, ok := m.rankIn(config); ok && m.ownState(config).promised.Rank == old {
+			if q := n.policy.Sequencers.Quorum(); others >= q || others+1 < q {
+				continue
+			}
+		}
+		m.readied[n.ref]++
+		m.sign(b, &Ready{Config: n.ref, Member: rank})
+		return true
+	}
+	return false
+}
+
+// candidate reports whether a commit is or could become the head's next.
+func (m *Machine) candidate(n *node) bool {
+	return n.up.extends(m.final) && m.head.extends(n.up) && (n.up == m.head || m.head.extends(n) || n.up == m.cut(m.head))
+}
+
+// wakes calls f with the times at which a wait of this module ends.
+func (m *Machine) wakes(f func(time.Duration)) {
+	config := m.serving()
+	rank, ok := m.rankIn(config)
+	list, _, _ := m.list(config)
+	if ok && m.turn.running && len(list) > 1 {
+		f(m.turn.since + m.takeoverWait(list, m.head.policy, rank, m.ownState(config)))
+	}
+	for _, since := range m.listSince {
+		f(since + m.takeover())
+	}
+	for _, n := range m.order {
+		if n.listChange() && !n.final {
+			for _, r := range m.receiptsOf(n.ref).readies {
+				if since, ok := m.readySince[readyKey(r)]; ok && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
+					f(since + readyMaxAge/2)
+				}
+			}
+		}
+	}
+}
+
+func (m *Machine) takeover() time.Duration {
+	if d := m.head.policy.Takeover; d > 0 {
+		return d
+	}
+	return DefaultTakeover
+}
+
+// Provisional reports whether this module goes on without a majority.
+func (m *Machine) Provisional() bool { return m.turn.unanswered >= provisional }
+
+// Stalled returns for how long, on this machine's clock, a commit has been
+// waiting or votable without a new final.
+func (m *Machine) Stalled() time.Duration {
+	if !m.stallRuns {
+		return 0
+	}
+	return m.now - m.stallSince
+}
+
+// HeirsDue reports whether the condition of an heirs' era holds on this
+// machine's clock: nothing became final for heirs_wait although something waits.
+func (m *Machine) HeirsDue() bool {
+	d := m.final.policy.HeirsWait
+	if d <= 0 {
+		d = DefaultHeirsWait
+	}
+	return m.stallRuns && m.Stalled() >= d
+}
+
+// runStall keeps the clock of HeirsDue, in clients too.
+func (m *Machine) runStall() {
+	stalled := m.stalled(m.serving())
+	if !stalled || !m.stallRuns || m.stallFinal != m.final.ref {
+		m.stallRuns, m.stallSince, m.stallFinal = stalled, m.now, m.final.ref
+	}
+}
+
+// UsableHead returns the newest commit on the head in whose epoch a client may
+// send: not above a list change that is not final, not beyond the room's window,
+// and with on_partition freeze only what is final.
+func (m *Machine) UsableHead() Ref {
+	var path []*node
+	for x := m.head; x != m.final && x != nil; x = x.up {
+		path = append(path, x)
+	}
+	out, votable := m.final, 0
+	for i := len(path) - 1; i >= 0; i-- {
+		n := path[i]
+		if n.listChange() && !n.final || n.up.policy.OnPartition == OnPartitionFreeze && !n.final {
+			break
+		}
+		if n.votable && !n.final && !n.c.OnlyRemoves {
+			if votable++; votable > n.up.policy.window() {
+				break
+			}
+		}
+		out = n
+	}
+	return out.ref
+}
