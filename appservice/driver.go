@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -55,13 +56,14 @@ type Engine struct {
 
 	started     bool
 	nextRefresh time.Duration
+	failing     map[id.RoomID]*pause // rooms that could not be read or worked on
 }
 
 // NewEngine makes an engine.
 func NewEngine(d Deps) *Engine {
 	e := &Engine{
 		d:     d,
-		rooms: make(map[id.RoomID]*room),
+		rooms: make(map[id.RoomID]*room), failing: make(map[id.RoomID]*pause),
 		mls: &mls.Config{Rand: d.Rand, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
 			MaxMembers: d.Config.Limits.Leaves, MaxProposals: d.Config.Limits.CommitProposals,
 			MaxSenderProposals: d.Config.Limits.CachedProposalsPerSender, MaxCachedProposals: d.Config.Limits.CachedProposalsPerEpoch,
@@ -85,11 +87,50 @@ func (e *Engine) Start(ctx context.Context) error {
 			continue
 		}
 		if _, err := e.room(ctx, room); err != nil {
-			return err
+			if err := e.setAside(ctx, room, err, e.d.Monotonic()); err != nil {
+				return err
+			}
 		}
 	}
 	e.started = true
 	return nil
+}
+
+// setAside puts a room away that cannot be read or worked on, and looks at it
+// again later: one damaged room must not stop the others. It returns the error
+// if it is not the room's: the database does not answer or is another's.
+func (e *Engine) setAside(ctx context.Context, room id.RoomID, err error, now time.Duration) error {
+	if ctx.Err() != nil || errors.Is(err, store.ErrTakenOver) || e.d.Store.Ping(ctx) != nil {
+		return err
+	}
+	delete(e.rooms, room)
+	p := e.failing[room]
+	if p == nil {
+		p = new(pause)
+		e.failing[room] = p
+	}
+	p.fail(now, time.Second, 10*time.Minute)
+	e.d.Metrics.Inc(metrics.EngineErrors)
+	zerolog.Ctx(ctx).Error().Err(err).Stringer("room_id", room).Dur("retry_in", p.until-now).Msg("Could not work on a room, the others go on")
+	return nil
+}
+
+// retryRooms looks again at rooms that were set aside and returns when the next
+// of them is due.
+func (e *Engine) retryRooms(ctx context.Context, now time.Duration) (next time.Duration, err error) {
+	for room, p := range e.failing {
+		if p.ready(now) && e.rooms[room] == nil {
+			if _, err := e.room(ctx, room); err != nil {
+				if err := e.setAside(ctx, room, err, now); err != nil {
+					return 0, err
+				}
+			}
+		}
+		if p.until > now && (next == 0 || p.until < next) {
+			next = p.until
+		}
+	}
+	return next, nil
 }
 
 // Recheck compares every room with its history as soon as it can.
@@ -240,18 +281,34 @@ func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, er
 			return 0, err
 		}
 		for room, status := range known {
-			if status != store.RoomLeft && e.rooms[room] == nil && (status != store.RoomServing || len(e.rooms) < roomsInMemory) {
+			if status != store.RoomLeft && e.rooms[room] == nil && e.failing[room] == nil && (status != store.RoomServing || len(e.rooms) < roomsInMemory) {
 				if _, err := e.room(ctx, room); err != nil {
-					return 0, err
+					if err := e.setAside(ctx, room, err, now); err != nil {
+						return 0, err
+					}
 				}
 			}
 		}
 	}
 	next := e.nextRefresh
+	retry, err := e.retryRooms(ctx, now)
+	if err != nil {
+		return 0, err
+	}
+	if retry > 0 {
+		next = min(next, retry)
+	}
 	for _, r := range e.inOrder() {
 		at, err := e.tickRoom(ctx, r, now)
 		if err != nil {
-			return 0, err
+			if err := e.setAside(ctx, r.id, err, now); err != nil {
+				return 0, err
+			}
+			next = min(next, e.failing[r.id].until)
+			continue
+		}
+		if p := e.failing[r.id]; p != nil && p.ready(now) {
+			delete(e.failing, r.id)
 		}
 		if at > 0 {
 			next = min(next, at)

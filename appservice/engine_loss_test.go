@@ -123,3 +123,34 @@ func TestEngineRebuildsALongRoomWhoseStateComesLate(t *testing.T) {
 		}
 	})
 }
+
+func TestEngineGoesOnBesideADamagedRoom(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		m, r, a, _ := pair(t, cfg)
+		bad := &store.Room{ID: "!bad:mls.test", Status: store.RoomServing, Machine: []byte("damaged")}
+		must(t, m.st.PutRoom(m.ctx, bad))
+		m.start()
+		// Another one whose group's state cannot be read when it is needed.
+		groups, err := m.st.GroupRefs(m.ctx, r.id)
+		must(t, err)
+		torn := newRoom(t, m.hs, "!torn:mls.test")
+		m.settle()
+		torn.found()
+		m.settle()
+		must(t, m.st.PutGroup(m.ctx, torn.id, torn.head.String(), []byte("damaged")))
+		delete(m.e.rooms, torn.id)
+		m.settleFor(2 * time.Minute)
+		c := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+		m.settle()
+		if got := r.accepts(); len(groups) == 0 || got[len(got)-1] != c.ref {
+			t.Errorf("beside damaged rooms nothing is accepted: %v", got)
+		}
+		// What was mended comes back by itself.
+		bad.Machine = nil
+		must(t, m.st.PutRoom(m.ctx, bad))
+		m.settleFor(11 * time.Minute)
+		if m.e.rooms[bad.ID] == nil || m.e.failing[bad.ID] != nil {
+			t.Error("the mended room is still set aside")
+		}
+	})
+}
