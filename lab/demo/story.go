@@ -156,6 +156,13 @@ func (s *story) invite(host, guest *e2e.Device) error {
 		return err
 	}
 	s.t.say("%s invites %s", s.names[host], s.names[guest])
+	_, err := guest.Wait(ctx, "the invite", func(u client.Update) bool {
+		i, ok := u.(*client.Invited)
+		return ok && i.Room == s.room
+	})
+	if err != nil {
+		return err
+	}
 	if _, err := guest.Join(ctx, string(s.room), []string{host.Server.ServerName}); err != nil {
 		return err
 	}
