@@ -106,7 +106,7 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 }
 
 // repostNeedsSender deals with what was posted again and rests on who sent it:
-// the sender that a repost names is only its poster's word. The founding epoch
+// the sender that a repost names is only its poster's word. What founds a group
 // is asked for by its event; what a module or member says of itself is refused.
 // Everything else is signed by a leaf or a receipt key.
 func (e *Engine) repostNeedsSender(r *room, c *rooms.RepostContent) (bool, outcome) {
@@ -118,10 +118,10 @@ func (e *Engine) repostNeedsSender(r *room, c *rooms.RepostContent) (bool, outco
 		if err != nil {
 			return true, refused(err)
 		}
-		if content.Epoch != 0 || content.Founding {
+		if content.Epoch != 0 && !content.Founding {
 			return false, outcome{}
 		}
-		if r.m == nil && c.Event != "" {
+		if (r.m == nil || content.Founding) && c.Event != "" {
 			e.fetchEvent(r, c.Event)
 		}
 		return true, ignored

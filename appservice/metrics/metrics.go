@@ -84,7 +84,7 @@ var Table = []Definition{
 	{Name: Removals, Kind: Counter, Help: "Remove proposals posted for leaves without an entitled member."},
 	{Name: Snapshots, Kind: Counter, Help: "Tree snapshots uploaded."},
 	{Name: EngineSeconds, Kind: Histogram, Help: "Time of one round over the inbox.", Buckets: seconds},
-	{Name: EngineErrors, Kind: Counter, Help: "Rounds over the inbox that failed and were repeated."},
+	{Name: EngineErrors, Kind: Counter, Help: "Rounds over the inbox, or work on one room, that failed and were repeated."},
 	{Name: Ready, Kind: Gauge, Help: "1 once the database is up to date, the homeserver's link works and the inbox was read."},
 	{Name: BuildInfo, Kind: Gauge, Labels: []string{"version"}, Help: "Always 1; the version is the label."},
 }
