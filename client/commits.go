@@ -145,16 +145,6 @@ func (c *Client) handleUnreadable(ctx context.Context, r *room, e *epoch, msg *m
 	return c.takeCommit(ctx, r, facts, content, evt, b)
 }
 
-// object posts P.reject for an accepted commit that this device cannot, or
-// will not, apply.
-func (c *Client) object(r *room, ref, parent federation.Ref, b *batch) error {
-	rule, failed := r.rec.Failed[ref.String()]
-	if !failed || r.rec.Rejected[ref.String()] || r.machine == nil || !r.machine.Accepted(ref) {
-		return nil
-	}
-	return c.sendReject(r, ref, parent, rule, b)
-}
-
 // inlined returns the content with what was moved to media put back.
 func (c *Client) inlined(r *room, content *rooms.CommitContent) (*rooms.CommitContent, error) {
 	if content.File == nil {
@@ -281,7 +271,9 @@ func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batc
 		if group == nil {
 			return nil, errSelfRemoved
 		}
-		c.putEpoch(b, r, &epoch{ref: at, parent: known.Parent, number: group.Epoch(), group: group})
+		e := &epoch{ref: at, parent: known.Parent, number: group.Epoch(), group: group}
+		c.putEpoch(b, r, e)
+		b.entered = append(b.entered, e)
 		delete(r.staged, at)
 	}
 	return r.epochs[ref], nil
@@ -636,14 +628,20 @@ func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	r.rec.Phase = phaseRemoved
 	delete(r.rec.Admissions, c.UserID()) // it does not let us in again
 	c.dropGroup(r, b)
+	c.dropMessages(r, b)
+	c.tell(&Removed{Room: r.id, By: by})
+	b.then(r.notify)
+}
+
+// dropMessages gives up what waits to be sent in a room that this device is out
+// of: it was meant for those who were in it.
+func (c *Client) dropMessages(r *room, b *batch) {
 	for _, row := range c.roomRows(r.id) {
-		if row.data.Plain != nil && row.item.State != stateSent {
+		if row.data.Plain != nil {
 			c.deleteRow(b, row)
 			b.then(func() { c.answer(row, sendResult{err: fmt.Errorf("%w (%s)", ErrRemoved, r.id)}) })
 		}
 	}
-	c.tell(&Removed{Room: r.id, By: by})
-	b.then(r.notify)
 }
 
 // dropGroup forgets the room's group in memory and store: epochs, own commits
@@ -677,66 +675,6 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	})
 }
 
-// handleProposal keeps a module's proposal to remove a leaf, if its reason is
-// in this device's own view of the room. Nothing else is taken from a module.
-func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
-	content, err := rooms.DecodeProposal(evt.Content)
-	if err != nil {
-		return err
-	}
-	if r.machine == nil {
-		return nil // committed, or proposed again, by the time this device is in
-	}
-	e := r.epochs[federation.Ref(content.Parent)]
-	if e == nil {
-		return nil
-	}
-	msg, err := mls.ParseMessage(content.Message)
-	if err != nil {
-		return err
-	}
-	if sender, public := msg.Sender(); !public || sender.Type != mls.SenderTypeExternal || msg.ContentType() != mls.ContentTypeProposal {
-		return errRefusedUpdate(rooms.RuleExternalProposalNotEntitled, "the proposal is not by a module of the group")
-	}
-	// A group that remembers a proposal sends nothing until it is committed
-	// (RFC 9420, Section 12.4), so a copy looks at it first.
-	copied, err := mls.LoadGroup(c.mlsCfg, e.group.EpochState(), e.group.RatchetState())
-	if err != nil {
-		return fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err)
-	}
-	processed, err := copied.Process(msg)
-	if err != nil {
-		return err
-	}
-	proposal, ok := processed.(*mls.ProposalMessage)
-	if !ok {
-		return errRefusedUpdate(rooms.RuleContentMalformed, "the message of a proposal is none")
-	}
-	if err := c.checkProposal(r, e, proposal); err != nil {
-		return err
-	}
-	if _, err := e.group.Process(msg); err != nil {
-		return err
-	}
-	if r.rec.Proposals == nil {
-		r.rec.Proposals = map[string]keptProposal{}
-	}
-	if len(r.rec.Proposals) < maxKeptProposals {
-		r.rec.Proposals[rooms.EncodeBase64(proposal.Ref)] = keptProposal{On: rooms.Hash(e.ref), Raw: content.Message}
-	}
-	c.putRatchet(b, r, e)
-	r.planned = false
-	return nil
-}
-
-const maxKeptProposals = 500
-
-// keptProposal is a proposal of a module, as a commit names it by reference.
-type keptProposal struct {
-	On  rooms.Hash  `json:"on"` // the epoch, by its commit
-	Raw rooms.Bytes `json:"raw"`
-}
-
 // handleAdmit keeps a member's admission of a user. It is checked when it is
 // used, against the group as it is then.
 func (c *Client) handleAdmit(r *room, evt *Event) error {
@@ -747,7 +685,7 @@ func (c *Client) handleAdmit(r *room, evt *Event) error {
 	if admission.Room != r.id {
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "the admission is for another room")
 	}
-	r.admit(admission)
+	c.takeAdmission(r, admission, evt.Sender)
 	r.planned = false
 	return nil
 }
@@ -767,135 +705,4 @@ func (c *Client) handleRepost(ctx context.Context, r *room, evt *Event, b *batch
 		return c.handleReceipt(ctx, r, inner, b)
 	}
 	return errRefusedUpdate(rooms.RuleContentMalformed, "events of this type are not sent again")
-}
-
-// vouch posts P.applied for commits that wait for a member to vouch: at once
-// when a commit is in doubt, else by the committer timer.
-func (c *Client) vouch(ctx context.Context, r *room) error {
-	now := c.mono()
-	for _, ref := range r.machine.NeedsVouching() {
-		if _, failed := r.rec.Failed[ref.String()]; failed || r.rec.Vouched[ref.String()] {
-			delete(r.vouchAt, ref)
-			continue
-		}
-		e := r.epochs[ref]
-		if e == nil {
-			// An era is vouched for before it can be the head.
-			b := &batch{}
-			var err error
-			if e, err = c.enter(ctx, r, ref, b); err != nil && !errors.Is(err, errSelfRemoved) {
-				return err
-			}
-			if err := c.commitBatch(ctx, r, b); err != nil {
-				return err
-			}
-		}
-		if e == nil || !c.mayVouch(r, e) {
-			delete(r.vouchAt, ref)
-			continue
-		}
-		at, set := r.vouchAt[ref]
-		if !set {
-			at = now + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
-			r.vouchAt[ref] = at
-		}
-		if at > now {
-			continue
-		}
-		delete(r.vouchAt, ref)
-		b := &batch{}
-		if err := c.sendApplied(r, e, b); err != nil {
-			return err
-		}
-		if err := c.commitBatch(ctx, r, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mayVouch tells whether this device's leaf can vouch for a commit: it was in
-// the group before, and its user is not the author, unless the author is alone.
-func (c *Client) mayVouch(r *room, e *epoch) bool {
-	known, ok := r.machine.Known(e.ref)
-	if !ok {
-		return false
-	}
-	own := uint32(e.group.OwnLeafIndex())
-	lasted := func(index uint32) bool {
-		for _, leaf := range known.Added {
-			if leaf.Index == index {
-				return false
-			}
-		}
-		return true
-	}
-	if known.AuthorUser != string(c.UserID()) {
-		return lasted(own)
-	}
-	for index, leaf := range e.group.Members() {
-		cred, err := rooms.CredentialOf(leaf)
-		if err == nil && string(cred.User) != known.AuthorUser && lasted(uint32(index)) {
-			return false
-		}
-	}
-	return true // alone
-}
-
-func (c *Client) sendApplied(r *room, e *epoch, b *batch) error {
-	scope, ok := r.machine.ScopeAt(e.ref)
-	if !ok {
-		return nil
-	}
-	cs := e.group.CipherSuite()
-	key, err := c.ident.SignatureKey(cs)
-	if err != nil {
-		return err
-	}
-	applied, err := rooms.SignApplied(cs, key, scope, e.ref, e.group.OwnLeafIndex(), e.group.EpochAuthenticator())
-	if err != nil {
-		return err
-	}
-	raw, err := rooms.Encode(rooms.AppliedOf(applied))
-	if err != nil {
-		return err
-	}
-	if r.rec.Vouched == nil {
-		r.rec.Vouched = map[string]bool{}
-	}
-	r.rec.Vouched[e.ref.String()] = true
-	_, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeApplied, Content: raw})
-	return err
-}
-
-// sendReject says, once, that this device could not apply an accepted commit.
-func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b *batch) error {
-	e := r.epochs[parent]
-	if e == nil {
-		return nil
-	}
-	if r.rec.Rejected == nil {
-		r.rec.Rejected = map[string]bool{}
-	}
-	r.rec.Rejected[ref.String()] = true
-	scope, ok := r.machine.ScopeAt(parent)
-	if !ok {
-		return nil
-	}
-	cs := e.group.CipherSuite()
-	key, err := c.ident.SignatureKey(cs)
-	if err != nil {
-		return err
-	}
-	rejected, err := rooms.SignReject(cs, key, scope, ref, e.group.OwnLeafIndex(), rule)
-	if err != nil {
-		return err
-	}
-	raw, err := rooms.Encode(rooms.RejectOf(rejected))
-	if err != nil {
-		return err
-	}
-	c.warn(r, "failed/"+ref.String(), &Warning{Rule: rule, Text: "a commit could not be applied here; this device said so"})
-	_, err = c.addRow(b, r, kindProof, stateReady, ref, outData{Type: rooms.TypeReject, Content: raw})
-	return err
 }

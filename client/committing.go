@@ -54,11 +54,11 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		d.other = true
 	}
 	r.graceAt = 0
-	if r.want1 == nil || r.plannedOn != e.ref {
+	if r.todo == nil || r.plannedOn != e.ref {
 		return d
 	}
 	waiting := slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.item.State == stateQueued })
-	for _, rm := range r.want1.Removes {
+	for _, rm := range r.todo.Removes {
 		if rm.Leaf == e.group.OwnLeafIndex() {
 			continue // nobody removes the leaf it commits with
 		}
@@ -81,7 +81,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 			d.urgent = true
 		}
 	}
-	for _, add := range r.want1.Adds {
+	for _, add := range r.todo.Adds {
 		if r.tried["add/"+claimKey(add.User, add.Device)] > now || len(d.adds) >= maxAddsAtOnce {
 			continue
 		}
@@ -100,7 +100,7 @@ func (r *room) staleProposals(e *epoch) bool {
 		return false
 	}
 	return slices.ContainsFunc(e.group.PendingProposals(), func(p mls.ProposalMessage) bool {
-		return !slices.ContainsFunc(r.want1.Removes, func(rm rooms.PlannedRemove) bool { return rm.Leaf == p.Proposal.Remove })
+		return !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Leaf == p.Proposal.Remove })
 	})
 }
 
@@ -472,7 +472,7 @@ func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
 		return nil, nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 	case r.rec.Phase == phaseRemoved:
 		return nil, nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
-	case r.machine == nil && !r.state.isMLS():
+	case !r.isMLS():
 		return nil, nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	}
 	e := r.head()

@@ -219,7 +219,7 @@ func (c *Client) IsMLS(roomID id.RoomID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.rooms[roomID]
-	return r != nil && (r.machine != nil || r.rec.Phase != phaseNone || r.state.isMLS())
+	return r != nil && r.isMLS()
 }
 
 // algorithmOf is used by the guard to recognise ciphertexts of ours.

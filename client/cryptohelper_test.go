@@ -157,9 +157,18 @@ func TestMautrixBotGetsMLSRooms(t *testing.T) {
 	}
 }
 
-type recorder struct{ reqs []*http.Request }
+type recorder struct {
+	reqs  []*http.Request
+	state func(path string) (int, string) // of a room that is asked about
+	asked int
+}
 
 func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodGet {
+		r.asked++
+		status, body := r.state(req.URL.Path)
+		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
+	}
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
 		return nil, err
@@ -189,9 +198,15 @@ func TestGuard(t *testing.T) {
 		{"other room", "PUT", "v3/rooms/" + foreign + "/send/m.room.message/t8", `{"body":"secret"}`, false, false},
 		{"redaction", "PUT", "v3/rooms/" + escaped + "/send/m.room.redaction/t9", `{"redacts":"$x"}`, false, false},
 		{"state", "PUT", "v3/rooms/" + escaped + "/state/m.room.name", `{"name":"n"}`, false, false},
+		{"without transaction", "POST", "v3/rooms/" + escaped + "/send/m.room.message", `{"body":"secret"}`, false, true},
+		{"POST with transaction", "POST", "v3/rooms/" + escaped + "/send/m.room.message/t10", `{"body":"secret"}`, false, true},
+		{"without transaction, PUT", "PUT", "v3/rooms/" + escaped + "/send/m.room.message/", `{"body":"secret"}`, false, true},
+		{"escaped words", "PUT", "v3/%72ooms/" + escaped + "/%73end/m.room.message/t11", `{"body":"secret"}`, true, false},
+		{"unescaped room", "PUT", "unstable/rooms/" + string(room) + "/send/m.room.message/t12", `{"body":"secret"}`, true, false},
+		{"prefix in front", "PUT", "../../proxy/rooms/x/_matrix/client/v3/rooms/" + escaped + "/send/m.room.message/t13", `{"body":"secret"}`, true, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			rec := new(recorder)
+			rec := &recorder{state: func(string) (int, string) { return 404, `{"errcode":"M_NOT_FOUND"}` }}
 			guard := &Guard{Client: alice.Client, Base: rec}
 			req, err := http.NewRequestWithContext(t.Context(), tc.method, base+tc.path, strings.NewReader(tc.body))
 			if err != nil {
@@ -221,6 +236,47 @@ func TestGuard(t *testing.T) {
 				}
 			} else if string(body) != tc.body || out.URL.String() != req.URL.String() {
 				t.Errorf("%s %s was changed to %s %s", req.URL, tc.body, out.URL, body)
+			}
+		})
+	}
+}
+
+func TestGuardAsksAboutRoomsThatNoSyncHasShown(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	put := func(rec *recorder, room string) error {
+		req, err := http.NewRequestWithContext(t.Context(), "PUT", "https://hs.example/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/send/m.room.message/t?user_id=%40bot%3Ahs", strings.NewReader(`{"body":"secret"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = (&Guard{Client: alice.Client, Base: rec}).RoundTrip(req)
+		return err
+	}
+	for _, tc := range []struct {
+		name, room, body string
+		status           int
+		sent             bool
+	}{
+		{"MLS", "!mls:x", `{"algorithm":"` + rooms.Algorithm + `"}`, 200, false},
+		{"none", "!none:x", `{"errcode":"M_NOT_FOUND"}`, 404, true},
+		{"Megolm", "!megolm:x", `{"algorithm":"m.megolm.v1.aes-sha2"}`, 200, true}, // the other helper's
+		{"forbidden", "!forbidden:x", `{"errcode":"M_FORBIDDEN"}`, 403, false},
+		{"not a homeserver", "!proxy:x", `<html>`, 404, false},
+		{"down", "!down:x", `{}`, 502, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var path string
+			rec := &recorder{state: func(p string) (int, string) { path = p; return tc.status, tc.body }}
+			err := put(rec, tc.room)
+			if tc.sent != (err == nil) || tc.sent != (len(rec.reqs) == 1) {
+				t.Fatalf("sent %d, error %v", len(rec.reqs), err)
+			}
+			if want := "/_matrix/client/v3/rooms/" + tc.room + "/state/m.room.encryption/"; path != want {
+				t.Errorf("asked for %s, want %s", path, want)
+			}
+			_ = put(rec, tc.room)
+			if again := rec.asked == 2; again == tc.sent {
+				t.Errorf("asked %d times; only an answer that it is no MLS room is kept", rec.asked)
 			}
 		})
 	}

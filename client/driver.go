@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -35,6 +37,7 @@ func (r *room) want(key string, n *need) {
 
 const (
 	maxNeeds      = 256
+	maxTried      = 1024
 	maxNeedFails  = 8
 	maxMediaCache = 4
 )
@@ -216,6 +219,9 @@ func (r *room) arrived(what string) bool {
 // process handles one inbox row in a transaction of its own. It reports
 // whether the row is done; a row that waits stays.
 func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (bool, error) {
+	// What was begun is ended: an event must not count as refused because the
+	// client is being closed.
+	ctx = context.WithoutCancel(ctx)
 	var data inboxData
 	b := &batch{}
 	err := json.Unmarshal(item.Data, &data)
@@ -223,10 +229,15 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 		err = errors.New("client: inbox row without event")
 	}
 	if err == nil {
-		err = c.handle(ctx, r, &data, b)
+		err = c.handleSafely(ctx, r, &data, b)
 	}
 	var wait *errWait
 	if errors.As(err, &wait) {
+		if kept := c.keepEntered(r, b); len(kept.ops) > 0 {
+			if err := c.commitBatch(ctx, r, kept); err != nil {
+				return false, err
+			}
+		}
 		if wait.what == item.WaitsFor {
 			return false, nil
 		}
@@ -234,11 +245,23 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 		return false, c.st.AddInbox(ctx, item)
 	}
 	if errors.Is(err, errStore) {
+		// What is in memory may be ahead of the store: read it again.
+		if rerr := c.reload(ctx, r); rerr != nil {
+			c.fatal = errors.Join(err, rerr)
+		}
 		return false, err
 	}
 	if err != nil {
 		// Refused: nothing of the event has an effect.
-		b = &batch{}
+		if b.machine || b.torn {
+			if rerr := c.reload(ctx, r); rerr != nil {
+				c.fatal = errors.Join(err, rerr)
+				return false, c.fatal
+			}
+			b = &batch{}
+		} else {
+			b = c.keepEntered(r, b)
+		}
 		if data.Event != nil {
 			c.refused(r, data.Event, err)
 		}
@@ -254,6 +277,35 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 		return false, err
 	}
 	return true, nil
+}
+
+// keepEntered returns a batch that writes the epochs which an event led into
+// before it turned out to wait, or to be refused: they are used from memory from
+// now on, so the store has to have them too.
+func (c *Client) keepEntered(r *room, b *batch) *batch {
+	kept := &batch{}
+	for _, e := range b.entered {
+		if r.epochs[e.ref] == e {
+			c.putEpoch(kept, r, e)
+		}
+	}
+	return kept
+}
+
+// rulePanic counts events whose handling broke an invariant of this program.
+const rulePanic rooms.Rule = "client/panic"
+
+// handleSafely dispatches one event. A panic refuses the event, or every start
+// of the program would end at it.
+func (c *Client) handleSafely(ctx context.Context, r *room, data *inboxData, b *batch) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			b.torn = true
+			c.log.Error().Stringer("room_id", r.id).Str("type", data.Event.Type).Bytes("stack", debug.Stack()).Msg("An event broke an invariant of the client, please report this")
+			err = errRefusedUpdate(rulePanic, "its handling failed")
+		}
+	}()
+	return c.handle(ctx, r, data, b)
 }
 
 // errStore marks trouble with the own store: the event is not to blame.
@@ -409,7 +461,13 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	c.log.Debug().Err(err).Stringer("room_id", roomID).Int("attempt", n.fail).Msg("Failed to fetch something")
 	if n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 {
 		delete(r.needs, key)
-		r.tried["need/"+key] = c.mono() + 10*time.Minute
+		if len(r.tried) >= maxTried {
+			now := c.mono()
+			maps.DeleteFunc(r.tried, func(_ string, until time.Duration) bool { return until <= now })
+		}
+		if len(r.tried) < 2*maxTried {
+			r.tried["need/"+key] = c.mono() + 10*time.Minute
+		}
 		if n.file != nil {
 			c.count(string(rooms.RuleMediaHash))
 		}
@@ -560,6 +618,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.commitAt)
 	at(r.joinAt)
 	at(r.graceAt)
+	at(r.staleAt)
 	at(r.tried["commit"])
 	if r.lagSince > 0 {
 		at(r.lagSince + lagLook)

@@ -146,6 +146,9 @@ func (c *Client) checkProposal(r *room, e *epoch, proposal *mls.ProposalMessage)
 	})
 }
 
+// maxRoots bounds the founding events noted before this device has a group.
+const maxRoots = 16
+
 // handleRoot notes the founding event of the group.
 func (c *Client) handleRoot(r *room, evt *Event, content *rooms.CommitContent) error {
 	info, err := mls.ParseMessage(content.GroupInfo)
@@ -155,6 +158,9 @@ func (c *Client) handleRoot(r *room, evt *Event, content *rooms.CommitContent) e
 	ref, err := rooms.RootRef(info)
 	if err != nil {
 		return err
+	}
+	if r.machine != nil && !r.machine.Held(ref) || r.machine == nil && len(r.rec.Events) >= maxRoots {
+		return nil // a group that this device does not follow
 	}
 	c.setCommitEvent(r, ref, evt.ID)
 	return nil
@@ -185,8 +191,8 @@ func verificationOf(list *identity.UserDevices, cred *rooms.Credential, cs mls.C
 // forgetCaused drops the users for whom nothing is left to do.
 func (c *Client) forgetCaused(r *room, leaves []rooms.GroupLeaf) {
 	for user := range r.rec.Caused {
-		open := slices.ContainsFunc(r.want1.Adds, func(a rooms.PlannedAdd) bool { return a.User == user }) ||
-			slices.ContainsFunc(r.want1.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.User == user })
+		open := slices.ContainsFunc(r.todo.Adds, func(a rooms.PlannedAdd) bool { return a.User == user }) ||
+			slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.User == user })
 		in := slices.ContainsFunc(leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == user })
 		gone := r.state.membership(user) == rooms.MembershipLeave || r.state.membership(user) == rooms.MembershipBan
 		if !open && (in || gone) && r.planned {
@@ -205,6 +211,14 @@ func (c *Client) plan(r *room) {
 	policy, err := rooms.PolicyOf(e.group)
 	if err != nil {
 		return
+	}
+	if r.staleAt > 0 && c.mono() >= r.staleAt {
+		r.staleAt = 0
+		for user := range r.devices {
+			if list := c.devs[user]; list == nil || list.Stale {
+				delete(r.devices, user) // asked again, while messages go on
+			}
+		}
 	}
 	leaves := rooms.GroupLeaves(e.group)
 	var users []id.UserID
@@ -229,6 +243,14 @@ func (c *Client) plan(r *room) {
 		if list == nil || !r.devices[user] {
 			continue
 		}
+		if list.Stale {
+			if at := c.mono() + identity.StaleAfter; r.staleAt == 0 {
+				r.staleAt = at
+			}
+			if len(list.Devices) == 0 {
+				continue // nothing is known: a server that is down logs nobody out
+			}
+		}
 		entries := []rooms.Device{}
 		for _, device := range list.SortedDevices() {
 			entry := rooms.Device{Device: device.ID, Key: device.MLSKeys[cs]}
@@ -241,13 +263,22 @@ func (c *Client) plan(r *room) {
 	}
 	view := c.view(r, e.group)
 	for user, admission := range r.rec.Admissions {
-		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err == nil {
-			in.Admitted[user] = true
+		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err != nil {
+			continue
 		}
+		if list := c.devs[user]; list != nil && r.devices[user] && len(rooms.LeavesOf(e.group, user)) == 0 {
+			// Whom the member admitted is who holds this key, not whom a
+			// homeserver shows under that name later.
+			if err := list.CheckAdmission(&admission); err != nil {
+				c.warn(r, "admitted/"+string(user)+"/"+list.MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Text: err.Error()})
+				continue
+			}
+		}
+		in.Admitted[user] = true
 	}
-	r.want1 = rooms.MakePlan(in)
+	r.todo = rooms.MakePlan(in)
 	r.planned, r.plannedOn = complete, e.ref
-	for _, rm := range r.want1.Removes {
+	for _, rm := range r.todo.Removes {
 		if rooms.RuleOf(rm.Err) == rooms.RuleIdentityChanged {
 			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Text: rm.Err.Error()})
 		}
@@ -259,11 +290,14 @@ func (c *Client) plan(r *room) {
 	}
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
-	if err := r.want1.Barrier(); err != nil {
+	if err := r.todo.Barrier(); err != nil {
 		r.blocked = append(r.blocked, err.Error())
 	}
 	if e.ref != r.machine.Head() {
 		r.blocked = append(r.blocked, "a commit is in doubt")
+	}
+	if r.planned && len(r.blocked) == 0 {
+		notifyChan(c.outWake)
 	}
 	r.notify()
 }

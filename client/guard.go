@@ -18,7 +18,9 @@ import (
 
 // Guard is an http.RoundTripper that lets no plaintext message event out to an
 // MLS room: a request to send one is turned into the request to send its
-// ciphertext. Requests that it does not know how to encrypt are refused.
+// ciphertext. Requests that it does not know how to encrypt are refused, and so
+// are those into a room of which nothing is known yet and that turns out to be
+// an MLS room.
 type Guard struct {
 	Client *Client
 	Base   http.RoundTripper // http.DefaultTransport if nil
@@ -36,8 +38,22 @@ func (g *Guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		base = http.DefaultTransport
 	}
 	target, ok := parseSend(req.URL)
-	if !ok || req.Method != http.MethodPut || !g.Client.IsMLS(target.room) {
+	if !ok || req.Method == http.MethodGet || req.Method == http.MethodHead || req.Method == http.MethodOptions {
 		return base.RoundTrip(req)
+	}
+	mls, known := g.Client.encryptionOf(target.room)
+	if !known {
+		// No state of this room has come by /sync yet.
+		var err error
+		if mls, err = g.ask(req, base, target); err != nil {
+			return nil, err
+		}
+	}
+	if !mls {
+		return base.RoundTrip(req)
+	}
+	if req.Method != http.MethodPut || !target.txn {
+		return nil, fmt.Errorf("client: guard: %s: events go into an MLS room by PUT …/send/{type}/{txnId} only, not by %s", target.room, req.Method)
 	}
 	body, err := readBody(req)
 	if err != nil {
@@ -60,28 +76,96 @@ func (g *Guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	return base.RoundTrip(out)
 }
 
-// sendTarget is a PUT …/rooms/{room}/send/{type}/{txn}.
+// encryptionOf tells whether a room is an MLS room, and whether this device
+// knows enough of the room to say so.
+func (c *Client) encryptionOf(roomID id.RoomID) (mls, known bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil {
+		return false, c.plain[roomID]
+	}
+	return r.isMLS(), r.isMLS() || r.state.Known || c.plain[roomID]
+}
+
+// maxPlain bounds the rooms that were found unencrypted, or in other hands.
+const maxPlain = 10_000
+
+// ask reads the encryption of a room that this device has not synced: a bot
+// that has just joined one must not write into it in clear. An answer that it
+// is no MLS room is kept; when that changes, /sync says so.
+func (g *Guard) ask(req *http.Request, base http.RoundTripper, target sendTarget) (mls bool, err error) {
+	fail := func(err error) (bool, error) {
+		return false, fmt.Errorf("client: guard: %s: whether the room is encrypted is not known yet, so nothing is sent; try again after the next sync: %w", target.room, err)
+	}
+	get := req.Clone(req.Context())
+	get.Method, get.Body, get.GetBody, get.ContentLength = http.MethodGet, nil, nil, 0
+	get.Header.Del("Content-Type")
+	get.Header.Del("Content-Length")
+	get.URL = target.state(req.URL, rooms.TypeEncryption)
+	resp, err := base.RoundTrip(get)
+	if err != nil {
+		return fail(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, rooms.MaxEventSize))
+	if err != nil {
+		return fail(err)
+	}
+	var answer struct {
+		Algorithm string `json:"algorithm"`
+		Code      string `json:"errcode"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return fail(err)
+	}
+	switch {
+	case resp.StatusCode == http.StatusOK && answer.Algorithm == rooms.Algorithm:
+		return fail(ErrNoGroup)
+	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusNotFound && answer.Code == "M_NOT_FOUND":
+		g.Client.notePlain(target.room)
+		return false, nil
+	}
+	return fail(fmt.Errorf("the homeserver answers %d %q", resp.StatusCode, answer.Code))
+}
+
+func (c *Client) notePlain(roomID id.RoomID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.plain == nil || len(c.plain) >= maxPlain {
+		c.plain = map[id.RoomID]bool{}
+	}
+	c.plain[roomID] = true
+}
+
+// sendTarget is a …/rooms/{room}/send/{type}, with or without a transaction id.
 type sendTarget struct {
 	segments  []string // escaped
 	at        int      // index of the type
 	room      id.RoomID
 	eventType string
+	txn       bool
 }
 
 // parseSend recognises the path of a request to send a message event, under
-// any prefix and version of the client-server API.
+// any prefix and version of the client-server API, however it is escaped.
 func parseSend(u *url.URL) (sendTarget, bool) {
 	segments := strings.Split(u.EscapedPath(), "/")
-	for i := 0; i+4 < len(segments); i++ {
-		if segments[i] != "rooms" || segments[i+2] != "send" {
+	plain := make([]string, len(segments))
+	for i, segment := range segments {
+		var err error
+		if plain[i], err = url.PathUnescape(segment); err != nil {
+			plain[i] = segment
+		}
+	}
+	for i := 0; i+3 < len(segments); i++ {
+		if plain[i] != "rooms" || plain[i+2] != "send" || !strings.HasPrefix(plain[i+1], "!") {
 			continue
 		}
-		room, err1 := url.PathUnescape(segments[i+1])
-		eventType, err2 := url.PathUnescape(segments[i+3])
-		if err1 != nil || err2 != nil || !strings.HasPrefix(room, "!") {
-			continue
-		}
-		return sendTarget{segments: segments, at: i + 3, room: id.RoomID(room), eventType: eventType}, true
+		return sendTarget{
+			segments: segments, at: i + 3, room: id.RoomID(plain[i+1]), eventType: plain[i+3],
+			txn: i+4 < len(segments) && segments[i+4] != "",
+		}, true
 	}
 	return sendTarget{}, false
 }
@@ -90,6 +174,25 @@ func parseSend(u *url.URL) (sendTarget, bool) {
 func (t sendTarget) as(u *url.URL, eventType string) *url.URL {
 	segments := append([]string(nil), t.segments...)
 	segments[t.at] = url.PathEscape(eventType)
+	return withPath(u, segments)
+}
+
+// state returns the URL of the room's state event of a type.
+func (t sendTarget) state(u *url.URL, eventType string) *url.URL {
+	segments := append([]string(nil), t.segments[:t.at]...)
+	segments[t.at-1] = "state"
+	out := withPath(u, append(segments, url.PathEscape(eventType), ""))
+	query := url.Values{}
+	for _, key := range []string{"access_token", "user_id", "device_id"} { // who asks
+		if v := u.Query().Get(key); v != "" {
+			query.Set(key, v)
+		}
+	}
+	out.RawQuery = query.Encode()
+	return out
+}
+
+func withPath(u *url.URL, segments []string) *url.URL {
 	out := *u
 	out.RawPath = strings.Join(segments, "/")
 	out.Path, _ = url.PathUnescape(out.RawPath)

@@ -57,6 +57,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		if err := rooms.CheckUnsolicited(content, r.state.view, c.UserID()); err != nil {
 			return err
 		}
+		if r.state.membership(evt.Sender) != rooms.MembershipJoin {
+			return errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
+		}
 	}
 	if r.pending != nil && r.pending.External {
 		return &errWait{"decided:"} // we are joining by ourselves already
@@ -359,16 +362,18 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 			return errWelcomeDue
 		}
 	}
+	if admitted {
+		if _, err = rooms.VerifyAdmission(public, policy, admission, nil); err == nil {
+			aad.Admissions = append(aad.Admissions, *admission)
+		}
+	}
 	if !member && policy.Join == rooms.JoinAdmitted {
 		if !admitted {
 			return fmt.Errorf("client: %w: no member has admitted %s to %s; a member who may invite has to", ErrNotAllowed, c.UserID(), roomID)
 		}
-		if _, err := rooms.VerifyAdmission(public, policy, admission, nil); err != nil {
+		if err != nil {
 			return err
 		}
-	}
-	if admitted {
-		aad.Admissions = append(aad.Admissions, *admission)
 	}
 	if err := c.notStale(roomID, parent, public.Epoch()); err != nil {
 		return err

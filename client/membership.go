@@ -49,7 +49,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	}
 	c.mu.Lock()
 	var bot id.UserID
-	r, e, err := c.memberOf(roomID)
+	r, _, err := c.memberOf(roomID)
 	if err == nil {
 		bot = c.missingBot(r, serverOf(user))
 	}
@@ -63,7 +63,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		c.inviteBot(ctx, roomID, bot)
 	}
 	c.mu.Lock()
-	r, e, err = c.memberOf(roomID)
+	r, e, err := c.memberOf(roomID)
 	if err == nil {
 		c.devs[user] = lists[user]
 		r.devices[user] = true
@@ -281,7 +281,9 @@ func (c *Client) Leave(ctx context.Context, roomID id.RoomID) error {
 	}
 	b := &batch{}
 	r.rec.Phase, r.rec.Membership = phaseRemoved, "leave"
+	delete(r.rec.Admissions, c.UserID())
 	c.dropGroup(r, b)
+	c.dropMessages(r, b)
 	b.then(r.notify)
 	return c.commitBatch(ctx, r, b)
 }
@@ -340,7 +342,9 @@ func (c *Client) Rooms(context.Context) ([]RoomInfo, error) {
 	defer c.mu.Unlock()
 	list := make([]*room, 0, len(c.rooms))
 	for _, r := range c.rooms {
-		list = append(list, r)
+		if !r.strange() {
+			list = append(list, r)
+		}
 	}
 	sortRooms(list)
 	out := make([]RoomInfo, 0, len(list))
@@ -363,7 +367,7 @@ func (c *Client) Room(_ context.Context, roomID id.RoomID) (RoomInfo, error) {
 
 func (c *Client) info(r *room) RoomInfo {
 	info := RoomInfo{
-		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.state.isMLS() || r.machine != nil,
+		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.isMLS(),
 		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
 		Unconfirmed: r.rec.Unconfirmed,
 	}
@@ -423,8 +427,8 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 	var out []Member
 	present := map[id.UserID]bool{}
 	notes := map[string]string{}
-	if r.want1 != nil {
-		for _, rm := range r.want1.Removes {
+	if r.todo != nil {
+		for _, rm := range r.todo.Removes {
 			notes[claimKey(rm.Cred.User, rm.Cred.Device)] = string(rm.Reason)
 		}
 	}
@@ -448,8 +452,8 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 }
 
 func (c *Client) whyAbsent(r *room, user id.UserID) string {
-	if r.want1 != nil {
-		for _, err := range r.want1.Waiting {
+	if r.todo != nil {
+		for _, err := range r.todo.Waiting {
 			var refusal *rooms.Refusal
 			if errors.As(err, &refusal) && strings.Contains(refusal.What, string(user)) {
 				return err.Error()

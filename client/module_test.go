@@ -34,7 +34,6 @@ type moduleRoom struct {
 	events  map[federation.Ref]id.EventID
 	root    federation.Ref
 	n       int
-	left    map[id.UserID]bool
 }
 
 func newFakeModule(w *world) *fakeModule {

@@ -212,12 +212,17 @@ func (c *Client) Flush(ctx context.Context) (next time.Duration) {
 			return at
 		}
 		row.busy = true
+		item := *row.item
+		sending := &outRow{item: &item, data: row.data} // the engine may change the row meanwhile
 		c.mu.Unlock()
 
-		evt, err := c.sendRow(ctx, row)
+		evt, err := c.sendRow(ctx, sending)
 
 		c.mu.Lock()
 		row.busy = false
+		if sending.data.File != nil {
+			row.data.File = sending.data.File // uploaded: not again
+		}
 		c.settleRow(ctx, row, evt, err)
 		c.mu.Unlock()
 	}
@@ -262,9 +267,11 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 		}
 		if row.item.Kind == kindChat || row.item.Kind == kindReceipt {
 			r := c.rooms[row.item.Room]
-			if r == nil || r.machine == nil || r.machine.Head() != row.ref() || len(r.blocked) > 0 {
+			// A room that is not compared yet, or stands behind the barrier, holds
+			// back what is encrypted already, too: a leave that was seen comes first.
+			if r == nil || r.machine == nil || r.machine.Head() != row.ref() || c.blockedBy(row.item.Room) != nil {
 				blocked[row.item.Room] = prio
-				c.poke() // the engine encrypts it again
+				c.poke() // the engine compares, or encrypts it again
 				continue
 			}
 		}

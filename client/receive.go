@@ -68,6 +68,9 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it belongs to another group")
 	}
 	processed, err := e.group.Process(msg)
+	if errors.Is(err, mls.ErrOwnMessage) && evt.Sender == c.UserID() {
+		return nil // an earlier ciphertext of a message that was encrypted again
+	}
 	if err != nil {
 		return err
 	}
@@ -91,7 +94,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		return nil // sent again after its epoch left the head, or replayed
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err
+		return fmt.Errorf("%w: %w", errStore, err)
 	}
 	c.addMessage(b, out)
 	return nil

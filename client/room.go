@@ -112,8 +112,8 @@ type room struct {
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
 
-	want1        *rooms.Plan    // desired minus actual
-	planned      bool           // want1 is up to date
+	todo         *rooms.Plan    // desired minus actual
+	planned      bool           // todo is up to date
 	plannedOn    federation.Ref // the epoch it was made on
 	keep         int            // epochs kept below the newest final
 	joinAt       time.Duration  // when to try to get into the group by ourselves
@@ -123,6 +123,7 @@ type room struct {
 	pendingRef   federation.Ref
 	lagLooked    bool
 	quietUntil   time.Duration // a server joins: nothing is sent
+	staleAt      time.Duration // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration // when a leaf that fails its check may be removed
 	badSince     map[string]time.Duration
 	headSeen     bool // a module published where newcomers join
@@ -161,6 +162,12 @@ func (r *room) head() *epoch {
 	return r.epochs[r.machine.Head()]
 }
 
+// isMLS tells whether the room has, had, or by its state should have a group.
+// That never goes back, whatever a server says of its encryption later.
+func (r *room) isMLS() bool {
+	return r.machine != nil || r.rec.Phase != phaseNone || len(r.rec.Group) > 0 || r.state.isMLS()
+}
+
 func sortRooms(list []*room) {
 	slices.SortFunc(list, func(a, b *room) int { return strings.Compare(string(a.id), string(b.id)) })
 }
@@ -172,6 +179,8 @@ type batch struct {
 	after   []func()
 	machine bool // write the machine
 	state   bool // write the room state
+	entered []*epoch
+	torn    bool // memory may be half changed
 }
 
 func (b *batch) do(op func(ctx context.Context) error) { b.ops = append(b.ops, op) }

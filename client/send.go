@@ -109,7 +109,7 @@ func (c *Client) sendable(roomID id.RoomID) (*room, error) {
 		return nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 	case r.rec.Phase == phaseRemoved:
 		return nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
-	case r.machine == nil && !r.state.isMLS() && r.rec.Phase == phaseNone:
+	case !r.isMLS():
 		return nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	}
 	return r, nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -219,16 +220,16 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		r = c.newRoom(roomID)
 		c.rooms[roomID] = r
 	}
-	wasMLS := r.state.isMLS()
+	wasMLS, before := r.state.isMLS(), r.state.view.Encryption
 	for _, evt := range slices.Concat(joined.State, joined.Timeline) {
-		var before rooms.Membership
+		var was rooms.Membership
 		if evt.StateKey != nil {
-			before = r.state.membership(id.UserID(*evt.StateKey))
+			was = r.state.membership(id.UserID(*evt.StateKey))
 		}
 		if !r.state.set(evt) {
 			continue
 		}
-		if evt.Type == rooms.TypeMember && c.newServer(r, id.UserID(*evt.StateKey), before) && r.rec.Phase == phaseMember {
+		if evt.Type == rooms.TypeMember && c.newServer(r, id.UserID(*evt.StateKey), was) && r.rec.Phase == phaseMember {
 			r.quietUntil = c.mono() + quietTime
 		}
 		r.planned = false
@@ -237,13 +238,26 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 			c.noteAdmission(r, evt)
 		}
 	}
-	if wasMLS && !r.state.isMLS() {
-		c.warn(r, "downgrade", &Warning{Rule: string(rooms.RuleAlgorithmDowngrade), Text: "the room's encryption setting was changed; this group goes on and nothing is sent in clear"})
-	}
+	c.checkAlgorithm(r, wasMLS, before)
 	if joined.Limited {
 		r.state.Known = false
 	}
 	return r
+}
+
+// checkAlgorithm warns when somebody changed the room's encryption setting. The
+// group goes on as it is: what its members signed counts.
+func (c *Client) checkAlgorithm(r *room, wasMLS bool, before string) {
+	err := r.state.view.CheckAlgorithm()
+	if err == nil {
+		delete(r.rec.Warned, "downgrade")
+		return
+	}
+	if wasMLS && (!r.state.isMLS() || before == rooms.Algorithm && r.state.view.Encryption != before) {
+		c.warn(r, "downgrade", &Warning{
+			Rule: ruleOf(err), Text: "the room's encryption setting was changed; this group goes on and nothing is sent in clear: " + err.Error(),
+		})
+	}
 }
 
 func isMLSEncryption(evt *Event) bool {
@@ -267,7 +281,36 @@ func (c *Client) noteAdmission(r *room, evt *Event) {
 	if err != nil || admission.Room != r.id || string(admission.User) != *evt.StateKey {
 		return
 	}
-	r.admit(admission)
+	c.takeAdmission(r, admission, evt.Sender)
+}
+
+// takeAdmission keeps an admission that somebody posted. Anybody in the room
+// can post one, so one that cannot be used never takes the place of one that
+// can: checked against the group, or, before this device is in it, by whether
+// the one who invited us sent it.
+func (c *Client) takeAdmission(r *room, a *rooms.Admission, sender id.UserID) {
+	known, ok := r.rec.Admissions[a.User]
+	if ok && !c.betterAdmission(r, &known, a, sender) {
+		return
+	}
+	r.admit(a)
+}
+
+func (c *Client) betterAdmission(r *room, known, a *rooms.Admission, sender id.UserID) bool {
+	e := r.head()
+	if e == nil {
+		return sender == r.rec.Inviter || r.rec.Inviter == ""
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return false
+	}
+	since := func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) }
+	if _, err := rooms.VerifyAdmission(e.group, policy, a, since); err == nil {
+		return true
+	}
+	_, err = rooms.VerifyAdmission(e.group, policy, known, since)
+	return err != nil // neither is good now: the signer may come with the next epoch
 }
 
 const maxAdmissions = 4096
@@ -322,7 +365,8 @@ func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *roo
 	}
 	r := c.rooms[welcome.Room]
 	if r == nil {
-		if len(c.rooms) >= maxRooms {
+		if len(c.rooms) >= maxRooms || c.strangeRooms() >= maxStrangeRooms {
+			c.count(string(rooms.RuleUnsolicitedKey))
 			return nil, nil
 		}
 		r = c.newRoom(welcome.Room)
@@ -335,7 +379,27 @@ func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *roo
 	return c.inboxStep(welcome.Room, &filed, true), r
 }
 
-const maxRooms = 10_000
+const (
+	maxRooms = 10_000
+	// maxStrangeRooms bounds the rooms that are known from a Welcome alone: it
+	// may come before the invite, but anybody can send one.
+	maxStrangeRooms = 64
+)
+
+func (c *Client) strangeRooms() int {
+	n := 0
+	for _, r := range c.rooms {
+		if r.strange() {
+			n++
+		}
+	}
+	return n
+}
+
+// strange tells whether nothing but a Welcome speaks of the room.
+func (r *room) strange() bool {
+	return r.rec.Membership == "" && r.rec.Phase == phaseNone && len(r.state.Entries) == 0
+}
 
 // comeBack lets a user who had left, or was put out, be a newcomer again.
 func (r *room) comeBack() {
@@ -447,6 +511,7 @@ func (c *Client) devicesChanged(user id.UserID) {
 	for _, r := range c.rooms {
 		if r.devices[user] {
 			delete(r.devices, user)
+			r.planned = false // nothing is sent until the new list was looked at
 		}
 	}
 	c.poke()

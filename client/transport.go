@@ -83,6 +83,9 @@ func isPermanent(err error) bool {
 	if !errors.As(err, &httpErr) || httpErr.Response == nil {
 		return errors.Is(err, errRefused)
 	}
+	if httpErr.RespError == nil || httpErr.RespError.ErrCode == "" {
+		return false // not an answer of a homeserver: something stands in front of it
+	}
 	code := httpErr.Response.StatusCode
 	return code >= 400 && code < 500 && code != 408 && code != 429 && code != 401
 }

@@ -141,14 +141,19 @@ func (c *Client) warn(r *room, key string, w *Warning) {
 	if r.rec.Warned == nil {
 		r.rec.Warned = map[string]bool{}
 	}
-	if r.rec.Warned[key] || len(r.rec.Warned) > 256 {
+	if r.rec.Warned[key] {
 		return
+	}
+	if len(r.rec.Warned) >= maxWarned {
+		clear(r.rec.Warned) // rather say something twice than not at all
 	}
 	r.rec.Warned[key] = true
 	w.Room = r.id
 	c.log.Warn().Stringer("room_id", r.id).Str("rule", w.Rule).Msg("Something in a room is not right")
 	c.tell(w)
 }
+
+const maxWarned = 256
 
 const deliveredKey = "delivered/seq"
 

@@ -97,17 +97,17 @@ func b64(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
 
 // signJSON signs an object in the Matrix way.
 func signJSON(obj map[string]any, user id.UserID, keys map[string]ed25519.PrivateKey) json.RawMessage {
-	raw, err := json.Marshal(obj)
+	canonical, err := canonicaljson.Marshal(obj)
 	if err != nil {
 		panic(err)
 	}
-	canonical := canonicaljson.CanonicalJSONAssumeValid(raw)
 	sigs := map[string]string{}
 	for name, key := range keys {
 		sigs["ed25519:"+name] = b64(ed25519.Sign(key, canonical))
 	}
 	obj["signatures"] = map[string]any{string(user): sigs}
-	if raw, err = json.Marshal(obj); err != nil {
+	raw, err := json.Marshal(obj)
+	if err != nil {
 		panic(err)
 	}
 	return raw
@@ -278,8 +278,6 @@ type fakeTransport struct {
 	fail   error // the next request fails with it, once
 	before func(kind string)
 }
-
-var errUnreachable = errors.New("fake: unreachable")
 
 func (t *fakeTransport) enter(kind string) error {
 	if t.before != nil {

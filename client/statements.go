@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+	"errors"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// vouch posts P.applied for commits that wait for a member to vouch: at once
+// when a commit is in doubt, else by the committer timer.
+func (c *Client) vouch(ctx context.Context, r *room) error {
+	now := c.mono()
+	for _, ref := range r.machine.NeedsVouching() {
+		if _, failed := r.rec.Failed[ref.String()]; failed || r.rec.Vouched[ref.String()] {
+			delete(r.vouchAt, ref)
+			continue
+		}
+		e := r.epochs[ref]
+		if e == nil {
+			// An era is vouched for before it can be the head.
+			b := &batch{}
+			var err error
+			if e, err = c.enter(ctx, r, ref, b); err != nil && !errors.Is(err, errSelfRemoved) {
+				return err
+			}
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				return err
+			}
+		}
+		if e == nil || !c.mayVouch(r, e) {
+			delete(r.vouchAt, ref)
+			continue
+		}
+		at, set := r.vouchAt[ref]
+		if !set {
+			at = now + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+			r.vouchAt[ref] = at
+		}
+		if at > now {
+			continue
+		}
+		delete(r.vouchAt, ref)
+		b := &batch{}
+		if err := c.sendApplied(r, e, b); err != nil {
+			return err
+		}
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayVouch tells whether this device's leaf can vouch for a commit: it was in
+// the group before, and its user is not the author, unless the author is alone.
+func (c *Client) mayVouch(r *room, e *epoch) bool {
+	known, ok := r.machine.Known(e.ref)
+	if !ok {
+		return false
+	}
+	own := uint32(e.group.OwnLeafIndex())
+	lasted := func(index uint32) bool {
+		for _, leaf := range known.Added {
+			if leaf.Index == index {
+				return false
+			}
+		}
+		return true
+	}
+	if known.AuthorUser != string(c.UserID()) {
+		return lasted(own)
+	}
+	for index, leaf := range e.group.Members() {
+		cred, err := rooms.CredentialOf(leaf)
+		if err == nil && string(cred.User) != known.AuthorUser && lasted(uint32(index)) {
+			return false
+		}
+	}
+	return true // alone
+}
+
+func (c *Client) sendApplied(r *room, e *epoch, b *batch) error {
+	scope, ok := r.machine.ScopeAt(e.ref)
+	if !ok {
+		return nil
+	}
+	cs := e.group.CipherSuite()
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	applied, err := rooms.SignApplied(cs, key, scope, e.ref, e.group.OwnLeafIndex(), e.group.EpochAuthenticator())
+	if err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(rooms.AppliedOf(applied))
+	if err != nil {
+		return err
+	}
+	if r.rec.Vouched == nil {
+		r.rec.Vouched = map[string]bool{}
+	}
+	r.rec.Vouched[e.ref.String()] = true
+	_, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeApplied, Content: raw})
+	return err
+}
+
+// sendReject says, once, that this device could not apply an accepted commit.
+func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b *batch) error {
+	e := r.epochs[parent]
+	if e == nil {
+		return nil
+	}
+	if r.rec.Rejected == nil {
+		r.rec.Rejected = map[string]bool{}
+	}
+	r.rec.Rejected[ref.String()] = true
+	scope, ok := r.machine.ScopeAt(parent)
+	if !ok {
+		return nil
+	}
+	cs := e.group.CipherSuite()
+	key, err := c.ident.SignatureKey(cs)
+	if err != nil {
+		return err
+	}
+	rejected, err := rooms.SignReject(cs, key, scope, ref, e.group.OwnLeafIndex(), rule)
+	if err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(rooms.RejectOf(rejected))
+	if err != nil {
+		return err
+	}
+	c.warn(r, "failed/"+ref.String(), &Warning{Rule: rule, Text: "a commit could not be applied here; this device said so"})
+	_, err = c.addRow(b, r, kindProof, stateReady, ref, outData{Type: rooms.TypeReject, Content: raw})
+	return err
+}
+
+// object posts P.reject for an accepted commit that this device cannot, or
+// will not, apply.
+func (c *Client) object(r *room, ref, parent federation.Ref, b *batch) error {
+	rule, failed := r.rec.Failed[ref.String()]
+	if !failed || r.rec.Rejected[ref.String()] || r.machine == nil || !r.machine.Accepted(ref) {
+		return nil
+	}
+	return c.sendReject(r, ref, parent, rule, b)
+}
