@@ -1,0 +1,352 @@
+// Benchpeers measures mls, OpenMLS and mls-rs in turns on the same processors and prints one Markdown table for all
+// processors and one for a single thread.
+//
+//	benchpeers -peers PROGRAM [-sizes 1000,5000] [-rounds 3] [-write docs/speed.md]
+//
+// PROGRAM is interop/bench, built by interop/build-peer.sh bench. Run it in the project's folder on a machine with nothing
+// else to do. With -write the tables replace what stands between the two marks in that file.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A row compares one operation. ours is the benchmark in package mls, peer the operations of interop/bench that add up to
+// it; metric is the unit that the benchmark reports instead of time.
+type row struct {
+	text   string
+	ours   string
+	peer   []string
+	metric string
+	sizes  bool // the cost may depend on the size of the group
+	target float64
+}
+
+var rows = []row{
+	{"process a commit, full tree", "ProcessFull", []string{"update_commit_process_far"}, "", true, 10},
+	{"make and merge a commit, full tree", "CommitFull", []string{"update_commit", "update_commit_merge"}, "", true, 15},
+	{"follow a commit as a server, full tree", "PublicProcess", []string{"public_group_process"}, "", true, 10},
+	{"create the group by one commit", "Create", []string{"create", "create_merge"}, "", true, 1.5},
+	{"join by Welcome", "Join", []string{"join"}, "", true, 2},
+	{"make and merge a commit, new tree", "CommitFresh", []string{"update_commit_fresh", "update_commit_fresh_merge"}, "", true, 0},
+	{"process a commit, new tree", "ProcessFresh", []string{"update_commit_fresh_process"}, "", true, 0},
+	{"join by external commit", "ExternalJoin", []string{"external_join"}, "", true, 0},
+	{"start to follow as a server", "PublicStart", []string{"public_group_start"}, "", true, 0},
+	{"add one member", "AddOne", []string{"add_one"}, "", true, 0},
+	{"remove one member", "RemoveOne", []string{"remove_one"}, "", true, 0},
+	{"make a KeyPackage", "KeyPackage", []string{"keypackage"}, "", false, 0},
+	{"encrypt 32 B", "Encrypt/size=32", []string{"encrypt_32"}, "", false, 1 / 1.5},
+	{"decrypt 32 B", "Decrypt/size=32", []string{"decrypt_32"}, "", false, 1},
+	{"encrypt 1 KiB", "Encrypt/size=1024", []string{"encrypt_1024"}, "", false, 0},
+	{"decrypt 1 KiB", "Decrypt/size=1024", []string{"decrypt_1024"}, "", false, 0},
+	{"encrypt 16 KiB", "Encrypt/size=16384", []string{"encrypt_16384"}, "", false, 1},
+	{"decrypt 16 KiB", "Decrypt/size=16384", []string{"decrypt_16384"}, "", false, 1},
+	{"store a new epoch", "SaveEpoch", []string{"save"}, "", true, 0},
+	{"store a ratchet step", "SaveRatchetStep", []string{"save"}, "", true, 0},
+	{"load a group", "Load", []string{"load"}, "", true, 1},
+	{"heap of a loaded group", "Heap", []string{"memory_heap_per_group"}, "heap-B", true, 2},
+}
+
+// A measured value is keyed by who, what and the size of the group; 0 where the size does not matter.
+type key struct {
+	who, op string
+	n       int
+}
+
+type results map[key][]float64
+
+func (r results) median(k key) float64 {
+	v := slices.Sorted(slices.Values(r[k]))
+	if len(v) == 0 {
+		return math.NaN()
+	}
+	return v[len(v)/2]
+}
+
+func main() {
+	peers := flag.String("peers", "", "the program built from interop/bench")
+	sizes := flag.String("sizes", "1000,5000", "sizes of groups, separated by commas: 10, 100, 1000, 5000")
+	rounds := flag.Int("rounds", 3, "how often everything is measured; medians count")
+	write := flag.String("write", "", "file to write the tables into")
+	openmls := flag.String("openmls", "rustcrypto", "OpenMLS' cryptography: rustcrypto, which is the fastest, or libcrux")
+	flag.Parse()
+	if *peers == "" || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := run(*peers, *sizes, *openmls, *rounds, *write); err != nil {
+		fmt.Fprintf(os.Stderr, "benchpeers: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(peers, sizes, openmls string, rounds int, write string) error {
+	var ns []int
+	for s := range strings.SplitSeq(sizes, ",") {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return fmt.Errorf("size %q is not a number", s)
+		}
+		ns = append(ns, n)
+	}
+	dir, err := os.MkdirTemp("", "benchpeers")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "mls.test")
+	if out, err := exec.Command("go", "test", "-c", "-o", program, "./mls").CombinedOutput(); err != nil {
+		return fmt.Errorf("building the benchmarks of mls: %w\n%s", err, out)
+	}
+
+	var out bytes.Buffer
+	commit, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output()
+	if err != nil {
+		return fmt.Errorf("asking git for the commit: %w", err)
+	}
+	before := load()
+	modes := []int{runtime.NumCPU(), 1}
+	all := make([]results, len(modes))
+	for i := range all {
+		all[i] = make(results)
+	}
+	for round := range rounds {
+		for i, threads := range modes {
+			fmt.Fprintf(os.Stderr, "benchpeers: round %d of %d, %d threads, load %s\n", round+1, rounds, threads, load())
+			if err := measureOurs(all[i], program, ns, threads); err != nil {
+				return err
+			}
+			for _, p := range []struct{ who, crypto string }{{"mls-rs", "awslc"}, {"openmls", openmls}} {
+				if err := measurePeer(all[i], peers, p.who, p.crypto, sizes, threads); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	fmt.Fprintf(&out, "Commit `%s`, %s, %s, Go %s. Medians of %d rounds in turns. `make bench-peers BENCH_SIZES=%s BENCH_ROUNDS=%d`.\n",
+		strings.TrimSpace(string(commit)), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"), rounds, sizes, rounds)
+	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes) before: %s, after: %s.\n", before, load())
+	for i, threads := range modes {
+		fmt.Fprintf(&out, "\n%s\n\n", map[bool]string{true: "**One thread**", false: fmt.Sprintf("**%d threads**", threads)}[threads == 1])
+		table(&out, all[i], ns)
+	}
+	os.Stdout.Write(out.Bytes())
+	if write == "" {
+		return nil
+	}
+	return replace(write, out.String())
+}
+
+var benchLine = regexp.MustCompile(`^Benchmark(\w+)/suite=1(?:/n=(\d+)|/(size=\d+))?(?:-\d+)?\s+\d+\s+(.*)$`)
+
+// measureOurs runs the benchmarks of package mls.
+func measureOurs(r results, program string, ns []int, threads int) error {
+	names := make(map[string]bool)
+	for _, w := range rows {
+		name, _, _ := strings.Cut(w.ours, "/")
+		names[name] = true
+	}
+	sizes := make([]string, len(ns))
+	for i, n := range ns {
+		sizes[i] = strconv.Itoa(n)
+	}
+	pattern := fmt.Sprintf("^Benchmark(%s)$/^suite=1$/^(n=(%s)|size=.*)$", strings.Join(slices.Sorted(keys(names)), "|"), strings.Join(sizes, "|"))
+	cmd := exec.Command(program, "-test.run=^$", "-test.bench="+pattern, "-test.benchtime=300ms", "-test.timeout=60m")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("GOMAXPROCS=%d", threads))
+	cmd.Dir = "mls"
+	cmd.Stderr = os.Stderr
+	raw, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("the benchmarks of mls: %w\n%s", err, raw)
+	}
+	for line := range strings.Lines(string(raw)) {
+		m := benchLine.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil {
+			continue
+		}
+		op, n := m[1], 0
+		if m[2] != "" {
+			n, _ = strconv.Atoi(m[2])
+		}
+		if m[3] != "" {
+			op += "/" + m[3]
+		}
+		fields := strings.Fields(m[4])
+		for i := 0; i+1 < len(fields); i += 2 {
+			v, err := strconv.ParseFloat(fields[i], 64)
+			if err != nil {
+				return fmt.Errorf("a line of the benchmarks that cannot be read: %q", line)
+			}
+			k := key{"ours", op + " " + fields[i+1], n}
+			r[k] = append(r[k], v)
+		}
+	}
+	return nil
+}
+
+// measurePeer runs interop/bench.
+func measurePeer(r results, program, who, crypto, sizes string, threads int) error {
+	cmd := exec.Command(program, "--peer", who, "--crypto", crypto, "--suite", "1", "--sizes", sizes, "--budget-ms", "300")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("RAYON_NUM_THREADS=%d", threads))
+	cmd.Stderr = os.Stderr
+	raw, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w", who, err)
+	}
+	s := bufio.NewScanner(bytes.NewReader(raw))
+	for s.Scan() {
+		var line struct {
+			N      int     `json:"n"`
+			Op     string  `json:"op"`
+			Median float64 `json:"ns_median"`
+			Iters  int     `json:"iters"`
+			Bytes  float64 `json:"bytes"`
+		}
+		if err := json.Unmarshal(s.Bytes(), &line); err != nil {
+			return fmt.Errorf("%s: reading %q: %w", who, s.Text(), err)
+		}
+		v := line.Median
+		if line.Iters == 0 {
+			v = line.Bytes
+		}
+		k := key{who, line.Op, line.N}
+		r[k] = append(r[k], v)
+	}
+	return s.Err()
+}
+
+func table(out *bytes.Buffer, r results, ns []int) {
+	fmt.Fprintln(out, "| operation | n | mls | mls-rs | OpenMLS | best peer / mls | target |")
+	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- |")
+	for _, w := range rows {
+		for _, n := range ns {
+			if !w.sizes && n != ns[len(ns)-1] {
+				continue
+			}
+			unit, show := "ns/op", duration
+			if w.metric != "" {
+				unit, show = w.metric, size
+			}
+			at := n
+			if !w.sizes {
+				at = 0
+			}
+			ours := r.median(key{"ours", w.ours + " " + unit, at})
+			peer := func(who string) float64 {
+				sum := 0.0
+				for _, op := range w.peer {
+					sum += r.median(key{who, op, n})
+				}
+				if sum == 0 { // OpenMLS stores inside of each operation
+					return math.NaN()
+				}
+				return sum
+			}
+			a, b := peer("mls-rs"), peer("openmls")
+			best := a
+			if math.IsNaN(a) || b < a {
+				best = b
+			}
+			goal := ""
+			if w.target > 0 && n == ns[len(ns)-1] {
+				goal = fmt.Sprintf("%.2g", w.target)
+				if best/ours < w.target {
+					goal += ", missed"
+				}
+			}
+			fmt.Fprintf(out, "| %s | %d | %s | %s | %s | %s | %s |\n", w.text, n, show(ours), show(a), show(b), ratio(best/ours), goal)
+		}
+	}
+}
+
+func ratio(x float64) string {
+	switch {
+	case math.IsNaN(x):
+		return "–"
+	case x >= 10:
+		return fmt.Sprintf("%.0f ×", x)
+	}
+	return fmt.Sprintf("%.2f ×", x)
+}
+
+func duration(ns float64) string {
+	switch {
+	case math.IsNaN(ns):
+		return "–"
+	case ns < 1e6:
+		return fmt.Sprintf("%.3g µs", ns/1e3)
+	case ns < 1e9:
+		return fmt.Sprintf("%.3g ms", ns/1e6)
+	}
+	return fmt.Sprintf("%.3g s", ns/1e9)
+}
+
+func size(b float64) string {
+	if math.IsNaN(b) {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f MB", b/1e6)
+}
+
+func keys(m map[string]bool) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// load returns the load averages, for those who read the table.
+func load() string {
+	raw, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	f := strings.Fields(string(raw))
+	return strings.Join(f[:min(3, len(f))], " ")
+}
+
+func cpu() string {
+	raw, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(raw)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return fmt.Sprintf("%s, %d processors", strings.TrimSpace(value), runtime.NumCPU())
+		}
+	}
+	return runtime.GOARCH
+}
+
+const begin, end = "<!-- benchpeers: begin -->\n", "<!-- benchpeers: end -->"
+
+// replace puts text between the marks of a file.
+func replace(name, text string) error {
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	head, rest, ok := strings.Cut(string(raw), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s lacks the marks %q and %q", name, strings.TrimSpace(begin), end)
+	}
+	return os.WriteFile(name, []byte(head+begin+text+end+tail), 0o644)
+}
