@@ -391,14 +391,18 @@ func benchTexts(b *testing.B, f func(b *testing.B, from, to *Group, text []byte)
 		for _, size := range []int{32, 1024, 16384} {
 			b.Run(fmt.Sprintf("suite=%d/size=%d", cs, size), func(b *testing.B) {
 				b.ReportAllocs()
-				from, to, _ := fullGroup(b, cs, 100)
+				n := 100
+				if cs == MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519 {
+					n = 5000
+				}
+				from, to, _ := fullGroup(b, cs, n)
 				f(b, from, to, make([]byte, size))
 			})
 		}
 	}
 }
 
-// BenchmarkEncrypt encrypts a message to a group of 100.
+// BenchmarkEncrypt encrypts a message to a group of 100, with suite 1 of 5,000.
 func BenchmarkEncrypt(b *testing.B) {
 	benchTexts(b, func(b *testing.B, from, _ *Group, text []byte) {
 		size := 0
@@ -466,6 +470,45 @@ func BenchmarkSaveRatchet(b *testing.B) {
 		size := 0
 		for b.Loop() {
 			size = len(g.RatchetState())
+		}
+		b.ReportMetric(float64(size), "state-B")
+	})
+}
+
+// BenchmarkSaveEpoch encodes what a Commit changes.
+func BenchmarkSaveEpoch(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, far, _ := fullGroup(b, cs, n)
+		m, _ := mustCommit(b, g, CommitOptions{})
+		next := mustFollow(b, far, m)
+		size := 0
+		for b.Loop() {
+			size = len(next.EpochHead()) + len(next.TreeDelta(far))
+		}
+		b.ReportMetric(float64(size), "state-B")
+	})
+}
+
+// BenchmarkSaveRatchetStep encodes what one message changes.
+func BenchmarkSaveRatchetStep(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		g, far, _ := fullGroup(b, cs, n)
+		m, _ := mustCommit(b, g, CommitOptions{})
+		next := mustFollow(b, far, m)
+		if _, err := next.Encrypt([]byte("text"), nil); err != nil {
+			b.Fatal(err)
+		}
+		next.RatchetChanges()
+		next.RatchetStored()
+		size := 0
+		for b.Loop() {
+			// As Encrypt does.
+			next.ratchets.touch(pageLeaf, uint32(next.own))
+			size = 0
+			for _, p := range next.RatchetChanges() {
+				size += 8 + len(p.Data)
+			}
+			next.RatchetStored()
 		}
 		b.ReportMetric(float64(size), "state-B")
 	})

@@ -302,8 +302,9 @@ type cachedProposal struct {
 
 // A proposalCache holds the proposals of one epoch, in the order of arrival.
 type proposalCache struct {
-	list  []*cachedProposal
-	byRef map[string]*cachedProposal
+	list   []*cachedProposal
+	byRef  map[string]*cachedProposal
+	stored int // how many of list are stored as pages
 }
 
 func (c *proposalCache) get(ref ProposalRef) *cachedProposal { return c.byRef[string(ref)] }

@@ -30,6 +30,11 @@ func readFormat(s *reader, want uint8, what string) error {
 
 // appendTo encodes what is public of an epoch.
 func (e *epoch) appendTo(b []byte) []byte {
+	return appendOpaqueVec(e.appendHead(b), e.tree.appendTo(nil))
+}
+
+// appendHead encodes what is public of an epoch, but for its tree.
+func (e *epoch) appendHead(b []byte) []byte {
 	b = appendOpaqueVec(b, e.contextRaw)
 	b = appendOpaqueVec(b, e.confirmationTag)
 	b = appendOpaqueVec(b, e.interim)
@@ -37,13 +42,39 @@ func (e *epoch) appendTo(b []byte) []byte {
 	if e.reinit != nil {
 		b = e.reinit.appendTo(b)
 	}
-	return appendOpaqueVec(b, e.tree.appendTo(nil))
+	return b
 }
 
 // readEpoch reads an epoch from our own store.
 func readEpoch(cfg *Config, s *reader) (*epoch, error) {
-	e := &epoch{cfg: cfg}
+	e, err := readHead(cfg, s)
+	if err != nil {
+		return nil, err
+	}
 	var tree []byte
+	if !readOpaqueVec(s, &tree) {
+		return nil, s.error()
+	}
+	t, err := parseTree(e.context.cipherSuite, tree, cfg.limits())
+	if err != nil {
+		return nil, err
+	}
+	return e, e.plant(t)
+}
+
+// plant gives an epoch from our own store its tree.
+func (e *epoch) plant(t *ratchetTree) error {
+	t.finish()
+	if !bytes.Equal(t.rootHash(), e.context.treeHash) {
+		return invalid("tree/tree-hash", "12.4.3.1", "the stored tree is not that of the epoch; restore the state from a backup or join again")
+	}
+	e.tree = t
+	return nil
+}
+
+// readHead reads what appendHead wrote.
+func readHead(cfg *Config, s *reader) (*epoch, error) {
+	e := &epoch{cfg: cfg}
 	var closed bool
 	if !readOpaqueVec(s, &e.contextRaw) || !readOpaqueVec(s, &e.confirmationTag) ||
 		!readOpaqueVec(s, &e.interim) || !readOptional(s, &closed) {
@@ -55,23 +86,12 @@ func readEpoch(cfg *Config, s *reader) (*epoch, error) {
 			return nil, s.error()
 		}
 	}
-	if !readOpaqueVec(s, &tree) {
-		return nil, s.error()
-	}
 	if err := unmarshal(e.contextRaw, &e.context); err != nil {
 		return nil, err
 	}
 	cs := e.context.cipherSuite
 	if err := cfg.checkSuite(cs); err != nil {
 		return nil, err
-	}
-	var err error
-	if e.tree, err = parseTree(cs, tree, cfg.limits()); err != nil {
-		return nil, err
-	}
-	e.tree.finish()
-	if !bytes.Equal(e.tree.rootHash(), e.context.treeHash) {
-		return nil, invalid("tree/tree-hash", "12.4.3.1", "the stored tree is not that of the epoch; restore the state from a backup or join again")
 	}
 	return e, nil
 }
@@ -82,8 +102,11 @@ func (g *Group) EpochState() []byte {
 	if g.ratchets == nil {
 		return nil
 	}
-	b := []byte{epochStateFormat}
-	b = g.epoch.appendTo(b)
+	return g.appendMember(g.epoch.appendTo([]byte{epochStateFormat}))
+}
+
+// appendMember encodes what a member knows of the epoch that others do not.
+func (g *Group) appendMember(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(g.own))
 	b = appendOpaqueVec(b, g.signature.Bytes())
 	b = appendVector(b, func(b []byte) []byte {
@@ -127,32 +150,36 @@ func (g *Group) RatchetState() []byte {
 func (c *proposalCache) appendTo(b []byte) []byte {
 	return appendVector(b, func(b []byte) []byte {
 		for _, p := range c.list {
-			b = appendOpaqueVec(b, p.ref)
-			b = p.sender.appendTo(b)
-			b = appendProposal(b, &p.proposal)
-			b = appendOpaqueVec(b, p.leafKey)
+			b = p.appendTo(b)
 		}
 		return b
 	})
 }
 
-func (c *proposalCache) unmarshal(s *reader) bool {
-	return readVector(s, func(s *reader) bool {
-		p := new(cachedProposal)
-		if len(c.list) >= maxCommitEntries || !readOpaqueVec(s, (*[]byte)(&p.ref)) ||
-			!p.sender.unmarshal(s) || !readProposal(s, &p.proposal) {
-			return false
-		}
-		var key []byte
-		if !readOpaqueVec(s, &key) {
-			return false
-		}
-		if len(key) > 0 {
-			p.leafKey = key
-		}
-		c.add(p)
-		return true
-	})
+func (p *cachedProposal) appendTo(b []byte) []byte {
+	b = appendOpaqueVec(b, p.ref)
+	b = p.sender.appendTo(b)
+	b = appendProposal(b, &p.proposal)
+	return appendOpaqueVec(b, p.leafKey)
+}
+
+func (c *proposalCache) unmarshal(s *reader) bool { return readVector(s, c.unmarshalOne) }
+
+func (c *proposalCache) unmarshalOne(s *reader) bool {
+	p := new(cachedProposal)
+	if len(c.list) >= maxCommitEntries || !readOpaqueVec(s, (*[]byte)(&p.ref)) ||
+		!p.sender.unmarshal(s) || !readProposal(s, &p.proposal) {
+		return false
+	}
+	var key []byte
+	if !readOpaqueVec(s, &key) {
+		return false
+	}
+	if len(key) > 0 {
+		p.leafKey = key
+	}
+	c.add(p)
+	return true
 }
 
 // LoadGroup restores a group from its two states. They must come from our own
@@ -163,26 +190,34 @@ func LoadGroup(cfg *Config, epochState, ratchetState []byte) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mls: reading a stored group: %w", err)
 	}
-	s := newReader(bytes.Clone(ratchetState))
-	if err := readFormat(s, ratchetStateFormat, "ratchet state"); err != nil {
+	if err := g.readRatchets(bytes.Clone(ratchetState)); err != nil {
 		return nil, err
+	}
+	return g, nil
+}
+
+// readRatchets reads what RatchetState gave.
+func (g *Group) readRatchets(ratchetState []byte) error {
+	s := newReader(ratchetState)
+	if err := readFormat(s, ratchetStateFormat, "ratchet state"); err != nil {
+		return err
 	}
 	var n uint64
 	var transcript []byte
 	if !s.ReadUint64(&n) || !readOpaqueVec(s, &transcript) {
-		return nil, fmt.Errorf("mls: reading a stored ratchet state: %w", s.error())
+		return fmt.Errorf("mls: reading a stored ratchet state: %w", s.error())
 	}
 	if n != g.context.epoch || !bytes.Equal(transcript, g.context.confirmedTranscriptHash) {
-		return nil, fmt.Errorf("mls: the stored ratchet state is of epoch %d, the group is in epoch %d or on another branch", n, g.context.epoch)
+		return fmt.Errorf("mls: the stored ratchet state is of epoch %d, the group is in epoch %d or on another branch", n, g.context.epoch)
 	}
 	var ok bool
 	if g.ratchets, ok = unmarshalSecretTree(g.context.cipherSuite, s); !ok || !g.cache.unmarshal(s) {
-		return nil, fmt.Errorf("mls: reading a stored ratchet state: %w", s.error())
+		return fmt.Errorf("mls: reading a stored ratchet state: %w", s.error())
 	}
 	if !s.Empty() {
-		return nil, errors.New("mls: reading a stored ratchet state: bytes follow it")
+		return errors.New("mls: reading a stored ratchet state: bytes follow it")
 	}
-	return g, nil
+	return nil
 }
 
 func loadEpochState(cfg *Config, data []byte) (*Group, error) {
@@ -194,6 +229,11 @@ func loadEpochState(cfg *Config, data []byte) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readMember(e, s)
+}
+
+// readMember reads what appendMember wrote, with which the data must end.
+func readMember(e *epoch, s *reader) (*Group, error) {
 	cs := e.context.cipherSuite
 	g := &Group{epoch: e, keys: make(nodeKeys), secrets: new(epochSecrets)}
 	var sig []byte
@@ -204,6 +244,7 @@ func loadEpochState(cfg *Config, data []byte) (*Group, error) {
 	if own == nil {
 		return nil, fmt.Errorf("our leaf %d is blank", g.own)
 	}
+	var err error
 	if g.signature, err = ParseSignaturePrivateKey(cs, sig); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,9 @@ type secretTree struct {
 	ratchets map[LeafIndex]*leafRatchets
 	skipped  int    // keys kept for messages not yet seen
 	seq      uint64 // counts kept keys, to find the oldest
+
+	// The pages that are to be stored anew; nil while nobody stores pages.
+	stale map[uint64]struct{}
 }
 
 // leafRatchets are a member's two ratchets (RFC 9420, Section 9.1).
@@ -224,12 +227,15 @@ func (u *keyUse) commit() {
 		// RFC 9420, Section 9.2: a node's secret goes once its children are there.
 		t.nodes[u.from].zero()
 		delete(t.nodes, u.from)
+		t.touch(pageNode, uint32(u.from))
 		for n, s := range u.siblings {
 			t.nodes[n] = s
+			t.touch(pageNode, uint32(n))
 		}
 		l = u.leafNew
 		t.ratchets[u.leaf] = l
 	}
+	t.touch(pageLeaf, uint32(u.leaf))
 	r := l.of(u.ct)
 	if u.ahead == nil {
 		r.skipped = slices.DeleteFunc(r.skipped, func(k skippedKey) bool { return k.generation == u.generation })
@@ -290,13 +296,14 @@ func (t *secretTree) dropOldest(limit int) {
 		return
 	}
 	last := seqs[n-1]
-	for _, l := range t.ratchets {
+	for i, l := range t.ratchets {
 		for _, r := range []*ratchet{&l.handshake, &l.application} {
 			n := 0
 			for n < len(r.skipped) && r.skipped[n].seq <= last {
 				n++
 			}
 			if n > 0 {
+				t.touch(pageLeaf, uint32(i))
 				t.dropBelow(r, r.skipped[n-1].generation+1)
 			}
 		}
