@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"maunium.net/go/mautrix/crypto/signatures"
 	"maunium.net/go/mautrix/id"
@@ -42,9 +43,13 @@ type UserDevices struct {
 	MasterKey   string // unpadded base64, "" when there is none
 	MasterState MasterState
 	Devices     map[id.DeviceID]*Device
+	// Stale: the user's server could not be asked. What is here was known
+	// before; without devices it says nothing about which ones there are.
+	Stale bool
 
 	cross *rooms.CrossSigning
 	known rooms.Known
+	until time.Time // a stale list is asked for again after this
 }
 
 // Device is one device of a user.
@@ -70,6 +75,10 @@ func (u *UserDevices) Check(cred *rooms.Credential, cs mls.CipherSuite, need roo
 	}
 	return rooms.CheckBinding(cred, cs, keys, u.cross, known, need)
 }
+
+// CheckAdmission tells whether the user is still the one whom a member
+// admitted: the master key is the one that the admission names, if it names one.
+func (u *UserDevices) CheckAdmission(a *rooms.Admission) error { return a.CheckAdmittedKey(u.cross) }
 
 // SortedDevices returns the devices in the order of their ids.
 func (u *UserDevices) SortedDevices() []*Device {
@@ -120,6 +129,18 @@ func (d *deviceLists) get(user id.UserID) *UserDevices {
 	defer d.mu.Unlock()
 	return d.cache[user]
 }
+
+// fresh returns a cached list unless it is time to ask for it again.
+func (d *deviceLists) fresh(user id.UserID, now time.Time) *UserDevices {
+	u := d.get(user)
+	if u != nil && u.Stale && !now.Before(u.until) {
+		return nil
+	}
+	return u
+}
+
+// StaleAfter is how long after a failed question another server is asked again.
+const StaleAfter = time.Minute
 
 func (d *deviceLists) put(u *UserDevices) {
 	d.mu.Lock()
@@ -240,12 +261,15 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 		defer delete(out, own)
 	}
 	for _, u := range missing {
-		record, _, err := i.record(ctx, u)
+		record, outdated, err := i.record(ctx, u)
 		if err != nil {
 			return nil, err
 		}
 		if out[u], err = i.judge(ctx, u, record); err != nil {
 			return nil, err
+		}
+		if outdated {
+			out[u].Stale, out[u].until = true, i.now().Add(StaleAfter)
 		}
 		if err := i.noteVerified(ctx, out[u], record); err != nil {
 			return nil, err
@@ -283,7 +307,7 @@ func (i *Identity) cachedLists(ctx context.Context, users []id.UserID, out map[i
 			out[u] = &UserDevices{User: u, MasterState: MasterNone, Devices: map[id.DeviceID]*Device{}}
 			continue
 		}
-		if c := i.lists.get(u); c != nil {
+		if c := i.lists.fresh(u, i.now()); c != nil {
 			out[u] = c
 			continue
 		}

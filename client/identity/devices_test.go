@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -82,8 +83,20 @@ func TestUnreachableServerKeepsWhatIsKnown(t *testing.T) {
 		t.Errorf("got %+v, %v", u, err)
 	}
 	u, err = a.Devices(t.Context(), "@nobody:two")
-	if err != nil || len(u.Devices) != 0 {
+	if err != nil || len(u.Devices) != 0 || !u.Stale {
 		t.Errorf("unknown user: got %+v, %v", u, err)
+	}
+	// It is not asked for each look, and asked again after a while.
+	queries := h.Queries
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil || h.Queries != queries {
+		t.Errorf("%d queries at once, %v", h.Queries-queries, err)
+	}
+	delete(h.Failures, "two")
+	now := time.Now().Add(StaleAfter)
+	a.now = func() time.Time { return now }
+	u, err = a.Devices(t.Context(), b.UserID())
+	if err != nil || u.Stale || u.Devices[b.DeviceID()] == nil {
+		t.Errorf("when the server is back: got %+v, %v", u, err)
 	}
 }
 

@@ -174,6 +174,16 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			})
 		}
 		t.line(ctx, u.Room, 0, "!! %s (%s)", clean(u.Text), clean(u.Rule))
+	case *client.Redaction:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{
+				"kind": "redaction", "room_id": u.Room, "event_id": u.EventID, "sender": u.Sender, "target": u.Target,
+			})
+		}
+		t.line(ctx, u.Room, 0, "-- %s takes %s back; who has it keeps it", clean(u.Sender.String()), clean(u.Target.String()))
 	default:
 		return fmt.Errorf("unknown update %T", u)
 	}

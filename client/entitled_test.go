@@ -1,0 +1,233 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// warned tells whether a device told its person about a rule.
+func (d *testDevice) warned(rule rooms.Rule) bool {
+	return slices.ContainsFunc(d.got, func(u Update) bool { w, ok := u.(*Warning); return ok && w.Rule == string(rule) })
+}
+
+func TestForgedAdmissionDoesNotReplaceAGoodOne(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob)
+	// Carol posts a copy whose signature is another leaf's.
+	bob.mu.Lock()
+	forged := bob.rooms[room].rec.Admissions[dave.UserID()]
+	bob.mu.Unlock()
+	forged.Leaf = 2
+	raw, err := rooms.Encode(&forged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.s.mu.Lock()
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeAdmit, Sender: carol.UserID(), Content: raw})
+	w.s.mu.Unlock()
+	bob.turn()
+	bob.mu.Lock()
+	kept := bob.rooms[room].rec.Admissions[dave.UserID()]
+	bob.mu.Unlock()
+	if kept.Leaf == 2 {
+		t.Error("the forged admission took the place of the good one: the user would stay out")
+	}
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+}
+
+func TestAdmissionIsForTheKeyItNames(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("joined") // who is invited waits outside
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob)
+	// The homeserver puts another identity in dave's place.
+	w.s.mu.Lock()
+	w.s.users[dave.UserID()].master = edKey(newSeeded("an impostor's master"))
+	w.s.mu.Unlock()
+	for _, d := range []*testDevice{alice, bob} {
+		d.ident.changed(dave.UserID())
+	}
+	w.join(dave, room)
+	w.settle(alice, bob)
+	if info, _ := alice.Room(w.ctx, room); info.Devices != 3 {
+		t.Errorf("%d devices in the group, want 3: another key was admitted", info.Devices)
+	}
+	if !alice.warned(rooms.RuleIdentityChanged) {
+		t.Error("nobody is told")
+	}
+}
+
+func TestChangedEncryptionIsShown(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	if alice.warned(rooms.RuleAlgorithmDowngrade) {
+		t.Fatal("warned too early")
+	}
+	key := ""
+	w.s.mu.Lock()
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncryption, StateKey: &key, Sender: bob.UserID(), Content: json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2"}`)})
+	w.s.mu.Unlock()
+	w.settle()
+	if !alice.warned(rooms.RuleAlgorithmDowngrade) {
+		t.Error("m.room.encryption was changed and nobody is told")
+	}
+	w.send(alice, room, "still sealed")
+	w.settle()
+	bob.wantTexts("still sealed")
+}
+
+func TestWelcomesOfStrangersAreBounded(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	mallory := w.device("mallory", "MALLORY1")
+	welcome := func(room id.RoomID, n int) json.RawMessage {
+		raw, err := rooms.Encode(&rooms.WelcomeContent{
+			Room: room, CommitEvent: id.EventID(fmt.Sprintf("$nothing%d", n)), Ref: rooms.Hash{1}, Welcome: []byte{1},
+			Snapshot: rooms.Snapshot{Tree: []byte{1}, TreeHash: make([]byte, 32), AtCommit: rooms.Hash{1}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	before, err := alice.Rooms(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.s.mu.Lock()
+	q := string(alice.UserID()) + "/" + string(alice.DeviceID())
+	for n := range 3 * maxStrangeRooms {
+		w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: mallory.UserID(), Content: welcome(id.RoomID(fmt.Sprintf("!r%d:evil", n)), n)})
+	}
+	w.s.mu.Unlock()
+	alice.turn()
+	alice.mu.Lock()
+	held := alice.strangeRooms()
+	alice.mu.Unlock()
+	if held > maxStrangeRooms {
+		t.Errorf("a stranger made this device hold %d rooms", held)
+	}
+	if after, _ := alice.Rooms(w.ctx); len(after) != len(before) {
+		t.Errorf("%d rooms are listed, want %d", len(after), len(before))
+	}
+	// One for a room that alice is in, but not in the group of yet, from
+	// somebody who is not in the room: nothing is fetched for it.
+	dave := w.device("dave", "DAVE1")
+	w.s.held[rooms.TypeAccept] = true
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	dave.turn()
+	fetched := false
+	w.s.mu.Lock()
+	q = string(dave.UserID()) + "/" + string(dave.DeviceID())
+	w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: mallory.UserID(), Content: welcome(room, 0)})
+	w.s.mu.Unlock()
+	for range 3 {
+		dave.turn()
+		dave.mu.Lock()
+		_, asks := dave.rooms[room].needs["event:$nothing0"]
+		_, gaveUp := dave.rooms[room].tried["need/event:$nothing0"]
+		fetched = fetched || asks || gaveUp
+		dave.mu.Unlock()
+	}
+	if fetched {
+		t.Error("a stranger's Welcome makes the device fetch what it names")
+	}
+	if n := dave.Refusals()[string(rooms.RuleUnsolicitedKey)]; n != 1 {
+		t.Errorf("%d refusals, want 1", n)
+	}
+}
+
+func TestOnlyAHomeserversRefusalIsFinal(t *testing.T) {
+	answer := func(code int, errcode string) error {
+		err := mautrix.HTTPError{Response: &http.Response{StatusCode: code}}
+		if errcode != "" {
+			err.RespError = &mautrix.RespError{ErrCode: errcode}
+		}
+		return fmt.Errorf("wrapped: %w", err)
+	}
+	for _, tc := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"forbidden", answer(403, "M_FORBIDDEN"), true},
+		{"too large", answer(413, "M_TOO_LARGE"), true},
+		{"a proxy in front", answer(404, ""), false},
+		{"another proxy", answer(403, ""), false},
+		{"token", answer(401, "M_UNKNOWN_TOKEN"), false},
+		{"rate", answer(429, "M_LIMIT_EXCEEDED"), false},
+		{"failed", answer(502, "M_UNKNOWN"), false},
+		{"connection", errors.New("connection refused"), false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := isPermanent(tc.err); got != tc.want {
+				t.Errorf("permanent: %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestLeavingGivesUpWhatWaits(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	bob.hs.fail = errUnreachableNow
+	bob.sendAlone(room, "meant for then")
+	if rows := bob.roomRowsOf(room); len(rows) != 1 {
+		t.Fatalf("%d rows wait", len(rows))
+	}
+	w.must(func() error { return bob.Leave(w.ctx, room) })
+	if rows := bob.roomRowsOf(room); len(rows) != 0 {
+		t.Errorf("%d messages wait in a room that was left", len(rows))
+	}
+	w.settle()
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	carol.wantTexts()
+}
+
+var errUnreachableNow = errors.New("fake: unreachable now")
+
+func TestServerThatIsDownLogsNobodyOut(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	alice.devs[bob.UserID()] = &identity.UserDevices{User: bob.UserID(), Stale: true, Devices: map[id.DeviceID]*identity.Device{}}
+	r.devices[bob.UserID()], r.planned = true, false
+	alice.plan(r)
+	removes, blocked, again := len(r.todo.Removes), r.blocked, r.staleAt
+	alice.mu.Unlock()
+	if removes != 0 || len(blocked) != 0 {
+		t.Fatalf("%d removes, blocked %q: a server that cannot be asked logs its users out", removes, blocked)
+	}
+	if again == 0 {
+		t.Fatal("it is never asked again")
+	}
+	w.now = again
+	alice.turn()
+	alice.mu.Lock()
+	stale := alice.devs[bob.UserID()].Stale
+	alice.mu.Unlock()
+	if stale {
+		t.Error("it was not asked again")
+	}
+}
