@@ -238,6 +238,7 @@ func (c *Client) plan(r *room) {
 	}
 	in := rooms.Inputs{State: r.state.view, Policy: policy, Leaves: leaves, Devices: map[id.UserID][]rooms.Device{}, Admitted: map[id.UserID]bool{}}
 	cs := e.group.CipherSuite()
+	var unchecked []id.UserID
 	for _, user := range users {
 		list := c.devs[user]
 		if list == nil || !r.devices[user] {
@@ -248,7 +249,12 @@ func (c *Client) plan(r *room) {
 				r.staleAt = at
 			}
 			if len(list.Devices) == 0 {
-				continue // nothing is known: a server that is down logs nobody out
+				// Nothing is known: a server that is down logs nobody out, but
+				// a leaf that cannot be checked gets no messages either.
+				if len(rooms.LeavesOf(e.group, user)) > 0 {
+					unchecked = append(unchecked, user)
+				}
+				continue
 			}
 		}
 		entries := []rooms.Device{}
@@ -292,6 +298,9 @@ func (c *Client) plan(r *room) {
 	r.blocked = nil
 	if err := r.todo.Barrier(); err != nil {
 		r.blocked = append(r.blocked, err.Error())
+	}
+	for _, user := range unchecked {
+		r.blocked = append(r.blocked, fmt.Sprintf("the devices of %s cannot be checked, their server does not answer; it is asked again every minute", user))
 	}
 	if e.ref != r.machine.Head() {
 		r.blocked = append(r.blocked, "a commit is in doubt")
