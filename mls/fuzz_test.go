@@ -2,96 +2,8 @@ package mls
 
 import (
 	"bytes"
-	"encoding/json"
-	"path/filepath"
 	"testing"
 )
-
-// wireType is a structure that can be read and written.
-type wireType interface {
-	unmarshal(*reader) bool
-	appendTo([]byte) []byte
-}
-
-// wireTypes are all structures of RFC 9420 that have an encoding of their own.
-var wireTypes = []func() wireType{
-	func() wireType { return new(Credential) },
-	func() wireType { return new(Extension) },
-	func() wireType { return new(RequiredCapabilities) },
-	func() wireType { return new(Capabilities) },
-	func() wireType { return new(LeafNode) },
-	func() wireType { return new(KeyPackage) },
-	func() wireType { return new(PreSharedKeyID) },
-	func() wireType { return new(HPKECiphertext) },
-	func() wireType { return new(ReInit) },
-	func() wireType { return new(Commit) },
-	func() wireType { return new(updatePath) },
-	func() wireType { return new(parentNode) },
-	func() wireType { return new(groupContext) },
-	func() wireType { return new(GroupInfo) },
-	func() wireType { return new(Welcome) },
-	func() wireType { return new(groupSecrets) },
-	func() wireType { return new(Sender) },
-	func() wireType { return new(publicMessage) },
-	func() wireType { return new(privateMessage) },
-	func() wireType { return new(authenticatedContent) },
-	func() wireType { return new(epochSecrets) },
-}
-
-// addMessages adds the first case of messages.json and of the passive clients
-// to a corpus.
-func addMessages(f *testing.F, add func(name string, raw []byte)) {
-	dir := filepath.Join("testdata", "vectors")
-	load := func(file string) map[string]any {
-		cases := loadVectors(f, dir, file)
-		v := make(map[string]any)
-		if err := json.Unmarshal(cases[0], &v); err != nil {
-			f.Fatal(err)
-		}
-		return v
-	}
-	for _, file := range []string{"messages", "welcome", "passive-client-welcome", "message-protection"} {
-		for name, v := range load(file) {
-			s, ok := v.(string)
-			if !ok {
-				continue
-			}
-			var h hexBytes
-			if err := json.Unmarshal([]byte(`"`+s+`"`), &h); err == nil {
-				add(name, h)
-			}
-		}
-	}
-}
-
-// What decodes encodes to the same bytes.
-func FuzzDecode(f *testing.F) {
-	addMessages(f, func(_ string, raw []byte) {
-		for i := range wireTypes {
-			v := wireTypes[i]()
-			if s := newReader(raw); v.unmarshal(s) && s.Empty() {
-				f.Add(byte(i), raw)
-			}
-		}
-		if len(raw) > 4 { // without the header of an MLSMessage
-			for i := range wireTypes {
-				v := wireTypes[i]()
-				if s := newReader(raw[4:]); v.unmarshal(s) && s.Empty() {
-					f.Add(byte(i), raw[4:])
-				}
-			}
-		}
-	})
-	f.Fuzz(func(t *testing.T, which byte, raw []byte) {
-		v := wireTypes[int(which)%len(wireTypes)]()
-		if unmarshal(raw, v) != nil {
-			return
-		}
-		if got := v.appendTo(nil); !bytes.Equal(got, raw) {
-			t.Errorf("%T: got %x, want %x", v, got, raw)
-		}
-	})
-}
 
 func FuzzVarint(f *testing.F) {
 	for _, n := range []int{0, 63, 64, 16383, 16384, maxVarint} {
@@ -112,9 +24,13 @@ func FuzzVarint(f *testing.F) {
 
 // A Message that parses keeps its bytes, and its accessors work.
 func FuzzParseMessage(f *testing.F) {
-	addMessages(f, func(_ string, raw []byte) { f.Add(raw) })
+	for _, v := range corpus(f) {
+		f.Add(v.raw)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		m, err := ParseMessage(raw)
+		var m *Message
+		var err error
+		boundedMemory(t, len(raw), func() func() { return func() { m, err = ParseMessage(raw) } })
 		if err != nil {
 			return
 		}
@@ -147,13 +63,17 @@ func FuzzParseMessage(f *testing.F) {
 }
 
 func FuzzParseTree(f *testing.F) {
-	addMessages(f, func(name string, raw []byte) {
-		if name == "ratchet_tree" {
-			f.Add(raw)
+	for _, v := range corpus(f) {
+		if v.name == "ratchet_tree" {
+			f.Add(v.raw)
 		}
-	})
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		tree, err := parseTree(1, raw, (*Config)(nil).limits())
+		var tree *ratchetTree
+		var err error
+		boundedMemory(t, len(raw), func() func() {
+			return func() { tree, err = parseTree(1, raw, (*Config)(nil).limits()) }
+		})
 		if err != nil {
 			return
 		}
@@ -243,11 +163,14 @@ func FuzzProcess(f *testing.F) {
 		if err != nil {
 			return
 		}
-		to, err := LoadGroup(w.cfg, w.epoch, w.ratchets)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := to.Process(m)
+		var to *Group
+		var p Processed
+		boundedMemory(t, len(raw), func() func() {
+			if to, err = LoadGroup(w.cfg, w.epoch, w.ratchets); err != nil {
+				t.Fatal(err)
+			}
+			return func() { p, err = to.Process(m) }
+		})
 		if _, staged := p.(*StagedCommit); err != nil || staged {
 			if !bytes.Equal(groupState(to), append(bytes.Clone(w.epoch), w.ratchets...)) {
 				t.Errorf("the group has changed: %v", err)
@@ -289,11 +212,14 @@ func FuzzPublicProcess(f *testing.F) {
 		if err != nil {
 			return
 		}
-		to, err := UnmarshalPublicGroup(w.cfg, state)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := to.Process(m)
+		var to *PublicGroup
+		var p Processed
+		boundedMemory(t, len(raw), func() func() {
+			if to, err = UnmarshalPublicGroup(w.cfg, state); err != nil {
+				t.Fatal(err)
+			}
+			return func() { p, err = to.Process(m) }
+		})
 		if sc, staged := p.(*PublicStagedCommit); err != nil || staged {
 			after, merr := to.MarshalBinary()
 			if merr != nil || !bytes.Equal(after, state) {
@@ -306,14 +232,8 @@ func FuzzPublicProcess(f *testing.F) {
 	})
 }
 
-// A Welcome or GroupInfo from anybody, and a tree beside it.
-func FuzzJoin(f *testing.F) {
-	w := newFuzzGroups(f)
-	bundle := newTestClient(f, w.cfg, 1, 9)
-	stored, err := bundle.MarshalBinary()
-	if err != nil {
-		f.Fatal(err)
-	}
+// joinSeeds are a Welcome and a GroupInfo, with the tree inside and beside.
+func (w *fuzzGroups) joinSeeds(f *testing.F, bundle *KeyPackageBundle) (welcomes, infos, trees [][]byte) {
 	for _, inside := range []bool{true, false} {
 		sc, err := w.groups[0].Commit(CommitOptions{Proposals: []Proposal{Add(bundle.KeyPackage())}, WelcomeRatchetTree: inside})
 		if err != nil {
@@ -323,81 +243,78 @@ func FuzzJoin(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(sc.Welcome(), sc.Merge().RatchetTree())
-		f.Add(info, w.groups[0].RatchetTree())
+		welcomes, infos = append(welcomes, sc.Welcome()), append(infos, info)
+		trees = append(trees, sc.Merge().RatchetTree(), w.groups[0].RatchetTree())
 	}
-	key := bundle.signature
+	return welcomes, infos, trees
+}
+
+// A Welcome from anybody, and a tree beside it: a refusal does not use up the
+// KeyPackage.
+func FuzzJoinWelcome(f *testing.F) {
+	w := newFuzzGroups(f)
+	bundle := newTestClient(f, w.cfg, 1, 9)
+	stored, err := bundle.MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	welcomes, _, trees := w.joinSeeds(f, bundle)
+	for _, raw := range welcomes {
+		for _, tree := range trees {
+			f.Add(raw, tree)
+		}
+	}
 	f.Fuzz(func(t *testing.T, raw, tree []byte) {
 		m, err := ParseMessage(raw)
-		if err != nil {
+		if err != nil || m.Welcome() == nil {
 			return
 		}
-		if m.Welcome() != nil {
-			b, err := UnmarshalKeyPackageBundle(stored)
-			if err != nil {
+		var b *KeyPackageBundle
+		boundedMemory(t, len(raw)+len(tree), func() func() {
+			if b, err = UnmarshalKeyPackageBundle(stored); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := JoinWelcome(w.cfg, m, b, JoinOptions{RatchetTree: tree}); err != nil {
-				if after, merr := b.MarshalBinary(); merr != nil || !bytes.Equal(after, stored) {
-					t.Errorf("a refused Welcome used up the KeyPackage: %v", err)
-				}
+			return func() { _, err = JoinWelcome(w.cfg, m, b, JoinOptions{RatchetTree: tree}) }
+		})
+		if err != nil {
+			if after, merr := b.MarshalBinary(); merr != nil || !bytes.Equal(after, stored) {
+				t.Errorf("a refused Welcome used up the KeyPackage: %v", err)
 			}
-		}
-		if m.GroupInfo() != nil {
-			_, _ = NewPublicGroup(w.cfg, m, tree)
-			_, _ = ExternalJoin(w.cfg, m, key, ExternalJoinOptions{Leaf: benchLeaf(1), RatchetTree: tree})
 		}
 	})
 }
 
-// What our own store holds may be damaged: no panic, and what is taken is
-// written back as it was.
-func FuzzLoad(f *testing.F) {
+// A GroupInfo from anybody, and a tree beside it; right signatures for half of
+// them, so that what comes after the check is reached.
+func FuzzGroupInfoAndTree(f *testing.F) {
 	w := newFuzzGroups(f)
-	sc, err := w.groups[1].Commit(CommitOptions{})
-	if err != nil {
-		f.Fatal(err)
+	key := newTestClient(f, w.cfg, 1, 9).signature
+	_, infos, trees := w.joinSeeds(f, newTestClient(f, w.cfg, 1, 10))
+	for _, raw := range infos {
+		for _, tree := range trees {
+			f.Add(raw, tree, true)
+			f.Add(raw, tree, false)
+		}
 	}
-	staged, err := sc.MarshalBinary()
-	if err != nil {
-		f.Fatal(err)
-	}
-	bundle, err := newTestClient(f, w.cfg, 1, 9).MarshalBinary()
-	if err != nil {
-		f.Fatal(err)
-	}
-	for i, raw := range [][]byte{w.epoch, w.ratchets, staged, bundle} {
-		f.Add(byte(i), raw)
-	}
-	f.Fuzz(func(t *testing.T, which byte, raw []byte) {
-		switch which % 5 {
-		case 0:
-			if g, err := LoadGroup(w.cfg, raw, w.ratchets); err == nil && !bytes.Equal(g.EpochState(), raw) {
-				t.Error("another epoch state is written than was read")
-			}
-		case 1:
-			if g, err := LoadGroup(w.cfg, w.epoch, raw); err == nil {
-				_, _ = g.Encrypt([]byte("text"), nil)
-				_ = g.RatchetState()
-			}
-		case 2:
-			g, err := LoadGroup(w.cfg, w.epoch, w.ratchets)
-			if err != nil {
+	f.Fuzz(func(t *testing.T, raw, tree []byte, resign bool) {
+		m, err := ParseMessage(raw)
+		if err != nil || m.GroupInfo() == nil {
+			return
+		}
+		if resign {
+			gi := m.groupInfo
+			if gi.signature, err = SignWithLabel(1, w.groups[0].signature, "GroupInfoTBS", gi.raw[:gi.content]); err != nil {
 				t.Fatal(err)
 			}
-			_, _ = UnmarshalStagedCommit(w.cfg, g, raw)
-		case 3:
-			if b, err := UnmarshalKeyPackageBundle(raw); err == nil {
-				if back, err := b.MarshalBinary(); err != nil || !bytes.Equal(back, raw) {
-					t.Errorf("another bundle is written than was read: %v", err)
-				}
-			}
-		case 4:
-			if pg, err := UnmarshalPublicGroup(w.cfg, raw); err == nil {
-				if back, err := pg.MarshalBinary(); err != nil || !bytes.Equal(back, raw) {
-					t.Errorf("another state is written than was read: %v", err)
-				}
-			}
 		}
+		boundedMemory(t, len(raw)+len(tree), func() func() {
+			return func() { _, _ = NewPublicGroup(w.cfg, m, tree) }
+		})
+		boundedMemory(t, len(raw)+len(tree), func() func() {
+			return func() {
+				_, _ = ExternalJoin(w.cfg, m, key, ExternalJoinOptions{Leaf: benchLeaf(1), RatchetTree: tree})
+			}
+		})
+		_ = w.groups[1].VerifyGroupInfo(m)
 	})
 }
