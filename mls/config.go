@@ -30,6 +30,10 @@ type Config struct {
 	// are not at hand. Nil means there are none.
 	PSK func(id PreSharedKeyID) (secret []byte, ok bool)
 
+	// AppData decides on AppDataUpdate and AppEphemeral proposals. Nil
+	// refuses them all.
+	AppData AppData
+
 	// AllowUnlistedCipherSuite accepts leaves whose capabilities do not list
 	// the version and suite of their group, as some implementations make
 	// them for suite 7.

@@ -122,7 +122,8 @@ func (e *epoch) signatureKey(c *framedContent) (SignaturePublicKey, error) {
 		}
 		// RFC 9420, Section 12.1.8: what an external sender may propose.
 		switch c.proposal.Type {
-		case ProposalTypeAdd, ProposalTypeRemove, ProposalTypePSK, ProposalTypeReInit, ProposalTypeGroupContextExtensions:
+		case ProposalTypeAdd, ProposalTypeRemove, ProposalTypePSK, ProposalTypeReInit, ProposalTypeGroupContextExtensions,
+			ProposalTypeAppDataUpdate, ProposalTypeAppEphemeral:
 		case ProposalTypeUpdate:
 			return nil, invalid("proposal/external-sender-type", "12.1.8", "%w",
 				invalid("proposal/update-from-nonmember", "12.1.2", "an Update from an external sender"))
@@ -198,11 +199,12 @@ func (e *epoch) next(ac *authenticatedContent, cache *proposalCache, bootstrap R
 			list[i] = CommittedProposal{Proposal: *p.proposal, Sender: ac.content.sender}
 			continue
 		}
-		if ac.content.sender.Type == SenderTypeNewMemberCommit {
+		cached := cache.get(p.ref)
+		if cached == nil && ac.content.sender.Type == SenderTypeNewMemberCommit && !e.tree.supportsProposal(ProposalTypeSelfRemove) {
+			// It cannot be a SelfRemove, and nothing else may be named.
 			list[i] = CommittedProposal{ByRef: true, Sender: ac.content.sender}
 			continue
 		}
-		cached := cache.get(p.ref)
 		if cached == nil {
 			return nil, invalid("proposal/ref-unknown", "12.4", "the Commit names a proposal that did not arrive in this epoch; fetch it and try again")
 		}
@@ -349,6 +351,9 @@ func (e *epoch) cacheProposal(ac *authenticatedContent, cache *proposalCache) (*
 	}
 	ref := e.proposalRef(ac)
 	if cache.get(ref) == nil {
+		if err := cache.admit(&p, ac.content.sender, ac.wireFormat); err != nil {
+			return nil, err
+		}
 		if err := cache.room(ac.content.sender, e.cfg.limits()); err != nil {
 			return nil, err
 		}

@@ -118,6 +118,11 @@ func checkExtensions(exts []Extension, place extensionPlace) error {
 			_, err = ParseRequiredCapabilities(e.Data)
 		case ExtensionTypeExternalSenders:
 			_, err = ParseExternalSenders(e.Data)
+		case ExtensionTypeAppDataDictionary:
+			// Elsewhere it is for those who know it.
+			if place == inGroupContext {
+				_, err = ParseAppDataDictionary(e.Data)
+			}
 		case ExtensionTypeRatchetTree:
 			// Read once, with the tree, by the one who uses it.
 		}

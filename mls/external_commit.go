@@ -23,6 +23,10 @@ type ExternalJoinOptions struct {
 	// state, for instance.
 	Resumption []*Group
 
+	// SelfRemoves are the SelfRemove messages of the epoch. Who joins must
+	// fetch them beside the GroupInfo and commit them.
+	SelfRemoves []*Message
+
 	AuthenticatedData []byte
 }
 
@@ -75,6 +79,15 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		}
 		list = append(list, CommittedProposal{Proposal: p, Sender: sender})
 		commit.proposals = append(commit.proposals, proposalOrRef{proposal: &p})
+	}
+	var cache proposalCache
+	for _, m := range o.SelfRemoves {
+		p, err := e.takeSelfRemove(m, &cache)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, CommittedProposal{Proposal: p.Proposal, Sender: p.Sender, ByRef: true})
+		commit.proposals = append(commit.proposals, proposalOrRef{ref: p.Ref})
 	}
 	// The proposals are checked against what our leaf will be.
 	draft, err := o.Leaf.leaf(cfg, key, nil)
@@ -147,7 +160,8 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 // 12.1.8.
 func NewExternalProposal(cs CipherSuite, groupID []byte, epoch uint64, senderIndex uint32, key SignaturePrivateKey, p Proposal, authenticatedData []byte) ([]byte, error) {
 	switch p.Type {
-	case ProposalTypeAdd, ProposalTypeRemove, ProposalTypePSK, ProposalTypeReInit, ProposalTypeGroupContextExtensions:
+	case ProposalTypeAdd, ProposalTypeRemove, ProposalTypePSK, ProposalTypeReInit, ProposalTypeGroupContextExtensions,
+		ProposalTypeAppDataUpdate, ProposalTypeAppEphemeral:
 	default:
 		return nil, invalid("proposal/external-sender-type", "12.1.8", "proposal type %d is not for external senders", p.Type)
 	}

@@ -41,6 +41,9 @@ var wireTypes = []func() wireType{
 	func() wireType { return new(privateMessage) },
 	func() wireType { return new(authenticatedContent) },
 	func() wireType { return new(epochSecrets) },
+	func() wireType { return new(AppDataDictionary) },
+	func() wireType { return new(AppDataUpdate) },
+	func() wireType { return new(AppEphemeral) },
 }
 
 // proposalWire is a Proposal, which is read by a function of its own.
@@ -86,6 +89,9 @@ func FuzzPublicMessage(f *testing.F)        { fuzzWire[publicMessage](f) }
 func FuzzPrivateMessage(f *testing.F)       { fuzzWire[privateMessage](f) }
 func FuzzAuthenticatedContent(f *testing.F) { fuzzWire[authenticatedContent](f) }
 func FuzzEpochSecrets(f *testing.F)         { fuzzWire[epochSecrets](f) }
+func FuzzAppDataDictionary(f *testing.F)    { fuzzWire[AppDataDictionary](f) }
+func FuzzAppDataUpdate(f *testing.F)        { fuzzWire[AppDataUpdate](f) }
+func FuzzAppEphemeral(f *testing.F)         { fuzzWire[AppEphemeral](f) }
 
 // fuzzWire feeds the decoder of T: what decodes encodes to the same bytes, and
 // whatever is fed takes memory in proportion.

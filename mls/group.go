@@ -281,6 +281,9 @@ func (g *Group) propose(p Proposal, leafKey hpkePrivateKey, o FramingOptions) ([
 	if err := pc.validate(&p, self); err != nil {
 		return nil, nil, err
 	}
+	if err := g.cache.admit(&p, self, o.wireFormat()); err != nil {
+		return nil, nil, err
+	}
 	if err := g.cache.room(self, g.cfg.limits()); err != nil {
 		return nil, nil, err
 	}

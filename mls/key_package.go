@@ -8,8 +8,9 @@ import (
 )
 
 // ExtensionTypeLastResort marks a KeyPackage that may be used more than once
-// when a client has no other left (the last_resort extension of the MLS
-// extensions document; RFC 9420, Section 16.8).
+// when a client has no other left (RFC 9420, Section 16.8). It is what OpenMLS
+// and mls-rs read and write, from earlier versions of draft-ietf-mls-extensions;
+// version 10 has ComponentLastResort instead.
 const ExtensionTypeLastResort ExtensionType = 0x000a
 
 // A KeyPackage lets others add its client to groups (RFC 9420, Section 10). A
@@ -58,9 +59,21 @@ func (kp *KeyPackage) Message() []byte {
 	return kp.appendTo(appendMessageHeader(nil, WireFormatKeyPackage))
 }
 
-// LastResort tells whether the KeyPackage may be used more than once.
+// LastResort tells whether the KeyPackage may be used more than once: by an
+// extension of its own or by a component of an app_data_dictionary.
 func (kp *KeyPackage) LastResort() bool {
-	_, ok := findExtension(kp.Extensions, ExtensionTypeLastResort)
+	if _, ok := findExtension(kp.Extensions, ExtensionTypeLastResort); ok {
+		return true
+	}
+	data, ok := findExtension(kp.Extensions, ExtensionTypeAppDataDictionary)
+	if !ok {
+		return false
+	}
+	d, err := ParseAppDataDictionary(data)
+	if err != nil {
+		return false
+	}
+	_, ok = d.Get(ComponentLastResort)
 	return ok
 }
 
@@ -200,12 +213,20 @@ func NewKeyPackage(cfg *Config, cs CipherSuite, key SignaturePrivateKey, o LeafO
 	if o.Lifetime != nil {
 		l.Lifetime = *o.Lifetime
 	}
-	if l, err = l.sign(cs, key, nil, 0); err != nil {
-		return nil, err
-	}
 	exts := o.KeyPackageExtensions
 	if o.LastResort {
 		exts = append(exts[:len(exts):len(exts)], Extension{Type: ExtensionTypeLastResort})
+	}
+	// RFC 9420, Section 10: the leaf's capabilities list the extensions of
+	// the KeyPackage.
+	listed := &l.Capabilities.Extensions
+	for i := range exts {
+		if t := exts[i].Type; !l.Capabilities.SupportsExtension(t) {
+			*listed = append((*listed)[:len(*listed):len(*listed)], t)
+		}
+	}
+	if l, err = l.sign(cs, key, nil, 0); err != nil {
+		return nil, err
 	}
 	raw := binary.BigEndian.AppendUint16(nil, uint16(MLS10))
 	raw = binary.BigEndian.AppendUint16(raw, uint16(cs))

@@ -17,6 +17,9 @@ type Proposal struct {
 	ReInit       *ReInit         // ProposalTypeReInit
 	ExternalInit []byte          // ProposalTypeExternalInit: the kem_output
 	Extensions   []Extension     // ProposalTypeGroupContextExtensions
+
+	AppDataUpdate *AppDataUpdate // ProposalTypeAppDataUpdate
+	AppEphemeral  *AppEphemeral  // ProposalTypeAppEphemeral
 }
 
 // A ReInit closes a group in favour of a new one (RFC 9420, Section 12.1.5).
@@ -71,6 +74,14 @@ func readProposal(s *reader, p *Proposal) bool {
 		return readOpaqueVec(s, &p.ExternalInit)
 	case ProposalTypeGroupContextExtensions:
 		return readExtensions(s, &p.Extensions)
+	case ProposalTypeSelfRemove:
+		return true
+	case ProposalTypeAppDataUpdate:
+		p.AppDataUpdate = new(AppDataUpdate)
+		return p.AppDataUpdate.unmarshal(s)
+	case ProposalTypeAppEphemeral:
+		p.AppEphemeral = new(AppEphemeral)
+		return p.AppEphemeral.unmarshal(s)
 	}
 	if isGREASE(t) {
 		return s.fail("proposal/type-grease", "13.5", "proposal type %#04x stands for nothing", t)
@@ -97,6 +108,12 @@ func appendProposal(b []byte, p *Proposal) []byte {
 		return appendOpaqueVec(b, p.ExternalInit)
 	case ProposalTypeGroupContextExtensions:
 		return appendExtensions(b, p.Extensions)
+	case ProposalTypeSelfRemove:
+		return b
+	case ProposalTypeAppDataUpdate:
+		return p.AppDataUpdate.appendTo(b)
+	case ProposalTypeAppEphemeral:
+		return p.AppEphemeral.appendTo(b)
 	}
 	panic("mls: internal: encoding a proposal of unknown type")
 }
@@ -128,7 +145,11 @@ func (p *Proposal) complete() bool {
 		return p.PSK != nil
 	case ProposalTypeReInit:
 		return p.ReInit != nil
-	case ProposalTypeRemove, ProposalTypeExternalInit, ProposalTypeGroupContextExtensions:
+	case ProposalTypeAppDataUpdate:
+		return p.AppDataUpdate != nil
+	case ProposalTypeAppEphemeral:
+		return p.AppEphemeral != nil
+	case ProposalTypeRemove, ProposalTypeExternalInit, ProposalTypeGroupContextExtensions, ProposalTypeSelfRemove:
 		return true
 	}
 	return false
@@ -138,7 +159,7 @@ func (p *Proposal) complete() bool {
 // 9420, Section 17.4: the column "Path Required".
 func (t ProposalType) requiresPath() bool {
 	switch t {
-	case ProposalTypeUpdate, ProposalTypeRemove, ProposalTypeExternalInit, ProposalTypeGroupContextExtensions:
+	case ProposalTypeUpdate, ProposalTypeRemove, ProposalTypeExternalInit, ProposalTypeGroupContextExtensions, ProposalTypeSelfRemove:
 		return true
 	}
 	return false
@@ -206,6 +227,15 @@ func (pc *proposalContext) validate(p *Proposal, sender Sender) error {
 
 	case ProposalTypeGroupContextExtensions:
 		return checkExtensions(p.Extensions, inGroupContext)
+
+	case ProposalTypeSelfRemove:
+		return pc.validateSelfRemove(sender)
+
+	case ProposalTypeAppDataUpdate:
+		return pc.validateAppDataUpdate(p.AppDataUpdate)
+
+	case ProposalTypeAppEphemeral:
+		return pc.validateAppEphemeral(p.AppEphemeral)
 
 	default:
 		return invalid("proposal/type-unsupported", "12.2", "proposal type %#04x is not supported", uint16(p.Type))

@@ -65,6 +65,10 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 			return nil, invalid("proposal-list/own-update", "12.2", "the Commit holds an Update by its committer")
 		case p.Type == ProposalTypeRemove && p.Remove == committer:
 			return nil, invalid("proposal-list/own-remove", "12.2", "the Commit removes its committer")
+		case p.Type == ProposalTypeSelfRemove:
+			if err := checkSelfRemove(&list[i], &committer); err != nil {
+				return nil, err
+			}
 		}
 		if err := pc.validate(p, sender); err != nil {
 			return nil, err
@@ -72,16 +76,20 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 		c.needsPath = c.needsPath || p.Type.requiresPath()
 
 		switch p.Type {
-		case ProposalTypeUpdate, ProposalTypeRemove:
-			leaf := p.Remove
-			if p.Type == ProposalTypeUpdate {
-				leaf = sender.LeafIndex
+		case ProposalTypeUpdate, ProposalTypeRemove, ProposalTypeSelfRemove:
+			// A SelfRemove is a Remove of its sender.
+			leaf, kind := sender.LeafIndex, ProposalTypeRemove
+			switch p.Type {
+			case ProposalTypeUpdate:
+				kind = ProposalTypeUpdate
+			case ProposalTypeRemove:
+				leaf = p.Remove
 			}
 			before, twice := touched[leaf]
-			touched[leaf] = p.Type
+			touched[leaf] = kind
 			switch {
 			case !twice:
-			case before != p.Type:
+			case before != kind:
 				return nil, invalid("proposal-list/update-and-remove-one-leaf", "12.2", "an Update and a Remove of leaf %d", leaf)
 			case p.Type == ProposalTypeUpdate:
 				return nil, invalid("proposal-list/two-updates-one-leaf", "12.2", "two Updates of leaf %d", leaf)
@@ -139,7 +147,8 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 		return nil, invalid("tree/too-large", "", "a group of up to %d members is over the limit of %d", n, lim.MaxMembers)
 	}
 
-	// RFC 9420, Section 12.3: Updates, then Removes, then Adds.
+	// RFC 9420, Section 12.3: Updates, then Removes, then Adds. SelfRemoves
+	// come between the first two (draft-ietf-mls-extensions, Section 6.4).
 	c.tree = e.tree.change()
 	for i := range list {
 		if p := &list[i]; p.Proposal.Type == ProposalTypeUpdate {
@@ -148,10 +157,17 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 		}
 	}
 	for i := range list {
-		if p := &list[i]; p.Proposal.Type == ProposalTypeRemove {
-			c.removed = append(c.removed, RemovedLeaf{p.Proposal.Remove, e.tree.leaf(p.Proposal.Remove)})
-			c.tree.remove(p.Proposal.Remove)
+		if p := &list[i]; p.Proposal.Type == ProposalTypeSelfRemove {
+			c.remove(e, p.Sender.LeafIndex)
 		}
+	}
+	for i := range list {
+		if p := &list[i]; p.Proposal.Type == ProposalTypeRemove {
+			c.remove(e, p.Proposal.Remove)
+		}
+	}
+	if err := c.applyAppData(e.cfg, e.context.extensions); err != nil {
+		return nil, err
 	}
 	if len(c.removed) > 0 {
 		c.tree.truncate()
@@ -161,6 +177,12 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 		c.addedKeys = append(c.addedKeys, kp)
 	}
 	return c, nil
+}
+
+// remove removes the member at i.
+func (c *change) remove(e *epoch, i LeafIndex) {
+	c.removed = append(c.removed, RemovedLeaf{i, e.tree.leaf(i)})
+	c.tree.remove(i)
 }
 
 // addPSK notes a PSK of the Commit.
@@ -192,13 +214,19 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree}
 	c := &change{proposals: list, extensions: e.context.extensions, needsPath: true}
 	inits := 0
+	var resync *LeafIndex
+	leaving := make(map[LeafIndex]bool)
 	for i := range list {
 		p := &list[i].Proposal
-		if list[i].ByRef {
+		if list[i].ByRef && p.Type != ProposalTypeSelfRemove {
 			return nil, 0, invalid("external-commit/by-reference", "12.4.3.2", "a proposal by reference in an external Commit")
 		}
 		switch p.Type {
-		case ProposalTypeExternalInit, ProposalTypeRemove, ProposalTypePSK:
+		case ProposalTypeExternalInit, ProposalTypeRemove, ProposalTypePSK, ProposalTypeAppDataUpdate, ProposalTypeAppEphemeral:
+		case ProposalTypeSelfRemove:
+			if err := checkSelfRemove(&list[i], nil); err != nil {
+				return nil, 0, err
+			}
 		default:
 			return nil, 0, invalid("external-commit/other-proposal", "12.2", "proposal type %d in an external Commit", p.Type)
 		}
@@ -210,14 +238,19 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 			inits++
 			c.externalInit = p.ExternalInit
 		case ProposalTypeRemove:
-			if len(c.removed) > 0 {
+			if resync != nil {
 				return nil, 0, invalid("external-commit/two-removes", "12.2", "two Removes in an external Commit")
 			}
 			old := e.tree.leaf(p.Remove)
 			if !e.cfg.sameClient(old, leaf) {
 				return nil, 0, invalid("external-commit/remove-other-identity", "12.2", "an external Commit removes leaf %d, which is another client", p.Remove)
 			}
-			c.removed = append(c.removed, RemovedLeaf{p.Remove, old})
+			resync = &p.Remove
+		case ProposalTypeSelfRemove:
+			if leaving[list[i].Sender.LeafIndex] {
+				return nil, 0, invalid("proposal-list/two-removes-one-leaf", "12.2", "two SelfRemoves of leaf %d", list[i].Sender.LeafIndex)
+			}
+			leaving[list[i].Sender.LeafIndex] = true
 		case ProposalTypePSK:
 			if err := c.addPSK(p.PSK, lim); err != nil {
 				return nil, 0, err
@@ -229,12 +262,25 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 		return nil, 0, invalid("external-commit/no-external-init", "12.2", "an external Commit without ExternalInit")
 	case inits > 1:
 		return nil, 0, invalid("external-commit/two-external-init", "12.2", "%d ExternalInit proposals in an external Commit", inits)
-	case int(e.tree.count) >= lim.MaxMembers && len(c.removed) == 0:
+	case resync != nil && leaving[*resync]:
+		// draft-ietf-mls-extensions, Section 6.4: the Remove is invalid.
+		return nil, 0, invalid("proposal-list/two-removes-one-leaf", "12.2", "a SelfRemove and a Remove of leaf %d", *resync)
+	case int(e.tree.count) >= lim.MaxMembers && resync == nil && len(leaving) == 0:
 		return nil, 0, invalid("tree/too-large", "", "the group has %d members, which is the limit", e.tree.count)
 	}
 	c.tree = e.tree.change()
+	for i := range list {
+		if list[i].Proposal.Type == ProposalTypeSelfRemove {
+			c.remove(e, list[i].Sender.LeafIndex)
+		}
+	}
+	if resync != nil {
+		c.remove(e, *resync)
+	}
+	if err := c.applyAppData(e.cfg, e.context.extensions); err != nil {
+		return nil, 0, err
+	}
 	if len(c.removed) > 0 {
-		c.tree.remove(c.removed[0].Index)
 		c.tree.truncate()
 	}
 	return c, c.tree.place(), nil

@@ -11,6 +11,7 @@ type externalForgery struct {
 	proposals func(init Proposal) []proposalOrRef
 	remove    *LeafIndex
 	noPath    bool
+	options   LeafOptions          // of the leaf; by name if it has no credential
 	signer    *SignaturePrivateKey // of the message, in place of the leaf's
 }
 
@@ -37,6 +38,9 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 		f.name = "joiner"
 	}
 	o := w.options(f.name)
+	if f.options.Credential.Type != 0 {
+		o = f.options
+	}
 	path, err := tree.createPath(t.committer, w.cfg.Rand, func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
 		l, err := o.leaf(w.cfg, key, pub)
 		w.check(err)

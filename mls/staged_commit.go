@@ -345,7 +345,7 @@ func (g *Group) gather(o *CommitOptions, commit *Commit) ([]CommittedProposal, e
 // one and wrong together. RFC 9420, Section 12.2: where two exclude each other,
 // Removes go before the rest, and otherwise what came first wins.
 func (g *Group) selectPending(fixed []CommittedProposal) []*cachedProposal {
-	s := &selection{g: g, tree: g.tree.change(), exts: g.context.extensions}
+	s := &selection{g: g, tree: g.tree.change(), exts: g.context.extensions, plain: g.context.extensions}
 	s.req, _ = requiredCapabilities(s.exts)
 	pc := proposalContext{cfg: g.cfg, ctx: &g.context, tree: g.tree}
 	for i := range fixed {
@@ -353,8 +353,10 @@ func (g *Group) selectPending(fixed []CommittedProposal) []*cachedProposal {
 	}
 	var out []*cachedProposal
 	for _, turn := range [][]ProposalType{
+		{ProposalTypeSelfRemove},
 		{ProposalTypeRemove},
 		{ProposalTypeGroupContextExtensions},
+		{ProposalTypeAppDataUpdate, ProposalTypeAppEphemeral},
 		{ProposalTypeUpdate, ProposalTypeAdd, ProposalTypePSK},
 		{ProposalTypeReInit},
 	} {
@@ -376,6 +378,8 @@ type selection struct {
 	touched  []LeafIndex
 	initKeys []HPKEPublicKey
 	psks     []PreSharedKeyID
+	appData  []*AppDataUpdate
+	plain    []Extension // exts without the effect of appData
 	gce      bool
 	reinit   bool
 	n        int
@@ -392,20 +396,40 @@ func (s *selection) take(p *Proposal, sender Sender) bool {
 
 func (s *selection) fits(p *Proposal, sender Sender) bool {
 	switch p.Type {
-	case ProposalTypeRemove:
-		if p.Remove == s.g.own || slices.Contains(s.touched, p.Remove) || s.tree.leaf(p.Remove) == nil {
+	case ProposalTypeRemove, ProposalTypeSelfRemove:
+		leaf := p.Remove
+		if p.Type == ProposalTypeSelfRemove {
+			leaf = sender.LeafIndex
+		}
+		if leaf == s.g.own || slices.Contains(s.touched, leaf) || s.tree.leaf(leaf) == nil {
 			return false
 		}
-		s.touched = append(s.touched, p.Remove)
-		s.tree.setLeaf(p.Remove, nil)
+		s.touched = append(s.touched, leaf)
+		s.tree.setLeaf(leaf, nil)
+		return true
+
+	case ProposalTypeAppEphemeral:
+		return s.tree.supportsProposal(p.Type)
+
+	case ProposalTypeAppDataUpdate:
+		updates := append(s.appData[:len(s.appData):len(s.appData)], p.AppDataUpdate)
+		exts, err := s.g.cfg.updateAppData(s.plain, updates)
+		if err != nil || !s.tree.supportsProposal(p.Type) || !s.tree.profiles.every(func(c *Capabilities) bool { return c.supportsGroup(exts, s.req) == nil }) {
+			return false
+		}
+		s.appData, s.exts = updates, exts
 		return true
 
 	case ProposalTypeGroupContextExtensions:
 		req, err := requiredCapabilities(p.Extensions)
-		if s.gce || err != nil || !s.tree.profiles.every(func(c *Capabilities) bool { return c.supportsGroup(p.Extensions, req) == nil }) {
+		if s.gce || err != nil || keepsDictionary(s.g.context.extensions, p.Extensions) != nil {
 			return false
 		}
-		s.gce, s.exts, s.req = true, p.Extensions, req
+		exts, err := s.g.cfg.updateAppData(p.Extensions, s.appData)
+		if err != nil || !s.tree.profiles.every(func(c *Capabilities) bool { return c.supportsGroup(exts, req) == nil }) {
+			return false
+		}
+		s.gce, s.exts, s.plain, s.req = true, exts, p.Extensions, req
 		return true
 
 	case ProposalTypeUpdate:

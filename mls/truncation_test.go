@@ -41,6 +41,8 @@ func TestEveryPrefixIsRefused(t *testing.T) {
 		&Sender{Type: SenderTypeMember, LeafIndex: 1}, &Sender{Type: SenderTypeExternal, Index: 1}, &Sender{Type: SenderTypeNewMemberCommit},
 		commit.public, mustEncrypt(t, gs[1], "text").private, &commit.public.auth,
 		gs[0].secrets,
+		&AppDataUpdate{Component: 1, Update: []byte("data")}, &AppDataUpdate{Component: 1, Remove: true}, &AppEphemeral{Component: 1, Data: []byte("data")},
+		&AppDataDictionary{{1, []byte("one")}, {2, nil}},
 	}
 	covered := make(map[string]bool)
 	for _, v := range samples {
