@@ -121,6 +121,7 @@ type Client struct {
 	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
 	devs     map[id.UserID]*identity.UserDevices // as last read
 	refusals map[string]uint64
+	creating int                      // rooms that are being made
 	plain    map[id.RoomID]bool       // rooms that the guard found to be none of ours
 	steps    uint64                   // rounds of the engine
 	crashAt  func(point string) error // set by tests

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -236,4 +237,80 @@ func TestServerThatIsDownLogsNobodyOut(t *testing.T) {
 	w.send(alice, room, "checked")
 	w.settle()
 	bob.wantTexts("checked")
+}
+
+func TestOnlyTheGroupOneBelongsToIsEntered(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	dave := w.device("dave", "DAVE1")
+	bob.mu.Lock()
+	r := bob.rooms[room]
+	group := r.rec.Group
+	if _, head := r.usableHead(bob.UserID()); head == nil {
+		t.Error("a member cannot come back to its group")
+	}
+	r.rec.Bound = []byte("another group")
+	if by, head := r.usableHead(bob.UserID()); head != nil {
+		t.Errorf("a member would go over to a group that %s shows", by)
+	}
+	r.rec.Bound = group
+	bob.mu.Unlock()
+
+	// Dave is invited by alice, who says which group he is admitted to; the
+	// Welcome and the head of another one are not for him.
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	dave.turn()
+	w.join(dave, room)
+	w.settle(alice, bob, dave)
+	w.sameEpoch(room, alice, bob, dave)
+	dave.mu.Lock()
+	defer dave.mu.Unlock()
+	r = dave.rooms[room]
+	if r.rec.Inviter != alice.UserID() || r.rec.Admitter != alice.UserID() {
+		t.Fatalf("invited by %q, admitted by %q", r.rec.Inviter, r.rec.Admitter)
+	}
+	r.comeBack() // as before he was in
+	if !bytes.Equal(r.boundTo(dave.UserID()), group) {
+		t.Error("the admission of whoever invited him does not say which group")
+	}
+	r.rec.Admitter = bob.UserID()
+	if r.boundTo(dave.UserID()) != nil {
+		t.Error("an admission that somebody else posted binds him")
+	}
+}
+
+func TestPolicyOfANewRoomIsWhatWasAskedFor(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		public bool
+		want   rooms.JoinPolicy
+	}{{"private", false, rooms.JoinAdmitted}, {"public", true, rooms.JoinOpen}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			alice := w.device("alice", "ALICE1")
+			// The homeserver answers late and shows the other join rule.
+			rule := map[bool]string{true: "invite", false: "public"}[tc.public]
+			alice.hs.created = func(room id.RoomID) {
+				w.s.mu.Lock()
+				alice.hs.putState(room, rooms.TypeJoinRules, "", map[string]string{"join_rule": rule})
+				w.s.mu.Unlock()
+				for range 3 {
+					w.module.turn()
+					_ = alice.SyncOnce(w.ctx, 0)
+					alice.Step(w.ctx)
+				}
+			}
+			asked := false
+			room := w.createRoom(alice, CreateOptions{Public: tc.public, Policy: func(*rooms.Policy) { asked = true }})
+			alice.mu.Lock()
+			defer alice.mu.Unlock()
+			policy, err := rooms.PolicyOf(alice.rooms[room].head().group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if policy.Join != tc.want || !asked {
+				t.Errorf("joining is %v, want %v; the caller's policy was asked for: %v", policy.Join, tc.want, asked)
+			}
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -56,6 +57,16 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 	if err != nil {
 		return "", err
 	}
+	// /sync may show the room before the homeserver's answer is here.
+	c.mu.Lock()
+	c.creating++
+	c.mu.Unlock()
+	created := sync.OnceFunc(func() { c.creating-- }) // with the lock held
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		created()
+	}()
 	var roomID id.RoomID
 	if err := c.retry(ctx, func() (err error) {
 		roomID, err = c.hs.CreateRoom(ctx, req)
@@ -63,7 +74,15 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 	}); err != nil {
 		return "", fmt.Errorf("client: create a room: %w", err)
 	}
-	if err := c.found(ctx, roomID, o.Policy); err != nil {
+	if err := c.found(ctx, roomID, func(p *rooms.Policy) {
+		// What was asked for counts, not the join rule that the server shows.
+		if o.Public {
+			p.Join = rooms.JoinOpen
+		}
+		if o.Policy != nil {
+			o.Policy(p)
+		}
+	}, created); err != nil {
 		return roomID, err
 	}
 	for _, user := range o.Invite {
@@ -126,8 +145,9 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 			r.admitLater = append(r.admitLater, user)
 		}
 	}
+	r.foundByRule = true
 	c.mu.Unlock()
-	return c.found(ctx, roomID, nil)
+	return c.found(ctx, roomID, nil, func() {})
 }
 
 // room returns a room, and begins to follow it if it is new.
@@ -141,10 +161,11 @@ func (c *Client) room(roomID id.RoomID) *room {
 }
 
 // found marks the room as one whose group this device founds, and waits until
-// it has.
-func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy)) error {
+// it has. It calls begun, with the lock held, once the room is marked.
+func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), begun func()) error {
 	c.mu.Lock()
 	r := c.room(roomID)
+	begun()
 	if r.rec.Phase == phaseNone {
 		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
 		r.foundPolicy = change
@@ -200,11 +221,13 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	head := r.state.head(bot)
 	policy := rooms.DefaultPolicy(r.id, c.UserID(), federation.Sequencer{Server: serverOf(c.UserID()), User: string(bot), ReceiptKey: head.ReceiptKey})
 	policy.SuiteOrder = c.suites
-	switch r.state.view.JoinRule {
-	case "public":
-		policy.Join = rooms.JoinOpen
-	case "restricted", "knock_restricted":
-		policy.Join = rooms.JoinByRule
+	if r.foundByRule { // the user switches a room that has its rule already
+		switch r.state.view.JoinRule {
+		case "public":
+			policy.Join = rooms.JoinOpen
+		case "restricted", "knock_restricted":
+			policy.Join = rooms.JoinByRule
+		}
 	}
 	if r.foundPolicy != nil {
 		r.foundPolicy(policy)

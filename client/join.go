@@ -112,6 +112,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
+	if bound := r.boundTo(c.UserID()); bound != nil && !bytes.Equal(bound, group.GroupID()) {
+		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it opens another group than the one this device belongs to")
+	}
 	if !bytes.Equal(group.ConfirmationTag(), tag) {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
 	}
@@ -188,7 +191,7 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 // joined marks this device as a member from an epoch on.
 func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.Phase = phaseMember
-	r.rec.Group = e.group.GroupID()
+	r.rec.Group, r.rec.Bound = e.group.GroupID(), e.group.GroupID()
 	r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
 	r.rec.JoinEvent = c.commitEvent(r, e.ref)
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
@@ -215,8 +218,23 @@ func (c *Client) listAt(r *room, policy *rooms.Policy) (config federation.Ref, e
 	return config, 0, false
 }
 
+// boundTo returns the only group of the room that this device may enter, nil if
+// nothing says which: the one it was in, or the one that whoever invited it
+// admitted it to. Anybody with the power for it can post a P.head, with a group
+// of their own.
+func (r *room) boundTo(own id.UserID) []byte {
+	if len(r.rec.Bound) > 0 {
+		return r.rec.Bound
+	}
+	if a, ok := r.rec.Admissions[own]; ok && r.rec.Inviter != "" && r.rec.Admitter == r.rec.Inviter {
+		return a.Group
+	}
+	return nil
+}
+
 // usableHead returns the newest P.head that a newcomer can join at.
-func (r *room) usableHead() (id.UserID, *rooms.HeadContent) {
+func (r *room) usableHead(own id.UserID) (id.UserID, *rooms.HeadContent) {
+	bound := r.boundTo(own)
 	var best *rooms.HeadContent
 	var by id.UserID
 	for _, bot := range r.state.bots() {
@@ -224,7 +242,7 @@ func (r *room) usableHead() (id.UserID, *rooms.HeadContent) {
 		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil {
 			continue
 		}
-		if head.Snapshot.AtCommit != head.Accepted.Ref {
+		if head.Snapshot.AtCommit != head.Accepted.Ref || bound != nil && !bytes.Equal(bound, head.Group) {
 			continue
 		}
 		if best == nil || head.Accepted.Epoch > best.Accepted.Epoch {
@@ -240,9 +258,9 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	if !r.state.Known || !r.state.isMLS() {
 		return nil
 	}
-	bot, head := r.usableHead()
+	bot, head := r.usableHead(c.UserID())
 	if head == nil {
-		if r.state.view.Creator == c.UserID() && len(r.rec.Events) == 0 && r.rec.Phase == phaseNone && !r.anyGroup() {
+		if c.creating == 0 && r.state.view.Creator == c.UserID() && len(r.rec.Events) == 0 && r.rec.Phase == phaseNone && !r.anyGroup() {
 			r.rec.Phase = phaseFounding // interrupted between createRoom and the group
 			return c.foundWork(r, now)
 		}

@@ -33,6 +33,8 @@ type roomRecord struct {
 	Phase      phase                         `json:"phase,omitempty"`
 	Membership string                        `json:"membership,omitempty"` // own, as the server says
 	Group      rooms.Bytes                   `json:"group,omitempty"`
+	Bound      rooms.Bytes                   `json:"bound,omitempty"`      // the group this device is, or was last, a member of; see boundTo
+	Admitter   id.UserID                     `json:"admitter,omitempty"`   // who posted the admission of our own user
 	JoinRef    rooms.Hash                    `json:"join_ref,omitzero"`    // base of the machine
 	JoinEvent  id.EventID                    `json:"join_event,omitempty"` // the commit that added us
 	JoinedAt   int64                         `json:"joined_at,omitempty"`
@@ -133,6 +135,7 @@ type room struct {
 	generations   map[genKey]uint32
 	admitLater    []id.UserID
 	foundPolicy   func(p *rooms.Policy)
+	foundByRule   bool // the policy lets in whom the join rule lets in
 	foundError    error
 	lastJoinError error
 }
@@ -312,7 +315,7 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 		}
 	}
 	fresh.changed = r.changed
-	fresh.foundPolicy, fresh.admitLater = r.foundPolicy, r.admitLater
+	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater = r.foundPolicy, r.foundByRule, r.admitLater
 	*r = *fresh
 	return nil
 }

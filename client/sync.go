@@ -294,6 +294,9 @@ func (c *Client) takeAdmission(r *room, a *rooms.Admission, sender id.UserID) {
 		return
 	}
 	r.admit(a)
+	if a.User == c.UserID() {
+		r.rec.Admitter = sender
+	}
 }
 
 func (c *Client) betterAdmission(r *room, known, a *rooms.Admission, sender id.UserID) bool {
@@ -406,6 +409,7 @@ func (r *room) comeBack() {
 	if r.rec.Phase == phaseRemoved {
 		r.rec.Phase = phaseNone
 	}
+	r.rec.Bound = nil
 	r.joinAt, r.resyncAt, r.lastJoinError = 0, 0, nil
 }
 

@@ -277,6 +277,8 @@ type fakeTransport struct {
 	user   id.UserID
 	fail   error // the next request fails with it, once
 	before func(kind string)
+	// created is called before the answer to createRoom goes out.
+	created func(room id.RoomID)
 }
 
 func (t *fakeTransport) enter(kind string) error {
@@ -379,21 +381,29 @@ func (t *fakeTransport) CreateRoom(_ context.Context, req json.RawMessage) (id.R
 	if err := json.Unmarshal(req, &body); err != nil {
 		return "", err
 	}
+	room := t.makeRoom(body.Invite, body.Creation, body.InitialState, body.Power)
+	if t.created != nil {
+		t.created(room)
+	}
+	return room, nil
+}
+
+func (t *fakeTransport) makeRoom(invite []id.UserID, creation map[string]any, initial []rooms.StateEvent, power map[string]any) id.RoomID {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	t.s.nextRoom++
 	room := id.RoomID(fmt.Sprintf("!room%d:%s", t.s.nextRoom, testServer))
-	t.putState(room, rooms.TypeCreate, "", body.Creation)
+	t.putState(room, rooms.TypeCreate, "", creation)
 	t.putState(room, rooms.TypeMember, string(t.user), map[string]string{"membership": "join"})
-	body.Power["users"] = map[string]int{string(t.user): 100}
-	t.putState(room, rooms.TypePowerLevels, "", body.Power)
-	for _, state := range body.InitialState {
+	power["users"] = map[string]int{string(t.user): 100}
+	t.putState(room, rooms.TypePowerLevels, "", power)
+	for _, state := range initial {
 		t.putState(room, state.Type, state.StateKey, state.Content)
 	}
-	for _, user := range body.Invite {
+	for _, user := range invite {
 		t.putState(room, rooms.TypeMember, string(user), map[string]string{"membership": "invite"})
 	}
-	return room, nil
+	return room
 }
 
 func (t *fakeTransport) membership(room id.RoomID, user id.UserID, membership string) error {
