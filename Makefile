@@ -12,6 +12,8 @@ DEMO_DIR ?= .lab/demo
 BENCH ?= .
 BENCHTIME ?= 1s
 SOAK ?= 10
+FUZZTIME ?= 1m
+COMMIT = $(shell git rev-parse HEAD)
 
 .PHONY: help
 help: ## this list
@@ -31,7 +33,7 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-install peer check bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: lab-install peer check fuzz-ci bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
 	$(NICE) bin/testreport all
 
 .PHONY: test-fast
@@ -64,6 +66,18 @@ vet: ## go vet
 bench: ## the benchmarks of mls (BENCH=pattern, BENCHTIME=1s)
 	go test ./mls -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m
 
+.PHONY: fuzz fuzz-ci
+fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md
+	nice -n 15 bin/fuzz -time $(FUZZTIME)
+fuzz-ci: bin/fuzz
+	$(NICE) bin/fuzz -time 20s -sample 12 -seed $(COMMIT) -p 2
+
+.PHONY: mutate mutate-ci
+mutate: bin/mutate ## remove each validation of mls in turn; a test must notice
+	nice -n 15 bin/mutate ./mls
+mutate-ci: bin/mutate
+	$(NICE) bin/mutate -sample 10 -seed $(COMMIT) -p 2 ./mls
+
 .PHONY: soak
 soak: lab-install peer bin/testreport ## make test again and again (SOAK=10), to find what fails now and then
 	@for i in $$(seq $(SOAK)); do echo "## run $$i of $(SOAK)"; $(NICE) bin/testreport all || exit 1; done
@@ -79,6 +93,9 @@ peer: ## the interop partner, with OpenMLS and mls-rs in it
 # The tools are a module of their own, so that the project does not depend on them.
 bin/testreport bin/rules: bin/%: tools/%/main.go
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
+
+bin/fuzz bin/mutate: $(wildcard tools/fuzz/*.go tools/mutate/*.go)
+	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$(notdir $@)
 
 bin/staticcheck: tools/go.mod tools/go.sum
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ honnef.co/go/tools/cmd/staticcheck

@@ -21,10 +21,13 @@ type mutant struct {
 	line     int
 	function string
 	what     string // the condition, or the call that is left out
+	rule     string // that the refusal names, if it can be seen
 }
 
 // key names the mutant for as long as its own code stays as it is.
-func (m *mutant) key() string { return fmt.Sprintf("%s %s: %s", filepath.Base(m.file), m.function, m.what) }
+func (m *mutant) key() string {
+	return fmt.Sprintf("%s %s: %s", filepath.Base(m.file), m.function, m.what)
+}
 
 func (m *mutant) String() string {
 	return fmt.Sprintf("%s:%d %s: %s", m.file, m.line, m.function, m.what)
@@ -216,7 +219,7 @@ func (s *search) guard(n *ast.IfStmt) {
 	if n.Init != nil {
 		what = s.text(n.Init) + "; " + what
 	}
-	id := s.add(n.Pos(), what)
+	id := s.add(n.Pos(), what, s.text(n.Body))
 	s.insert(n.Cond.Pos(), "(")
 	s.insert(n.Cond.End(), fmt.Sprintf(") && activeMutant != %d", id))
 }
@@ -226,7 +229,7 @@ func (s *search) clause(n *ast.CaseClause) {
 		return
 	}
 	s.seen[n] = true
-	id := s.add(n.Pos(), "case "+s.text(n.List[0]))
+	id := s.add(n.Pos(), "case "+s.text(n.List[0]), s.text(n))
 	for _, x := range n.List {
 		s.insert(x.Pos(), "(")
 		s.insert(x.End(), fmt.Sprintf(") && activeMutant != %d", id))
@@ -266,14 +269,19 @@ func (s *search) without(call *ast.CallExpr) {
 			zeros = append(zeros, "*new("+t+")")
 		}
 	}
-	id := s.add(call.Pos(), "without "+s.text(call))
+	id := s.add(call.Pos(), "without "+s.text(call), s.text(call))
 	s.insert(stmt.Pos(), fmt.Sprintf("if activeMutant == %d { return %s }; ", id, strings.Join(zeros, ", ")))
 }
 
-func (s *search) add(pos token.Pos, what string) int {
-	what = strings.Join(strings.Fields(what), " ")
-	s.found = append(s.found, &mutant{n: len(s.found) + 1, file: s.file, line: s.fset.Position(pos).Line, function: s.name, what: what})
-	return len(s.found)
+var rules = regexp.MustCompile(`"([a-z]+(?:-[a-z]+)*/[a-z0-9-]+)"`)
+
+func (s *search) add(pos token.Pos, what, body string) int {
+	m := &mutant{n: len(s.found) + 1, file: s.file, line: s.fset.Position(pos).Line, function: s.name, what: strings.Join(strings.Fields(what), " ")}
+	if rule := rules.FindStringSubmatch(body); rule != nil {
+		m.rule = rule[1]
+	}
+	s.found = append(s.found, m)
+	return m.n
 }
 
 func (s *search) insert(at token.Pos, text string) {
