@@ -301,6 +301,7 @@ func (m *own) fail(what string, err error) error {
 func (m *own) leaf() mls.LeafOptions {
 	caps := mls.DefaultCapabilities()
 	caps.Extensions = append(caps.Extensions, testExtension)
+	caps.Proposals = append(caps.Proposals, mls.ProposalTypeSelfRemove)
 	return mls.LeafOptions{Credential: mls.BasicCredential([]byte(m.name)), Capabilities: &caps}
 }
 
