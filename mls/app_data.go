@@ -20,7 +20,7 @@ const (
 type ComponentID uint16
 
 // ComponentLastResort marks a KeyPackage of last resort, as the component of an
-// app_data_dictionary extension (draft-ietf-mls-extensions, Section 6.5).
+// app_data_dictionary extension (draft-ietf-mls-extensions, Section 6.4).
 const ComponentLastResort ComponentID = 0x0004
 
 // ComponentData is what an AppDataDictionary holds for one component.

@@ -12,14 +12,14 @@ import (
 )
 
 // A pqKEM is ML-KEM, alone or together with a Diffie-Hellman group, as
-// draft-ietf-hpke-pq-03 defines it for HPKE. A private key is a seed.
+// draft-ietf-hpke-pq defines it for HPKE. A private key is a seed.
 type pqKEM struct {
 	mlkem circlkem.Scheme
 	dh    *kem   // the other half of a hybrid, nil for ML-KEM alone
 	label string // of the hybrid, to which its shared secrets are bound
 }
 
-// The KEMs of draft-ietf-hpke-pq-03, Section 4, that MLS has suites for.
+// The KEMs of draft-ietf-hpke-pq that MLS has suites for.
 var (
 	kemMLKEM768       = newPQKEM(0x0041, mlkem768.Scheme(), nil, "")
 	kemMLKEM1024      = newPQKEM(0x0042, mlkem1024.Scheme(), nil, "")
@@ -124,7 +124,7 @@ func (p *pqKEM) parse(pub HPKEPublicKey) (circlkem.PublicKey, HPKEPublicKey, err
 	return k, half, nil
 }
 
-// derivePQ is DeriveKeyPair of draft-ietf-hpke-pq-03, whatever the KDF of
+// derivePQ is DeriveKeyPair of draft-ietf-hpke-pq, whatever the KDF of
 // the suite: the private key is SHAKE256.LabeledDerive of ikm.
 func (k *kem) derivePQ(ikm secret) (hpkePrivateKey, HPKEPublicKey, error) {
 	const label = "DeriveKeyPair"

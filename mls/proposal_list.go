@@ -148,7 +148,7 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 	}
 
 	// RFC 9420, Section 12.3: Updates, then Removes, then Adds. SelfRemoves
-	// come between the first two (draft-ietf-mls-extensions, Section 6.4).
+	// come between the first two (draft-ietf-mls-extensions, Section 6.3).
 	c.tree = e.tree.change()
 	for i := range list {
 		if p := &list[i]; p.Proposal.Type == ProposalTypeUpdate {
@@ -263,7 +263,7 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 	case inits > 1:
 		return nil, 0, invalid("external-commit/two-external-init", "12.2", "%d ExternalInit proposals in an external Commit", inits)
 	case resync != nil && leaving[*resync]:
-		// draft-ietf-mls-extensions, Section 6.4: the Remove is invalid.
+		// draft-ietf-mls-extensions, Section 6.3: the Remove is invalid.
 		return nil, 0, invalid("proposal-list/two-removes-one-leaf", "12.2", "a SelfRemove and a Remove of leaf %d", *resync)
 	case int(e.tree.count) >= lim.MaxMembers && resync == nil && len(leaving) == 0:
 		return nil, 0, invalid("tree/too-large", "", "the group has %d members, which is the limit", e.tree.count)

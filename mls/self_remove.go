@@ -11,7 +11,7 @@ const ProposalTypeSelfRemove ProposalType = 0x000a
 // SelfRemove proposes to remove the member who proposes it. Unlike a Remove, it
 // can be committed by who joins by an external Commit. Every member must list
 // ProposalTypeSelfRemove, and it must be sent in a PublicMessage, at most once
-// in an epoch (draft-ietf-mls-extensions, Section 6.4).
+// in an epoch (draft-ietf-mls-extensions, Section 6.3).
 func SelfRemove() Proposal { return Proposal{Type: ProposalTypeSelfRemove} }
 
 // validateSelfRemove checks who proposes a SelfRemove, and that the group is one
@@ -66,7 +66,7 @@ func checkSelfRemove(p *CommittedProposal, committer *LeafIndex) error {
 
 // takeSelfRemove checks a SelfRemove that who joins got with the GroupInfo. The
 // membership tag is for members to check. draft-ietf-mls-extensions, Section
-// 6.4.
+// 6.3.
 func (e *epoch) takeSelfRemove(m *Message, cache *proposalCache) (*ProposalMessage, error) {
 	if m.public == nil || m.public.auth.content.contentType != ContentTypeProposal || m.public.auth.content.proposal.Type != ProposalTypeSelfRemove {
 		return nil, fmt.Errorf("mls: a message of wire format %d is not a SelfRemove; ExternalJoinOptions.SelfRemoves takes nothing else", m.format)
