@@ -327,7 +327,7 @@ func (i *Identity) keyPackageRequested(ctx context.Context, sender id.UserID, ra
 		i.log.Info().Stringer("sender", sender).Msg("Too many requests for key packages")
 		return nil
 	}
-	bundle, err := i.makePackage(ctx, cs, false, store.KeyPackageUploaded, now)
+	bundle, err := i.makePackage(ctx, cs, false, store.KeyPackageDirect, now)
 	if err != nil {
 		return err
 	}

@@ -324,3 +324,46 @@ func TestLastResort(t *testing.T) {
 		t.Errorf("an expired last resort: got %v, want ErrNotFound", err)
 	}
 }
+
+func TestAskingDoesNotPushOutTheStock(t *testing.T) {
+	h := newHomeserver(t, true)
+	a := h.loginDevice("@a:one")
+	var stock []mls.KeyPackageRef
+	all, err := a.st.KeyPackages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kp := range all {
+		stock = append(stock, kp.Ref)
+	}
+	for n := range maxKeyPackages + 50 {
+		// Each a little later, so that nobody is told to wait.
+		at := time.Now().Add(time.Duration(n) * time.Minute)
+		a.now = func() time.Time { return at }
+		raw, err := rooms.Encode(&rooms.KeyPackageContent{Room: "!r:two", Suite: 1, RequestID: fmt.Sprint("r", n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.keyPackageRequested(t.Context(), "@stranger:two", raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err = a.st.KeyPackages(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < maxKeyPackages {
+		t.Fatalf("%d key packages, the flood did not work", len(all))
+	}
+	kept, err := a.dropOldPackages(t.Context(), all, a.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := len(stock) + maxDirect; len(kept) != want {
+		t.Errorf("%d key packages are kept, want %d", len(kept), want)
+	}
+	for _, ref := range stock {
+		if _, err := a.st.KeyPackage(t.Context(), ref); err != nil {
+			t.Errorf("one that lies at the homeserver is gone: %v", err)
+		}
+	}
+}

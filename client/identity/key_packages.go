@@ -33,6 +33,9 @@ const (
 	keepLastResort = 3
 	// maxKeyPackages bounds the stored key packages of this device.
 	maxKeyPackages = 500
+	// maxDirect bounds those among them that were handed out on request: anybody
+	// can ask, and must not push out what lies at the homeserver.
+	maxDirect = 100
 )
 
 // ErrNoKeyPackage reports that no key package of a device is to be had: it has
@@ -271,7 +274,7 @@ func (i *Identity) mlsConfig() *mls.Config {
 // dropOldPackages deletes what nobody may use any more, and the oldest of too
 // many.
 func (i *Identity) dropOldPackages(ctx context.Context, stored []*store.KeyPackage, now time.Time) (kept []*store.KeyPackage, err error) {
-	newest := map[uint16]int{}
+	newest, direct := map[uint16]int{}, 0
 	err = i.st.Do(ctx, func(ctx context.Context) error {
 		for n := len(stored) - 1; n >= 0; n-- {
 			kp := stored[n]
@@ -279,6 +282,10 @@ func (i *Identity) dropOldPackages(ctx context.Context, stored []*store.KeyPacka
 			if kp.LastResort {
 				newest[kp.Suite]++
 				drop = drop || newest[kp.Suite] > keepLastResort
+			}
+			if kp.State == store.KeyPackageDirect {
+				direct++
+				drop = drop || direct > maxDirect
 			}
 			if !drop {
 				kept = append(kept, kp)

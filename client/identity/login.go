@@ -94,15 +94,31 @@ func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Cli
 	if _, _, err := resp.UserID.Parse(); err != nil {
 		return fmt.Errorf("identity: log in at %s: the answer has no valid user id: %w", base, err)
 	}
-	return i.adopt(ctx, base, resp.UserID, resp.DeviceID, resp.AccessToken)
+	if err := i.adopt(ctx, base, resp.UserID, resp.DeviceID, resp.AccessToken); err != nil {
+		return err
+	}
+	if err := i.publish(ctx); err != nil {
+		// The session was made a moment ago and nobody else knows it: without
+		// it the login can be tried again.
+		return errors.Join(err, i.Logout(context.WithoutCancel(ctx), true))
+	}
+	return nil
 }
 
 // LoginToken uses a device that exists already, such as a bot's: its access
 // token must belong to a device without keys of its own, or the keys that it
 // published are replaced.
+//
+// The token stays the caller's: LoginToken never ends its session. If the keys
+// cannot be published, the device is kept all the same ([Identity.LoggedIn]),
+// since the homeserver may have some of its keys already; a later sync
+// publishes what is missing, and so does LoginToken with the same token.
 func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken string) error {
-	if i.LoggedIn() {
-		return ErrLoggedIn
+	if a, _, err := i.current(); err == nil {
+		if a.secrets.AccessToken != accessToken || accessToken == "" || a.secrets.Published != "" && i.stocked() {
+			return ErrLoggedIn
+		}
+		return i.publish(ctx)
 	}
 	base, err := i.resolve(ctx, Login{Homeserver: homeserver})
 	if err != nil {
@@ -120,7 +136,10 @@ func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken strin
 	if resp.DeviceID == "" {
 		return fmt.Errorf("identity: log in at %s: the token belongs to no device", base)
 	}
-	return i.adopt(ctx, base, resp.UserID, resp.DeviceID, accessToken)
+	if err := i.adopt(ctx, base, resp.UserID, resp.DeviceID, accessToken); err != nil {
+		return err
+	}
+	return i.publish(ctx)
 }
 
 // adopt makes the keys of a new device and keeps it.
@@ -133,18 +152,15 @@ func (i *Identity) adopt(ctx context.Context, base string, user id.UserID, devic
 	}
 	a := &account{userID: user, deviceID: device, server: base, olm: olmAccount,
 		secrets: accountSecrets{AccessToken: token, Device: pickled}}
-	if err := i.use(ctx, a); err != nil {
+	return i.use(ctx, a)
+}
+
+// publish gives the homeserver the keys of a device that was adopted.
+func (i *Identity) publish(ctx context.Context) error {
+	if err := i.PublishDeviceKeys(ctx); err != nil {
 		return err
 	}
-	err = i.PublishDeviceKeys(ctx)
-	if err == nil {
-		err = i.EnsureKeyPackages(ctx)
-	}
-	if err != nil {
-		// A login that did not get this far can be tried again.
-		return errors.Join(err, i.Logout(context.WithoutCancel(ctx), true))
-	}
-	return nil
+	return i.EnsureKeyPackages(ctx)
 }
 
 // Logout ends the device's session at the homeserver and empties the store.

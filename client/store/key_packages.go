@@ -13,8 +13,10 @@ type KeyPackageState int
 const (
 	// KeyPackageMade is stored, but perhaps not at the homeserver.
 	KeyPackageMade KeyPackageState = iota
-	// KeyPackageUploaded is at the homeserver, or was handed out.
+	// KeyPackageUploaded is at the homeserver.
 	KeyPackageUploaded
+	// KeyPackageDirect was handed out to whoever asked this device for one.
+	KeyPackageDirect
 )
 
 const (
