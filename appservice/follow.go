@@ -323,11 +323,18 @@ func (e *Engine) takeRoot(ctx context.Context, r *room, msg *message, c *rooms.C
 	if err != nil {
 		return done, err
 	}
-	if r.m != nil {
-		if r.data.Root != nil && federation.Ref(r.data.Root.Ref) == ref {
-			return done, nil
+	known := r.m != nil && r.data.Root != nil && federation.Ref(r.data.Root.Ref) == ref
+	if known && !r.data.Late {
+		return done, nil
+	}
+	if r.m != nil && !known {
+		yields, err := e.replaceable(ctx, r)
+		if err != nil {
+			return done, err
 		}
-		return done, refusal(ruleSecondRoot, "the room has a group already, and event %s founds another", msg.event)
+		if !yields {
+			return done, refusal(ruleSecondRoot, "the room has a group already, and event %s founds another", msg.event)
+		}
 	}
 	pg, err := mls.NewPublicGroup(e.mls, gi, nil)
 	if err != nil {
@@ -353,17 +360,21 @@ func (e *Engine) takeRoot(ctx context.Context, r *room, msg *message, c *rooms.C
 	if !mayFound(r.state, msg.sender) {
 		return done, refusal(ruleRootNotOwned, "%s neither created the room nor may change its encryption", msg.sender)
 	}
+	if known { // the head that the module started at was of this group
+		r.data.Late, r.dirty = false, true
+		return done, nil
+	}
 	base, err := rooms.BaseFacts(pg, ref, msg.event, 0, federation.Ref{})
 	if err != nil {
 		return done, err
 	}
+	if r.m != nil {
+		zerolog.Ctx(ctx).Warn().Stringer("room_id", r.id).Str("ref", ref.Short()).Msg("Found the beginning of the room's group, which is not the one that was followed")
+		if err := e.forgetGroup(ctx, r); err != nil {
+			return done, err
+		}
+	}
 	return done, e.begin(ctx, r, base, pg, msg, sc)
-}
-
-// mayFound reports whether a user may found the room's group: its creator, or
-// who has the power to turn the room into an encrypted one.
-func mayFound(s *rooms.RoomState, user id.UserID) bool {
-	return s.Creator == user || s.CanSend(user, rooms.TypeEncryption, true)
 }
 
 // begin starts to follow a group.

@@ -223,16 +223,14 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 		return nil
 	}
 	state := rooms.NewRoomState(r.id)
-	heads := make(map[id.UserID]*rooms.HeadContent)
+	var heads []*homeserver.Event
 	for _, ev := range events {
 		if ev.StateKey == nil {
 			continue
 		}
 		if ev.Type == rooms.TypeHead {
-			if *ev.StateKey == string(ev.Sender) && ev.Sender != e.d.HS.UserID() && len(heads) < rooms.MaxSequencers {
-				if head, err := rooms.DecodeHead(ev.Content); err == nil {
-					heads[ev.Sender] = head
-				}
+			if *ev.StateKey == string(ev.Sender) && ev.Sender != e.d.HS.UserID() {
+				heads = append(heads, ev)
 			}
 			continue
 		}
@@ -245,7 +243,15 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 		}
 	}
 	r.stateLog = nil
-	r.state, r.heads, r.loaded, r.needState, r.planDirty, r.retryWaiting, r.tryBootstrap = state, heads, true, false, true, true, true
+	r.state, r.loaded, r.needState, r.planDirty, r.retryWaiting, r.tryBootstrap = state, true, false, true, true, true
+	for _, ev := range heads {
+		if r.heads[ev.Sender] == nil && len(r.heads) >= rooms.MaxSequencers && !mayShow(state, ev.Sender) {
+			continue // it would be parsed for nothing
+		}
+		if head, err := rooms.DecodeHead(ev.Content); err == nil {
+			r.noteHead(ev.Sender, head)
+		}
+	}
 	r.statePause.reset()
 	if r.m == nil && state.Encryption != "" && !state.IsMLS() {
 		log.Info().Msg("Leaving a room that is encrypted in another way")
@@ -274,9 +280,7 @@ func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
 	if err != nil {
 		return done, err
 	}
-	if len(r.heads) < rooms.MaxSequencers || r.heads[msg.sender] != nil {
-		r.heads[msg.sender], r.tryBootstrap = head, true
-	}
+	r.noteHead(msg.sender, head)
 	if r.m == nil {
 		return done, nil
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
-	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -233,78 +232,5 @@ func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadConte
 		}
 		e.d.Metrics.Inc(metrics.Heads)
 		return e.put(ctx, r, row)
-	})
-}
-
-// bootstrap starts to follow a group at the head that another module publishes,
-// where the group's beginning cannot be had. The module then serves newcomers;
-// it signs only if its key is in the list there.
-func (e *Engine) bootstrap(ctx context.Context, r *room) error {
-	var best *rooms.HeadContent
-	for _, head := range r.heads {
-		s := head.Snapshot
-		if head.Accepted == nil || head.Root == nil || len(head.GroupInfo) == 0 || s == nil || s.AtCommit != head.Accepted.Ref {
-			continue
-		}
-		if best == nil || head.Accepted.Epoch > best.Accepted.Epoch {
-			best = head
-		}
-	}
-	if best == nil {
-		return nil
-	}
-	tree := []byte(best.Snapshot.Tree)
-	if f := best.Snapshot.File; f != nil {
-		data, bad, ok := e.media.get(f.SHA256)
-		if !ok {
-			e.download(r, f)
-			r.tryBootstrap = true
-			return nil
-		}
-		if bad != nil {
-			return nil
-		}
-		tree = data
-	}
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
-	start := func() (*mls.PublicGroup, federation.Base, error) {
-		gi, err := best.Parse()
-		if err != nil {
-			return nil, federation.Base{}, err
-		}
-		pg, err := mls.NewPublicGroup(e.mls, gi, tree)
-		if err != nil {
-			return nil, federation.Base{}, err
-		}
-		policy, err := rooms.PolicyOf(pg)
-		if err != nil {
-			return nil, federation.Base{}, err
-		}
-		if policy.Room != r.id {
-			return nil, federation.Base{}, refusal(string(rooms.RuleRoomNotGroup), "the group is bound to room %s", policy.Room)
-		}
-		config := best.Cfg
-		if config.IsZero() {
-			config = best.Root.Ref
-		}
-		base, err := rooms.BaseFacts(pg, federation.Ref(best.Accepted.Ref), best.Accepted.Event, best.Era, federation.Ref(config))
-		return pg, base, err
-	}
-	pg, base, err := start()
-	if err != nil {
-		e.d.Metrics.Rejected(ruleOf(err))
-		log.Warn().Err(err).Msg("Cannot start at the head that another module publishes")
-		return nil
-	}
-	return e.update(ctx, r, func(ctx context.Context) error {
-		m, err := federation.New(e.machineConfig(r.id), base)
-		if err != nil {
-			log.Warn().Err(err).Msg("Cannot start at the head that another module publishes")
-			return nil
-		}
-		r.m, r.status, r.dirty, r.stepped, r.planDirty, r.retryWaiting = m, store.RoomServing, true, true, true, true
-		r.data.Root = best.Root
-		log.Info().Str("ref", base.Ref.Short()).Uint64("epoch", base.Epoch).Msg("Joined a room late, following its group from the published head")
-		return e.keepGroup(ctx, r, base.Ref, pg, true)
 	})
 }

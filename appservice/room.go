@@ -74,6 +74,7 @@ type room struct {
 // roomData is what is stored of a room beside its machine.
 type roomData struct {
 	Root      *rooms.EventRef `json:"root,omitempty"`
+	Late      bool            `json:"late,omitempty"`      // it began at a published head, and Root was not seen
 	Announced bool            `json:"announced,omitempty"` // the module's keys are in the room
 	Published federation.Ref  `json:"published"`           // head of the newest publication
 	Final     federation.Ref  `json:"final"`               // newest final of that one

@@ -14,13 +14,15 @@ const (
 		INSERT INTO inbox (event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (event_id) DO NOTHING`
-	inboxColumns    = `SELECT seq, event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at FROM inbox `
-	nextInboxQuery  = inboxColumns + `WHERE status='new' ORDER BY seq LIMIT $1`
-	getInboxQuery   = inboxColumns + `WHERE event_id=$1`
-	roomInboxQuery  = inboxColumns + `WHERE room_id=$1 AND status=$2 ORDER BY seq LIMIT $3`
-	finishInbox     = `UPDATE inbox SET status=$2, rule=$3 WHERE event_id=$1`
-	forgetInboxRaw  = `UPDATE inbox SET raw='' WHERE raw<>'' AND status IN ('done', 'refused', 'ignored') AND received_at<$1`
-	forgetInboxRow  = `DELETE FROM inbox WHERE status IN ('done', 'refused', 'ignored') AND received_at<$1`
+	inboxColumns   = `SELECT seq, event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at FROM inbox `
+	nextInboxQuery = inboxColumns + `WHERE status='new' ORDER BY seq LIMIT $1`
+	getInboxQuery  = inboxColumns + `WHERE event_id=$1`
+	roomInboxQuery = inboxColumns + `WHERE room_id=$1 AND status=$2 ORDER BY seq LIMIT $3`
+	finishInbox    = `UPDATE inbox SET status=$2, rule=$3 WHERE event_id=$1`
+	forgetInboxRaw = `UPDATE inbox SET raw='' WHERE raw<>'' AND status IN ('done', 'refused', 'ignored') AND received_at<$1`
+	forgetInboxRow = `DELETE FROM inbox WHERE status IN ('done', 'refused', 'ignored') AND received_at<$1`
+	// State is read anew, not looked at again.
+	reopenRoomQuery = `UPDATE inbox SET status='new', rule='' WHERE room_id=$1 AND status IN ('done', 'refused', 'ignored') AND raw<>'' AND state_key IS NULL`
 	countInboxQuery = `SELECT COUNT(*), COALESCE(MIN(received_at), 0) FROM inbox WHERE status=$1`
 )
 
@@ -114,6 +116,13 @@ func (st *Store) Inbox(ctx context.Context, event id.EventID) (*InboxEvent, erro
 func (st *Store) FinishInbox(ctx context.Context, event id.EventID, status InboxStatus, rule string) error {
 	_, err := st.db.Exec(ctx, finishInbox, string(event), string(status), clean(rule))
 	return wrap("marking an event", err)
+}
+
+// ReopenRoom has a room's events looked at again, as far as their JSON is still
+// there.
+func (st *Store) ReopenRoom(ctx context.Context, room id.RoomID) error {
+	_, err := st.db.Exec(ctx, reopenRoomQuery, string(room))
+	return wrap("opening a room's events again", err)
 }
 
 // CountInbox counts events in one state and tells when the oldest came.
