@@ -7,15 +7,19 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"maunium.net/go/mautrix/crypto/ssss"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/hstest"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -74,6 +78,76 @@ func TestLoginRefused(t *testing.T) {
 	}
 	if _, err := i.Status(t.Context()); !errors.Is(err, ErrNotLoggedIn) {
 		t.Errorf("status: got %v", err)
+	}
+}
+
+// TestALoginThatCannotPublishCanBeRepeated breaks the upload of keys after the
+// login. The session that a password made is ended; the session of a token that
+// somebody else made is left alone, and the device with it.
+func TestALoginThatCannotPublishCanBeRepeated(t *testing.T) {
+	h := newHomeserver(t, true)
+	target, err := url.Parse(h.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := httputil.NewSingleHostReverseProxy(target)
+	var failFrom, uploads atomic.Int32 // the upload from which on all fail; 0: none
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/account/whoami") {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, `{"user_id":"@bot:one","device_id":"BOT"}`)
+			return
+		}
+		if from := failFrom.Load(); strings.HasSuffix(r.URL.Path, "/keys/upload") && uploads.Add(1) >= from && from > 0 {
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(w, `{"errcode":"M_FORBIDDEN","error":"not now"}`)
+			return
+		}
+		pass.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	devices := func(user id.UserID) int {
+		h.Mu.Lock()
+		defer h.Mu.Unlock()
+		return len(h.Devices[user])
+	}
+	for from, name := range map[int32]string{1: "device keys", 2: "key packages"} {
+		t.Run(name, func(t *testing.T) {
+			uploads.Store(0)
+			failFrom.Store(from)
+			i := openIdentity(t, nil)
+			if err := i.LoginPassword(t.Context(), Login{Homeserver: front.URL, User: "@a:one"}, "secret"); err == nil {
+				t.Error("password: no error although nothing could be published")
+			}
+			if i.LoggedIn() || devices("@a:one") != 0 {
+				t.Errorf("password: logged in %t, %d sessions left", i.LoggedIn(), devices("@a:one"))
+			}
+
+			h.Mu.Lock()
+			h.Devices["@bot:one"] = map[string]*hstest.Device{"BOT": {Token: "operators-token", Fallback: map[string]hstest.Key{}, Used: map[string]bool{}}}
+			h.Mu.Unlock()
+			uploads.Store(0)
+			if err := i.LoginToken(t.Context(), front.URL, "operators-token"); err == nil {
+				t.Error("token: no error although nothing could be published")
+			}
+			if devices("@bot:one") != 1 {
+				t.Fatal("the operator's token was logged out")
+			}
+			fingerprint := i.Fingerprint()
+			failFrom.Store(0)
+			if err := i.LoginToken(t.Context(), front.URL, "another-token"); !errors.Is(err, ErrLoggedIn) {
+				t.Errorf("another token: got %v, want ErrLoggedIn", err)
+			}
+			if err := i.LoginToken(t.Context(), front.URL, "operators-token"); err != nil {
+				t.Fatalf("token, again: %v", err)
+			}
+			if i.Fingerprint() != fingerprint {
+				t.Error("the device came back with other keys")
+			}
+			if d := h.device(i); d.Keys == nil || len(d.OTK) == 0 {
+				t.Error("the keys were not published the second time")
+			}
+		})
 	}
 }
 

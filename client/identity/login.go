@@ -112,10 +112,11 @@ func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Cli
 // The token stays the caller's: LoginToken never ends its session. If the keys
 // cannot be published, the device is kept all the same ([Identity.LoggedIn]),
 // since the homeserver may have some of its keys already; a later sync
-// publishes what is missing, and so does LoginToken with the same token.
+// publishes what is missing, and so does LoginToken called again with the same
+// token. Another token is refused with [ErrLoggedIn].
 func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken string) error {
 	if a, _, err := i.current(); err == nil {
-		if a.secrets.AccessToken != accessToken || accessToken == "" || a.secrets.Published != "" && i.stocked() {
+		if a.secrets.AccessToken != accessToken {
 			return ErrLoggedIn
 		}
 		return i.publish(ctx)
@@ -142,7 +143,7 @@ func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken strin
 	return i.publish(ctx)
 }
 
-// adopt makes the keys of a new device and keeps it.
+// adopt makes the keys of a new device and keeps them in the store.
 func (i *Identity) adopt(ctx context.Context, base string, user id.UserID, device id.DeviceID, token string) error {
 	olmAccount := crypto.NewOlmAccount()
 	olmAccount.Shared = true // its keys are published by this package
