@@ -242,7 +242,7 @@ func build(ctx context.Context, dir string, packages ...string) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"build", "-trimpath", "-o", dir + string(filepath.Separator)}
+	args := []string{"build", "-o", dir + string(filepath.Separator)}
 	if raceEnabled {
 		args = append(args, "-race")
 	}
