@@ -39,12 +39,11 @@ type Identity interface {
 // Limits bounds what others can make a client hold or do. Zero fields mean the
 // defaults.
 type Limits struct {
-	Waiting     int           // events of one room that wait for something; default 500
-	WaitingAge  time.Duration // how long an event waits before it is reported; default 10 minutes
-	PastEpochs  int           // epochs kept below the newest final, for late messages; default 3
-	GapPages    int           // pages of 100 events read to fill one gap; default 50
-	MessageSize int           // bytes of one decrypted event; default 58,000
-	FileSize    int64         // bytes of one attachment; default 100 MiB
+	Waiting    int           // events of one room that wait for something; default 500
+	WaitingAge time.Duration // how long an event waits before it is reported; default 10 minutes
+	PastEpochs int           // epochs kept below the newest final, for late messages; default 3
+	GapPages   int           // pages of 100 events read to fill one gap; default 50
+	FileSize   int64         // bytes of one attachment; default 100 MiB
 }
 
 func (l Limits) withDefaults() Limits {
@@ -56,7 +55,6 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Waiting, 500)
 	def(&l.PastEpochs, 3)
 	def(&l.GapPages, 50)
-	def(&l.MessageSize, 58_000)
 	if l.WaitingAge <= 0 {
 		l.WaitingAge = 10 * time.Minute
 	}

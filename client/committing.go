@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -58,6 +59,9 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		return d
 	}
 	waiting := slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.item.State == stateQueued })
+	maps.DeleteFunc(r.badSince, func(key string, _ time.Duration) bool { // came right, or is gone
+		return !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
+	})
 	for _, rm := range r.todo.Removes {
 		if rm.Leaf == e.group.OwnLeafIndex() {
 			continue // nobody removes the leaf it commits with
@@ -423,6 +427,10 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 	})
 }
 
+// ErrNothingToRepair is what RepairSequencer says of a room whose modules
+// announce the receipt keys that its group names.
+var ErrNothingToRepair = errors.New("client: the room's modules have the receipt keys that its group names: there is nothing to repair")
+
 // RepairSequencer moves the room to the receipt keys that its modules' bots
 // announce now, by an era commit. It is for modules that lost their database,
 // and their receipt key with it: nothing that the lost key signed is needed.
@@ -437,7 +445,7 @@ func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
 	lost := c.lostKeys(r, e)
 	c.mu.Unlock()
 	if len(lost) == 0 {
-		return fmt.Errorf("client: the modules of %s announce the keys that the group has: there is nothing to repair", roomID)
+		return fmt.Errorf("%w (%s)", ErrNothingToRepair, roomID)
 	}
 	return c.changePolicy(ctx, roomID, func(p *rooms.Policy) {
 		for i := range p.Sequencers {
