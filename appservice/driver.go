@@ -256,6 +256,10 @@ func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Contex
 		return err
 	}
 	stored = true
+	if r.noted != r.status {
+		r.noted = r.status
+		e.d.NoteStatus(r.id, r.status)
+	}
 	if r.sends {
 		r.sends = false
 		e.d.WakeOutbox()
@@ -404,6 +408,9 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 		} else if err := e.proposeRemoves(ctx, r); err != nil {
 			return 0, err
 		}
+	}
+	if err := e.leaveIdle(ctx, r); err != nil || r.status == store.RoomLeft {
+		return 0, err
 	}
 	at, err := e.publish(ctx, r, now)
 	if err != nil {

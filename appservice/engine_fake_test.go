@@ -254,7 +254,9 @@ type module struct {
 	now  time.Duration
 	woke chan struct{}
 	held []time.Duration // each time a room was kept quiet
-	ctx  context.Context
+
+	noted []store.RoomStatus // what others were told of rooms
+	ctx   context.Context
 }
 
 func newModule(t *testing.T, dbCfg store.Config, hs *roomHS) *module {
@@ -284,6 +286,7 @@ func (m *module) start() {
 		Wake:       func() { poke(m.woke) },
 		WakeOutbox: func() {},
 		HoldRoom:   func(room id.RoomID, d time.Duration) { m.held = append(m.held, d) },
+		NoteStatus: func(room id.RoomID, status store.RoomStatus) { m.noted = append(m.noted, status) },
 	})
 	must(m.t, m.e.Start(m.ctx))
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"sync"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -44,16 +45,46 @@ type filter struct {
 	bot     id.UserID
 	accepts func(id.UserID) bool // whose invitations are taken
 	maximum int                  // of rooms
+	now     func() time.Time
 
-	mu    sync.RWMutex
+	mu    sync.Mutex
 	known map[id.RoomID]struct{}
+	left  map[id.RoomID]struct{} // those of them that the bot is not in any more
+
+	hour    time.Time      // when the present hour of invitations began
+	invites map[string]int // in that hour, by the inviter's server
+}
+
+// Bounds of what other servers' users can make the bot do.
+const (
+	invitesPerHour = 100    // of one server's users
+	invitesServers = 10_000 // that are counted one by one
+)
+
+// mayInvite counts an invitation. Users of the own server are its admin's
+// business.
+func (f *filter) mayInvite(user id.UserID) bool {
+	_, server, err := user.Parse()
+	_, own, _ := f.bot.Parse()
+	if err != nil || server == own {
+		return err == nil
+	}
+	if now := f.now(); f.invites == nil || now.Sub(f.hour) >= time.Hour || now.Before(f.hour) {
+		f.hour, f.invites = now, make(map[string]int)
+	}
+	if _, counted := f.invites[server]; !counted && len(f.invites) >= invitesServers {
+		server = "" // the rest share one account
+	}
+	f.invites[server]++
+	return f.invites[server] <= invitesPerHour
 }
 
 func (f *filter) judge(ev *homeserver.Event) verdict {
-	f.mu.RLock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	_, known := f.known[ev.Room]
-	full := len(f.known) >= f.maximum
-	f.mu.RUnlock()
+	_, left := f.left[ev.Room]
+	full := len(f.known)-len(f.left) >= f.maximum
 
 	switch {
 	case ev.Type == rooms.TypeMember && ev.StateKey != nil && *ev.StateKey == string(f.bot):
@@ -64,10 +95,12 @@ func (f *filter) judge(ev *homeserver.Event) verdict {
 			return drop
 		}
 		switch {
-		case !f.accepts(ev.Sender), !known && full:
+		case !f.accepts(ev.Sender):
 			return decline
-		case known:
+		case known && !left:
 			return keep
+		case full, !f.mayInvite(ev.Sender):
+			return decline
 		}
 		return invite
 	case ev.Type == typeProbe:
@@ -89,11 +122,29 @@ func (f *filter) add(room id.RoomID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.known[room] = struct{}{}
+	delete(f.left, room)
+}
+
+// leave notes that the bot is not in a room any more: it does not count.
+func (f *filter) leave(room id.RoomID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, known := f.known[room]; known {
+		f.left[room] = struct{}{}
+	}
+}
+
+// forget notes that nothing is known of a room any more.
+func (f *filter) forget(room id.RoomID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.known, room)
+	delete(f.left, room)
 }
 
 func (f *filter) has(room id.RoomID) bool {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	_, ok := f.known[room]
 	return ok
 }

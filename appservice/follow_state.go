@@ -111,7 +111,7 @@ func (e *Engine) joined(r *room) {
 	}
 	r.dirty, r.needJoin, r.needState, r.loaded = true, false, true, false
 	r.gap.wanted, r.gap.complete = true, false
-	r.data.Announced = false
+	r.data.Announced, r.data.Joined = false, 0
 }
 
 // askHomeserver queues the questions that are open and returns when the next
@@ -255,19 +255,44 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 	r.statePause.reset()
 	if r.m == nil && state.Encryption != "" && !state.IsMLS() {
 		log.Info().Msg("Leaving a room that is encrypted in another way")
-		r.status, r.dirty = store.RoomLeft, true
-		e.jobs.add(&job{room: r.id, key: "leave", run: func(ctx context.Context) func(context.Context) error {
-			err := e.d.HS.Leave(ctx, r.id, "This room does not use MLS")
-			return func(ctx context.Context) error {
-				if err != nil {
-					zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Msg("Could not leave a room")
-				}
-				return nil
-			}
-		}})
-		return e.update(ctx, r, func(context.Context) error { return nil })
+		return e.leave(ctx, r, "This room does not use MLS")
 	}
 	return nil
+}
+
+// leave takes the bot out of a room.
+func (e *Engine) leave(ctx context.Context, r *room, reason string) error {
+	r.status, r.dirty, r.needState = store.RoomLeft, true, false
+	e.jobs.add(&job{room: r.id, key: "leave", run: func(ctx context.Context) func(context.Context) error {
+		err := e.d.HS.Leave(ctx, r.id, reason)
+		return func(ctx context.Context) error {
+			if err != nil {
+				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Msg("Could not leave a room")
+			}
+			return nil
+		}
+	}})
+	return e.update(ctx, r, func(context.Context) error { return nil })
+}
+
+// grouplessTime is how long the bot stays in a room in which no group begins:
+// rooms that it is in are counted, and anybody can invite it.
+const grouplessTime = 24 * time.Hour
+
+// leaveIdle leaves a room in which no group began. A client that wants one
+// there invites the bot again.
+func (e *Engine) leaveIdle(ctx context.Context, r *room) error {
+	switch {
+	case r.status != store.RoomJoined || r.m != nil:
+		return nil
+	case r.data.Joined == 0:
+		r.data.Joined, r.dirty = time.Now().Unix(), true
+		return e.update(ctx, r, func(context.Context) error { return nil })
+	case !r.loaded || !r.gap.complete || time.Since(time.Unix(r.data.Joined, 0)) < grouplessTime:
+		return nil
+	}
+	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Msg("Leaving a room in which no group began")
+	return e.leave(ctx, r, "No encrypted group has begun in this room; invite me again when you want one")
 }
 
 // takeHead reads what another module knows as newest, to see what is missing

@@ -29,6 +29,7 @@ const (
 type room struct {
 	id     id.RoomID
 	status store.RoomStatus
+	noted  store.RoomStatus // the status that others were told
 	data   roomData
 
 	state  *rooms.RoomState
@@ -83,6 +84,7 @@ type roomData struct {
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
 	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared
+	Joined    int64           `json:"joined,omitempty"`    // when the bot came in, or was first seen in it, in Unix seconds; without a group only
 	Gone      bool            `json:"gone,omitempty"`      // the own key is retired in this room
 }
 
@@ -103,7 +105,7 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 		return nil, err
 	}
 	r := &room{
-		id: roomID, status: row.Status, state: rooms.NewRoomState(roomID), heads: make(map[id.UserID]*rooms.HeadContent),
+		id: roomID, status: row.Status, noted: row.Status, state: rooms.NewRoomState(roomID), heads: make(map[id.UserID]*rooms.HeadContent),
 		groups: make(map[federation.Ref]*mls.PublicGroup), wants: make(map[federation.Ref]*want),
 		proposals: make(map[federation.Ref][]heldProposal), proposed: make(map[string]bool),
 		needState: row.Status != store.RoomInvited && row.Status != store.RoomLeft,

@@ -29,6 +29,8 @@ type Deps struct {
 	// HoldRoom lets nothing be sent into a room for a while. Dendrite loses
 	// its first join of a room if events come in around it.
 	HoldRoom func(room id.RoomID, d time.Duration)
+	// NoteStatus hears what the module has become in a room.
+	NoteStatus func(room id.RoomID, status store.RoomStatus)
 }
 
 // roomEngine is the shell's view of the [Engine]. All methods are called from

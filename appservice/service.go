@@ -103,15 +103,16 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		started: time.Now(), notify: newNotifier(o.Getenv),
 		filter: &filter{
 			bot: o.Homeserver.UserID(), accepts: o.Config.AcceptsInviteFrom, maximum: o.Config.Rooms.Maximum,
-			known: make(map[id.RoomID]struct{}, len(known)),
+			now: o.Now, known: make(map[id.RoomID]struct{}, len(known)), left: make(map[id.RoomID]struct{}),
 		},
 		wake:      make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 		declines:  make(chan id.RoomID, 100),
 		ended:     make(chan error, 1),
 	}
-	for room := range known {
+	for room, status := range known {
 		s.filter.add(room)
+		s.noteStatus(room, status)
 	}
 	s.outbox = &outbox{
 		hs: s.hs, store: s.store, metrics: s.metrics, parallel: o.Config.Outbox.Parallel,
@@ -121,7 +122,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	deps := Deps{
 		HS: s.hs, Store: s.store, Keys: keys, Config: s.cfg, Metrics: s.metrics,
 		Monotonic: s.monotonic, Rand: o.Rand, Wake: s.Wake, WakeOutbox: s.outbox.Wake,
-		HoldRoom: s.outbox.HoldRoom,
+		HoldRoom: s.outbox.HoldRoom, NoteStatus: s.noteStatus,
 	}
 	if o.newEngine != nil {
 		s.engine = o.newEngine(deps)
@@ -132,6 +133,15 @@ func New(ctx context.Context, o Options) (*Service, error) {
 }
 
 func (s *Service) monotonic() time.Duration { return time.Since(s.started) }
+
+// noteStatus lets the filter know which rooms the bot is in.
+func (s *Service) noteStatus(room id.RoomID, status store.RoomStatus) {
+	if status == store.RoomLeft {
+		s.filter.leave(room)
+	} else {
+		s.filter.add(room)
+	}
+}
 
 // Wake asks for a round over the inbox.
 func (s *Service) Wake() { poke(s.wake) }
@@ -392,7 +402,12 @@ func (s *Service) runChores(ctx context.Context) {
 			s.store.TrimOutbox(ctx, r.Sent.D()),
 			s.store.TrimRefusals(ctx, r.Refusals),
 		)
-		if err != nil && ctx.Err() == nil {
+		// Rooms where there never was a group, once no event of theirs is left.
+		gone, trimErr := s.store.TrimRooms(ctx, r.EventIDs.D())
+		for _, room := range gone {
+			s.filter.forget(room)
+		}
+		if err = errors.Join(err, trimErr); err != nil && ctx.Err() == nil {
 			s.log.Error().Err(err).Msg("Could not drop old rows")
 		}
 	}

@@ -26,7 +26,10 @@ const (
 	setRoomTokenQuery  = `UPDATE rooms SET token=$2, last_event=$3, updated_at=$4 WHERE room_id=$1`
 	deleteRoomQuery    = `DELETE FROM rooms WHERE room_id=$1`
 	knownRoomsQuery    = `SELECT room_id, status FROM rooms`
-	countRoomsQuery    = `SELECT status, COUNT(*) FROM rooms GROUP BY status`
+	trimRoomsQuery     = `DELETE FROM rooms WHERE status='left' AND machine IS NULL AND updated_at<$1
+		AND NOT EXISTS (SELECT 1 FROM receipts r WHERE r.room_id=rooms.room_id)
+		AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.room_id=rooms.room_id) RETURNING room_id`
+	countRoomsQuery = `SELECT status, COUNT(*) FROM rooms GROUP BY status`
 )
 
 // RoomStatus is the module's part in a room.
@@ -99,6 +102,16 @@ func (st *Store) SetRoomToken(ctx context.Context, room id.RoomID, token string,
 func (st *Store) DeleteRoom(ctx context.Context, room id.RoomID) error {
 	_, err := st.db.Exec(ctx, deleteRoomQuery, string(room))
 	return wrap("forgetting a room", err)
+}
+
+// TrimRooms forgets rooms that were left longer than keep ago, in which there
+// never was a group and of which no event is held, and returns them.
+func (st *Store) TrimRooms(ctx context.Context, keep time.Duration) ([]id.RoomID, error) {
+	rows, err := st.db.Query(ctx, trimRoomsQuery, st.now().Add(-keep).UnixMilli())
+	return collect(rows, err, "forgetting rooms", func(row dbutil.Scannable) (room id.RoomID, err error) {
+		err = row.Scan(&room)
+		return room, err
+	})
 }
 
 // KnownRooms returns the status of every room.

@@ -612,3 +612,32 @@ func TestTheNewestProcessOwnsTheDatabase(t *testing.T) {
 		}
 	})
 }
+
+func TestTrimRoomsForgetsWhatWasNothing(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		ctx := context.Background()
+		now := time.Unix(1790000000, 0)
+		st := storetest.Open(t, cfg, func() time.Time { return now })
+		for _, r := range []*store.Room{
+			{ID: "!nothing", Status: store.RoomLeft}, {ID: "!event", Status: store.RoomLeft}, {ID: "!signed", Status: store.RoomLeft},
+			{ID: "!group", Status: store.RoomLeft, Machine: []byte{1}}, {ID: "!there", Status: store.RoomJoined},
+		} {
+			if err := st.PutRoom(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := st.PutInbox(ctx, &store.InboxEvent{EventID: "$1", Room: "!event", Raw: []byte("{}")}); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.PutReceipt(ctx, "!signed", &store.Receipt{Hash: "00", Kind: "vote", Content: []byte("{}")}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{0, 1, 0} {
+			gone, err := st.TrimRooms(ctx, time.Hour)
+			if err != nil || len(gone) != want || want == 1 && gone[0] != "!nothing" {
+				t.Fatalf("got %v, %v, want %d rooms forgotten", gone, err, want)
+			}
+			now = now.Add(2 * time.Hour)
+		}
+	})
+}
