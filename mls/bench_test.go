@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 // The benchmarks go from bytes to bytes: parsing, validation and encoding are
@@ -28,6 +30,29 @@ func benchSizes(b *testing.B, f func(b *testing.B, cs CipherSuite, n int)) {
 			})
 		}
 	}
+}
+
+// A stopwatch is a b.Loop that also reports the median time of a round, which
+// says more than the mean on a machine that does other things, too.
+type stopwatch struct {
+	b      *testing.B
+	last   time.Time
+	rounds []time.Duration
+}
+
+func watch(b *testing.B) *stopwatch { return &stopwatch{b: b} }
+
+func (w *stopwatch) loop() bool {
+	if now := time.Now(); !w.last.IsZero() && len(w.rounds) < 1<<16 {
+		w.rounds = append(w.rounds, now.Sub(w.last))
+	}
+	if !w.b.Loop() {
+		slices.Sort(w.rounds)
+		w.b.ReportMetric(float64(w.rounds[len(w.rounds)/2]), "median-ns")
+		return false
+	}
+	w.last = time.Now()
+	return true
 }
 
 type benchKey struct {
@@ -182,7 +207,7 @@ func BenchmarkKeyPackage(b *testing.B) {
 			b.ReportAllocs()
 			key := mustSignatureKey(b, cs)
 			n := 0
-			for b.Loop() {
+			for w := watch(b); w.loop(); {
 				kp, err := NewKeyPackage(nil, cs, key, benchLeaf(1))
 				if err != nil {
 					b.Fatal(err)
@@ -200,7 +225,7 @@ func BenchmarkCreate(b *testing.B) {
 		cfg := benchConfig(b)
 		kps, _ := benchPackages(b, cfg, cs, n)
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			w, _ := benchCreate(b, cfg, cs, kps)
 			size = len(w)
 		}
@@ -215,7 +240,7 @@ func BenchmarkJoin(b *testing.B) {
 		kps, bundle := benchPackages(b, cfg, cs, n)
 		welcome, g := benchCreate(b, cfg, cs, kps)
 		tree := g.RatchetTree()
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			kp, err := UnmarshalKeyPackageBundle(bundle)
 			if err != nil {
 				b.Fatal(err)
@@ -231,7 +256,7 @@ func BenchmarkJoin(b *testing.B) {
 func benchCommit(b *testing.B, g *Group, o CommitOptions) {
 	b.Helper()
 	size := 0
-	for b.Loop() {
+	for w := watch(b); w.loop(); {
 		sc, err := g.Commit(o)
 		if err != nil {
 			b.Fatal(err)
@@ -246,7 +271,7 @@ func benchProcess(b *testing.B, from, to *Group) {
 	b.Helper()
 	m, _ := mustCommit(b, from, CommitOptions{})
 	raw := m.Raw()
-	for b.Loop() {
+	for w := watch(b); w.loop(); {
 		p, err := to.Process(mustParse(b, raw))
 		if err != nil {
 			b.Fatal(err)
@@ -300,7 +325,7 @@ func BenchmarkAddOne(b *testing.B) {
 		}
 		raw := bundle.Message()
 		commit, welcome := 0, 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			sc, err := g.Commit(CommitOptions{Proposals: []Proposal{Add(mustParse(b, raw).KeyPackage())}})
 			if err != nil {
 				b.Fatal(err)
@@ -331,7 +356,7 @@ func BenchmarkExternalJoin(b *testing.B) {
 		}
 		tree, key := g.RatchetTree(), mustSignatureKey(b, cs)
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			sc, err := ExternalJoin(g.cfg, mustParse(b, info), key, ExternalJoinOptions{Leaf: benchLeaf(n), RatchetTree: tree})
 			if err != nil {
 				b.Fatal(err)
@@ -352,7 +377,7 @@ func BenchmarkPublicStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		tree := g.RatchetTree()
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			if _, err := NewPublicGroup(g.cfg, mustParse(b, info), tree); err != nil {
 				b.Fatal(err)
 			}
@@ -375,7 +400,7 @@ func BenchmarkPublicProcess(b *testing.B) {
 		}
 		m, _ := mustCommit(b, g, CommitOptions{})
 		raw := m.Raw()
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			p, err := pg.Process(mustParse(b, raw))
 			if err != nil {
 				b.Fatal(err)
@@ -406,7 +431,7 @@ func benchTexts(b *testing.B, f func(b *testing.B, from, to *Group, text []byte)
 func BenchmarkEncrypt(b *testing.B) {
 	benchTexts(b, func(b *testing.B, from, _ *Group, text []byte) {
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			raw, err := from.Encrypt(text, nil)
 			if err != nil {
 				b.Fatal(err)
@@ -432,7 +457,7 @@ func BenchmarkDecrypt(b *testing.B) {
 			}
 		}
 		i := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			if i == len(batch) {
 				b.StopTimer()
 				to.ratchets, _ = unmarshalSecretTree(to.CipherSuite(), newReader(before))
@@ -453,7 +478,7 @@ func BenchmarkSave(b *testing.B) {
 	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
 		g, _, _ := fullGroup(b, cs, n)
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			size = len(g.EpochState()) + len(g.RatchetState())
 		}
 		b.ReportMetric(float64(size), "state-B")
@@ -468,7 +493,7 @@ func BenchmarkSaveRatchet(b *testing.B) {
 			b.Fatal(err)
 		}
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			size = len(g.RatchetState())
 		}
 		b.ReportMetric(float64(size), "state-B")
@@ -482,7 +507,7 @@ func BenchmarkSaveEpoch(b *testing.B) {
 		m, _ := mustCommit(b, g, CommitOptions{})
 		next := mustFollow(b, far, m)
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			size = len(next.EpochHead()) + len(next.TreeDelta(far))
 		}
 		b.ReportMetric(float64(size), "state-B")
@@ -501,7 +526,7 @@ func BenchmarkSaveRatchetStep(b *testing.B) {
 		next.RatchetChanges()
 		next.RatchetStored()
 		size := 0
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			// As Encrypt does.
 			next.ratchets.touch(pageLeaf, uint32(next.own))
 			size = 0
@@ -519,7 +544,7 @@ func BenchmarkLoad(b *testing.B) {
 	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
 		g, _, _ := fullGroup(b, cs, n)
 		es, rs := g.EpochState(), g.RatchetState()
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			if _, err := LoadGroup(g.cfg, es, rs); err != nil {
 				b.Fatal(err)
 			}
@@ -542,7 +567,7 @@ func BenchmarkHeap(b *testing.B) {
 		}
 		before := heap()
 		var copies []*Group
-		for b.Loop() {
+		for w := watch(b); w.loop(); {
 			g, err := LoadGroup(g.cfg, bytes.Clone(es), bytes.Clone(rs))
 			if err != nil {
 				b.Fatal(err)

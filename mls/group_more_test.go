@@ -110,7 +110,7 @@ func TestAccessors(t *testing.T) {
 			n++
 		}
 		_, has := info.Extension(ExtensionTypeRequiredCapabilities)
-		if !ok || gone || l != info.CommitterLeaf() || n != 2 || info.MemberCount() != 2 || !has || len(info.Extensions()) != 1 ||
+		if !ok || gone || string(l.raw) != string(info.CommitterLeaf().raw) || n != 2 || info.MemberCount() != 2 || !has || len(info.Extensions()) != 1 ||
 			info.Sender() != (Sender{Type: SenderTypeMember, LeafIndex: 1}) || info.External() || info.ReInit() != nil ||
 			info.Epoch() != 2 || string(info.AuthenticatedData()) != "aad" || !info.HasPath() {
 			t.Errorf("view %d is wrong", i)

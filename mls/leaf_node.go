@@ -64,6 +64,7 @@ type LeafNode struct {
 
 	raw     []byte // the encoding as received or signed
 	content int    // length of raw before the signature
+	capsAt  int    // where in raw Capabilities begin
 	caps    []byte // the encoding of Capabilities, part of raw
 }
 
@@ -161,6 +162,7 @@ func (l *LeafNode) unmarshalAfter(s *reader, prev *LeafNode) bool {
 		!l.Credential.unmarshal(s) {
 		return false
 	}
+	l.capsAt = len(s.since(start))
 	at := s.String
 	if prev != nil && bytes.HasPrefix(s.String, prev.caps) {
 		l.Capabilities = prev.Capabilities

@@ -19,8 +19,8 @@ func (t *ratchetTree) storedParentHash(x nodeIndex) []byte {
 	switch {
 	case s.parent != nil:
 		return s.parent.parentHash
-	case s.leaf != nil && s.leaf.Source == LeafNodeSourceCommit:
-		return s.leaf.ParentHash
+	case s.leaf != nil:
+		return s.leaf.parentHash()
 	}
 	return nil
 }

@@ -22,8 +22,8 @@ type profile struct {
 }
 
 // sameProfile tells whether two leaves count alike.
-func sameProfile(a, b *LeafNode) bool {
-	return a.Credential.Type == b.Credential.Type && bytes.Equal(a.caps, b.caps)
+func sameProfile(a, b *treeLeaf) bool {
+	return a.credentialType() == b.credentialType() && bytes.Equal(a.caps(), b.caps())
 }
 
 func (p *profileSet) own(edit *editToken) {
@@ -39,27 +39,28 @@ func (p *profileSet) own(edit *editToken) {
 	}
 }
 
-func (p *profileSet) add(l *LeafNode, edit *editToken) {
+func (p *profileSet) add(l *treeLeaf, edit *editToken) {
 	p.own(edit)
-	e, ok := p.capabilities[string(l.caps)]
+	e, ok := p.capabilities[string(l.caps())]
 	if !ok {
-		e.capabilities = &l.Capabilities
+		e.capabilities = &l.node(nil).Capabilities
 	}
 	e.members++
-	p.capabilities[string(l.caps)] = e
-	p.credentials[l.Credential.Type]++
+	p.capabilities[string(l.caps())] = e
+	p.credentials[l.credentialType()]++
 }
 
-func (p *profileSet) remove(l *LeafNode, edit *editToken) {
+func (p *profileSet) remove(l *treeLeaf, edit *editToken) {
 	p.own(edit)
-	e := p.capabilities[string(l.caps)]
+	e := p.capabilities[string(l.caps())]
 	if e.members--; e.members > 0 {
-		p.capabilities[string(l.caps)] = e
+		p.capabilities[string(l.caps())] = e
 	} else {
-		delete(p.capabilities, string(l.caps))
+		delete(p.capabilities, string(l.caps()))
 	}
-	if p.credentials[l.Credential.Type]--; p.credentials[l.Credential.Type] <= 0 {
-		delete(p.credentials, l.Credential.Type)
+	t := l.credentialType()
+	if p.credentials[t]--; p.credentials[t] <= 0 {
+		delete(p.credentials, t)
 	}
 }
 

@@ -45,7 +45,7 @@ func (f *treeForgery) encode() []byte {
 			switch {
 			case s.leaf != nil:
 				b = append(b, 1, nodeTypeLeaf)
-				b = s.leaf.appendTo(b)
+				b = append(b, s.leaf.raw...)
 			case s.parent != nil:
 				b = append(b, 1, nodeTypeParent)
 				b = s.parent.appendTo(b)
@@ -176,8 +176,8 @@ var treeRejects = []rejectCase{
 		tree.finish()
 		a, b := tree.parentHash(root, 2), tree.parentHash(root, 0)
 		tree = tree.change()
-		tree.own(0).leaf = leaf(0, k0, a)
-		tree.own(2).leaf = leaf(1, k1, b)
+		tree.own(0).leaf = leaf(0, k0, a).compact()
+		tree.own(2).leaf = leaf(1, k1, b).compact()
 		return tree.verifyParentHashes()
 	}},
 	treeRow("tree/unmerged-not-descendant", func(f *treeForgery) {
@@ -209,7 +209,7 @@ var treeRejects = []rejectCase{
 	}},
 	{row: "tree/key-not-unique", each: func(t *testing.T, cs CipherSuite) error {
 		f := newWorld(t, cs).forgeTree(8, 6)
-		f.edit(1, func(p *parentNode) { p.encryptionKey = f.nodes[8].leaf.EncryptionKey })
+		f.edit(1, func(p *parentNode) { p.encryptionKey = f.nodes[8].leaf.encryptionKey() })
 		if err := f.join(f.encode(), nil); !hasRule(err, "tree/key-not-unique") {
 			t.Errorf("a leaf's key at a parent: %v", err)
 		}
@@ -225,13 +225,13 @@ var treeRejects = []rejectCase{
 				raw[len(raw)-1] ^= 1
 				l := new(LeafNode)
 				f.w.check(unmarshal(raw, l))
-				f.nodes[14].leaf = l
+				f.nodes[14].leaf = l.compact()
 			},
 			"capabilities": func(f *treeForgery) {
-				f.nodes[14].leaf = f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Capabilities.CipherSuites = nil }}).LeafNode
+				f.nodes[14].leaf = f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Capabilities.CipherSuites = nil }}).LeafNode.compact()
 			},
 			"signature key of another": func(f *treeForgery) {
-				f.nodes[14].leaf = f.w.forgePackage(packageForgery{key: &f.g.signature}).LeafNode
+				f.nodes[14].leaf = f.w.forgePackage(packageForgery{key: &f.g.signature}).LeafNode.compact()
 			},
 		} {
 			f := newWorld(t, cs).forgeTree(8, 6)
@@ -249,7 +249,7 @@ var treeRejects = []rejectCase{
 		raw[len(raw)-2] ^= 1
 		l := new(LeafNode)
 		f.w.check(unmarshal(raw, l))
-		f.nodes[14].leaf = l
+		f.nodes[14].leaf = l.compact()
 		return f.join(f.encode(), nil)
 	}},
 }

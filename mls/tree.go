@@ -1,6 +1,11 @@
 package mls
 
-import "iter"
+import (
+	"encoding/binary"
+	"iter"
+
+	"golang.org/x/crypto/cryptobyte"
+)
 
 // RFC 9420, Section 7.1: a parent node of the ratchet tree. A parentNode in a
 // finished tree is never changed; an edit copies it first.
@@ -21,11 +26,68 @@ const (
 	treeChunkSize = 1 << treeChunkBits
 )
 
+// A treeLeaf is a leaf in a tree: its encoding, from which a LeafNode is made
+// when somebody asks for it. In a large group the LeafNodes would take more room
+// than all the rest.
+type treeLeaf struct {
+	raw             []byte
+	capsAt, capsEnd uint32 // where in raw the capabilities are
+}
+
+// compact returns l as a tree keeps it.
+func (l *LeafNode) compact() *treeLeaf {
+	return &treeLeaf{l.raw, uint32(l.capsAt), uint32(l.capsAt + len(l.caps))}
+}
+
+// node returns the leaf as a LeafNode. Where it has the capabilities of prev,
+// which may be nil, it shares them.
+func (l *treeLeaf) node(prev *LeafNode) *LeafNode {
+	n := new(LeafNode)
+	s := reader{String: l.raw, entries: len(l.raw)}
+	if !n.unmarshalAfter(&s, prev) {
+		panic("mls: internal: a leaf of the tree does not parse again")
+	}
+	return n
+}
+
+func (l *treeLeaf) caps() []byte { return l.raw[l.capsAt:l.capsEnd] }
+
+// vec returns the i-th of the vectors that a leaf begins with, and what follows.
+func (l *treeLeaf) vec(i int) (v []byte, rest cryptobyte.String) {
+	s := reader{String: l.raw}
+	for range i + 1 {
+		if !readOpaqueVec(&s, &v) {
+			panic("mls: internal: a leaf of the tree does not parse again")
+		}
+	}
+	return v, s.String
+}
+
+func (l *treeLeaf) encryptionKey() HPKEPublicKey { v, _ := l.vec(0); return v }
+
+func (l *treeLeaf) signatureKey() SignaturePublicKey { v, _ := l.vec(1); return v }
+
+func (l *treeLeaf) credentialType() CredentialType {
+	_, rest := l.vec(1)
+	return CredentialType(binary.BigEndian.Uint16(rest))
+}
+
+// parentHash returns the leaf's parent hash; only those of Commits have one.
+func (l *treeLeaf) parentHash() []byte {
+	s := reader{String: l.raw[l.capsEnd:]}
+	var source uint8
+	var h []byte
+	if !s.ReadUint8(&source) || LeafNodeSource(source) != LeafNodeSourceCommit || !readOpaqueVec(&s, &h) {
+		return nil
+	}
+	return h
+}
+
 // A treeSlot is one position of the tree's array. At most one of leaf and
 // parent is set; both are nil at a blank node. hash is the tree hash of the
 // subtree under the slot, nil while it has to be computed again.
 type treeSlot struct {
-	leaf   *LeafNode
+	leaf   *treeLeaf
 	parent *parentNode
 	hash   []byte
 }
@@ -147,7 +209,15 @@ func (t *ratchetTree) leaf(i LeafIndex) *LeafNode {
 	if uint32(i) >= t.size {
 		return nil
 	}
-	return t.slot(i.node()).leaf
+	if l := t.slot(i.node()).leaf; l != nil {
+		return l.node(nil)
+	}
+	return nil
+}
+
+// occupied tells whether a member is at i.
+func (t *ratchetTree) occupied(i LeafIndex) bool {
+	return uint32(i) < t.size && t.slot(i.node()).leaf != nil
 }
 
 func (t *ratchetTree) parent(x nodeIndex) *parentNode { return t.slot(x).parent }
@@ -162,7 +232,7 @@ func (t *ratchetTree) publicKey(x nodeIndex) HPKEPublicKey {
 	s := t.slot(x)
 	switch {
 	case s.leaf != nil:
-		return s.leaf.EncryptionKey
+		return s.leaf.encryptionKey()
 	case s.parent != nil:
 		return s.parent.encryptionKey
 	}
@@ -171,16 +241,23 @@ func (t *ratchetTree) publicKey(x nodeIndex) HPKEPublicKey {
 
 func (t *ratchetTree) encryptionKeyOf(x uint32) []byte { return t.publicKey(nodeIndex(x)) }
 func (t *ratchetTree) signatureKeyOf(x uint32) []byte {
-	return t.slot(nodeIndex(x)).leaf.SignatureKey
+	return t.slot(nodeIndex(x)).leaf.signatureKey()
 }
 
 // members yields the occupied leaves in order.
 func (t *ratchetTree) members() iter.Seq2[LeafIndex, *LeafNode] {
 	return func(yield func(LeafIndex, *LeafNode) bool) {
+		var prev *LeafNode
 		for i := range LeafIndex(t.last) {
-			if l := t.leaf(i); l != nil && !yield(i, l) {
+			l := t.slot(i.node()).leaf
+			if l == nil {
+				continue
+			}
+			n := l.node(prev)
+			if !yield(i, n) {
 				return
 			}
+			prev = n
 		}
 	}
 }
@@ -214,7 +291,11 @@ func (t *ratchetTree) touch(x nodeIndex) {
 }
 
 // setLeaf replaces the leaf at i, nil to blank it, without touching parents.
-func (t *ratchetTree) setLeaf(i LeafIndex, l *LeafNode) {
+func (t *ratchetTree) setLeaf(i LeafIndex, n *LeafNode) {
+	var l *treeLeaf
+	if n != nil {
+		l = n.compact()
+	}
 	x := i.node()
 	old := t.slot(x).leaf
 	if old == nil && l == nil {
@@ -222,8 +303,8 @@ func (t *ratchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 	}
 	sameProfile := old != nil && l != nil && sameProfile(old, l)
 	if old != nil {
-		t.encryptionKeys.remove(uint32(x), old.EncryptionKey, t.encryptionKeyOf)
-		t.signatureKeys.remove(uint32(x), old.SignatureKey, t.signatureKeyOf)
+		t.encryptionKeys.remove(uint32(x), old.encryptionKey(), t.encryptionKeyOf)
+		t.signatureKeys.remove(uint32(x), old.signatureKey(), t.signatureKeyOf)
 		if !sameProfile {
 			t.profiles.remove(old, t.edit)
 		}
@@ -232,8 +313,8 @@ func (t *ratchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 	t.own(x).leaf = l
 	t.touch(x)
 	if l != nil {
-		t.encryptionKeys.insert(uint32(x), l.EncryptionKey, t.encryptionKeyOf)
-		t.signatureKeys.insert(uint32(x), l.SignatureKey, t.signatureKeyOf)
+		t.encryptionKeys.insert(uint32(x), n.EncryptionKey, t.encryptionKeyOf)
+		t.signatureKeys.insert(uint32(x), n.SignatureKey, t.signatureKeyOf)
 		if !sameProfile {
 			t.profiles.add(l, t.edit)
 		}
@@ -242,7 +323,7 @@ func (t *ratchetTree) setLeaf(i LeafIndex, l *LeafNode) {
 		return
 	}
 	t.free = min(t.free, uint32(i))
-	for t.last > 0 && t.leaf(LeafIndex(t.last-1)) == nil {
+	for t.last > 0 && !t.occupied(LeafIndex(t.last-1)) {
 		t.last--
 	}
 }
@@ -296,7 +377,7 @@ func (t *ratchetTree) blankPath(i LeafIndex) {
 // place returns the leftmost blank leaf position, after extending the tree if
 // there is none.
 func (t *ratchetTree) place() LeafIndex {
-	for t.free < t.size && t.leaf(LeafIndex(t.free)) != nil {
+	for t.occupied(LeafIndex(t.free)) {
 		t.free++
 	}
 	if t.free >= t.size {

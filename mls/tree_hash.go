@@ -48,7 +48,7 @@ func (t *ratchetTree) fillHash(x nodeIndex, buf []byte) []byte {
 }
 
 // appendLeafHashInput encodes TreeHashInput for a leaf.
-func appendLeafHashInput(b []byte, i LeafIndex, l *LeafNode) []byte {
+func appendLeafHashInput(b []byte, i LeafIndex, l *treeLeaf) []byte {
 	b = append(b, nodeTypeLeaf)
 	b = binary.BigEndian.AppendUint32(b, uint32(i))
 	b = appendOptional(b, l != nil)

@@ -36,9 +36,9 @@ func TestHashOfLargeTree(t *testing.T) {
 	for _, k := range []LeafIndex{7, 130, 299} {
 		bad := tree.change()
 		for _, i := range []LeafIndex{k, 299} {
-			l := *tree.leaf(i)
-			l.Signature = bytes.Clone(l.Signature)
-			l.Signature[3] ^= 1
+			l := *tree.slot(i.node()).leaf
+			l.raw = bytes.Clone(l.raw)
+			l.raw[len(l.raw)-61] ^= 1
 			bad.own(i.node()).leaf = &l
 		}
 		bad.edit = nil

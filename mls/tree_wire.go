@@ -66,8 +66,9 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	if len(raw) > lim.MaxMessageSize {
 		return nil, invalid("tree/too-large", "", "a ratchet tree of %d bytes is over the limit of %d", len(raw), lim.MaxMessageSize)
 	}
-	var nodes []treeSlot
-	var prev *LeafNode
+	// The least that a node takes on average is a blank one and a leaf.
+	nodes := make([]treeSlot, 0, min(len(raw)/64, 2*lim.MaxMembers))
+	var leaf, prev *LeafNode // the one that is read and the one before
 	maxNodes := 2*lim.MaxMembers - 1
 	s := newReader(raw)
 	s.entries += maxNodes + 1 // a blank node is one byte, and there may be many
@@ -91,11 +92,15 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 				if !isLeaf {
 					return s.fail("tree/leaf-at-parent-position", "12.4.3.3", "node %d is a leaf node", len(nodes))
 				}
-				slot.leaf = new(LeafNode)
-				if !slot.leaf.unmarshalAfter(s, prev) {
+				if leaf == nil {
+					leaf = new(LeafNode)
+				}
+				*leaf = LeafNode{}
+				if !leaf.unmarshalAfter(s, prev) {
 					return false
 				}
-				prev = slot.leaf
+				slot.leaf = leaf.compact()
+				leaf, prev = prev, leaf
 			case nodeTypeParent:
 				if isLeaf {
 					return s.fail("tree/parent-at-leaf-position", "12.4.3.3", "node %d is a parent node", len(nodes))
@@ -135,9 +140,9 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 		slot := t.own(x)
 		switch {
 		case n.leaf != nil:
-			key = n.leaf.EncryptionKey
+			key = n.leaf.encryptionKey()
 			slot.leaf = n.leaf
-			t.signatureKeys.insert(uint32(x), n.leaf.SignatureKey, t.signatureKeyOf)
+			t.signatureKeys.insert(uint32(x), n.leaf.signatureKey(), t.signatureKeyOf)
 			if t.signatureKeys.dups > 0 {
 				return nil, leafInvalid(x.leaf(), invalid("leaf-node/signature-key-not-unique", "7.3", "another leaf has the same signature_key"))
 			}
@@ -184,26 +189,28 @@ func (t *ratchetTree) validate(cfg *Config, ctx *groupContext) error {
 			}
 		}
 	}
-	leaves := make([]LeafIndex, 0, t.count)
+	type member struct {
+		i LeafIndex
+		l *LeafNode
+	}
+	leaves := make([]member, 0, t.count)
 	for i, l := range t.members() {
 		if err := l.checkForm(cfg, t.cs); err != nil {
 			return leafInvalid(i, err)
 		}
-		leaves = append(leaves, i)
+		leaves = append(leaves, member{i, l})
 	}
 	if err := t.checkMembers(ctx.extensions); err != nil {
 		return err
 	}
 	return verifyMany(t.cs, len(leaves),
 		func(k int, f func(pub SignaturePublicKey, label string, content, sig []byte)) {
-			i := leaves[k]
-			l := t.leaf(i)
+			i, l := leaves[k].i, leaves[k].l
 			f(l.SignatureKey, "LeafNodeTBS", l.tbs(ctx.groupID, i), l.Signature)
 		},
 		func(k int) error {
-			i := leaves[k]
-			if err := t.leaf(i).verifySignature(t.cs, ctx.groupID, i); err != nil {
-				return leafInvalid(i, err)
+			if err := leaves[k].l.verifySignature(t.cs, ctx.groupID, leaves[k].i); err != nil {
+				return leafInvalid(leaves[k].i, err)
 			}
 			return nil
 		})
@@ -243,7 +250,7 @@ func (t *ratchetTree) checkUnmerged() error {
 			if uint32(l) < x.firstLeaf() || uint32(l) >= x.endLeaf() {
 				return invalid("tree/unmerged-not-descendant", "12.4.3.1", "unmerged leaf %d is not below node %d", l, x)
 			}
-			if t.leaf(l) == nil {
+			if !t.occupied(l) {
 				return invalid("tree/unmerged-blank", "12.4.3.1", "unmerged leaf %d of node %d is blank", l, x)
 			}
 			for y := t.up(l.node()); y != x; y = t.up(y) {
