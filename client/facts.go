@@ -291,7 +291,7 @@ func (c *Client) plan(r *room) {
 	}
 	if lost := c.lostKeys(r, e); len(lost) > 0 && policy.IsAdmin(c.UserID()) {
 		c.warn(r, fmt.Sprintf("key-lost/%x", lost), &Warning{
-			Rule: ruleKeyLost, Text: "the module has lost its receipt key and can accept nothing; move the room to its new key with RepairSequencer",
+			Rule: ruleKeyLost, Text: fmt.Sprintf("the module has lost its receipt key and can accept nothing; an admin of the room, as you are, moves it to the new key: mls-proxy repair '%s'", r.id),
 		})
 	}
 	c.forgetCaused(r, leaves)

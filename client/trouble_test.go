@@ -25,7 +25,7 @@ func TestLostReceiptKeyIsRepairedByAnEra(t *testing.T) {
 	var proposed bool
 	for _, u := range alice.got {
 		if warning, ok := u.(*Warning); ok && warning.Rule == ruleKeyLost {
-			proposed = true
+			proposed = strings.Contains(warning.Text, fmt.Sprintf("mls-proxy repair '%s'", room))
 		}
 	}
 	if !proposed {
@@ -38,6 +38,9 @@ func TestLostReceiptKeyIsRepairedByAnEra(t *testing.T) {
 	w.must(func() error { return alice.RepairSequencer(w.ctx, room) })
 	w.settle()
 	w.sameEpoch(room, alice, bob, carol)
+	if err := alice.RepairSequencer(w.ctx, room); !errors.Is(err, ErrNothingToRepair) {
+		t.Errorf("a repair of what is whole: %v", err)
+	}
 	if alice.epoch(room) <= before {
 		t.Fatalf("epoch %d after the repair, %d before", alice.epoch(room), before)
 	}
