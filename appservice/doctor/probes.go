@@ -339,7 +339,7 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		r.fail("the database holds no receipt key", "the module was not set up with this database, or the database was lost",
-			"run `matrix-mls setup` again; rooms that knew another key need an admin to move them to the new one")
+			"run `matrix-mls setup` again; an admin of each room that knew another key then runs `mls-proxy repair ROOM`")
 		return
 	case err != nil:
 		r.fail(err.Error(), "the database cannot be read", "see its log")
@@ -382,7 +382,7 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 	if other > 0 {
 		r.fail(fmt.Sprintf("%d rooms name another receipt key than the database holds, %d this one", other, same),
 			"the database is not the one these rooms knew: it was lost, replaced, or two modules run for one homeserver",
-			"if two run, stop one; else let an admin's client of each room move it to the new key")
+			"if two run, stop one; else an admin of each room runs `mls-proxy repair ROOM`, which moves it to the new key")
 		return
 	}
 	r.ok("present, named by %d rooms", same)

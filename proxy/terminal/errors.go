@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"syscall"
 
 	"maunium.net/go/mautrix"
 
@@ -62,6 +65,7 @@ var knownErrors = []struct {
 	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
 	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
 	{client.ErrTooLarge, ExitRefused, "send it with --file"},
+	{client.ErrNothingToRepair, ExitFailure, "if a module lost its key just now, wait until it has started and said its new key in the room; mls-proxy tail ROOM tells an admin"},
 	{client.ErrNotAllowed, ExitRefused, "an admin of the room can change that"},
 }
 
@@ -88,6 +92,22 @@ func explain(err error) (code int, hint string) {
 	if errors.As(err, &limited) {
 		return ExitPending, "the homeserver limits how much is sent; wait a little"
 	}
+	// Before the network: an errno of the file system looks like a net.Error.
+	var pathErr *fs.PathError
+	var linkErr *os.LinkError
+	if errors.As(err, &pathErr) || errors.As(err, &linkErr) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return ExitFailure, "check the path of the file"
+		case errors.Is(err, fs.ErrExist):
+			return ExitFailure, "the file exists; --force or --output PATH, where the verb has them"
+		case errors.Is(err, fs.ErrPermission):
+			return ExitFailure, "this account may not use the file; ls -l shows who may"
+		case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+			return ExitFailure, "the disk is full"
+		}
+		return ExitFailure, ""
+	}
 	var httpErr mautrix.HTTPError
 	if errors.As(err, &httpErr) && httpErr.Response != nil {
 		switch httpErr.Response.StatusCode {
@@ -101,14 +121,15 @@ func explain(err error) (code int, hint string) {
 		}
 		return ExitFailure, ""
 	}
-	var netErr net.Error
+	var opErr *net.OpError
+	var dnsErr *net.DNSError
 	var urlErr *url.Error
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return ExitPending, "what is under way goes on the next time the program runs; mls-proxy tail shows it"
 	case errors.Is(err, context.Canceled):
 		return ExitFailure, ""
-	case errors.As(err, &netErr), errors.As(err, &urlErr):
+	case errors.As(err, &opErr), errors.As(err, &dnsErr), errors.As(err, &urlErr):
 		return ExitUnreachable, "check the network and the address of the homeserver"
 	}
 	return ExitFailure, ""

@@ -16,7 +16,7 @@ func runLogin(ctx context.Context, c *call) error {
 	passwordFile := c.flags.String("password-file", "", "read the password from `FILE` (- is standard input)")
 	sso := c.flags.Bool("sso", false, "log in in a browser")
 	name := c.flags.String("device-name", "", "`NAME` in the list of sessions")
-	if err := c.parse(0, 1); err != nil {
+	if err := c.parse(ctx, 0, 1); err != nil {
 		return err
 	}
 	l := identity.Login{Homeserver: *homeserver, DeviceName: *name}
@@ -29,6 +29,13 @@ func runLogin(ctx context.Context, c *call) error {
 	}
 	if l.User == "" && l.Homeserver == "" || l.User == "" && !*sso {
 		return usagef("login needs: %s", c.verb.args)
+	}
+	// Before a password is asked for. A bare name does where the homeserver is
+	// named.
+	if strings.HasPrefix(l.User, "@") || !*sso && l.Homeserver == "" {
+		if _, err := parseUser(l.User); err != nil {
+			return err
+		}
 	}
 	if l.DeviceName == "" {
 		host, err := os.Hostname()
@@ -102,9 +109,12 @@ func (c *call) secret(ctx context.Context, file, prompt, what string) (string, e
 		return text, nil
 	}
 	if c.env.ReadPassword == nil {
-		return "", failf(ExitUsage, fmt.Sprintf("--%s-file FILE, or - for standard input", strings.ReplaceAll(what, " ", "-")), "there is no terminal to ask for the %s on", what)
+		return "", c.noTerminal(what)
 	}
 	text, err := c.env.ReadPassword(ctx, prompt)
+	if errors.Is(err, errNoTerminal) {
+		return "", c.noTerminal(what)
+	}
 	if err != nil {
 		return "", fmt.Errorf("read the %s: %w", what, err)
 	}
@@ -114,9 +124,14 @@ func (c *call) secret(ctx context.Context, file, prompt, what string) (string, e
 	return text, nil
 }
 
+// noTerminal is the error of a secret that nobody can be asked for.
+func (c *call) noTerminal(what string) error {
+	return failf(ExitUsage, fmt.Sprintf("--%s-file FILE, or - for standard input", strings.ReplaceAll(what, " ", "-")), "there is no terminal to ask for the %s on", what)
+}
+
 func runLogout(ctx context.Context, c *call) error {
 	force := c.flags.Bool("force", false, "delete the keys even if the homeserver cannot be told")
-	if err := c.parse(0, 0); err != nil {
+	if err := c.parse(ctx, 0, 0); err != nil {
 		return err
 	}
 	user, device := clean(c.s.ident.UserID().String()), clean(c.s.ident.DeviceID().String())
@@ -131,7 +146,7 @@ func runLogout(ctx context.Context, c *call) error {
 }
 
 func runDevices(ctx context.Context, c *call) error {
-	if err := c.parse(0, 1); err != nil {
+	if err := c.parse(ctx, 0, 1); err != nil {
 		return err
 	}
 	user := c.s.ident.UserID()
@@ -183,7 +198,7 @@ func runDevices(ctx context.Context, c *call) error {
 	switch u.MasterState {
 	case identity.MasterChanged:
 		c.notef("the keys of %s have changed since they were first seen", clean(user.String()))
-		fmt.Fprintf(c.env.Stderr, "hint: ask whether that is right; then mls-proxy verify accept %s\n", clean(user.String()))
+		fmt.Fprintf(c.env.Stderr, "hint: ask whether that is right; then mls-proxy verify accept %s\n", shellWord(user.String()))
 	case identity.MasterNone:
 		c.notef("%s has no cross-signing keys", clean(user.String()))
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func runRooms(ctx context.Context, c *call) error {
-	if err := c.parse(0, 0); err != nil {
+	if err := c.parse(ctx, 0, 0); err != nil {
 		return err
 	}
 	cli, err := c.s.client(ctx)
@@ -104,7 +104,7 @@ func runCreate(ctx context.Context, c *call) error {
 	public := c.flags.Bool("public", false, "anyone may join")
 	direct := c.flags.Bool("direct", false, "a conversation with one person")
 	history := c.flags.String("history", "", "who sees earlier messages: invited (default), joined, shared or world_readable `WHO`")
-	if err := c.parse(1, -1); err != nil {
+	if err := c.parse(ctx, 1, -1); err != nil {
 		return err
 	}
 	o := client.CreateOptions{Name: c.args[0], Topic: *topic, Public: *public, Direct: *direct, History: *history}
@@ -132,7 +132,7 @@ func runCreate(ctx context.Context, c *call) error {
 }
 
 func runEnable(ctx context.Context, c *call) error {
-	if err := c.parse(1, 1); err != nil {
+	if err := c.parse(ctx, 1, 1); err != nil {
 		return err
 	}
 	if err := c.verified(ctx); err != nil {
@@ -159,7 +159,7 @@ func runEnable(ctx context.Context, c *call) error {
 }
 
 func runInvite(ctx context.Context, c *call) error {
-	if err := c.parse(2, -1); err != nil {
+	if err := c.parse(ctx, 2, -1); err != nil {
 		return err
 	}
 	var users []id.UserID
@@ -182,7 +182,7 @@ func runInvite(ctx context.Context, c *call) error {
 
 func runJoin(ctx context.Context, c *call) error {
 	via := c.flags.String("via", "", "`SERVER` that is in the room")
-	if err := c.parse(1, 1); err != nil {
+	if err := c.parse(ctx, 1, 1); err != nil {
 		return err
 	}
 	if err := c.verified(ctx); err != nil {
@@ -212,7 +212,7 @@ func runJoin(ctx context.Context, c *call) error {
 }
 
 func runLeave(ctx context.Context, c *call) error {
-	if err := c.parse(1, 1); err != nil {
+	if err := c.parse(ctx, 1, 1); err != nil {
 		return err
 	}
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
@@ -230,7 +230,7 @@ func runLeave(ctx context.Context, c *call) error {
 func runKick(ctx context.Context, c *call) error {
 	reason := c.flags.String("reason", "", "`TEXT` that everybody sees")
 	ban := c.flags.Bool("ban", false, "keep the user from coming back")
-	if err := c.parse(2, 2); err != nil {
+	if err := c.parse(ctx, 2, 2); err != nil {
 		return err
 	}
 	user, err := parseUser(c.args[1])
@@ -249,8 +249,24 @@ func runKick(ctx context.Context, c *call) error {
 	})
 }
 
+// runRepair lets an admin of the group take a module back that lost its
+// database, by an era commit that names the module's new receipt key.
+func runRepair(ctx context.Context, c *call) error {
+	if err := c.parse(ctx, 1, 1); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		wait, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		if err := cli.RepairSequencer(wait, r.ID); err != nil {
+			return err
+		}
+		return c.settled(ctx, cli, r.ID, "%s (%s) has its module's new receipt key, epoch %s.\n")
+	})
+}
+
 func runMembers(ctx context.Context, c *call) error {
-	if err := c.parse(1, 1); err != nil {
+	if err := c.parse(ctx, 1, 1); err != nil {
 		return err
 	}
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {

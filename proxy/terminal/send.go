@@ -16,12 +16,15 @@ const maxText = 40_000 // bytes of one message
 
 func runSend(ctx context.Context, c *call) error {
 	file := c.flags.String("file", "", "send the file at `PATH`, encrypted")
-	if err := c.parse(1, -1); err != nil {
+	var text string
+	err := c.parse(ctx, 1, -1, func() error {
+		if text = strings.Join(c.args[1:], " "); (text == "") == (*file == "") {
+			return c.misused()
+		}
+		return nil
+	})
+	if err != nil {
 		return err
-	}
-	text := strings.Join(c.args[1:], " ")
-	if (text == "") == (*file == "") {
-		return usagef("send needs: %s", c.verb.args)
 	}
 	if text == "-" {
 		var err error
@@ -75,7 +78,7 @@ func sendFile(ctx context.Context, cli *client.Client, room id.RoomID, path stri
 func runGet(ctx context.Context, c *call) error {
 	output := c.flags.String("output", "", "write to `PATH` (default: the file's name, here)")
 	force := c.flags.Bool("force", false, "overwrite an existing file")
-	if err := c.parse(2, 2); err != nil {
+	if err := c.parse(ctx, 2, 2); err != nil {
 		return err
 	}
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +18,9 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 )
+
+// storeName is the file of keys and messages in a state directory.
+const storeName = "client.db"
 
 // settleTime is how long a verb waits for what it began.
 const settleTime = 90 * time.Second
@@ -35,7 +40,7 @@ type session struct {
 
 // openStore opens the device's files; nobody need be logged in.
 func openStore(ctx context.Context, c *call) (*session, error) {
-	path := filepath.Join(c.state, "client.db")
+	path := filepath.Join(c.state, storeName)
 	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(c.state, "store.key"), Store: path, Getenv: c.env.Getenv})
 	if err != nil {
 		return nil, err
@@ -55,6 +60,9 @@ func openStore(ctx context.Context, c *call) (*session, error) {
 
 // openSession opens the files of a logged-in device.
 func openSession(ctx context.Context, c *call) (*session, error) {
+	if _, err := os.Stat(filepath.Join(c.state, storeName)); errors.Is(err, fs.ErrNotExist) {
+		return nil, identity.ErrNotLoggedIn // and nothing is made
+	}
 	s, err := openStore(ctx, c)
 	if err != nil {
 		return nil, err

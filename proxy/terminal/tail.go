@@ -18,11 +18,14 @@ func runTail(ctx context.Context, c *call) error {
 	lines := c.flags.Int("lines", 20, "show `N` earlier messages of each room first")
 	follow := c.flags.Bool("follow", true, "go on until interrupted")
 	until := c.flags.Duration("for", 0, "end after `TIME`, such as 30s")
-	if err := c.parse(0, 1); err != nil {
+	err := c.parse(ctx, 0, 1, func() error {
+		if *lines < 0 || *lines > 1000 {
+			return usagef("--lines is 0 to 1000")
+		}
+		return nil
+	})
+	if err != nil {
 		return err
-	}
-	if *lines < 0 || *lines > 1000 {
-		return usagef("--lines is 0 to 1000")
 	}
 	if *until > 0 {
 		var cancel context.CancelFunc
@@ -155,7 +158,7 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 		if t.c.json {
 			return t.c.printJSON(map[string]any{"kind": "invite", "room_id": u.Room, "by": u.By, "mls": u.MLS, "admits": u.Admits})
 		}
-		t.line(ctx, u.Room, 0, "-- %s invites you; mls-proxy join %s", clean(u.By.String()), u.Room)
+		t.line(ctx, u.Room, 0, "-- %s invites you; mls-proxy join %s", clean(u.By.String()), shellWord(u.Room.String()))
 	case *client.Removed:
 		if t.only != "" && u.Room != t.only {
 			return nil
@@ -272,7 +275,7 @@ func messageText(m *client.Message) string {
 			if content.Info != nil {
 				size = fmt.Sprintf(", %d bytes", content.Info.Size)
 			}
-			return fmt.Sprintf("[file %s%s: mls-proxy get %s %s]%s", clean(content.GetFileName()), size, m.Room, m.EventID, late)
+			return fmt.Sprintf("[file %s%s: mls-proxy get %s %s]%s", clean(content.GetFileName()), size, shellWord(m.Room.String()), shellWord(m.EventID.String()), late)
 		case event.MsgEmote:
 			return "* " + body(text) + late
 		}

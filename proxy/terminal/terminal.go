@@ -99,6 +99,7 @@ type verb struct {
 type call struct {
 	env   *Env
 	verb  *verb
+	raw   []string // the verb and what follows it, as given
 	args  []string // without the flags before the verb
 	flags *flag.FlagSet
 	state string // directory
@@ -123,6 +124,7 @@ func verbs() []*verb {
 		{name: "get", args: "ROOM EVENT", what: "save the file that a message carries", run: runGet, login: true, share: true},
 		{name: "tail", args: "[ROOM]", what: "show messages as they come, with epoch and verification", run: runTail, login: true},
 		{name: "members", args: "ROOM", what: "list who is in a room's group: device, epoch, verified or not", run: runMembers, login: true, share: true},
+		{name: "repair", args: "ROOM", what: "give a room its module's new receipt key, after the old was lost", run: runRepair, login: true, share: true},
 		{name: "logout", what: "end this device's session and delete its keys", run: runLogout, login: true},
 		{name: "version", what: "print the version", run: runVersion},
 	}
@@ -197,26 +199,46 @@ func (c *call) exec(ctx context.Context, args []string) int {
 	c.verb = all[n]
 	c.flags = flag.NewFlagSet(c.verb.name, flag.ContinueOnError)
 	c.flags.SetOutput(io.Discard)
-	c.args = args[1:]
-	if c.s == nil && c.verb.login {
-		s, err := openSession(ctx, c)
-		if err != nil {
-			if code, ok := c.forward(ctx, args, err); ok {
-				return code
-			}
-			return c.fail(err)
+	c.raw, c.args = args, args[1:]
+	shared := c.s
+	defer func() {
+		if c.s != nil && c.s != shared {
+			c.s.close()
 		}
-		c.s = s
-		defer s.close()
-	}
-	if err := c.verb.run(ctx, c); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			c.verbHelp()
-			return ExitOK
-		}
+	}()
+	var elsewhere *forwarded
+	switch err := c.verb.run(ctx, c); {
+	case err == nil:
+		return ExitOK
+	case errors.Is(err, flag.ErrHelp):
+		c.verbHelp()
+		return ExitOK
+	case errors.As(err, &elsewhere):
+		return elsewhere.code
+	default:
 		return c.fail(err)
 	}
-	return ExitOK
+}
+
+// forwarded reports that the process which has the state open ran the verb.
+type forwarded struct{ code int }
+
+func (f *forwarded) Error() string { return fmt.Sprintf("ran elsewhere, exit code %d", f.code) }
+
+// begin opens the device's state, once it is known what is asked for.
+func (c *call) begin(ctx context.Context) error {
+	if c.s != nil {
+		return nil
+	}
+	s, err := openSession(ctx, c)
+	if err != nil {
+		if code, ok := c.forward(ctx, c.raw, err); ok {
+			return &forwarded{code}
+		}
+		return err
+	}
+	c.s = s
+	return nil
 }
 
 func (c *call) verbHelp() {
@@ -233,8 +255,11 @@ func (c *call) verbHelp() {
 }
 
 // parse reads the verb's flags, which may stand before, between or after its
-// arguments, and checks how many arguments there are (most < 0: any number).
-func (c *call) parse(least, most int) error {
+// arguments, and checks how many arguments there are (most < 0: any number)
+// and whatever else can be checked without the device's state. Only then, and
+// only for a verb that needs it, it opens that state: help and wrong usage
+// need no login.
+func (c *call) parse(ctx context.Context, least, most int, checks ...func() error) error {
 	c.flags.BoolVar(&c.json, "json", c.json, "print JSON")
 	var positional []string
 	for rest := c.args; len(rest) > 0; {
@@ -257,9 +282,25 @@ func (c *call) parse(least, most int) error {
 	}
 	c.args = positional
 	if len(c.args) < least || most >= 0 && len(c.args) > most {
-		return usagef("%s needs: %s", c.verb.name, c.verb.args)
+		return c.misused()
+	}
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	if c.verb.login {
+		return c.begin(ctx)
 	}
 	return nil
+}
+
+// misused is the error of a verb with too few or too many arguments.
+func (c *call) misused() error {
+	if c.verb.args == "" {
+		return usagef("%s takes no arguments", c.verb.name)
+	}
+	return usagef("%s needs: %s", c.verb.name, c.verb.args)
 }
 
 // printJSON prints one JSON object on a line of its own.
@@ -278,8 +319,8 @@ func (c *call) notef(format string, args ...any) {
 	fmt.Fprintf(c.env.Stderr, "mls-proxy: "+format+"\n", args...)
 }
 
-func runVersion(_ context.Context, c *call) error {
-	if err := c.parse(0, 0); err != nil {
+func runVersion(ctx context.Context, c *call) error {
+	if err := c.parse(ctx, 0, 0); err != nil {
 		return err
 	}
 	c.printf("mls-proxy %s\n", Version)

@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,6 +139,12 @@ func TestExplain(t *testing.T) {
 		{"other refusal", &rooms.Refusal{Rule: rooms.RuleEventTooLarge}, ExitRefused, ""},
 		{"rate limit", &client.RateLimitError{RetryAfter: time.Second}, ExitPending, "wait"},
 		{"network", fmt.Errorf("x: %w", &net.OpError{Op: "dial", Err: errors.New("refused")}), ExitUnreachable, "network"},
+		{"name lookup", fmt.Errorf("x: %w", &net.DNSError{Err: "no such host", Name: "one"}), ExitUnreachable, "network"},
+		{"missing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.ENOENT}, ExitFailure, "path"},
+		{"forbidden file", fmt.Errorf("x: %w", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES}), ExitFailure, "may not"},
+		{"full disk", fmt.Errorf("x: %w", &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}), ExitFailure, "disk is full"},
+		{"existing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EEXIST}, ExitFailure, "--force"},
+		{"nothing to repair", fmt.Errorf("%w (!r:one)", client.ErrNothingToRepair), ExitFailure, "wait until"},
 		{"deadline", context.DeadlineExceeded, ExitPending, "tail"},
 		{"usage", usagef("no"), ExitUsage, "help"},
 		{"anything", errors.New("boom"), ExitFailure, ""},
@@ -149,12 +158,45 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+func TestShellWord(t *testing.T) {
+	for _, in := range []string{"!r:one", "$e", "@a:one", "it's", "a b", "$(reboot)", "`x`", "-rf", "=ls", "", "a;b", "ü", "\\", "~x"} {
+		t.Run(in, func(t *testing.T) {
+			out, err := exec.Command("sh", "-c", "printf %s "+shellWord(in)).Output()
+			if err != nil || string(out) != in {
+				t.Errorf("%s: the shell reads %q, %v", shellWord(in), out, err)
+			}
+		})
+	}
+	if got := shellWord("@a:one"); got != "@a:one" {
+		t.Errorf("got %s: quotes where none are needed", got)
+	}
+	if got := shellWord("a\x1b[2J'\n"); got != `'a�[2J'\'' '` {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestAPasswordIsNotAskedOfWhatIsNoTerminal(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	env, _, stderr := testEnv(t)
+	env.ReadPassword = func(ctx context.Context, prompt string) (string, error) {
+		return readHidden(ctx, null, env.Stderr, prompt)
+	}
+	code := Main(t.Context(), []string{"--state", filepath.Join(t.TempDir(), "s"), "login", "@a:one", "--homeserver", "http://127.0.0.1:1"}, env)
+	if code != ExitUsage || !strings.Contains(stderr.String(), "no terminal to ask for the password") || !strings.Contains(stderr.String(), "--password-file FILE") {
+		t.Errorf("%d %s", code, stderr)
+	}
+}
+
 func TestMessageText(t *testing.T) {
 	for _, row := range []struct{ name, kind, content, want string }{
 		{"text", "m.room.message", `{"msgtype":"m.text","body":"hi\nthere"}`, "hi\n    there"},
 		{"emote", "m.room.message", `{"msgtype":"m.emote","body":"waves"}`, "* waves"},
 		{"edit", "m.room.message", `{"msgtype":"m.text","body":"* new","m.new_content":{"msgtype":"m.text","body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$x"}}`, "new [edited]"},
-		{"file", "m.room.message", `{"msgtype":"m.file","body":"a.txt","info":{"size":5}}`, "[file a.txt, 5 bytes: mls-proxy get !r:one $e]"},
+		{"file", "m.room.message", `{"msgtype":"m.file","body":"a.txt","info":{"size":5}}`, "[file a.txt, 5 bytes: mls-proxy get '!r:one' '$e']"},
 		{"reaction", "m.reaction", `{"m.relates_to":{"rel_type":"m.annotation","event_id":"$x","key":"👍"}}`, "[reacts 👍 to $x]"},
 		{"unknown type", "org.example.\x1b[2J", `{}`, "[org.example.�[2J]"},
 		{"hostile content", "m.room.message", `{"body":7}`, "[a message this program cannot read]"},

@@ -30,6 +30,19 @@ func clean(s string) string {
 	}, s)
 }
 
+// shellWord makes text of other people one word of a shell's command line, so
+// that a command which is shown can be pasted: room and event ids hold ! and $.
+func shellWord(s string) string {
+	s = clean(s)
+	safe := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@:._/+=-", r)
+	}
+	if s != "" && s[0] != '-' && s[0] != '=' && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
 // body makes a message harmless and indents its further lines.
 func body(s string) string {
 	lines := strings.Split(strings.ReplaceAll(s, "\r\n", "\n"), "\n")
@@ -61,6 +74,10 @@ func readLine(r io.Reader) (string, error) {
 	return "", errors.New("the line is too long")
 }
 
+// errNoTerminal means that what looks like a terminal, such as /dev/null, or
+// a terminal that cannot hide what is typed, is no place to ask for a secret.
+var errNoTerminal = errors.New("there is no terminal that hides what is typed")
+
 // readHidden reads a line from a terminal that does not show it.
 func readHidden(ctx context.Context, in *os.File, out io.Writer, prompt string) (string, error) {
 	stty := func(arg string) error {
@@ -69,7 +86,7 @@ func readHidden(ctx context.Context, in *os.File, out io.Writer, prompt string) 
 		return cmd.Run()
 	}
 	if err := stty("-echo"); err != nil {
-		return "", fmt.Errorf("the terminal cannot hide what is typed (%w); use --password-file", err)
+		return "", fmt.Errorf("%w (stty: %w)", errNoTerminal, err)
 	}
 	defer func() { _ = stty("echo") }()
 	fmt.Fprint(out, prompt)

@@ -21,7 +21,7 @@ func runVerify(ctx context.Context, c *call) error {
 	recoveryFile := c.flags.String("recovery-key-file", "", "read the recovery key from `FILE` (- is standard input)")
 	passwordFile := c.flags.String("password-file", "", "read the account's password from `FILE` (with --bootstrap)")
 	wait := c.flags.Bool("wait", false, "wait until another device asks to be verified")
-	if err := c.parse(0, 2); err != nil {
+	if err := c.parse(ctx, 0, 2); err != nil {
 		return err
 	}
 	if len(c.args) == 2 {
