@@ -11,6 +11,8 @@ NICE := nice -n 5
 DEMO_DIR ?= .lab/demo
 BENCH ?= .
 BENCHTIME ?= 1s
+BENCH_SIZES ?= 1000,5000
+BENCH_ROUNDS ?= 3
 SOAK ?= 10
 FUZZTIME ?= 1m
 COMMIT = $(shell git rev-parse HEAD)
@@ -66,6 +68,14 @@ vet: ## go vet
 bench: ## the benchmarks of mls (BENCH=pattern, BENCHTIME=1s)
 	go test ./mls -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m
 
+.PHONY: bench-peers
+bench-peers: bin/benchpeers ## mls beside OpenMLS and mls-rs, into docs/speed.md (about 10 minutes on a quiet machine)
+	bin/benchpeers -peers "$$(MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh bench)" -sizes $(BENCH_SIZES) -rounds $(BENCH_ROUNDS) -write docs/speed.md
+
+.PHONY: bench-plots
+bench-plots: bin/benchplots ## cost against the size of the group, as docs/speed-*.svg
+	bin/benchplots -dir docs
+
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md
 	nice -n 15 bin/fuzz -time $(FUZZTIME)
@@ -91,7 +101,7 @@ peer: ## the interop partner, with OpenMLS and mls-rs in it
 	@MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh
 
 # The tools are a module of their own, so that the project does not depend on them.
-bin/testreport bin/rules: bin/%: tools/%/main.go
+bin/testreport bin/rules bin/benchpeers bin/benchplots: bin/%: tools/%/main.go
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
 
 bin/fuzz bin/mutate: $(wildcard tools/fuzz/*.go tools/mutate/*.go)

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Builds interop/peer (OpenMLS and mls-rs) once for each state of its sources and prints the program's path.
-# It is kept in ~/.cache/matrix-mls/mls-peer, or under MATRIX_MLS_CACHE.
+# Builds interop/peer (OpenMLS and mls-rs) once for each state of its sources and prints the program's path;
+# "build-peer.sh bench" does so with interop/bench. Programs are kept in ~/.cache/matrix-mls/mls-peer and mls-bench,
+# or under MATRIX_MLS_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-cache=${MATRIX_MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-peer
+what=${1:-peer}
+cache=${MATRIX_MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-$what
 say() { echo "interop: $*" >&2; }
 
-sum=$(cd "$here/peer" && cat Cargo.toml $(find src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -c1-16)
-program=$cache/bin/mls-peer-$sum
+sum=$(cd "$here/$what" && cat Cargo.toml $(find src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -c1-16)
+program=$cache/bin/mls-$what-$sum
 if [ ! -x "$program" ]; then
 	if ! command -v cargo >/dev/null; then
-		say "no Rust toolchain on this machine, and the interop tests run OpenMLS and mls-rs"
+		say "no Rust toolchain on this machine, and interop/$what runs OpenMLS and mls-rs"
 		say "hint: install rustc and cargo 1.91 or newer (Debian 12's own are too old for OpenMLS), or use make test-fast"
 		exit 1
 	fi
@@ -42,11 +44,11 @@ if [ ! -x "$program" ]; then
 		# The target directory is outside the source tree, and so is the lock file: a copy is built.
 		rm -rf "$cache/source"
 		mkdir -p "$cache/source"
-		cp -r "$here/peer/Cargo.toml" "$here/peer/src" "$cache/source/"
+		cp -r "$here/$what/Cargo.toml" "$here/$what/src" "$cache/source/"
 		[ ! -f "$cache/Cargo.lock" ] || cp "$cache/Cargo.lock" "$cache/source/"
 		(cd "$cache/source" && cargo build --release --target-dir "$cache/target" >&2)
 		cp "$cache/source/Cargo.lock" "$cache/"
-		cp "$cache/target/release/mls-peer" "$program.new"
+		cp "$cache/target/release/mls-$what" "$program.new"
 		mv "$program.new" "$program"
 		say "built in $((SECONDS - began)) s"
 	fi

@@ -1,0 +1,171 @@
+package mls
+
+import (
+	"math/bits"
+	"testing"
+)
+
+// The floors do what the cryptography of an operation costs at the least, and
+// nothing else: no parsing, no validation, no state. `make bench-plots` draws
+// them beside the operations.
+
+type floor struct {
+	b       *testing.B
+	cs      CipherSuite
+	n       int
+	key     SignaturePrivateKey
+	pub     SignaturePublicKey
+	msg     []byte
+	sig     []byte
+	priv    hpkePrivateKey
+	hpkePub HPKEPublicKey
+	ct      HPKECiphertext
+	sealer  *sealer
+	opener  *opener
+	node    []byte
+	secret  secret
+}
+
+func newFloor(b *testing.B, cs CipherSuite, n int) *floor {
+	f := &floor{b: b, cs: cs, n: n, key: mustSignatureKey(b, cs), msg: make([]byte, 256), node: make([]byte, 200), secret: cs.hash(nil)}
+	f.pub = f.key.Public()
+	var err error
+	if f.sig, err = SignWithLabel(cs, f.key, "label", f.msg); err != nil {
+		b.Fatal(err)
+	}
+	f.priv, f.hpkePub = mustKeyPair(b, cs)
+	f.sealer, f.opener = newSealer(cs, "label", f.msg), newOpener(cs, "label", f.msg)
+	if f.ct, err = f.sealer.seal(f.hpkePub, f.secret, testRand(b)); err != nil {
+		b.Fatal(err)
+	}
+	return f
+}
+
+// depth is the number of nodes above a leaf.
+func (f *floor) depth() int { return bits.Len(uint(f.n - 1)) }
+
+func (f *floor) sign() {
+	if _, err := f.cs.sign(f.key, f.msg); err != nil {
+		f.b.Fatal(err)
+	}
+}
+
+func (f *floor) verify(n int) {
+	for range n {
+		if err := VerifyWithLabel(f.cs, f.pub, "label", f.msg, f.sig); err != nil {
+			f.b.Fatal(err)
+		}
+	}
+}
+
+// verifyAll verifies the signatures of all members, as fast as that goes.
+func (f *floor) verifyAll(each int) {
+	err := verifyMany(f.cs, f.n,
+		func(_ int, add func(pub SignaturePublicKey, label string, content, sig []byte)) {
+			for range each {
+				add(f.pub, "label", f.msg, f.sig)
+			}
+		},
+		func(int) error { return VerifyWithLabel(f.cs, f.pub, "label", f.msg, f.sig) })
+	if err != nil {
+		f.b.Fatal(err)
+	}
+}
+
+func (f *floor) keyPairs(n int) {
+	for range n {
+		if _, _, err := f.cs.deriveKeyPair(f.secret); err != nil {
+			f.b.Fatal(err)
+		}
+	}
+}
+
+func (f *floor) seal(n int) {
+	rand := testRand(f.b)
+	for range n {
+		if _, err := f.sealer.seal(f.hpkePub, f.secret, rand); err != nil {
+			f.b.Fatal(err)
+		}
+	}
+}
+
+func (f *floor) open() {
+	if _, err := f.opener.open(f.priv, f.hpkePub, f.ct); err != nil {
+		f.b.Fatal(err)
+	}
+}
+
+func (f *floor) hash(n int) {
+	for range n {
+		f.cs.hash(f.node)
+	}
+}
+
+// schedule is about the key schedule of an epoch.
+func (f *floor) schedule() {
+	for range 14 {
+		f.cs.deriveSecret(f.secret, "epoch")
+	}
+}
+
+func benchFloor(b *testing.B, f func(f *floor)) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		fl := newFloor(b, cs, n)
+		for w := watch(b); w.loop(); {
+			f(fl)
+		}
+	})
+}
+
+// BenchmarkFloorCreate: two signatures, one HPKE seal and two hashes a member.
+func BenchmarkFloorCreate(b *testing.B) {
+	benchFloor(b, func(f *floor) {
+		f.verifyAll(2)
+		_ = forkJoin(2, func(int) error { f.seal(f.n / 2); return nil })
+		f.hash(2 * f.n)
+		f.schedule()
+		f.sign()
+	})
+}
+
+// BenchmarkFloorJoin: one signature and two hashes a member, each parent's hash
+// included.
+func BenchmarkFloorJoin(b *testing.B) {
+	benchFloor(b, func(f *floor) {
+		f.verifyAll(1)
+		f.hash(3 * f.n)
+		f.schedule()
+		f.open()
+	})
+}
+
+// BenchmarkFloorCommitFull: a key pair, a seal and two hashes for each level.
+func BenchmarkFloorCommitFull(b *testing.B) {
+	benchFloor(b, func(f *floor) {
+		f.keyPairs(f.depth() + 1)
+		_ = forkJoin(2*f.depth(), func(i int) error { f.seal(i % 2); return nil })
+		f.hash(2 * f.depth())
+		f.schedule()
+		f.sign()
+		f.sign()
+	})
+}
+
+// BenchmarkFloorProcessFull: two signatures, one open and the root's key pair.
+func BenchmarkFloorProcessFull(b *testing.B) {
+	benchFloor(b, func(f *floor) {
+		f.verify(2)
+		f.open()
+		f.keyPairs(1)
+		f.hash(2 * f.depth())
+		f.schedule()
+	})
+}
+
+// BenchmarkFloorPublicProcess: two signatures and the hashes of a path.
+func BenchmarkFloorPublicProcess(b *testing.B) {
+	benchFloor(b, func(f *floor) {
+		f.verify(2)
+		f.hash(2 * f.depth())
+	})
+}
