@@ -24,6 +24,10 @@ type floor struct {
 	opener  *opener
 	node    []byte
 	secret  secret
+
+	// Keys and signatures of many members, who do not have the same.
+	pubs []SignaturePublicKey
+	sigs [][]byte
 }
 
 func newFloor(b *testing.B, cs CipherSuite, n int) *floor {
@@ -32,6 +36,14 @@ func newFloor(b *testing.B, cs CipherSuite, n int) *floor {
 	var err error
 	if f.sig, err = SignWithLabel(cs, f.key, "label", f.msg); err != nil {
 		b.Fatal(err)
+	}
+	for range 64 {
+		key := mustSignatureKey(b, cs)
+		sig, err := SignWithLabel(cs, key, "label", f.msg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.pubs, f.sigs = append(f.pubs, key.Public()), append(f.sigs, sig)
 	}
 	f.priv, f.hpkePub = mustKeyPair(b, cs)
 	f.sealer, f.opener = newSealer(cs, "label", f.msg), newOpener(cs, "label", f.msg)
@@ -61,12 +73,19 @@ func (f *floor) verify(n int) {
 // verifyAll verifies the signatures of all members, as fast as that goes.
 func (f *floor) verifyAll(each int) {
 	err := verifyMany(f.cs, f.n,
-		func(_ int, add func(pub SignaturePublicKey, label string, content, sig []byte)) {
+		func(i int, add func(pub SignaturePublicKey, label string, content, sig []byte)) {
 			for range each {
-				add(f.pub, "label", f.msg, f.sig)
+				add(f.pubs[i%64], "label", f.msg, f.sigs[i%64])
 			}
 		},
-		func(int) error { return VerifyWithLabel(f.cs, f.pub, "label", f.msg, f.sig) })
+		func(i int) error {
+			for range each {
+				if err := VerifyWithLabel(f.cs, f.pubs[i%64], "label", f.msg, f.sigs[i%64]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	if err != nil {
 		f.b.Fatal(err)
 	}
