@@ -314,3 +314,48 @@ func TestPolicyOfANewRoomIsWhatWasAskedFor(t *testing.T) {
 		})
 	}
 }
+
+func TestInvitedAgainReadsNothingBeforeTheJoin(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("joined")
+	// Bob leaves and somebody's client without MLS invites him again, before
+	// anybody could remove his leaf.
+	w.s.mu.Lock()
+	key := string(bob.UserID())
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeMember, StateKey: &key, Sender: bob.UserID(), Content: json.RawMessage(`{"membership":"leave"}`)})
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeMember, StateKey: &key, Sender: carol.UserID(), Content: json.RawMessage(`{"membership":"invite"}`)})
+	w.s.mu.Unlock()
+	w.all = []*testDevice{alice, carol}
+	w.send(alice, room, "between")
+	w.settle()
+	if info, _ := alice.Room(w.ctx, room); info.Devices != 2 {
+		t.Fatalf("%d devices in the group, want 2: bob has not joined", info.Devices)
+	}
+	w.all = []*testDevice{alice, carol, bob}
+	w.must(func() error { return carol.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(alice, room, "after")
+	w.settle()
+	bob.wantTexts("after")
+}
+
+func TestInviteOfWhoJustLeftAdmitsThemToTheNextEpoch(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("joined")
+	w.s.mu.Lock()
+	key := string(bob.UserID())
+	w.s.append(&Event{RoomID: room, Type: rooms.TypeMember, StateKey: &key, Sender: bob.UserID(), Content: json.RawMessage(`{"membership":"leave"}`)})
+	w.s.mu.Unlock()
+	if err := alice.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	w.send(carol, room, "again")
+	w.settle()
+	bob.wantTexts("again")
+}

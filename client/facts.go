@@ -74,13 +74,7 @@ func checkGroupInfo(staged rooms.Staged, next groupInfoVerifier, content *rooms.
 // view is what this device knows of the room beside the group.
 func (c *Client) view(r *room, tree rooms.Tree) rooms.View {
 	state := r.state.view
-	gone := func(user id.UserID) bool {
-		switch state.Members[user].Membership {
-		case rooms.MembershipLeave, rooms.MembershipBan, rooms.MembershipKnock, "":
-			return true
-		}
-		return false
-	}
+	gone := func(user id.UserID) bool { return !state.InRoom(user) }
 	return rooms.View{
 		Gone: gone,
 		MayRemove: func(author id.UserID, leaf rooms.GroupLeaf) bool {

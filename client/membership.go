@@ -62,6 +62,9 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		// join is a local one.
 		c.inviteBot(ctx, roomID, bot)
 	}
+	if err := c.awaitRemoval(ctx, roomID, user); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	r, e, err := c.memberOf(roomID)
 	if err == nil {
@@ -102,6 +105,26 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		c.noteMembership(roomID, user, rooms.MembershipInvite)
 	}
 	c.poke()
+	return nil
+}
+
+// awaitRemoval waits, in rooms where invited users get no keys yet, until who
+// left is out of the group: an admission from before does not outlive that.
+func (c *Client) awaitRemoval(ctx context.Context, roomID id.RoomID, user id.UserID) error {
+	err := c.await(ctx, roomID, func(r *room) error {
+		e := r.head()
+		if e == nil || r.state.view.AddsOnInvite() || r.state.view.InRoom(user) || len(rooms.LeavesOf(e.group, user)) == 0 {
+			return nil
+		}
+		if r.rec.Caused == nil {
+			r.rec.Caused = map[id.UserID]bool{}
+		}
+		r.rec.Caused[user] = true // committed at once
+		return fmt.Errorf("client: %s left %s, and the group has not removed them yet", user, r.id)
+	})
+	if err != nil {
+		return fmt.Errorf("client: invite %s: %w", user, err)
+	}
 	return nil
 }
 

@@ -166,6 +166,7 @@ func (s *RoomState) IsMLS() bool { return s.CreateAlgorithm == Algorithm || s.En
 func (s *RoomState) AddsOnInvite() bool { return s.HistoryVisibility != "joined" }
 
 // InRoom tells whether a user is joined, or is invited and may read already.
+// Whoever is not is to have no leaf.
 func (s *RoomState) InRoom(user id.UserID) bool {
 	switch s.Members[user].Membership {
 	case MembershipJoin:
@@ -341,11 +342,11 @@ func (in *Inputs) remove(l GroupLeaf, newer bool) *PlannedRemove {
 	}
 	m := in.State.Members[l.Cred.User]
 	r.Event = m.Event
-	switch m.Membership {
-	case MembershipBan:
+	switch {
+	case m.Membership == MembershipBan:
 		r.Reason = RemoveBanned
 		return r
-	case MembershipLeave, MembershipKnock, "":
+	case !in.State.InRoom(l.Cred.User): // left, or left and may read again only once they join
 		r.Reason = RemoveLeft
 		return r
 	}

@@ -71,6 +71,11 @@ func TestPlan(t *testing.T) {
 			in:   Inputs{State: stateOf(map[id.UserID]Membership{alice: "join", bob: "invite"}), Leaves: []GroupLeaf{leafOf(0, alice, "A"), leafOf(1, bob, "B")}},
 		},
 		{
+			name: "a leaf of who left and is only invited again goes, and blocks, where history shows from the join",
+			in:   Inputs{State: stateOf(map[id.UserID]Membership{alice: "join", bob: "invite"}), Leaves: []GroupLeaf{leafOf(0, alice, "A"), leafOf(1, bob, "B")}},
+			edit: func(in *Inputs) { in.State.HistoryVisibility = "joined" }, removes: "1 left $bob:example.net", barrier: RuleMemberNotInRoom,
+		},
+		{
 			name: "a joined user without admission gets nothing",
 			in: Inputs{State: stateOf(map[id.UserID]Membership{alice: "join", bob: "join"}), Leaves: []GroupLeaf{leafOf(0, alice, "A")},
 				Devices: map[id.UserID][]Device{bob: {deviceOf(bob, "B")}}},
@@ -276,7 +281,7 @@ func TestPlanProperties(t *testing.T) {
 		had := map[id.UserID]bool{}
 		for _, l := range in.Leaves {
 			m := in.State.Members[l.Cred.User].Membership
-			if !removed[l.Index] && m != MembershipJoin && m != MembershipInvite {
+			if !removed[l.Index] && m != MembershipJoin && !(m == MembershipInvite && in.State.AddsOnInvite()) {
 				t.Fatalf("leaf %d of %s stays, who is %q", l.Index, l.Cred.User, m)
 			}
 			if !removed[l.Index] {
