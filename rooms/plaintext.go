@@ -106,9 +106,11 @@ func (p *Plaintext) validate() error {
 }
 
 // OuterRelation returns the m.relates_to of a content as far as a homeserver
-// needs it to aggregate: the kind of relation and the event it names, never a
-// reaction's key. It returns nil if there is none. What is inside the
-// ciphertext alone counts; see [Plaintext.Event].
+// needs it to list threads and relations: the kind of relation and the event it
+// names. A reaction has none: it is counted by its key, which stays inside, and
+// homeservers refuse an annotation without one. It returns nil if there is
+// nothing to tell. What is inside the ciphertext alone counts; see
+// [Plaintext.Event].
 func OuterRelation(content json.RawMessage) json.RawMessage {
 	var c struct {
 		Relation *struct {
@@ -125,7 +127,7 @@ func OuterRelation(content json.RawMessage) json.RawMessage {
 	}
 	r := c.Relation
 	out := map[string]any{}
-	if r.Type != "" && r.Event != "" {
+	if r.Type != "" && r.Type != "m.annotation" && r.Event != "" {
 		out["rel_type"], out["event_id"] = r.Type, r.Event
 		if r.Fallback {
 			out["is_falling_back"] = true

@@ -84,7 +84,7 @@ func TestPlaintextRefusals(t *testing.T) {
 func TestOuterRelation(t *testing.T) {
 	for in, want := range map[string]string{
 		`{"body":"x"}`: "",
-		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"$e","key":"👍"}}`:                                                       `{"event_id":"$e","rel_type":"m.annotation"}`,
+		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"$e","key":"👍"}}`:                                                       "",
 		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"}},"body":"x"}`: `{"event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"},"rel_type":"m.thread"}`,
 		`{"m.relates_to":{"m.in_reply_to":{"event_id":"$r"}}}`:                                                                         `{"m.in_reply_to":{"event_id":"$r"}}`,
 		`{"m.relates_to":{"rel_type":"m.replace"}}`:                                                                                    "",
