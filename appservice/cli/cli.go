@@ -222,6 +222,8 @@ func classify(err error) *failure {
 		return &failure{BadHS, err, "name Synapse's homeserver.yaml or Dendrite's dendrite.yaml with --homeserver-config"}
 	case errors.Is(err, setup.ErrNoAddress):
 		return &failure{BadHS, err, "name the client API with --homeserver-address http://127.0.0.1:8008"}
+	case errors.Is(err, setup.ErrOption):
+		return &failure{Usage, err, "leave the option out to keep what is configured, or change it where it is set"}
 	case errors.Is(err, setup.ErrConflict):
 		return &failure{Conflict, err, "choose other files with -c and -r, or move the old ones away"}
 	case errors.Is(err, store.ErrSchemaTooNew):
@@ -231,7 +233,7 @@ func classify(err error) *failure {
 	case strings.HasPrefix(err.Error(), "store: "):
 		return &failure{BadDatabase, err, "see that the database runs and that the module's account may write to it; `matrix-mls doctor` checks it"}
 	case errors.Is(err, syscall.EADDRINUSE):
-		return &failure{PortTaken, err, "is another copy running? else change appservice.port, then `matrix-mls -g` and restart the homeserver"}
+		return &failure{PortTaken, err, "is another copy running? else move this one: `matrix-mls setup --homeserver-config PATH --listen 127.0.0.1:PORT`, then restart the homeserver"}
 	}
 	return &failure{Failed, err, ""}
 }

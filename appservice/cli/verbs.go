@@ -105,11 +105,18 @@ func runSetup(ctx context.Context, env Env, o options) error {
 		fmt.Fprintf(env.Stdout, "%d. add to %s:\n\n%s\n", step, res.Homeserver.Path, res.LineToAdd)
 		step++
 	}
-	if res.Edited || res.LineToAdd != "" {
+	switch {
+	case res.Edited || res.LineToAdd != "" || res.Registered:
 		fmt.Fprintf(env.Stdout, "%d. restart the homeserver\n", step)
-		step++
+	default:
+		fmt.Fprintf(env.Stdout, "%d. restart the homeserver, if it was not restarted since the registration was written\n", step)
 	}
-	fmt.Fprintf(env.Stdout, "%d. start the module: matrix-mls -c %s\n", step, o.config)
+	step++
+	again := ""
+	if len(res.Changed) > 0 {
+		again = " (end it first, if it runs)"
+	}
+	fmt.Fprintf(env.Stdout, "%d. start the module: matrix-mls -c %s%s\n", step, o.config, again)
 	fmt.Fprintf(env.Stdout, "%d. check it: matrix-mls doctor -c %s -r %s\n", step+1, o.config, o.registration)
 	return nil
 }

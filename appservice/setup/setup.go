@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ type Options struct {
 	Config           string // required: the module's configuration, written
 	Registration     string // required: the registration, written
 	Database         string // empty: matrix-mls.db beside the configuration; or postgres://…
-	Listen           string // host:port; empty: 127.0.0.1 and the first free port from 29380
+	Listen           string // host:port; empty: what is configured, or 127.0.0.1 and the first free port from 29380
 	Address          string // of the homeserver's client API; empty: from its configuration
 	NoEdit           bool   // leave the homeserver's configuration alone
 	Out              io.Writer
@@ -43,7 +44,9 @@ type Result struct {
 	LineToAdd    string // what an admin has to add by hand, if anything
 	KeysMade     int
 	ConfigNew    bool
-	Registration string // absolute path
+	Changed      []string // what an option changed in a configuration that was there
+	Registration string   // absolute path
+	Registered   bool     // the registration was written or rewritten
 }
 
 // Errors that callers branch on.
@@ -51,6 +54,8 @@ var (
 	// ErrConflict means that a file is there which this installation did not
 	// write, or that says something else.
 	ErrConflict = errors.New("setup: conflict")
+	// ErrOption means that an option cannot be applied to this installation.
+	ErrOption = errors.New("setup: option refused")
 	// ErrNoAddress means that the client API's address is not known.
 	ErrNoAddress = errors.New("setup: the homeserver's address is not known")
 )
@@ -79,8 +84,11 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	}
 	res.Config = cfg
 	word := "kept"
-	if res.ConfigNew {
+	switch {
+	case res.ConfigNew:
 		word = "written"
+	case len(res.Changed) > 0:
+		word = "changed: " + strings.Join(res.Changed, ", ")
 	}
 	say("configuration  %s (%s)", o.Config, word)
 	say("client API     %s", cfg.Homeserver.Address)
@@ -89,6 +97,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if word, err = WriteRegistration(res.Registration, cfg); err != nil {
 		return nil, err
 	}
+	res.Registered = word != "kept"
 	if info, statErr := os.Stat(hc.Path); statErr == nil {
 		if err := shareWith(res.Registration, info); err != nil {
 			say("               note: %v", errors.Unwrap(err))
@@ -117,13 +126,13 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 	case err != nil:
 		return nil, fmt.Errorf("setup: %w", err)
 	}
-	old := config.Default()
+	old, fromEnv := config.Default(), []string(nil)
 	if !res.ConfigNew {
 		loaded, err := config.Load(o.Config, config.Options{NoUpdate: true, Incomplete: true, Environ: o.Environ})
 		if err != nil {
 			return nil, err
 		}
-		old = loaded.Config
+		old, fromEnv = loaded.Config, loaded.FromEnv
 		if old.Homeserver.Domain != "example.org" && old.Homeserver.Domain != hc.ServerName {
 			return nil, fmt.Errorf("%w: %s belongs to the homeserver %s, not to %s", ErrConflict, o.Config, old.Homeserver.Domain, hc.ServerName)
 		}
@@ -134,6 +143,8 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 		if err := res.freshValues(ctx, hc, o, set); err != nil {
 			return nil, err
 		}
+	} else if err := res.changedValues(old, fromEnv, o, set); err != nil {
+		return nil, err
 	}
 	for key, have := range map[string]string{"appservice.as_token": old.AppService.ASToken, "appservice.hs_token": old.AppService.HSToken} {
 		if have != "" && have != config.Ungenerated {
@@ -161,6 +172,81 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 	return loaded.Config, nil
 }
 
+// changedValues applies the options to a configuration that is there. The
+// database is not among what can be changed: the keys are in it.
+func (res *Result) changedValues(old *config.Config, fromEnv []string, o *Options, set map[string]string) error {
+	if o.Database != "" {
+		kind, uri, err := database(o.Database)
+		if err != nil {
+			return err
+		}
+		if kind != old.Database.Type || uri != old.Database.URI {
+			return fmt.Errorf("%w: %s names another database, which holds the module's keys; leave --database out, or move the database and change database.uri",
+				ErrOption, o.Config)
+		}
+	}
+	change := func(key, have, want string) {
+		if have != want {
+			set[key] = want
+			res.Changed = append(res.Changed, key)
+		}
+	}
+	if o.Address != "" {
+		change("homeserver.address", old.Homeserver.Address, strings.TrimSuffix(o.Address, "/"))
+	}
+	if o.Listen != "" {
+		host, port, err := listenAddress(o.Listen)
+		if err != nil {
+			return err
+		}
+		change("appservice.hostname", old.AppService.Hostname, host)
+		change("appservice.port", strconv.Itoa(int(old.AppService.Port)), strconv.Itoa(port))
+		// An address that somebody chose, such as a container's name, stays.
+		if old.AppService.Address == seenAddress(old.AppService.Hostname, int(old.AppService.Port)) {
+			change("appservice.address", old.AppService.Address, seenAddress(host, port))
+		} else {
+			fmt.Fprintf(o.Out, "               note: appservice.address stays %s; see that it leads to %s\n", old.AppService.Address, o.Listen)
+		}
+	}
+	for _, key := range res.Changed {
+		name := "MATRIX_MLS_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+		if slices.Contains(fromEnv, name) || slices.Contains(fromEnv, name+"_FILE") {
+			return fmt.Errorf("%w: %s is set by the environment (%s), which goes before the file", ErrOption, key, name)
+		}
+	}
+	return nil
+}
+
+// listenAddress splits host:port.
+func listenAddress(listen string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(listen)
+	n, convErr := strconv.ParseUint(p, 10, 16)
+	if err != nil || convErr != nil || n == 0 {
+		return "", 0, fmt.Errorf("%w: %q is no host:port to listen on", ErrOption, listen)
+	}
+	return host, int(n), nil
+}
+
+// seenAddress is where a homeserver on the same machine finds the module.
+func seenAddress(host string, port int) string {
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// database tells what --database means.
+func database(option string) (kind, uri string, err error) {
+	if strings.HasPrefix(option, "postgres://") || strings.HasPrefix(option, "postgresql://") {
+		return "postgres", option, nil
+	}
+	path, err := filepath.Abs(option)
+	if err != nil {
+		return "", "", fmt.Errorf("setup: %w", err)
+	}
+	return "sqlite3", path, nil
+}
+
 // freshValues fills in what a new configuration needs.
 func (res *Result) freshValues(ctx context.Context, hc *HomeserverConfig, o *Options, set map[string]string) error {
 	address := o.Address
@@ -179,39 +265,28 @@ func (res *Result) freshValues(ctx context.Context, hc *HomeserverConfig, o *Opt
 	}
 	host, port := "127.0.0.1", 0
 	if o.Listen != "" {
-		h, p, err := net.SplitHostPort(o.Listen)
-		n, convErr := strconv.ParseUint(p, 10, 16)
-		if err != nil || convErr != nil || n == 0 {
-			return fmt.Errorf("setup: %q is no host:port to listen on", o.Listen)
+		var err error
+		if host, port, err = listenAddress(o.Listen); err != nil {
+			return err
 		}
-		host, port = h, int(n)
 	} else {
 		for port = firstPort; port < firstPort+100 && !free(host, port); {
 			port++
 		}
-	}
-	seen := host
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		seen = "127.0.0.1"
 	}
 	set["homeserver.address"] = strings.TrimSuffix(address, "/")
 	set["homeserver.domain"] = hc.ServerName
 	set["homeserver.software"] = string(hc.Software)
 	set["appservice.hostname"] = host
 	set["appservice.port"] = strconv.Itoa(port)
-	set["appservice.address"] = "http://" + net.JoinHostPort(seen, strconv.Itoa(port))
+	set["appservice.address"] = seenAddress(host, port)
 	set["database.type"], set["database.uri"] = "sqlite3", filepath.Join(filepath.Dir(o.Config), "matrix-mls.db")
-	switch {
-	case strings.HasPrefix(o.Database, "postgres://"), strings.HasPrefix(o.Database, "postgresql://"):
-		set["database.type"], set["database.uri"] = "postgres", o.Database
-	case o.Database != "":
-		path, err := filepath.Abs(o.Database)
-		if err != nil {
-			return fmt.Errorf("setup: %w", err)
-		}
-		set["database.uri"] = path
+	if o.Database == "" {
+		return nil
 	}
-	return nil
+	var err error
+	set["database.type"], set["database.uri"], err = database(o.Database)
+	return err
 }
 
 func answers(ctx context.Context, address string) bool {

@@ -254,6 +254,76 @@ func TestRunTwiceKeepsTokensAndKeys(t *testing.T) {
 	}
 }
 
+func TestOptionsChangeAnInstallation(t *testing.T) {
+	for name, row := range map[string]struct {
+		before  func(text string) string // what the admin edited
+		change  func(o *Options)
+		changed string
+		address string // of the module, for the homeserver
+		refused bool
+	}{
+		"nothing new":             {change: func(o *Options) {}, address: "http://127.0.0.1:29399"},
+		"another port":            {change: func(o *Options) { o.Listen = "127.0.0.1:29398" }, changed: "[appservice.port appservice.address]", address: "http://127.0.0.1:29398"},
+		"every interface":         {change: func(o *Options) { o.Listen = "0.0.0.0:29399" }, changed: "[appservice.hostname]", address: "http://127.0.0.1:29399"},
+		"another homeserver port": {change: func(o *Options) { o.Address = "http://127.0.0.1:8118/" }, changed: "[homeserver.address]", address: "http://127.0.0.1:29399"},
+		"the same database": {change: func(o *Options) { o.Database = filepath.Join(filepath.Dir(o.Config), "matrix-mls.db") },
+			address: "http://127.0.0.1:29399"},
+		"an address by hand stays": {
+			before:  func(text string) string { return strings.ReplaceAll(text, "http://127.0.0.1:29399", "http://mls:80") },
+			change:  func(o *Options) { o.Listen = "0.0.0.0:80" },
+			changed: "[appservice.hostname appservice.port]", address: "http://mls:80",
+		},
+		"another database":  {change: func(o *Options) { o.Database = filepath.Join(filepath.Dir(o.Config), "other.db") }, refused: true},
+		"PostgreSQL":        {change: func(o *Options) { o.Database = "postgres://u:planted@h/d" }, refused: true},
+		"no port":           {change: func(o *Options) { o.Listen = "127.0.0.1" }, refused: true},
+		"set elsewhere too": {change: func(o *Options) { o.Listen, o.Environ = "127.0.0.1:1", []string{"MATRIX_MLS_APPSERVICE_PORT=2"} }, refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, write(t, synapse))
+			if _, err := Run(context.Background(), o); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.ReadFile(o.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if row.before != nil {
+				before = []byte(row.before(string(before)))
+				if err := os.WriteFile(o.Config, before, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			row.change(&o)
+			res, err := Run(context.Background(), o)
+			if row.refused {
+				if !errors.Is(err, ErrOption) || strings.Contains(err.Error(), "planted") {
+					t.Errorf("Run = %v, want ErrOption", err)
+				}
+				if after, _ := os.ReadFile(o.Config); !bytes.Equal(after, before) {
+					t.Error("the configuration was changed all the same")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(res.Changed); row.changed != "" && got != row.changed || row.changed == "" && len(res.Changed) > 0 {
+				t.Errorf("changed %s, want %s", got, row.changed)
+			}
+			if res.Config.AppService.Address != row.address {
+				t.Errorf("address = %s, want %s", res.Config.AppService.Address, row.address)
+			}
+			reg, err := LoadRegistration(o.Registration)
+			if err != nil || len(Compare(reg, res.Config)) != 0 {
+				t.Errorf("the registration does not follow: %v, %v", Compare(reg, res.Config), err)
+			}
+			if want := reg.URL != "http://127.0.0.1:29399"; res.Registered != want {
+				t.Errorf("Registered = %t, want %t", res.Registered, want)
+			}
+		})
+	}
+}
+
 func TestRunRefusesConflicts(t *testing.T) {
 	o := options(t, write(t, synapse))
 	other := "id: hookshot\nas_token: a\nhs_token: b\n"
