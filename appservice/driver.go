@@ -208,8 +208,10 @@ func (e *Engine) handle(ctx context.Context, r *room, ev *store.InboxEvent) erro
 		if out, err = e.take(ctx, r, ev); err != nil {
 			return err
 		}
-		if out.status == store.InboxWaiting && r.waiting >= e.d.Config.Limits.WaitingPerRoom && ev.Status != store.InboxWaiting {
-			out = outcome{status: store.InboxRefused, rule: ruleTooManyWait, detail: fmt.Sprintf("%d events of the room wait already", r.waiting)}
+		if out.status == store.InboxWaiting && ev.Status != store.InboxWaiting {
+			if err := e.makePlace(ctx, r); err != nil {
+				return err
+			}
 		}
 		if out.status == store.InboxRefused {
 			if err := e.d.Store.PutRefusal(ctx, &store.Refusal{Room: ev.Room, Event: ev.EventID, Rule: out.rule, Detail: out.detail}); err != nil {
@@ -224,12 +226,68 @@ func (e *Engine) handle(ctx context.Context, r *room, ev *store.InboxEvent) erro
 	switch {
 	case out.status == store.InboxWaiting && ev.Status != store.InboxWaiting:
 		r.waiting++
+		r.waitSince[ev.EventID] = e.d.Monotonic()
 	case out.status != store.InboxWaiting && ev.Status == store.InboxWaiting && r.waiting > 0:
 		r.waiting--
+	}
+	if out.status != store.InboxWaiting {
+		delete(r.waitSince, ev.EventID)
 	}
 	if out.status == store.InboxRefused {
 		e.d.Metrics.Rejected(out.rule)
 		zerolog.Ctx(ctx).Warn().Str("rule", out.rule).Str("detail", out.detail).Msg("Refused an event")
+	}
+	return nil
+}
+
+// makePlace lets one more event wait. If too many do, the oldest of whoever has
+// the most of them waiting goes: who floods a room crowds out itself.
+func (e *Engine) makePlace(ctx context.Context, r *room) error {
+	full, where := r.waiting, r.id
+	if full < e.d.Config.Limits.WaitingPerRoom {
+		n, _, err := e.d.Store.CountInbox(ctx, store.InboxWaiting)
+		if err != nil || n < e.d.Config.Limits.WaitingTotal {
+			return err
+		}
+		full, where = n, "" // in the room where the most wait
+	}
+	old, err := e.d.Store.OldestWaiting(ctx, where)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if r := e.rooms[old.Room]; r != nil {
+		r.waiting, r.passed = max(r.waiting-1, 0), true
+		delete(r.waitSince, old.EventID)
+	}
+	e.d.Metrics.Rejected(ruleTooManyWait)
+	detail := fmt.Sprintf("%d events wait, most of them of %s; it is looked at again when the group has moved on", full, old.Sender)
+	if err := e.d.Store.PutRefusal(ctx, &store.Refusal{Room: old.Room, Event: old.EventID, Rule: ruleTooManyWait, Detail: detail}); err != nil {
+		return err
+	}
+	return e.d.Store.FinishInbox(ctx, old.EventID, store.InboxRefused, ruleTooManyWait)
+}
+
+// reopenAtOnce is how many events of one sender, which waited in vain, are
+// looked at again at each commit that is followed.
+const reopenAtOnce = 10
+
+// reopen has events looked at again that waited in vain: what they waited for
+// may have come.
+func (e *Engine) reopen(ctx context.Context, r *room) error {
+	perSender := r.moved
+	r.moved = 0
+	if !r.passed || perSender == 0 {
+		return nil
+	}
+	n, err := e.d.Store.ReopenInbox(ctx, r.id, perSender, ruleTooManyWait, ruleWaitedTooLong)
+	if err != nil {
+		return err
+	}
+	if r.passed = n > 0; r.passed {
+		e.d.Wake()
 	}
 	return nil
 }
@@ -387,6 +445,10 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 			break
 		}
 	}
+	// Only now: until here, what had come for one of them may have let it wait on.
+	if err := e.reopen(ctx, r); err != nil {
+		return 0, err
+	}
 	if r.tryBootstrap && r.m == nil && r.loaded && r.gap.complete && !r.gap.wanted {
 		r.tryBootstrap = false
 		if err := e.bootstrap(ctx, r); err != nil {
@@ -429,16 +491,23 @@ func (e *Engine) takeWaiting(ctx context.Context, r *room) (progress bool, err e
 	}
 	r.waiting = len(rows)
 	late := e.d.Config.Limits.WaitingTime.D()
+	now := e.d.Monotonic()
 	for _, ev := range rows {
-		if late > 0 && r.gap.complete && time.Since(ev.ReceivedAt) > late {
-			if err := e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxRefused, ruleWaitedTooLong); err != nil {
-				return false, err
-			}
-			e.d.Metrics.Rejected(ruleWaitedTooLong)
-			r.waiting--
-			continue
+		since, ok := r.waitSince[ev.EventID]
+		if !ok { // from before the module started
+			since = now
+			r.waitSince[ev.EventID] = now
 		}
 		if e.stillWaits(r, ev) {
+			if late > 0 && r.gap.complete && now-since > late {
+				if err := e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxRefused, ruleWaitedTooLong); err != nil {
+					return false, err
+				}
+				e.d.Metrics.Rejected(ruleWaitedTooLong)
+				r.waiting--
+				r.passed = true
+				delete(r.waitSince, ev.EventID)
+			}
 			continue
 		}
 		before := r.waiting

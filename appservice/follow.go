@@ -265,7 +265,7 @@ func (e *Engine) keepCommit(ctx context.Context, r *room, c *federation.Commit, 
 		return err
 	}
 	delete(r.wants, c.Ref)
-	r.dirty, r.retryWaiting = true, true
+	r.dirty, r.retryWaiting, r.moved = true, true, max(r.moved, reopenAtOnce)
 	zerolog.Ctx(ctx).Debug().Str("ref", c.Ref.Short()).Uint64("epoch", c.Epoch).Str("barred", c.Barred).Msg("Followed a commit")
 	return nil
 }
@@ -390,6 +390,7 @@ func (e *Engine) begin(ctx context.Context, r *room, base federation.Base, pg *m
 		return err
 	}
 	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("ref", base.Ref.Short()).Bool("listed", m.Listed()).Msg("Following the group of a room")
+	r.moved = 100 * reopenAtOnce
 	return e.putCommit(ctx, r, base.Ref, "", base.Epoch, msg, sc)
 }
 

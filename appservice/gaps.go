@@ -176,8 +176,8 @@ func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, event
 			if err != nil {
 				return err
 			}
-			if len(old.Raw) > 0 && (old.Status == store.InboxIgnored || old.Status == store.InboxRefused && slices.Contains(passing, old.Rule)) {
-				if err := e.d.Store.FinishInbox(ctx, row.EventID, store.InboxNew, ""); err != nil {
+			if old.Status == store.InboxIgnored || old.Status == store.InboxRefused && slices.Contains(passing, old.Rule) {
+				if err := e.d.Store.RenewInbox(ctx, row); err != nil {
 					return err
 				}
 				fresh++

@@ -48,8 +48,11 @@ type room struct {
 	gap                 gap
 	wants               map[federation.Ref]*want
 
-	waiting      int  // events that wait for something
-	retryWaiting bool // something they may wait for came
+	waiting      int                          // events that wait for something
+	waitSince    map[id.EventID]time.Duration // since when this process has seen them wait
+	moved        int                          // the group moved on: of each sender so many of these are
+	passed       bool                         // others waited in vain, and may be looked at again
+	retryWaiting bool                         // something they may wait for came
 	proposals    map[federation.Ref][]heldProposal
 	proposed     map[string]bool // Remove proposals made, by commit and leaf
 	planDirty    bool
@@ -109,7 +112,8 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 		groups: make(map[federation.Ref]*mls.PublicGroup), wants: make(map[federation.Ref]*want),
 		proposals: make(map[federation.Ref][]heldProposal), proposed: make(map[string]bool),
 		needState: row.Status != store.RoomInvited && row.Status != store.RoomLeft,
-		needJoin:  row.Status == store.RoomInvited, retryWaiting: true, planDirty: true, stepped: true,
+		waitSince: make(map[id.EventID]time.Duration), passed: true,
+		needJoin: row.Status == store.RoomInvited, retryWaiting: true, planDirty: true, stepped: true,
 		touched: e.d.Monotonic(),
 	}
 	r.gap.wanted = r.needState

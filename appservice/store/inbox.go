@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"strings"
 	"time"
 
 	"go.mau.fi/util/dbutil"
@@ -23,6 +25,17 @@ const (
 	forgetInboxRow = `DELETE FROM inbox WHERE status IN ('done', 'refused', 'ignored') AND received_at<$1`
 	// State is read anew, not looked at again.
 	reopenRoomQuery = `UPDATE inbox SET status='new', rule='' WHERE room_id=$1 AND status IN ('done', 'refused', 'ignored') AND raw<>'' AND state_key IS NULL`
+	renewInboxQuery = `UPDATE inbox SET status='new', rule='', raw=$2, received_at=$3 WHERE event_id=$1 AND status IN ('refused', 'ignored')`
+	// Of each sender the oldest; the rules follow from $3 on.
+	reopenInboxQuery = `UPDATE inbox SET status='new', rule='' WHERE seq IN (
+		SELECT seq FROM (
+			SELECT seq, ROW_NUMBER() OVER (PARTITION BY sender ORDER BY seq) AS n FROM inbox
+			WHERE room_id=$1 AND status='refused' AND raw<>'' AND rule IN (%s)
+		) AS r WHERE n<=$2)`
+	fullestRoomQuery   = `SELECT room_id FROM inbox WHERE status='waiting' GROUP BY room_id ORDER BY COUNT(*) DESC, room_id LIMIT 1`
+	oldestWaitingQuery = inboxColumns + `WHERE room_id=$1 AND status='waiting' AND sender=(
+		SELECT sender FROM inbox WHERE room_id=$1 AND status='waiting' GROUP BY sender ORDER BY COUNT(*) DESC, sender LIMIT 1
+		) ORDER BY seq LIMIT 1`
 	countInboxQuery = `SELECT COUNT(*), COALESCE(MIN(received_at), 0) FROM inbox WHERE status=$1`
 )
 
@@ -123,6 +136,44 @@ func (st *Store) FinishInbox(ctx context.Context, event id.EventID, status Inbox
 func (st *Store) ReopenRoom(ctx context.Context, room id.RoomID) error {
 	_, err := st.db.Exec(ctx, reopenRoomQuery, string(room))
 	return wrap("opening a room's events again", err)
+}
+
+// ReopenInbox has events of a room looked at again that were refused by one of
+// some rules: of each sender the oldest, as many as perSender says. It returns
+// how many these are.
+func (st *Store) ReopenInbox(ctx context.Context, room id.RoomID, perSender int, rules ...string) (int64, error) {
+	args := []any{string(room), perSender}
+	places := make([]string, len(rules))
+	for i, rule := range rules {
+		args = append(args, rule)
+		places[i] = fmt.Sprintf("$%d", len(args))
+	}
+	res, err := st.db.Exec(ctx, fmt.Sprintf(reopenInboxQuery, strings.Join(places, ", ")), args...)
+	if err != nil {
+		return 0, wrap("opening events again", err)
+	}
+	n, err := res.RowsAffected()
+	return n, wrap("opening events again", err)
+}
+
+// RenewInbox has an event looked at again that was put aside, with its JSON as
+// it came now.
+func (st *Store) RenewInbox(ctx context.Context, ev *InboxEvent) error {
+	_, err := st.db.Exec(ctx, renewInboxQuery, string(ev.EventID), clean(string(ev.Raw)), st.millis())
+	return wrap("opening an event again", err)
+}
+
+// OldestWaiting returns the oldest event of the sender of whom the most events
+// wait in a room; without a room, in the one where the most wait. If none waits
+// the error is [ErrNotFound].
+func (st *Store) OldestWaiting(ctx context.Context, room id.RoomID) (*InboxEvent, error) {
+	if room == "" {
+		if err := st.db.QueryRow(ctx, fullestRoomQuery).Scan(&room); err != nil {
+			return nil, wrap("reading what waits", err)
+		}
+	}
+	ev, err := scanInbox(st.db.QueryRow(ctx, oldestWaitingQuery, string(room)))
+	return ev, wrap("reading what waits", err)
 }
 
 // CountInbox counts events in one state and tells when the oldest came.
