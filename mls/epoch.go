@@ -99,11 +99,10 @@ func (e *epoch) signatureKey(c *framedContent) (SignaturePublicKey, error) {
 		if uint32(s.LeafIndex) >= e.tree.size {
 			return nil, invalid("framing/sender-leaf-out-of-range", "6.1", "the sender is leaf %d in a tree of %d", s.LeafIndex, e.tree.size)
 		}
-		l := e.tree.leaf(s.LeafIndex)
-		if l == nil {
+		if !e.tree.occupied(s.LeafIndex) {
 			return nil, invalid("framing/sender-leaf-blank", "6.1", "the sender is leaf %d, where no member is", s.LeafIndex)
 		}
-		return l.SignatureKey, nil
+		return e.tree.signatureKeyOf(uint32(s.LeafIndex.node())), nil
 
 	case SenderTypeExternal:
 		if c.contentType != ContentTypeProposal {

@@ -407,11 +407,10 @@ func (g *Group) privateSigner(i LeafIndex) (SignaturePublicKey, error) {
 	if i == g.own {
 		return nil, ErrOwnMessage
 	}
-	l := g.tree.leaf(i)
-	if l == nil {
+	if !g.tree.occupied(i) {
 		return nil, invalid("framing/sender-data-blank-leaf", "6.3.2", "the sender is leaf %d, where no member is", i)
 	}
-	return l.SignatureKey, nil
+	return g.tree.signatureKeyOf(uint32(i.node())), nil
 }
 
 // psk finds a pre-shared key.
