@@ -327,9 +327,15 @@ func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Contex
 
 // Tick does what is due in every room.
 func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, error) {
-	for _, r := range e.rooms { // the inbox is empty now
+	for _, r := range e.rooms {
 		if r.gap.draining {
-			r.gap.draining, r.gap.complete, r.stepped = false, true, true
+			rest, err := e.d.Store.RoomInbox(ctx, r.id, store.InboxNew, 1)
+			if err != nil {
+				return 0, err
+			}
+			if len(rest) == 0 {
+				r.gap.draining, r.gap.complete, r.stepped = false, true, true
+			}
 		}
 	}
 	if err := e.jobs.finish(ctx); err != nil {

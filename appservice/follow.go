@@ -456,7 +456,7 @@ func (e *Engine) download(r *room, f *rooms.File) {
 		r.retryAt(p.until)
 		return
 	}
-	e.jobs.add(&job{room: r.id, key: key, run: func(ctx context.Context) func(context.Context) error {
+	e.jobs.add(&job{room: r.id, key: key, media: true, run: func(ctx context.Context) func(context.Context) error {
 		var data []byte
 		var err error
 		if size > limit {

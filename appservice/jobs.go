@@ -13,6 +13,8 @@ import (
 // Bounds of what the engine asks of the homeserver at a time.
 const (
 	jobsParallel = 8
+	jobsPerRoom  = 2
+	jobsMedia    = 4 // of all; joins and readings of state need the rest
 	jobsQueued   = 4096
 	jobTimeout   = 90 * time.Second
 )
@@ -21,12 +23,14 @@ const (
 // goroutine of its own and without touching the engine; what it returns is
 // called by the engine.
 type job struct {
-	room id.RoomID
-	key  string
-	run  func(ctx context.Context) func(ctx context.Context) error
+	room  id.RoomID
+	key   string
+	media bool // a download, which a silent server can make last
+	run   func(ctx context.Context) func(ctx context.Context) error
 }
 
-// jobs runs jobs, at most one for each room and key at a time, rooms in turn.
+// jobs runs jobs, at most one for each room and key at a time. One room has
+// at most jobsPerRoom of the places, so that it cannot keep the others waiting.
 type jobs struct {
 	wake func()
 
@@ -35,6 +39,8 @@ type jobs struct {
 
 	mu      sync.Mutex
 	running int
+	rooms   map[id.RoomID]int // of these
+	media   int               // of these
 	results []result
 	wg      sync.WaitGroup
 }
@@ -68,12 +74,24 @@ func (js *jobs) under(room id.RoomID, key string) bool {
 func (js *jobs) start(ctx context.Context) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
-	for js.running < jobsParallel && len(js.queue) > 0 {
-		j := js.queue[0]
-		js.queue = js.queue[1:]
+	if js.rooms == nil {
+		js.rooms = make(map[id.RoomID]int)
+	}
+	left := js.queue[:0]
+	for _, j := range js.queue {
+		if js.running >= jobsParallel || js.rooms[j.room] >= jobsPerRoom || j.media && js.media >= jobsMedia {
+			left = append(left, j)
+			continue
+		}
 		js.running++
+		js.rooms[j.room]++
+		if j.media {
+			js.media++
+		}
 		js.wg.Go(func() { js.work(ctx, j) })
 	}
+	clear(js.queue[len(left):])
+	js.queue = left
 }
 
 func (js *jobs) work(ctx context.Context, j *job) {
@@ -90,6 +108,12 @@ func (js *jobs) work(ctx context.Context, j *job) {
 	}()
 	js.mu.Lock()
 	js.running--
+	if js.rooms[j.room]--; js.rooms[j.room] == 0 {
+		delete(js.rooms, j.room)
+	}
+	if j.media {
+		js.media--
+	}
 	js.results = append(js.results, result{j, then})
 	js.mu.Unlock()
 	js.wake()

@@ -28,7 +28,12 @@ type loop struct {
 	*Service
 	failing  *store.InboxEvent // the event that failed last
 	failures int
+	ticked   time.Duration // when the engine last did what is due
 }
+
+// tickAtLeast is how often the engine does what is due while the inbox is not
+// empty.
+const tickAtLeast = time.Second
 
 // runEngine is the one goroutine in which the engine works.
 func (s *Service) runEngine(ctx context.Context) {
@@ -137,12 +142,23 @@ func (l *loop) round(ctx context.Context) (next time.Duration, err error) {
 				return 0, err
 			}
 			l.heartbeat.Store(int64(max(l.monotonic(), 1)))
+			if l.monotonic()-l.ticked >= tickAtLeast {
+				if _, err := l.tick(ctx); err != nil {
+					return 0, err
+				}
+			}
 		}
 	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
+	return l.tick(ctx)
+}
+
+// tick lets the engine do what is due.
+func (l *loop) tick(ctx context.Context) (next time.Duration, err error) {
 	var panicked error
+	l.ticked = l.monotonic()
 	next, err = func() (next time.Duration, err error) {
 		defer l.catch("tick", &panicked)
 		if l.skipped.Swap(false) {

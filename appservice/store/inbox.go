@@ -16,8 +16,12 @@ const (
 		INSERT INTO inbox (event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (event_id) DO NOTHING`
-	inboxColumns   = `SELECT seq, event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at FROM inbox `
-	nextInboxQuery = inboxColumns + `WHERE status='new' ORDER BY seq LIMIT $1`
+	inboxColumns = `SELECT seq, event_id, room_id, sender, type, state_key, raw, source, status, rule, received_at FROM inbox `
+	// The first of each room, then the second of each, and so on.
+	nextInboxQuery = inboxColumns + `WHERE seq IN (
+		SELECT seq FROM (
+			SELECT seq, ROW_NUMBER() OVER (PARTITION BY room_id ORDER BY seq) AS n FROM inbox WHERE status='new'
+		) AS r ORDER BY n, seq LIMIT $1) ORDER BY seq`
 	getInboxQuery  = inboxColumns + `WHERE event_id=$1`
 	roomInboxQuery = inboxColumns + `WHERE room_id=$1 AND status=$2 ORDER BY seq LIMIT $3`
 	finishInbox    = `UPDATE inbox SET status=$2, rule=$3 WHERE event_id=$1`
@@ -106,7 +110,8 @@ func (st *Store) PutInbox(ctx context.Context, events ...*InboxEvent) (fresh []*
 	return fresh, err
 }
 
-// NextInbox returns new events in the order they came in.
+// NextInbox returns new events, as many of each room as there is place for, in
+// the order they came in: many events of one room delay no other.
 func (st *Store) NextInbox(ctx context.Context, limit int) ([]*InboxEvent, error) {
 	rows, err := st.db.Query(ctx, nextInboxQuery, limit)
 	return collect(rows, err, "reading the inbox", scanInbox)
