@@ -60,7 +60,7 @@ var knownErrors = []struct {
 	{store.ErrWrongKey, ExitFailure, "MLS_STORE_KEY_FILE or store.key must be the key this state was made with"},
 	{client.ErrNoModule, ExitRefused, "ask the administrator of your homeserver to install matrix-mls"},
 	{client.ErrNotMLS, ExitRefused, "mls-proxy enable ROOM turns an unencrypted room into an MLS room"},
-	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms, mls-proxy join ROOM joins one"},
+	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms; an invite may come without a name: then its id is the ROOM to join"},
 	{client.ErrNoGroup, ExitPending, "a member's device lets this one in when it is online; run mls-proxy tail and wait"},
 	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
 	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
@@ -138,7 +138,12 @@ func explain(err error) (code int, hint string) {
 // fail tells the person about an error and returns the exit code.
 func (c *call) fail(err error) int {
 	code, hint := explain(err)
-	text := clean(err.Error())
+	text := err.Error()
+	var refusal *rooms.Refusal
+	if errors.Is(err, client.ErrTooLarge) && errors.As(err, &refusal) && refusal.Err != nil {
+		text = "the message is too large: " + refusal.Err.Error() // the whole error says it three times
+	}
+	text = clean(text)
 	for _, prefix := range []string{"identity: ", "client: ", "store: ", "rooms: "} {
 		text = strings.TrimPrefix(text, prefix)
 	}

@@ -3,9 +3,13 @@ package terminal
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
@@ -350,6 +354,10 @@ func (c *call) settled(ctx context.Context, cli *client.Client, room id.RoomID, 
 		if !c.json {
 			c.notef("%s (%s): not everything is done yet", title(r), r.ID)
 		}
+		if errors.Is(settleErr, client.ErrNoGroup) && roomLost(ctx, c.s.ident.Client(), r.ID) {
+			return failf(ExitRefused, "mls-proxy leave "+shellWord(r.ID.String())+" and ask for a new room; its administrator finds the room's id in the homeserver's log",
+				"your homeserver says that you joined %s, but it does not know the room's state: it lost the room while it joined", r.ID)
+		}
 		return settleErr
 	}
 	if c.json {
@@ -357,6 +365,18 @@ func (c *call) settled(ctx context.Context, cli *client.Client, room id.RoomID, 
 	}
 	c.printf(format, title(r), r.ID, epochText(r))
 	return nil
+}
+
+// roomLost tells whether a homeserver refuses its own member the state of a
+// room that it has joined. A homeserver can lose a room in the middle of a join
+// over federation; waiting to be let in would never end there.
+func roomLost(ctx context.Context, hs *mautrix.Client, room id.RoomID) bool {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var member event.MemberEventContent
+	err := hs.StateEvent(ctx, room, event.StateMember, hs.UserID.String(), &member)
+	var httpErr mautrix.HTTPError
+	return errors.As(err, &httpErr) && httpErr.IsStatus(http.StatusForbidden)
 }
 
 // verified refuses what would only hang: rooms let cross-signed devices in.

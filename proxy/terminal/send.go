@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"maunium.net/go/mautrix/id"
 
@@ -20,6 +21,9 @@ func runSend(ctx context.Context, c *call) error {
 	err := c.parse(ctx, 1, -1, func() error {
 		if text = strings.Join(c.args[1:], " "); (text == "") == (*file == "") {
 			return c.misused()
+		}
+		if !utf8.ValidString(text) {
+			return notText("the message")
 		}
 		return nil
 	})

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
 // Version is what `mls-proxy version` prints.
@@ -41,6 +43,9 @@ const (
 	ExitPending     = 8 // not done yet; it goes on the next time the program runs
 )
 
+// stateWait covers a verb of another process that sends or asks something.
+const stateWait = 20 * time.Second
+
 // Env is the surroundings of the program. Main's caller fills it; tests make
 // their own.
 type Env struct {
@@ -55,13 +60,16 @@ type Env struct {
 	ReadPassword func(ctx context.Context, prompt string) (string, error)
 	// ReadLine asks a question; nil means that there is nobody to ask.
 	ReadLine func(ctx context.Context, prompt string) (string, error)
+	// StateWait is how long a verb waits for another process that has the
+	// state open and does not run verbs for others.
+	StateWait time.Duration
 	// OpenBrowser shows a page to the user; nil only prints its address.
 	OpenBrowser func(url string) error
 }
 
 // System is the environment of the running process.
 func System() *Env {
-	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, OpenBrowser: openBrowser}
+	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, OpenBrowser: openBrowser, StateWait: stateWait}
 	env.Cwd, _ = os.Getwd()
 	env.ReadLine = func(ctx context.Context, prompt string) (string, error) {
 		fmt.Fprint(os.Stderr, prompt)
@@ -230,15 +238,30 @@ func (c *call) begin(ctx context.Context) error {
 	if c.s != nil {
 		return nil
 	}
-	s, err := openSession(ctx, c)
-	if err != nil {
+	patience := time.NewTimer(c.env.StateWait)
+	defer patience.Stop()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		s, err := openSession(ctx, c)
+		if err == nil {
+			c.s = s
+			return nil
+		}
 		if code, ok := c.forward(ctx, c.raw, err); ok {
 			return &forwarded{code}
 		}
-		return err
+		if !errors.Is(err, store.ErrLocked) || c.env.StateWait <= 0 {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-patience.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
 	}
-	c.s = s
-	return nil
 }
 
 func (c *call) verbHelp() {

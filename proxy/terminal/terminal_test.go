@@ -10,15 +10,19 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"maunium.net/go/mautrix"
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
@@ -45,7 +49,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HS", h.URL)
 			env.Setenv("XDG_DATA_HOME", filepath.Join(env.WorkDir, "data"))
 			env.Values["hs"] = h
-			return nil
+			return os.WriteFile(filepath.Join(env.WorkDir, "binary"), []byte("\xff\xfe\x00bin"), 0o600)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			// exitcode N CMD…: runs and checks the code.
@@ -153,6 +157,67 @@ func TestExplain(t *testing.T) {
 			code, hint := explain(row.err)
 			if code != row.code || !strings.Contains(hint, row.hint) {
 				t.Errorf("got %d %q, want %d %q", code, hint, row.code, row.hint)
+			}
+		})
+	}
+}
+
+func TestAVerbWaitsForAnotherProcess(t *testing.T) {
+	dir := login(t, hstest.New(t, true), "@a:one")
+	env, _, _ := testEnv(t)
+	holder, err := openSession(t.Context(), &call{env: env, state: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, _, stderr := testEnv(t)
+	env.StateWait = time.Minute
+	var tries atomic.Int32
+	env.Getenv = func(name string) string {
+		// Every try reads the key; the state is let go when the second begins.
+		if name == "MLS_STORE_KEY_FILE" && tries.Add(1) == 2 {
+			holder.close()
+		}
+		return ""
+	}
+	if code := Main(t.Context(), []string{"--state", dir, "devices"}, env); code != 0 || tries.Load() < 2 {
+		t.Errorf("%d after %d tries: %s", code, tries.Load(), stderr)
+	}
+}
+
+func TestATooLargeMessageIsSaidOnce(t *testing.T) {
+	env, _, stderr := testEnv(t)
+	err := fmt.Errorf("%w: %w", client.ErrTooLarge, &rooms.Refusal{Rule: rooms.RuleEventTooLarge, Err: errors.New("41000 bytes"), Remedy: "send it as a file"})
+	if code := (&call{env: env}).fail(err); code != ExitRefused || stderr.String() != "mls-proxy: the message is too large: 41000 bytes\nhint: send it with --file\n" {
+		t.Errorf("%d %s", code, stderr)
+	}
+}
+
+func TestRoomLost(t *testing.T) {
+	for _, row := range []struct {
+		name, body string
+		status     int
+		lost       bool
+	}{
+		{"a member", `{"membership":"join"}`, 200, false},
+		{"no such room", `{"errcode":"M_FORBIDDEN","error":"room does not exist"}`, 403, true},
+		{"a broken homeserver", `{"errcode":"M_UNKNOWN","error":"oops"}`, 500, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if want := "/_matrix/client/v3/rooms/!r:one/state/m.room.member/@a:one"; r.URL.Path != want {
+					t.Errorf("asked for %s, want %s", r.URL.Path, want)
+				}
+				w.WriteHeader(row.status)
+				_, _ = io.WriteString(w, row.body)
+			}))
+			defer hs.Close()
+			cli, err := mautrix.NewClient(hs.URL, "@a:one", "token")
+			if err != nil {
+				t.Fatal(err)
+			}
+			cli.DefaultHTTPRetries = 0
+			if got := roomLost(t.Context(), cli, "!r:one"); got != row.lost {
+				t.Errorf("got %t, want %t", got, row.lost)
 			}
 		})
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 const maxLine = 64 << 10
@@ -142,7 +143,15 @@ func readAll(r io.Reader, limit int64) (string, error) {
 	if int64(len(raw)) > limit {
 		return "", failf(ExitRefused, "send it with --file", "the text has more than %d bytes", limit)
 	}
+	if !utf8.Valid(raw) {
+		return "", notText("standard input")
+	}
 	return strings.TrimRight(string(raw), "\n"), nil
+}
+
+// notText refuses bytes that would arrive as others.
+func notText(what string) error {
+	return failf(ExitRefused, "send it with --file", "%s is not text (UTF-8)", what)
 }
 
 // table prints rows in columns.
