@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
@@ -528,6 +529,9 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	if len(own.Welcomes) > 0 && own.staged != nil {
 		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
 		for _, w := range own.Welcomes {
+			if r.served(own, w.KeyPackage) {
+				continue // the device used it up; it finds its leaf without a Welcome and joins again
+			}
 			welcome, err := own.staged.WelcomeFor(mls.KeyPackageRef(w.KeyPackage))
 			if err != nil {
 				c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to make a Welcome")
@@ -536,8 +540,10 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 			data.Welcomes = append(data.Welcomes, welcomeOut{User: w.User, Device: w.Device, Welcome: welcome})
 			delete(r.claimed, claimKey(w.User, w.Device))
 		}
-		if _, err := c.addRow(b, r, kindWelcome, stateReady, e.ref, data); err != nil {
-			b.do(func(context.Context) error { return err })
+		if len(data.Welcomes) > 0 {
+			if _, err := c.addRow(b, r, kindWelcome, stateReady, e.ref, data); err != nil {
+				b.do(func(context.Context) error { return err })
+			}
 		}
 	}
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
@@ -551,6 +557,19 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	if err := c.savePending(b, r, own); err != nil {
 		b.do(func(context.Context) error { return err })
 	}
+}
+
+// served tells whether the Welcome for a key package was sent with another
+// commit of ours: one that lost its race leaves its key packages to the next,
+// and the head may come back to it. Commits below the newest final are
+// forgotten, for the head cannot.
+func (r *room) served(by *pending, keyPackage rooms.Bytes) bool {
+	for _, own := range r.own {
+		if own != by && own.Settled && slices.ContainsFunc(own.Welcomes, func(w welcomeTarget) bool { return bytes.Equal(w.KeyPackage, keyPackage) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // loseCommit gives up an own commit that another one displaced. The commit

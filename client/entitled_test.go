@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -358,4 +360,69 @@ func TestInviteOfWhoJustLeftAdmitsThemToTheNextEpoch(t *testing.T) {
 	w.send(carol, room, "again")
 	w.settle()
 	bob.wantTexts("again")
+}
+
+// A key package that rode in a commit which lost its race rides in the next
+// one. If the head comes back to the first, its Welcome must not be sent too.
+func TestKeyPackageServesOneWelcome(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	other := w.device("alice", "ALICE2") // of the same user: its commits are not made final by alice's own
+	w.settle()
+	w.sameEpoch(room, alice, other)
+	dave, erin := w.device("dave", "DAVE1"), w.device("erin", "ERIN1")
+	w.module.noVouching = true
+	w.s.held[rooms.TypeApplied] = true // nothing becomes final: the head may come back
+	for _, err := range []error{other.Invite(w.ctx, room, erin.UserID()), alice.Invite(w.ctx, room, dave.UserID())} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []*testDevice{other, alice} { // the other's commit comes first and is accepted
+		d.Step(w.ctx)
+		d.Flush(w.ctx)
+	}
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	lost := r.pending
+	alice.mu.Unlock()
+	for range 8 {
+		w.module.turn()
+		other.turn()
+		alice.turn()
+		w.now += time.Second
+	}
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	var won *pending
+	for _, own := range r.own {
+		if own.Settled && len(own.Welcomes) == 1 && own.Welcomes[0].User == dave.UserID() {
+			won = own
+		}
+	}
+	if lost == nil || won == nil || !lost.Lost || r.own[federation.Ref(lost.Ref)] != lost || !bytes.Equal(lost.Welcomes[0].KeyPackage, won.Welcomes[0].KeyPackage) {
+		t.Fatalf("lost %t, held %t, won %t: want one key package in both commits", lost != nil && lost.Lost, lost != nil && r.own[federation.Ref(lost.Ref)] == lost, won != nil)
+	}
+	welcomes := func() (n int) {
+		for _, row := range alice.rows {
+			n += len(row.data.Welcomes)
+		}
+		return n
+	}
+	if n := welcomes(); n != 0 {
+		t.Fatalf("%d Welcomes still wait", n)
+	}
+	ref, parent := federation.Ref(lost.Ref), r.epochs[federation.Ref(lost.Parent)]
+	staged, err := alice.stage(r, parent, ref, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &batch{}
+	alice.settleCommit(r, &epoch{ref: ref, parent: parent.ref, number: parent.number + 1, group: staged.Merge()}, b)
+	if err := alice.commitBatch(w.ctx, r, b); err != nil {
+		t.Fatal(err)
+	}
+	if n := welcomes(); n != 0 || !lost.Settled {
+		t.Errorf("%d further Welcomes for a key package that served already", n)
+	}
 }
