@@ -86,7 +86,10 @@
 // vouch.go says who vouches for what, evaluate.go decides acceptance, finality,
 // eras and the fork choice (a pure function of the set of events, evaluated anew
 // when the set grew), sequence.go what this module accepts and votes for,
-// receipt.go holds the signed bytes, state.go persistence.
+// takeover.go when it asks for a ballot, answers, or goes on without a majority,
+// heal.go what a member does when the head left its branch, receipt.go holds the
+// signed bytes, state.go persistence. rules.go names the rules that the simulator
+// (sim_test.go) leaves out one by one to see a property break.
 //
 // What lies more than Limits.Keep commits below the newest final is dropped. An
 // era that begins there, which overrides as many finals, is then not followed:

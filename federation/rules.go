@@ -31,6 +31,7 @@ const (
 	ruleEquivocatorLast                  // accepts that prove a lie rank last
 	ruleOldestUser                       // the user whose last commit is oldest comes first
 	ruleWindow                           // a side without finals stops after window commits
+	ruleAskTwice                         // who was not answered twice does not ask again
 	rulePinnedPromises                   // a ballot's accepts all show the promises it opened with
 )
 

@@ -300,6 +300,9 @@ func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *o
 		return false
 	}
 	m.fairest(tip, due)
+	if !m.keeps(rulePromisedValue) || !m.keeps(ruleDeepestTie) {
+		due = due[len(due)-1:] // an owner that is bound to nothing may take any
+	}
 	m.signAccept(b, config, rank, o, rs, due[0])
 	return true
 }
@@ -391,7 +394,9 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 			top = n
 		}
 	}
-	if top == nil || !m.head.extends(top) || !m.space(config, 1) {
+	// The head may be elsewhere: a list change that is not final ranks below every
+	// other accepted commit, and becomes final by the votes it gets all the same.
+	if top == nil || !top.extends(m.final) && !m.final.extends(top) || !m.space(config, 1) {
 		return nil
 	}
 	for top != base && (!top.votable && m.keeps(ruleApplied) || top.listChange() && !top.final && !m.listReady(top)) {

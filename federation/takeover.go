@@ -17,6 +17,7 @@ type turn struct {
 	since      time.Duration
 	asked      bool // an own promise stands and q have not answered
 	unanswered int  // own promises in sequence that q did not answer
+	rounds     int  // own promises since the newest final
 	backOff    int  // how often the wait doubled; a new final sets it back
 }
 
@@ -160,15 +161,24 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 		t.running, t.since, t.mark = true, m.now, mark
 		return false
 	}
+	if t.unanswered >= provisional && m.keeps(ruleAskTwice) {
+		return false // the request stands; who comes back answers it or asks itself
+	}
 	if m.now-t.since < m.takeoverWait(list, m.head.policy, rank, o) || !m.space(config, m.spare()) {
 		return false
 	}
+	if t.rounds > 0 { // answered or not, the last own round made nothing final
+		t.backOff = min(t.backOff+1, maxBackOff)
+	}
 	if t.asked {
 		t.unanswered++
-		t.backOff = min(t.backOff+1, maxBackOff)
+		if t.unanswered >= provisional && m.keeps(ruleAskTwice) {
+			return false
+		}
 	}
 	m.promise(b, config, rank, o, nextBallot(o, rs, rank))
 	t.asked, t.since, t.mark.promised = true, m.now, o.promised
+	t.rounds++
 	return true
 }
 
@@ -251,7 +261,7 @@ func (m *Machine) wakes(f func(time.Duration)) {
 	config := m.serving()
 	rank, ok := m.rankIn(config)
 	list, _, _ := m.list(config)
-	if ok && m.turn.running && len(list) > 1 {
+	if ok && m.turn.running && len(list) > 1 && m.turn.unanswered < provisional {
 		f(m.turn.since + m.takeoverWait(list, m.head.policy, rank, m.ownState(config)))
 	}
 	for _, since := range m.listSince {
