@@ -75,8 +75,13 @@ func explain(err error) (code int, hint string) {
 	if errors.As(err, &f) {
 		return f.code, f.hint
 	}
+	waited := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 	for _, k := range knownErrors {
 		if errors.Is(err, k.is) {
+			if k.is == client.ErrNotAllowed && waited {
+				// What is not allowed yet: the wait for it ended, not the hope.
+				return ExitPending, "a member's device or a module of the room was still waited for; run mls-proxy tail, which goes on"
+			}
 			return k.code, k.hint
 		}
 	}
@@ -144,8 +149,11 @@ func (c *call) fail(err error) int {
 		text = "the message is too large: " + refusal.Err.Error() // the whole error says it three times
 	}
 	text = clean(text)
-	for _, prefix := range []string{"identity: ", "client: ", "store: ", "rooms: "} {
-		text = strings.TrimPrefix(text, prefix)
+	for short := ""; short != text; { // a wrapped error may name its package twice
+		short = text
+		for _, prefix := range []string{"identity: ", "client: ", "store: ", "rooms: "} {
+			text = strings.TrimPrefix(text, prefix)
+		}
 	}
 	if c.json {
 		_ = c.printJSON(map[string]any{"error": text, "hint": hint, "exit": code})

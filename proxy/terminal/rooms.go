@@ -28,6 +28,7 @@ func runRooms(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	var left []string
 	rows := [][]string{{"ROOM", "NAME", "YOU", "EPOCH", "STATE", "MEMBERS", "DEVICES", "ORDERED BY"}}
 	for _, r := range all {
 		if c.json {
@@ -36,7 +37,8 @@ func runRooms(ctx context.Context, c *call) error {
 			}
 			continue
 		}
-		if r.Membership == "leave" {
+		if out(r) {
+			left = append(left, title(r))
 			continue
 		}
 		you := r.Membership
@@ -47,12 +49,16 @@ func runRooms(ctx context.Context, c *call) error {
 			r.ID.String(), title(r), you, epochText(r), stateText(r), strconv.Itoa(r.Members), strconv.Itoa(r.Devices), strings.Join(r.Modules, ", "),
 		})
 	}
-	if !c.json {
-		if len(rows) == 1 {
-			c.printf("No encrypted rooms. mls-proxy create NAME makes one.\n")
-			return nil
-		}
+	if c.json {
+		return nil
+	}
+	if len(rows) > 1 {
 		table(c.env.Stdout, rows)
+	} else {
+		c.printf("No encrypted rooms. mls-proxy create NAME makes one.\n")
+	}
+	if len(left) > 0 {
+		c.notef("not shown, because you left or were removed: %s", strings.Join(left, ", "))
 	}
 	return nil
 }

@@ -167,14 +167,26 @@ func (s *session) room(ctx context.Context, cli *client.Client, name string) (cl
 		}
 		target = resolved.RoomID.String()
 	}
-	var found []client.RoomInfo
+	return pick(all, target, name)
+}
+
+// pick finds a room by id or name. A room that the user is out of goes by its
+// name where no other has it: what is asked of it is refused for that reason.
+func pick(all []client.RoomInfo, target, name string) (client.RoomInfo, error) {
+	var found, left []client.RoomInfo
 	for _, r := range all {
-		if r.ID.String() == target {
+		switch {
+		case r.ID.String() == target:
 			return r, nil
-		}
-		if strings.EqualFold(r.Name, name) && r.Membership != "leave" {
+		case !strings.EqualFold(r.Name, name):
+		case out(r):
+			left = append(left, r)
+		default:
 			found = append(found, r)
 		}
+	}
+	if len(found) == 0 {
+		found = left
 	}
 	switch len(found) {
 	case 1:
@@ -184,6 +196,9 @@ func (s *session) room(ctx context.Context, cli *client.Client, name string) (cl
 	}
 	return client.RoomInfo{}, failf(ExitUsage, "name it by its id: mls-proxy rooms", "%d rooms are called %q", len(found), clean(name))
 }
+
+// out tells whether the user left a room or was removed from it.
+func out(r client.RoomInfo) bool { return r.Membership == "leave" || r.Membership == "ban" }
 
 // settle waits until what a verb began in a room is done.
 func (s *session) settle(ctx context.Context, cli *client.Client, room id.RoomID) error {

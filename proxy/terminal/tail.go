@@ -109,6 +109,9 @@ func (t *tail) backlog(ctx context.Context, lines int) error {
 			}
 			t.shown[m.EventID] = true
 		}
+		if r.Phase == "removed" && !t.c.json {
+			t.line(ctx, r.ID, 0, "-- this device is no longer in the room's group; what is said now cannot be read here")
+		}
 	}
 	return nil
 }
@@ -176,7 +179,7 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 				"kind": "warning", "room_id": u.Room, "event_id": u.EventID, "sender": u.Sender, "rule": u.Rule, "text": u.Text,
 			})
 		}
-		t.line(ctx, u.Room, 0, "!! %s (%s)", clean(u.Text), clean(u.Rule))
+		t.line(ctx, u.Room, 0, "!! %s (%s)", warningText(u), clean(u.Rule))
 	case *client.Redaction:
 		if t.only != "" && u.Room != t.only {
 			return nil
@@ -229,6 +232,18 @@ func epochChange(u *client.EpochChanged) string {
 	}
 	parts = append(parts, statusText(u.Status))
 	return " (" + strings.Join(parts, "; ") + ")"
+}
+
+// warningText names whom a warning is about, where its text does not.
+func warningText(w *client.Warning) string {
+	text := w.Text
+	if w.Sender != "" && !strings.Contains(text, w.Sender.String()) {
+		text += ", from " + w.Sender.String()
+	}
+	if w.EventID != "" && !strings.Contains(text, w.EventID.String()) {
+		text += ", event " + w.EventID.String()
+	}
+	return clean(text)
 }
 
 // userList names users, with the number of devices where it is not one.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
@@ -149,6 +150,8 @@ func TestExplain(t *testing.T) {
 		{"full disk", fmt.Errorf("x: %w", &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}), ExitFailure, "disk is full"},
 		{"existing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EEXIST}, ExitFailure, "--force"},
 		{"nothing to repair", fmt.Errorf("%w (!r:one)", client.ErrNothingToRepair), ExitFailure, "wait until"},
+		{"interrupted while not allowed yet", fmt.Errorf("client: %w: nobody admitted you (%w)", client.ErrNotAllowed, context.Canceled), ExitPending, "tail"},
+		{"not allowed", fmt.Errorf("%w: no admin", client.ErrNotAllowed), ExitRefused, "admin"},
 		{"deadline", context.DeadlineExceeded, ExitPending, "tail"},
 		{"usage", usagef("no"), ExitUsage, "help"},
 		{"anything", errors.New("boom"), ExitFailure, ""},
@@ -189,6 +192,59 @@ func TestATooLargeMessageIsSaidOnce(t *testing.T) {
 	err := fmt.Errorf("%w: %w", client.ErrTooLarge, &rooms.Refusal{Rule: rooms.RuleEventTooLarge, Err: errors.New("41000 bytes"), Remedy: "send it as a file"})
 	if code := (&call{env: env}).fail(err); code != ExitRefused || stderr.String() != "mls-proxy: the message is too large: 41000 bytes\nhint: send it with --file\n" {
 		t.Errorf("%d %s", code, stderr)
+	}
+}
+
+func TestAPackageIsNotNamedTwice(t *testing.T) {
+	env, _, stderr := testEnv(t)
+	(&call{env: env}).fail(fmt.Errorf("client: %w: nobody", client.ErrNotAllowed))
+	if !strings.HasPrefix(stderr.String(), "mls-proxy: the room's rules do not let this user do that: nobody\n") {
+		t.Errorf("%s", stderr)
+	}
+}
+
+func TestPickFindsTheRoomThatIsMeant(t *testing.T) {
+	all := []client.RoomInfo{
+		{ID: "!1:one", Name: "Lunch", Membership: "leave"},
+		{ID: "!2:one", Name: "Lunch", Membership: "join"},
+		{ID: "!3:one", Name: "Dinner", Membership: "ban"},
+		{ID: "!4:one", Name: "Tea", Membership: "join"},
+		{ID: "!5:one", Name: "tea", Membership: "invite"},
+	}
+	for name, row := range map[string]struct {
+		want id.RoomID
+		err  string
+	}{
+		"lunch":  {want: "!2:one"},
+		"!1:one": {want: "!1:one"},
+		"Dinner": {want: "!3:one"}, // removed: the verb says so
+		"Tea":    {err: "2 rooms are called"},
+		"Supper": {err: "not known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := pick(all, name, name)
+			if r.ID != row.want || (err == nil) != (row.err == "") || err != nil && !strings.Contains(err.Error(), row.err) {
+				t.Errorf("got %s, %v", r.ID, err)
+			}
+		})
+	}
+}
+
+func TestWarningsNameWhomTheyAreAbout(t *testing.T) {
+	for _, row := range []struct {
+		name, want string
+		in         client.Warning
+	}{
+		{"sender and event", "not encrypted, from @a:one, event $e", client.Warning{Text: "not encrypted", Sender: "@a:one", EventID: "$e"}},
+		{"named already", "the keys of @a:one changed", client.Warning{Text: "the keys of @a:one changed", Sender: "@a:one"}},
+		{"nobody", "the disk is full", client.Warning{Text: "the disk is full"}},
+		{"hostile", "x, from @�[2J:one", client.Warning{Text: "x", Sender: "@\x1b[2J:one"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := warningText(&row.in); got != row.want {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
 	}
 }
 
