@@ -45,6 +45,15 @@ func Example() {
 			log.Fatal(err)
 		}
 	}
+	// Rooms let in only devices that their user has signed. The recovery key is
+	// that of the bot's account; Bootstrap makes one for an account without.
+	if status, err := ident.Status(ctx); err != nil {
+		log.Fatal(err)
+	} else if !status.DeviceSigned {
+		if err := ident.Recover(ctx, os.Getenv("BOT_RECOVERY_KEY")); err != nil {
+			log.Fatal(err)
+		}
+	}
 	engine, err := client.Open(ctx, client.Options{Store: st, Identity: ident, Log: zerolog.New(os.Stderr)})
 	if err != nil {
 		log.Fatal(err)
@@ -54,6 +63,16 @@ func Example() {
 		log.Fatal(err)
 	}
 	cli.Crypto = helper
+	syncer.OnEventType(event.StateMember, func(ctx context.Context, evt *event.Event) {
+		if evt.GetStateKey() != cli.UserID.String() || evt.Content.AsMember().Membership != event.MembershipInvite {
+			return
+		}
+		go func() { // the group is entered while the sync goes on
+			if _, err := engine.Join(ctx, evt.RoomID.String(), nil); err != nil {
+				log.Print(err)
+			}
+		}()
+	})
 	// end
 
 	syncer.OnEventType(event.EventMessage, func(ctx context.Context, evt *event.Event) {
