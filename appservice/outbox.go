@@ -107,7 +107,7 @@ func (o *outbox) run(ctx context.Context) {
 const idleWait = time.Minute
 
 // priorities is how many there are.
-const priorities = 3
+const priorities = 4
 
 // round sends all that is due and tells how long nothing will be.
 func (o *outbox) round(ctx context.Context) (time.Duration, error) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -144,6 +146,20 @@ func (e *Engine) skips(r *room, parent federation.Ref, c *rooms.CheckedCommit) s
 	return fmt.Sprintf("%s: %d leaves of users who are gone stay in the group", ruleInclusion, left)
 }
 
+const tagRemove = "remove:"
+
+// removeRefused hears that the homeserver refused a Remove proposal, as it does
+// before the bot's join has reached it everywhere: it is made again after a
+// while, since members send nothing until the leaf is gone.
+func (e *Engine) removeRefused(r *room, row *store.OutboxRow) {
+	if !strings.HasPrefix(row.Tag, tagRemove) {
+		return
+	}
+	delete(r.proposed, row.Tag)
+	r.removePause.fail(e.d.Monotonic(), 2*time.Second, 5*time.Minute)
+	r.planDirty, r.planAt = true, max(r.planAt, r.removePause.until)
+}
+
 // proposeRemoves posts a Remove proposal for each leaf whose user left the room
 // or is banned, again in each epoch in which it is still there.
 func (e *Engine) proposeRemoves(ctx context.Context, r *room) error {
@@ -180,7 +196,7 @@ func (e *Engine) proposeRemoves(ctx context.Context, r *room) error {
 	}
 	return e.update(ctx, r, func(ctx context.Context) error {
 		for _, rm := range plan.Removes {
-			tag := fmt.Sprintf("remove:%s:%d", head, rm.Leaf)
+			tag := fmt.Sprintf("%s%s:%d", tagRemove, head, rm.Leaf)
 			// Only what the room says plainly is a reason: an event that has
 			// not come yet is none.
 			if rm.Reason != rooms.RemoveLeft && rm.Reason != rooms.RemoveBanned || !r.gone()(rm.Cred.User) || pending[rm.Leaf] || r.proposed[tag] {
@@ -193,7 +209,9 @@ func (e *Engine) proposeRemoves(ctx context.Context, r *room) error {
 			if err != nil {
 				return err
 			}
-			if len(sent) > 0 {
+			if slices.ContainsFunc(sent, func(row *store.OutboxRow) bool {
+				return row.Status != store.OutboxFailed && row.Status != store.OutboxRefused
+			}) {
 				continue
 			}
 			if err := e.proposeRemove(ctx, r, tree, head, key, index, rm, tag); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -56,6 +57,7 @@ type room struct {
 	proposals    map[federation.Ref][]heldProposal
 	proposed     map[string]bool // Remove proposals made, by commit and leaf
 	planDirty    bool
+	removePause  pause         // after a refused proposal
 	planAt       time.Duration // not before
 	mediaPause   map[[32]byte]*pause
 	retryTime    time.Duration
@@ -294,6 +296,9 @@ const tagReceipt = "receipt:"
 
 // Sent notes the event that a row became.
 func (e *Engine) Sent(ctx context.Context, row *store.OutboxRow, event id.EventID) error {
+	if r := e.rooms[row.Room]; r != nil && strings.HasPrefix(row.Tag, tagRemove) {
+		r.removePause.reset()
+	}
 	if len(row.Tag) <= len(tagReceipt) || row.Tag[:len(tagReceipt)] != tagReceipt {
 		return nil
 	}
@@ -326,10 +331,11 @@ func (e *Engine) Failed(ctx context.Context, row *store.OutboxRow) error {
 			r.publishPause.fail(e.d.Monotonic(), 10*time.Second, 10*time.Minute)
 			return r.store(ctx, e.d.Store)
 		}
+		e.removeRefused(r, row)
 		return nil
 	}
 	again := &store.OutboxRow{
-		Room: row.Room, Kind: row.Kind, Type: row.Type, StateKey: row.StateKey, Content: row.Content, Tag: row.Tag, Priority: row.Priority,
+		Room: row.Room, Kind: row.Kind, Type: row.Type, StateKey: row.StateKey, Content: row.Content, Tag: row.Tag, Priority: store.PriorityAgain,
 		NotUntil: time.Now().Add(time.Minute),
 	}
 	return e.d.Store.PutOutbox(ctx, again)

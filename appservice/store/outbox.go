@@ -54,6 +54,7 @@ const (
 const (
 	PriorityReceipt  = 0 // accepts, votes, promises, commits
 	PriorityProposal = 5 // proposals, heads
+	PriorityAgain    = 7 // receipts that were refused once: those behind them do not wait
 	PriorityRest     = 9
 )
 
