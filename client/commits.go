@@ -350,14 +350,30 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		if e := r.epochs[ev.Ref]; e != nil {
 			want := federation.AppliedHash(e.group.EpochAuthenticator())
 			if subtle.ConstantTimeCompare(want[:], ev.Hash[:]) != 1 {
-				c.warn(r, "applied/"+ev.Ref.String(), &Warning{
-					EventID: evt.ID, Sender: evt.Sender, Rule: string(rooms.RuleReceiptForged),
-					Text: fmt.Sprintf("%s says that epoch %d has other keys than this device holds", evt.Sender, e.number),
-				})
+				// Whose leaf signed it: the event may be a repost in any name.
+				if cred := leafCredential(e, ev.Leaf); cred != nil {
+					c.warn(r, "applied/"+ev.Ref.String(), &Warning{
+						EventID: evt.ID, Sender: cred.User, Rule: string(rooms.RuleReceiptForged),
+						Text: fmt.Sprintf("%s says that epoch %d has other keys than this device holds", cred.User, e.number),
+					})
+				}
 			}
 		}
 	}
 	return c.act(ctx, r, acts, b)
+}
+
+// leafCredential returns who holds a leaf, nil if nobody does.
+func leafCredential(e *epoch, index uint32) *rooms.Credential {
+	leaf, ok := e.group.Leaf(mls.LeafIndex(index))
+	if !ok {
+		return nil
+	}
+	cred, err := rooms.CredentialOf(leaf)
+	if err != nil {
+		return nil
+	}
+	return cred
 }
 
 // act carries out what the coordination asks for.
