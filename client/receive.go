@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"maunium.net/go/mautrix/id"
 
@@ -128,6 +129,9 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation,
 		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head(),
+	}
+	if head := r.head(); msg.Late && head != nil {
+		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })
 	}
 	key := genKey{e.ref, uint32(app.Sender)}
 	if last, seen := r.generations[key]; seen && app.Generation > last+1 {

@@ -50,6 +50,7 @@ type Message struct {
 	Verification Verification    `json:"verification"`
 	Own          bool            `json:"own,omitempty"`     // sent by this device
 	Late         bool            `json:"late,omitempty"`    // of an epoch that is not the head any more
+	Removed      bool            `json:"removed,omitempty"` // late, and its device is not in the group any more
 	Missing      uint32          `json:"missing,omitempty"` // messages of this sender before this one that have not come
 }
 
