@@ -136,6 +136,7 @@ type Client struct {
 	synced  chan struct{} // closed after the first sync
 	once    sync.Once
 	fatal   error
+	closed  bool // Close was called, and Start not again
 }
 
 const maxUpdates = 1000
@@ -201,6 +202,9 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 		return errors.New("client: already started")
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
+	c.mu.Lock()
+	c.closed = false
+	c.mu.Unlock()
 	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop}
 	if !fed {
 		loops = append(loops, c.syncLoop)
@@ -211,7 +215,9 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 	return nil
 }
 
-// Close stops what Start began and waits for it. The store stays open.
+// Close stops what Start began and waits for it. The store stays open. Calls
+// that wait, and later ones that would, return ErrClosed; what is in the outbox
+// goes out once the client is started again.
 func (c *Client) Close() error {
 	c.startMu.Lock()
 	defer c.startMu.Unlock()
@@ -219,10 +225,20 @@ func (c *Client) Close() error {
 		return nil
 	}
 	c.cancel()
+	// Who waits is told first: it may be the handler, which the loops wait for.
+	c.tellClosed()
 	c.done.Wait()
 	c.cancel = nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.fatal
+}
+
+// tellClosed ends all waiting for what a closed client does not do any more.
+func (c *Client) tellClosed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 	for rowID, list := range c.waiters {
 		for _, ch := range list {
 			ch <- sendResult{err: ErrClosed}
@@ -232,7 +248,6 @@ func (c *Client) Close() error {
 	for _, r := range c.rooms {
 		r.notify()
 	}
-	return c.fatal
 }
 
 // engineLoop processes rooms whenever something came or a timer is due.

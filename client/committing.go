@@ -491,7 +491,7 @@ func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
 }
 
 // await waits until check, called with the lock held, returns nil. When ctx
-// ends it returns check's last error too.
+// ends, or the client is closed, it returns check's last error too.
 func (c *Client) await(ctx context.Context, roomID id.RoomID, check func(r *room) error) error {
 	for {
 		c.mu.Lock()
@@ -502,13 +502,16 @@ func (c *Client) await(ctx context.Context, roomID id.RoomID, check func(r *room
 		}
 		why := check(r)
 		changed := r.changed
-		fatal := c.fatal
+		fatal, closed := c.fatal, c.closed
 		c.mu.Unlock()
 		if why == nil {
 			return nil
 		}
 		if fatal != nil {
 			return fatal
+		}
+		if closed {
+			return fmt.Errorf("%w (%w)", why, ErrClosed)
 		}
 		c.poke()
 		select {

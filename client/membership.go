@@ -545,8 +545,11 @@ func (c *Client) Synced(ctx context.Context) error {
 			return fmt.Errorf("client: the first sync is not done: %w", err)
 		}
 		c.mu.Lock()
-		done := c.steps > steps
+		done, closed := c.steps > steps, c.closed
 		c.mu.Unlock()
+		if closed {
+			return ErrClosed
+		}
 		if done {
 			return nil
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/event"
@@ -39,6 +40,9 @@ func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, c
 	}
 	c.mu.Lock()
 	r, err := c.sendable(roomID)
+	if err == nil && c.closed {
+		err = ErrClosed
+	}
 	if err != nil {
 		c.mu.Unlock()
 		return "", err
@@ -62,10 +66,25 @@ func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, c
 	case <-ctx.Done():
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		select {
+		case res := <-answer: // it came meanwhile
+			return res.event, res.err
+		default:
+		}
+		c.stopWaiting(row.item.ID, answer)
 		if why := c.blockedBy(roomID); why != nil {
 			return "", fmt.Errorf("client: the message waits in the outbox: %w (%w)", why, ctx.Err())
 		}
 		return "", fmt.Errorf("client: the message waits in the outbox: %w", ctx.Err())
+	}
+}
+
+// stopWaiting forgets one who waited for a row: how it ends is told as an
+// update from now on.
+func (c *Client) stopWaiting(rowID int64, answer chan sendResult) {
+	c.waiters[rowID] = slices.DeleteFunc(c.waiters[rowID], func(ch chan sendResult) bool { return ch == answer })
+	if len(c.waiters[rowID]) == 0 {
+		delete(c.waiters, rowID)
 	}
 }
 
@@ -247,6 +266,10 @@ func (c *Client) EncryptEvent(ctx context.Context, roomID id.RoomID, eventType s
 			out, err := c.encryptForeign(ctx, r, plain)
 			c.mu.Unlock()
 			return out, err
+		}
+		if c.closed {
+			c.mu.Unlock()
+			return nil, fmt.Errorf("client: encrypt for %s: %w", roomID, errors.Join(why, ErrClosed))
 		}
 		changed := r.changed
 		c.mu.Unlock()

@@ -1,0 +1,55 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestWhoWaitsLearnsOfClose(t *testing.T) {
+	w := newWorld(t)
+	roomID, alice, _, _ := w.three("shared")
+	alice.mu.Lock()
+	alice.rooms[roomID].state.Known = false // the engine waits for the state: nothing is compared or sent
+	alice.rooms[roomID].planned = false
+	alice.rooms[roomID].tried["need/state"] = time.Hour
+	alice.mu.Unlock()
+	if err := alice.StartFed(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+	defer cancel()
+	calls := map[string]func() error{
+		"Settle":       func() error { return alice.Settle(ctx, roomID) },
+		"Send":         func() error { _, err := alice.SendText(ctx, roomID, "late"); return err },
+		"EncryptEvent": func() error { _, err := alice.EncryptEvent(ctx, roomID, "m.room.message", struct{}{}); return err },
+		"Invite":       func() error { return alice.await(ctx, roomID, func(*room) error { return ErrNoModule }) },
+	}
+	began := map[string]chan error{}
+	for name, call := range calls {
+		done := make(chan error, 1)
+		go func() { done <- call() }()
+		began[name] = done
+	}
+	if err := alice.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, done := range began {
+		if err := <-done; !errors.Is(err, ErrClosed) {
+			t.Errorf("%s that waits: %v, want ErrClosed", name, err)
+		}
+	}
+	for name, call := range calls {
+		if err := call(); !errors.Is(err, ErrClosed) {
+			t.Errorf("%s after Close: %v, want ErrClosed", name, err)
+		}
+	}
+	// A client can be started again, and sends on.
+	if err := alice.StartFed(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
