@@ -304,6 +304,10 @@ func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
 	return evt, err
 }
 
+// ruleSendRefused is the rule of messages that the homeserver refused for good
+// while nobody waited for their sending.
+const ruleSendRefused = "client/send-refused"
+
 const maxSendBackoff = 2 * time.Minute
 
 // settleRow records how a sending ended. The caller holds c.mu.
@@ -336,6 +340,12 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 			r.tried["commit"] = c.mono() + 10*time.Second
 		}
 		b.then(func() {
+			if row.data.Plain != nil && len(c.waiters[row.item.ID]) == 0 {
+				c.tell(&Warning{
+					Room: r.id, Sender: c.UserID(), Rule: ruleSendRefused,
+					Text: fmt.Sprintf("the homeserver refused a message of ours (%s), and it is not sent: %v", row.data.Plain.MessageID, err),
+				})
+			}
 			c.answer(row, sendResult{err: fmt.Errorf("client: send to %s: %w", r.id, err)})
 			r.notify()
 		})
