@@ -328,8 +328,9 @@ func TestFoundingCommit(t *testing.T) {
 	must(t, err)
 	kp, err := mls.ParseMessage(fresh.Message())
 	must(t, err)
+	founder := g.creator
 	found := func(parent federation.Ref) (CommitInput, Tree) {
-		staged, err := g.creator.group.ReInitGroup(g.creator.key, LeafOptions(g.creator.cred), []*mls.KeyPackage{kp.KeyPackage()}, mls.CommitOptions{})
+		staged, err := g.creator.group.ReInitGroup(founder.key, LeafOptions(founder.cred), []*mls.KeyPackage{kp.KeyPackage()}, mls.CommitOptions{})
 		must(t, err)
 		info, err := staged.GroupInfo(mls.GroupInfoOptions{ExternalPub: true, Extensions: []mls.Extension{FoundingExtension(parent)}})
 		must(t, err)
@@ -377,6 +378,41 @@ func TestFoundingCommit(t *testing.T) {
 		_, err := CheckFounding(in, reinit, next)
 		wantRule(t, err, RuleParentMismatch)
 	})
+	// Another key in the founder's name, as its server can make one, or a new
+	// suite needs one.
+	founder = newDevice(t, alice, "OTHER")
+	founder.cred.Device = g.creator.cred.Device
+	in, next = found(g.head)
+	for name, test := range map[string]struct {
+		by   *testDevice
+		leaf mls.LeafIndex
+		ref  federation.Ref
+		rule Rule
+	}{
+		"a new key without consent":           {nil, 0, in.Ref, RuleFounderUnproven},
+		"a new key, consent by itself":        {founder, 0, in.Ref, RuleFounderUnproven},
+		"a new key, consent by another user":  {b, 1, in.Ref, RuleFounderUnproven},
+		"a new key, consent to another group": {g.creator, 0, g.head, RuleFounderUnproven},
+		"a new key, consent by no leaf":       {g.creator, 9, in.Ref, RuleFounderUnproven},
+		"a new key, consent by the old leaf":  {g.creator, 0, in.Ref, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			content := *in.Content
+			edited := in
+			edited.Content = &content
+			if test.by != nil {
+				s, err := SignFounding(g.creator.group, test.leaf, test.by.key, g.head, test.ref)
+				must(t, err)
+				content.CoSignatures = []CoSignature{s}
+			}
+			_, err := CheckFounding(edited, reinit, next)
+			if test.rule == "" {
+				must(t, err)
+			} else {
+				wantRule(t, err, test.rule)
+			}
+		})
+	}
 }
 
 // TestOpinionsKeepTheFacts checks that what one member alone refuses still goes

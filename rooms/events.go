@@ -67,6 +67,7 @@ const (
 	LabelStatement        = Prefix + "statement"                      // SignWithLabel of applied and reject statements
 	LabelAdmission        = Prefix + "admission"                      // SignWithLabel of an admission
 	LabelCoSignature      = Prefix + "era"                            // SignWithLabel of an heir's co-signature
+	LabelFounding         = Prefix + "founding"                       // SignWithLabel of a founder whose key changes with the suite
 	ExporterRejoin        = Prefix + "rejoin"                         // MLS exporter label of the rejoin proof
 	ExporterHistory       = Prefix + "history"                        // MLS exporter label of keys of history bundles
 	ExtensionPolicy       = 0xF6D1                                    // GroupContext extension: the policy of the group
@@ -109,7 +110,7 @@ type CommitContent struct {
 	Message      Bytes         `json:"message,omitempty"`      // MLSMessage: a PublicMessage with the commit
 	Proposals    []Bytes       `json:"proposals,omitempty"`    // MLSMessages of the proposals it names by reference
 	GroupInfo    Bytes         `json:"group_info,omitempty"`   // MLSMessage: GroupInfo of the epoch made, without tree
-	CoSignatures []CoSignature `json:"cosignatures,omitempty"` // of an heirs' era
+	CoSignatures []CoSignature `json:"cosignatures,omitempty"` // of an heirs' era; of a founder with a new key
 	Admissions   []Admission   `json:"admissions,omitempty"`   // of the users it adds
 	File         *File         `json:"file,omitempty"`         // instead of Message, Proposals and GroupInfo, if large: see [CommitBundle]
 	Founding     bool          `json:"founding,omitempty"`     // founds the successor of a group that a ReInit closed: GroupInfo of its epoch 1, no Message

@@ -68,6 +68,9 @@ func checkFounding(in CommitInput, closing *mls.ReInit, next Tree) (*federation.
 	if founder.User != in.Sender || !hasUser(in.Tree, founder.User) {
 		return nil, refuse(RuleSenderNotCredential, "", "sent by %s, founded by a device of %s", in.Sender, founder.User)
 	}
+	if err := founderProven(in, founder); err != nil {
+		return nil, err
+	}
 	leaves, err := leafTable(next)
 	if err != nil {
 		return nil, err
@@ -84,6 +87,47 @@ func checkFounding(in CommitInput, closing *mls.ReInit, next Tree) (*federation.
 		Author: uint32(gi.Signer()), AuthorUser: string(founder.User), Policy: &f,
 		Founding: &federation.Founding{GroupID: bytes.Clone(next.GroupID()), Suite: uint16(next.CipherSuite()), Leaves: leaves},
 	}, nil
+}
+
+// founderProven checks that a device of the old group founds the new one: by
+// its key, or, where the new suite takes another one, by a signature with the
+// old. The sender of an event is only its server's word.
+func founderProven(in CommitInput, founder *Credential) error {
+	for _, leaf := range in.Tree.Members() {
+		if c, err := ParseCredential(&leaf.Credential); err == nil && c.User == founder.User && bytes.Equal(leaf.SignatureKey, founder.Key) {
+			return nil
+		}
+	}
+	content := foundingContent(in.Tree.GroupID(), in.Parent, in.Ref)
+	for _, s := range in.Content.CoSignatures {
+		leaf, ok := in.Tree.Leaf(mls.LeafIndex(s.Leaf))
+		if !ok {
+			continue
+		}
+		if c, err := CredentialOf(leaf); err != nil || c.User != founder.User {
+			continue
+		}
+		if mls.VerifyWithLabel(in.Tree.CipherSuite(), leaf.SignatureKey, LabelFounding, content, s.Sig) == nil {
+			return nil
+		}
+	}
+	return refuse(RuleFounderUnproven, "", "no device of %s in the old group has signed it", founder.User)
+}
+
+func foundingContent(group []byte, parent, ref federation.Ref) []byte {
+	b := []byte{aadVersion}
+	b = appendVec(b, group)
+	b = append(b, parent[:]...)
+	return append(b, ref[:]...)
+}
+
+// SignFounding lets a leaf of the group that a ReInit closed, in the commit
+// parent, consent to the founding commit ref of its successor. A founder whose
+// key changes with the suite signs so with its old one; the result goes into
+// CoSignatures of the founding commit.
+func SignFounding(old Tree, leaf mls.LeafIndex, key mls.SignaturePrivateKey, parent, ref federation.Ref) (CoSignature, error) {
+	sig, err := mls.SignWithLabel(old.CipherSuite(), key, LabelFounding, foundingContent(old.GroupID(), parent, ref))
+	return CoSignature{Leaf: uint32(leaf), Sig: sig}, err
 }
 
 // namesParent tells whether extensions of a GroupInfo name a commit as parent.

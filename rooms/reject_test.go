@@ -26,6 +26,12 @@ func TestReject(t *testing.T) {
 			_, err = CheckCommit(m.in)
 			return err
 		},
+		RuleFounderUnproven: func(t *testing.T) error {
+			g := newGroup(t, testPolicy())
+			in := CommitInput{Tree: g.creator.group, Content: &CommitContent{}}
+			must(t, founderProven(in, &g.creator.cred))
+			return founderProven(in, &newDevice(t, alice, "OTHER").cred)
+		},
 		RuleDeviceNotCredential: func(t *testing.T) error {
 			d, i := newDevice(t, alice, "PHONE"), newIdentity(alice)
 			keys, err := ParseDeviceKeys(rawJSON(t, i.device(t, d, ed25519Key(50), true)), alice, "PHONE")
