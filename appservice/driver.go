@@ -349,6 +349,9 @@ func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, er
 			return 0, err
 		}
 		for room, status := range known {
+			if r := e.rooms[room]; r != nil && r.status == store.RoomLeft && status != store.RoomLeft {
+				delete(e.rooms, room) // the bot is in it after all
+			}
 			if status != store.RoomLeft && e.rooms[room] == nil && e.failing[room] == nil && (status != store.RoomServing || len(e.rooms) < roomsInMemory) {
 				if _, err := e.room(ctx, room); err != nil {
 					if err := e.setAside(ctx, room, err, now); err != nil {
@@ -439,6 +442,12 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 	soonest := func(at time.Duration) {
 		if at > 0 && (next == 0 || at < next) {
 			next = at
+		}
+	}
+	if r.retake && r.m != nil {
+		r.retake = false
+		if err := e.retakeProposals(ctx, r); err != nil {
+			return 0, err
 		}
 	}
 	for r.retryWaiting {

@@ -149,6 +149,14 @@ func (f *filter) has(room id.RoomID) bool {
 	return ok
 }
 
+// hasLeft reports whether a room is known as one that the bot is not in.
+func (f *filter) hasLeft(room id.RoomID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.left[room]
+	return ok
+}
+
 func membership(content json.RawMessage) string {
 	var c struct {
 		Membership string `json:"membership"`

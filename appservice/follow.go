@@ -465,6 +465,10 @@ func (e *Engine) download(r *room, f *rooms.File) {
 			data, err = e.d.HS.Download(ctx, uri, size)
 		}
 		return func(ctx context.Context) error {
+			r := e.rooms[r.id] // it may have been read anew meanwhile
+			if r == nil {
+				return nil
+			}
 			if _, ok := errors.AsType[*ruleError](err); err != nil && !ok && homeserver.IsTemporary(err) || errors.Is(err, homeserver.ErrNotFound) {
 				// It may still come: federated media is there a little later.
 				p := r.mediaPause[hash]

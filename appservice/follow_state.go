@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -96,11 +97,35 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 		}
 	case "leave", "ban":
 		if r.status != store.RoomLeft && ev.Source != store.SourceMessages {
-			log.Info().Stringer("room_id", r.id).Str("membership", membership).Msg("The module left a room")
-			r.status, r.dirty, r.needJoin, r.needState = store.RoomLeft, true, false, false
+			// It may be an old one that came late.
+			r.needMember = true
 		}
 	}
 	return nil
+}
+
+// askMember asks whether the bot is still in a room.
+func (e *Engine) askMember(r *room) {
+	e.jobs.add(&job{room: r.id, key: "member", run: func(ctx context.Context) func(context.Context) error {
+		joined, err := e.d.HS.JoinedRooms(ctx)
+		return func(ctx context.Context) error {
+			if e.rooms[r.id] != r || !r.needMember {
+				return nil
+			}
+			if err != nil {
+				r.memberPause.fail(e.d.Monotonic(), time.Second, time.Minute)
+				return nil
+			}
+			r.needMember = false
+			r.memberPause.reset()
+			if slices.Contains(joined, r.id) {
+				return nil
+			}
+			zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Msg("The module left a room")
+			r.status, r.dirty, r.needJoin, r.needState = store.RoomLeft, true, false, false
+			return e.update(ctx, r, func(context.Context) error { return nil })
+		}
+	}})
 }
 
 // joined notes that the bot is in the room.
@@ -121,6 +146,12 @@ func (e *Engine) askHomeserver(r *room, now time.Duration) (next time.Duration) 
 		if t > now && (next == 0 || t < next) {
 			next = t
 		}
+	}
+	if r.needMember {
+		if r.memberPause.ready(now) {
+			e.askMember(r)
+		}
+		at(r.memberPause.until)
 	}
 	if r.needJoin {
 		if r.joinPause.ready(now) {

@@ -284,14 +284,19 @@ func (s *Service) reconcileRooms(ctx context.Context) error {
 		return err
 	}
 	for _, room := range joined {
-		if s.filter.has(room) || string(room) == own {
+		if string(room) == own || s.filter.has(room) && !s.filter.hasLeft(room) {
 			continue
+		}
+		if s.filter.hasLeft(room) {
+			if err := s.store.SetRoomStatus(ctx, room, store.RoomJoined); err != nil {
+				return err
+			}
 		}
 		if err := s.store.NoteRoom(ctx, room, store.RoomJoined); err != nil {
 			return err
 		}
 		s.filter.add(room)
-		s.log.Info().Stringer("room_id", room).Msg("Found a room that the database did not know")
+		s.log.Info().Stringer("room_id", room).Msg("Found a room that the database did not know the bot to be in")
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
@@ -90,6 +91,34 @@ func (e *Engine) takeProposal(ctx context.Context, r *room, msg *message) (outco
 		r.proposals[parent] = append(r.proposals[parent], heldProposal{pm.Proposal.Remove, e.d.Monotonic()})
 	}
 	return done, nil
+}
+
+// proposalsTaken is how many proposal events are looked through after a start.
+const proposalsTaken = 200
+
+// retakeProposals takes the proposals of the head's epoch once more: what is
+// held of them is in memory only, and commits must not skip them after a
+// restart.
+func (e *Engine) retakeProposals(ctx context.Context, r *room) error {
+	rows, err := e.d.Store.NewestInbox(ctx, r.id, rooms.TypeProposal, store.InboxDone, proposalsTaken)
+	if err != nil {
+		return err
+	}
+	for _, ev := range slices.Backward(rows) {
+		parsed, err := homeserver.ParseEvent(ev.Raw, r.id)
+		if err != nil {
+			continue
+		}
+		p, err := rooms.DecodeProposal(parsed.Content)
+		if err != nil || federation.Ref(p.Parent) != r.m.Head() && federation.Ref(p.Parent) != r.m.SafeHead() {
+			continue
+		}
+		msg := &message{event: ev.EventID, sender: ev.Sender, kind: ev.Type, content: parsed.Content}
+		if _, err := e.takeProposal(ctx, r, msg); err != nil && ruleOf(err) == ruleFailed {
+			return err
+		}
+	}
+	return nil
 }
 
 func holds(ps []heldProposal, leaf mls.LeafIndex) bool {

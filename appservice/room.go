@@ -42,6 +42,8 @@ type room struct {
 
 	// Questions to the homeserver.
 	needJoin, needState bool
+	needMember          bool // whether the bot is still in the room
+	memberPause         pause
 	joinVia             []string
 	joinPause           pause
 	statePause          pause
@@ -56,6 +58,7 @@ type room struct {
 	retryWaiting bool                         // something they may wait for came
 	proposals    map[federation.Ref][]heldProposal
 	proposed     map[string]bool // Remove proposals made, by commit and leaf
+	retake       bool            // the proposals of the present epoch are to be taken from the inbox
 	planDirty    bool
 	removePause  pause         // after a refused proposal
 	planAt       time.Duration // not before
@@ -115,7 +118,7 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 		proposals: make(map[federation.Ref][]heldProposal), proposed: make(map[string]bool),
 		needState: row.Status != store.RoomInvited && row.Status != store.RoomLeft,
 		waitSince: make(map[id.EventID]time.Duration), passed: true,
-		needJoin: row.Status == store.RoomInvited, retryWaiting: true, planDirty: true, stepped: true,
+		retake: len(row.Machine) > 0, needJoin: row.Status == store.RoomInvited, retryWaiting: true, planDirty: true, stepped: true,
 		touched: e.d.Monotonic(),
 	}
 	r.gap.wanted = r.needState

@@ -40,7 +40,8 @@ const (
 	oldestWaitingQuery = inboxColumns + `WHERE room_id=$1 AND status='waiting' AND sender=(
 		SELECT sender FROM inbox WHERE room_id=$1 AND status='waiting' GROUP BY sender ORDER BY COUNT(*) DESC, sender LIMIT 1
 		) ORDER BY seq LIMIT 1`
-	countInboxQuery = `SELECT COUNT(*), COALESCE(MIN(received_at), 0) FROM inbox WHERE status=$1`
+	newestInboxQuery = inboxColumns + `WHERE room_id=$1 AND type=$2 AND status=$3 AND raw<>'' ORDER BY seq DESC LIMIT $4`
+	countInboxQuery  = `SELECT COUNT(*), COALESCE(MIN(received_at), 0) FROM inbox WHERE status=$1`
 )
 
 // InboxStatus is how far an event has come.
@@ -120,6 +121,13 @@ func (st *Store) NextInbox(ctx context.Context, limit int) ([]*InboxEvent, error
 // RoomInbox returns a room's events in one state, oldest first.
 func (st *Store) RoomInbox(ctx context.Context, room id.RoomID, status InboxStatus, limit int) ([]*InboxEvent, error) {
 	rows, err := st.db.Query(ctx, roomInboxQuery, string(room), string(status), limit)
+	return collect(rows, err, "reading a room's inbox", scanInbox)
+}
+
+// NewestInbox returns a room's events of a type in one state whose JSON is still
+// there, newest first.
+func (st *Store) NewestInbox(ctx context.Context, room id.RoomID, eventType string, status InboxStatus, limit int) ([]*InboxEvent, error) {
+	rows, err := st.db.Query(ctx, newestInboxQuery, string(room), eventType, string(status), limit)
 	return collect(rows, err, "reading a room's inbox", scanInbox)
 }
 
