@@ -29,6 +29,8 @@ type story struct {
 	limit Limits
 	now   time.Duration
 	made  map[string]Event
+
+	without rule
 }
 
 func (s *story) run(t *testing.T, d *datadriven.TestData) string {
@@ -76,6 +78,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		s.w.heirs = list("heirs")
 		fmt.Sscan(arg("window"), &s.w.window)
 		cfg := testConfig(s.self)
+		cfg.without = s.without
 		if has("keep") {
 			fmt.Sscan(arg("keep"), &s.limit.Keep)
 		}
@@ -131,6 +134,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			t.Fatal(err)
 		}
 		cfg := testConfig(s.self)
+		cfg.without = s.without
 		cfg.Limits = s.limit
 		m, err := Unmarshal(cfg, data)
 		if err != nil {

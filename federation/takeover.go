@@ -6,7 +6,7 @@ const (
 	maxBackOff   = 4       // waits double at most this often: 16 ×
 	maxRoundJump = 1 << 20 // a request this many rounds ahead is not answered: rounds must not run out
 	provisional  = 2       // own promises in sequence that q did not answer, before provisional accepts
-	maxReadies   = 24      // ready receipts of one module for one list change and process
+	maxReadies   = 12      // ready receipts of one module for one list change and process
 )
 
 // turn is this process' view of whose turn it is under a list. A restart starts
@@ -96,10 +96,12 @@ func (m *Machine) acceptable(n *node) bool {
 	return !n.isEra() && !n.doubt && n.c.Barred == "" && (!n.listChange() || m.listReady(n))
 }
 
-// stalled reports whether a commit waits, or a votable one is not final.
-func (m *Machine) stalled(config Ref) bool {
+// stalled reports whether a commit waits, or a votable one is not final. With
+// ours set, one that no ballot helps does not count: a list change whose
+// sequencers are not ready any more.
+func (m *Machine) stalled(config Ref, ours bool) bool {
 	for x := m.head; x != nil && x != m.final; x = x.up {
-		if x.governing() == config && x.votable && !x.final {
+		if x.governing() == config && x.votable && !x.final && !(ours && x.listChange() && !m.listReady(x)) {
 			return true
 		}
 	}
@@ -153,7 +155,7 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 	if mark.accepted != t.mark.accepted && t.running {
 		t.asked, t.unanswered = false, 0
 	}
-	if !m.stalled(config) {
+	if !m.stalled(config, true) {
 		t.running, t.mark = false, mark
 		return false
 	}
@@ -309,7 +311,7 @@ func (m *Machine) HeirsDue() bool {
 
 // runStall keeps the clock of HeirsDue, in clients too.
 func (m *Machine) runStall() {
-	stalled := m.stalled(m.serving())
+	stalled := m.stalled(m.serving(), false)
 	if !stalled || !m.stallRuns || m.stallFinal != m.final.ref {
 		m.stallRuns, m.stallSince, m.stallFinal = stalled, m.now, m.final.ref
 	}

@@ -1,0 +1,360 @@
+package federation
+
+import "time"
+
+// The properties, as far as this layer can express them, with the numbers they
+// have in the design. Each names the faults under which it is claimed.
+
+// extends reports whether a is b or above it, in the tree of everything sent.
+func (s *sim) extends(a, b Ref) bool {
+	for s.depth[a] > s.depth[b] {
+		a = s.commits[a].Parent
+	}
+	return a == b
+}
+
+// observe checks a node after it took something in.
+func (s *sim) observe(x *simNode) {
+	m := x.m
+	f := simFinal{m.era.ref, m.final.ref}
+	if f != x.finalAt {
+		if !m.head.extends(m.final) {
+			broken("2 finality", "%s: final %s is not on the head", x.name, f.final.Short())
+		}
+		if x.finalAt.era == f.era && !s.extends(f.final, x.finalAt.final) && !s.lied() {
+			broken("2 finality", "%s: final %s gave way to %s", x.name, x.finalAt.final.Short(), f.final.Short())
+		}
+		g, ok := s.finals[f.era]
+		if !ok {
+			g = f.era
+			s.finals[f.era] = g
+		}
+		switch {
+		case s.extends(f.final, g):
+			for r := f.final; r != g; r = s.commits[r].Parent {
+				s.stats.finals++
+				if n := m.nodes[r]; n.listChange() {
+					s.stats.lists++
+				}
+				s.judgeFinal(x, r)
+			}
+			s.finals[f.era] = f.final
+		case !s.extends(g, f.final):
+			if !s.lied() {
+				broken("2 finality", "%s and %s are final in one era, seen by %s", f.final.Short(), g.Short(), x.name)
+			}
+			s.conflict = true
+		}
+		x.finalAt = f
+	}
+	// 3: along the head each epoch is one above the last, whatever was rewound.
+	for n := m.head; n.up != nil && n != m.final; n = n.up {
+		if n.epoch != n.up.epoch+1 {
+			broken("3 epoch monotonicity", "%s: epoch %d on %d", x.name, n.epoch, n.up.epoch)
+		}
+	}
+}
+
+// lied reports whether the run has a sequencer that signs what it should not:
+// then agreement is not claimed, only evidence.
+func (s *sim) lied() bool { return s.liar != nil }
+
+// judgeFinal: with one bad member or server no commit becomes final that no
+// honest user but its author could apply.
+func (s *sim) judgeFinal(x *simNode, r Ref) {
+	if s.cannot[r] == "" {
+		return
+	}
+	n := x.m.nodes[r]
+	if n == nil || n.alone {
+		return
+	}
+	for _, y := range s.members {
+		if y == s.bad || y.user == n.c.AuthorUser || !y.holds[r] {
+			continue
+		}
+		for _, i := range y.leaves {
+			if l, ok := n.leaf(i); ok && l.user == y.user && l.since < n.depth {
+				return
+			}
+		}
+	}
+	broken("2 applied before final", "%s by %s (%s) is final, and nobody else applied it", r.Short(), n.c.AuthorUser, s.cannot[r])
+}
+
+// judge holds an honest module to what it signed before.
+func (s *sim) judge(x *simNode, r Receipt) {
+	g := s.signed[x.name]
+	link, hash := r.Link(), r.Hash(Scope{Room: simRoom})
+	if a, ok := r.(*Accept); ok {
+		for _, v := range a.Votes {
+			s.judge(x, v)
+		}
+	}
+	byCounter := s.chainOf[x.name]
+	if byCounter == nil {
+		byCounter = map[uint64]Ref{}
+		s.chainOf[x.name] = byCounter
+	}
+	if old, ok := byCounter[link.Counter]; ok && old != hash {
+		broken("15 crash safety", "%s signed two receipts with counter %d", x.name, link.Counter)
+	}
+	if link.Counter != g.counter+1 {
+		broken("15 crash safety", "%s signed counter %d after %d", x.name, link.Counter, g.counter)
+	}
+	g.counter, byCounter[link.Counter] = link.Counter, hash
+	switch r := r.(type) {
+	case *Promise:
+		if !g.promised[r.Config].Less(r.Ballot) {
+			broken("15 crash safety", "%s promised %s after %s", x.name, r.Ballot, g.promised[r.Config])
+		}
+		g.promised[r.Config] = r.Ballot
+		last := g.vote[r.Config]
+		if (last == nil) != (r.LastVote == nil) || last != nil && (last.Ref != r.LastVote.Ref || last.Ballot != r.LastVote.Ballot) {
+			broken("15 crash safety", "%s does not report its last vote", x.name)
+		}
+		if r.Promiser == r.Ballot.Rank {
+			s.stats.takeovers++
+		}
+	case *Vote:
+		if r.Ballot.Less(g.promised[r.Config]) {
+			broken("15 crash safety", "%s voted in %s below its promise %s", x.name, r.Ballot, g.promised[r.Config])
+		}
+		if last := g.vote[r.Config]; last != nil && last.Ballot == r.Ballot && (last.Ref == r.Ref || !s.extends(r.Ref, last.Ref)) {
+			broken("15 crash safety", "%s voted twice in %s", x.name, r.Ballot)
+		}
+		g.vote[r.Config] = r
+	case *Accept:
+		if r.Provisional {
+			s.stats.provisionals++
+			break
+		}
+		if r.Ballot.Less(g.promised[r.Config]) {
+			broken("15 crash safety", "%s accepted in %s below its promise %s", x.name, r.Ballot, g.promised[r.Config])
+		}
+		if g.accepts[r.Config] == nil {
+			g.accepts[r.Config] = map[Ballot]*Accept{}
+		}
+		if last := g.accepts[r.Config][r.Ballot]; last != nil && !s.extends(r.Ref, last.Ref) {
+			broken("15 crash safety", "%s accepted two chains in %s", x.name, r.Ballot)
+		} else if last != nil || r.Ballot.Round == 0 {
+			s.judgeWindow(x, r.Ref)
+		}
+		g.accepts[r.Config][r.Ballot] = r
+	}
+}
+
+// judgeWindow: bounded forks. A new commit is accepted only while fewer than
+// window votable ones lie above the newest final its sequencer knows.
+func (s *sim) judgeWindow(x *simNode, ref Ref) {
+	n := x.m.nodes[ref]
+	if n.c.OnlyRemoves {
+		return
+	}
+	k := 0
+	for y := n.up; y != nil && !y.final && y.c != nil; y = y.up {
+		if y.votable {
+			k++
+		}
+	}
+	if k >= n.up.policy.window() {
+		broken("7 bounded forks", "%s accepts on %d votable commits, the window is %d", x.name, k, n.up.policy.window())
+	}
+}
+
+func (s *sim) evidence(x *simNode, e Evidence) {
+	s.stats.evidence++
+	if s.liar == nil || e.Signer.Server != s.liar.name {
+		broken("2 evidence", "%s holds evidence (%s) against %s, which is honest", x.name, e.Kind, e.Signer.Server)
+	}
+	s.proof[e.Signer.Server] = true
+}
+
+// end heals everything, lets the room settle and checks what is claimed then.
+func (s *sim) end() {
+	s.rng, s.calm, s.lossPct = newSimRand(uint64(s.script.seed)), true, 0
+	for _, x := range s.nodes {
+		x.group = 0
+		if !x.up && !x.killed {
+			s.restart(x)
+		}
+	}
+	for _, x := range s.nodes {
+		x.inbox = append(x.inbox, x.lost...)
+		x.lost = nil
+	}
+	s.settle()
+	s.converged("after healing")
+	if s.live() {
+		s.progressed()
+		for i, y := range s.members {
+			if y == s.bad || i > 1 {
+				continue
+			}
+			n := y.m.cut(y.m.head)
+			if _, in := y.device(n); !in || !y.holds[n.ref] {
+				continue
+			}
+			y.last = Ref{}
+			c := s.commit(y, 0)
+			s.settle()
+			s.converged("after a commit")
+			s.progressed()
+			if c != nil && !y.m.Final(c.Ref) {
+				broken("10 bounded censorship", "the commit of %s is %s after everything settled", y.name, y.m.Status(c.Ref))
+			}
+		}
+	}
+	s.fresh()
+	s.readAll()
+	if s.conflict && !s.proof[s.liar.name] {
+		broken("2 evidence", "two finals conflict and nothing proves it")
+	}
+}
+
+// settle runs until nothing happens for longer than the longest wait.
+func (s *sim) settle() {
+	for i, idle := 0, 0; idle < 20; i++ {
+		if i == 150 {
+			broken("2 a live majority regains finality", "the room does not come to rest")
+		}
+		before := len(s.log)
+		waits := false
+		for _, x := range s.nodes {
+			s.pump(x, 1<<20)
+		}
+		for _, x := range s.nodes {
+			waits = waits || x.up && len(x.inbox) > 0
+		}
+		if idle++; waits || len(s.log) > before {
+			idle = 0
+			s.now += 3 * time.Second
+		} else {
+			s.now += 130 * time.Second
+		}
+	}
+}
+
+// converged: 1 and 7: equal sets of events, equal heads, for all that are up.
+func (s *sim) converged(when string) {
+	var first *simNode
+	for _, x := range s.nodes {
+		if !x.up {
+			continue
+		}
+		if first == nil {
+			first = x
+			continue
+		}
+		s.same(first, x.name, x.m, when)
+	}
+}
+
+func (s *sim) same(a *simNode, name string, m *Machine, when string) {
+	switch {
+	case a.m.head.ref != m.head.ref:
+		broken("1 convergence", "%s: head of %s is %s, of %s is %s", when, a.name, a.m.head.ref.Short(), name, m.head.ref.Short())
+	case a.m.final.ref != m.final.ref || a.m.era.ref != m.era.ref:
+		broken("1 convergence", "%s: final of %s is %s, of %s is %s", when, a.name, a.m.final.ref.Short(), name, m.final.ref.Short())
+	case a.m.SafeHead() != m.SafeHead():
+		broken("1 convergence", "%s: what to build on differs between %s and %s", when, a.name, name)
+	}
+}
+
+// fresh feeds everything to a new machine in another order: 1, 16.
+func (s *sim) fresh() {
+	var up *simNode
+	for _, x := range s.members {
+		if x.up {
+			up = x
+		}
+	}
+	m, err := Unmarshal(up.cfg, s.founding)
+	if err != nil {
+		panic(err)
+	}
+	for _, i := range s.rng.Perm(len(s.log)) {
+		_, _ = m.Step(s.log[i]) // what is refused is refused in every order
+	}
+	s.same(up, "a newcomer", m, "in another order")
+}
+
+// live reports whether the list at the head has a majority of honest, running
+// sequencers, and two honest users hold the head.
+func (s *sim) live() bool {
+	var m *Machine
+	users := map[string]bool{}
+	for _, x := range s.members {
+		if !x.up || x == s.bad {
+			continue
+		}
+		m = x.m
+		n := m.head
+		if i, in := x.device(n); in && x.holds[n.ref] {
+			if l, ok := m.final.leaf(i); ok && l.user == x.user {
+				users[x.user] = true
+			}
+		}
+	}
+	if len(users) < 2 {
+		return false
+	}
+	list, _, _ := m.list(m.serving())
+	return s.majority(list)
+}
+
+// majority reports whether a list has a majority of honest, running sequencers.
+func (s *sim) majority(list List) bool {
+	up := 0
+	for _, q := range list {
+		for _, x := range s.modules {
+			if x.name == q.Server && x.up && !x.m.retired && x != s.liar {
+				up++
+			}
+		}
+	}
+	return up >= list.Quorum()
+}
+
+// progressed: 2: a live majority regains finality, for all that is votable.
+func (s *sim) progressed() {
+	if !s.live() {
+		return
+	}
+	for _, x := range s.members {
+		for n := x.m.head; x.up && n != x.m.final; n = n.up {
+			if n.votable && !(n.listChange() && !s.majority(n.policy.Sequencers)) {
+				broken("2 a live majority regains finality", "%s is votable and never becomes final (%s of list %s; newest final %s)",
+					n.ref.Short(), x.m.Status(n.ref), n.governing().Short(), x.m.final.ref.Short())
+			}
+		}
+	}
+}
+
+// readAll: 4: every message of an author who is on the head can be read by each
+// member whose device was there when it was last sent.
+func (s *sim) readAll() {
+	for i, msg := range s.msgs {
+		a := msg.author
+		if a == s.bad || !a.up || a.at != a.m.head.ref {
+			continue
+		}
+		last := a.m.nodes[msg.epochs[len(msg.epochs)-1]]
+		if _, in := a.device(a.m.head); !in {
+			continue
+		}
+		if !a.m.head.extends(last) {
+			broken("4 no lost message", "message %d of %s stayed on a branch that lost", i, a.name)
+		}
+		for _, y := range s.members {
+			if y == s.bad || !y.up || y.at != y.m.head.ref {
+				continue
+			}
+			was, in := y.device(last)
+			is, in2 := y.device(y.m.head)
+			if in && in2 && was == is && s.cannot[last.ref] == "" && !y.holds[last.ref] {
+				broken("4 no lost message", "%s cannot read message %d of %s in %s", y.name, i, a.name, last.ref.Short())
+			}
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package federation
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	simSeeds  = flag.Int("sim.seeds", 60, "runs of TestSimulate")
+	simFirst  = flag.Int64("sim.first", 1, "first seed of TestSimulate")
+	simCount  = flag.Int("sim.steps", 300, "steps of a run")
+	simRecord = flag.Bool("sim.record", false, "write what TestSimulate ran into docs/robustness.md")
+	simSearch = flag.Int("sim.search", 0, "search so many seeds for each rule of TestRulesMatter, and rewrite its script")
+	simRule   = flag.String("sim.rule", "", "search for this rule alone")
+)
+
+// TestSimulate runs seeds and checks the properties after every step. A failure
+// prints the seed and a shrunk script; kept in simdata it is a test.
+func TestSimulate(t *testing.T) {
+	var sum simStats
+	start, cpu := time.Now(), cpuTime()
+	failed := 0
+	if testing.Short() {
+		*simSeeds = min(*simSeeds, 15)
+	}
+	for i := range *simSeeds {
+		seed := *simFirst + int64(i)
+		sc := simScriptOf(seed, *simCount)
+		s := newSim(sc, 0)
+		err := s.run()
+		sum.add(&s.stats)
+		if err == nil {
+			continue
+		}
+		t.Errorf("seed %d (%s): %v", seed, sc.faults, err)
+		if failed++; failed == 1 {
+			small := shrink(sc, 0, err.(*violation).property)
+			again := newSim(small, 0)
+			t.Logf("shrunk, to keep as a file in simdata:\n# %v\n%s\n%s", again.run(), small, again.tail(40))
+		}
+		if failed == 10 {
+			break
+		}
+	}
+	wall, used := time.Since(start), cpuTime()-cpu
+	t.Logf("%d seeds x %d steps in %v (%v of CPU time, %v a seed): %s", *simSeeds, *simCount, wall.Round(time.Millisecond),
+		used.Round(time.Millisecond), (used / time.Duration(*simSeeds)).Round(100*time.Microsecond), &sum)
+	if *simRecord {
+		record(t, "Coordination core", "| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
+			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), revision(), *simFirst,
+				*simFirst+int64(*simSeeds)-1, *simCount, failed, (used/time.Duration(*simSeeds)).Round(100*time.Microsecond), &sum, machine()))
+	}
+}
+
+// TestKeptScripts repeats what once failed, or is worth keeping.
+func TestKeptScripts(t *testing.T) {
+	files, err := filepath.Glob("simdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts in simdata: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			if err := newSim(readScript(t, f), 0).run(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func readScript(t *testing.T, file string) simScript {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sc, err := parseScript(string(text))
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return sc
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// record puts a row under the first table of a section of docs/robustness.md.
+func record(t *testing.T, section, head, row string) {
+	t.Helper()
+	const file = "../docs/robustness.md"
+	old, err := os.ReadFile(file)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if len(old) == 0 {
+		old = []byte("# Robustness\n\nWhat was run to break this, written here by the commands themselves.\n")
+	}
+	text, title := string(old), "\n## "+section+"\n"
+	if !strings.Contains(text, title) {
+		text = strings.TrimRight(text, "\n") + "\n" + title + "\nWritten by `go test ./federation -run 'TestSimulate|TestRulesMatter' -sim.record`.\n"
+	}
+	i := strings.Index(text, title) + len(title)
+	end := len(text)
+	if j := strings.Index(text[i:], "\n## "); j >= 0 {
+		end = i + j + 1
+	}
+	body := text[i:end]
+	if k := strings.Index(body, head); k >= 0 {
+		at := k
+		for at < len(body) && body[at] == '|' {
+			n := strings.IndexByte(body[at:], '\n')
+			if n < 0 {
+				at = len(body)
+				break
+			}
+			at += n + 1
+		}
+		body = body[:at] + row + "\n" + body[at:]
+	} else {
+		body = strings.TrimRight(body, "\n") + "\n\n" + head + "\n" + strings.Repeat("|---", strings.Count(head, "|")-1) + "|\n" + row + "\n"
+	}
+	if end < len(text) {
+		body = strings.TrimRight(body, "\n") + "\n\n"
+	}
+	if err := os.WriteFile(file, []byte(text[:i]+body+text[end:]), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func revision() string {
+	out, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	rev := strings.TrimSpace(string(out))
+	if exec.Command("git", "diff", "--quiet", "HEAD", "--", ".").Run() != nil {
+		rev += " and changes"
+	}
+	return rev
+}
+
+func machine() string {
+	model := runtime.GOARCH
+	if f, err := os.Open("/proc/cpuinfo"); err == nil {
+		defer f.Close()
+		for sc := bufio.NewScanner(f); sc.Scan(); {
+			if k, v, ok := strings.Cut(sc.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
+				model = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s, %d cores, %s", model, runtime.NumCPU(), runtime.Version())
+}
+
+func (s *simStats) add(o *simStats) {
+	s.commits += o.commits
+	s.finals += o.finals
+	s.takeovers += o.takeovers
+	s.provisionals += o.provisionals
+	s.lists += o.lists
+	s.eras += o.eras
+	s.bads += o.bads
+	s.crashes += o.crashes
+	s.evidence += o.evidence
+	s.events += o.events
+	s.retired += o.retired
+	s.messages += o.messages
+	s.resent += o.resent
+}
+
+func (s *simStats) String() string {
+	return fmt.Sprintf("%d commits, %d of them bad, %d finals, %d takeovers asked for, %d provisional accepts, %d list changes, %d eras, %d crashes, "+
+		"%d keys retired, %d messages, %d sent again, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.crashes,
+		s.retired, s.messages, s.resent, s.events)
+}
