@@ -130,17 +130,30 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 	return c.trimInbox(ctx, r, items)
 }
 
-// trimInbox bounds what waits: above the limit the oldest are given up.
+// maxWelcomesWaiting bounds the Welcomes that wait in one room. They are counted
+// apart, or the events of a busy room would push out the way into it.
+const maxWelcomesWaiting = 64
+
+// trimInbox bounds what waits: above the limit the oldest events are given up,
+// and the newest Welcomes, so that a flood does not reach one that is there.
 func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
-	var waiting []*store.InboxItem
+	var waiting, over []*store.InboxItem
+	welcomes := 0
 	now := c.now()
 	for _, item := range items {
 		if item == nil {
 			continue
 		}
-		waiting = append(waiting, item)
 		var data inboxData
-		if json.Unmarshal(item.Data, &data) != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
+		err := json.Unmarshal(item.Data, &data)
+		if err == nil && data.ToDevice {
+			if welcomes++; welcomes > maxWelcomesWaiting {
+				over = append(over, item)
+			}
+			continue
+		}
+		waiting = append(waiting, item)
+		if err != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
 			continue
 		}
 		if now.Sub(time.UnixMilli(data.At)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
@@ -149,10 +162,11 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 			})
 		}
 	}
-	for len(waiting) > c.limits.Waiting {
+	if n := len(waiting) - c.limits.Waiting; n > 0 {
+		over = append(over, waiting[:n]...)
+	}
+	for _, item := range over {
 		b := &batch{}
-		item := waiting[0]
-		waiting = waiting[1:]
 		b.do(func(ctx context.Context) error {
 			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
 				return err
