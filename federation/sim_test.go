@@ -161,6 +161,7 @@ type simNode struct {
 	m      *Machine
 	up     bool
 	killed bool // for good
+	dies   bool // in this run nodes die
 	group  int
 	rate   int // its clock's speed, in percent
 	offset time.Duration
@@ -304,7 +305,7 @@ func newSim(script simScript, without rule) *sim {
 		if err != nil {
 			panic(err)
 		}
-		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, rate: 90 + s.rng.Intn(21),
+		x := &simNode{name: name, cfg: cfg, m: m, up: true, dies: script.faults.crash, has: map[int]bool{}, rate: 90 + s.rng.Intn(21),
 			offset: time.Duration(s.rng.Intn(1000)) * time.Second, finalAt: simFinal{s.root, s.root}}
 		x.persist()
 		x.old = x.blob
@@ -341,6 +342,10 @@ func testSequencerOf(name string) Sequencer {
 }
 
 func (x *simNode) persist() {
+	if x.blob != nil && !x.dies {
+		x.fresh = nil // nobody will read it
+		return
+	}
 	b, err := x.m.MarshalBinary()
 	if err != nil {
 		panic(err)
