@@ -434,6 +434,29 @@ func TestEngineIsQuietWhileAServerJoins(t *testing.T) {
 	}
 }
 
+func TestEngineIsQuietUntilAJoiningModuleSpeaks(t *testing.T) {
+	hs := newRoomHS()
+	m := newModule(t, storetest.SQLite(t), hs)
+	r := newRoom(t, hs, "!room:mls.test")
+	m.settle()
+	const module id.UserID = "@_mls_bot:far.test"
+	hs.state(r.id, module, rooms.TypeMember, string(module), map[string]any{"membership": "join"})
+	m.settle()
+	if len(m.held) != 1 || m.held[0] != moduleQuiet {
+		t.Fatalf("the room was kept quiet for %v, want once for %v", m.held, moduleQuiet)
+	}
+	hs.add(r.id, bob, rooms.TypeReceipt, nil, map[string]any{})
+	m.settle()
+	if len(m.held) != 1 {
+		t.Errorf("somebody else's event ended the quiet: %v", m.held)
+	}
+	hs.add(r.id, module, rooms.TypeReceipt, nil, map[string]any{})
+	m.settle()
+	if len(m.held) != 2 || m.held[1] != 0 {
+		t.Errorf("the module spoke, and the room is quiet still: %v", m.held)
+	}
+}
+
 func TestEngineSendsARefusedReceiptAgainUnchanged(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
 		m, r, a, _ := pair(t, dbCfg)

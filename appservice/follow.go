@@ -38,6 +38,7 @@ func (e *Engine) take(ctx context.Context, r *room, ev *store.InboxEvent) (outco
 	if ev.StateKey != nil && ev.Type != rooms.TypeHead {
 		return e.takeState(ctx, r, ev, parsed)
 	}
+	e.heard(r, ev.Sender)
 	if r.status == store.RoomLeft {
 		return ignored, nil
 	}

@@ -53,8 +53,13 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	return done, nil
 }
 
-// joinQuiet is how long the module sends nothing while a server joins a room.
-const joinQuiet = 3 * time.Second
+// joinQuiet is how long the module sends nothing while a server joins a room;
+// moduleQuiet, at the most, when that server has a module: it speaks as soon as
+// its server can send into the room, which ends the quiet.
+const (
+	joinQuiet   = 3 * time.Second
+	moduleQuiet = 20 * time.Second
+)
 
 // quietFor holds what the module has to send when another server joins the
 // room, or is about to because its module was invited: Dendrite loses its first
@@ -75,7 +80,19 @@ func (e *Engine) quietFor(r *room, user id.UserID, membership string) {
 			return // the server is in the room already
 		}
 	}
-	e.d.HoldRoom(r.id, joinQuiet)
+	quiet := joinQuiet
+	if local == rooms.BotLocalpart && membership == "join" {
+		quiet, r.quietFor = moduleQuiet, user
+	}
+	e.d.HoldRoom(r.id, quiet)
+}
+
+// heard ends the quiet for a server whose module has spoken.
+func (e *Engine) heard(r *room, sender id.UserID) {
+	if r.quietFor != "" && sender == r.quietFor && e.d.HoldRoom != nil {
+		r.quietFor = ""
+		e.d.HoldRoom(r.id, 0)
+	}
 }
 
 // takeOwnMembership follows what becomes of the bot in the room.

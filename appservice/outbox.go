@@ -37,10 +37,15 @@ type outbox struct {
 // maxHold bounds how long the engine can keep a room waiting at once.
 const maxHold = time.Minute
 
-// HoldRoom lets nothing be sent into a room for a while.
+// HoldRoom lets nothing be sent into a room for a while; zero ends that.
 func (o *outbox) HoldRoom(room id.RoomID, d time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if d <= 0 {
+		delete(o.held, room)
+		o.Wake()
+		return
+	}
 	until := o.now().Add(min(d, maxHold))
 	if o.held == nil {
 		o.held = make(map[id.RoomID]time.Time)

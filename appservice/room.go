@@ -40,6 +40,8 @@ type room struct {
 	m      *federation.Machine // nil until the group's root is known
 	groups map[federation.Ref]*mls.PublicGroup
 
+	quietFor id.UserID // the module of a joining server, whose first event ends the quiet
+
 	// Questions to the homeserver.
 	needJoin, needState bool
 	needMember          bool // whether the bot is still in the room

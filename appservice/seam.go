@@ -26,8 +26,8 @@ type Deps struct {
 
 	Wake       func() // asks for a round over the inbox and a Tick; safe from any goroutine
 	WakeOutbox func() // to be called after a transaction that put rows to send
-	// HoldRoom lets nothing be sent into a room for a while. Dendrite loses
-	// its first join of a room if events come in around it.
+	// HoldRoom lets nothing be sent into a room for a while; zero ends that.
+	// Dendrite loses its first join of a room if events come in around it.
 	HoldRoom func(room id.RoomID, d time.Duration)
 	// NoteStatus hears what the module has become in a room.
 	NoteStatus func(room id.RoomID, status store.RoomStatus)

@@ -187,9 +187,9 @@ const botWait = 5 * time.Second
 // awaitBot waits a few seconds for a module to join, and for its server to be
 // done with that.
 func (c *Client) awaitBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
-	ctx, cancel := context.WithTimeout(ctx, botWait)
+	joins, cancel := context.WithTimeout(ctx, botWait)
 	defer cancel()
-	if c.await(ctx, roomID, func(r *room) error {
+	if c.await(joins, roomID, func(r *room) error {
 		if r.state.membership(bot) == rooms.MembershipJoin {
 			return nil
 		}
@@ -197,16 +197,45 @@ func (c *Client) awaitBot(ctx context.Context, roomID id.RoomID, bot id.UserID) 
 	}) != nil {
 		return
 	}
-	c.mu.Lock()
-	wait := c.rooms[roomID].quietUntil - c.mono()
-	c.mu.Unlock()
-	_ = sleep(ctx, wait)
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		var wait time.Duration
+		if r := c.rooms[roomID]; r != nil {
+			wait = r.quietUntil - c.mono()
+		}
+		c.mu.Unlock()
+		if wait <= 0 {
+			return
+		}
+		_ = sleep(ctx, min(wait, 200*time.Millisecond)) // it may end early
+	}
 }
 
 // quietTime is how long this device sends nothing into a room while a server
 // joins it for the first time: Dendrite loses its join, or the room, when
-// events reach it meanwhile.
-const quietTime = 3 * time.Second
+// events reach it meanwhile. A module speaks as soon as its server can send into
+// the room, which on a busy machine takes much longer: the room is quiet until
+// then, for moduleQuietTime at the most.
+const (
+	quietTime       = 3 * time.Second
+	moduleQuietTime = 20 * time.Second
+)
+
+// noteQuiet keeps a room quiet from the first join of a server on, and ends that
+// when the server's module speaks.
+func (c *Client) noteQuiet(r *room, evt *Event, before rooms.Membership) {
+	switch {
+	case evt.Type == rooms.TypeMember && evt.StateKey != nil:
+		if user := id.UserID(*evt.StateKey); c.newServer(r, user, before) && r.rec.Phase == phaseMember {
+			r.quietUntil, r.quietFor = c.mono()+quietTime, ""
+			if isBot(user) {
+				r.quietUntil, r.quietFor = c.mono()+moduleQuietTime, user
+			}
+		}
+	case r.quietFor != "" && evt.Sender == r.quietFor:
+		r.quietUntil, r.quietFor = c.mono(), ""
+	}
+}
 
 func (c *Client) hold(roomID id.RoomID) {
 	c.mu.Lock()

@@ -125,6 +125,7 @@ type room struct {
 	pendingRef   federation.Ref
 	lagLooked    bool
 	quietUntil   time.Duration // a server joins: nothing is sent
+	quietFor     id.UserID     // the module whose first event ends that
 	staleAt      time.Duration // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration // when a leaf that fails its check may be removed
 	badSince     map[string]time.Duration

@@ -226,11 +226,12 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if evt.StateKey != nil {
 			was = r.state.membership(id.UserID(*evt.StateKey))
 		}
-		if !r.state.set(evt) {
-			continue
+		isNew := r.state.set(evt)
+		if isNew || evt.StateKey == nil {
+			c.noteQuiet(r, evt, was)
 		}
-		if evt.Type == rooms.TypeMember && c.newServer(r, id.UserID(*evt.StateKey), was) && r.rec.Phase == phaseMember {
-			r.quietUntil = c.mono() + quietTime
+		if !isNew {
+			continue
 		}
 		r.planned = false
 		if evt.Type == rooms.TypeMember {
