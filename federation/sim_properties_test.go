@@ -185,7 +185,7 @@ func (s *sim) end() {
 	}
 	s.settle()
 	s.converged("after healing")
-	if s.live() {
+	if !s.restless && s.live() {
 		s.progressed()
 		for i, y := range s.members {
 			if y == s.bad || i > 1 {
@@ -200,6 +200,9 @@ func (s *sim) end() {
 			s.settle()
 			s.converged("after a commit")
 			s.progressed()
+			if s.restless {
+				break
+			}
 			if c != nil && !y.m.Final(c.Ref) {
 				broken("10 bounded censorship", "the commit of %s is %s after everything settled", y.name, y.m.Status(c.Ref))
 			}
@@ -216,6 +219,13 @@ func (s *sim) end() {
 func (s *sim) settle() {
 	for i, idle := 0, 0; idle < 20; i++ {
 		if i == 150 {
+			if s.lied() && s.proof[s.liar.name] {
+				// Votes split by a proven liar can hold up a list until an era
+				// leaves it: progress is not claimed, equal heads are.
+				s.restless = true
+				s.drain()
+				return
+			}
 			broken("2 a live majority regains finality", "the room does not come to rest")
 		}
 		before := len(s.log)
@@ -231,6 +241,23 @@ func (s *sim) settle() {
 			s.now += 3 * time.Second
 		} else {
 			s.now += 130 * time.Second
+		}
+	}
+}
+
+// drain gives everyone what is on its way, until nothing is.
+func (s *sim) drain() {
+	for again := true; again; {
+		again = false
+		for _, x := range s.nodes {
+			for x.up && len(x.inbox) > 0 {
+				id := x.inbox[0]
+				x.inbox, again = x.inbox[1:], true
+				s.feed(x, id)
+			}
+			if x.up && !x.module {
+				s.follow(x)
+			}
 		}
 	}
 }
@@ -318,7 +345,7 @@ func (s *sim) majority(list List) bool {
 
 // progressed: 2: a live majority regains finality, for all that is votable.
 func (s *sim) progressed() {
-	if !s.live() {
+	if s.restless || !s.live() {
 		return
 	}
 	for _, x := range s.members {

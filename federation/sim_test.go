@@ -227,6 +227,7 @@ type sim struct {
 	signed   map[string]*simSigned
 	calm     bool // nothing bad happens any more
 	conflict bool
+	restless bool // a proven liar keeps the room from coming to rest
 	root     Ref
 	founding []byte // a client's machine before anything happened
 	redone   []uint32
