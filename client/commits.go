@@ -588,7 +588,7 @@ func (r *room) served(by *pending, keyPackage rooms.Bytes) bool {
 	return false
 }
 
-// loseCommit gives up an own commit that another one displaced. The commit
+// loseCommit gives up an own commit that another one displaces. The commit
 // event may be in the room already: it is kept, in case the head comes back.
 func (c *Client) loseCommit(r *room, b *batch) {
 	p := r.pending
@@ -602,7 +602,7 @@ func (c *Client) loseCommit(r *room, b *batch) {
 			c.deleteRow(b, row)
 		}
 	}
-	c.log.Info().Stringer("room_id", r.id).Str("ref", federation.Ref(p.Ref).Short()).Msg("Another commit was accepted; making ours again")
+	c.log.Info().Stringer("room_id", r.id).Str("ref", federation.Ref(p.Ref).Short()).Msg("Gave up a commit for another one; what it wanted is planned again")
 	if p.External && r.rec.Phase == phaseJoining {
 		c.dropGroup(r, b)
 		r.joinAt = c.mono() + time.Second

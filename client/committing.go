@@ -281,7 +281,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if err != nil {
 		return fmt.Errorf("client: commit in %s: %w", r.id, err)
 	}
-	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, PolicyChange: policyChange}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, PolicyChange: policyChange, Era: aad.Era > 0}
 	return c.postCommit(ctx, r, staged, own, content, &batch{})
 }
 
@@ -409,8 +409,14 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 		c.mu.Unlock()
 		return err
 	}
+	b := &batch{}
+	if p := r.pending; era && p != nil && !p.Era && !p.External {
+		// It waits for an accept that nobody can sign any more. What it wanted is
+		// planned anew in the new era.
+		c.loseCommit(r, b)
+	}
 	r.rec.Policy, r.rec.NewEra = policy, era
-	err = c.commitBatch(ctx, r, &batch{})
+	err = c.commitBatch(ctx, r, b)
 	c.mu.Unlock()
 	if err != nil {
 		return err

@@ -79,6 +79,8 @@ type pending struct {
 	EventID  id.EventID      `json:"event_id,omitempty"`
 	// PolicyChange: it carries the policy our user asked for.
 	PolicyChange bool `json:"policy_change,omitempty"`
+	// Era: it opens an era, which needs no accept by the old list.
+	Era bool `json:"era,omitempty"`
 	// Settled: it is on the head, and what follows from that was done.
 	Settled bool `json:"settled,omitempty"`
 	// Lost: another commit was accepted in its place.

@@ -55,6 +55,30 @@ func TestLostReceiptKeyIsRepairedByAnEra(t *testing.T) {
 	carol.wantTexts("before", "after")
 }
 
+func TestRepairOvertakesAWaitingCommit(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.settle()
+	w.module.loseDatabase(room)
+	w.settle()
+	// The admin first tries what she wanted to do, which waits for an accept.
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	before := alice.epoch(room)
+	w.must(func() error { return alice.RepairSequencer(w.ctx, room) })
+	w.settle()
+	w.join(dave, room)
+	w.settle()
+	if alice.epoch(room) <= before {
+		t.Errorf("epoch %d, want one above %d", alice.epoch(room), before)
+	}
+	w.send(dave, room, "in the new era")
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	carol.wantTexts("in the new era")
+}
+
 func TestPolicyChange(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
