@@ -253,9 +253,10 @@ func (m *Machine) announceReady(b *batch) bool {
 	return false
 }
 
-// candidate reports whether a commit is or could become the head's next.
+// candidate reports whether a list change is accepted, or could be next. An
+// accepted one may have been voted for, and binds, though a sibling has the head.
 func (m *Machine) candidate(n *node) bool {
-	return n.up.extends(m.final) && m.head.extends(n.up) && (n.up == m.head || m.head.extends(n) || n.up == m.cut(m.head))
+	return n.up.extends(m.final) && m.head.extends(n.up) && (n.acc.any() || n.up == m.head || n.up == m.cut(m.head))
 }
 
 // wakes calls f with the times at which a wait of this module ends.
