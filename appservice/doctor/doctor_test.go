@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,9 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/setup"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // world is a homeserver and a module that a test spoils.
@@ -203,6 +207,19 @@ func TestVerdicts(t *testing.T) {
 			wd.special["/state/"] = answer(200, `{"receipt_key":"`+key+`"}`)
 			_ = wd.store().NoteRoom(context.Background(), "!r", store.RoomJoined)
 		}, "receipt-key", Fail, "two modules"},
+		"receipt key unlike the group's": {func(wd *world) {
+			seed, _ := wd.store().Key(context.Background(), appservice.KeyReceipt)
+			own := ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey)
+			head, err := json.Marshal(map[string]string{
+				"receipt_key": base64.RawStdEncoding.EncodeToString(own),
+				"group_info":  base64.RawStdEncoding.EncodeToString(groupListing(wd.t, "@_mls_bot:mls.test", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey))),
+			})
+			if err != nil {
+				wd.t.Fatal(err)
+			}
+			wd.special["/state/"] = answer(200, string(head))
+			_ = wd.store().NoteRoom(context.Background(), "!r", store.RoomJoined)
+		}, "receipt-key", Fail, "mls-proxy repair"},
 		"inbox stuck": {func(wd *world) {
 			_, _ = wd.store().PutInbox(context.Background(), &store.InboxEvent{EventID: "$1", Room: "!r", Sender: "@a:b", Type: "t", Raw: []byte("{}"), Source: store.SourceTransaction})
 			wd.now = wd.now.Add(time.Hour)
@@ -280,4 +297,30 @@ func TestColourIsNeverAlone(t *testing.T) {
 	if !strings.Contains(plain.String(), "ok    config") {
 		t.Errorf("the verdict is no word:\n%s", &plain)
 	}
+}
+
+// groupListing returns the GroupInfo of a group whose policy lists a module
+// under a receipt key.
+func groupListing(t *testing.T, bot string, key []byte) []byte {
+	t.Helper()
+	const suite = mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519
+	sign, err := mls.GenerateSignatureKey(suite, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cred := rooms.Credential{User: "@alice:mls.test", Device: "A", Key: sign.Public()}
+	policy := rooms.DefaultPolicy("!r", cred.User, federation.Sequencer{Server: "mls.test", User: bot, ReceiptKey: key})
+	extensions, err := rooms.GroupExtensions(policy, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := mls.CreateGroup(&mls.Config{Authenticator: rooms.Authenticator{}}, suite, make([]byte, rooms.GroupIDSize), sign, rooms.LeafOptions(cred), extensions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := group.GroupInfo(mls.GroupInfoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/setup"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -369,11 +370,14 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 		}
 		var head struct {
 			ReceiptKey string `json:"receipt_key"`
+			GroupInfo  string `json:"group_info"`
 		}
 		if json.Unmarshal(content, &head) != nil || head.ReceiptKey == "" {
 			continue
 		}
-		if raw, err := base64.RawStdEncoding.DecodeString(head.ReceiptKey); err == nil && bytes.Equal(raw, public) {
+		raw, err := base64.RawStdEncoding.DecodeString(head.ReceiptKey)
+		listed := listedKey(head.GroupInfo, string(d.hs.UserID()))
+		if err == nil && bytes.Equal(raw, public) && (listed == nil || bytes.Equal(listed, public)) {
 			same++
 		} else {
 			other++
@@ -386,6 +390,34 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 		return
 	}
 	r.ok("present, named by %d rooms", same)
+}
+
+// listedKey returns the receipt key under which the group of a GroupInfo lists
+// a module's bot, nil if it does not.
+func listedKey(groupInfo, bot string) []byte {
+	raw, err := base64.RawStdEncoding.DecodeString(groupInfo)
+	if err != nil {
+		return nil
+	}
+	m, err := mls.ParseMessage(raw)
+	if err != nil || m.GroupInfo() == nil {
+		return nil
+	}
+	for _, ext := range m.GroupInfo().GroupExtensions() {
+		if ext.Type != rooms.ExtensionPolicy {
+			continue
+		}
+		policy, err := rooms.DecodePolicy(ext.Data)
+		if err != nil {
+			return nil
+		}
+		for _, seq := range policy.Sequencers {
+			if seq.User == bot {
+				return seq.ReceiptKey
+			}
+		}
+	}
+	return nil
 }
 
 func probeMedia(ctx context.Context, d *doctor, r *Result) {
