@@ -244,15 +244,6 @@ func eachSuite(t *testing.T, f func(t *testing.T, w *world)) {
 	}
 }
 
-func find(t testing.TB, gs []*Group, leaf LeafIndex) int {
-	t.Helper()
-	i := slices.IndexFunc(gs, func(g *Group) bool { return g.OwnLeafIndex() == leaf })
-	if i < 0 {
-		t.Fatalf("no state for leaf %d", leaf)
-	}
-	return i
-}
-
 func TestGroupLife(t *testing.T) {
 	eachSuite(t, func(t *testing.T, w *world) {
 		gs := w.group(2)
@@ -348,7 +339,7 @@ func TestSiblingCommits(t *testing.T) {
 	if bytes.Equal(onA[0].EpochAuthenticator(), onB[0].EpochAuthenticator()) {
 		t.Error("two branches have the same secrets")
 	}
-	if a.Merge() != a.Merge() {
+	if first := a.Merge(); first != a.Merge() {
 		t.Error("Merge gives two groups for one epoch")
 	}
 	// The parent goes on to decrypt its epoch.

@@ -36,9 +36,6 @@ const goodPublic = "0001 0001  01 0a  0000000000000001  01 00000000  00  02 0003
 // goodLeaf is a LeafNode of source commit, up to its extensions.
 const goodLeaf = "01 aa  01 bb  0001 01 cc  02 0001 02 0001 00 00 02 0001  03 01 dd  00  01 ee"
 
-// capabilitiesBytes is a Capabilities value without its credentials.
-const capabilitiesBytes = "02 0001  02 0001  00  00"
-
 var codecRejects = []rejectCase{
 	{row: "codec/varint-prefix-11", run: func(t *testing.T) error {
 		return parseHex(t, "0001 0002  c1 0a")
