@@ -58,6 +58,7 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 // its server can send into the room, which ends the quiet.
 const (
 	joinQuiet   = 3 * time.Second
+	inviteQuiet = 6 * time.Second // from a module's invite on: it joins at once
 	moduleQuiet = 20 * time.Second
 )
 
@@ -81,18 +82,37 @@ func (e *Engine) quietFor(r *room, user id.UserID, membership string) {
 		}
 	}
 	quiet := joinQuiet
-	if local == rooms.BotLocalpart && membership == "join" {
-		quiet, r.quietFor = moduleQuiet, user
+	switch {
+	case membership == "invite":
+		quiet = inviteQuiet
+	case local == rooms.BotLocalpart:
+		quiet = moduleQuiet
 	}
-	e.d.HoldRoom(r.id, quiet)
+	if r.quiet == nil {
+		r.quiet = make(map[id.UserID]time.Duration)
+	}
+	r.quiet[user] = e.d.Monotonic() + quiet
+	e.holdQuiet(r)
 }
 
 // heard ends the quiet for a server whose module has spoken.
 func (e *Engine) heard(r *room, sender id.UserID) {
-	if r.quietFor != "" && sender == r.quietFor && e.d.HoldRoom != nil {
-		r.quietFor = ""
-		e.d.HoldRoom(r.id, 0)
+	if _, waits := r.quiet[sender]; waits && e.d.HoldRoom != nil {
+		delete(r.quiet, sender)
+		e.holdQuiet(r)
 	}
+}
+
+// holdQuiet holds the room as long as a server is joining it.
+func (e *Engine) holdQuiet(r *room) {
+	now, longest := e.d.Monotonic(), time.Duration(0)
+	for user, until := range r.quiet {
+		if until <= now {
+			delete(r.quiet, user)
+		}
+		longest = max(longest, until-now)
+	}
+	e.d.HoldRoom(r.id, longest)
 }
 
 // takeOwnMembership follows what becomes of the bot in the room.

@@ -37,7 +37,7 @@ type outbox struct {
 // maxHold bounds how long the engine can keep a room waiting at once.
 const maxHold = time.Minute
 
-// HoldRoom lets nothing be sent into a room for a while; zero ends that.
+// HoldRoom lets nothing be sent into a room for d from now on; zero ends that.
 func (o *outbox) HoldRoom(room id.RoomID, d time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -50,9 +50,7 @@ func (o *outbox) HoldRoom(room id.RoomID, d time.Duration) {
 	if o.held == nil {
 		o.held = make(map[id.RoomID]time.Time)
 	}
-	if until.After(o.held[room]) {
-		o.held[room] = until
-	}
+	o.held[room] = until
 }
 
 // holds returns the rooms that are held, and when the first of them is free.

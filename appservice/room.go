@@ -40,7 +40,7 @@ type room struct {
 	m      *federation.Machine // nil until the group's root is known
 	groups map[federation.Ref]*mls.PublicGroup
 
-	quietFor id.UserID // the module of a joining server, whose first event ends the quiet
+	quiet map[id.UserID]time.Duration // users whose servers join: nothing is sent before that
 
 	// Questions to the homeserver.
 	needJoin, needState bool

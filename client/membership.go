@@ -143,7 +143,7 @@ func (c *Client) missingBot(r *room, server string) id.UserID {
 // room's name.
 func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
 	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
-	c.hold(roomID)
+	c.makeQuiet(ctx, roomID, bot)
 	if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
 		log.Debug().Err(err).Msg("The server has no module, or it cannot be invited")
 		return
@@ -201,7 +201,7 @@ func (c *Client) awaitBot(ctx context.Context, roomID id.RoomID, bot id.UserID) 
 		c.mu.Lock()
 		var wait time.Duration
 		if r := c.rooms[roomID]; r != nil {
-			wait = r.quietUntil - c.mono()
+			wait = r.quietUntil() - c.mono()
 		}
 		c.mu.Unlock()
 		if wait <= 0 {
@@ -211,38 +211,81 @@ func (c *Client) awaitBot(ctx context.Context, roomID id.RoomID, bot id.UserID) 
 	}
 }
 
-// quietTime is how long this device sends nothing into a room while a server
-// joins it for the first time: Dendrite loses its join, or the room, when
-// events reach it meanwhile. A module speaks as soon as its server can send into
-// the room, which on a busy machine takes much longer: the room is quiet until
-// then, for moduleQuietTime at the most.
+// A server's first join of a room is a tender time: Dendrite loses its join, or
+// the room, when events reach it meanwhile. This device then sends nothing into
+// the room. A module speaks as soon as its server can send into the room, which
+// on a busy machine takes long: the room is quiet until then.
 const (
-	quietTime       = 3 * time.Second
-	moduleQuietTime = 20 * time.Second
+	quietTime       = 3 * time.Second         // from a user's join on
+	inviteQuietTime = botWait + time.Second   // from a module's invite on
+	moduleQuietTime = 20 * time.Second        // from a module's join on, at the most
+	beforeInvite    = 1500 * time.Millisecond // what was sent just before reaches the server's join, too
 )
 
-// noteQuiet keeps a room quiet from the first join of a server on, and ends that
-// when the server's module speaks.
+// noteQuiet keeps a room quiet while a server joins.
 func (c *Client) noteQuiet(r *room, evt *Event, before rooms.Membership) {
-	switch {
-	case evt.Type == rooms.TypeMember && evt.StateKey != nil:
-		if user := id.UserID(*evt.StateKey); c.newServer(r, user, before) && r.rec.Phase == phaseMember {
-			r.quietUntil, r.quietFor = c.mono()+quietTime, ""
-			if isBot(user) {
-				r.quietUntil, r.quietFor = c.mono()+moduleQuietTime, user
-			}
+	if evt.Type != rooms.TypeMember || evt.StateKey == nil {
+		if _, waits := r.quiet[evt.Sender]; waits && isBot(evt.Sender) {
+			delete(r.quiet, evt.Sender)
+			c.poke()
+			notifyChan(c.outWake)
 		}
-	case r.quietFor != "" && evt.Sender == r.quietFor:
-		r.quietUntil, r.quietFor = c.mono(), ""
+		return
+	}
+	user := id.UserID(*evt.StateKey)
+	if r.rec.Phase != phaseMember || serverOf(user) == serverOf(c.UserID()) {
+		return
+	}
+	switch is := r.state.membership(user); {
+	case is == rooms.MembershipInvite && isBot(user) && before != is && !r.hasServer(user):
+		r.hush(user, c.mono()+inviteQuietTime)
+	case is == rooms.MembershipJoin && isBot(user) && c.newServer(r, user, before):
+		r.hush(user, c.mono()+moduleQuietTime)
+	case is == rooms.MembershipJoin && c.newServer(r, user, before):
+		r.hush(user, c.mono()+quietTime)
+	case is != rooms.MembershipJoin && is != rooms.MembershipInvite:
+		delete(r.quiet, user)
 	}
 }
 
-func (c *Client) hold(roomID id.RoomID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if r := c.rooms[roomID]; r != nil {
-		r.quietUntil = c.mono() + quietTime
+// hush keeps the room quiet for a user's server.
+func (r *room) hush(user id.UserID, until time.Duration) {
+	if r.quiet == nil {
+		r.quiet = map[id.UserID]time.Duration{}
 	}
+	r.quiet[user] = until
+}
+
+// quietUntil returns when something may be sent into the room again.
+func (r *room) quietUntil() (until time.Duration) {
+	for _, at := range r.quiet {
+		until = max(until, at)
+	}
+	return until
+}
+
+// hasServer tells whether another user of a user's server is in the room.
+func (r *room) hasServer(user id.UserID) bool {
+	for other, member := range r.state.view.Members {
+		if other != user && member.Membership == rooms.MembershipJoin && serverOf(other) == serverOf(user) {
+			return true
+		}
+	}
+	return false
+}
+
+// makeQuiet lets what is under way in the room go out, and keeps the room quiet
+// for a module that is about to be invited.
+func (c *Client) makeQuiet(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+	settled, cancel := context.WithTimeout(ctx, 2*botWait)
+	defer cancel()
+	_ = c.Settle(settled, roomID)
+	c.mu.Lock()
+	if r := c.rooms[roomID]; r != nil {
+		r.hush(bot, c.mono()+beforeInvite+inviteQuietTime)
+	}
+	c.mu.Unlock()
+	_ = sleep(ctx, beforeInvite)
 }
 
 // newServer tells whether a member event is the first join of a server.
@@ -250,12 +293,7 @@ func (c *Client) newServer(r *room, user id.UserID, before rooms.Membership) boo
 	if before == rooms.MembershipJoin || r.state.membership(user) != rooms.MembershipJoin || serverOf(user) == serverOf(c.UserID()) {
 		return false
 	}
-	for other, member := range r.state.view.Members {
-		if other != user && member.Membership == rooms.MembershipJoin && serverOf(other) == serverOf(user) {
-			return false
-		}
-	}
-	return true
+	return !r.hasServer(user)
 }
 
 // noteMembership takes in what the homeserver just confirmed, before /sync

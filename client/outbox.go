@@ -257,7 +257,7 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 		if row.item.Kind != kindWelcome {
 			at = max(at, c.limited)
 			if r := c.rooms[row.item.Room]; r != nil {
-				at = max(at, r.quietUntil)
+				at = max(at, r.quietUntil())
 			}
 		}
 		if at > now {

@@ -126,10 +126,9 @@ type room struct {
 	pendingSince time.Duration  // when our commit began to wait
 	pendingRef   federation.Ref
 	lagLooked    bool
-	quietUntil   time.Duration // a server joins: nothing is sent
-	quietFor     id.UserID     // the module whose first event ends that
-	staleAt      time.Duration // when servers that could not be asked for devices are asked again
-	graceAt      time.Duration // when a leaf that fails its check may be removed
+	quiet        map[id.UserID]time.Duration // users whose server joins: nothing is sent before that
+	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
+	graceAt      time.Duration               // when a leaf that fails its check may be removed
 	badSince     map[string]time.Duration
 	headSeen     bool // a module published where newcomers join
 	fetched      map[id.EventID]*Event
