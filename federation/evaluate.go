@@ -16,7 +16,6 @@ type derived struct {
 	final      bool
 	counts     bool // era commits: the era counts
 	newest     *node
-	authored   bool
 }
 
 // acceptance is how a commit is accepted, by itself or through a descendant

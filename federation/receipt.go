@@ -156,7 +156,6 @@ const (
 type wire []byte
 
 func (w *wire) u8(v uint8)     { *w = append(*w, v) }
-func (w *wire) u16(v uint16)   { *w = binary.BigEndian.AppendUint16(*w, v) }
 func (w *wire) u32(v uint32)   { *w = binary.BigEndian.AppendUint32(*w, v) }
 func (w *wire) u64(v uint64)   { *w = binary.BigEndian.AppendUint64(*w, v) }
 func (w *wire) ref(r Ref)      { *w = append(*w, r[:]...) }
