@@ -213,10 +213,13 @@ func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action
 // head publishes P.head.
 func (m *fakeModule) head(room id.RoomID) {
 	g := m.groups[room]
+	m.w.s.mu.Lock()
+	events := len(m.w.s.log)
+	m.w.s.mu.Unlock()
 	head := &rooms.HeadContent{
 		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: testServer,
 		ExternalSenders: []rooms.ExternalSender{{Scheme: uint16(m.w.cs.SignatureScheme()), Key: rooms.Bytes(m.external.Public())}},
-		Nonce:           strconv.Itoa(len(m.w.s.log)),
+		Nonce:           strconv.Itoa(events),
 	}
 	if g.machine != nil {
 		ref := g.machine.SafeHead()
