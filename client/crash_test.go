@@ -148,7 +148,10 @@ func (w *world) queueInvite(d *testDevice, room id.RoomID, who *testDevice) erro
 		d.mu.Lock()
 		_, in := d.rooms[room].rec.Admissions[who.UserID()]
 		d.mu.Unlock()
-		if in && membershipIn(w.s.state(room, len(w.s.log)), who.UserID()) == "invite" {
+		w.s.mu.Lock()
+		invited := membershipIn(w.s.state(room, len(w.s.log)), who.UserID()) == "invite"
+		w.s.mu.Unlock()
+		if in && invited {
 			return
 		}
 		err = d.Invite(w.ctx, room, who.UserID())

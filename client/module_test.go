@@ -3,6 +3,7 @@ package client
 import (
 	"crypto/ed25519"
 	"strconv"
+	"sync"
 
 	"maunium.net/go/mautrix/id"
 
@@ -14,6 +15,8 @@ import (
 // fakeModule is a sequencer made of the pure packages, enough to order the
 // commits of tests. The real one is package appservice.
 type fakeModule struct {
+	mu sync.Mutex // one turn at a time
+
 	w        *world
 	bot      id.UserID
 	hs       *fakeTransport
@@ -49,6 +52,8 @@ func newFakeModule(w *world) *fakeModule {
 }
 
 func (m *fakeModule) turn() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.w.s.mu.Lock()
 	events := m.w.s.log[m.at:]
 	m.at = len(m.w.s.log)
