@@ -400,6 +400,10 @@ func (c *Client) expel(ctx context.Context, roomID id.RoomID, user id.UserID, me
 		}
 		r.rec.Caused[user] = true
 		delete(r.rec.Admissions, user)
+		if r.expelled == nil {
+			r.expelled = map[id.UserID]expulsion{}
+		}
+		r.expelled[user] = expulsion{as: membership, until: c.mono() + time.Minute}
 	}
 	c.mu.Unlock()
 	c.noteMembership(roomID, user, membership)

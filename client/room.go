@@ -126,6 +126,7 @@ type room struct {
 	pendingSince time.Duration  // when our commit began to wait
 	pendingRef   federation.Ref
 	lagLooked    bool
+	expelled     map[id.UserID]expulsion     // whom we removed, until /sync shows it
 	quiet        map[id.UserID]time.Duration // users whose server joins: nothing is sent before that
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed
@@ -371,4 +372,11 @@ func (c *Client) dropEpoch(b *batch, r *room, ref federation.Ref) {
 
 func (c *Client) machineConfig(roomID id.RoomID) federation.Config {
 	return federation.Config{Room: string(roomID), Verify: rooms.VerifyLeafSignature}
+}
+
+// expulsion is what the homeserver confirmed of a kick or ban of ours. A /sync
+// that was under way may still bring the user's join from before it.
+type expulsion struct {
+	as    rooms.Membership
+	until time.Duration
 }

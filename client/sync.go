@@ -226,6 +226,9 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if evt.StateKey != nil {
 			was = r.state.membership(id.UserID(*evt.StateKey))
 		}
+		if c.outdated(r, evt) {
+			continue
+		}
 		isNew := r.state.set(evt)
 		if isNew || evt.StateKey == nil {
 			c.noteQuiet(r, evt, was)
@@ -244,6 +247,27 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		r.state.Known = false
 	}
 	return r
+}
+
+// outdated tells whether a member event is from before our own kick or ban of
+// that user, which /sync has not shown yet.
+func (c *Client) outdated(r *room, evt *Event) bool {
+	if evt.Type != rooms.TypeMember || evt.StateKey == nil {
+		return false
+	}
+	user := id.UserID(*evt.StateKey)
+	x, ok := r.expelled[user]
+	if !ok {
+		return false
+	}
+	var content struct {
+		Membership rooms.Membership `json:"membership"`
+	}
+	if json.Unmarshal(evt.Content, &content) == nil && content.Membership != x.as && c.mono() < x.until {
+		return true
+	}
+	delete(r.expelled, user)
+	return false
 }
 
 // checkAlgorithm warns when somebody changed the room's encryption setting. The
