@@ -18,6 +18,7 @@ type fakeModule struct {
 	mu sync.Mutex // one turn at a time
 
 	w        *world
+	server   string
 	bot      id.UserID
 	hs       *fakeTransport
 	key      ed25519.PrivateKey
@@ -25,6 +26,7 @@ type fakeModule struct {
 	at       int
 	groups   map[id.RoomID]*moduleRoom
 	deaf     bool // accepts nothing
+	down     bool // does nothing at all
 	// noVouching: it does not see what members say of commits, except rejects.
 	noVouching bool
 }
@@ -39,11 +41,12 @@ type moduleRoom struct {
 	n       int
 }
 
-func newFakeModule(w *world) *fakeModule {
-	m := &fakeModule{w: w, bot: botOf(testServer), groups: map[id.RoomID]*moduleRoom{}, key: edKey(newSeeded("module"))}
+// newFakeModule starts the module of a server. The first is the world's own.
+func newFakeModule(w *world, server string) *fakeModule {
+	m := &fakeModule{w: w, server: server, bot: botOf(server), groups: map[id.RoomID]*moduleRoom{}, key: edKey(newSeeded("module" + server))}
 	m.hs = &fakeTransport{s: w.s, user: m.bot}
-	w.s.users[m.bot] = &fakeUser{master: edKey(newSeeded("m1")), self: edKey(newSeeded("m2")), devices: map[id.DeviceID]*fakeDevice{}}
-	key, err := mls.GenerateSignatureKey(w.cs, newSeeded("external"))
+	w.s.users[m.bot] = &fakeUser{master: edKey(newSeeded("m1" + server)), self: edKey(newSeeded("m2" + server)), devices: map[id.DeviceID]*fakeDevice{}}
+	key, err := mls.GenerateSignatureKey(w.cs, newSeeded("external"+server))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -54,6 +57,9 @@ func newFakeModule(w *world) *fakeModule {
 func (m *fakeModule) turn() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.down {
+		return
+	}
 	m.w.s.mu.Lock()
 	events := m.w.s.log[m.at:]
 	m.at = len(m.w.s.log)
@@ -82,14 +88,34 @@ func (m *fakeModule) handle(evt *Event) {
 				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{},
 			}
 			m.head(evt.RoomID)
+			// What the room held before it came.
+			m.w.s.mu.Lock()
+			var before []*Event
+			for _, old := range m.w.s.log {
+				if old.ID == evt.ID {
+					break
+				}
+				if old.RoomID == evt.RoomID && old.StateKey == nil {
+					before = append(before, old)
+				}
+			}
+			m.w.s.mu.Unlock()
+			for _, old := range before {
+				m.handle(old)
+			}
 		}
 	case rooms.TypeCommit:
-		m.commit(evt)
-	case rooms.TypeApplied, rooms.TypeReject:
-		if m.noVouching && evt.Type == rooms.TypeApplied {
+		if m.groups[evt.RoomID] != nil {
+			m.commit(evt)
+		}
+	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
+		if m.noVouching && evt.Type == rooms.TypeApplied || evt.Sender == m.bot {
 			return
 		}
 		g := m.groups[evt.RoomID]
+		if g == nil || g.machine == nil {
+			return
+		}
 		ev, err := rooms.DecodeReceipt(evt.Type, string(evt.ID), evt.Content)
 		if err != nil {
 			t.Fatalf("module: %s: %v", evt.Type, err)
@@ -206,7 +232,7 @@ func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action
 				t.Fatal(err)
 			}
 			g.n++
-			if _, err := m.hs.Send(m.w.ctx, room, eventType, "m"+strconv.Itoa(g.n)+string(room), raw); err != nil {
+			if _, err := m.hs.Send(m.w.ctx, room, eventType, m.server+strconv.Itoa(g.n)+string(room), raw); err != nil {
 				t.Fatal(err)
 			}
 		case federation.HeadChanged, federation.Finalized:
@@ -222,7 +248,7 @@ func (m *fakeModule) head(room id.RoomID) {
 	events := len(m.w.s.log)
 	m.w.s.mu.Unlock()
 	head := &rooms.HeadContent{
-		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: testServer,
+		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: m.server,
 		ExternalSenders: []rooms.ExternalSender{{Scheme: uint16(m.w.cs.SignatureScheme()), Key: rooms.Bytes(m.external.Public())}},
 		Nonce:           strconv.Itoa(events),
 	}
@@ -238,6 +264,9 @@ func (m *fakeModule) head(room id.RoomID) {
 		}
 		final := g.machine.NewestFinal()
 		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
+		for _, v := range g.machine.FinalVotes() {
+			head.Votes = append(head.Votes, *rooms.VoteOf(v))
+		}
 		head.GroupInfo = g.infos[ref]
 		head.Snapshot = &rooms.Snapshot{Tree: group.RatchetTree(), TreeHash: group.TreeHash(), AtCommit: rooms.Hash(ref)}
 		if ref == g.root {
@@ -279,8 +308,8 @@ func (m *fakeModule) proposeRemove(room id.RoomID, user id.UserID, reason id.Eve
 // loseDatabase gives the module new keys; it follows the room again from its
 // events, as the real one does, and waits for an admin.
 func (m *fakeModule) loseDatabase(room id.RoomID) {
-	m.key = edKey(newSeeded("another module"))
-	key, err := mls.GenerateSignatureKey(m.w.cs, newSeeded("another external"))
+	m.key = edKey(newSeeded("another module" + m.server))
+	key, err := mls.GenerateSignatureKey(m.w.cs, newSeeded("another external"+m.server))
 	if err != nil {
 		m.w.t.Fatal(err)
 	}
@@ -305,6 +334,6 @@ func (m *fakeModule) loseDatabase(room id.RoomID) {
 func (m *fakeModule) config(room id.RoomID) federation.Config {
 	return federation.Config{
 		Room: string(room), Verify: rooms.VerifyLeafSignature, VoteDelay: -1,
-		Self: &federation.Identity{Server: testServer, User: string(m.bot), Key: m.key},
+		Self: &federation.Identity{Server: m.server, User: string(m.bot), Key: m.key},
 	}
 }

@@ -548,7 +548,8 @@ type world struct {
 	t      *testing.T
 	ctx    context.Context
 	s      *fakeServer
-	module *fakeModule
+	module *fakeModule   // of testServer
+	more   []*fakeModule // of other servers
 	all    []*testDevice
 	now    time.Duration
 	cs     mls.CipherSuite
@@ -570,11 +571,30 @@ type testDevice struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, ctx: t.Context(), s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second}
-	w.module = newFakeModule(w)
+	w.module = newFakeModule(w, testServer)
 	return w
 }
 
-// device logs a device of a user in; the first one of a user makes the user.
+// addModule starts the module of another server. Its rooms are those of the one
+// log: that servers see different things is tested elsewhere.
+func (w *world) addModule(server string) *fakeModule {
+	w.t.Helper()
+	m := newFakeModule(w, server)
+	w.more = append(w.more, m)
+	return m
+}
+
+// order lets all modules act.
+func (w *world) order() {
+	w.t.Helper()
+	w.module.turn()
+	for _, m := range w.more {
+		m.turn()
+	}
+}
+
+// device logs a device of a user ("name", or "name:server") in; the first one of
+// a user makes the user.
 func (w *world) device(user, device string) *testDevice {
 	w.t.Helper()
 	ident, userID := w.register(user, device)
@@ -593,6 +613,9 @@ func (w *world) device(user, device string) *testDevice {
 func (w *world) register(user, device string) (*fakeIdentity, id.UserID) {
 	w.t.Helper()
 	userID := id.UserID("@" + user + ":" + testServer)
+	if strings.Contains(user, ":") {
+		userID = id.UserID("@" + user)
+	}
 	random := newSeeded(user + device)
 	w.s.mu.Lock()
 	u := w.s.users[userID]
@@ -698,7 +721,7 @@ func (w *world) settle(devices ...*testDevice) {
 		w.s.mu.Lock()
 		before := len(w.s.log)
 		w.s.mu.Unlock()
-		w.module.turn()
+		w.order()
 		for _, d := range devices {
 			d.turn()
 		}
@@ -728,7 +751,7 @@ func (w *world) background(fn func() error) error {
 			return err
 		default:
 		}
-		w.module.turn()
+		w.order()
 		for _, d := range w.all {
 			d.turn()
 		}
