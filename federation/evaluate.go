@@ -78,7 +78,7 @@ func (m *Machine) evaluateList(config Ref, base *node) {
 }
 
 func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *node) {
-	rs.valid = make(map[Ballot][]*node)
+	rs.valid = make(map[Ballot][]covered)
 	var ballots []Ballot
 	// rs.accepts is sorted by ballot: an accept may rest on one in a lower ballot.
 	for _, a := range rs.accepts {
@@ -90,22 +90,25 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			m.markProvisional(n, config, a.Ballot.Rank)
 			continue
 		}
+		from := base
 		if a.Ballot.Round > 0 {
-			if _, _, ok := m.ballotBase(rs, list, base, a.Ballot, a.Promises, n); !ok {
+			var ok bool
+			if from, _, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n); !ok {
 				continue
 			}
 		}
 		if len(rs.valid[a.Ballot]) == 0 {
 			ballots = append(ballots, a.Ballot)
 		}
-		rs.valid[a.Ballot] = append(rs.valid[a.Ballot], n)
+		rs.valid[a.Ballot] = append(rs.valid[a.Ballot], covered{n, from})
 	}
 	for _, b := range ballots {
 		liars := equivocating(rs.valid[b])
 		if !m.keeps(ruleEquivocatorLast) {
 			liars = nil
 		}
-		for _, n := range rs.valid[b] {
+		for _, v := range rs.valid[b] {
+			n := v.top
 			for x := n; x != nil && x.governing() == config; x = x.up {
 				if liars[n] {
 					if x.acc.indirect {
@@ -137,9 +140,13 @@ func (m *Machine) markProvisional(n *node, config Ref, rank uint32) {
 
 // equivocating returns those of the commits accepted in one ballot that another
 // of them does not extend and that do not extend it.
-func equivocating(ns []*node) map[*node]bool {
-	if len(ns) < 2 {
+func equivocating(vs []covered) map[*node]bool {
+	if len(vs) < 2 {
 		return nil
+	}
+	ns := make([]*node, len(vs))
+	for i := range vs {
+		ns[i] = vs[i].top
 	}
 	deepest := ns[0]
 	for _, n := range ns {
@@ -196,7 +203,7 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 			counted = append(counted, p)
 			continue
 		}
-		if n != base && n != m.base && !n.final && !(n.votable && rs.backed(v.Ballot, n)) {
+		if (m.complete || n != m.base && !n.final) && !(n.votable && m.backed(rs, v.Ballot, n)) {
 			continue
 		}
 		seen |= 1 << p.Promiser
@@ -225,10 +232,13 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 	return out, counted, target == nil || target.extends(out)
 }
 
-// backed reports whether a valid accept in the ballot covers n.
-func (rs *receipts) backed(b Ballot, n *node) bool {
-	for _, x := range rs.valid[b] {
-		if x.extends(n) {
+// backed reports whether an honest module could have voted for n in the ballot:
+// a valid accept covers it, and it extends what that ballot had to extend. A
+// promise that tells of another last vote would set aside what lower ballots
+// voted for, and no receipt of its author would show the lie.
+func (m *Machine) backed(rs *receipts, b Ballot, n *node) bool {
+	for _, v := range rs.valid[b] {
+		if v.top.extends(n) && (n.extends(v.from) || !m.keeps(ruleBallotBase)) {
 			return true
 		}
 	}

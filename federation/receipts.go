@@ -16,8 +16,12 @@ type receipts struct {
 	readies  []*Ready
 
 	// derived
-	valid map[Ballot][]*node // commits that valid accepts of a ballot name
+	valid map[Ballot][]covered // what valid accepts of a ballot name
 }
+
+// covered is what a valid accept covers: the commit that it names, and what its
+// ballot had to extend.
+type covered struct{ top, from *node }
 
 func (rs *receipts) len() int {
 	return len(rs.accepts) + len(rs.votes) + len(rs.promises) + len(rs.readies)

@@ -33,6 +33,7 @@ const (
 	ruleWindow                           // a side without finals stops after window commits
 	ruleAskTwice                         // who was not answered twice does not ask again
 	rulePinnedPromises                   // a ballot's accepts all show the promises it opened with
+	ruleBallotBase                       // nobody votes below what the ballot had to extend
 )
 
 // keeps reports whether a rule is in force: always, but in this package's tests.

@@ -384,14 +384,14 @@ func (m *Machine) signAccept(b *batch, config Ref, rank uint32, o *ownState, rs 
 // covers, if it extends the last vote there. Riding on an accept it does not
 // wait, and is not sent by itself.
 func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts, riding bool) *Vote {
-	var top *node
+	var top, from *node
 	ballot := o.promised
 	if h, ok := rs.highest(); ok && !m.keeps(ruleHighestPromised) {
 		ballot = h
 	}
-	for _, n := range rs.valid[ballot] {
-		if top == nil || n.depth > top.depth {
-			top = n
+	for _, v := range rs.valid[ballot] {
+		if top == nil || v.top.depth > top.depth {
+			top, from = v.top, v.from
 		}
 	}
 	// The head may be elsewhere: a list change that is not final ranks below every
@@ -399,10 +399,16 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	if top == nil || !top.extends(m.final) && !m.final.extends(top) || !m.space(config, 1) {
 		return nil
 	}
-	for top != base && (!top.votable && m.keeps(ruleApplied) || top.listChange() && !top.final && !m.listReady(top)) {
-		if top = top.up; top == nil || top.governing() != config {
+	if !m.keeps(ruleBallotBase) {
+		from = base
+	}
+	// A later owner takes the vote in the highest ballot for all that was voted:
+	// one below what this ballot had to extend would drop the rest.
+	for !top.votable && m.keeps(ruleApplied) || top.listChange() && !top.final && !m.listReady(top) {
+		if top == from || top.up == nil {
 			return nil
 		}
+		top = top.up
 	}
 	if top == base || top.governing() != config || top.final {
 		return nil
@@ -439,9 +445,12 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	}
 	// A vote has to fit into an event: with many proofs it goes in steps.
 	proofs := m.proofs(low, top)
-	for len(proofs) > votedProofs && top.up != low {
+	for len(proofs) > votedProofs && top.up != low && top != from {
 		top = top.up
 		proofs = m.proofs(low, top)
+	}
+	if len(proofs) > maxProofs {
+		return nil
 	}
 	v := &Vote{Config: config, Ballot: ballot, Voter: rank, Ref: top.ref, Proofs: proofs, EventID: top.c.EventID}
 	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs}

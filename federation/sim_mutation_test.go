@@ -133,6 +133,7 @@ func TestRulesMatterInStories(t *testing.T) {
 		{"oldest_user", ruleOldestUser},
 		{"final_first", ruleFinalFirst},
 		{"extend_vote", ruleExtendVote},
+		{"understated", ruleBallotBase},
 	} {
 		t.Run(fmt.Sprintf("%s/%d", tt.story, bits.TrailingZeros64(uint64(tt.rule))), func(t *testing.T) {
 			s, differs := &story{without: tt.rule}, 0

@@ -58,8 +58,8 @@ func (m *Machine) promise(b *batch, config Ref, rank uint32, o *ownState, ballot
 func (rs *receipts) highest() (Ballot, bool) {
 	var out Ballot
 	found := false
-	for b, ns := range rs.valid {
-		if len(ns) > 0 && (!found || out.Less(b)) {
+	for b, vs := range rs.valid {
+		if len(vs) > 0 && (!found || out.Less(b)) {
 			out, found = b, true
 		}
 	}
@@ -97,11 +97,17 @@ func (m *Machine) acceptable(n *node) bool {
 }
 
 // stalled reports whether a commit waits, or a votable one is not final. With
-// ours set, one that no ballot helps does not count: a list change whose
-// sequencers are not ready any more.
+// ours set, what no ballot helps does not count: a list change whose sequencers
+// are not ready any more, and what lies below it once a ballot is bound to it.
 func (m *Machine) stalled(config Ref, ours bool) bool {
+	bound := false
 	for x := m.head; x != nil && x != m.final; x = x.up {
-		if x.governing() == config && x.votable && !x.final && !(ours && x.listChange() && !m.listReady(x)) {
+		if x.governing() != config || !x.votable || x.final {
+			continue
+		}
+		if ours && x.listChange() && !m.listReady(x) {
+			bound = bound || m.binds(config, x)
+		} else if !bound {
 			return true
 		}
 	}
@@ -114,6 +120,21 @@ func (m *Machine) stalled(config Ref, ours bool) bool {
 	}
 	for _, k := range at.kids {
 		if m.acceptable(k) && !k.acc.ballot {
+			return true
+		}
+	}
+	return false
+}
+
+// binds reports whether the highest ballot accepted in had to extend n.
+func (m *Machine) binds(config Ref, n *node) bool {
+	rs := m.lists[config]
+	if rs == nil || !m.keeps(ruleBallotBase) {
+		return false
+	}
+	top, _ := rs.highest()
+	for _, v := range rs.valid[top] {
+		if v.from.extends(n) {
 			return true
 		}
 	}
@@ -143,9 +164,9 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 	t := &m.turn
 	mark := progress{config: config, final: m.final.ref, promised: o.promised}
 	if h, ok := rs.highest(); ok {
-		for _, n := range rs.valid[h] {
-			if top, ok := m.nodes[mark.accepted]; !ok || n.depth > top.depth {
-				mark.accepted = n.ref
+		for _, v := range rs.valid[h] {
+			if top, ok := m.nodes[mark.accepted]; !ok || v.top.depth > top.depth {
+				mark.accepted = v.top.ref
 			}
 		}
 	}
