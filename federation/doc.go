@@ -87,6 +87,7 @@
 // eras and the fork choice (a pure function of the set of events, evaluated anew
 // when the set grew), sequence.go what this module accepts and votes for,
 // takeover.go when it asks for a ballot, answers, or goes on without a majority,
+// proofchain.go what shows a newcomer the newest final commit,
 // heal.go what a member does when the head left its branch, receipt.go holds the
 // signed bytes, state.go persistence. rules.go names the rules that the simulator
 // (sim_test.go) leaves out one by one to see a property break.

@@ -21,6 +21,10 @@ type Machine struct {
 	seq       uint64
 	proven    map[Ref]bool // evidence that was reported, by the pair's hash
 
+	// What ProofChain keeps of commits at or below the base.
+	proofSteps []ProofStep
+	fromRoot   bool
+
 	own     map[Ref]*ownState // by list
 	counter uint64
 	prev    Ref
@@ -81,6 +85,13 @@ func New(cfg Config, base Base) (*Machine, error) {
 	}
 	m.setBase(n)
 	m.complete = n.sets && base.Era == 0 && base.Epoch == 0
+	m.fromRoot = m.complete
+	if p := base.Proof; p != nil && !m.complete && len(p.Steps) <= m.cfg.Limits.Proofs {
+		m.fromRoot = p.FromRoot
+		for i := range p.Steps {
+			m.proofSteps = append(m.proofSteps, cloneStep(&p.Steps[i]))
+		}
+	}
 	m.evaluate()
 	return m, nil
 }

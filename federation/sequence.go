@@ -420,8 +420,8 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 			if v.Ballot == ballot && (!top.extends(last) && m.keeps(ruleExtendVote) || top == last) {
 				return nil
 			}
-			if top.extends(last) {
-				low = last
+			if v.Ballot == ballot && top.extends(last) {
+				low = last // what a new ballot's votes rest on they show anew
 			}
 		}
 	}

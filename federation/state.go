@@ -162,10 +162,14 @@ func (c *codec) duration(d *time.Duration) {
 	*d = time.Duration(x)
 }
 
-func (c *codec) policy(p *Policy) {
-	s := []Sequencer(p.Sequencers)
+func (c *codec) list(l *List) {
+	s := []Sequencer(*l)
 	slice(c, &s, func(s *Sequencer) { c.str(&s.Server); c.str(&s.User); c.bytes(&s.ReceiptKey) })
-	p.Sequencers = s
+	*l = s
+}
+
+func (c *codec) policy(p *Policy) {
+	c.list(&p.Sequencers)
 	slice(c, &p.Admins, func(s *string) { c.str(s) })
 	slice(c, &p.Heirs, func(h *Heir) { c.str(&h.User); c.str(&h.Server) })
 	c.duration(&p.Takeover)
@@ -337,6 +341,8 @@ type saved struct {
 	retired  bool
 	complete bool
 	seq      uint64
+	steps    []ProofStep
+	fromRoot bool
 }
 
 type savedOwn struct {
@@ -344,8 +350,9 @@ type savedOwn struct {
 	ownState
 }
 
-// Version 2 added the promises that an own ballot was opened with.
-const stateVersion = 2
+// Version 2 added the promises that an own ballot was opened with, version 3
+// the proof chain of what was dropped.
+const stateVersion = 3
 
 func (c *codec) state(s *saved) {
 	version := uint32(stateVersion)
@@ -380,6 +387,26 @@ func (c *codec) state(s *saved) {
 	c.bool(&s.retired)
 	c.bool(&s.complete)
 	c.u64(&s.seq)
+	if c.version >= 3 {
+		slice(c, &s.steps, c.step)
+		c.bool(&s.fromRoot)
+	} else {
+		s.fromRoot = s.complete
+	}
+}
+
+func (c *codec) step(s *ProofStep) {
+	c.ref(&s.Ref)
+	c.ref(&s.Parent)
+	c.str(&s.EventID)
+	c.u64(&s.Epoch)
+	c.list(&s.Sets)
+	c.u64(&s.Era)
+	c.ref(&s.Config)
+	slice(c, &s.Votes, func(v **Vote) { must(c, v, c.vote) })
+	slice(c, &s.Above, func(l *ProofLink) { c.ref(&l.Ref); c.ref(&l.Parent); c.str(&l.EventID) })
+	slice(c, &s.Vouchers, c.proof)
+	slice(c, &s.Keys, func(k *ProofKey) { c.ref(&k.Ref); c.leaf(&k.Leaf); c.bytes(&k.Group); c.u16(&k.Suite) })
 }
 
 type savedLeaf struct {
@@ -425,7 +452,7 @@ func (c *codec) base(n *node) {
 func (m *Machine) MarshalBinary() ([]byte, error) {
 	s := saved{
 		base: m.base, commits: m.order[1:], waiting: m.waiting, counter: m.counter, prev: m.prev,
-		retired: m.retired, complete: m.complete, seq: m.seq,
+		retired: m.retired, complete: m.complete, seq: m.seq, steps: m.proofSteps, fromRoot: m.fromRoot,
 	}
 	for _, n := range m.order[1:] {
 		for _, v := range n.vouchers {
@@ -489,6 +516,7 @@ func Unmarshal(cfg Config, data []byte) (*Machine, error) {
 	}
 	m.setBase(s.base)
 	m.complete, m.counter, m.prev, m.retired, m.seq = s.complete, s.counter, s.prev, s.retired, s.seq
+	m.proofSteps, m.fromRoot = s.steps, s.fromRoot
 	for _, raw := range s.commits {
 		if err := m.checkCommitForm(raw.c); err != nil {
 			return nil, fmt.Errorf("%w: %v", errState, err)
@@ -606,6 +634,7 @@ func (m *Machine) compact() []Ref {
 	if to.isEra() || !to.final {
 		return nil // a base must be an ordinary final commit; the next step will do
 	}
+	m.keepProofs(to)
 	table, list := to.table(), to.config
 	kept := map[Ref]bool{list: true}
 	var forgotten []Ref

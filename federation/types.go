@@ -140,6 +140,9 @@ type Base struct {
 	Suite   uint16
 	Policy  Policy
 	Leaves  []Leaf
+	// Proof is the chain that showed the base, which the caller verified; the
+	// machine continues it. Nil at the root, or if none was shown.
+	Proof *ProofChain
 }
 
 // Era marks a commit that opens a new era. Its policy carries the new list.
@@ -323,6 +326,7 @@ type Limits struct {
 	Receipts int // receipts kept for one list; default 8192
 	List     int // sequencers in a list; default 16
 	Leaves   int // leaves of a tree; default 20,000
+	Proofs   int // steps of the proof chain kept of dropped commits; default 128
 }
 
 func (l Limits) withDefaults() Limits {
@@ -337,6 +341,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Keep, 64)
 	def(&l.Receipts, 8192)
 	def(&l.List, 16)
+	def(&l.Proofs, 128)
 	def(&l.Leaves, 20000)
 	return l
 }
