@@ -61,8 +61,35 @@ func cloneAccept(a *Accept) *Accept {
 
 // sameEvent reports whether two waiting events are the same.
 func sameEvent(a, b Event) bool {
-	x, y := &codec{}, &codec{}
-	x.event(&a)
-	y.event(&b)
-	return bytes.Equal(x.buf, y.buf)
+	x, kindA := signatureOf(a)
+	y, kindB := signatureOf(b)
+	if kindA != kindB || !bytes.Equal(x, y) {
+		return false
+	}
+	c, d := &codec{}, &codec{}
+	c.event(&a)
+	d.event(&b)
+	return bytes.Equal(c.buf, d.buf)
+}
+
+// signatureOf returns what nearly always tells events apart: the signature, or
+// a commit's ref, and the kind.
+func signatureOf(ev Event) ([]byte, uint32) {
+	switch ev := ev.(type) {
+	case *Commit:
+		return ev.Ref[:], kindCommit
+	case *Accept:
+		return ev.Signature, kindAccept
+	case *Vote:
+		return ev.Signature, kindVote
+	case *Promise:
+		return ev.Signature, kindPromise
+	case *Ready:
+		return ev.Signature, kindReady
+	case *Applied:
+		return ev.Signature, kindApplied
+	case *Rejected:
+		return ev.Signature, kindRejected
+	}
+	return nil, 0
 }

@@ -1,21 +1,27 @@
 package federation
 
 import (
+	"bytes"
 	"math/bits"
-	"sort"
 )
 
 // derived is what evaluate makes of the set of events; never persisted.
 type derived struct {
-	best       []voucher
+	acc    acceptance
+	final  bool
+	counts bool // era commits: the era counts
+	newest *node
+	voted  uint64 // who voted for it or above, in the ballot that is counted
+}
+
+// standing is what follows from commits and statements alone, whatever receipts
+// there are.
+type standing struct {
+	best       [2]*voucher // of two users, the first in the order of vouchers
 	anyVoucher bool
 	vouched    bool
 	votable    bool
 	doubt      bool
-	acc        acceptance
-	final      bool
-	counts     bool // era commits: the era counts
-	newest     *node
 }
 
 // acceptance is how a commit is accepted, by itself or through a descendant
@@ -35,11 +41,14 @@ func (a *acceptance) onlyProvisional() bool { return a.any() && !a.ballot && !a.
 
 // evaluate computes everything that follows from the set of events.
 func (m *Machine) evaluate() {
+	if m.tellsNew {
+		m.evaluateVouching()
+		m.tellsNew = false
+	}
 	for _, n := range m.order {
 		n.derived = derived{}
 	}
-	m.evaluateVouching()
-	m.base.final, m.base.votable, m.base.vouched = true, true, true
+	m.base.final = true
 	for _, n := range m.order {
 		if n == m.base {
 			m.evaluateList(m.base.config, n)
@@ -69,64 +78,95 @@ func (m *Machine) active(n *node) bool {
 // evaluateList judges the receipts under one list.
 func (m *Machine) evaluateList(config Ref, base *node) {
 	rs := m.lists[config]
-	list, _, _ := m.list(config)
-	if rs == nil || len(list) == 0 {
+	if rs == nil {
 		return
 	}
+	list, _, _ := m.list(config)
 	m.evaluateVotes(rs, list, config)
 	m.evaluateAccepts(rs, list, config, base)
 }
 
 func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *node) {
-	rs.valid = make(map[Ballot][]covered)
-	var ballots []Ballot
+	for i := range rs.valid {
+		clear(rs.valid[i].covers)
+	}
+	rs.valid = rs.valid[:0]
 	// rs.accepts is sorted by ballot: an accept may rest on one in a lower ballot.
 	for _, a := range rs.accepts {
-		n := m.nodes[a.Ref]
+		n := a.node
 		if a.Provisional {
-			if n.sets {
-				continue
+			if !n.sets {
+				m.markProvisional(n, config, a.Ballot.Rank)
 			}
-			m.markProvisional(n, config, a.Ballot.Rank)
 			continue
 		}
 		from := base
 		if a.Ballot.Round > 0 {
 			var ok bool
-			if from, _, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n); !ok {
+			if from, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil); !ok {
 				continue
 			}
 		}
-		if len(rs.valid[a.Ballot]) == 0 {
-			ballots = append(ballots, a.Ballot)
-		}
-		rs.valid[a.Ballot] = append(rs.valid[a.Ballot], covered{n, from})
+		rs.addValid(a.Ballot, covered{n, from})
 	}
-	for _, b := range ballots {
-		liars := equivocating(rs.valid[b])
-		if !m.keeps(ruleEquivocatorLast) {
-			liars = nil
-		}
-		for _, v := range rs.valid[b] {
-			n := v.top
+	for i := range rs.valid {
+		v := &rs.valid[i]
+		chain := !m.keeps(ruleEquivocatorLast) || m.oneChain(v)
+		for _, c := range v.covers {
+			n := c.top
+			liar := !chain && v.besides(n)
 			for x := n; x != nil && x.governing() == config; x = x.up {
-				if liars[n] {
+				if liar {
 					if x.acc.indirect {
 						break // and so are all below
 					}
 					x.acc.indirect = true
 					continue
 				}
-				if x.acc.ballot && !x.acc.highest.Less(b) {
+				if x.acc.ballot && !x.acc.highest.Less(v.ballot) {
 					break // and so are all below
 				}
-				x.acc.ballot, x.acc.highest = true, b
+				x.acc.ballot, x.acc.highest = true, v.ballot
 				if !m.keeps(ruleChainCover) {
 					break
 				}
 			}
 		}
 	}
+}
+
+// accepted are the commits that the valid accepts of one ballot name.
+type accepted struct {
+	ballot Ballot
+	covers []covered
+}
+
+// covered is what a valid accept covers: the commit that it names, and what its
+// ballot had to extend.
+type covered struct{ top, from *node }
+
+func (rs *receipts) addValid(b Ballot, c covered) {
+	if k := len(rs.valid); k > 0 && rs.valid[k-1].ballot == b {
+		rs.valid[k-1].covers = append(rs.valid[k-1].covers, c)
+		return
+	}
+	if len(rs.valid) < cap(rs.valid) { // with the memory of the last evaluation
+		rs.valid = rs.valid[:len(rs.valid)+1]
+	} else {
+		rs.valid = append(rs.valid, accepted{})
+	}
+	v := &rs.valid[len(rs.valid)-1]
+	v.ballot, v.covers = b, append(v.covers[:0], c)
+}
+
+// in returns what the valid accepts of a ballot cover.
+func (rs *receipts) in(b Ballot) []covered {
+	for i := range rs.valid {
+		if rs.valid[i].ballot == b {
+			return rs.valid[i].covers
+		}
+	}
+	return nil
 }
 
 func (m *Machine) markProvisional(n *node, config Ref, rank uint32) {
@@ -138,98 +178,101 @@ func (m *Machine) markProvisional(n *node, config Ref, rank uint32) {
 	}
 }
 
-// equivocating returns those of the commits accepted in one ballot that another
-// of them does not extend and that do not extend it.
-func equivocating(vs []covered) map[*node]bool {
-	if len(vs) < 2 {
-		return nil
+// oneChain reports whether all accepts of a ballot lie on one chain.
+func (m *Machine) oneChain(v *accepted) bool {
+	if len(v.covers) < 2 {
+		return true
 	}
-	ns := make([]*node, len(vs))
-	for i := range vs {
-		ns[i] = vs[i].top
+	top, low := v.covers[0].top, v.covers[0].top.depth
+	for _, c := range v.covers {
+		if c.top.depth > top.depth {
+			top = c.top
+		}
+		low = min(low, c.top.depth)
 	}
-	deepest := ns[0]
-	for _, n := range ns {
-		if n.depth > deepest.depth {
-			deepest = n
+	m.mark(top, low)
+	for _, c := range v.covers {
+		if c.top.marked != m.marks {
+			return false
 		}
 	}
-	chain := true
-	for _, n := range ns {
-		chain = chain && deepest.extends(n)
-	}
-	if chain {
-		return nil
-	}
-	out := make(map[*node]bool)
-	for i, a := range ns {
-		for _, b := range ns[i+1:] {
-			if !a.extends(b) && !b.extends(a) {
-				out[a], out[b] = true, true
-			}
+	return true
+}
+
+// besides reports whether another accept of the ballot neither extends n nor is
+// extended by it.
+func (v *accepted) besides(n *node) bool {
+	for _, c := range v.covers {
+		if !c.top.extends(n) && !n.extends(c.top) {
+			return true
 		}
 	}
-	return out
+	return false
+}
+
+// mark marks top and the commits below it down to a depth, and no other.
+func (m *Machine) mark(top *node, low int) {
+	m.marks++
+	for x := top; x != nil && x.depth >= low; x = x.up {
+		x.marked = m.marks
+	}
 }
 
 // ballotBase returns the commit that the first accept of a ballot must extend,
-// as the promises show it, the promises that count, and whether they are q. A
-// target, if there is one, must extend it.
-func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node) (*node, []*Promise, bool) {
+// as the promises show it, and whether q of them count. A target, if there is
+// one, must extend it. Those that count are added to counted.
+func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise) (*node, bool) {
 	var seen uint64
-	var counted []*Promise
 	out, highest := base, (*LastVote)(nil)
 	for _, p := range promises {
 		if p.Ballot != b || int(p.Promiser) >= len(list) || seen&(1<<p.Promiser) != 0 {
 			continue
 		}
-		v := p.LastVote
-		if v == nil {
-			seen |= 1 << p.Promiser
-			counted = append(counted, p)
-			continue
-		}
-		if !v.Ballot.Less(b) {
-			continue
-		}
-		n, ok := m.nodes[v.Ref]
-		if !ok {
-			if m.complete {
+		n := base
+		if v := p.LastVote; v != nil {
+			var ok bool
+			switch n, ok = m.nodes[v.Ref]; {
+			case !v.Ballot.Less(b):
+				continue
+			case !ok && m.complete:
 				continue // fetched; the accept waits
-			}
-			// What is held begins above it, or it is on a branch that never
-			// was on top of what is held: no honest owner accepts here then.
-			seen |= 1 << p.Promiser
-			counted = append(counted, p)
-			continue
-		}
-		if (m.complete || n != m.base && !n.final) && !(n.votable && m.backed(rs, v.Ballot, n)) {
-			continue
-		}
-		seen |= 1 << p.Promiser
-		counted = append(counted, p)
-		switch {
-		case highest == nil, highest.Ballot.Less(v.Ballot):
-		case v.Ballot.Less(highest.Ballot):
-			continue
-		case !m.keeps(ruleDeepestTie):
-			if less(out.ref, n.ref) {
+			case !ok:
+				// What is held begins above it, or it is on a branch that never
+				// was on top of what is held: no honest owner accepts here then.
+				n = nil
+			case (m.complete || n != m.base && !n.final) && !(n.votable && m.backed(rs, v.Ballot, n)):
 				continue
 			}
-		case n.depth < out.depth:
-			continue
-		case n.depth == out.depth && less(out.ref, n.ref):
-			continue
 		}
-		out, highest = n, v
+		seen |= 1 << p.Promiser
+		if counted != nil {
+			*counted = append(*counted, p)
+		}
+		if v := p.LastVote; v != nil && n != nil && m.outweighs(v, n, highest, out) {
+			out, highest = n, v
+		}
 	}
 	if bits.OnesCount64(seen) < list.Quorum() && m.keeps(ruleQuorumPromises) {
-		return nil, nil, false
+		return nil, false
 	}
 	if !m.keeps(rulePromisedValue) {
 		out = base
 	}
-	return out, counted, target == nil || target.extends(out)
+	return out, target == nil || target.extends(out)
+}
+
+// outweighs reports whether a reported vote for n binds a new owner, and not the
+// highest so far, for o: a higher ballot, then the deeper, then the lower ref.
+func (m *Machine) outweighs(v *LastVote, n *node, highest *LastVote, o *node) bool {
+	switch {
+	case highest == nil:
+		return true
+	case highest.Ballot != v.Ballot:
+		return highest.Ballot.Less(v.Ballot)
+	case n.depth != o.depth && m.keeps(ruleDeepestTie):
+		return n.depth > o.depth
+	}
+	return less(n.ref, o.ref)
 }
 
 // backed reports whether an honest module could have voted for n in the ballot:
@@ -237,7 +280,7 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 // promise that tells of another last vote would set aside what lower ballots
 // voted for, and no receipt of its author would show the lie.
 func (m *Machine) backed(rs *receipts, b Ballot, n *node) bool {
-	for _, v := range rs.valid[b] {
+	for _, v := range rs.in(b) {
 		if v.top.extends(n) && (n.extends(v.from) || !m.keeps(ruleBallotBase)) {
 			return true
 		}
@@ -251,26 +294,24 @@ func (m *Machine) evaluateVotes(rs *receipts, list List, config Ref) {
 	if !m.keeps(ruleVoteQuorum) {
 		q = len(list) / 2
 	}
-	for i := 0; i < len(rs.votes); {
-		j := i
-		for j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot {
-			j++
-		}
-		voted := make(map[*node]uint64)
-		for _, v := range rs.votes[i:j] {
-			n := m.nodes[v.Ref]
+	for i, j := 0, 0; i < len(rs.votes); i = j {
+		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
+			v := rs.votes[j]
+			n := v.node
 			if !n.votable && m.keeps(ruleApplied) {
 				continue // its proofs are not all held: no event yet
 			}
 			bit := uint64(1) << v.Voter
-			for x := n; x != nil && x.governing() == config && voted[x]&bit == 0; x = x.up {
-				voted[x] |= bit
-				if bits.OnesCount64(voted[x]) >= q {
-					x.final = true
-				}
+			for x := n; x != nil && x.governing() == config && x.voted&bit == 0; x = x.up {
+				x.voted |= bit
+				x.final = x.final || bits.OnesCount64(x.voted) >= q
 			}
 		}
-		i = j
+		for _, v := range rs.votes[i:j] {
+			for x := v.node; x != nil && x.voted != 0; x = x.up {
+				x.voted = 0
+			}
+		}
 	}
 }
 
@@ -412,19 +453,18 @@ func (m *Machine) preferred(n, o *node) bool {
 	return less(n.ref, o.ref)
 }
 
-// sortAccepts orders accepts so that what one rests on comes before it.
-func sortAccepts(as []*Accept) {
-	sort.SliceStable(as, func(i, j int) bool {
-		a, b := as[i], as[j]
-		if a.Ballot != b.Ballot {
-			return a.Ballot.Less(b.Ballot)
+// compare orders accepts so that what one rests on comes before it.
+func (a *Accept) compare(b *Accept) int {
+	switch {
+	case a.Ballot != b.Ballot:
+		return a.Ballot.compare(b.Ballot)
+	case a.Provisional != b.Provisional:
+		if b.Provisional {
+			return -1
 		}
-		if a.Provisional != b.Provisional {
-			return !a.Provisional
-		}
-		if a.Ref != b.Ref {
-			return less(a.Ref, b.Ref)
-		}
-		return string(a.Signature) < string(b.Signature)
-	})
+		return 1
+	case a.Ref != b.Ref:
+		return bytes.Compare(a.Ref[:], b.Ref[:])
+	}
+	return bytes.Compare(a.Signature, b.Signature)
 }

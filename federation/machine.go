@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"slices"
 	"sort"
 	"time"
 )
@@ -19,7 +20,10 @@ type Machine struct {
 	chains    map[string]*chainMemory // by receipt key
 	waiting   []waitingEvent          // in order of arrival
 	seq       uint64
-	proven    map[Ref]bool // evidence that was reported, by the pair's hash
+	proven    map[Ref]bool      // evidence that was reported, by the pair's hash
+	tellsNew  bool              // commits or statements came since the standing was evaluated
+	marks     uint64            // see mark
+	reported  map[string]uint64 // by whom: a newer receipt of the own key than this machine made
 
 	// What ProofChain keeps of commits at or below the base.
 	proofSteps []ProofStep
@@ -34,19 +38,15 @@ type Machine struct {
 	head, final, era *node
 
 	// Timers of this process; a restart starts them again.
-	now          time.Duration
-	doubtSince   map[Ref]time.Duration
-	votableSince map[Ref]time.Duration
-	readySince   map[Ref]time.Duration
-	listSince    map[Ref]time.Duration // list changes that hold up a sibling
-	readied      map[Ref]int           // own ready receipts of this process
-	turn         turn
-	stallRuns    bool
-	stallSince   time.Duration
-	stallFinal   Ref
+	now        time.Duration
+	readied    map[Ref]int // own ready receipts of this process
+	turn       turn
+	stall      timer
+	stallFinal Ref
 
-	dirty        bool
-	receiptsGrew bool
+	dirty   bool
+	saved   int     // bytes of the last saved state
+	signing Receipt // an own receipt that is being recorded
 }
 
 // ownState is what a module promised and signed under one list.
@@ -93,6 +93,7 @@ func New(cfg Config, base Base) (*Machine, error) {
 		}
 	}
 	m.evaluate()
+	m.told()
 	return m, nil
 }
 
@@ -103,10 +104,7 @@ func (m *Machine) init() {
 	m.chains = make(map[string]*chainMemory)
 	m.proven = make(map[Ref]bool)
 	m.own = make(map[Ref]*ownState)
-	m.doubtSince = make(map[Ref]time.Duration)
-	m.votableSince = make(map[Ref]time.Duration)
-	m.readySince = make(map[Ref]time.Duration)
-	m.listSince = make(map[Ref]time.Duration)
+	m.tellsNew = true
 	m.readied = make(map[Ref]int)
 }
 
@@ -138,25 +136,15 @@ type batch struct {
 	others  []Action
 	fetched map[Ref]bool
 	head    Ref
-	final   map[Ref]bool
-	doubt   map[Ref]bool
 }
 
-func (m *Machine) begin() *batch {
-	b := &batch{head: m.head.ref, final: make(map[Ref]bool), doubt: make(map[Ref]bool), fetched: make(map[Ref]bool)}
-	for _, n := range m.order {
-		if n.final {
-			b.final[n.ref] = true
-		}
-		if n.doubt {
-			b.doubt[n.ref] = true
-		}
-	}
-	return b
-}
+func (m *Machine) begin() *batch { return &batch{head: m.head.ref} }
 
 func (b *batch) fetchCommit(ref Ref, hint string) {
 	if !b.fetched[ref] {
+		if b.fetched == nil {
+			b.fetched = make(map[Ref]bool)
+		}
 		b.fetched[ref] = true
 		b.others = append(b.others, Fetch{Commit: ref, EventID: hint})
 	}
@@ -179,26 +167,32 @@ func (m *Machine) finish(b *batch) []Action {
 		}
 		out = append(out, h)
 	}
-	var path []*node
+	at := len(out)
 	for x := m.head; x != nil; x = x.up {
-		path = append(path, x)
-	}
-	for i := len(path) - 1; i >= 0; i-- {
-		if n := path[i]; n.final && !b.final[n.ref] {
-			out = append(out, Finalized{Ref: n.ref})
+		if x.final && !x.toldFinal {
+			out = append(out, Finalized{Ref: x.ref})
 		}
 	}
+	slices.Reverse(out[at:])
 	for _, n := range m.order {
-		if n.doubt && !b.doubt[n.ref] {
+		if n.doubt && !n.toldDoubt {
 			out = append(out, Doubt{Ref: n.ref, Rule: n.reject.Rule})
 		}
 	}
+	m.told()
 	out = append(out, b.others...)
 	out = append(out, m.findEvidence()...)
 	if f := m.compact(); len(f) > 0 {
 		out = append(out, Forget{Refs: f})
 	}
 	return out
+}
+
+// told notes what the caller knows now.
+func (m *Machine) told() {
+	for _, n := range m.order {
+		n.toldFinal, n.toldDoubt = n.final, n.doubt
+	}
 }
 
 // record checks an event and puts it into the set.
@@ -597,19 +591,17 @@ func (m *Machine) FinalVotes() []*Vote {
 	if rs == nil || !ok {
 		return nil
 	}
-	for i := 0; i < len(rs.votes); {
+	for i, j := 0, 0; i < len(rs.votes); i = j {
 		var out []*Vote
-		j := i
 		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
 			v := rs.votes[j]
 			if v.Ref == m.final.ref && (len(out) == 0 || out[len(out)-1].Voter != v.Voter) {
-				out = append(out, cloneVote(v))
+				out = append(out, cloneVote(v.Vote))
 			}
 		}
 		if len(out) >= list.Quorum() {
 			return out
 		}
-		i = j
 	}
 	return nil
 }

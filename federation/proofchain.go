@@ -133,7 +133,7 @@ func (m *Machine) step(n *node) (ProofStep, bool) {
 			return s, false
 		}
 		for _, v := range votes {
-			s.Votes = append(s.Votes, cloneVote(v))
+			s.Votes = append(s.Votes, cloneVote(v.Vote))
 		}
 		for x := top; x != n; x = x.up {
 			s.Above = append(s.Above, ProofLink{Ref: x.ref, Parent: x.c.Parent, EventID: x.c.EventID})
@@ -175,35 +175,34 @@ func (m *Machine) addKeys(s *ProofStep, ps []Proof) {
 // votesFor returns votes of q modules, in one ballot, for n or commits above it,
 // and the highest commit they name. Of several such sets it is the one that
 // reaches least far above n, of the lowest ballot.
-func (m *Machine) votesFor(n *node) ([]*Vote, *node) {
+func (m *Machine) votesFor(n *node) ([]heldVote, *node) {
 	config := n.governing()
 	rs := m.lists[config]
 	list, _, ok := m.list(config)
 	if rs == nil || !ok {
 		return nil, nil
 	}
-	var best []*Vote
+	var best []heldVote
 	var top *node
 	for i, j := 0, 0; i < len(rs.votes); i = j {
-		nearest := make([]*Vote, len(list)) // of each voter
+		nearest := make([]heldVote, len(list)) // of each voter
 		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
 			v := rs.votes[j]
-			x := m.nodes[v.Ref]
-			if x.votable && x.extends(n) && (nearest[v.Voter] == nil || x.depth < m.nodes[nearest[v.Voter].Ref].depth) {
+			if v.node.votable && v.node.extends(n) && (nearest[v.Voter].Vote == nil || v.node.depth < nearest[v.Voter].node.depth) {
 				nearest[v.Voter] = v
 			}
 		}
-		votes := slices.DeleteFunc(nearest, func(v *Vote) bool { return v == nil })
+		votes := slices.DeleteFunc(nearest, func(v heldVote) bool { return v.Vote == nil })
 		if len(votes) < list.Quorum() {
 			continue
 		}
-		slices.SortStableFunc(votes, func(a, b *Vote) int { return m.nodes[a.Ref].depth - m.nodes[b.Ref].depth })
+		slices.SortStableFunc(votes, func(a, b heldVote) int { return a.node.depth - b.node.depth })
 		votes = votes[:list.Quorum()]
-		if high := m.nodes[votes[len(votes)-1].Ref]; best == nil || high.depth < top.depth {
+		if high := votes[len(votes)-1].node; best == nil || high.depth < top.depth {
 			best, top = votes, high
 		}
 	}
-	slices.SortFunc(best, func(a, b *Vote) int { return int(a.Voter) - int(b.Voter) })
+	slices.SortFunc(best, func(a, b heldVote) int { return int(a.Voter) - int(b.Voter) })
 	return best, top
 }
 

@@ -2,26 +2,38 @@ package federation
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
-	"crypto/sha256"
-	"sort"
+	"slices"
 )
 
 // receipts are those under one list whose signature, signer and refs were
 // checked. Whether they count is evaluated.
 type receipts struct {
-	accepts  []*Accept
-	votes    []*Vote
+	accepts  []heldAccept // in the order of compare, as are the next two
+	votes    []heldVote
 	promises []*Promise
-	readies  []*Ready
+	readies  []*heldReady // by member
 
-	// derived
-	valid map[Ballot][]covered // what valid accepts of a ballot name
+	fresh []Receipt  // not looked at for evidence yet
+	valid []accepted // derived: by ballot
 }
 
-// covered is what a valid accept covers: the commit that it names, and what its
-// ballot had to extend.
-type covered struct{ top, from *node }
+type heldAccept struct {
+	*Accept
+	node *node
+}
+
+type heldVote struct {
+	*Vote
+	node *node
+}
+
+// heldReady is the newest ready receipt of a module for a list.
+type heldReady struct {
+	*Ready
+	age timer
+}
 
 func (rs *receipts) len() int {
 	return len(rs.accepts) + len(rs.votes) + len(rs.promises) + len(rs.readies)
@@ -59,30 +71,69 @@ func (m *Machine) signer(r Receipt, list List, rank uint32, ref Ref) error {
 	if int64(rank) >= int64(len(list)) {
 		return refuse(RuleForged, ref, "signer %d of a list of %d", rank, len(list))
 	}
-	if m.cfg.verified != nil && m.cfg.verified[signatureOf(r)+string(list[rank].ReceiptKey)] {
+	if r == m.signing || m.holds(r) {
 		return nil
 	}
-	if err := r.VerifySignature(Scope{Room: m.cfg.Room}, ed25519.PublicKey(list[rank].ReceiptKey)); err != nil {
+	s := Scope{Room: m.cfg.Room}
+	var hash Ref
+	if m.cfg.verified != nil {
+		if hash = r.Hash(s); m.cfg.verified[hash] == string(list[rank].ReceiptKey) {
+			return nil
+		}
+	}
+	if err := r.VerifySignature(s, ed25519.PublicKey(list[rank].ReceiptKey)); err != nil {
 		return refuse(RuleForged, ref, "receipt of %s: %w", list[rank].User, err)
 	}
 	if m.cfg.verified != nil {
-		m.cfg.verified[signatureOf(r)+string(list[rank].ReceiptKey)] = true
+		m.cfg.verified[hash] = string(list[rank].ReceiptKey)
 	}
 	return nil
 }
 
-func signatureOf(r Receipt) string {
+// holds reports whether the very receipt is held already: it was checked then.
+// Promises come again with each accept of their ballot.
+func (m *Machine) holds(r Receipt) bool {
+	var o Receipt
 	switch r := r.(type) {
 	case *Accept:
-		return string(r.Signature)
+		rs := m.lists[r.Config]
+		if rs == nil {
+			return false
+		}
+		if at, ok := rs.findAccept(r); ok {
+			o = rs.accepts[at].Accept
+		}
 	case *Vote:
-		return string(r.Signature)
+		rs := m.lists[r.Config]
+		if rs == nil {
+			return false
+		}
+		if at, ok := rs.findVote(r); ok {
+			o = rs.votes[at].Vote
+		}
 	case *Promise:
-		return string(r.Signature)
-	case *Ready:
-		return string(r.Signature)
+		rs := m.lists[r.Config]
+		if rs == nil {
+			return false
+		}
+		if at, ok := rs.findPromise(r); ok {
+			o = rs.promises[at]
+		}
 	}
-	return ""
+	s := Scope{Room: m.cfg.Room}
+	return o != nil && bytes.Equal(o.SignedBytes(s), r.SignedBytes(s))
+}
+
+func (rs *receipts) findAccept(a *Accept) (int, bool) {
+	return slices.BinarySearchFunc(rs.accepts, a, func(h heldAccept, a *Accept) int { return h.compare(a) })
+}
+
+func (rs *receipts) findVote(v *Vote) (int, bool) {
+	return slices.BinarySearchFunc(rs.votes, v, func(h heldVote, v *Vote) int { return h.compare(v) })
+}
+
+func (rs *receipts) findPromise(p *Promise) (int, bool) {
+	return slices.BinarySearchFunc(rs.promises, p, (*Promise).compare)
 }
 
 // governed finds the list and the commit a receipt is about. With wait set,
@@ -164,12 +215,14 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 	}
 	rs := m.receiptsOf(a.Config)
 	changed := false
-	if !rs.hasAccept(a) {
+	at, held := rs.findAccept(a)
+	if !held {
 		if err := m.roomFor(a.Config, a.Ref); err != nil {
 			return false, err
 		}
-		rs.accepts = append(rs.accepts, cloneAccept(a))
-		sortAccepts(rs.accepts)
+		h := heldAccept{cloneAccept(a), n}
+		rs.accepts = slices.Insert(rs.accepts, at, h)
+		rs.fresh = append(rs.fresh, h.Accept)
 		changed = true
 	}
 	fresh := changed
@@ -185,15 +238,6 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		m.chain(a, list[a.Ballot.Rank], b)
 	}
 	return changed, nil
-}
-
-func (rs *receipts) hasAccept(a *Accept) bool {
-	for _, o := range rs.accepts {
-		if o.Ref == a.Ref && o.Ballot == a.Ballot && o.Provisional == a.Provisional && bytes.Equal(o.Signature, a.Signature) {
-			return true
-		}
-	}
-	return false
 }
 
 func (m *Machine) checkProofs(ref Ref, ps []Proof) error {
@@ -246,16 +290,16 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 	}
 	rs := m.receiptsOf(v.Config)
 	changed := m.putProofs(v.Proofs, b)
-	for _, o := range rs.votes {
-		if o.Voter == v.Voter && o.Ballot == v.Ballot && o.Ref == v.Ref && bytes.Equal(o.Signature, v.Signature) {
-			return changed, nil
-		}
+	at, held := rs.findVote(v)
+	if held {
+		return changed, nil
 	}
 	if err := m.roomFor(v.Config, v.Ref); err != nil {
 		return changed, err
 	}
-	rs.votes = append(rs.votes, cloneVote(v))
-	sortVotes(rs.votes)
+	h := heldVote{cloneVote(v), n}
+	rs.votes = slices.Insert(rs.votes, at, h)
+	rs.fresh = append(rs.fresh, h.Vote)
 	m.chain(v, list[v.Voter], b)
 	return true, nil
 }
@@ -319,25 +363,16 @@ func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
 		changed = m.putProofs(v.Proofs, b)
 	}
 	rs := m.receiptsOf(p.Config)
-	for _, o := range rs.promises {
-		if o.Promiser == p.Promiser && o.Ballot == p.Ballot && bytes.Equal(o.Signature, p.Signature) {
-			return changed, nil
-		}
+	at, held := rs.findPromise(p)
+	if held {
+		return changed, nil
 	}
 	if err := m.roomFor(p.Config, p.Commit()); err != nil {
 		return changed, err
 	}
-	rs.promises = append(rs.promises, clonePromise(p))
-	sort.SliceStable(rs.promises, func(i, j int) bool {
-		a, b := rs.promises[i], rs.promises[j]
-		if a.Ballot != b.Ballot {
-			return a.Ballot.Less(b.Ballot)
-		}
-		if a.Promiser != b.Promiser {
-			return a.Promiser < b.Promiser
-		}
-		return string(a.Signature) < string(b.Signature)
-	})
+	p = clonePromise(p)
+	rs.promises = slices.Insert(rs.promises, at, p)
+	rs.fresh = append(rs.fresh, p)
 	m.chain(p, list[p.Promiser], b)
 	return true, nil
 }
@@ -355,25 +390,18 @@ func (m *Machine) putReady(r *Ready, b *batch) (bool, error) {
 		return false, err
 	}
 	rs := m.receiptsOf(r.Config)
-	for i, o := range rs.readies {
-		if o.Member != r.Member {
-			continue
-		}
-		if o.Chain.Counter >= r.Chain.Counter {
-			return false, nil
-		}
-		rs.readies[i] = cloneReady(r) // a newer one takes its place
-		delete(m.readySince, readyKey(r))
-		m.chain(r, list[r.Member], b)
-		return true, nil
+	at, held := slices.BinarySearchFunc(rs.readies, r.Member, func(h *heldReady, member uint32) int { return cmp.Compare(h.Member, member) })
+	switch {
+	case !held:
+		rs.readies = slices.Insert(rs.readies, at, &heldReady{Ready: cloneReady(r)})
+	case rs.readies[at].Chain.Counter >= r.Chain.Counter:
+		return false, nil
+	default:
+		rs.readies[at] = &heldReady{Ready: cloneReady(r)} // a newer one takes its place
 	}
-	rs.readies = append(rs.readies, cloneReady(r))
-	sort.Slice(rs.readies, func(i, j int) bool { return rs.readies[i].Member < rs.readies[j].Member })
 	m.chain(r, list[r.Member], b)
 	return true, nil
 }
-
-func readyKey(r *Ready) Ref { return sha256.Sum256(r.Signature) }
 
 func (m *Machine) verifyLeaf(n *node, l *leaf, ref Ref, content, sig []byte) error {
 	if m.cfg.Verify == nil {
@@ -401,7 +429,11 @@ func (m *Machine) putApplied(a *Applied, b *batch) (bool, error) {
 	if err := m.verifyLeaf(n, l, a.Ref, a.Content(n.scope(m.cfg.Room)), a.Signature); err != nil {
 		return false, err
 	}
-	return n.vouch(voucher{user: l.user, leaf: a.Leaf, since: l.since, applied: cloneApplied(a)}), nil
+	if !n.vouch(voucher{user: l.user, leaf: a.Leaf, since: l.since, applied: cloneApplied(a)}) {
+		return false, nil
+	}
+	m.tellsNew = true
+	return true, nil
 }
 
 func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
@@ -429,7 +461,7 @@ func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
 	}
 	c := *r
 	c.Signature = bytes.Clone(r.Signature)
-	n.reject = &c
+	n.reject, m.tellsNew = &c, true
 	return true, nil
 }
 
@@ -437,7 +469,6 @@ func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
 // is missing, and retires the own key if the room holds one that this machine
 // did not make.
 func (m *Machine) chain(r Receipt, s Sequencer, b *batch) {
-	m.receiptsGrew = true
 	link, hash := r.Link(), r.Hash(Scope{Room: m.cfg.Room})
 	c := m.chains[string(s.ReceiptKey)]
 	if c == nil {
@@ -510,130 +541,24 @@ func (m *Machine) mine(key []byte) bool {
 	return bytes.Equal(key, m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
 }
 
-func sortVotes(vs []*Vote) {
-	sort.SliceStable(vs, func(i, j int) bool {
-		a, b := vs[i], vs[j]
-		if a.Ballot != b.Ballot {
-			return a.Ballot.Less(b.Ballot)
-		}
-		if a.Voter != b.Voter {
-			return a.Voter < b.Voter
-		}
-		if a.Ref != b.Ref {
-			return less(a.Ref, b.Ref)
-		}
-		return string(a.Signature) < string(b.Signature)
-	})
+func (v *Vote) compare(o *Vote) int {
+	switch {
+	case v.Ballot != o.Ballot:
+		return v.Ballot.compare(o.Ballot)
+	case v.Voter != o.Voter:
+		return cmp.Compare(v.Voter, o.Voter)
+	case v.Ref != o.Ref:
+		return bytes.Compare(v.Ref[:], o.Ref[:])
+	}
+	return bytes.Compare(v.Signature, o.Signature)
 }
 
-// findEvidence compares receipts that one signer never honestly signs both.
-func (m *Machine) findEvidence() []Action {
-	if !m.receiptsGrew {
-		return nil
+func (p *Promise) compare(o *Promise) int {
+	switch {
+	case p.Ballot != o.Ballot:
+		return p.Ballot.compare(o.Ballot)
+	case p.Promiser != o.Promiser:
+		return cmp.Compare(p.Promiser, o.Promiser)
 	}
-	m.receiptsGrew = false
-	var out []Action
-	add := func(kind EvidenceKind, config Ref, s Sequencer, a, b Receipt) {
-		sc := Scope{Room: m.cfg.Room}
-		ha, hb := a.Hash(sc), b.Hash(sc)
-		key := sha256.Sum256(append(ha[:], hb[:]...))
-		if m.proven[key] || len(m.proven) >= 1024 {
-			return
-		}
-		m.proven[key] = true
-		out = append(out, Evidence{Kind: kind, Config: config, Signer: s, A: a, B: b})
-	}
-	for _, n := range m.order {
-		config := n.config
-		if n != m.base && !n.sets {
-			continue
-		}
-		rs := m.lists[config]
-		if rs == nil {
-			continue
-		}
-		list, _, _ := m.list(config)
-		rs.conflicts(m, func(kind EvidenceKind, rank uint32, a, b Receipt) {
-			add(kind, config, list[rank], a, b)
-		})
-	}
-	return out
-}
-
-func (rs *receipts) conflicts(m *Machine, found func(EvidenceKind, uint32, Receipt, Receipt)) {
-	off := func(a, b Ref) bool {
-		x, y := m.nodes[a], m.nodes[b]
-		return !x.extends(y) && !y.extends(x)
-	}
-	// Neighbours in one ballot are compared with the deepest: a conflict shows
-	// in at least one such pair.
-	for i := 0; i < len(rs.accepts); {
-		j, top := i, i
-		for ; j < len(rs.accepts) && rs.accepts[j].Ballot == rs.accepts[i].Ballot && !rs.accepts[j].Provisional; j++ {
-			if m.nodes[rs.accepts[j].Ref].depth > m.nodes[rs.accepts[top].Ref].depth {
-				top = j
-			}
-		}
-		for k := i; k < j; k++ {
-			if off(rs.accepts[k].Ref, rs.accepts[top].Ref) {
-				found(EvidenceAccepts, rs.accepts[k].Ballot.Rank, rs.accepts[top], rs.accepts[k])
-				break
-			}
-		}
-		i = max(j, i+1)
-	}
-	for i := 0; i < len(rs.votes); {
-		j, top := i, i
-		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot && rs.votes[j].Voter == rs.votes[i].Voter; j++ {
-			if m.nodes[rs.votes[j].Ref].depth > m.nodes[rs.votes[top].Ref].depth {
-				top = j
-			}
-		}
-		for k := i; k < j; k++ {
-			if off(rs.votes[k].Ref, rs.votes[top].Ref) {
-				found(EvidenceVotes, rs.votes[k].Voter, rs.votes[top], rs.votes[k])
-				break
-			}
-		}
-		i = j
-	}
-	// An owner votes for what it accepted.
-	for _, v := range rs.votes {
-		if v.Voter != v.Ballot.Rank {
-			continue
-		}
-		var other *Accept
-		for _, a := range rs.accepts {
-			if a.Provisional || a.Ballot != v.Ballot {
-				continue
-			}
-			if other = a; !off(a.Ref, v.Ref) {
-				other = nil
-				break
-			}
-		}
-		if other != nil {
-			found(EvidenceOwner, v.Voter, v, other)
-		}
-	}
-	for i, p := range rs.promises {
-		if i > 0 && rs.promises[i-1].Ballot == p.Ballot && rs.promises[i-1].Promiser == p.Promiser {
-			found(EvidencePromises, p.Promiser, rs.promises[i-1], p)
-		}
-		for _, v := range rs.votes {
-			if v.Voter != p.Promiser || !v.Ballot.Less(p.Ballot) {
-				continue
-			}
-			if p.LastVote == nil || p.LastVote.Ballot.Less(v.Ballot) || p.LastVote.Ballot == v.Ballot && m.below(p.LastVote.Ref, v.Ref) {
-				found(EvidenceHidden, p.Promiser, p, v)
-			}
-		}
-	}
-}
-
-// below reports whether a is held and a strict ancestor of b.
-func (m *Machine) below(a, b Ref) bool {
-	x, ok := m.nodes[a]
-	y, ok2 := m.nodes[b]
-	return ok && ok2 && x != y && y.extends(x)
+	return bytes.Compare(p.Signature, o.Signature)
 }

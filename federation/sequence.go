@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"crypto/ed25519"
 	"sort"
 	"time"
 )
@@ -45,11 +46,16 @@ func (m *Machine) Next() (time.Duration, bool) {
 			at, found = t, true
 		}
 	}
-	for _, t := range m.votableSince {
-		add(t + m.voteDelay())
-	}
-	for _, t := range m.doubtSince {
-		add(t + doubtDelay)
+	for _, n := range m.order {
+		if n.votableT.on {
+			add(n.votableT.since + m.voteDelay())
+		}
+		if n.doubtT.on {
+			add(n.doubtT.since + doubtDelay)
+		}
+		if n.heldUpT.on {
+			add(n.heldUpT.since + m.takeover())
+		}
 	}
 	m.wakes(add)
 	return at, found
@@ -72,44 +78,19 @@ func (m *Machine) runTimers() {
 	if m.cfg.Self == nil {
 		return
 	}
-	running := func(timers map[Ref]time.Duration, on map[Ref]bool) {
-		for r := range timers {
-			if !on[r] {
-				delete(timers, r)
-			}
-		}
-		for r := range on {
-			if _, ok := timers[r]; !ok {
-				timers[r] = m.now
-			}
-		}
-	}
-	doubt, votable, held := make(map[Ref]bool), make(map[Ref]bool), make(map[Ref]bool)
 	for _, n := range m.order {
-		if n.doubt && m.siblingWaits(n) {
-			doubt[n.ref] = true
+		n.votableT.run(n.votable && !n.final, m.now)
+		n.doubtT.run(n.doubt && m.siblingWaits(n), m.now)
+		if !n.listChange() {
+			continue
 		}
-		if n.listChange() && n.acc.any() && !n.votable && m.siblingWaits(n) {
-			held[n.ref] = true
-		}
-		if n.votable && !n.final {
-			votable[n.ref] = true
-		}
-	}
-	running(m.doubtSince, doubt)
-	running(m.votableSince, votable)
-	running(m.listSince, held)
-	ready := make(map[Ref]bool)
-	for _, n := range m.order {
-		if n.listChange() && !n.final {
-			if rs := m.lists[n.ref]; rs != nil {
-				for _, r := range rs.readies {
-					ready[readyKey(r)] = true
-				}
+		n.heldUpT.run(n.acc.any() && !n.votable && m.siblingWaits(n), m.now)
+		if rs := m.lists[n.ref]; rs != nil {
+			for _, r := range rs.readies {
+				r.age.run(!n.final, m.now)
 			}
 		}
 	}
-	running(m.readySince, ready)
 }
 
 // siblingWaits reports whether another commit that could be accepted waits
@@ -204,17 +185,14 @@ func (m *Machine) tip(base *node, o *ownState) *node {
 // else the base. The promises it was opened with are shown in all its accepts:
 // another one that comes later could name another base.
 func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
-	_, counted, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil)
-	if !ok {
-		return false
-	}
-	if !m.space(config, 2) {
+	var counted []*Promise
+	if _, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil, &counted); !ok || !m.space(config, 2) {
 		return false
 	}
 	if len(counted) > list.Quorum() {
 		counted = counted[:list.Quorum()]
 	}
-	from, _, ok := m.ballotBase(rs, list, base, o.promised, counted, nil)
+	from, ok := m.ballotBase(rs, list, base, o.promised, counted, nil, nil)
 	if !ok {
 		return false
 	}
@@ -263,10 +241,7 @@ func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ow
 	}
 	due := false
 	for x := m.tip(base, o); x != nil && x != base && x.governing() == config; x = x.up {
-		since, waits := m.doubtSince[x.ref]
-		due = due || waits && m.now-since >= doubtDelay
-		since, waits = m.listSince[x.ref]
-		due = due || waits && m.now-since >= m.takeover()
+		due = due || x.doubtT.over(m.now, doubtDelay) || x.heldUpT.over(m.now, m.takeover())
 	}
 	if !due || !m.space(config, m.spare()) {
 		return false
@@ -353,7 +328,7 @@ func (m *Machine) listReady(n *node) bool {
 	count := 0
 	if rs := m.lists[n.ref]; rs != nil {
 		for _, r := range rs.readies {
-			if since, ok := m.readySince[readyKey(r)]; ok && m.now-since <= readyMaxAge {
+			if r.age.on && m.now-r.age.since <= readyMaxAge {
 				count++
 			}
 		}
@@ -389,7 +364,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	if h, ok := rs.highest(); ok && !m.keeps(ruleHighestPromised) {
 		ballot = h
 	}
-	for _, v := range rs.valid[ballot] {
+	for _, v := range rs.in(ballot) {
 		if top == nil || v.top.depth > top.depth {
 			top, from = v.top, v.from
 		}
@@ -426,13 +401,11 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 		}
 	}
 	if !riding {
-		since, ok := m.votableSince[top.ref]
-		for x := top; ok && x != nil && x != low; x = x.up {
-			if t, ok := m.votableSince[x.ref]; ok {
-				since = min(since, t)
-			}
+		due := !top.votableT.on
+		for x := top; x != nil && x != low; x = x.up {
+			due = due || x.votableT.over(m.now, m.voteDelay())
 		}
-		if ok && m.now-since < m.voteDelay() {
+		if !due {
 			return nil
 		}
 	}
@@ -481,14 +454,19 @@ func (m *Machine) signOnly(r Receipt) {
 		panic("federation: internal: the receipt key was checked by mine")
 	}
 	m.counter, m.prev = link.Counter, r.Hash(s)
+	if m.cfg.verified != nil {
+		m.cfg.verified[m.prev] = string(m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
+	}
 	m.dirty = true
 }
 
 // keep records an own receipt.
 func (m *Machine) keep(b *batch, r Receipt) {
+	m.signing = r
 	if _, _, err := m.put(r, b); err != nil {
 		panic("federation: internal: own receipt refused: " + err.Error())
 	}
+	m.signing = nil
 	m.evaluate()
 }
 

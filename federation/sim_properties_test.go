@@ -172,7 +172,7 @@ func (s *sim) evidence(x *simNode, e Evidence) {
 
 // end heals everything, lets the room settle and checks what is claimed then.
 func (s *sim) end() {
-	s.rng, s.calm, s.lossPct = newSimRand(uint64(s.script.seed)), true, 0
+	s.rng, s.calm, s.lossPct, s.at = newSimRand(uint64(s.script.seed)), true, 0, len(s.script.steps)
 	for _, x := range s.nodes {
 		x.group = 0
 		if !x.up && !x.killed {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,7 @@ var (
 // prints the seed and a shrunk script; kept in simdata it is a test.
 func TestSimulate(t *testing.T) {
 	var sum simStats
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // many small worlds that die at once
 	start, cpu := time.Now(), cpuTime()
 	failed := 0
 	if testing.Short() {

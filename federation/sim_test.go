@@ -161,7 +161,7 @@ type simNode struct {
 	m      *Machine
 	up     bool
 	killed bool // for good
-	dies   bool // in this run nodes die
+	dies   int  // the last step that may end or save it; later its disk does not matter
 	group  int
 	rate   int // its clock's speed, in percent
 	offset time.Duration
@@ -201,6 +201,7 @@ type simMessage struct {
 // sim is one run.
 type sim struct {
 	script   simScript
+	at       int // the present step
 	without  rule
 	rng      *rand.Rand // of the present step
 	now      time.Duration
@@ -215,7 +216,7 @@ type sim struct {
 	someCan  map[Ref]int
 	finals   map[Ref]Ref // deepest final anyone saw, by era
 	msgs     []*simMessage
-	verify   map[string]bool
+	verify   map[Ref]string
 	nextRef  int
 	nextIdx  uint32
 	lossPct  int
@@ -284,7 +285,7 @@ var simKeys = func() map[string]ed25519.PrivateKey {
 
 func newSim(script simScript, without rule) *sim {
 	s := &sim{script: script, without: without, commits: map[Ref]*Commit{}, depth: map[Ref]int{}, era: map[Ref]Ref{}, cannot: map[Ref]string{},
-		someCan: map[Ref]int{}, finals: map[Ref]Ref{}, verify: map[string]bool{}, proof: map[string]bool{},
+		someCan: map[Ref]int{}, finals: map[Ref]Ref{}, verify: map[Ref]string{}, proof: map[string]bool{},
 		chainOf: map[string]map[uint64]Ref{}, signed: map[string]*simSigned{}, root: testRef("sim root")}
 	s.rng = rand.New(rand.NewSource(script.seed))
 	n := script.faults.n
@@ -306,9 +307,9 @@ func newSim(script simScript, without rule) *sim {
 		if err != nil {
 			panic(err)
 		}
-		x := &simNode{name: name, cfg: cfg, m: m, up: true, dies: script.faults.crash, has: map[int]bool{}, rate: 90 + s.rng.Intn(21),
+		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, rate: 90 + s.rng.Intn(21),
 			offset: time.Duration(s.rng.Intn(1000)) * time.Second, finalAt: simFinal{s.root, s.root}}
-		x.persist()
+		s.persist(x)
 		x.old = x.blob
 		s.nodes = append(s.nodes, x)
 		return x
@@ -328,6 +329,11 @@ func newSim(script simScript, without rule) *sim {
 		s.founding = x.blob
 		s.members = append(s.members, x)
 	}
+	for i, st := range script.steps {
+		if st.op == opCrash || st.op == opOld {
+			s.modules[int(st.a)%len(s.modules)].dies = i + 1
+		}
+	}
 	if script.faults.liar {
 		s.liar = s.modules[s.rng.Intn(n)]
 		s.lies.Counter = 1 << 32
@@ -342,8 +348,8 @@ func testSequencerOf(name string) Sequencer {
 	return Sequencer{Server: name, User: "@mls:" + name, ReceiptKey: simKeys[name].Public().(ed25519.PublicKey)}
 }
 
-func (x *simNode) persist() {
-	if x.blob != nil && !x.dies {
+func (s *sim) persist(x *simNode) {
+	if x.blob != nil && x.dies <= s.at && x.crash == 0 {
 		x.fresh = nil // nobody will read it
 		return
 	}
@@ -389,7 +395,8 @@ func (s *sim) run() (err error) {
 			}
 		}
 	}()
-	for _, st := range s.script.steps {
+	for i, st := range s.script.steps {
+		s.at = i
 		s.rng = newSimRand(uint64(s.script.seed)*31 + uint64(st.a)<<32 + uint64(st.b)<<8 + uint64(st.op))
 		s.step(st)
 	}
@@ -676,7 +683,7 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 	}
 	if len(sends) == 0 {
 		if s.rng.Intn(8) == 0 {
-			x.persist()
+			s.persist(x)
 		}
 		return
 	}
@@ -687,7 +694,7 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 	if s.calm {
 		crash = 0
 	}
-	x.crash = 0
+	defer func() { x.crash = 0 }()
 	if s.without&rulePersist != 0 {
 		for _, r := range sends {
 			s.send(x, r)
@@ -696,14 +703,14 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 			s.die(x)
 			return
 		}
-		x.persist()
+		s.persist(x)
 		return
 	}
 	if crash == 1 { // before the write
 		s.die(x)
 		return
 	}
-	x.persist()
+	s.persist(x)
 	for i, r := range sends {
 		if crash == 2 || crash == 3 && i > 0 {
 			// Died before sending; the outbox is sent by the next process.

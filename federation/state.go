@@ -276,40 +276,35 @@ func (c *codec) ready(r *Ready) {
 	c.bytes(&r.Signature)
 }
 
+// The kinds of events in saved states.
+const (
+	kindCommit uint32 = 1 + iota
+	kindAccept
+	kindVote
+	kindPromise
+	kindReady
+	kindApplied
+	kindRejected
+)
+
 // event codes an event with its kind in front.
 func (c *codec) event(ev *Event) {
-	var kind uint32
-	switch (*ev).(type) {
-	case *Commit:
-		kind = 1
-	case *Accept:
-		kind = 2
-	case *Vote:
-		kind = 3
-	case *Promise:
-		kind = 4
-	case *Ready:
-		kind = 5
-	case *Applied:
-		kind = 6
-	case *Rejected:
-		kind = 7
-	}
+	_, kind := signatureOf(*ev)
 	c.u32(&kind)
 	switch kind {
-	case 1:
+	case kindCommit:
 		codeAs(c, ev, c.commit)
-	case 2:
+	case kindAccept:
 		codeAs(c, ev, c.accept)
-	case 3:
+	case kindVote:
 		codeAs(c, ev, c.vote)
-	case 4:
+	case kindPromise:
 		codeAs(c, ev, c.promise)
-	case 5:
+	case kindReady:
 		codeAs(c, ev, c.ready)
-	case 6:
+	case kindApplied:
 		codeAs(c, ev, c.applied)
-	case 7:
+	case kindRejected:
 		codeAs(c, ev, c.rejected)
 	default:
 		c.fail()
@@ -467,23 +462,24 @@ func (m *Machine) MarshalBinary() ([]byte, error) {
 	for _, config := range sortedRefs(m.lists) {
 		rs := m.lists[config]
 		for _, a := range rs.accepts {
-			s.events = append(s.events, a)
+			s.events = append(s.events, a.Accept)
 		}
 		for _, v := range rs.votes {
-			s.events = append(s.events, v)
+			s.events = append(s.events, v.Vote)
 		}
 		for _, p := range rs.promises {
 			s.events = append(s.events, p)
 		}
 		for _, r := range rs.readies {
-			s.events = append(s.events, r)
+			s.events = append(s.events, r.Ready)
 		}
 	}
 	for _, config := range sortedRefs(m.own) {
 		s.own = append(s.own, savedOwn{config, *m.own[config]})
 	}
-	c := &codec{}
+	c := &codec{buf: make([]byte, 0, m.saved+m.saved/8)}
 	c.state(&s)
+	m.saved = len(c.buf)
 	return c.buf, c.err
 }
 
@@ -550,6 +546,7 @@ func Unmarshal(cfg Config, data []byte) (*Machine, error) {
 		m.own[s.own[i].config] = &o
 	}
 	m.evaluate()
+	m.told()
 	return m, nil
 }
 
@@ -558,11 +555,11 @@ func (m *Machine) restore(ev Event) error {
 	var r Receipt
 	var list List
 	var signer uint32
-	held := func(config, ref Ref) (*receipts, bool) {
+	held := func(config, ref Ref) (*receipts, *node, bool) {
 		n, ok := m.nodes[ref]
 		l, _, ok2 := m.list(config)
 		list = l
-		return m.receiptsOf(config), ok && ok2 && n.governing() == config
+		return m.receiptsOf(config), n, ok && ok2 && n.governing() == config
 	}
 	ok := true
 	switch ev := ev.(type) {
@@ -585,14 +582,14 @@ func (m *Machine) restore(ev Event) error {
 		n.reject = ev
 		return nil
 	case *Accept:
-		var rs *receipts
-		rs, ok = held(ev.Config, ev.Ref)
-		rs.accepts = append(rs.accepts, ev)
+		rs, n, good := held(ev.Config, ev.Ref)
+		rs.accepts = append(rs.accepts, heldAccept{ev, n})
+		ok = good
 		r, signer = ev, ev.Ballot.Rank
 	case *Vote:
-		var rs *receipts
-		rs, ok = held(ev.Config, ev.Ref)
-		rs.votes = append(rs.votes, ev)
+		rs, n, good := held(ev.Config, ev.Ref)
+		rs.votes = append(rs.votes, heldVote{ev, n})
+		ok = good
 		r, signer = ev, ev.Voter
 	case *Promise:
 		list, _, ok = m.list(ev.Config)
@@ -602,7 +599,7 @@ func (m *Machine) restore(ev Event) error {
 	case *Ready:
 		list, _, ok = m.list(ev.Config)
 		rs := m.receiptsOf(ev.Config)
-		rs.readies = append(rs.readies, ev)
+		rs.readies = append(rs.readies, &heldReady{Ready: ev})
 		r, signer = ev, ev.Member
 	default:
 		return errState

@@ -56,14 +56,10 @@ func (m *Machine) promise(b *batch, config Ref, rank uint32, o *ownState, ballot
 
 // highest returns the highest ballot in which a valid accept is held.
 func (rs *receipts) highest() (Ballot, bool) {
-	var out Ballot
-	found := false
-	for b, vs := range rs.valid {
-		if len(vs) > 0 && (!found || out.Less(b)) {
-			out, found = b, true
-		}
+	if len(rs.valid) == 0 {
+		return Ballot{}, false
 	}
-	return out, found
+	return rs.valid[len(rs.valid)-1].ballot, true
 }
 
 // nextBallot returns the lowest ballot of an own rank above all that is
@@ -133,7 +129,7 @@ func (m *Machine) binds(config Ref, n *node) bool {
 		return false
 	}
 	top, _ := rs.highest()
-	for _, v := range rs.valid[top] {
+	for _, v := range rs.in(top) {
 		if v.from.extends(n) {
 			return true
 		}
@@ -164,11 +160,13 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 	t := &m.turn
 	mark := progress{config: config, final: m.final.ref, promised: o.promised}
 	if h, ok := rs.highest(); ok {
-		for _, v := range rs.valid[h] {
-			if top, ok := m.nodes[mark.accepted]; !ok || v.top.depth > top.depth {
-				mark.accepted = v.top.ref
+		var top *node
+		for _, v := range rs.in(h) {
+			if top == nil || v.top.depth > top.depth {
+				top = v.top
 			}
 		}
+		mark.accepted = top.ref
 	}
 	if mark.config != t.mark.config || mark.final != t.mark.final {
 		*t = turn{}
@@ -250,12 +248,11 @@ func (m *Machine) announceReady(b *batch) bool {
 		}
 		others, fresh := 0, false
 		for _, r := range m.receiptsOf(n.ref).readies {
-			since, ok := m.readySince[readyKey(r)]
-			switch {
-			case !ok:
+			switch age := m.now - r.age.since; {
+			case !r.age.on:
 			case r.Member == rank:
-				fresh = m.now-since < readyMaxAge/2
-			case m.now-since <= readyMaxAge:
+				fresh = age < readyMaxAge/2
+			case age <= readyMaxAge:
 				others++
 			}
 		}
@@ -288,14 +285,11 @@ func (m *Machine) wakes(f func(time.Duration)) {
 	if ok && m.turn.running && len(list) > 1 && m.turn.unanswered < provisional {
 		f(m.turn.since + m.takeoverWait(list, m.head.policy, rank, m.ownState(config)))
 	}
-	for _, since := range m.listSince {
-		f(since + m.takeover())
-	}
 	for _, n := range m.order {
 		if n.listChange() && !n.final {
 			for _, r := range m.receiptsOf(n.ref).readies {
-				if since, ok := m.readySince[readyKey(r)]; ok && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
-					f(since + readyMaxAge/2)
+				if r.age.on && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
+					f(r.age.since + readyMaxAge/2)
 				}
 			}
 		}
@@ -315,10 +309,10 @@ func (m *Machine) Provisional() bool { return m.turn.unanswered >= provisional }
 // Stalled returns for how long, on this machine's clock, a commit has been
 // waiting or votable without a new final.
 func (m *Machine) Stalled() time.Duration {
-	if !m.stallRuns {
+	if !m.stall.on {
 		return 0
 	}
-	return m.now - m.stallSince
+	return m.now - m.stall.since
 }
 
 // HeirsDue reports whether the condition of an heirs' era holds on this
@@ -328,15 +322,15 @@ func (m *Machine) HeirsDue() bool {
 	if d <= 0 {
 		d = DefaultHeirsWait
 	}
-	return m.stallRuns && m.Stalled() >= d
+	return m.stall.over(m.now, d)
 }
 
 // runStall keeps the clock of HeirsDue, in clients too.
 func (m *Machine) runStall() {
-	stalled := m.stalled(m.serving(), false)
-	if !stalled || !m.stallRuns || m.stallFinal != m.final.ref {
-		m.stallRuns, m.stallSince, m.stallFinal = stalled, m.now, m.final.ref
+	if m.stallFinal != m.final.ref {
+		m.stall, m.stallFinal = timer{}, m.final.ref
 	}
+	m.stall.run(m.stalled(m.serving(), false), m.now)
 }
 
 // UsableHead returns the newest commit on the head in whose epoch a client may

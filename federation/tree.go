@@ -3,6 +3,7 @@ package federation
 import (
 	"bytes"
 	"sort"
+	"time"
 )
 
 // leaf is an occupied leaf with the depth of the commit since which its member
@@ -38,8 +39,31 @@ type node struct {
 	vouchers []voucher
 	reject   *Rejected
 
+	standing
 	derived
+	marked uint64 // see Machine.mark
+
+	// What the caller was told, and timers of this process.
+	toldFinal, toldDoubt      bool
+	doubtT, votableT, heldUpT timer
 }
+
+// timer runs while what it is named for holds.
+type timer struct {
+	on    bool
+	since time.Duration
+}
+
+// run starts the timer if it does not run, and stops it if on is false.
+func (t *timer) run(on bool, now time.Duration) {
+	if on && !t.on {
+		t.since = now
+	}
+	t.on = on
+}
+
+// over reports whether the timer has been running for d.
+func (t *timer) over(now, d time.Duration) bool { return t.on && now-t.since >= d }
 
 // isEra reports whether the node opens an era.
 func (n *node) isEra() bool { return n.c != nil && n.c.Era != nil }
@@ -398,6 +422,7 @@ func (m *Machine) link(n *node) {
 	if n.c != nil && n.c.Founding != nil {
 		m.refounded = true
 	}
+	m.tellsNew = true
 }
 
 // list returns the list that the ref names, if it is held.

@@ -80,6 +80,16 @@ func (b Ballot) Less(o Ballot) bool {
 	return b.Round < o.Round || b.Round == o.Round && b.Rank < o.Rank
 }
 
+func (b Ballot) compare(o Ballot) int {
+	switch {
+	case b.Less(o):
+		return -1
+	case o.Less(b):
+		return 1
+	}
+	return 0
+}
+
 // String returns "round.rank".
 func (b Ballot) String() string { return fmt.Sprintf("%d.%d", b.Round, b.Rank) }
 
@@ -313,8 +323,8 @@ type Config struct {
 	// Limits bound what a machine holds; zero values mean the defaults.
 	Limits Limits
 
-	without  rule            // rules left out, in tests
-	verified map[string]bool // receipt signatures known to be good, in tests
+	without  rule           // rules left out, in tests
+	verified map[Ref]string // by hash, the key for which a receipt's signature is known to be good, in tests
 }
 
 // Limits bound what a machine holds.

@@ -67,8 +67,11 @@ func (n *node) vouch(v voucher) bool {
 		a, b := &vs[i], &n.vouchers[i]
 		same = !a.before(b) && !b.before(a)
 	}
+	if same {
+		return false
+	}
 	n.vouchers = vs
-	return !same
+	return true
 }
 
 // covers reports whether a voucher for a descendant of r, or r itself, vouches
@@ -80,33 +83,48 @@ func (m *Machine) covers(v *voucher, r *node) bool {
 	return (v.since < r.depth || !m.keeps(ruleSinceParent)) && (v.user != r.c.AuthorUser || !m.keeps(ruleNotAuthor))
 }
 
-// evaluateVouching sets vouched, votable and doubt of every commit.
+// evaluateVouching sets the standing of every commit.
 func (m *Machine) evaluateVouching() {
+	since := m.keeps(ruleSinceParent)
 	for i := len(m.order) - 1; i >= 0; i-- {
 		n := m.order[i]
-		n.anyVoucher = len(n.vouchers) > 0
-		var vs []voucher
-		keep := func(from []voucher) {
-			for _, v := range from {
-				if v.since < n.depth || !m.keeps(ruleSinceParent) {
-					vs = append(vs, v)
-				}
+		n.standing = standing{anyVoucher: len(n.vouchers) > 0}
+		for j := range n.vouchers {
+			if v := &n.vouchers[j]; v.since < n.depth || !since {
+				n.addBest(v)
 			}
 		}
-		keep(n.vouchers)
 		for _, k := range n.kids {
-			keep(k.best)
+			for _, v := range k.best {
+				if v != nil && (v.since < n.depth || !since) {
+					n.addBest(v)
+				}
+			}
 			n.anyVoucher = n.anyVoucher || k.anyVoucher
 		}
-		n.best = reduce(vs, 2)
 		n.vouched = n.c == nil || n.alone && n.anyVoucher
-		for j := range n.best {
-			n.vouched = n.vouched || n.c != nil && (n.best[j].user != n.c.AuthorUser || !m.keeps(ruleNotAuthor))
+		for _, v := range n.best {
+			n.vouched = n.vouched || v != nil && (v.user != n.c.AuthorUser || !m.keeps(ruleNotAuthor))
 		}
 	}
 	for _, n := range m.order {
 		n.votable = n.vouched && (n.up == nil || n.isEra() || n.up.votable)
 		n.doubt = n.reject != nil && !n.vouched
+	}
+}
+
+// addBest keeps v if it is among the first two, of different users.
+func (s *standing) addBest(v *voucher) {
+	b := &s.best
+	switch {
+	case b[0] == nil || b[0].user != v.user && v.before(b[0]):
+		b[1], b[0] = b[0], v
+	case b[0].user == v.user:
+		if v.before(b[0]) {
+			b[0] = v
+		}
+	case b[1] == nil || v.before(b[1]):
+		b[1] = v
 	}
 }
 
