@@ -254,7 +254,7 @@ func appDataRow(row, rule Rule, proposals func(w *world, gs []*Group) []Proposal
 			t.Errorf("our own Commit: %v, want %s", err, rule)
 		}
 		m := w.forge(gs[0], commitForgery{proposals: byValue(ps...), path: true})
-		if _, err := pub.Process(m); !hasRule(err, rule) {
+		if err := w.refusePublic(pub, m); !hasRule(err, rule) {
 			t.Errorf("as a server: %v, want %s", err, rule)
 		}
 		return w.refuse(gs[1], m)

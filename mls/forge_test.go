@@ -267,6 +267,21 @@ func (w *world) refuse(g *Group, m *Message) error {
 	return err
 }
 
+// refusePublic feeds a message that a server must refuse, and that must leave
+// what it follows as it is.
+func (w *world) refusePublic(p *PublicGroup, m *Message) error {
+	w.t.Helper()
+	before, err := p.MarshalBinary()
+	w.check(err)
+	_, refusal := p.Process(m)
+	after, err := p.MarshalBinary()
+	w.check(err)
+	if !bytes.Equal(before, after) {
+		w.t.Error("the refused message changed the public group")
+	}
+	return refusal
+}
+
 // accept feeds a message that must be accepted.
 func (w *world) accept(g *Group, m *Message) Processed {
 	w.t.Helper()

@@ -187,7 +187,7 @@ func (g *Group) Encrypt(plaintext, aad []byte) ([]byte, error) {
 		return nil, invalid("framing/group-closed", "12.4.2", "the group is closed by a ReInit")
 	case len(g.cache.list) > 0:
 		// RFC 9420, Section 12.4.
-		return nil, ErrPendingProposals
+		return nil, invalid("state/send-with-pending-proposals", "12.4", "%w", ErrPendingProposals)
 	}
 	ac, err := g.sign(framedContent{contentType: ContentTypeApplication, applicationData: plaintext, authenticatedData: aad}, WireFormatPrivateMessage)
 	if err != nil {

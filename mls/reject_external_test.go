@@ -79,7 +79,7 @@ func externalRow(rule Rule, f func(w *world, gs []*Group) externalForgery) rejec
 		_, err := pub.Process(valid)
 		w.check(err)
 		m := w.forgeExternal(gs[0], f(w, gs))
-		if _, err := pub.Process(m); !hasRule(err, rule) {
+		if err := w.refusePublic(pub, m); !hasRule(err, rule) {
 			t.Errorf("as a server: %v, want %s", err, rule)
 		}
 		return w.refuse(gs[1], m)
@@ -277,7 +277,7 @@ var commitRejects = []rejectCase{
 	{row: "commit/confirmation-tag-truncated", each: func(t *testing.T, cs CipherSuite) error {
 		w := newWorld(t, cs)
 		gs := w.group(3)
-		if _, err := w.public(gs[1]).Process(w.forge(gs[0], commitForgery{path: true, tag: func(tag []byte) []byte { return tag[:8] }})); !hasRule(err, "commit/confirmation-tag-truncated") {
+		if err := w.refusePublic(w.public(gs[1]), w.forge(gs[0], commitForgery{path: true, tag: func(tag []byte) []byte { return tag[:8] }})); !hasRule(err, "commit/confirmation-tag-truncated") {
 			t.Errorf("as a server: %v", err)
 		}
 		if err := w.refuse(gs[1], w.forge(gs[0], commitForgery{path: true, tag: func(tag []byte) []byte { return append(tag, 0) }})); !hasRule(err, "commit/confirmation-tag-truncated") {
@@ -295,7 +295,7 @@ var commitRejects = []rejectCase{
 		onA, onB := w.follow(gs, gs[0], a), w.follow(gs, gs[1], b)
 		// A server, who has no key for the tag, tells by the signature.
 		m := w.forge(onA[0], commitForgery{path: true})
-		if _, err := w.public(onB[0]).Process(m); !hasRule(err, "framing/signature-invalid") {
+		if err := w.refusePublic(w.public(onB[0]), m); !hasRule(err, "framing/signature-invalid") {
 			t.Errorf("as a server: %v", err)
 		}
 		info, err := onA[0].GroupInfo(GroupInfoOptions{})

@@ -15,7 +15,9 @@ var stateRejects = []rejectCase{
 		noError(t, err)
 		for _, g := range []*Group{a, b} {
 			before := groupState(g)
-			if _, err := g.Encrypt([]byte("text"), nil); !errors.Is(err, ErrPendingProposals) {
+			_, err := g.Encrypt([]byte("text"), nil)
+			wantRule(t, err, "state/send-with-pending-proposals")
+			if !errors.Is(err, ErrPendingProposals) {
 				t.Errorf("got %v, want ErrPendingProposals", err)
 			}
 			if !bytes.Equal(before, groupState(g)) {

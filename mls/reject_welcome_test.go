@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"testing"
 )
@@ -276,9 +277,13 @@ var welcomeRejects = []rejectCase{
 		w := newWorld(t, cs)
 		g, b := w.invited()
 		m := w.forgeWelcome(g, b, welcomeForgery{})
-		_, err := JoinWelcome(w.cfg, m, b, JoinOptions{})
+		joined, err := JoinWelcome(w.cfg, m, b, JoinOptions{})
 		w.check(err)
+		before := snapshot(joined)
 		_, err = JoinWelcome(w.cfg, m, b, JoinOptions{})
+		if !bytes.Equal(before, snapshot(joined)) {
+			t.Error("the refused Welcome changed the group")
+		}
 		return cause(err, "welcome/replayed")
 	}},
 }
@@ -365,11 +370,11 @@ var dutyRejects = []rejectCase{
 				bad := slices.Clone(raw)
 				bad[i] ^= 0x40
 				m, err := ParseMessage(bad)
-				if err != nil {
-					continue
+				if err == nil {
+					_, err = gs[1].Process(m)
 				}
-				if _, err := gs[1].Process(m); err == nil {
-					t.Errorf("byte %d altered, and accepted", i)
+				if v := (*ValidationError)(nil); !errors.As(err, &v) {
+					t.Errorf("byte %d altered: got %v, want a refusal by rule", i, err)
 				}
 				if !bytes.Equal(before, snapshot(gs[1])) {
 					t.Fatalf("byte %d altered: the refusal changed the group", i)
