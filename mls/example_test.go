@@ -3,6 +3,7 @@ package mls_test
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log"
 
@@ -160,6 +161,49 @@ func ExampleGroup_Encrypt() {
 	// Output: bob reads "hello" from alice
 }
 
+// What arrives is parsed, processed, and then is one of three things.
+func ExampleGroup_Process() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+	text, err := alice.group.Encrypt([]byte("hello"), []byte("sent from work"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	commit, err := alice.group.Commit(mls.CommitOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	for _, raw := range [][]byte{text, text, commit.Message()} {
+		m, err := mls.ParseMessage(raw)
+		if err != nil {
+			log.Fatal(err)
+		}
+		p, err := bob.group.Process(m)
+		var refused *mls.ValidationError
+		if errors.As(err, &refused) {
+			fmt.Println("refused:", refused.Rule)
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		switch p := p.(type) {
+		case *mls.ApplicationMessage:
+			fmt.Printf("%q, with %q for all to see\n", p.Plaintext, p.AuthenticatedData)
+		case *mls.ProposalMessage: // kept until somebody commits it
+		case *mls.StagedCommit: // changes nothing until it is merged
+			bob.group = p.Merge()
+			fmt.Println("epoch", bob.group.Epoch())
+		}
+	}
+	// Output:
+	// "hello", with "sent from work" for all to see
+	// refused: framing/generation-consumed
+	// epoch 2
+}
+
 // A Commit without proposals gives the committer's part of the tree new keys:
 // whoever knew the old ones is locked out.
 func ExampleGroup_Commit_update() {
@@ -304,4 +348,117 @@ func ExampleLoadGroup() {
 	}
 	fmt.Println("epoch", group.Epoch(), "members", group.MemberCount())
 	// Output: epoch 0 members 1
+}
+
+// In a large group, what an epoch and a message change is little: a head and a
+// delta of the tree, and pages of the ratchets.
+func ExampleStoredGroup_Load() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+	stored := mls.StoredGroup{Head: alice.group.EpochHead(), Tree: alice.group.RatchetTree(), RatchetState: alice.group.RatchetState()}
+
+	// The next epoch: what is new of it is all that is written.
+	commit, err := alice.group.Commit(mls.CommitOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	next := commit.Merge()
+	stored.Head = next.EpochHead()
+	stored.Deltas = append(stored.Deltas, next.TreeDelta(alice.group))
+	stored.RatchetState = next.RatchetState()
+
+	group, err := stored.Load(nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("epoch", group.Epoch(), "members", group.MemberCount())
+	// Output: epoch 2 members 2
+}
+
+// A ReInit closes a group. Its members go on in another, of another suite if
+// need be, to which the old one's resumption PSK binds it.
+func ExampleGroup_ReInitGroup() {
+	const next = mls.MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+	reinit := mls.ReInit{GroupID: []byte("group 2"), Version: mls.MLS10, CipherSuite: next}
+	commit, err := alice.group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{reinit.Proposal()}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	bob.receive(commit.Message())
+	alice.group = commit.Merge()
+	_, err = alice.group.Encrypt([]byte("too late"), nil)
+	fmt.Println(err)
+
+	// New keys and key packages, in the new suite.
+	fresh := func(name string) (mls.SignaturePrivateKey, *mls.KeyPackageBundle) {
+		key, err := mls.GenerateSignatureKey(next, rand.Reader)
+		if err != nil {
+			log.Fatal(err)
+		}
+		bundle, err := mls.NewKeyPackage(nil, next, key, mls.LeafOptions{Credential: mls.BasicCredential([]byte(name))})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return key, bundle
+	}
+	key, _ := fresh("alice")
+	_, bundle := fresh("bob")
+	founding, err := alice.group.ReInitGroup(key, mls.LeafOptions{Credential: mls.BasicCredential([]byte("alice"))},
+		[]*mls.KeyPackage{bundle.KeyPackage()}, mls.CommitOptions{WelcomeRatchetTree: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	welcome, err := mls.ParseMessage(founding.Welcome())
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.group = founding.Merge()
+	bob.group, err = mls.JoinWelcome(nil, welcome, bundle, mls.JoinOptions{Resumption: []*mls.Group{bob.group}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(bob.group.CipherSuite(), "epoch", bob.group.Epoch(), "members", bob.group.MemberCount())
+	// Output:
+	// bob is in epoch 2 with 2 members
+	// mls: framing/group-closed (RFC 9420, Section 12.4.2): the group is closed by a ReInit
+	// MLS_256_DHKEMX448_AES256GCM_SHA512_Ed448 epoch 1 members 2
+}
+
+// Who leaves asks for it, and the others commit that: alone, nobody can.
+func ExampleSelfRemove() {
+	alice, bob := newClient("alice"), newClient("bob")
+	caps := mls.DefaultCapabilities()
+	caps.Proposals = append(caps.Proposals, mls.ProposalTypeSelfRemove)
+	leaf := func(name string) mls.LeafOptions {
+		return mls.LeafOptions{Credential: mls.BasicCredential([]byte(name)), Capabilities: &caps}
+	}
+	var err error
+	if bob.bundle, err = mls.NewKeyPackage(nil, suite, bob.key, leaf("bob")); err != nil {
+		log.Fatal(err)
+	}
+	if alice.group, err = mls.CreateGroup(nil, suite, []byte("group 1"), alice.key, leaf("alice"), nil); err != nil {
+		log.Fatal(err)
+	}
+	alice.add(bob)
+
+	proposal, _, err := bob.group.Propose(mls.SelfRemove(), mls.FramingOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.receive(proposal)
+	commit, err := alice.group.Commit(mls.CommitOptions{Pending: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	alice.group = commit.Merge()
+	bob.receive(commit.Message())
+	fmt.Println("members", alice.group.MemberCount())
+	// Output:
+	// alice keeps a proposal
+	// bob was removed
+	// members 1
 }

@@ -1,13 +1,20 @@
 package mls
 
 import (
+	"bytes"
+	"flag"
 	"go/ast"
 	"go/parser"
+	"go/printer"
 	"go/token"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
+
+var updateSurface = flag.Bool("update-surface", false, "write testdata/surface.txt")
 
 // What is exported is documented, and names no type that is not exported:
 // nobody could write such a type down.
@@ -109,5 +116,73 @@ func TestSurfaceLeaksNoInternals(t *testing.T) {
 	}
 	if exported < 150 {
 		t.Errorf("only %d exported names were found", exported)
+	}
+}
+
+// Whoever imports the package relies on all that is exported: what is added,
+// changed or taken away shows in testdata/surface.txt, and so in review.
+//
+//	go test ./mls -run Surface -update-surface
+func TestSurfaceIsTheOneThatIsListed(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	noError(t, err)
+	fset := token.NewFileSet()
+	var lines []string
+	line := func(n any) {
+		var b bytes.Buffer
+		noError(t, printer.Fprint(&b, fset, n))
+		lines = append(lines, strings.Join(strings.Fields(b.String()), " "))
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		noError(t, err)
+		ast.FileExports(f)
+		for _, d := range f.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				d.Body = nil
+				line(d)
+			case *ast.GenDecl:
+				for _, s := range d.Specs {
+					switch s := s.(type) {
+					case *ast.TypeSpec:
+						line(&ast.GenDecl{Tok: d.Tok, Specs: []ast.Spec{s}})
+					case *ast.ValueSpec:
+						for i, id := range s.Names {
+							one := &ast.ValueSpec{Names: []*ast.Ident{id}, Type: s.Type}
+							if d.Tok == token.CONST && i < len(s.Values) {
+								one.Values = s.Values[i : i+1]
+							}
+							line(&ast.GenDecl{Tok: d.Tok, Specs: []ast.Spec{one}})
+						}
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(lines)
+	got := strings.Join(lines, "\n") + "\n"
+	golden := filepath.Join("testdata", "surface.txt")
+	if *updateSurface {
+		noError(t, os.WriteFile(golden, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	noError(t, err)
+	if got != string(want) {
+		listed := strings.Split(string(want), "\n")
+		for _, l := range lines {
+			if !slices.Contains(listed, l) {
+				t.Errorf("not in %s: %s", golden, l)
+			}
+		}
+		for _, l := range listed {
+			if l != "" && !slices.Contains(lines, l) {
+				t.Errorf("in %s, and gone: %s", golden, l)
+			}
+		}
+		t.Error("where this is meant, say so in CHANGELOG.md and run this test with -update-surface")
 	}
 }
