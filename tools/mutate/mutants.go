@@ -39,6 +39,29 @@ type edit struct {
 	text string
 }
 
+// chooser is the file that is added to the package.
+const chooser = `package %s
+
+import (
+	"os"
+	"strconv"
+)
+
+var (
+	mutantActive, _ = strconv.Atoi(os.Getenv(%q))
+	mutantPrinting  = os.Getenv(%q) != ""
+	mutantOutput    = os.Stdout // examples put another file there
+)
+
+// mutantRefuses is asked where a validation refuses something.
+func mutantRefuses(n int) bool {
+	if mutantPrinting {
+		_, _ = mutantOutput.WriteString("\nmutant " + strconv.Itoa(n) + "\n")
+	}
+	return mutantActive != n
+}
+`
+
 // findMutants returns the mutants of a package, and its files with all of them in.
 func findMutants(folder string) ([]*mutant, map[string][]byte, error) {
 	names, err := filepath.Glob(filepath.Join(folder, "*.go"))
@@ -64,7 +87,7 @@ func findMutants(folder string) ([]*mutant, map[string][]byte, error) {
 		}
 		pkg, s.file, s.src, s.edits, s.seen = f.Name.Name, name, src, nil, map[ast.Node]bool{}
 		for _, d := range f.Decls {
-			if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil && fn.Name.Name != "invalid" && fn.Name.Name != "fail" {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil && fn.Name.Name != "invalid" && fn.Name.Name != "newInvalid" && fn.Name.Name != "fail" {
 				s.function(fn)
 			}
 		}
@@ -75,8 +98,7 @@ func findMutants(folder string) ([]*mutant, map[string][]byte, error) {
 	if len(s.found) == 0 {
 		return nil, nil, fmt.Errorf("no validation in %s", folder)
 	}
-	chooser := fmt.Sprintf("package %s\n\nimport (\n\t\"os\"\n\t\"strconv\"\n)\n\nvar activeMutant, _ = strconv.Atoi(os.Getenv(%q))\n", pkg, variable)
-	files[filepath.Join(folder, "zz_mutants.go")] = []byte(chooser)
+	files[filepath.Join(folder, "zz_mutants.go")] = fmt.Appendf(nil, chooser, pkg, variable, printing)
 	// Two validations may read the same.
 	count := map[string]int{}
 	for _, m := range s.found {
@@ -125,8 +147,14 @@ func (s *search) function(fn *ast.FuncDecl) {
 		s.stack = append(s.stack, n)
 		switch n := n.(type) {
 		case *ast.CallExpr:
-			if refuses(n) {
+			if s.refuses(n) {
 				s.refusal(n)
+			}
+		case *ast.ReturnStmt:
+			for _, x := range n.Results {
+				if id, ok := x.(*ast.Ident); ok && sentinel.MatchString(id.Name) {
+					s.refusal(id)
+				}
 			}
 		case *ast.IfStmt:
 			if s.handsOn(n) {
@@ -137,12 +165,18 @@ func (s *search) function(fn *ast.FuncDecl) {
 	})
 }
 
-// refuses tells whether a call makes a refusal: invalid(…) or s.fail(…).
-func refuses(c *ast.CallExpr) bool {
+var sentinel = regexp.MustCompile(`^Err[A-Z]`)
+
+// refuses tells whether a call makes a refusal: invalid(…), s.fail(…), or a new error that hands on no other.
+func (s *search) refuses(c *ast.CallExpr) bool {
 	switch f := c.Fun.(type) {
 	case *ast.Ident:
 		return f.Name == "invalid"
 	case *ast.SelectorExpr:
+		switch s.text(f) {
+		case "errors.New", "fmt.Errorf":
+			return !strings.Contains(s.text(c), "%w")
+		}
 		return f.Sel.Name == "fail"
 	}
 	return false
@@ -170,7 +204,7 @@ func (s *search) handsOn(n *ast.IfStmt) bool {
 }
 
 // refusal makes the mutant of a call: without the condition that leads there if there is one.
-func (s *search) refusal(call *ast.CallExpr) {
+func (s *search) refusal(call ast.Expr) {
 	for i := len(s.stack) - 2; i >= 0; i-- {
 		below := s.stack[i+1]
 		switch n := s.stack[i].(type) {
@@ -219,9 +253,42 @@ func (s *search) guard(n *ast.IfStmt) {
 	if n.Init != nil {
 		what = s.text(n.Init) + "; " + what
 	}
-	id := s.add(n.Pos(), what, s.text(n.Body))
-	s.insert(n.Cond.Pos(), "(")
-	s.insert(n.Cond.End(), fmt.Sprintf(") && activeMutant != %d", id))
+	s.condition(n.Cond, what, s.text(n.Body))
+}
+
+// condition makes a mutant for each of the conditions that || joins.
+func (s *search) condition(cond ast.Expr, what, body string) {
+	var parts []ast.Expr
+	var take func(x ast.Expr)
+	take = func(x ast.Expr) {
+		switch y := x.(type) {
+		case *ast.ParenExpr:
+			take(y.X)
+		case *ast.BinaryExpr:
+			if y.Op == token.LOR {
+				take(y.X)
+				take(y.Y)
+				return
+			}
+			parts = append(parts, x)
+		default:
+			parts = append(parts, x)
+		}
+	}
+	take(cond)
+	for _, x := range parts {
+		of := what
+		if len(parts) > 1 {
+			of = fmt.Sprintf("%s, without %s", what, s.text(x))
+		}
+		id := s.add(x.Pos(), of, body)
+		s.insert(x.Pos(), "(")
+		s.insert(x.End(), fmt.Sprintf(") && mutantRefuses(%d)", id))
+		if len(parts) > 1 {
+			s.edits[len(s.edits)-2].text = "(("
+			s.edits[len(s.edits)-1].text += ")"
+		}
+	}
 }
 
 func (s *search) clause(n *ast.CaseClause) {
@@ -229,15 +296,13 @@ func (s *search) clause(n *ast.CaseClause) {
 		return
 	}
 	s.seen[n] = true
-	id := s.add(n.Pos(), "case "+s.text(n.List[0]), s.text(n))
 	for _, x := range n.List {
-		s.insert(x.Pos(), "(")
-		s.insert(x.End(), fmt.Sprintf(") && activeMutant != %d", id))
+		s.condition(x, "case "+s.text(x), s.text(n))
 	}
 }
 
 // without leaves out a refusal that no condition stands before: the function returns that all is well.
-func (s *search) without(call *ast.CallExpr) {
+func (s *search) without(call ast.Expr) {
 	var stmt ast.Stmt
 	for i := len(s.stack) - 1; i > 0 && stmt == nil; i-- {
 		switch n := s.stack[i].(type) {
@@ -270,7 +335,7 @@ func (s *search) without(call *ast.CallExpr) {
 		}
 	}
 	id := s.add(call.Pos(), "without "+s.text(call), s.text(call))
-	s.insert(stmt.Pos(), fmt.Sprintf("if activeMutant == %d { return %s }; ", id, strings.Join(zeros, ", ")))
+	s.insert(stmt.Pos(), fmt.Sprintf("if !mutantRefuses(%d) { return %s }; ", id, strings.Join(zeros, ", ")))
 }
 
 var rules = regexp.MustCompile(`"([a-z]+(?:-[a-z]+)*/[a-z0-9-]+)"`)
