@@ -68,17 +68,22 @@ func FuzzExternalJoinSelfRemoves(f *testing.F) {
 		if err != nil {
 			return
 		}
-		sc, err := ExternalJoin(w.cfg, info, key, ExternalJoinOptions{Leaf: w.supporting("late", ProposalTypeSelfRemove), SelfRemoves: []*Message{m}})
+		var sc *StagedCommit
+		boundedMemory(t, len(info.Raw())+len(raw), func() func() {
+			return func() {
+				sc, err = ExternalJoin(w.cfg, info, key, ExternalJoinOptions{Leaf: w.supporting("late", ProposalTypeSelfRemove), SelfRemoves: []*Message{m}})
+			}
+		})
 		if err == nil && len(sc.Removed()) != 1 {
 			t.Errorf("%d members were removed by one SelfRemove", len(sc.Removed()))
 		}
 	})
 }
 
-// Keys, KEM outputs and signatures of the experimental suites: no panic, and
-// nothing of another size is taken.
-func FuzzExperimentalPrimitives(f *testing.F) {
-	all := ExperimentalCipherSuites()
+// Keys, KEM outputs, ciphertexts and signatures of every suite: no panic,
+// memory in proportion, and nothing of another size is taken.
+func FuzzPrimitives(f *testing.F) {
+	all := append(SupportedCipherSuites(), ExperimentalCipherSuites()...)
 	privs := make([]hpkePrivateKey, len(all))
 	pubs := make([]HPKEPublicKey, len(all))
 	keys := make([]SignaturePublicKey, len(all))
@@ -114,9 +119,17 @@ func FuzzExperimentalPrimitives(f *testing.F) {
 		if err := cs.validateSignaturePublicKey(raw); err == nil && len(raw) != cs.SignatureScheme().publicKeySize() {
 			t.Errorf("%v: a signature key of %d bytes is valid", cs, len(raw))
 		}
-		if VerifyWithLabel(cs, keys[i], "other label", nil, raw) == nil {
-			t.Errorf("%v: a signature was made up", cs)
-		}
+		boundedMemory(t, len(raw), func() func() {
+			return func() {
+				if VerifyWithLabel(cs, keys[i], "other label", nil, raw) == nil {
+					t.Errorf("%v: a signature was made up", cs)
+				}
+				_ = VerifyWithLabel(cs, raw, "label", nil, raw)
+				if _, err := cs.decryptWithLabel(privs[i], pubs[i], "label", nil, HPKECiphertext{KEMOutput: raw, Ciphertext: raw}); err == nil {
+					t.Errorf("%v: a ciphertext was made up", cs)
+				}
+			}
+		})
 	})
 }
 

@@ -290,6 +290,24 @@ func FuzzGroupInfoAndTree(f *testing.F) {
 	w := newFuzzGroups(f)
 	key := newTestClient(f, w.cfg, 1, 9).signature
 	_, infos, trees := w.joinSeeds(f, newTestClient(f, w.cfg, 1, 10))
+	sc, err := w.groups[0].Commit(CommitOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	pg, err := NewPublicGroup(w.cfg, mustParse(f, infos[0]), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	p, err := pg.Process(mustParse(f, sc.Message()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	staged := p.(*PublicStagedCommit)
+	next, err := sc.Merge().GroupInfo(GroupInfoOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(next, []byte(nil), false)
 	for _, raw := range infos {
 		for _, tree := range trees {
 			f.Add(raw, tree, true)
@@ -315,6 +333,8 @@ func FuzzGroupInfoAndTree(f *testing.F) {
 				_, _ = ExternalJoin(w.cfg, m, key, ExternalJoinOptions{Leaf: benchLeaf(1), RatchetTree: tree})
 			}
 		})
-		_ = w.groups[1].VerifyGroupInfo(m)
+		boundedMemory(t, len(raw), func() func() {
+			return func() { _, _ = w.groups[1].VerifyGroupInfo(m), staged.VerifyGroupInfo(m) }
+		})
 	})
 }
