@@ -205,7 +205,7 @@ func (s *scenario) reinit(t *testing.T) {
 	if by == interop.OpenMLS {
 		by = s.libraries[1]
 	}
-	s.commit(s.by(by), request{reinit: []byte("the next group")}, nil)
+	s.commit(s.by(by), request{reinit: &mls.ReInit{GroupID: []byte("the next group"), Version: mls.MLS10, CipherSuite: s.o.suite}}, nil)
 	s.agree()
 	for _, m := range s.members {
 		o, ok := m.member.(*own)

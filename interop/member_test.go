@@ -34,7 +34,7 @@ type request struct {
 	psks       [][]byte
 	resumption []uint64
 	extensions []mls.Extension // nil: unchanged
-	reinit     []byte          // the new group's id
+	reinit     *mls.ReInit
 }
 
 // A proposal is one to be sent by itself.
@@ -45,6 +45,7 @@ type proposal struct {
 	psk        []byte
 	resumption *uint64
 	extensions []mls.Extension
+	reinit     *mls.ReInit
 }
 
 // state is what all members must agree on, and the own index.
@@ -78,6 +79,11 @@ type member interface {
 	export(label string, context []byte, length int) ([]byte, error)
 	groupInfo(tree bool) ([]byte, error)
 	ratchetTree() ([]byte, error)
+
+	// After a ReInit: each makes a KeyPackage, one founds the next group with those of the others, who join it.
+	closed(suite mls.CipherSuite) (keyPackage []byte, err error)
+	found(keyPackages [][]byte) (welcome, tree []byte, err error)
+	follow(welcome, tree []byte) error
 }
 
 // ---------------------------------------------------------------- OpenMLS and mls-rs
@@ -156,7 +162,7 @@ func (f *foreign) commit(r request) ([]byte, []byte, error) {
 		args["extensions"] = extensionArgs(r.extensions)
 	}
 	if r.reinit != nil {
-		args["reinit_group"], args["reinit_suite"] = interop.Hex(r.reinit), 1
+		args["reinit_group"], args["reinit_suite"] = interop.Hex(r.reinit.GroupID), uint16(r.reinit.CipherSuite)
 	}
 	a, err := f.call("commit", args)
 	return a.Commit, a.Welcome, err
@@ -186,6 +192,8 @@ func (f *foreign) propose(p proposal) ([]byte, error) {
 		a, err = f.call("propose_psk", interop.Args{"psk_id": interop.Hex(p.psk)})
 	case p.resumption != nil:
 		a, err = f.call("propose_resumption_psk", interop.Args{"epoch": *p.resumption})
+	case p.reinit != nil:
+		a, err = f.call("propose_reinit", interop.Args{"reinit_group": interop.Hex(p.reinit.GroupID), "reinit_suite": uint16(p.reinit.CipherSuite)})
 	default:
 		a, err = f.call("propose_extensions", interop.Args{"extensions": extensionArgs(p.extensions)})
 	}
@@ -236,6 +244,31 @@ func (f *foreign) groupInfo(tree bool) ([]byte, error) {
 func (f *foreign) ratchetTree() ([]byte, error) {
 	a, err := f.call("ratchet_tree", nil)
 	return a.RatchetTree, err
+}
+
+func (f *foreign) closed(mls.CipherSuite) ([]byte, error) {
+	a, err := f.call("reinit", nil)
+	return a.KeyPackage, err
+}
+
+func (f *foreign) found(keyPackages [][]byte) ([]byte, []byte, error) {
+	a, err := f.call("reinit_create", interop.Args{"key_packages": hexes(keyPackages)})
+	if err == nil {
+		f.group = a.Group
+	}
+	return a.Welcome, a.RatchetTree, err
+}
+
+func (f *foreign) follow(welcome, tree []byte) error {
+	args := interop.Args{"welcome": interop.Hex(welcome)}
+	if tree != nil {
+		args["ratchet_tree"] = interop.Hex(tree)
+	}
+	a, err := f.call("reinit_join", args)
+	if err == nil {
+		f.group = a.Group
+	}
+	return err
 }
 
 func hexes(bs [][]byte) []interop.Hex {
@@ -396,7 +429,7 @@ func (m *own) commit(r request) ([]byte, []byte, error) {
 		o.Proposals = append(o.Proposals, mls.GroupContextExtensions(r.extensions))
 	}
 	if r.reinit != nil {
-		o.Proposals = append(o.Proposals, (&mls.ReInit{GroupID: r.reinit, Version: mls.MLS10, CipherSuite: m.o.suite}).Proposal())
+		o.Proposals = append(o.Proposals, r.reinit.Proposal())
 	}
 	staged, err := m.group.Commit(o)
 	if err != nil {
@@ -446,6 +479,8 @@ func (m *own) propose(p proposal) ([]byte, error) {
 		out = mls.PSK(mls.PreSharedKeyID{Type: mls.PSKTypeExternal, ID: p.psk})
 	case p.resumption != nil:
 		out = mls.PSK(m.resumption(*p.resumption))
+	case p.reinit != nil:
+		out = p.reinit.Proposal()
 	default:
 		out = mls.GroupContextExtensions(p.extensions)
 	}
@@ -529,3 +564,41 @@ func (m *own) groupInfo(tree bool) ([]byte, error) {
 }
 
 func (m *own) ratchetTree() ([]byte, error) { return m.group.RatchetTree(), nil }
+
+func (m *own) closed(suite mls.CipherSuite) ([]byte, error) {
+	m.o.suite = suite
+	return m.keyPackage()
+}
+
+func (m *own) found(keyPackages [][]byte) ([]byte, []byte, error) {
+	var members []*mls.KeyPackage
+	for _, raw := range keyPackages {
+		msg, err := mls.ParseMessage(raw)
+		if err != nil {
+			return nil, nil, m.fail("parse a key package", err)
+		}
+		members = append(members, msg.KeyPackage())
+	}
+	staged, err := m.group.ReInitGroup(m.key, m.leaf(), members, mls.CommitOptions{WelcomeRatchetTree: m.o.treeExt})
+	if err != nil {
+		return nil, nil, m.fail("found the next group", err)
+	}
+	m.past = map[uint64]*mls.Group{}
+	if err := m.enter(staged.Merge()); err != nil {
+		return nil, nil, err
+	}
+	return staged.Welcome(), m.group.RatchetTree(), nil
+}
+
+func (m *own) follow(welcome, tree []byte) error {
+	msg, err := mls.ParseMessage(welcome)
+	if err != nil {
+		return m.fail("parse the Welcome", err)
+	}
+	g, err := mls.JoinWelcome(m.cfg, msg, m.bundle, mls.JoinOptions{RatchetTree: tree, Resumption: []*mls.Group{m.group}})
+	if err != nil {
+		return m.fail("join the next group", err)
+	}
+	m.past = map[uint64]*mls.Group{}
+	return m.enter(g)
+}

@@ -156,7 +156,7 @@ func (w *walk) step() {
 		w.race(by)
 	case n < 86:
 		w.sendLate()
-	case n < 87 && by.library != interop.OpenMLS: // which can not propose it
+	case n < 88 && by.library != interop.OpenMLS: // which can not propose it
 		w.reinit(by)
 		return
 	default:
@@ -486,18 +486,60 @@ func (w *walk) arrive(epoch uint64) {
 	})
 }
 
-// reinit closes the group, and begins the next.
+// reinit closes the group, by value or by reference. Where all members can, they go on in the group that it names;
+// OpenMLS can not, so either its members are removed before, or another group is begun.
 func (w *walk) reinit(by named) {
 	w.t.Helper()
-	w.note("%s closes the group by a ReInit", short(by))
-	w.commit(by, request{reinit: fmt.Appendf(nil, "after %s", w.gid)}, nil)
-	w.agree()
-	for _, m := range w.members {
-		if o, ok := m.member.(*own); ok {
-			if _, _, err := o.commit(request{path: true}); err == nil {
-				w.t.Fatalf("%s commits in a group that is closed", m.name)
+	suite := w.o.suite
+	if suite != 2 && w.chance(50) {
+		suite = 4 - suite // 1 and 3 have the same signatures
+	}
+	gid := fmt.Appendf(nil, "after %s", w.gid)
+	byReference := w.chance(50)
+	if w.chance(40) {
+		w.note("%s closes the group by a ReInit to suite %d, by reference: %v", short(by), suite, byReference)
+		next := &mls.ReInit{GroupID: gid, Version: mls.MLS10, CipherSuite: suite}
+		if byReference {
+			w.propose(by, proposal{reinit: next})
+			w.commit(by, request{pending: true, path: true}, nil)
+		} else {
+			w.commit(by, request{reinit: next, path: true}, nil)
+		}
+		w.agree()
+		for _, m := range w.members {
+			if o, ok := m.member.(*own); ok {
+				if _, _, err := o.commit(request{path: true}); err == nil {
+					w.t.Fatalf("%s commits in a group that is closed", m.name)
+				}
 			}
 		}
+		w.found()
+		return
 	}
-	w.found()
+	r := request{path: true}
+	var gone, joiners []named
+	width := 0
+	for _, m := range w.members {
+		if m.library == interop.OpenMLS {
+			r.removes, gone = append(r.removes, w.index(m)), append(gone, m)
+		} else {
+			width = max(width, 1+int(w.index(m)))
+		}
+	}
+	// mls-rs takes two trees of different width for different members, so no leaf may be blank.
+	for range width - (len(w.members) - len(gone)) {
+		joiners = append(joiners, w.client(pick(w, []string{ours, interop.MLSRs})))
+	}
+	w.note("%s removes %s and adds %s", short(by), names(gone), names(joiners))
+	w.commit(by, r, joiners, gone...)
+	w.after()
+	founder := pick(w, w.members)
+	w.note("%s closes the group by a ReInit to suite %d, by reference: %v; %s founds the next", short(by), suite, byReference, short(founder))
+	w.reinitialize(by, founder, suite, gid, byReference)
+	w.late, w.since = nil, map[string]uint64{}
+	w.after()
+	joiner := w.client(interop.OpenMLS)
+	w.note("%s adds %s", short(by), short(joiner))
+	w.commit(by, request{path: true}, []named{joiner})
+	w.after()
 }

@@ -122,6 +122,16 @@ pub trait Member {
     /// write the group to storage (OpenMLS does so by itself in each operation)
     fn save(&mut self) -> R<()>;
     fn set_opts(&mut self, o: Opts) -> R<()>;
+    /// after a ReInit: what makes or joins the next group
+    fn reinit(self: Box<Self>) -> R<Box<dyn Successor>>;
+}
+
+/// The way from a group that was closed by a ReInit to the one that it names.
+pub trait Successor {
+    fn key_package(&self) -> R<Vec<u8>>;
+    /// makes the group with these key packages, and their Welcome
+    fn create(self: Box<Self>, key_packages: &[Vec<u8>]) -> R<(Box<dyn Member>, Vec<u8>)>;
+    fn join(self: Box<Self>, welcome: &[u8], tree: Option<&[u8]>) -> R<Box<dyn Member>>;
 }
 
 pub trait Observer {
