@@ -111,7 +111,7 @@ const maxClientPairs = 1 << 16
 // result is the staged Commit to epoch 1 with its Welcome; there is nobody to
 // send the Commit to.
 func (g *Group) ReInitGroup(key SignaturePrivateKey, leaf LeafOptions, members []*KeyPackage, o CommitOptions) (*StagedCommit, error) {
-	if g.secrets == nil || g.ratchets == nil {
+	if g.ratchets == nil {
 		return nil, ErrZeroed
 	}
 	r := g.reinit
