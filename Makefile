@@ -42,9 +42,11 @@ test: lab-install peer check fuzz-ci bin/testreport ## everything: check, unit t
 test-fast: bin/testreport ## no servers and no foreign libraries, under 4 minutes
 	bin/testreport fast
 
-.PHONY: test-unit test-interop test-lab test-e2e
+.PHONY: test-unit test-simulate test-interop test-lab test-e2e
 test-unit: bin/testreport ## one stage of make test
 	$(NICE) bin/testreport unit
+test-simulate: bin/testreport ## 500 simulated rooms of servers that fail and lie
+	$(NICE) bin/testreport simulate
 test-interop: peer bin/testreport ## live groups with OpenMLS and mls-rs
 	$(NICE) bin/testreport interop
 test-lab: lab-install bin/testreport ## the homeservers that the end-to-end tests run on

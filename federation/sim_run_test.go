@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	simSeeds  = flag.Int("sim.seeds", 60, "runs of TestSimulate")
+	simSeeds  = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 500, or 60 with -race")
 	simFirst  = flag.Int64("sim.first", 1, "first seed of TestSimulate")
 	simCount  = flag.Int("sim.steps", 300, "steps of a run")
 	simRecord = flag.Bool("sim.record", false, "write what TestSimulate ran into docs/robustness.md")
@@ -25,42 +25,63 @@ var (
 )
 
 // TestSimulate runs seeds and checks the properties after every step. A failure
-// prints the seed and a shrunk script; kept in simdata it is a test.
+// prints the seed and a shrunk script; kept in simdata it is a test. Its subtests
+// say which seeds ran to their end.
 func TestSimulate(t *testing.T) {
 	var sum simStats
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // many small worlds that die at once
 	start, cpu := time.Now(), cpuTime()
-	failed := 0
-	if testing.Short() {
-		*simSeeds = min(*simSeeds, 15)
+	failed, count := 0, *simSeeds
+	switch {
+	case testing.Short():
+		count = 15
+	case count == 0 && raceEnabled:
+		count = 60
+	case count == 0:
+		count = 500
 	}
-	for i := range *simSeeds {
-		seed := *simFirst + int64(i)
-		sc := simScriptOf(seed, *simCount)
-		s := newSim(sc, 0)
-		err := s.run()
-		sum.add(&s.stats)
-		if err == nil {
-			continue
-		}
-		t.Errorf("seed %d (%s): %v", seed, sc.faults, err)
-		if failed++; failed == 1 {
-			small := shrink(sc, 0, err.(*violation).property)
-			again := newSim(small, 0)
-			t.Logf("shrunk, to keep as a file in simdata:\n# %v\n%s\n%s", again.run(), small, again.tail(40))
-		}
-		if failed == 10 {
-			break
-		}
+	last := *simFirst + int64(count) - 1
+	for first := *simFirst; first <= last; first += simBlock {
+		end := min(first+simBlock-1, last)
+		t.Run(fmt.Sprintf("steps=%d/seeds=%d-%d", *simCount, first, end), func(t *testing.T) {
+			for seed := first; seed <= end && failed < 10; seed++ {
+				if err := simulate(t, seed, failed == 0, &sum); err != nil {
+					failed++
+				}
+			}
+		})
 	}
 	wall, used := time.Since(start), cpuTime()-cpu
-	t.Logf("%d seeds x %d steps in %v (%v of CPU time, %v a seed): %s", *simSeeds, *simCount, wall.Round(time.Millisecond),
-		used.Round(time.Millisecond), (used / time.Duration(*simSeeds)).Round(100*time.Microsecond), &sum)
+	each := (used / time.Duration(count)).Round(100 * time.Microsecond)
+	t.Logf("%d seeds x %d steps in %v (%v of CPU time, %v a seed): %s", count, *simCount, wall.Round(time.Millisecond),
+		used.Round(time.Millisecond), each, &sum)
 	if *simRecord {
 		record(t, "Coordination core", "| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
 			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), revision(), *simFirst,
-				*simFirst+int64(*simSeeds)-1, *simCount, failed, (used/time.Duration(*simSeeds)).Round(100*time.Microsecond), &sum, machine()))
+				last, *simCount, failed, each, &sum, machine()))
 	}
+}
+
+// simBlock is how many seeds a subtest of TestSimulate runs.
+const simBlock = 100
+
+// simulate runs one seed; with tell set a failure is shrunk.
+func simulate(t *testing.T, seed int64, tell bool, sum *simStats) error {
+	t.Helper()
+	sc := simScriptOf(seed, *simCount)
+	s := newSim(sc, 0)
+	err := s.run()
+	sum.add(&s.stats)
+	if err == nil {
+		return nil
+	}
+	t.Errorf("seed %d (%s): %v", seed, sc.faults, err)
+	if tell {
+		small := shrink(sc, 0, err.(*violation).property)
+		again := newSim(small, 0)
+		t.Logf("shrunk, to keep as a file in simdata:\n# %v\n%s\n%s", again.run(), small, again.tail(40))
+	}
+	return err
 }
 
 // TestKeptScripts repeats what once failed, or is worth keeping.

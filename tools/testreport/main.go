@@ -28,6 +28,7 @@ type stage struct {
 	name     string
 	packages func(all []string) []string
 	flags    []string
+	args     []string // for the test program
 	require  []string // top-level tests that must have run and passed
 	allow    bool     // skipped tests are only counted
 }
@@ -45,6 +46,22 @@ func but(folders ...string) func([]string) []string {
 	}
 }
 
+// exactly returns one package, without those below it.
+func exactly(folder string) func([]string) []string {
+	return func(all []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return p != module+folder })
+	}
+}
+
+// seeds names the parts of TestSimulate that together run so many seeds.
+func seeds(count, steps int) []string {
+	var out []string
+	for first := 1; first <= count; first += 100 {
+		out = append(out, fmt.Sprintf("TestSimulate/steps=%d/seeds=%d-%d", steps, first, min(first+99, count)))
+	}
+	return out
+}
+
 func below(pkg string, folders []string) bool {
 	rel := strings.TrimPrefix(pkg, module)
 	return slices.ContainsFunc(folders, func(f string) bool { return rel == f || strings.HasPrefix(rel, f+"/") })
@@ -53,6 +70,8 @@ func below(pkg string, folders []string) bool {
 var stages = []stage{
 	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=25m"},
 		require: []string{"TestVectors"}},
+	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
+		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300)},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
 		require: []string{"TestInterop"}},
 	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
@@ -95,7 +114,7 @@ func main() {
 		}
 	}
 	if len(todo) == 0 || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, unit, interop, lab or e2e")
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, unit, simulate, interop, lab or e2e")
 		os.Exit(2)
 	}
 	out, err := exec.Command("go", "list", "./...").Output()
@@ -128,7 +147,7 @@ func (s *stage) run(all []string) (counts, bool) {
 		return counts{}, false
 	}
 	fmt.Printf("== %s: %d packages\n", s.name, len(packages))
-	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-count=1"}, s.flags, packages)...)
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-count=1"}, s.flags, packages, s.args)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
