@@ -2,6 +2,7 @@ package appservice
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/rs/zerolog"
@@ -186,7 +187,7 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 		return nil
 	}
 	return e.update(ctx, r, func(ctx context.Context) error {
-		m, err := federation.New(e.machineConfig(r.id), best.base)
+		m, err := federation.New(e.machineConfig(r), best.base)
 		if err != nil {
 			log.Warn().Err(err).Msg("Cannot start at the head that another module publishes")
 			return nil
@@ -210,8 +211,11 @@ func (e *Engine) replaceable(ctx context.Context, r *room) (bool, error) {
 	if !r.data.Late {
 		return false, nil
 	}
-	signed, err := e.d.Store.Receipts(ctx, r.id)
-	return len(signed) == 0, err
+	_, err := e.d.Store.NewestReceipt(ctx, r.id, string(e.d.HS.UserID()))
+	if errors.Is(err, store.ErrNotFound) {
+		return true, nil
+	}
+	return false, err
 }
 
 // forgetGroup drops the group that the module follows, and has all that was
@@ -231,8 +235,9 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	}
 	r.m, r.dirty, r.resumed, r.nextAct = nil, true, false, 0
 	r.groups, r.wants = make(map[federation.Ref]*mls.PublicGroup), make(map[federation.Ref]*want)
-	r.proposals, r.proposed, r.ask = make(map[federation.Ref][]heldProposal), make(map[string]bool), nil
-	r.data = roomData{Announced: r.data.Announced, Compared: r.data.Compared}
+	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
+	r.anew = again{}
+	r.data = roomData{Announced: r.data.Announced, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored}
 	r.publication = publication{}
 	return nil
 }

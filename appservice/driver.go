@@ -54,6 +54,7 @@ type Engine struct {
 	jobs  jobs
 	media mediaCache
 
+	restored    string // names the newest restore of the database from a backup; "" for none
 	started     bool
 	nextRefresh time.Duration
 	failing     map[id.RoomID]*pause // rooms that could not be read or worked on
@@ -78,6 +79,10 @@ func NewEngine(d Deps) *Engine {
 // signs anything in it.
 func (e *Engine) Start(ctx context.Context) error {
 	e.rooms = make(map[id.RoomID]*room)
+	var err error
+	if e.restored, err = e.d.Store.Get(ctx, store.KeyRestored); err != nil {
+		return err
+	}
 	known, err := e.d.Store.KnownRooms(ctx)
 	if err != nil {
 		return err
@@ -133,8 +138,24 @@ func (e *Engine) retryRooms(ctx context.Context, now time.Duration) (next time.D
 	return next, nil
 }
 
-// Recheck compares every room with its history as soon as it can.
-func (e *Engine) Recheck(context.Context) error {
+// Recheck compares rooms, or all of them, with their history as soon as it can.
+func (e *Engine) Recheck(ctx context.Context, some ...id.RoomID) error {
+	if len(some) > 0 {
+		for _, room := range some {
+			if e.failing[room] != nil {
+				continue
+			}
+			r, err := e.room(ctx, room)
+			if err != nil {
+				if err := e.setAside(ctx, room, err, e.d.Monotonic()); err != nil {
+					return err
+				}
+				continue
+			}
+			r.gap.wanted = r.gap.wanted || r.status == store.RoomJoined || r.status == store.RoomServing
+		}
+		return nil
+	}
 	for _, r := range e.rooms {
 		r.needState, r.gap.wanted = true, true
 	}
@@ -471,6 +492,16 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 		}
 	}
 	soonest(e.askHomeserver(r, now))
+	ask, err := e.askRoom(ctx, r, now)
+	if err != nil {
+		return 0, err
+	}
+	soonest(ask)
+	answer, err := e.postAgain(ctx, r, now)
+	if err != nil {
+		return 0, err
+	}
+	soonest(answer)
 	if r.live() && (r.stepped || r.nextAct > 0 && now >= r.nextAct) {
 		if err := e.act(ctx, r, now); err != nil {
 			return 0, err

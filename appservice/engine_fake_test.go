@@ -50,17 +50,22 @@ type roomHS struct {
 	deny   func(kind string, key string) error // refusals of sends
 	calls  map[string]int
 	pushed []*homeserver.Event
+
+	user   id.UserID // the bot
+	server string
+	prefix string                     // of event ids, so that those of several servers differ
+	sent   func(ev *homeserver.Event) // hears of every event that begins here
 }
 
 func newRoomHS() *roomHS {
 	return &roomHS{
 		rooms: make(map[id.RoomID][]*homeserver.Event), media: make(map[id.ContentURIString][]byte),
-		txns: make(map[string]id.EventID), calls: make(map[string]int), push: true,
+		txns: make(map[string]id.EventID), calls: make(map[string]int), push: true, user: bot, server: "mls.test",
 	}
 }
 
-func (h *roomHS) UserID() id.UserID  { return bot }
-func (h *roomHS) ServerName() string { return "mls.test" }
+func (h *roomHS) UserID() id.UserID  { return h.user }
+func (h *roomHS) ServerName() string { return h.server }
 
 func (h *roomHS) add(room id.RoomID, sender id.UserID, kind string, stateKey *string, content any) *homeserver.Event {
 	raw, ok := content.(json.RawMessage)
@@ -71,10 +76,9 @@ func (h *roomHS) add(room id.RoomID, sender id.UserID, kind string, stateKey *st
 		}
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.next++
 	full := map[string]any{
-		"event_id": fmt.Sprintf("$%d", h.next), "room_id": room, "sender": sender, "type": kind, "content": raw, "origin_server_ts": 1790000000000 + h.next,
+		"event_id": fmt.Sprintf("$%s%d", h.prefix, h.next), "room_id": room, "sender": sender, "type": kind, "content": raw, "origin_server_ts": 1790000000000 + h.next,
 	}
 	if stateKey != nil {
 		full["state_key"] = *stateKey
@@ -87,11 +91,22 @@ func (h *roomHS) add(room id.RoomID, sender id.UserID, kind string, stateKey *st
 	if err != nil {
 		panic(err)
 	}
-	h.rooms[room] = append(h.rooms[room], ev)
-	if h.push && (h.mute == nil || !h.mute(ev)) {
-		h.pushed = append(h.pushed, ev)
+	h.mu.Unlock()
+	h.receive(ev, h.push && (h.mute == nil || !h.mute(ev)))
+	if h.sent != nil {
+		h.sent(ev)
 	}
 	return ev
+}
+
+// receive puts an event into the room, and may push it to the module.
+func (h *roomHS) receive(ev *homeserver.Event, push bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rooms[ev.Room] = append(h.rooms[ev.Room], ev)
+	if push {
+		h.pushed = append(h.pushed, ev)
+	}
 }
 
 func (h *roomHS) count(call string) {
@@ -113,7 +128,7 @@ func (h *roomHS) SendEvent(_ context.Context, room id.RoomID, kind, txn string, 
 			return "", err
 		}
 	}
-	ev := h.add(room, bot, kind, nil, content)
+	ev := h.add(room, h.user, kind, nil, content)
 	h.mu.Lock()
 	h.txns[txn] = ev.ID
 	h.mu.Unlock()
@@ -121,7 +136,7 @@ func (h *roomHS) SendEvent(_ context.Context, room id.RoomID, kind, txn string, 
 }
 
 func (h *roomHS) SendState(_ context.Context, room id.RoomID, kind, key string, content json.RawMessage) (id.EventID, error) {
-	return h.add(room, bot, kind, &key, content).ID, nil
+	return h.add(room, h.user, kind, &key, content).ID, nil
 }
 
 func (h *roomHS) Event(_ context.Context, room id.RoomID, event id.EventID) (*homeserver.Event, error) {
@@ -176,14 +191,14 @@ func (h *roomHS) State(_ context.Context, room id.RoomID) ([]*homeserver.Event, 
 }
 
 func (h *roomHS) Join(_ context.Context, room id.RoomID, _ []string) error {
-	key := string(bot)
-	h.add(room, bot, rooms.TypeMember, &key, map[string]any{"membership": "join"})
+	key := string(h.user)
+	h.add(room, h.user, rooms.TypeMember, &key, map[string]any{"membership": "join"})
 	return nil
 }
 
 func (h *roomHS) Leave(_ context.Context, room id.RoomID, _ string) error {
-	key := string(bot)
-	h.add(room, bot, rooms.TypeMember, &key, map[string]any{"membership": "leave"})
+	key := string(h.user)
+	h.add(room, h.user, rooms.TypeMember, &key, map[string]any{"membership": "leave"})
 	return nil
 }
 
@@ -252,8 +267,10 @@ type module struct {
 	cfg  *config.Config
 	e    *Engine
 	now  time.Duration
+	next time.Duration // when the engine wants to be called again
 	woke chan struct{}
 	held []time.Duration // each time a room was kept quiet
+	mute bool            // nothing of the outbox is sent
 
 	noted []store.RoomStatus // what others were told of rooms
 	ctx   context.Context
@@ -306,7 +323,7 @@ func (m *module) deliver() bool {
 	m.hs.pushed = nil
 	m.hs.mu.Unlock()
 	for _, ev := range pushed {
-		if ev.Type == rooms.TypeMember && *ev.StateKey == string(bot) {
+		if ev.Type == rooms.TypeMember && *ev.StateKey == string(m.as.UserID()) {
 			must(m.t, m.st.NoteRoom(m.ctx, ev.Room, store.RoomInvited))
 		}
 		if _, err := m.st.PutInbox(m.ctx, inboxRow(ev, store.SourceTransaction)); err != nil {
@@ -346,7 +363,7 @@ func (m *module) round() (busy bool) {
 			must(m.t, m.e.HandleEvent(m.ctx, ev))
 		}
 	}
-	_, err = m.e.Tick(m.ctx, m.now)
+	m.next, err = m.e.Tick(m.ctx, m.now)
 	must(m.t, err)
 	return m.send() || busy
 }
@@ -355,6 +372,9 @@ func (m *module) round() (busy bool) {
 func (m *module) send() (busy bool) {
 	m.t.Helper()
 	for {
+		if m.mute {
+			return busy
+		}
 		due, err := m.st.DueOutbox(m.ctx, 10)
 		must(m.t, err)
 		if len(due) == 0 {

@@ -20,7 +20,7 @@ import (
 func (r *mlsRoom) forgedHead(m *module, user, creator id.UserID, epochs int) *rooms.HeadContent {
 	r.t.Helper()
 	d := newDevice(r.t, user, "FORGED")
-	keys := m.e.keys()
+	keys := m.e.keys(&room{})
 	policy := rooms.DefaultPolicy(r.id, creator, federation.Sequencer{Server: "mls.test", User: string(bot), ReceiptKey: keys.ReceiptKey})
 	exts, err := rooms.GroupExtensions(policy, nil)
 	must(r.t, err)

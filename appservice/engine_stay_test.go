@@ -20,7 +20,7 @@ func (h *roomHS) JoinedRooms(context.Context) (out []id.RoomID, _ error) {
 	for room, events := range h.rooms {
 		in := false
 		for _, ev := range events {
-			if ev.Type == rooms.TypeMember && ev.StateKey != nil && *ev.StateKey == string(bot) {
+			if ev.Type == rooms.TypeMember && ev.StateKey != nil && *ev.StateKey == string(h.user) {
 				in = membership(ev.Content) == "join"
 			}
 		}

@@ -313,7 +313,7 @@ func TestEngineRebuildsFromTheRoomAfterDatabaseLoss(t *testing.T) {
 			t.Fatal("the module signed with a key that the room does not list")
 		}
 		said := r.keys()
-		if string(said.ReceiptKey) == string(m.e.keys().ReceiptKey) {
+		if string(said.ReceiptKey) == string(m.e.keys(m.e.rooms[r.id]).ReceiptKey) {
 			t.Fatal("the new key was not announced")
 		}
 		_ = c

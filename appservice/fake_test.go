@@ -122,6 +122,7 @@ type fakeEngine struct {
 	handled  []id.EventID
 	settled  []string
 	rechecks int
+	stirred  []id.RoomID
 	handle   func(ctx context.Context, ev *store.InboxEvent) error
 	start    func() error
 	tick     func(now time.Duration) (time.Duration, error)
@@ -144,9 +145,13 @@ func (e *fakeEngine) HandleEvent(ctx context.Context, ev *store.InboxEvent) erro
 	return e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxDone, "")
 }
 
-func (e *fakeEngine) Recheck(context.Context) error {
+func (e *fakeEngine) Recheck(_ context.Context, rooms ...id.RoomID) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(rooms) > 0 {
+		e.stirred = append(e.stirred, rooms...)
+		return nil
+	}
 	e.rechecks++
 	return nil
 }

@@ -48,7 +48,7 @@ func (e *Engine) take(ctx context.Context, r *room, ev *store.InboxEvent) (outco
 		return ignored, nil
 	}
 	return e.takeContent(ctx, r, &message{
-		event: ev.EventID, sender: ev.Sender, kind: ev.Type, content: parsed.Content, isState: ev.StateKey != nil,
+		event: ev.EventID, sender: ev.Sender, kind: ev.Type, content: parsed.Content, isState: ev.StateKey != nil, redacts: parsed.Redacts,
 	})
 }
 
@@ -59,6 +59,7 @@ type message struct {
 	kind    string
 	content json.RawMessage
 	isState bool
+	redacts id.EventID // of a redaction
 	reposts int
 }
 
@@ -80,9 +81,14 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		if federationRule(err) == string(federation.RuleTooOld) {
 			return ignored, nil
 		}
+		if err == nil {
+			err = e.keepReceipt(ctx, r, msg, ev)
+		}
 		return settle(done, err)
 	case rooms.TypeHead:
 		return settle(e.takeHead(r, msg))
+	case typeRedaction:
+		return done, e.takeRedaction(ctx, r, msg)
 	case rooms.TypeRequest:
 		return settle(e.takeRequest(ctx, r, msg))
 	case rooms.TypeRepost:
@@ -96,6 +102,7 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		if done, out := e.repostNeedsSender(r, c); done {
 			return out, nil
 		}
+		e.sawRepost(r, msg, c)
 		if c.Event == "" {
 			c.Event = msg.event
 		}
@@ -380,7 +387,7 @@ func (e *Engine) takeRoot(ctx context.Context, r *room, msg *message, c *rooms.C
 
 // begin starts to follow a group.
 func (e *Engine) begin(ctx context.Context, r *room, base federation.Base, pg *mls.PublicGroup, msg *message, sc *storedCommit) error {
-	m, err := federation.New(e.machineConfig(r.id), base)
+	m, err := federation.New(e.machineConfig(r), base)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package appservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -374,92 +373,18 @@ func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
 		return done, err
 	}
 	r.noteHead(msg.sender, head)
+	r.hear(msg.sender, head)
 	if r.m == nil {
 		return done, nil
 	}
 	for _, known := range []*rooms.EventRef{head.Accepted, head.Final} {
 		if known != nil && !r.m.Held(federation.Ref(known.Ref)) {
 			r.want(federation.Fetch{Commit: federation.Ref(known.Ref), EventID: string(known.Event)})
+			if w := r.wants[federation.Ref(known.Ref)]; w != nil {
+				w.first = true
+			}
 		}
 	}
-	for _, mark := range head.Receipts {
-		if !r.m.Knows(mark.Key, mark.Counter) {
-			r.gap.wanted = true
-		}
-	}
+	r.compareMarks(head)
 	return done, nil
-}
-
-// takeRequest answers who lacks events of ours: with what this module holds,
-// bounded, and not the same thing twice in a minute.
-func (e *Engine) takeRequest(ctx context.Context, r *room, msg *message) (outcome, error) {
-	if msg.sender == e.d.HS.UserID() || r.m == nil {
-		return ignored, nil
-	}
-	req, err := rooms.DecodeRequest(msg.content)
-	if err != nil {
-		return done, err
-	}
-	if r.loaded && !r.state.InRoom(msg.sender) {
-		return done, refusal(string(rooms.RuleMemberNotInRoom), "%s is not in the room", msg.sender)
-	}
-	now := e.d.Monotonic()
-	again := func(key string) bool {
-		if r.answered == nil || len(r.answered) > 4096 {
-			r.answered = make(map[string]time.Duration)
-		}
-		if at, ok := r.answered[key]; ok && now-at < time.Minute {
-			return false
-		}
-		r.answered[key] = now
-		return true
-	}
-	refs := make([]federation.Ref, 0, len(req.Refs))
-	for _, h := range req.Refs {
-		refs = append(refs, federation.Ref(h))
-	}
-	if req.Since != nil && r.m.Extends(r.m.Head(), federation.Ref(req.Since.Ref)) {
-		refs = append(refs, r.m.Path(federation.Ref(req.Since.Ref), r.m.Head())...)
-	}
-	const most = 32
-	for _, ref := range refs[:min(len(refs), most)] {
-		row, err := e.d.Store.Commit(ctx, r.id, ref.String())
-		if errors.Is(err, store.ErrNotFound) || err == nil && !again(ref.String()) {
-			continue
-		}
-		if err != nil {
-			return done, err
-		}
-		var sc storedCommit
-		if err := json.Unmarshal(row.Content, &sc); err != nil {
-			return done, err
-		}
-		if err := e.repost(ctx, r, rooms.TypeCommit, row.Sender, row.EventID, sc.Event); err != nil {
-			return done, err
-		}
-	}
-	for _, h := range req.Receipts[:min(len(req.Receipts), most)] {
-		row, err := e.d.Store.Receipt(ctx, r.id, federation.Ref(h).String())
-		if errors.Is(err, store.ErrNotFound) || err == nil && !again(row.Hash) {
-			continue
-		}
-		if err != nil {
-			return done, err
-		}
-		if err := e.repost(ctx, r, rooms.Prefix+row.Kind, id.UserID(row.Signer), row.EventID, row.Content); err != nil {
-			return done, err
-		}
-	}
-	return done, nil
-}
-
-func (e *Engine) repost(ctx context.Context, r *room, kind string, sender id.UserID, event id.EventID, content json.RawMessage) error {
-	raw, err := rooms.Encode(&rooms.RepostContent{Type: kind, Sender: sender, Event: event, Content: content})
-	if err != nil {
-		if rooms.RuleOf(err) != "" {
-			return nil // too large to be wrapped: who lacks it finds it by its event
-		}
-		return err
-	}
-	return e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeRepost, Content: raw, Priority: store.PriorityRest})
 }

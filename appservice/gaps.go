@@ -32,7 +32,6 @@ const (
 	gapPauseMax = 10 * time.Minute
 	maxWants    = 64
 	wantTries   = 8
-	askEvery    = time.Minute
 )
 
 // gap is how far a room was compared with its history.
@@ -52,13 +51,14 @@ type gap struct {
 // want is something that another event names and the module does not hold.
 type want struct {
 	fetch federation.Fetch
+	first bool // a module's head names it: what leads there comes with it
 	pause pause
 }
 
 // want notes that something is missing.
 func (r *room) want(f federation.Fetch) {
 	if f.Commit.IsZero() {
-		r.gap.wanted = true // a receipt: only the history knows where it is
+		r.wantReceipt(f) // only the history knows where it is
 		return
 	}
 	w := r.wants[f.Commit]
@@ -88,7 +88,15 @@ func (e *Engine) fillGaps(r *room, now time.Duration) (next time.Duration) {
 		for ref := range r.wants {
 			refs = append(refs, ref)
 		}
-		slices.SortFunc(refs, func(a, b federation.Ref) int { return strings.Compare(string(a[:]), string(b[:])) })
+		slices.SortFunc(refs, func(a, b federation.Ref) int {
+			if r.wants[a].first != r.wants[b].first {
+				if r.wants[a].first {
+					return -1
+				}
+				return 1
+			}
+			return compareRefs(a, b)
+		})
 		for _, ref := range refs {
 			w := r.wants[ref]
 			switch {
@@ -104,11 +112,12 @@ func (e *Engine) fillGaps(r *room, now time.Duration) (next time.Duration) {
 				w.pause.fail(now, gapPause, gapPauseMax)
 				r.gap.wanted = true
 				if w.pause.tries >= 3 {
-					r.ask = append(r.ask, ref)
+					r.anew.refs = append(r.anew.refs, ref)
 				}
 				at(w.pause.until)
 			}
 		}
+		at(r.fillReceipts(now))
 	}
 	if r.gap.next > 0 && now >= r.gap.next {
 		r.gap.wanted, r.needState = true, true
@@ -325,37 +334,8 @@ func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
 	}
 	r.retryWaiting = true
 	r.gap.next = now + e.d.Config.Rooms.GapCheck.D()
-	if err := e.askRoom(ctx, r, now); err != nil {
-		return err
-	}
 	r.tryBootstrap = true
 	return nil
-}
-
-// askRoom asks in the room for commits that no homeserver call could find.
-func (e *Engine) askRoom(ctx context.Context, r *room, now time.Duration) error {
-	if len(r.ask) == 0 || now < r.askNext || r.m == nil {
-		return nil
-	}
-	r.askNext = now + askEvery
-	req := &rooms.RequestContent{Nonce: e.nonce()}
-	for _, ref := range r.ask[:min(len(r.ask), 32)] {
-		if !r.m.Held(ref) {
-			req.Refs = append(req.Refs, rooms.Hash(ref))
-		}
-	}
-	r.ask = nil
-	if len(req.Refs) == 0 {
-		return nil
-	}
-	raw, err := rooms.Encode(req)
-	if err != nil {
-		return err
-	}
-	e.d.Metrics.Inc(metrics.Gaps, "asked")
-	return e.update(ctx, r, func(ctx context.Context) error {
-		return e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeRequest, Content: raw, Priority: store.PriorityRest})
-	})
 }
 
 func (e *Engine) nonce() string {

@@ -52,7 +52,7 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 		if r.data.Announced || !r.gap.complete {
 			return 0, nil
 		}
-		return 0, e.sendHead(ctx, r, e.keys(), nil)
+		return 0, e.sendHead(ctx, r, e.keys(r), nil)
 	}
 	head := r.m.SafeHead()
 	if head == r.data.Published && r.m.NewestFinal() == r.data.Final && r.data.Announced && (r.data.WithTree || now >= r.joinerUntil) {
@@ -126,11 +126,12 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 
 // publishHead posts the head with a tree.
 func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) error {
-	content := e.keys()
+	content := e.keys(r)
 	scope, _ := r.m.ScopeAt(head)
 	config, _ := r.m.ConfigAt(head)
 	content.Group, content.Root, content.Snapshot, content.Cfg = scope.Group, r.data.Root, snapshot, rooms.Hash(config)
 	content.Era, _ = r.m.EraOf()
+	content.Answers = r.anew.answers
 	for _, mark := range r.m.NewestReceipts() {
 		if len(content.Receipts) < rooms.MaxSequencers {
 			content.Receipts = append(content.Receipts, rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)})
@@ -188,8 +189,8 @@ func (e *Engine) eventRef(ctx context.Context, r *room, ref federation.Ref) (*ro
 }
 
 // keys is what the module says of itself in every room.
-func (e *Engine) keys() *rooms.HeadContent {
-	c := &rooms.HeadContent{Version: rooms.Version, ReceiptKey: rooms.Bytes(e.d.Keys.Receipt.Public().(ed25519.PublicKey)), Server: e.d.HS.ServerName(), Nonce: e.nonce()}
+func (e *Engine) keys(r *room) *rooms.HeadContent {
+	c := &rooms.HeadContent{Version: rooms.Version, ReceiptKey: rooms.Bytes(e.receiptKey(r).Public().(ed25519.PublicKey)), Server: e.d.HS.ServerName(), Nonce: e.nonce()}
 	for scheme, key := range e.d.Keys.External {
 		c.ExternalSenders = append(c.ExternalSenders, rooms.ExternalSender{Scheme: uint16(scheme), Key: rooms.Bytes(key.Public())})
 	}

@@ -167,6 +167,11 @@ func (l *loop) tick(ctx context.Context) (next time.Duration, err error) {
 				return 0, err
 			}
 		}
+		if stirred := l.stir.take(); len(stirred) > 0 {
+			if err := l.engine.Recheck(ctx, stirred...); err != nil {
+				return 0, err
+			}
+		}
 		return l.engine.Tick(ctx, l.monotonic())
 	}()
 	if panicked != nil {

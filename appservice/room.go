@@ -66,15 +66,14 @@ type room struct {
 	planAt       time.Duration // not before
 	mediaPause   map[[32]byte]*pause
 	retryTime    time.Duration
-	ask          []federation.Ref // commits to ask for in the room
-	askNext      time.Duration
-	answered     map[string]time.Duration // what was posted again, and when
+	anew         again // what is asked for in the room, and posted again
 	publication
 
 	dirty   bool // to be stored
 	sends   bool // rows were put into the outbox
 	stepped bool // the machine took something in since it last acted
 	resumed bool
+	resume  comparison // before that
 	// tryBootstrap: without a group, the heads of other modules are to be looked at.
 	tryBootstrap bool
 	nextAct      time.Duration
@@ -95,7 +94,8 @@ type roomData struct {
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
 	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared
 	Joined    int64           `json:"joined,omitempty"`    // when the bot came in, or was first seen in it, in Unix seconds; without a group only
-	Gone      bool            `json:"gone,omitempty"`      // the own key is retired in this room
+	Key       int             `json:"key,omitempty"`       // index of the receipt key: those before it are retired in this room
+	Restored  string          `json:"restored,omitempty"`  // the newest restore of the database after which the room was compared
 }
 
 // room returns a room, loaded from the database if need be.
@@ -129,8 +129,11 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 			return nil, fmt.Errorf("appservice: stored data of room %s does not parse: %w", roomID, err)
 		}
 	}
+	if _, ok := e.d.Keys.receipt(r.data.Key); !ok {
+		return nil, fmt.Errorf("appservice: room %s is signed for with receipt key %d, which the database does not hold; restore the database from a backup", roomID, r.data.Key+1)
+	}
 	if len(row.Machine) > 0 {
-		if r.m, err = federation.Unmarshal(e.machineConfig(roomID), row.Machine); err != nil {
+		if r.m, err = federation.Unmarshal(e.machineConfig(r), row.Machine); err != nil {
 			return nil, fmt.Errorf("appservice: room %s: %w", roomID, err)
 		}
 	}
@@ -138,10 +141,10 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 	return r, nil
 }
 
-func (e *Engine) machineConfig(room id.RoomID) federation.Config {
+func (e *Engine) machineConfig(r *room) federation.Config {
 	return federation.Config{
-		Room: string(room), Verify: rooms.VerifyLeafSignature,
-		Self: &federation.Identity{Server: e.d.HS.ServerName(), User: string(e.d.HS.UserID()), Key: e.d.Keys.Receipt},
+		Room: string(r.id), Verify: rooms.VerifyLeafSignature,
+		Self: &federation.Identity{Server: e.d.HS.ServerName(), User: string(e.d.HS.UserID()), Key: e.receiptKey(r)},
 		Limits: federation.Limits{
 			Leaves: e.d.Config.Limits.Leaves,
 		},
@@ -207,11 +210,25 @@ func (e *Engine) step(ctx context.Context, r *room, ev federation.Event) error {
 func (e *Engine) act(ctx context.Context, r *room, now time.Duration) error {
 	return e.update(ctx, r, func(ctx context.Context) error {
 		r.stepped, r.nextAct = false, 0
-		if !r.resumed {
-			r.resumed = true
-			if _, err := r.m.Step(federation.Resume{}); err != nil {
+		if r.m.Retired() {
+			if err := e.rekey(ctx, r); err != nil {
 				return err
 			}
+		}
+		if !r.resumed {
+			ok, err := e.mayResume(ctx, r, now)
+			if err != nil {
+				return err
+			}
+			if ok {
+				r.resumed, r.dirty, r.data.Restored = true, true, e.restored
+				if _, err := r.m.Step(federation.Resume{}); err != nil {
+					return err
+				}
+			}
+		}
+		if !r.resumed {
+			return nil
 		}
 		if err := e.carryOut(ctx, r, r.m.Tick(now)); err != nil {
 			return err
@@ -264,10 +281,14 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 				if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
 					return err
 				}
+				if err := e.d.Store.DropReceipts(ctx, r.id, ref.String(), string(e.d.HS.UserID())); err != nil {
+					return err
+				}
 			}
 		case federation.KeyRetired:
-			r.dirty, r.data.Gone = true, true
-			log.Error().Uint64("counter", a.Counter).Msg("The room holds a receipt of this module's key that the database does not know: an old backup was restored. The module signs nothing more here; an admin of the room has to set the list of sequencers again")
+			r.dirty, r.stepped = true, true
+			e.d.Metrics.Inc(metrics.KeysRetired)
+			log.Error().Stringer("room_id", r.id).Uint64("counter", a.Counter).Msg("The room holds a receipt of this module's key that the database does not know: an old backup was restored. The key signs nothing more here; the module announces a new one, and an admin of the room has to put it into the list of sequencers")
 		default:
 			return fmt.Errorf("appservice: internal: unknown action %T", a)
 		}

@@ -44,9 +44,9 @@ type roomEngine interface {
 	// HandleEvent takes one event out of the inbox: it does not return nil
 	// before the row is marked as something else than new.
 	HandleEvent(ctx context.Context, ev *store.InboxEvent) error
-	// Recheck compares every room with its history as soon as it can: something
-	// that the homeserver pushed had to be skipped.
-	Recheck(ctx context.Context) error
+	// Recheck compares rooms with their history as soon as it can: those named,
+	// or all, since something that the homeserver pushed had to be skipped.
+	Recheck(ctx context.Context, rooms ...id.RoomID) error
 	// Tick does what is due. It returns when it wants to be called again, on
 	// the clock of Deps.Monotonic; 0 means when something comes in.
 	Tick(ctx context.Context, now time.Duration) (next time.Duration, err error)

@@ -57,10 +57,12 @@ type Service struct {
 	keys    *Keys
 	now     func() time.Time
 	started time.Time
+	clock   func() time.Duration // in tests, in place of the time since started
 	notify  notifier
 	engine  roomEngine
 	filter  *filter
 	outbox  *outbox
+	stir    stir
 
 	wake      chan struct{}
 	reconcile chan struct{}
@@ -132,7 +134,12 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	return s, nil
 }
 
-func (s *Service) monotonic() time.Duration { return time.Since(s.started) }
+func (s *Service) monotonic() time.Duration {
+	if s.clock != nil {
+		return s.clock()
+	}
+	return time.Since(s.started)
+}
 
 // noteStatus lets the filter know which rooms the bot is in.
 func (s *Service) noteStatus(room id.RoomID, status store.RoomStatus) {

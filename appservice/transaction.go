@@ -135,6 +135,9 @@ func (s *Service) takeIn(ctx context.Context, raws []json.RawMessage) error {
 			s.metrics.Rejected(ruleEventMalformed)
 			continue
 		}
+		if s.filter.has(ev.Room) && s.stir.note(ev.Room, ev.Sender, s.hs.ServerName(), s.monotonic()) {
+			defer s.Wake()
+		}
 		switch s.filter.judge(ev) {
 		case drop:
 			filtered++

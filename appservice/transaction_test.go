@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -386,6 +387,44 @@ func FuzzTransactionEvents(f *testing.F) {
 		}
 		if total > len(body) {
 			t.Errorf("%d bytes out of %d", total, len(body))
+		}
+	})
+}
+
+func TestTransactionNoticesAServerThatSpeaksAgain(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, cfg store.Config) {
+		b := newBench(t, cfg, nil, nil)
+		b.filter.add("!a")
+		var at time.Duration
+		b.clock = func() time.Duration { return at }
+		say := func(id, room, sender string) []id.RoomID {
+			b.txn(id, strings.Replace(ev("$"+id, room, "m.room.encrypted", "-", `{}`), "@alice:mls.test", sender, 1))
+			b.engine.stirred = nil
+			l := &loop{Service: b.Service}
+			if _, err := l.tick(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			return b.engine.stirred
+		}
+		if got := say("1", "!a", "@bob:far.test"); len(got) > 0 {
+			t.Errorf("a server heard for the first time stirs %v", got)
+		}
+		at += stirSilence - 1
+		if got := say("2", "!a", "@bob:far.test"); len(got) > 0 {
+			t.Errorf("a server heard all the time stirs %v", got)
+		}
+		at += stirSilence
+		if got := say("3", "!a", "@alice:mls.test"); len(got) > 0 {
+			t.Errorf("the own server stirs %v", got)
+		}
+		if got := say("4", "!unknown", "@bob:far.test"); len(got) > 0 {
+			t.Errorf("an unknown room is compared: %v", got)
+		}
+		if got := say("5", "!a", "@carol:far.test"); len(got) != 1 || got[0] != "!a" {
+			t.Errorf("a server that speaks after %v stirs %v, want the room", stirSilence, got)
+		}
+		if got := say("6", "!a", "@carol:far.test"); len(got) > 0 {
+			t.Errorf("it stirs again: %v", got)
 		}
 	})
 }

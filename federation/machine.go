@@ -541,6 +541,17 @@ func (m *Machine) Listed() bool {
 // Retired reports whether the own receipt key must not sign any more.
 func (m *Machine) Retired() bool { return m.retired }
 
+// Signed returns the counter of the newest receipt that this machine signed.
+func (m *Machine) Signed() uint64 { return m.counter }
+
+// Rekey begins the chain of a new receipt key, which has signed nothing yet:
+// the one in Config.Self, after the key before it was retired. It signs once a
+// list names it.
+func (m *Machine) Rekey() {
+	m.counter, m.prev, m.retired, m.dirty = 0, Ref{}, false, true
+	m.own, m.readied, m.turn = make(map[Ref]*ownState), make(map[Ref]int), turn{}
+}
+
 // NeedsVouching returns the commits that are waiting for a member to vouch, in
 // order of depth: accepted ones on the head, and eras that would count.
 func (m *Machine) NeedsVouching() []Ref {

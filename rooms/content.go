@@ -463,6 +463,14 @@ func (h *HeadContent) validate() error {
 			return err
 		}
 	}
+	if err := needCount("answers", len(h.Answers), MaxSequencers); err != nil {
+		return err
+	}
+	for _, nonce := range h.Answers {
+		if nonce == "" || len(nonce) > 64 {
+			return malformed("answers", "a nonce of %d bytes, want 1 to 64", len(nonce))
+		}
+	}
 	for _, r := range h.Receipts {
 		if err := firstError(needBytes("receipts", r.Key, maxKeySize), needHash("receipts", r.Hash), optionalID("receipts", string(r.Event), '$')); err != nil {
 			return err
@@ -536,7 +544,17 @@ func (h *HistoryBundleContent) validate() error {
 
 func (r *RequestContent) validate() error {
 	return firstError(r.Since.validate(), optionalID("event_id", string(r.Event), '$'),
-		needCount("refs", len(r.Refs), maxRequestedRefs), needCount("receipts", len(r.Receipts), maxRequestedRefs))
+		needCount("refs", len(r.Refs), maxRequestedRefs), needCount("receipts", len(r.Receipts), maxRequestedRefs),
+		needCount("above", len(r.Above), MaxSequencers), r.validateAbove())
+}
+
+func (r *RequestContent) validateAbove() error {
+	for _, a := range r.Above {
+		if err := needBytes("above: key", a.Key, maxKeySize); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *RepostContent) validate() error {

@@ -145,9 +145,9 @@ func contents() map[string]struct {
 		"rejoin request":  {&RejoinRequestContent{Room: testRoom, Need: NeedWelcome, Ref: h, Reason: "x", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeRejoinRequest(r)) }},
 		"key package":     {&KeyPackageContent{Room: testRoom, Suite: 1, RequestID: "a", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeKeyPackage(r)) }},
 		"history bundle":  {&HistoryBundleContent{Room: testRoom, Ref: h, Salt: Bytes{1}, File: file}, func(r json.RawMessage) (any, error) { return any2(DecodeHistoryBundle(r)) }},
-		"request":         {&RequestContent{Refs: []Hash{h}, Receipts: []Hash{h}, Since: event, Nonce: "n", Event: "$e"}, func(r json.RawMessage) (any, error) { return any2(DecodeRequest(r)) }},
+		"request":         {&RequestContent{Refs: []Hash{h}, Receipts: []Hash{h}, Since: event, Above: []ReceiptsAbove{{Key: make(Bytes, 32), Counter: 7}}, Heads: true, Nonce: "n", Event: "$e"}, func(r json.RawMessage) (any, error) { return any2(DecodeRequest(r)) }},
 		"repost":          {&RepostContent{Type: TypeCommit, Sender: alice, Event: "$e", Content: json.RawMessage(`{"epoch":1}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeRepost(r)) }},
-		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1},
+		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1}, Answers: []string{"n"},
 			Accepted: event, Final: event, Root: event, Receipts: []ReceiptRef{{Key: Bytes{1}, Counter: 1, Hash: h, Event: "$e"}}, GroupInfo: Bytes{1}, Snapshot: &snapshot,
 			Cfg: h, Era: 2, Votes: []VoteContent{vote}, Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
 	}
@@ -181,7 +181,7 @@ func TestContentsRefused(t *testing.T) {
 			}
 			t.Run(name+"/"+key, func(t *testing.T) {
 				for _, wrong := range []string{`true`, `{"x":1}`, `["x"]`, `"\u0000=x"`} {
-					if key == "provisional" && wrong == "true" || key == "founding" && wrong == "true" || key == "content" && wrong[0] == '{' {
+					if (key == "provisional" || key == "heads") && wrong == "true" || key == "answers" && wrong[0] == '[' || key == "founding" && wrong == "true" || key == "content" && wrong[0] == '{' {
 						continue
 					}
 					if (key == "reason" || key == "server" || strings.HasSuffix(key, "nonce") || key == "request_id") && wrong[0] == '"' {

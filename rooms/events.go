@@ -207,6 +207,7 @@ type HeadContent struct {
 	Receipts        []ReceiptRef     `json:"receipts,omitempty"`
 	GroupInfo       Bytes            `json:"group_info,omitempty"` // of the newest accepted commit, signed by its author
 	Snapshot        *Snapshot        `json:"snapshot,omitempty"`
+	Answers         []string         `json:"answers,omitempty"` // nonces of requests for heads that this one answers
 	Nonce           string           `json:"io.github.matrix-mls.nonce,omitempty"`
 }
 
@@ -295,11 +296,21 @@ type HistoryBundleContent struct {
 // RequestContent is the content of a [TypeRequest] event: who lacks events of
 // ours that its homeserver does not serve names them.
 type RequestContent struct {
-	Refs     []Hash     `json:"refs,omitempty"`     // commits
-	Receipts []Hash     `json:"receipts,omitempty"` // receipts, by hash
-	Since    *EventRef  `json:"since,omitempty"`    // everything above this commit
-	Nonce    string     `json:"io.github.matrix-mls.nonce,omitempty"`
-	Event    id.EventID `json:"event_id,omitempty"` // the event that names what is missing
+	Refs     []Hash    `json:"refs,omitempty"`     // commits
+	Receipts []Hash    `json:"receipts,omitempty"` // receipts, by hash
+	Since    *EventRef `json:"since,omitempty"`    // everything above this commit
+	// Above asks for the receipts of a key above a counter.
+	Above []ReceiptsAbove `json:"above,omitempty"`
+	// Heads asks every module of the list for its head, as it is now.
+	Heads bool       `json:"heads,omitempty"`
+	Nonce string     `json:"io.github.matrix-mls.nonce,omitempty"`
+	Event id.EventID `json:"event_id,omitempty"` // the event that names what is missing
+}
+
+// ReceiptsAbove names the receipts of a key above a counter.
+type ReceiptsAbove struct {
+	Key     Bytes  `json:"key"`
+	Counter uint64 `json:"counter"`
 }
 
 // RepostContent is the content of a [TypeRepost] event. What it carries

@@ -349,7 +349,17 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 		r.fail(fmt.Sprintf("the receipt key has %d bytes", len(seed)), "the database is damaged", "restore a backup")
 		return
 	}
-	public := []byte(ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
+	own := [][]byte{ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey)}
+	for n := 2; ; n++ { // for rooms in which those before are retired
+		seed, err := d.st.Key(ctx, fmt.Sprintf("%s/%d", appservice.KeyReceipt, n))
+		if err != nil || len(seed) != ed25519.SeedSize {
+			break
+		}
+		own = append(own, ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
+	}
+	isOwn := func(key []byte) bool {
+		return slices.ContainsFunc(own, func(o []byte) bool { return bytes.Equal(o, key) })
+	}
 	known, err := d.st.KnownRooms(ctx)
 	if err != nil {
 		r.fail(err.Error(), "the database cannot be read", "see its log")
@@ -377,7 +387,7 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 		}
 		raw, err := base64.RawStdEncoding.DecodeString(head.ReceiptKey)
 		listed := listedKey(head.GroupInfo, string(d.hs.UserID()))
-		if err == nil && bytes.Equal(raw, public) && (listed == nil || bytes.Equal(listed, public)) {
+		if err == nil && isOwn(raw) && (listed == nil || bytes.Equal(listed, raw)) {
 			same++
 		} else {
 			other++

@@ -37,6 +37,7 @@ func ParseEvent(raw json.RawMessage, room id.RoomID) (*Event, error) {
 		Type     string          `json:"type"`
 		StateKey *string         `json:"state_key"`
 		Content  json.RawMessage `json:"content"`
+		Redacts  any             `json:"redacts"`
 		Time     float64         `json:"origin_server_ts"`
 	}
 	if err := json.Unmarshal(raw, &e); err != nil {
@@ -67,10 +68,28 @@ func ParseEvent(raw json.RawMessage, room id.RoomID) (*Event, error) {
 		return nil, errors.New("event has no content object")
 	}
 	out := &Event{ID: e.ID, Room: e.Room, Sender: e.Sender, Type: e.Type, StateKey: e.StateKey, Content: e.Content, Raw: raw}
+	if e.Type == "m.room.redaction" {
+		out.Redacts = redacts(e.Redacts, e.Content)
+	}
 	if e.Time > 0 && e.Time < math.MaxInt64/1e7 {
 		out.Time = time.UnixMilli(int64(e.Time))
 	}
 	return out, nil
+}
+
+// redacts finds what a redaction names: in its content since room version 11,
+// beside it before.
+func redacts(outside any, content json.RawMessage) id.EventID {
+	var c struct {
+		Redacts any `json:"redacts"`
+	}
+	_ = json.Unmarshal(content, &c)
+	for _, v := range []any{c.Redacts, outside} {
+		if s, ok := v.(string); ok && s != "" && checkID("redacts", s) == nil {
+			return id.EventID(s)
+		}
+	}
+	return ""
 }
 
 func checkID(name, value string) error {

@@ -84,7 +84,8 @@ type Event struct {
 	Type     string
 	StateKey *string // nil for a timeline event
 	Content  json.RawMessage
-	Time     time.Time // the sender's claim; never evidence
+	Time     time.Time  // the sender's claim; never evidence
+	Redacts  id.EventID // of a redaction: the event whose content it takes away
 	Raw      json.RawMessage
 }
 

@@ -56,6 +56,7 @@ const (
 	Gaps               = "mls_gaps_total"
 	Removals           = "mls_removal_proposals_total"
 	Snapshots          = "mls_snapshots_total"
+	KeysRetired        = "mls_receipt_keys_retired_total"
 	EngineSeconds      = "mls_engine_step_seconds"
 	EngineErrors       = "mls_engine_errors_total"
 	Ready              = "mls_ready"
@@ -80,9 +81,10 @@ var Table = []Definition{
 	{Name: Commits, Kind: Counter, Labels: []string{"result"}, Help: "Commits: accepted, final, or lost (a sibling won)."},
 	{Name: Receipts, Kind: Counter, Labels: []string{"kind"}, Help: "Receipts signed by this module: accept, vote, promise or ready."},
 	{Name: Heads, Kind: Counter, Help: "Heads published."},
-	{Name: Gaps, Kind: Counter, Labels: []string{"result"}, Help: "Gaps in what the homeserver pushed: found, filled or asked (in the room)."},
+	{Name: Gaps, Kind: Counter, Labels: []string{"result"}, Help: "Gaps in what the homeserver pushed: found, filled, asked (in the room) or reposted (for others that asked)."},
 	{Name: Removals, Kind: Counter, Help: "Remove proposals posted for leaves without an entitled member."},
 	{Name: Snapshots, Kind: Counter, Help: "Tree snapshots uploaded."},
+	{Name: KeysRetired, Kind: Counter, Help: "Rooms in which the module's receipt key was retired, since the database turned out to be older than what it had signed."},
 	{Name: EngineSeconds, Kind: Histogram, Help: "Time of one round over the inbox.", Buckets: seconds},
 	{Name: EngineErrors, Kind: Counter, Help: "Rounds over the inbox, or work on one room, that failed and were repeated."},
 	{Name: Ready, Kind: Gauge, Help: "1 once the database is up to date, the homeserver's link works and the inbox was read."},

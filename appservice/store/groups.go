@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"time"
 
 	"go.mau.fi/util/dbutil"
@@ -37,6 +38,9 @@ const (
 	getReceiptQuery     = receiptColumns + `WHERE room_id=$1 AND hash=$2`
 	newestReceiptQuery  = receiptColumns + `WHERE room_id=$1 AND signer=$2 ORDER BY counter DESC LIMIT 1`
 	receiptsByRefQuery  = receiptColumns + `WHERE room_id=$1 AND ref=$2 ORDER BY signer, counter, hash`
+	receiptEventQuery   = receiptColumns + `WHERE room_id=$1 AND event_id=$2 LIMIT 1`
+	receiptsAboveQuery  = receiptColumns + `WHERE room_id=$1 AND signer=$2 AND counter>$3 ORDER BY counter, hash LIMIT $4`
+	dropReceiptsQuery   = `DELETE FROM receipts WHERE room_id=$1 AND ref=$2 AND signer<>$3`
 	putMediaQuery       = `INSERT INTO media (room_id, sha256, uri, size, purpose, ref, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (room_id, sha256) DO UPDATE SET uri=excluded.uri, ref=excluded.ref, created_at=excluded.created_at`
 	mediaColumns        = `SELECT sha256, uri, size, purpose, ref, created_at FROM media `
 	getMediaQuery       = mediaColumns + `WHERE room_id=$1 AND sha256=$2`
@@ -187,6 +191,24 @@ func (st *Store) Receipts(ctx context.Context, room id.RoomID) ([]*Receipt, erro
 func (st *Store) ReceiptsFor(ctx context.Context, room id.RoomID, ref string) ([]*Receipt, error) {
 	rows, err := st.db.Query(ctx, receiptsByRefQuery, string(room), ref)
 	return collect(rows, err, "reading receipts", scanReceipt)
+}
+
+// ReceiptByEvent returns the receipt that an event carried, or [ErrNotFound].
+func (st *Store) ReceiptByEvent(ctx context.Context, room id.RoomID, event id.EventID) (*Receipt, error) {
+	r, err := scanReceipt(st.db.QueryRow(ctx, receiptEventQuery, string(room), string(event)))
+	return r, wrap("reading a receipt", err)
+}
+
+// ReceiptsAbove returns a signer's receipts above a counter, the lowest first.
+func (st *Store) ReceiptsAbove(ctx context.Context, room id.RoomID, signer string, counter uint64, limit int) ([]*Receipt, error) {
+	rows, err := st.db.Query(ctx, receiptsAboveQuery, string(room), signer, int64(min(counter, math.MaxInt64)), limit)
+	return collect(rows, err, "reading receipts", scanReceipt)
+}
+
+// DropReceipts forgets the receipts about a commit of all signers but one.
+func (st *Store) DropReceipts(ctx context.Context, room id.RoomID, ref, except string) error {
+	_, err := st.db.Exec(ctx, dropReceiptsQuery, string(room), ref, except)
+	return wrap("forgetting receipts", err)
 }
 
 // DeleteReceipt forgets a receipt.

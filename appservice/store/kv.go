@@ -22,6 +22,11 @@ const (
 	trimRefusalQuery = `DELETE FROM refusals WHERE id <= (SELECT COALESCE(MAX(id), 0) FROM refusals) - $1`
 )
 
+// KeyRestored names, in the table of small values, the newest restore of the
+// database from a backup. The database may then be older than what the module
+// has signed.
+const KeyRestored = "restored"
+
 // PutNewKey stores a private key under a name and tells whether it was new. A
 // key is never overwritten.
 func (st *Store) PutNewKey(ctx context.Context, name string, secret []byte) (bool, error) {
