@@ -121,7 +121,7 @@ func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
 	epochSecret := cs.hash([]byte("epoch secret"))
 	var groups []*Group
 	for _, own := range []LeafIndex{0, LeafIndex(n / 2), 1} {
-		e := &epoch{cfg: cfg, tree: t, context: groupContext{
+		e := &epoch{cfg: cfg, tree: t, signers: new(signers), context: groupContext{
 			version: MLS10, cipherSuite: cs, groupID: groupID, epoch: uint64(n),
 			treeHash: t.rootHash(), confirmedTranscriptHash: cs.hash([]byte("transcript")),
 		}}

@@ -309,6 +309,14 @@ func (cs CipherSuite) hash(parts ...[]byte) []byte {
 // mac returns the suite's MAC over the parts (RFC 9420, Section 5.1).
 func (cs CipherSuite) mac(key secret, parts ...[]byte) []byte {
 	h := cs.suite().hash
+	if len(parts[0]) > 16<<10 {
+		// Long Commits are not copied.
+		m := hmac.New(h.new, key)
+		for _, p := range parts {
+			m.Write(p)
+		}
+		return m.Sum(nil)
+	}
 	return h.hmac(make([]byte, 0, h.size()), key, parts...)
 }
 
@@ -408,6 +416,11 @@ func (cs CipherSuite) aeadOpen(key, nonce secret, aad, ciphertext []byte) (plain
 	if len(ciphertext) < aeadOverhead {
 		return nil, false
 	}
-	out, err := cs.newAEAD(key).Open(make([]byte, 0, len(ciphertext)-aeadOverhead), nonce, ciphertext, aad)
+	return cs.aeadOpenTo(make([]byte, 0, len(ciphertext)-aeadOverhead), key, nonce, aad, ciphertext)
+}
+
+// aeadOpenTo appends what it decrypts to b.
+func (cs CipherSuite) aeadOpenTo(b []byte, key, nonce secret, aad, ciphertext []byte) ([]byte, bool) {
+	out, err := cs.newAEAD(key).Open(b, nonce, ciphertext, aad)
 	return out, err == nil
 }

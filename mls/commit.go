@@ -82,6 +82,27 @@ func (c *Commit) appendTo(b []byte) []byte {
 	return b
 }
 
+// size is about the size of the encoding, and not less where Adds make it large.
+func (c *Commit) size() int {
+	n := 256
+	for i := range c.proposals {
+		n += 64
+		if p := c.proposals[i].proposal; p != nil && p.Add != nil {
+			n += len(p.Add.raw)
+		}
+	}
+	if c.path != nil {
+		n += len(c.path.leaf.raw)
+		for i := range c.path.nodes {
+			n += 64
+			for k := range c.path.nodes[i].ciphertexts {
+				n += 16 + len(c.path.nodes[i].ciphertexts[k].KEMOutput) + len(c.path.nodes[i].ciphertexts[k].Ciphertext)
+			}
+		}
+	}
+	return n
+}
+
 // An updatePath gives a committer's direct path new keys (RFC 9420, Section
 // 7.6).
 type updatePath struct {

@@ -32,7 +32,10 @@ func verifyEd25519(pub SignaturePublicKey, msg, sig []byte) bool {
 const (
 	// batchMin is the number of signatures from which a batch is faster.
 	batchMin = 128
-	batchMax = 2048
+
+	// batchMax bounds the memory of a batch, which takes about 0.5 kB for each
+	// key and signature. What a batch costs beside them is the same for all.
+	batchMax = 8192
 
 	// torsionBytes is how many times eight random sums of a batch's points
 	// are tested for being in the group of prime order. A point that is not
@@ -50,10 +53,18 @@ type batchEd25519 struct {
 	points  []*curve.EdwardsPoint
 	base    scalar.Scalar // the factor of the base point
 	random  []byte
+	terms   []batchTerm // room for the next points and their factors
+	content []byte      // scratch
 
 	lastKey SignaturePublicKey
 	last    *scalar.Scalar // the factor of lastKey
 	bad     bool
+}
+
+// A batchTerm is a point with its factor.
+type batchTerm struct {
+	point  curve.EdwardsPoint
+	factor scalar.Scalar
 }
 
 // add takes in a signature. The key is usually that of the one before when a
@@ -63,57 +74,58 @@ func (b *batchEd25519) add(pub SignaturePublicKey, msg, sig []byte) {
 		b.bad = true
 		return
 	}
-	h := sha512.New()
-	h.Write(sig[:32])
-	h.Write(pub)
-	h.Write(msg)
-	var digest [64]byte
-	k, err := scalar.NewFromBytesModOrderWide(h.Sum(digest[:0]))
-	if err != nil {
-		b.bad = true
-		return
-	}
-	s, err := scalar.NewFromCanonicalBytes(sig[32:])
-	if err != nil {
-		b.bad = true
-		return
-	}
+	b.content = append(append(append(b.content[:0], sig[:32]...), pub...), msg...)
+	digest := sha512.Sum512(b.content)
 	// z is odd or even at random, and below 2^128.
 	var wide [32]byte
 	copy(wide[:16], b.take(16))
-	z, err := scalar.NewFromBytesModOrder(wide[:])
-	if err != nil {
+	var k, s, z scalar.Scalar
+	if _, err := k.SetBytesModOrderWide(digest[:]); err != nil {
 		b.bad = true
 		return
 	}
-	s.Mul(s, z)
-	b.base.Add(&b.base, s)
-	z.Neg(z)
-	k.Mul(k, z)
-	if !b.point(sig[:32], z) {
+	if _, err := s.SetCanonicalBytes(sig[32:]); err != nil {
+		b.bad = true
+		return
+	}
+	if _, err := z.SetBytesModOrder(wide[:]); err != nil {
+		b.bad = true
+		return
+	}
+	b.base.Add(&b.base, s.Mul(&s, &z))
+	z.Neg(&z)
+	k.Mul(&k, &z)
+	if b.point(sig[:32], &z) == nil {
 		return
 	}
 	if b.last != nil && string(b.lastKey) == string(pub) {
-		b.last.Add(b.last, k)
+		b.last.Add(b.last, &k)
 		return
 	}
-	if b.point(pub, k) {
-		b.lastKey, b.last = pub, k
+	if f := b.point(pub, &k); f != nil {
+		b.lastKey, b.last = pub, f
 	}
 }
 
-func (b *batchEd25519) point(encoded []byte, factor *scalar.Scalar) bool {
+// point adds a point with a factor, and returns where the batch keeps the
+// factor; nil if it is no point.
+func (b *batchEd25519) point(encoded []byte, factor *scalar.Scalar) *scalar.Scalar {
+	if len(b.terms) == 0 {
+		b.terms = make([]batchTerm, 256)
+	}
+	t := &b.terms[0]
 	var y curve.CompressedEdwardsY
-	p := curve.NewEdwardsPoint()
 	if _, err := y.SetBytes(encoded); err == nil && y.IsCanonicalVartime() {
-		if _, err := p.SetCompressedY(&y); err == nil {
-			b.points = append(b.points, p)
-			b.scalars = append(b.scalars, factor)
-			return true
+		if _, err := t.point.SetCompressedY(&y); err == nil {
+			t.factor.Set(factor)
+			b.terms = b.terms[1:]
+			b.points = append(b.points, &t.point)
+			b.scalars = append(b.scalars, &t.factor)
+			return &t.factor
 		}
 	}
 	b.bad = true
-	return false
+	return nil
 }
 
 // take returns n random bytes.
@@ -181,13 +193,15 @@ func verifyMany(cs CipherSuite, n int, each func(i int, f func(pub SignaturePubl
 	return forkJoinWith(workers, parts, func(k int) error {
 		from, to := k*n/parts, (k+1)*n/parts
 		var b batchEd25519
+		var signed []byte
 		for i := from; i < to; i++ {
 			each(i, func(pub SignaturePublicKey, label string, content, sig []byte) {
 				if Ed25519.checkPublicKey(pub) != nil {
 					b.bad = true
 					return
 				}
-				b.add(pub, signedContent(label, content), sig)
+				signed = appendSignedContent(signed[:0], label, content)
+				b.add(pub, signed, sig)
 			})
 		}
 		if b.verify() {

@@ -110,6 +110,20 @@ func TestEd25519VerifiesLikeStandardLibrary(t *testing.T) {
 		if got := verifyEd25519(s.pub, s.msg, s.sig); got != want {
 			t.Errorf("key %x, signature %x: got %v with a second opinion, want %v", s.pub, s.sig, got, want)
 		}
+		// With a key that is met for the first time, and one that is kept.
+		kept := new(signers)
+		for range 2 {
+			if got := kept.verify(s.pub, s.msg, s.sig); got != want {
+				t.Errorf("key %x, signature %x: got %v by the kept key, want %v", s.pub, s.sig, got, want)
+			}
+		}
+		if k, err := voi.NewExpandedPublicKey(s.pub); err == nil {
+			if got := voi.VerifyExpandedWithOptions(k, s.msg, s.sig, verifyLikeStandardLibrary); got != want {
+				t.Errorf("key %x, signature %x: got %v by the expanded key, want %v", s.pub, s.sig, got, want)
+			}
+		} else if want {
+			t.Errorf("key %x is good and cannot be expanded: %v", s.pub, err)
+		}
 	}
 	if good < 64 || good == len(all) {
 		t.Errorf("%d of %d signatures are good: the cases are not what they should be", good, len(all))

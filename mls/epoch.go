@@ -14,8 +14,9 @@ type epoch struct {
 	contextRaw      []byte
 	tree            *ratchetTree
 	confirmationTag []byte
-	interim         []byte  // interim transcript hash, confirmationTag included
-	reinit          *ReInit // set: the group is closed
+	interim         []byte   // interim transcript hash, confirmationTag included
+	reinit          *ReInit  // set: the group is closed
+	signers         *signers // shared with the epochs before and after
 }
 
 // CipherSuite returns the group's suite.
@@ -159,7 +160,7 @@ func (e *epoch) verify(ac *authenticatedContent) error {
 }
 
 func (e *epoch) verifyWith(ac *authenticatedContent, key SignaturePublicKey) error {
-	err := ac.verifySignature(e.context.cipherSuite, key, e.contextRaw)
+	err := ac.verifySignature(e.context.cipherSuite, e.signers, key, e.contextRaw)
 	switch {
 	case err == nil:
 		return nil
@@ -276,7 +277,7 @@ func (e *epoch) checkPathLeaf(l *LeafNode, index LeafIndex, old *LeafNode) error
 			return invalid("leaf-node/credential-not-successor", "5.3.1", "the credential is not one that may follow the committer's old")
 		}
 	}
-	return l.verifySignature(cs, e.context.groupID, index)
+	return l.verifySignature(cs, e.signers, e.context.groupID, index)
 }
 
 // epoch returns the next epoch, once its confirmation tag is known.
@@ -287,6 +288,7 @@ func (t *transition) epoch(e *epoch, tag []byte) *epoch {
 		tree:            t.tree,
 		confirmationTag: bytes.Clone(tag),
 		reinit:          t.reinit,
+		signers:         e.signers,
 	}
 	n.contextRaw = n.context.appendTo(nil)
 	n.interim = n.context.cipherSuite.interimTranscriptHash(n.context.confirmedTranscriptHash, tag)

@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -132,15 +133,23 @@ func (c *framedContent) unmarshalBody(s *reader) bool {
 
 // encode sets raw, and body as a part of it.
 func (c *framedContent) encode() {
-	b := c.appendHeader(make([]byte, 0, c.headerSize()+len(c.body)+len(c.applicationData)+4))
+	size := len(c.body)
+	if c.commit != nil {
+		size = c.commit.size()
+	}
+	b := c.appendHeader(make([]byte, 0, c.headerSize()+size))
 	n := len(b)
 	c.raw = c.appendBody(b)
 	c.body = c.raw[n:]
 }
 
-// headerSize is at least the size of what appendHeader appends.
+// headerSize is the size of what appendHeader appends.
 func (c *framedContent) headerSize() int {
-	return 4 + len(c.groupID) + 8 + 5 + 4 + len(c.authenticatedData) + 1
+	n := varintSize(len(c.groupID)) + len(c.groupID) + 8 + 1 + varintSize(len(c.authenticatedData)) + len(c.authenticatedData) + 1
+	if c.sender.Type == SenderTypeMember || c.sender.Type == SenderTypeExternal {
+		n += 4
+	}
+	return n
 }
 
 func (c *framedContent) appendHeader(b []byte) []byte {
@@ -185,7 +194,16 @@ type authenticatedContent struct {
 	content         framedContent
 	signature       []byte
 	confirmationTag []byte // of a Commit
+
+	// Of a PrivateMessage that is on its way: a buffer with the body at some
+	// place, and room around it for what is signed and for the message.
+	buf    []byte
+	bodyAt int
 }
+
+// signedRoom is the room before the FramedContentTBS in a buffer: for a label
+// and two lengths.
+const signedRoom = 64
 
 func (ac *authenticatedContent) unmarshal(s *reader) bool {
 	return s.ReadUint16((*uint16)(&ac.wireFormat)) &&
@@ -239,9 +257,16 @@ func (ac *authenticatedContent) tbsSize(groupContext []byte) int {
 }
 
 func (ac *authenticatedContent) appendTBS(b, groupContext []byte) []byte {
+	b = ac.content.appendTo(ac.appendTBSHead(b))
+	return ac.appendTBSTail(b, groupContext)
+}
+
+func (ac *authenticatedContent) appendTBSHead(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(MLS10))
-	b = binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
-	b = ac.content.appendTo(b)
+	return binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
+}
+
+func (ac *authenticatedContent) appendTBSTail(b, groupContext []byte) []byte {
 	switch ac.content.sender.Type {
 	case SenderTypeMember, SenderTypeNewMemberCommit:
 		b = append(b, groupContext...)
@@ -249,16 +274,30 @@ func (ac *authenticatedContent) appendTBS(b, groupContext []byte) []byte {
 	return b
 }
 
-// signed returns the SignContent over tbs (RFC 9420, Section 5.1.2), with a
-// single copy of what may be a long message.
+// signed returns the SignContent over tbs (RFC 9420, Section 5.1.2). It is
+// built around the body where that is in ac.buf already: it may be long.
 func (ac *authenticatedContent) signed(groupContext []byte) []byte {
-	const room = 64 // for the label and two lengths
-	b := ac.appendTBS(make([]byte, room, room+ac.tbsSize(groupContext)), groupContext)
-	var stack [room]byte
-	head := appendOpaqueVec(stack[:0], "MLS 1.0 "+framedContentLabel)
-	head = appendVarint(head, len(b)-room)
-	b = b[room-len(head):]
-	copy(b, head)
+	c := &ac.content
+	size := c.bodySize()
+	buf, at := ac.buf, ac.bodyAt
+	if buf == nil {
+		at = signedRoom + 4 + c.headerSize()
+		// Behind the body there is room for the group context, or for what
+		// follows in a PrivateMessage.
+		buf = make([]byte, at, at+size+max(len(groupContext), privateRoom))
+		buf = c.appendBody(buf)
+		if ac.wireFormat == WireFormatPrivateMessage {
+			ac.buf, ac.bodyAt = buf, at
+		}
+	}
+	b := ac.appendTBSTail(buf[:at+size], groupContext)
+	head := at - 4 - c.headerSize()
+	c.appendHeader(ac.appendTBSHead(b[:head]))
+	var stack [signedRoom]byte
+	label := appendOpaqueVec(stack[:0], "MLS 1.0 "+framedContentLabel)
+	label = appendVarint(label, len(b)-head)
+	b = b[head-len(label):]
+	copy(b, label)
 	return b
 }
 
@@ -281,8 +320,8 @@ func signContent(cs CipherSuite, key SignaturePrivateKey, wf WireFormat, content
 
 // verifySignature verifies the signature under the sender's key. groupContext
 // is the encoded context of the message's epoch.
-func (ac *authenticatedContent) verifySignature(cs CipherSuite, pub SignaturePublicKey, groupContext []byte) error {
-	if err := cs.verify(pub, ac.signed(groupContext), ac.signature); err != nil {
+func (ac *authenticatedContent) verifySignature(cs CipherSuite, kept *signers, pub SignaturePublicKey, groupContext []byte) error {
+	if err := cs.verify(kept, pub, ac.signed(groupContext), ac.signature); err != nil {
 		return invalid("framing/signature-invalid", "6.1", "signature of the message: %w", err)
 	}
 	return nil
@@ -433,6 +472,10 @@ func (cs CipherSuite) senderDataKey(senderDataSecret secret, ciphertext []byte) 
 	return key, nonce
 }
 
+// privateRoom is the room that a PrivateMessage needs behind its body when it
+// is not padded much: for an Ed25519 signature and the tag.
+const privateRoom = 128
+
 // protectPrivate encrypts a member's signed content, and moves its ratchet on.
 // It returns a whole MLSMessage. The content is padded to a multiple of
 // paddingSize.
@@ -464,16 +507,23 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 	m := privateMessage{groupID: c.groupID, epoch: c.epoch, contentType: c.contentType, authenticatedData: c.authenticatedData}
 	aad := m.appendContentAAD(make([]byte, 0, 4+len(m.groupID)+9+4+len(m.authenticatedData)))
 
-	// The whole message is built in one place, and encrypted there.
+	// The whole message is built in one place, and encrypted there: where it
+	// was signed, if there is room.
 	const senderData = 12 + aeadOverhead
-	b := appendMessageHeader(make([]byte, 0, 4+len(aad)+1+senderData+4+size), WireFormatPrivateMessage)
+	head := 4 + len(aad) + 1 + senderData + varintSize(size)
+	buf, start := ac.buf, ac.bodyAt
+	if ac.buf = nil; start < head || cap(buf)-start < size {
+		buf, start = c.appendBody(make([]byte, head, head+size)), head
+	}
+	b := appendMessageHeader(buf[start-head:start-head], WireFormatPrivateMessage)
 	b = append(b, aad...)
 	b = appendVarint(b, senderData)
 	encryptedSenderData := b[len(b) : len(b)+senderData]
-	b = appendVarint(b[:len(b)+senderData], size)
-	start := len(b)
-	b = ac.appendAuth(c.appendBody(b))
-	b = b[:start+size-aeadOverhead]
+	appendVarint(b[:len(b)+senderData], size)
+	b = ac.appendAuth(buf[start-head : start+c.bodySize()])
+	start = head
+	clear(b[len(b) : start+size-aeadOverhead]) // padding
+	b = b[: start+size-aeadOverhead : start+size]
 
 	key, nonce, generation, err := st.next(c.sender.LeafIndex, c.contentType, lim)
 	if err != nil {
@@ -502,7 +552,7 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 // nothing in the secret tree: that is for the returned keyUse to do, once the
 // whole message is accepted. signer returns the signature key of a leaf, or the
 // reason to refuse its messages.
-func unprotectPrivate(cs CipherSuite, m *privateMessage, st *secretTree, senderDataSecret secret, lim *Limits, groupContext []byte, signer func(LeafIndex) (SignaturePublicKey, error)) (*authenticatedContent, *keyUse, error) {
+func unprotectPrivate(cs CipherSuite, m *privateMessage, st *secretTree, senderDataSecret secret, lim *Limits, groupContext []byte, kept *signers, signer func(LeafIndex) (SignaturePublicKey, error)) (*authenticatedContent, *keyUse, error) {
 	// A signature alone is longer than the sample.
 	if len(m.ciphertext) < max(cs.HashLen(), aeadOverhead) {
 		return nil, nil, invalid("framing/sender-data-sample-short", "6.3.2", "ciphertext of %d bytes is too short", len(m.ciphertext))
@@ -526,9 +576,9 @@ func unprotectPrivate(cs CipherSuite, m *privateMessage, st *secretTree, senderD
 	if err != nil {
 		return nil, nil, err
 	}
-	ac, err := m.open(cs, use, leaf, sd[8:12], aad)
+	ac, err := m.open(cs, use, leaf, sd[8:12], aad, len(groupContext))
 	if err == nil {
-		err = ac.verifySignature(cs, pub, groupContext)
+		err = ac.verifySignature(cs, kept, pub, groupContext)
 	}
 	if err != nil {
 		use.drop()
@@ -537,19 +587,15 @@ func unprotectPrivate(cs CipherSuite, m *privateMessage, st *secretTree, senderD
 	return ac, use, nil
 }
 
-// open decrypts and reads the content.
-func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard, aad []byte) (*authenticatedContent, error) {
+// open decrypts and reads the content, into a buffer with room for a group
+// context of the given size.
+func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard, aad []byte, groupContext int) (*authenticatedContent, error) {
 	var nonce [aeadNonceSize]byte
 	copy(nonce[:], use.nonce)
 	for i := range guard {
 		nonce[i] ^= guard[i]
 	}
 	aad = m.appendContentAAD(aad[:0])
-	plaintext, ok := cs.aeadOpen(use.key, nonce[:], aad, m.ciphertext)
-	clear(nonce[:])
-	if !ok {
-		return nil, invalid("framing/aead-fails", "6.3.1", "the ciphertext of leaf %d, generation %d does not open", leaf, use.generation)
-	}
 	ac := &authenticatedContent{wireFormat: WireFormatPrivateMessage, content: framedContent{
 		groupID:           m.groupID,
 		epoch:             m.epoch,
@@ -557,7 +603,14 @@ func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard
 		authenticatedData: m.authenticatedData,
 		contentType:       m.contentType,
 	}}
-	s := newReader(plaintext)
+	at := signedRoom + 4 + ac.content.headerSize()
+	buf := make([]byte, at, at+len(m.ciphertext)+groupContext)
+	buf, ok := cs.aeadOpenTo(buf, use.key, nonce[:], aad, m.ciphertext)
+	clear(nonce[:])
+	if !ok {
+		return nil, invalid("framing/aead-fails", "6.3.1", "the ciphertext of leaf %d, generation %d does not open", leaf, use.generation)
+	}
+	s := newReader(buf[at:])
 	if !ac.content.unmarshalBody(s) {
 		return nil, invalid("framing/content-type-mismatch", "6.3.1", "the content is not of type %d, which the message names: %w", m.contentType, s.error())
 	}
@@ -572,6 +625,10 @@ func (m *privateMessage) open(cs CipherSuite, use *keyUse, leaf LeafIndex, guard
 	}
 	if ac.content.contentType != ContentTypeApplication {
 		ac.content.encode()
+		return ac, nil
 	}
+	// What follows the body gives way to what is signed.
+	ac.signature = bytes.Clone(ac.signature)
+	ac.buf, ac.bodyAt = buf, at
 	return ac, nil
 }

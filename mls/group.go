@@ -67,7 +67,7 @@ func CreateGroup(cfg *Config, cs CipherSuite, groupID []byte, key SignaturePriva
 		return nil, fmt.Errorf("mls: the creator's leaf does not fit the group's extensions: %w", err)
 	}
 	t.finish()
-	e := &epoch{cfg: cfg, tree: t, context: groupContext{
+	e := &epoch{cfg: cfg, tree: t, signers: new(signers), context: groupContext{
 		version:     MLS10,
 		cipherSuite: cs,
 		groupID:     bytes.Clone(groupID),
@@ -363,7 +363,7 @@ func (g *Group) Process(m *Message) (Processed, error) {
 		if err := g.checkFrame(p.groupID, p.epoch, p.contentType != ContentTypeApplication); err != nil {
 			return nil, err
 		}
-		ac, use, err := unprotectPrivate(g.context.cipherSuite, p, g.ratchets, g.secrets.senderData, g.cfg.limits(), g.contextRaw, g.privateSigner)
+		ac, use, err := unprotectPrivate(g.context.cipherSuite, p, g.ratchets, g.secrets.senderData, g.cfg.limits(), g.contextRaw, g.signers, g.privateSigner)
 		if err != nil {
 			return nil, err
 		}

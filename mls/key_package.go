@@ -125,7 +125,7 @@ func (kp *KeyPackage) checkForm(cfg *Config, cs CipherSuite) error {
 // verifySignatures checks the signatures of the KeyPackage and of its leaf. It
 // reads only, so that many may be checked at once.
 func (kp *KeyPackage) verifySignatures() error {
-	if err := kp.LeafNode.verifySignature(kp.CipherSuite, nil, 0); err != nil {
+	if err := kp.LeafNode.verifySignature(kp.CipherSuite, nil, nil, 0); err != nil {
 		return invalid("key-package/leaf-invalid", "10.1", "%w", err)
 	}
 	if err := VerifyWithLabel(kp.CipherSuite, kp.LeafNode.SignatureKey, "KeyPackageTBS", kp.raw[:kp.content], kp.Signature); err != nil {

@@ -200,15 +200,6 @@ func (l *LeafNode) unmarshalAfter(s *reader, prev *LeafNode) bool {
 
 func (l *LeafNode) appendTo(b []byte) []byte { return append(b, l.raw...) }
 
-// detach returns a copy of l that keeps alive nothing but its own bytes.
-func (l *LeafNode) detach() *LeafNode {
-	c := new(LeafNode)
-	if err := unmarshal(bytes.Clone(l.raw), c); err != nil {
-		panic("mls: internal: a parsed leaf node does not parse again")
-	}
-	return c
-}
-
 // appendContent encodes everything before the signature.
 func (l *LeafNode) appendContent(b []byte) []byte {
 	b = appendOpaqueVec(b, l.EncryptionKey)
@@ -253,8 +244,8 @@ func (l *LeafNode) sign(cs CipherSuite, key SignaturePrivateKey, groupID []byte,
 	return c, nil
 }
 
-func (l *LeafNode) verifySignature(cs CipherSuite, groupID []byte, index LeafIndex) error {
-	if err := VerifyWithLabel(cs, l.SignatureKey, "LeafNodeTBS", l.tbs(groupID, index), l.Signature); err != nil {
+func (l *LeafNode) verifySignature(cs CipherSuite, kept *signers, groupID []byte, index LeafIndex) error {
+	if err := cs.verify(kept, l.SignatureKey, signedContent("LeafNodeTBS", l.tbs(groupID, index)), l.Signature); err != nil {
 		return invalid("leaf-node/signature-invalid", "7.3", "leaf node signature: %w", err)
 	}
 	return nil
@@ -277,12 +268,13 @@ func (l *LeafNode) checkSource(want LeafNodeSource) error {
 
 // checkForm checks all of RFC 9420, Section 7.3, that concerns the leaf
 // alone, short of its signature and its place among others: keys, credential,
-// capabilities and extensions.
+// capabilities and extensions. Whether the signature key is one at all, the
+// verification that follows says.
 func (l *LeafNode) checkForm(cfg *Config, cs CipherSuite) error {
 	if err := cs.validateHPKEPublicKey(l.EncryptionKey); err != nil {
 		return fmt.Errorf("mls: encryption_key of a leaf node: %w", err)
 	}
-	if err := cs.validateSignaturePublicKey(l.SignatureKey); err != nil {
+	if err := cs.SignatureScheme().checkPublicKey(l.SignatureKey); err != nil {
 		return fmt.Errorf("mls: signature_key of a leaf node: %w", err)
 	}
 	lim := cfg.limits()

@@ -74,7 +74,7 @@ func (e *epoch) plant(t *ratchetTree) error {
 
 // readHead reads what appendHead wrote.
 func readHead(cfg *Config, s *reader) (*epoch, error) {
-	e := &epoch{cfg: cfg}
+	e := &epoch{cfg: cfg, signers: new(signers)}
 	var closed bool
 	if !readOpaqueVec(s, &e.contextRaw) || !readOpaqueVec(s, &e.confirmationTag) ||
 		!readOpaqueVec(s, &e.interim) || !readOptional(s, &closed) {

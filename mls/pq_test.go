@@ -380,7 +380,7 @@ var pqRejects = []rejectCase{
 	}),
 	mldsaRow("crypto/mldsa-key-wrong-length", "crypto/signature-key-malformed", func(t *testing.T, cs CipherSuite, pub SignaturePublicKey, sig []byte) error {
 		for _, n := range []int{0, 32, len(pub) - 1} {
-			wantRule(t, cs.validateSignaturePublicKey(pub[:n]), "crypto/signature-key-malformed")
+			wantRule(t, VerifyWithLabel(cs, pub[:n], "label", []byte("content"), sig), "crypto/signature-key-malformed")
 		}
 		return VerifyWithLabel(cs, append(bytes.Clone(pub), 0), "label", []byte("content"), sig)
 	}),

@@ -262,7 +262,7 @@ func (pc *proposalContext) validateUpdate(l *LeafNode, index LeafIndex) error {
 	if !pc.cfg.sameClient(old, l) {
 		return invalid("leaf-node/credential-not-successor", "5.3.1", "the credential is not one that may follow the old")
 	}
-	return l.verifySignature(cs, pc.ctx.groupID, index)
+	return l.verifySignature(cs, nil, pc.ctx.groupID, index)
 }
 
 func (pc *proposalContext) validatePSK(id *PreSharedKeyID) error {

@@ -152,7 +152,7 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 	c.tree = e.tree.change()
 	for i := range list {
 		if p := &list[i]; p.Proposal.Type == ProposalTypeUpdate {
-			c.tree.update(p.Sender.LeafIndex, p.Proposal.Update.detach())
+			c.tree.update(p.Sender.LeafIndex, p.Proposal.Update)
 			c.updated = append(c.updated, p.Sender.LeafIndex)
 		}
 	}
@@ -173,7 +173,7 @@ func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bo
 		c.tree.truncate()
 	}
 	for _, kp := range packages {
-		c.added = append(c.added, c.tree.add(kp.LeafNode.detach()))
+		c.added = append(c.added, c.tree.add(kp.LeafNode))
 		c.addedKeys = append(c.addedKeys, kp)
 	}
 	return c, nil
@@ -316,6 +316,9 @@ func (c *change) checkNewLeaves(committer LeafIndex, hasPath bool) error {
 		leaves = append(leaves, committer)
 	}
 	for _, t := range c.tree.profiles.credentialTypes() {
+		if c.tree.profiles.every(func(c *Capabilities) bool { return c.SupportsCredential(t) }) {
+			continue
+		}
 		for _, i := range leaves {
 			if l := c.tree.leaf(i); l != nil && !l.Capabilities.SupportsCredential(t) {
 				return invalid("leaf-node/credential-types-in-use-unsupported", "7.3", "leaf %d does not support credential type %d, which is in use", i, t)

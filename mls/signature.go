@@ -169,8 +169,12 @@ func (k SignaturePrivateKey) Public() SignaturePublicKey { return bytes.Clone(k.
 
 // signedContent is the SignContent of RFC 9420, Section 5.1.2.
 func signedContent(label string, content []byte) []byte {
-	b := make([]byte, 0, 2*4+len("MLS 1.0 ")+len(label)+len(content))
-	b = appendOpaqueVec(b, "MLS 1.0 "+label)
+	return appendSignedContent(make([]byte, 0, 2*4+len("MLS 1.0 ")+len(label)+len(content)), label, content)
+}
+
+func appendSignedContent(b []byte, label string, content []byte) []byte {
+	b = appendVarint(b, len("MLS 1.0 ")+len(label))
+	b = append(append(b, "MLS 1.0 "...), label...)
 	return appendOpaqueVec(b, content)
 }
 
@@ -212,11 +216,11 @@ func VerifyWithLabel(cs CipherSuite, pub SignaturePublicKey, label string, conte
 	if err := cs.check(); err != nil {
 		return err
 	}
-	return cs.verify(pub, signedContent(label, content), sig)
+	return cs.verify(nil, pub, signedContent(label, content), sig)
 }
 
 // verify verifies the signature of an encoded SignContent.
-func (cs CipherSuite) verify(pub SignaturePublicKey, msg, sig []byte) error {
+func (cs CipherSuite) verify(kept *signers, pub SignaturePublicKey, msg, sig []byte) error {
 	scheme := cs.SignatureScheme()
 	if err := scheme.checkPublicKey(pub); err != nil {
 		return err
@@ -227,7 +231,7 @@ func (cs CipherSuite) verify(pub SignaturePublicKey, msg, sig []byte) error {
 		if len(sig) != ed25519.SignatureSize {
 			return wrongSignatureLength(len(sig), ed25519.SignatureSize)
 		}
-		ok = verifyEd25519(pub, msg, sig)
+		ok = kept.verify(pub, msg, sig)
 	case Ed448:
 		if len(sig) != ed448.SignatureSize {
 			return wrongSignatureLength(len(sig), ed448.SignatureSize)
@@ -297,16 +301,6 @@ var lowOrderEd25519 = [...][32]byte{
 	p25519(0xec),
 	p25519(0xed),
 	p25519(0xee),
-}
-
-// validateSignaturePublicKey refuses what is no usable public key, without a
-// signature to verify.
-func (cs CipherSuite) validateSignaturePublicKey(pub SignaturePublicKey) error {
-	s := cs.SignatureScheme()
-	if err := s.checkPublicKey(pub); err != nil {
-		return err
-	}
-	return s.decodePublicKey(pub)
 }
 
 func (s SignatureScheme) decodePublicKey(pub SignaturePublicKey) error {

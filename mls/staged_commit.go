@@ -303,7 +303,8 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 // gather lists the proposals of a Commit of ours and sets them in commit.
 func (g *Group) gather(o *CommitOptions, commit *Commit) ([]CommittedProposal, error) {
 	self := Sender{Type: SenderTypeMember, LeafIndex: g.own}
-	var list []CommittedProposal
+	list := make([]CommittedProposal, 0, len(o.PendingRefs)+len(o.Proposals))
+	commit.proposals = make([]proposalOrRef, 0, cap(list))
 	byRef := func(p *cachedProposal) {
 		list = append(list, CommittedProposal{Proposal: p.proposal, Sender: p.sender, ByRef: true})
 		commit.proposals = append(commit.proposals, proposalOrRef{ref: p.ref})
@@ -315,7 +316,7 @@ func (g *Group) gather(o *CommitOptions, commit *Commit) ([]CommittedProposal, e
 		}
 		byRef(p)
 	}
-	var values []CommittedProposal
+	values := make([]CommittedProposal, 0, len(o.Proposals))
 	for i, p := range o.Proposals {
 		if !p.complete() {
 			return nil, fmt.Errorf("mls: proposal %d of the Commit is incomplete", i)
@@ -507,7 +508,9 @@ func (n *Group) makeWelcome(t *transition, path *newPath, o *CommitOptions) (*We
 	for i, kp := range t.addedKeys {
 		pubs[i] = kp.InitKey
 	}
+	w.secrets = make([]encryptedGroupSecrets, len(pubs))
 	cts, err := seal.sealAll(n.cfg.rand(), pubs, func(i int) secret {
+		w.secrets[i].newMember = t.addedKeys[i].Ref()
 		gs := groupSecrets{joinerSecret: n.secrets.joiner, psks: t.psks}
 		if path != nil {
 			gs.pathSecret = path.secretFor(t.committer, t.added[i])
@@ -517,9 +520,8 @@ func (n *Group) makeWelcome(t *transition, path *newPath, o *CommitOptions) (*We
 	if err != nil {
 		return nil, fmt.Errorf("mls: encrypting the secrets of a Welcome: %w", err)
 	}
-	w.secrets = make([]encryptedGroupSecrets, len(cts))
 	for i := range cts {
-		w.secrets[i] = encryptedGroupSecrets{t.addedKeys[i].Ref(), cts[i]}
+		w.secrets[i].ciphertext = cts[i]
 	}
 	return w, nil
 }

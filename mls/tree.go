@@ -1,6 +1,7 @@
 package mls
 
 import (
+	"bytes"
 	"encoding/binary"
 	"iter"
 
@@ -114,8 +115,7 @@ type ratchetTree struct {
 	signatureKeys  keyIndex // over all leaves
 	profiles       profileSet
 
-	edit  *editToken // nil in a finished tree
-	fresh bool       // shares nothing with another tree
+	edit *editToken // nil in a finished tree
 }
 
 // newTree returns an empty tree under construction.
@@ -124,7 +124,6 @@ func newTree(cs CipherSuite, expectedNodes int) *ratchetTree {
 	return &ratchetTree{
 		cs:             cs,
 		edit:           e,
-		fresh:          true,
 		encryptionKeys: newKeyIndex(expectedNodes, e),
 		signatureKeys:  newKeyIndex(expectedNodes/2, e),
 	}
@@ -134,7 +133,6 @@ func newTree(cs CipherSuite, expectedNodes int) *ratchetTree {
 func (t *ratchetTree) change() *ratchetTree {
 	c := *t
 	c.edit = new(editToken)
-	c.fresh = false
 	c.chunks = append([]*treeChunk(nil), t.chunks...)
 	c.encryptionKeys = t.encryptionKeys.clone(c.edit)
 	c.signatureKeys = t.signatureKeys.clone(c.edit)
@@ -144,15 +142,25 @@ func (t *ratchetTree) change() *ratchetTree {
 // finish computes all missing hashes and closes the edit.
 func (t *ratchetTree) finish() {
 	if t.size > 0 {
-		if t.fresh && t.size >= 256 {
+		if t.size >= 256 && t.changed() >= 512 {
 			t.hashSubtrees(rootIndex(t.size).level() - 4)
 		}
 		t.treeHash(rootIndex(t.size))
 	}
-	t.fresh = false
 	t.edit = nil
 	t.encryptionKeys.edit = nil
 	t.signatureKeys.edit = nil
+}
+
+// changed returns about how many nodes are not shared with another tree.
+func (t *ratchetTree) changed() int {
+	n := 0
+	for _, c := range t.chunks {
+		if c.edit == t.edit {
+			n += treeChunkSize
+		}
+	}
+	return n
 }
 
 // up returns the parent of a node that is not the root.
@@ -294,7 +302,9 @@ func (t *ratchetTree) touch(x nodeIndex) {
 func (t *ratchetTree) setLeaf(i LeafIndex, n *LeafNode) {
 	var l *treeLeaf
 	if n != nil {
+		// A copy, so that the tree keeps alive nothing but the leaf's bytes.
 		l = n.compact()
+		l.raw = bytes.Clone(l.raw)
 	}
 	x := i.node()
 	old := t.slot(x).leaf

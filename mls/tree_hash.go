@@ -17,9 +17,9 @@ func (t *ratchetTree) treeHash(x nodeIndex) []byte {
 	return t.fillHash(x, make([]byte, 0, 512))
 }
 
-// hashSubtrees computes the hashes of all subtrees at a level, on several
-// processors. The tree must own all its chunks, so that different nodes are
-// different memory.
+// hashSubtrees computes the hashes of all subtrees at a level of at least 4, on
+// several processors. Such subtrees have no chunk in common, so that each can
+// be changed for itself.
 func (t *ratchetTree) hashSubtrees(level int) {
 	first, step := nodeIndex(1)<<level-1, nodeIndex(2)<<level
 	n := int((nodeIndex(t.nodes())-first-1)/step) + 1

@@ -209,7 +209,7 @@ func (t *ratchetTree) validate(cfg *Config, ctx *groupContext) error {
 			f(l.SignatureKey, "LeafNodeTBS", l.tbs(ctx.groupID, i), l.Signature)
 		},
 		func(k int) error {
-			if err := leaves[k].l.verifySignature(t.cs, ctx.groupID, leaves[k].i); err != nil {
+			if err := leaves[k].l.verifySignature(t.cs, nil, ctx.groupID, leaves[k].i); err != nil {
 				return leafInvalid(leaves[k].i, err)
 			}
 			return nil

@@ -214,7 +214,7 @@ func (t *ratchetTree) applyPath(index LeafIndex, path *updatePath, added []LeafI
 	if want := t.setPath(index, steps, keys); !bytes.Equal(want, path.leaf.ParentHash) {
 		return nil, invalid("commit/path-parent-hash", "7.9.2", "the parent_hash of the path's leaf is not the path's")
 	}
-	t.setLeaf(index, path.leaf.detach())
+	t.setLeaf(index, path.leaf)
 	return steps, nil
 }
 

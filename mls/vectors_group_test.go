@@ -117,7 +117,7 @@ func testTreeValidationVector(t *testing.T, v *treeValidationVector) {
 	// The same tree in another group has wrong signatures where leaves came
 	// by Update or Commit.
 	for i, l := range tree.members() {
-		if err := l.verifySignature(v.CipherSuite, append(v.GroupID, 1), i); (err == nil) != (l.Source == LeafNodeSourceKeyPackage) {
+		if err := l.verifySignature(v.CipherSuite, nil, append(v.GroupID, 1), i); (err == nil) != (l.Source == LeafNodeSourceKeyPackage) {
 			t.Errorf("leaf %d (%v) in another group: %v", i, l.Source, err)
 		}
 	}

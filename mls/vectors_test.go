@@ -372,7 +372,7 @@ func testMessageProtectionVector(t *testing.T, v *messageProtectionVector) {
 				t.Fatal(err)
 			}
 			ac = &m.public.auth
-			if err := ac.verifySignature(cs, SignaturePublicKey(v.SignaturePub), ctx); err != nil {
+			if err := ac.verifySignature(cs, nil, SignaturePublicKey(v.SignaturePub), ctx); err != nil {
 				t.Fatal(err)
 			}
 			wantBytes(t, "PublicMessage re-encoded", m.public.appendTo(appendMessageHeader(nil, WireFormatPublicMessage)), raw)
@@ -380,7 +380,7 @@ func testMessageProtectionVector(t *testing.T, v *messageProtectionVector) {
 			wantBytes(t, "PrivateMessage re-encoded", m.private.appendTo(appendMessageHeader(nil, WireFormatPrivateMessage)), raw)
 			st := newSecretTree(cs, secret(v.EncryptionSecret).clone(), 2)
 			var use *keyUse
-			ac, use, err = unprotectPrivate(cs, m.private, st, secret(v.SenderDataSecret), lim, ctx, func(l LeafIndex) (SignaturePublicKey, error) {
+			ac, use, err = unprotectPrivate(cs, m.private, st, secret(v.SenderDataSecret), lim, ctx, nil, func(l LeafIndex) (SignaturePublicKey, error) {
 				if l != 1 {
 					return nil, fmt.Errorf("sender is leaf %d", l)
 				}

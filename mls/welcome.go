@@ -203,6 +203,7 @@ func newEpoch(cfg *Config, gi *GroupInfo, tree []byte) (*epoch, error) {
 		cfg:             cfg,
 		contextRaw:      bytes.Clone(gi.contextRaw),
 		tree:            t,
+		signers:         new(signers),
 		confirmationTag: bytes.Clone(gi.confirmationTag),
 		interim:         cs.interimTranscriptHash(gi.context.confirmedTranscriptHash, gi.confirmationTag),
 	}
