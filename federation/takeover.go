@@ -107,15 +107,17 @@ func (m *Machine) stalled(config Ref, ours bool) bool {
 			return true
 		}
 	}
-	at := m.head
-	if x := m.blocked(config); x != nil {
-		at = x.up
+	at, held := m.head, m.blocked(config)
+	if held != nil {
+		at = held.up
 	}
 	if at.config != config {
 		return false
 	}
 	for _, k := range at.kids {
-		if m.acceptable(k) && !k.acc.ballot {
+		// Beside what holds it up, one that a lower ballot accepted waits as well:
+		// if the owner is gone, only a takeover brings it back.
+		if m.acceptable(k) && k != held && (held != nil || !k.acc.ballot) {
 			return true
 		}
 	}
