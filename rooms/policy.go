@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -116,6 +117,10 @@ type Policy struct {
 	History      HistoryPolicy
 	Verification Verification
 	RemoveSilent time.Duration // leaves silent for so long are removed; 0: never
+
+	// Manual: admins name sequencers and heirs. Otherwise the admins' clients
+	// choose them by [DefaultSequencers] and [DefaultHeirs].
+	Manual bool
 }
 
 // DefaultPolicy returns the policy of a new room: its creator is the only
@@ -167,7 +172,11 @@ func (p *Policy) Encode() ([]byte, error) {
 	b = appendSuites(b, p.SuiteFloor)
 	b = appendSuites(b, p.SuiteOrder)
 	b = append(b, byte(p.History), byte(p.Verification))
-	return appendUint32(b, uint32(p.RemoveSilent/time.Second)), nil
+	b = appendUint32(b, uint32(p.RemoveSilent/time.Second))
+	if p.Manual { // absent otherwise
+		b = appendBool(b, true)
+	}
+	return b, nil
 }
 
 // appendList appends an encoded list of sequencers; the co-signatures of an
@@ -255,7 +264,10 @@ func (p *Policy) unmarshal(s cryptobyte.String) bool {
 		return ok
 	}) || !s.ReadUint8(&admit) || !users(&p.Admitters, maxAdmitters) || !s.ReadUint8(&join) ||
 		!suites(&p.SuiteFloor) || !suites(&p.SuiteOrder) || !s.ReadUint8(&history) || !s.ReadUint8(&verification) ||
-		!s.ReadUint32(&silent) || !s.Empty() {
+		!s.ReadUint32(&silent) {
+		return false
+	}
+	if !s.Empty() && (!readBool(&s, &p.Manual) || !p.Manual || !s.Empty()) {
 		return false
 	}
 	p.Takeover = time.Duration(takeover) * time.Millisecond
@@ -388,6 +400,55 @@ func uniqueSuites(name string, suites []Suite) error {
 func serverOf(user id.UserID) string {
 	_, server, _ := strings.Cut(string(user), ":")
 	return server
+}
+
+// Clone returns a copy that shares nothing with p.
+func (p *Policy) Clone() *Policy {
+	c := *p
+	if p.Predecessor != nil {
+		pre := *p.Predecessor
+		pre.Group = bytes.Clone(pre.Group)
+		c.Predecessor = &pre
+	}
+	c.Sequencers = slices.Clone(p.Sequencers)
+	for i := range c.Sequencers {
+		c.Sequencers[i].ReceiptKey = bytes.Clone(c.Sequencers[i].ReceiptKey)
+	}
+	c.Admins, c.Heirs, c.Admitters = slices.Clone(p.Admins), slices.Clone(p.Heirs), slices.Clone(p.Admitters)
+	c.SuiteFloor, c.SuiteOrder = slices.Clone(p.SuiteFloor), slices.Clone(p.SuiteOrder)
+	return &c
+}
+
+// Equal tells whether two policies are the same; one that is not valid equals
+// none.
+func (p *Policy) Equal(o *Policy) bool {
+	a, err := p.Encode()
+	if err != nil {
+		return false
+	}
+	b, err := o.Encode()
+	return err == nil && bytes.Equal(a, b)
+}
+
+// Rebase returns onto with what p changed of from: a change that was made on one
+// policy, on top of another. Fields that p leaves as they were in from are
+// onto's.
+func (p *Policy) Rebase(from, onto *Policy) *Policy {
+	if from == nil {
+		return p.Clone()
+	}
+	out, want, before := onto.Clone(), p.Clone(), from.Clone()
+	o, w, b := reflect.ValueOf(out).Elem(), reflect.ValueOf(want).Elem(), reflect.ValueOf(before).Elem()
+	for i := range o.NumField() {
+		x, y := w.Field(i), b.Field(i)
+		if x.Kind() == reflect.Slice && x.Len() == 0 && y.Len() == 0 {
+			continue // nil and empty say the same
+		}
+		if !reflect.DeepEqual(x.Interface(), y.Interface()) {
+			o.Field(i).Set(x)
+		}
+	}
+	return out
 }
 
 // IsAdmin tells whether a user is an admin of the group.
