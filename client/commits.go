@@ -390,7 +390,9 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				return err
 			}
 		case federation.Finalized:
+			r.finalRef = r.machine.NewestFinal()
 			r.rec.Unconfirmed = false
+			c.policyDone(r)
 			c.forgetSent(b, r)
 			c.prune(b, r)
 		case federation.Doubt:
@@ -403,6 +405,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID)})
 			}
 		case federation.Evidence:
+			c.noteLiar(r, act)
 			c.warn(r, "evidence/"+string(act.Signer.ReceiptKey)+string(act.Kind), &Warning{
 				Sender: id.UserID(act.Signer.User), Rule: string(act.Kind),
 				Text: fmt.Sprintf("the module of %s signed two things that contradict each other; an admin should drop it", act.Signer.Server),
@@ -426,6 +429,17 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	path := r.machine.Path(act.Fork, act.To)
 	lost := act.Fork != act.From
 	r.planned = false
+	era, final := r.eraNo, r.finalRef
+	r.eraNo, _ = r.machine.EraOf()
+	defer func() {
+		if r.machine == nil {
+			return
+		}
+		if !final.IsZero() {
+			c.tellEra(r, era, final)
+		}
+		r.finalRef = r.machine.NewestFinal()
+	}()
 	if lost {
 		c.requeue(b, r, r.machine.Path(act.Fork, act.From))
 	}
@@ -564,9 +578,6 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	}
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	r.rec.Refresh, r.rec.NewEra = false, false
-	if own.PolicyChange {
-		r.rec.Policy = nil
-	}
 	if r.pending == own {
 		r.pending = nil
 	}

@@ -38,8 +38,9 @@ const (
 type due struct {
 	removes []rooms.PlannedRemove
 	adds    []rooms.PlannedAdd
-	urgent  bool // do not wait for the committer timer
-	other   bool // a change of policy, a fresh path or an era
+	urgent  bool          // do not wait for the committer timer
+	other   bool          // a change of policy, a fresh path or an era
+	policy  *rooms.Policy // what the commit sets, nil: no change
 }
 
 func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other }
@@ -47,9 +48,21 @@ func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !
 // dueNow filters the plan: a leaf that fails its check has 60 s to come right,
 // a device that could not be added is tried again later.
 func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
-	d := &due{other: r.rec.Policy != nil || r.rec.NewEra || r.rec.Refresh || r.staleProposals(e)}
+	d := &due{policy: c.policyDue(r, e)}
+	if d.policy == nil && r.rec.NewEra {
+		d.policy = r.rec.Policy
+	}
+	_, waits := r.machine.PendingList()
+	noList := r.tried["list"] > now || waits // given up for a while, or there is one
+	if noList && !r.rec.NewEra && changesList(e, d.policy) {
+		d.policy = nil
+	}
+	d.other = d.policy != nil || r.rec.Refresh || r.staleProposals(e)
 	d.urgent = d.other
-	if e.ref != r.machine.Head() {
+	if auto := c.autoDue(r, e, now); auto != nil && !(noList && changesList(e, auto)) {
+		d.policy, d.other = auto, true
+	}
+	if r.machine.SafeHead() != r.machine.Head() {
 		// A commit above is in doubt. A sibling lets the module take another
 		// round without it, unless somebody vouches for it first.
 		d.other = true
@@ -114,10 +127,11 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		return nil
 	}
 	c.checkRefresh(r)
-	e := r.epochs[r.machine.SafeHead()]
+	e := c.buildOn(r, now)
 	if e == nil || r.tried["commit"] > now {
 		return nil
 	}
+	c.dropUnready(r, now)
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
 		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) {
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
@@ -210,7 +224,10 @@ func (c *Client) prepareCommit(ctx context.Context, roomID id.RoomID, head feder
 		}
 		r.claimed[key] = &claim{pack: got.KeyPackage, at: now}
 	}
-	if r.machine == nil || r.machine.SafeHead() != head || r.rec.Phase != phaseMember {
+	if r.machine == nil || r.rec.Phase != phaseMember {
+		return
+	}
+	if e := c.buildOn(r, now); e == nil || e.ref != head {
 		return
 	}
 	if err := c.makeCommit(ctx, r); err != nil {
@@ -222,11 +239,17 @@ func (c *Client) prepareCommit(ctx context.Context, roomID id.RoomID, head feder
 // makeCommit makes a commit on the head of everything that is due and persists
 // it with its outbox row. Nothing is sent before that.
 func (c *Client) makeCommit(ctx context.Context, r *room) error {
-	e := r.epochs[r.machine.SafeHead()]
+	e := c.buildOn(r, c.mono())
 	if e == nil || r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
 		return nil
 	}
 	d := c.dueNow(r, e, c.mono())
+	newList := changesList(e, d.policy) && !r.rec.NewEra
+	if newList && len(d.removes)+len(d.adds) > 0 {
+		// A new list waits for its modules and ranks behind everything else, so
+		// nothing else rides on it.
+		d.policy, newList = nil, false
+	}
 	options := mls.CommitOptions{ForcePath: d.other}
 	aad := rooms.CommitAAD{Parent: e.ref}
 	content := &rooms.CommitContent{Epoch: e.number + 1, Parent: rooms.Hash(e.ref), ParentEvent: c.commitEvent(r, e.ref)}
@@ -256,15 +279,15 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 		options.Proposals = append(options.Proposals, mls.Add(have.pack))
 		welcomes = append(welcomes, welcomeTarget{User: add.User, Device: add.Device, KeyPackage: rooms.Bytes(have.pack.Ref())})
 	}
-	policyChange := false
-	if r.rec.Policy != nil || r.rec.NewEra {
-		extensions, err := c.nextExtensions(r, e)
+	if d.policy != nil {
+		extensions, err := c.nextExtensions(r, e, d.policy)
 		if err != nil {
-			r.rec.Policy, r.rec.NewEra = nil, false
+			r.rec.Policy, r.rec.PolicyOn, r.rec.NewEra = nil, nil, false
+			r.policyError, r.auto = err, nil
+			r.notify()
 			return err
 		}
 		options.Proposals = append(options.Proposals, mls.GroupContextExtensions(extensions))
-		policyChange = true
 		if r.rec.NewEra {
 			number, _ := r.machine.EraOf()
 			aad.Era = number + 1
@@ -281,7 +304,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if err != nil {
 		return fmt.Errorf("client: commit in %s: %w", r.id, err)
 	}
-	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, PolicyChange: policyChange, Era: aad.Era > 0}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Era: aad.Era > 0}
 	return c.postCommit(ctx, r, staged, own, content, &batch{})
 }
 
@@ -334,27 +357,6 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	return c.commitBatch(ctx, r, b)
 }
 
-// nextExtensions returns the group's extensions with the policy asked for.
-func (c *Client) nextExtensions(r *room, e *epoch) ([]mls.Extension, error) {
-	policy := r.rec.Policy
-	if policy == nil {
-		return nil, errors.New("client: an era needs a policy")
-	}
-	var senders []mls.ExternalSender
-	for _, seq := range policy.Sequencers {
-		head := r.state.head(id.UserID(seq.User))
-		if head == nil {
-			continue
-		}
-		sender, err := rooms.ModuleSender(id.UserID(seq.User), head, e.group.CipherSuite())
-		if err != nil {
-			return nil, err
-		}
-		senders = append(senders, sender)
-	}
-	return rooms.GroupExtensions(policy, senders)
-}
-
 // proposalFor finds a module's proposal to remove a leaf in the given epoch.
 func (r *room) proposalFor(e *epoch, leaf mls.LeafIndex) (mls.ProposalRef, rooms.Bytes, bool) {
 	for _, p := range e.group.PendingProposals() {
@@ -381,66 +383,15 @@ func (c *Client) savePending(b *batch, r *room, own *pending) error {
 	return nil
 }
 
-// ChangePolicy lets an admin change the group's policy. It returns once the
-// commit is accepted.
-func (c *Client) ChangePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy)) error {
-	return c.changePolicy(ctx, roomID, change, false)
-}
-
-func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), era bool) error {
-	c.mu.Lock()
-	r, e, err := c.memberOf(roomID)
-	if err != nil {
-		c.mu.Unlock()
-		return err
-	}
-	policy, err := rooms.PolicyOf(e.group)
-	if err != nil {
-		c.mu.Unlock()
-		return err
-	}
-	if !policy.IsAdmin(c.UserID()) {
-		c.mu.Unlock()
-		return fmt.Errorf("%w: only an admin of the group changes its policy (%v)", ErrNotAllowed, policy.Admins)
-	}
-	change(policy)
-	want, err := policy.Encode()
-	if err != nil {
-		c.mu.Unlock()
-		return err
-	}
-	b := &batch{}
-	if p := r.pending; era && p != nil && !p.Era && !p.External {
-		// It waits for an accept that nobody can sign any more. What it wanted is
-		// planned anew in the new era.
-		c.loseCommit(r, b)
-	}
-	r.rec.Policy, r.rec.NewEra = policy, era
-	err = c.commitBatch(ctx, r, b)
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return c.await(ctx, roomID, func(r *room) error {
-		head := r.head()
-		if head == nil {
-			return ErrNoGroup
-		}
-		if data, ok := head.group.Extension(rooms.ExtensionPolicy); ok && string(data) == string(want) {
-			return nil
-		}
-		return errors.New("client: the commit is not accepted yet")
-	})
-}
-
 // ErrNothingToRepair is what RepairSequencer says of a room whose modules
 // announce the receipt keys that its group names.
 var ErrNothingToRepair = errors.New("client: the room's modules have the receipt keys that its group names: there is nothing to repair")
 
 // RepairSequencer moves the room to the receipt keys that its modules' bots
-// announce now, by an era commit. It is for modules that lost their database,
-// and their receipt key with it: nothing that the lost key signed is needed.
-// Only an admin of the group can do it.
+// announce now. It is for modules that lost their database, and their receipt
+// key with it. While a majority of the list has its keys this is a change of the
+// list; otherwise nothing that the lost keys could sign is needed: an era. Only
+// an admin of the group can do it.
 func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
 	c.mu.Lock()
 	r, e, err := c.memberOf(roomID)
@@ -449,17 +400,43 @@ func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
 		return err
 	}
 	lost := c.lostKeys(r, e)
+	healthy, quorum := c.healthy(r, e)
 	c.mu.Unlock()
 	if len(lost) == 0 {
 		return fmt.Errorf("%w (%s)", ErrNothingToRepair, roomID)
 	}
-	return c.changePolicy(ctx, roomID, func(p *rooms.Policy) {
+	rekey := func(p *rooms.Policy) {
 		for i := range p.Sequencers {
 			if key := lost[p.Sequencers[i].User]; key != nil {
 				p.Sequencers[i].ReceiptKey = key
 			}
 		}
-	}, true)
+	}
+	if healthy < quorum {
+		return c.changePolicy(ctx, roomID, rekey, true)
+	}
+	manual := false
+	return c.setList(ctx, roomID, func(_ *room, p *rooms.Policy) ([]federation.Sequencer, error) {
+		manual = p.Manual
+		rekey(p)
+		return p.Sequencers, nil
+	}, func() bool { return manual })
+}
+
+// healthy returns how many modules of the list are in the room with the keys
+// that the group lists, and how many make a majority.
+func (c *Client) healthy(r *room, e *epoch) (healthy, quorum int) {
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return 0, 1
+	}
+	present := r.modules()
+	for _, s := range policy.Sequencers {
+		if r.stateOf(s, present) == SequencerServes {
+			healthy++
+		}
+	}
+	return healthy, federation.List(policy.Sequencers).Quorum()
 }
 
 // lostKeys returns the new receipt keys of sequencers whose announced key is

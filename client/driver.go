@@ -343,6 +343,8 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		return c.handleReceipt(ctx, r, evt, b)
 	case rooms.TypeAdmit:
 		return c.handleAdmit(r, evt)
+	case rooms.TypeHead:
+		return c.handleHead(r, evt, b)
 	case rooms.TypeRepost:
 		return c.handleRepost(ctx, r, evt, b)
 	case rooms.TypeEncrypted, rooms.TypeReceipt:
@@ -572,6 +574,10 @@ func (c *Client) wantUsers(r *room, users []id.UserID) (complete bool) {
 
 // maintain does what time, state and device lists ask for.
 func (c *Client) maintain(ctx context.Context, r *room) error {
+	if r.foundLate > 0 && c.mono() >= r.foundLate {
+		r.foundLate = 0
+		r.notify()
+	}
 	if r.rec.Membership == "join" && !r.state.Known && (r.state.isMLS() || r.machine != nil) {
 		r.want("state", &need{state: true})
 	}
@@ -634,6 +640,15 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.graceAt)
 	at(r.staleAt)
 	at(r.tried["commit"])
+	at(r.tried["list"])
+	at(r.autoAt)
+	at(r.foundLate)
+	if r.listSince > 0 {
+		at(r.listSince + listWait)
+	}
+	if r.pending != nil && r.pending.List {
+		at(r.pendingSince + listWait)
+	}
 	if r.lagSince > 0 {
 		at(r.lagSince + lagLook)
 		at(r.lagSince + lagRejoin)

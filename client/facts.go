@@ -288,6 +288,7 @@ func (c *Client) plan(r *room) {
 			Rule: ruleKeyLost, Text: fmt.Sprintf("the module has lost its receipt key and can accept nothing; an admin of the room, as you are, moves it to the new key: mls-proxy repair '%s'", r.id),
 		})
 	}
+	c.choose(r, e, policy, leaves)
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
 	if err := r.todo.Barrier(); err != nil {

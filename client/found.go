@@ -34,10 +34,11 @@ type CreateOptions struct {
 // of version 12 rooms when it has to look up state it missed.
 const DefaultRoomVersion = "11"
 
-// CreateRoom creates an MLS room with a module of the own server, founds its
-// group and invites users. It returns once the group exists; keys go to the
-// invited devices as soon as the module accepted the commit that adds them
-// (see Settle).
+// CreateRoom creates an MLS room, founds its group with the module of the own
+// server and invites users. Where the own server has no module, that of an
+// invited user's server serves; without any it fails with [ErrNoModule]. It
+// returns once the group exists; keys go to the invited devices as soon as the
+// module accepted the commit that adds them (see Settle).
 func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, error) {
 	nonce, err := c.newID()
 	if err != nil {
@@ -82,7 +83,7 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 		if o.Policy != nil {
 			o.Policy(p)
 		}
-	}, created); err != nil {
+	}, created, o.Invite); err != nil {
 		return roomID, err
 	}
 	for _, user := range o.Invite {
@@ -147,7 +148,7 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 	}
 	r.foundByRule = true
 	c.mu.Unlock()
-	return c.found(ctx, roomID, nil, func() {})
+	return c.found(ctx, roomID, nil, func() {}, nil)
 }
 
 // room returns a room, and begins to follow it if it is new.
@@ -161,8 +162,9 @@ func (c *Client) room(roomID id.RoomID) *room {
 }
 
 // found marks the room as one whose group this device founds, and waits until
-// it has. It calls begun, with the lock held, once the room is marked.
-func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), begun func()) error {
+// it has. It calls begun, with the lock held, once the room is marked. If the
+// own server's module does not come, those of the servers of others are invited.
+func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), begun func(), others []id.UserID) error {
 	c.mu.Lock()
 	r := c.room(roomID)
 	begun()
@@ -170,13 +172,14 @@ func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *roo
 		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
 		r.foundPolicy = change
 	}
+	r.foundLate = c.mono() + botWait // until then the own module has the first word
 	err := c.commitBatch(ctx, r, &batch{})
 	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	c.poke()
-	return c.await(ctx, roomID, func(r *room) error {
+	founded := func(r *room) error {
 		switch {
 		case r.rec.Phase == phaseMember:
 			return nil
@@ -184,17 +187,37 @@ func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *roo
 			return r.foundError
 		}
 		return ErrNoModule
+	}
+	alone := false
+	err = c.await(ctx, roomID, func(r *room) error {
+		if alone = len(r.modules()) == 0; !alone || r.rec.Phase == phaseMember || r.foundLate == 0 {
+			return nil
+		}
+		return ErrNoModule
 	})
+	if err != nil {
+		return err
+	}
+	if alone {
+		asked := map[string]bool{serverOf(c.UserID()): true}
+		for _, user := range others {
+			if server := serverOf(user); !asked[server] {
+				asked[server] = true
+				c.callBot(ctx, roomID, botOf(server))
+			}
+		}
+	}
+	return c.await(ctx, roomID, founded)
 }
 
-// foundWork returns the work of founding the group, once the module's bot has
-// announced its keys.
+// foundWork returns the work of founding the group, once a module's bot has
+// announced its keys: the own server's, or after a while another's.
 func (c *Client) foundWork(r *room, now time.Duration) func(ctx context.Context) {
 	if !r.state.Known {
 		r.want("state", &need{state: true})
 		return nil
 	}
-	if r.state.head(botOf(serverOf(c.UserID()))) == nil || r.tried["found"] > now {
+	if _, ok := r.founder(serverOf(c.UserID())); !ok || r.tried["found"] > now {
 		return nil
 	}
 	roomID := r.id
@@ -214,12 +237,27 @@ func (c *Client) foundWork(r *room, now time.Duration) func(ctx context.Context)
 	}
 }
 
+// founder returns the module that a group founded now begins with.
+func (r *room) founder(server string) (federation.Sequencer, bool) {
+	if m, ok := r.moduleOf(server); ok {
+		return m, true
+	}
+	if have := r.modules(); len(have) > 0 && r.foundLate == 0 {
+		return have[0], true
+	}
+	return federation.Sequencer{}, false
+}
+
 // foundGroup creates the group with this device as its only member and queues
 // the founding event.
 func (c *Client) foundGroup(ctx context.Context, r *room) error {
-	bot := botOf(serverOf(c.UserID()))
+	module, ok := r.founder(serverOf(c.UserID()))
+	if !ok {
+		return ErrNoModule
+	}
+	bot := id.UserID(module.User)
 	head := r.state.head(bot)
-	policy := rooms.DefaultPolicy(r.id, c.UserID(), federation.Sequencer{Server: serverOf(c.UserID()), User: string(bot), ReceiptKey: head.ReceiptKey})
+	policy := rooms.DefaultPolicy(r.id, c.UserID(), module)
 	policy.SuiteOrder = c.suites
 	if r.foundByRule { // the user switches a room that has its rule already
 		switch r.state.view.JoinRule {

@@ -196,6 +196,8 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.JoinEvent = c.commitEvent(r, e.ref)
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	r.joinAt, r.planned, r.lastJoinError = 0, false, nil
+	r.eraNo, _ = r.machine.EraOf()
+	r.finalRef = r.machine.NewestFinal()
 	b.then(func() {
 		r.notify()
 		c.poke()

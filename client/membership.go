@@ -131,7 +131,7 @@ func (c *Client) awaitRemoval(ctx context.Context, roomID id.RoomID, user id.Use
 // missingBot returns the module's bot of a server that is not in the room yet.
 func (c *Client) missingBot(r *room, server string) id.UserID {
 	for user, member := range r.state.view.Members {
-		if serverOf(user) == server && isBot(user) && (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) {
+		if serverOf(user) == server && r.isModule(user) && (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) {
 			return ""
 		}
 	}
@@ -142,8 +142,13 @@ func (c *Client) missingBot(r *room, server string) id.UserID {
 // lists it among the functional members, so that it does not count for the
 // room's name.
 func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
-	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
 	c.makeQuiet(ctx, roomID, bot)
+	c.callBot(ctx, roomID, bot)
+}
+
+// callBot invites a module's bot and waits a few seconds for it.
+func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
 	if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
 		log.Debug().Err(err).Msg("The server has no module, or it cannot be invited")
 		return

@@ -128,7 +128,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation,
-		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head(),
+		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head() && e.ref != r.machine.UsableHead(),
 	}
 	if head := r.head(); msg.Late && head != nil {
 		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })

@@ -44,7 +44,9 @@ type roomRecord struct {
 	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
 	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
-	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // a change our user asked for
+	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // the policy our user asked for, until it is final
+	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"` // the policy that was changed for it
+	Liars      map[string]string             `json:"liars,omitempty"`     // receipt keys that signed contradictions, and which
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
 	Unconfirmed bool                  `json:"unconfirmed,omitempty"`
@@ -77,8 +79,8 @@ type pending struct {
 	Tree     rooms.Bytes     `json:"tree,omitempty"` // external: tree of the parent
 	Info     rooms.Bytes     `json:"info,omitempty"` // external: GroupInfo of the parent
 	EventID  id.EventID      `json:"event_id,omitempty"`
-	// PolicyChange: it carries the policy our user asked for.
-	PolicyChange bool `json:"policy_change,omitempty"`
+	// List: it sets another list of sequencers, whose modules have to be ready.
+	List bool `json:"list,omitempty"`
 	// Era: it opens an era, which needs no accept by the old list.
 	Era bool `json:"era,omitempty"`
 	// Settled: it is on the head, and what follows from that was done.
@@ -140,7 +142,16 @@ type room struct {
 	foundPolicy   func(p *rooms.Policy)
 	foundByRule   bool // the policy lets in whom the join rule lets in
 	foundError    error
+	foundLate     time.Duration // from then on the module of another server will do
 	lastJoinError error
+
+	policyError error         // why the policy our user asked for cannot be had
+	auto        *rooms.Policy // what the defaults ask for; nil: nothing
+	autoAt      time.Duration // when a commit may bring it
+	eraNo       uint64        // era and newest final before the last input
+	finalRef    federation.Ref
+	listSeen    federation.Ref // the list change that is on the head and not final
+	listSince   time.Duration
 }
 
 func (c *Client) newRoom(roomID id.RoomID) *room {
@@ -167,6 +178,61 @@ func (r *room) head() *epoch {
 	}
 	return r.epochs[r.machine.Head()]
 }
+
+// sendEpoch returns the newest epoch that messages may be sent in, or nil: not
+// one whose list of sequencers is not in force yet, for it may be displaced.
+func (r *room) sendEpoch() *epoch {
+	if r.machine == nil {
+		return nil
+	}
+	return r.epochs[r.machine.UsableHead()]
+}
+
+// buildOn returns the epoch that a commit is made on now: the head, below what is
+// in doubt. A list change on the head is waited for; one that does not become
+// final is left aside.
+func (c *Client) buildOn(r *room, now time.Duration) *epoch {
+	ref := r.machine.SafeHead()
+	list, waits := r.machine.PendingList()
+	if !waits || !r.machine.Extends(ref, list) {
+		r.listSeen, r.listSince = federation.Ref{}, 0
+		return r.epochs[ref]
+	}
+	if r.listSeen != list {
+		r.listSeen, r.listSince = list, now
+	}
+	if now < r.listSince+listWait && !r.rec.NewEra {
+		return nil
+	}
+	known, ok := r.machine.Known(list)
+	if !ok {
+		return nil
+	}
+	return r.epochs[known.Parent]
+}
+
+// dropUnready gives up an own list change that its modules are not ready for,
+// so that other commits go on.
+func (c *Client) dropUnready(r *room, now time.Duration) {
+	p := r.pending
+	if p == nil || !p.List || r.pendingRef != federation.Ref(p.Ref) || now-r.pendingSince < listWait {
+		return
+	}
+	if change := r.listChange(); change != nil {
+		c.warn(r, "list/"+federation.Ref(p.Ref).String(), &Warning{
+			Rule: ruleNotReady, Text: "the change of the room's modules is not in force: " + change.missing() + "; it is tried again in five minutes",
+		})
+	}
+	r.tried["list"] = now + listPause
+	b := &batch{}
+	c.loseCommit(r, b)
+	if err := c.commitBatch(context.Background(), r, b); err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
+	}
+}
+
+// ruleNotReady is the rule of a list change that does not come into force.
+const ruleNotReady = "client/list-not-ready"
 
 // isMLS tells whether the room has, had, or by its state should have a group.
 // That never goes back, whatever a server says of its encryption later.
@@ -317,7 +383,12 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 			fresh.pending = p
 		}
 	}
+	if fresh.machine != nil {
+		fresh.eraNo, _ = fresh.machine.EraOf()
+		fresh.finalRef = fresh.machine.NewestFinal()
+	}
 	fresh.changed = r.changed
+	fresh.foundLate = r.foundLate
 	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater = r.foundPolicy, r.foundByRule, r.admitLater
 	*r = *fresh
 	return nil

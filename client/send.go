@@ -140,11 +140,11 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	switch {
 	case r == nil:
 		return ErrNoRoom
-	case r.head() == nil || r.rec.Phase != phaseMember:
+	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
 		return ErrNoGroup
 	case len(r.blocked) > 0:
 		return fmt.Errorf("%w (%s)", ErrBarrier, r.blocked[0])
-	case len(r.head().group.PendingProposals()) > 0:
+	case len(r.sendEpoch().group.PendingProposals()) > 0:
 		return ErrBarrier
 	case !r.planned:
 		return errNotCompared
@@ -177,7 +177,7 @@ func (c *Client) encrypt(r *room, e *epoch, plain *rooms.Plaintext) (json.RawMes
 // encryptQueued encrypts what waits, and again what was encrypted for an epoch
 // that is not the head, or not on the head's chain, any more.
 func (c *Client) encryptQueued(ctx context.Context, r *room) error {
-	e := r.head()
+	e := r.sendEpoch()
 	if e == nil || r.rec.Phase != phaseMember || c.blockedBy(r.id) != nil {
 		return nil
 	}
@@ -283,7 +283,7 @@ func (c *Client) EncryptEvent(ctx context.Context, roomID id.RoomID, eventType s
 }
 
 func (c *Client) encryptForeign(ctx context.Context, r *room, plain *rooms.Plaintext) (json.RawMessage, error) {
-	e := r.head()
+	e := r.sendEpoch()
 	content, err := c.encrypt(r, e, plain)
 	if err != nil {
 		return nil, err

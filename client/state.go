@@ -15,6 +15,7 @@ type stateEntry struct {
 	Event   id.EventID      `json:"event,omitempty"`
 	Sender  id.UserID       `json:"sender"`
 	Content json.RawMessage `json:"content"`
+	Loose   bool            `json:"loose,omitempty"` // a head from the timeline: its bot may not set state
 }
 
 // roomState is the part of a room's state that matters to a group, as the own
@@ -102,7 +103,25 @@ func (s *roomState) replace(events []*Event) {
 		}
 		s.set(evt)
 	}
+	for key, entry := range old[rooms.TypeHead] {
+		if _, ok := s.Entries[rooms.TypeHead][key]; entry.Loose && !ok {
+			s.setLooseHead(entry)
+		}
+	}
 	s.Known = true
+}
+
+// setLooseHead takes in a head that stands in the timeline.
+func (s *roomState) setLooseHead(entry stateEntry) {
+	byKey := s.Entries[rooms.TypeHead]
+	if byKey == nil {
+		byKey = map[string]stateEntry{}
+		s.Entries[rooms.TypeHead] = byKey
+	}
+	if old, ok := byKey[string(entry.Sender)]; (ok || len(byKey) < maxStateMembers) && (!ok || old.Loose) {
+		entry.Loose = true
+		byKey[string(entry.Sender)] = entry
+	}
 }
 
 func (s *roomState) content(eventType, key string) json.RawMessage {

@@ -17,7 +17,7 @@ import (
 )
 
 // Update is what a handler receives: *Message, *Undecryptable, *Invited,
-// *EpochChanged, *Redaction, *Removed or *Warning.
+// *EpochChanged, *EraOpened, *Redaction, *Removed or *Warning.
 type Update interface{ update() }
 
 // Verification says how sure we are that a device belongs to its user.

@@ -550,6 +550,7 @@ type world struct {
 	s      *fakeServer
 	module *fakeModule   // of testServer
 	more   []*fakeModule // of other servers
+	ends   []deadline
 	all    []*testDevice
 	now    time.Duration
 	cs     mls.CipherSuite
@@ -584,9 +585,27 @@ func (w *world) addModule(server string) *fakeModule {
 	return m
 }
 
+// deadline ends a context at a time of the world.
+type deadline struct {
+	at  time.Duration
+	end context.CancelFunc
+}
+
+// timeout returns a context that ends on the world's clock.
+func (w *world) timeout(d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	w.ends = append(w.ends, deadline{w.now + d, cancel})
+	return ctx, cancel
+}
+
 // order lets all modules act.
 func (w *world) order() {
 	w.t.Helper()
+	for _, d := range w.ends {
+		if w.now >= d.at {
+			d.end()
+		}
+	}
 	w.module.turn()
 	for _, m := range w.more {
 		m.turn()

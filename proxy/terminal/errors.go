@@ -66,6 +66,8 @@ var knownErrors = []struct {
 	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
 	{client.ErrTooLarge, ExitRefused, "send it with --file"},
 	{client.ErrNothingToRepair, ExitFailure, "if a module lost its key just now, wait until it has started and said its new key in the room; mls-proxy tail ROOM tells an admin"},
+	{client.ErrNoModuleOf, ExitRefused, "mls-proxy sequencers ROOM shows the modules in the room; mls-proxy sequencers ROOM add SERVER invites one"},
+	{client.ErrNotReady, ExitPending, "it goes on while mls-proxy tail runs; mls-proxy sequencers ROOM shows who is missing, set ROOM with the present servers takes it back"},
 	{client.ErrNotAllowed, ExitRefused, "an admin of the room can change that"},
 }
 

@@ -140,6 +140,20 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			})
 		}
 		t.line(ctx, u.Room, 0, "-- epoch %d%s", u.Epoch, epochChange(u))
+	case *client.EraOpened:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			var overrides []map[string]any
+			for _, o := range u.Overrides {
+				overrides = append(overrides, map[string]any{"epoch": o.Epoch, "ref": o.Ref.String(), "author": o.By})
+			}
+			return t.c.printJSON(map[string]any{
+				"kind": "era", "room_id": u.Room, "era": u.Era, "author": u.By, "by_heirs": u.ByHeirs, "signers": u.Signers, "modules": u.Servers, "overrides": overrides,
+			})
+		}
+		t.line(ctx, u.Room, 0, "!! era %d%s", u.Era, eraChange(u))
 	case *client.Undecryptable:
 		if t.only != "" && u.Room != t.only {
 			return nil

@@ -133,6 +133,8 @@ func verbs() []*verb {
 		{name: "tail", args: "[ROOM]", what: "show messages as they come, with epoch and verification", run: runTail, login: true},
 		{name: "members", args: "ROOM", what: "list who is in a room's group: device, epoch, verified or not", run: runMembers, login: true, share: true},
 		{name: "repair", args: "ROOM", what: "give a room its module's new receipt key, after the old was lost", run: runRepair, login: true, share: true},
+		{name: "sequencers", args: "ROOM [add|drop|set SERVER… | auto on|off]", what: "show or change whose modules order a room's changes", run: runSequencers, login: true, share: true},
+		{name: "era", args: "ROOM SERVER…", what: "go on with other modules, after a majority of the old was lost for good", run: runEra, login: true, share: true},
 		{name: "logout", what: "end this device's session and delete its keys", run: runLogout, login: true},
 		{name: "version", what: "print the version", run: runVersion},
 	}
@@ -159,7 +161,7 @@ key in store.key (or MLS_STORE_KEY_FILE). VERB -h lists the verb's flags. Exit c
 func printHelp(w io.Writer) {
 	fmt.Fprint(w, helpHead)
 	for _, v := range verbs() {
-		fmt.Fprintf(w, "  %-9s %s\n", v.name, v.what)
+		fmt.Fprintf(w, "  %-10s %s\n", v.name, v.what)
 	}
 	fmt.Fprint(w, helpTail)
 }

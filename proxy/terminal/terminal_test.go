@@ -149,6 +149,8 @@ func TestExplain(t *testing.T) {
 		{"forbidden file", fmt.Errorf("x: %w", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES}), ExitFailure, "may not"},
 		{"full disk", fmt.Errorf("x: %w", &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}), ExitFailure, "disk is full"},
 		{"existing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EEXIST}, ExitFailure, "--force"},
+		{"a list that is not in force", fmt.Errorf("%w: waiting for two.example", client.ErrNotReady), ExitPending, "who is missing"},
+		{"a server without a module", fmt.Errorf("%w: two.example", client.ErrNoModuleOf), ExitRefused, "add SERVER"},
 		{"nothing to repair", fmt.Errorf("%w (!r:one)", client.ErrNothingToRepair), ExitFailure, "wait until"},
 		{"interrupted while not allowed yet", fmt.Errorf("client: %w: nobody admitted you (%w)", client.ErrNotAllowed, context.Canceled), ExitPending, "tail"},
 		{"not allowed", fmt.Errorf("%w: no admin", client.ErrNotAllowed), ExitRefused, "admin"},

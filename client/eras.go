@@ -1,0 +1,97 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// EraOpened reports that the room goes on in a new era: its list of modules was
+// replaced without the word of the old one.
+type EraOpened struct {
+	Room    id.RoomID
+	Era     uint64
+	By      id.UserID
+	ByHeirs bool
+	Signers []id.UserID // of heirs: all who signed
+	Servers []string    // whose modules order the commits now
+	// Overrides are the commits that were final in the era before and are not in
+	// this one's history.
+	Overrides []Overridden
+}
+
+// Overridden is a commit that was final and does not count any more.
+type Overridden struct {
+	Epoch uint64
+	Ref   federation.Ref
+	By    id.UserID
+}
+
+func (*EraOpened) update() {}
+
+// OpenEra lets an admin replace a room's list of modules without the word of the
+// present one: for rooms of whose modules a majority is lost for good. servers
+// are those whose modules go on, in order. What the old modules made final and
+// this device does not know of is overridden; members are told. While a majority
+// lives SetSequencers does the same and overrides nothing.
+func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...string) error {
+	if len(servers) == 0 {
+		return fmt.Errorf("%w: a new era needs the name of one server at least whose module goes on", ErrNotAllowed)
+	}
+	if err := c.wantPolicy(ctx, roomID, true, func(r *room, p *rooms.Policy) (err error) {
+		p.Sequencers, err = r.listOf(servers)
+		return err
+	}); err != nil {
+		return err
+	}
+	return c.await(ctx, roomID, c.eraOpen)
+}
+
+// eraOpen returns nil once the era that our user asked for is open.
+func (c *Client) eraOpen(r *room) error {
+	switch {
+	case r.policyError != nil:
+		return r.policyError
+	case r.head() == nil:
+		return ErrNoGroup
+	case r.rec.NewEra:
+		return fmt.Errorf("client: the new era is not open yet: a member of another user has to apply its first commit")
+	}
+	return nil
+}
+
+// tellEra reports a new era, if the head moved into one.
+func (c *Client) tellEra(r *room, was uint64, final federation.Ref) {
+	number, base := r.machine.EraOf()
+	if number <= was {
+		return
+	}
+	opened := &EraOpened{Room: r.id, Era: number}
+	if known, ok := r.machine.Known(base); ok {
+		opened.By = id.UserID(known.AuthorUser)
+		if era := known.Era; era != nil && era.ByHeirs {
+			opened.ByHeirs = true
+			for _, user := range era.Signers {
+				opened.Signers = append(opened.Signers, id.UserID(user))
+			}
+		}
+		if known.Policy != nil {
+			for _, s := range known.Policy.Sequencers {
+				opened.Servers = append(opened.Servers, s.Server)
+			}
+		}
+	}
+	if fork, ok := r.machine.Fork(final, base); ok {
+		for _, ref := range r.machine.Path(fork, final) {
+			if known, ok := r.machine.Known(ref); ok && known.Era == nil {
+				opened.Overrides = append(opened.Overrides, Overridden{Epoch: known.Epoch, Ref: ref, By: id.UserID(known.AuthorUser)})
+			}
+		}
+	}
+	c.log.Warn().Stringer("room_id", r.id).Uint64("era", number).Int("overrides", len(opened.Overrides)).Msg("The room goes on in a new era")
+	c.tell(opened)
+}

@@ -1,0 +1,202 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// ChangePolicy lets an admin change the group's policy. It returns once the
+// commit is accepted. What others changed meanwhile, in other fields, stays.
+func (c *Client) ChangePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy)) error {
+	return c.changePolicy(ctx, roomID, change, false)
+}
+
+func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), era bool) error {
+	if err := c.wantPolicy(ctx, roomID, era, func(_ *room, p *rooms.Policy) error {
+		change(p)
+		return nil
+	}); err != nil {
+		return err
+	}
+	return c.await(ctx, roomID, func(r *room) error {
+		e := r.head()
+		switch {
+		case r.policyError != nil:
+			return r.policyError
+		case e == nil:
+			return ErrNoGroup
+		case r.rec.NewEra || c.policyDue(r, e) != nil:
+			return errors.New("client: the commit is not accepted yet")
+		}
+		return nil
+	})
+}
+
+// wantPolicy notes a change of the policy, which the next commit carries.
+func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, change func(r *room, p *rooms.Policy) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, e, err := c.memberOf(roomID)
+	if err != nil {
+		return err
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return err
+	}
+	if !policy.IsAdmin(c.UserID()) {
+		return fmt.Errorf("%w: only an admin of the group changes its policy (%v)", ErrNotAllowed, policy.Admins)
+	}
+	before := policy.Clone()
+	if r.rec.Policy != nil && !era { // one more change on top of the one under way
+		policy = r.rec.Policy.Rebase(r.rec.PolicyOn, policy)
+	}
+	if err := change(r, policy); err != nil {
+		return err
+	}
+	if _, err := policy.Encode(); err != nil {
+		return err
+	}
+	b := &batch{}
+	if p := r.pending; era && p != nil && !p.Era && !p.External {
+		// It waits for an accept that nobody can sign any more. What it wanted is
+		// planned anew in the new era.
+		c.loseCommit(r, b)
+	}
+	r.rec.Policy, r.rec.PolicyOn, r.rec.NewEra, r.policyError = policy, before, era, nil
+	delete(r.tried, "list")
+	if err := c.commitBatch(ctx, r, b); err != nil {
+		return err
+	}
+	c.poke()
+	return nil
+}
+
+// policyDue returns the policy that our user asked for, on top of the one of an
+// epoch; nil if nothing is asked for, or that epoch has it.
+func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
+	if r.rec.Policy == nil {
+		return nil
+	}
+	have, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return nil
+	}
+	want := r.rec.Policy.Rebase(r.rec.PolicyOn, have)
+	if want.Equal(have) {
+		return nil
+	}
+	return want
+}
+
+// policyDone forgets what our user asked for once a final epoch has it: until
+// then the commit that brought it may still be displaced.
+func (c *Client) policyDone(r *room) {
+	if r.rec.Policy == nil || r.rec.NewEra {
+		return
+	}
+	if e := r.epochs[r.machine.NewestFinal()]; e != nil && c.policyDue(r, e) == nil {
+		r.rec.Policy, r.rec.PolicyOn = nil, nil
+	}
+}
+
+// nextExtensions returns the group's extensions with a policy: the keys of the
+// listed modules for proposals are those that they announce, or have.
+func (c *Client) nextExtensions(r *room, e *epoch, policy *rooms.Policy) ([]mls.Extension, error) {
+	had, err := rooms.ExternalSendersOf(e.group)
+	if err != nil {
+		return nil, err
+	}
+	var senders []mls.ExternalSender
+	for _, seq := range policy.Sequencers {
+		if head := r.state.head(id.UserID(seq.User)); head != nil {
+			sender, err := rooms.ModuleSender(id.UserID(seq.User), head, e.group.CipherSuite())
+			if err != nil {
+				return nil, err
+			}
+			senders = append(senders, sender)
+			continue
+		}
+		for _, sender := range had {
+			if string(sender.Credential.Identity) == seq.User {
+				senders = append(senders, sender)
+			}
+		}
+	}
+	return rooms.GroupExtensions(policy, senders)
+}
+
+// How the clients of admins act by themselves.
+const (
+	autoWait  = 10 * time.Second // a choice has to stand for so long
+	listWait  = 30 * time.Second // a list change that is not accepted gives way to others
+	listPause = 5 * time.Minute  // and is tried again then
+)
+
+// choose compares the list and the heirs with what the defaults ask for, and
+// notes the policy that the next commit of an admin brings.
+func (c *Client) choose(r *room, e *epoch, policy *rooms.Policy, leaves []rooms.GroupLeaf) {
+	if policy.Manual || !policy.IsAdmin(c.UserID()) {
+		r.auto, r.autoAt = nil, 0
+		return
+	}
+	want := policy.Clone()
+	want.Sequencers = rooms.DefaultSequencers(policy, r.modules(), leaves)
+	if slices.ContainsFunc(want.Sequencers, func(s federation.Sequencer) bool {
+		return r.rec.Liars[rooms.EncodeBase64(s.ReceiptKey)] != "" && !slices.ContainsFunc(policy.Sequencers, func(o federation.Sequencer) bool { return o.Server == s.Server })
+	}) {
+		want.Sequencers = policy.Sequencers // no liar comes in by itself
+	}
+	want.Heirs = rooms.DefaultHeirs(policy, leaves)
+	switch {
+	case want.Equal(policy):
+		r.auto, r.autoAt = nil, 0
+	case r.auto == nil || !r.auto.Equal(want):
+		r.auto, r.autoAt = want, c.mono()+autoWait
+	}
+}
+
+// autoDue returns the policy that the defaults ask for on top of an epoch's, once
+// that has stood for a while.
+func (c *Client) autoDue(r *room, e *epoch, now time.Duration) *rooms.Policy {
+	if r.auto == nil || now < r.autoAt || r.rec.Policy != nil || r.rec.NewEra || r.plannedOn != e.ref {
+		return nil
+	}
+	return r.auto
+}
+
+// changesList tells whether a policy sets another list than an epoch's.
+func changesList(e *epoch, policy *rooms.Policy) bool {
+	have, err := rooms.PolicyOf(e.group)
+	return err == nil && policy != nil && !federation.List(have.Sequencers).Equal(policy.Sequencers)
+}
+
+// noteLiar remembers a module that contradicted itself.
+func (c *Client) noteLiar(r *room, act federation.Evidence) {
+	if r.rec.Liars == nil {
+		r.rec.Liars = map[string]string{}
+	}
+	if len(r.rec.Liars) < maxWarned {
+		r.rec.Liars[rooms.EncodeBase64(act.Signer.ReceiptKey)] = string(act.Kind)
+	}
+}
+
+// handleHead takes in a head that a module posts into the timeline, where it may
+// not set state.
+func (c *Client) handleHead(r *room, evt *Event, b *batch) error {
+	if _, err := rooms.DecodeHead(evt.Content); err != nil {
+		return err
+	}
+	r.state.setLooseHead(stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content})
+	b.state, r.planned = true, false
+	return nil
+}

@@ -1,0 +1,358 @@
+package client
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// federated is a room of three servers with modules: alice, an admin, of the
+// creator's, bob and carol of the others.
+func (w *world) federated(change func(p *rooms.Policy)) (room id.RoomID, alice, bob, carol *testDevice) {
+	w.t.Helper()
+	w.addModule("two.example")
+	w.addModule("three.example")
+	alice, bob, carol = w.device("alice", "ALICE1"), w.device("bob:two.example", "BOB1"), w.device("carol:three.example", "CAROL1")
+	w.must(func() (err error) {
+		room, err = alice.CreateRoom(w.ctx, CreateOptions{Name: "Federated", Policy: change})
+		return err
+	})
+	for _, d := range []*testDevice{bob, carol} {
+		w.must(func() error { return alice.Invite(w.ctx, room, d.UserID()) })
+		w.join(d, room)
+	}
+	w.settle()
+	return room, alice, bob, carol
+}
+
+// rest lets time pass, so that what clients do by themselves is done.
+func (w *world) rest() {
+	w.t.Helper()
+	w.now += autoWait
+	w.settle()
+}
+
+func (d *testDevice) sequencers(room id.RoomID) *SequencersInfo {
+	d.w.t.Helper()
+	info, err := d.Sequencers(d.w.ctx, room)
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	return info
+}
+
+func servers(info *SequencersInfo) []string {
+	var out []string
+	for _, s := range info.List {
+		out = append(out, s.Server)
+	}
+	return out
+}
+
+func (w *world) wantServers(room id.RoomID, devices []*testDevice, want ...string) {
+	w.t.Helper()
+	for _, d := range devices {
+		info := d.sequencers(room)
+		if diff := cmp.Diff(want, servers(info)); diff != "" {
+			w.t.Errorf("modules that %s sees (-want +got):\n%s", d.ident.device, diff)
+		}
+		if info.Change != nil {
+			w.t.Errorf("%s sees a change under way: %+v", d.ident.device, info.Change)
+		}
+	}
+}
+
+func TestThreeServersGetThreeSequencers(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	all := []*testDevice{alice, bob, carol}
+	w.rest()
+	w.wantServers(room, all, testServer, "two.example", "three.example")
+	for _, d := range all {
+		info := d.sequencers(room)
+		if info.Quorum != 2 || info.Manual || info.Era != 0 || len(info.Without) != 0 || len(info.Others) != 0 {
+			t.Errorf("%s sees %+v", d.ident.device, info)
+		}
+		if want := []id.UserID{bob.UserID(), carol.UserID()}; !slices.Equal(slices.Sorted(slices.Values(info.Heirs)), want) {
+			t.Errorf("heirs that %s sees: %v, want %v", d.ident.device, info.Heirs, want)
+		}
+		for _, s := range info.List {
+			if s.State != SequencerServes {
+				t.Errorf("%s sees %s as %q", d.ident.device, s.Server, s.State)
+			}
+		}
+	}
+	// The room works on, with finals by two of three.
+	w.more[1].down = true
+	w.send(bob, room, "by three modules")
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	carol.wantTexts("by three modules")
+	if info := alice.sequencers(room); info.Final != info.Epoch {
+		t.Errorf("final epoch %d of %d with one module of three away", info.Final, info.Epoch)
+	}
+}
+
+func TestTwoServersKeepOneSequencer(t *testing.T) {
+	w := newWorld(t)
+	w.addModule("two.example")
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob:two.example", "BOB1")
+	var room id.RoomID
+	w.must(func() (err error) {
+		room, err = alice.CreateRoom(w.ctx, CreateOptions{})
+		return err
+	})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.rest()
+	w.wantServers(room, []*testDevice{alice, bob}, testServer)
+	info := bob.sequencers(room)
+	if !slices.Equal(info.Heirs, []id.UserID{bob.UserID()}) {
+		t.Errorf("heirs %v, want the second server's user", info.Heirs)
+	}
+	if len(info.Others) != 1 || info.Others[0].Server != "two.example" {
+		t.Errorf("modules that are not listed: %+v", info.Others)
+	}
+	// What nobody caused ends nobody's rest.
+	before := alice.epoch(room)
+	w.rest()
+	w.rest()
+	if alice.epoch(room) != before {
+		t.Errorf("epoch %d, %d before: clients go on changing the policy", alice.epoch(room), before)
+	}
+}
+
+func TestAdminsNameTheSequencers(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	all := []*testDevice{alice, bob, carol}
+	w.rest()
+	w.wantServers(room, all, testServer)
+	if len(alice.sequencers(room).Heirs) != 0 {
+		t.Error("heirs were named by themselves")
+	}
+	if err := bob.SetSequencers(w.ctx, room, testServer); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("bob, no admin, names the modules: %v", err)
+	}
+	if err := alice.SetSequencers(w.ctx, room, testServer, "nowhere.example"); !errors.Is(err, ErrNoModuleOf) || !strings.Contains(err.Error(), "nowhere.example") {
+		t.Errorf("a server without a module: %v", err)
+	}
+	if err := alice.DropSequencers(w.ctx, room, testServer); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("the last module is dropped: %v", err)
+	}
+	w.must(func() error { return alice.AddSequencers(w.ctx, room, "two.example", "@_mls_bot:three.example") })
+	w.settle()
+	w.wantServers(room, all, testServer, "two.example", "three.example")
+	w.must(func() error { return alice.DropSequencers(w.ctx, room, testServer) })
+	w.settle()
+	w.rest()
+	w.wantServers(room, all, "two.example", "three.example")
+	w.send(carol, room, "without the creator's module")
+	w.settle()
+	alice.wantTexts("without the creator's module")
+	w.must(func() error { return alice.AutoSequencers(w.ctx, room, true) })
+	w.settle()
+	w.rest()
+	w.wantServers(room, all, "two.example", "three.example", testServer)
+}
+
+// TestListWaitsForItsModules: a list whose majority is not ready does not come
+// into force, says so, and holds nobody up.
+func TestListWaitsForItsModules(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.more[0].down, w.more[1].down = true, true
+	w.now += time.Second
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") })
+	if !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "waiting for two.example, three.example") {
+		t.Fatalf("a list without a majority that is ready: %v", err)
+	}
+	change := bob.sequencers(room).Change
+	if change == nil || change.Accepted || change.Needs != 2 || change.By != alice.UserID() || change.List[1].State != SequencerUnready {
+		t.Errorf("bob sees the change %+v", change)
+	}
+	// Others go on, and the admin herself after a while.
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.must(func() error { return alice.Kick(w.ctx, room, carol.UserID(), "") })
+	w.settle()
+	w.sameEpoch(room, alice, bob, dave)
+	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer)
+	// Once the modules are there, the change comes into force by itself.
+	w.more[0].down, w.more[1].down = false, false
+	w.now += listPause
+	w.settle()
+	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer, "two.example", "three.example")
+}
+
+// TestNobodySendsUnderAListToCome: messages go out in the epoch below a list
+// change that is not final.
+func TestNobodySendsUnderAListToCome(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	before := alice.epoch(room)
+	w.module.noVouching = true // so it cannot vote
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") })
+	if !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "not yet made it final") {
+		t.Fatalf("a list change that nobody votes for: %v", err)
+	}
+	if alice.epoch(room) != before+1 {
+		t.Fatalf("epoch %d, want the list change %d", alice.epoch(room), before+1)
+	}
+	w.send(bob, room, "meanwhile")
+	w.settle()
+	for _, u := range carol.got {
+		if m, ok := u.(*Message); ok && m.Epoch != before {
+			t.Errorf("a message of epoch %d, the newest in force is %d", m.Epoch, before)
+		}
+	}
+	carol.wantTexts("meanwhile")
+	w.wantServers2(room, alice, testServer)
+}
+
+func (w *world) wantServers2(room id.RoomID, d *testDevice, want ...string) {
+	w.t.Helper()
+	info := d.sequencers(room)
+	if diff := cmp.Diff(want, servers(info)); diff != "" {
+		w.t.Errorf("modules in force (-want +got):\n%s", diff)
+	}
+	if info.Change == nil || !info.Change.Accepted {
+		w.t.Errorf("change under way: %+v", info.Change)
+	}
+}
+
+func TestRoomWithoutOwnModule(t *testing.T) {
+	w := newWorld(t)
+	w.addModule("two.example")
+	w.module.down = true
+	delete(w.s.users, w.module.bot)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob:two.example", "BOB1")
+	var room id.RoomID
+	ctx, cancel := w.timeout(30 * time.Second)
+	defer cancel()
+	if err := w.background(func() (err error) {
+		_, err = alice.CreateRoom(ctx, CreateOptions{})
+		return err
+	}); !errors.Is(err, ErrNoModule) {
+		t.Errorf("a room without any module: %v", err)
+	}
+	w.must(func() (err error) {
+		room, err = alice.CreateRoom(w.ctx, CreateOptions{Invite: []id.UserID{bob.UserID()}})
+		return err
+	})
+	w.join(bob, room)
+	w.settle()
+	w.wantServers(room, []*testDevice{alice, bob}, "two.example")
+	if info := alice.sequencers(room); !slices.Equal(info.Without, []string{testServer}) {
+		t.Errorf("servers without a module: %v", info.Without)
+	}
+	w.send(alice, room, "ordered by another server's module")
+	w.settle()
+	bob.wantTexts("ordered by another server's module")
+}
+
+// TestKeyOfOneModuleIsRotatedByTheOthers: with a majority alive, a module that
+// lost its key comes back by a change of the list, without an era.
+func TestKeyOfOneModuleIsRotatedByTheOthers(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	w.rest()
+	all := []*testDevice{alice, bob, carol}
+	w.wantServers(room, all, testServer, "two.example", "three.example")
+	w.more[0].loseDatabase(room)
+	w.settle()
+	if state := alice.sequencers(room).List[1].State; state != SequencerNewKey {
+		t.Errorf("the module that lost its key is shown as %q", state)
+	}
+	w.must(func() error { return alice.RepairSequencer(w.ctx, room) })
+	w.settle()
+	w.wantServers(room, all, testServer, "two.example", "three.example")
+	for _, d := range all {
+		info := d.sequencers(room)
+		if info.Era != 0 || info.Manual || info.List[1].State != SequencerServes || string(info.List[1].Key) != string(pub(w.more[0].key)) {
+			t.Errorf("%s sees era %d and %+v", d.ident.device, info.Era, info.List[1])
+		}
+	}
+	// A quorum with the module that came back.
+	w.more[1].down = true
+	w.send(carol, room, "on")
+	w.must(func() error { return alice.Kick(w.ctx, room, carol.UserID(), "") })
+	w.settle()
+	if info := bob.sequencers(room); info.Final != info.Epoch {
+		t.Errorf("final epoch %d of %d", info.Final, info.Epoch)
+	}
+}
+
+// TestHeadsThatAreNoModules: any user can post a head; it makes them no module.
+func TestHeadsThatAreNoModules(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	for _, test := range []struct {
+		name   string
+		sender id.UserID
+		server string
+	}{
+		{"a user of the server", bob.UserID(), "two.example"},
+		{"a module in another server's name", "@_mls_bot:two.example", "four.example"},
+		{"who is not in the room", "@_mls_bot:four.example", "four.example"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			raw, err := rooms.Encode(&rooms.HeadContent{Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(edKey(newSeeded("mallory")))), Server: test.server})
+			if err != nil {
+				t.Fatal(err)
+			}
+			hs := &fakeTransport{s: w.s, user: test.sender}
+			if _, err := hs.SendState(w.ctx, room, rooms.TypeHead, string(test.sender), raw); err != nil {
+				t.Fatal(err)
+			}
+			w.settle(alice)
+			for _, m := range alice.sequencers(room).Others {
+				if string(m.Key) == string(pub(edKey(newSeeded("mallory")))) {
+					t.Errorf("%s counts as the module of %s", m.User, m.Server)
+				}
+			}
+		})
+	}
+}
+
+func TestLiarsAreShownAndNotTakenBack(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.must(func() error { return alice.AddSequencers(w.ctx, room, "two.example", "three.example") })
+	w.settle()
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	liar, _ := r.moduleOf("two.example")
+	alice.noteLiar(r, federation.Evidence{Kind: federation.EvidenceVotes, Signer: liar})
+	alice.mu.Unlock()
+	if state := alice.sequencers(room).List[1].State; state != SequencerLied {
+		t.Errorf("the liar is shown as %q", state)
+	}
+	w.must(func() error { return alice.DropSequencers(w.ctx, room, "two.example") })
+	w.settle()
+	if err := alice.AddSequencers(w.ctx, room, "two.example"); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("the liar is taken back with the key it lied with: %v", err)
+	}
+	w.must(func() error { return alice.AutoSequencers(w.ctx, room, true) })
+	w.settle()
+	w.rest()
+	w.wantServers(room, []*testDevice{alice}, testServer, "three.example")
+}

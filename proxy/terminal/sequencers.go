@@ -1,0 +1,165 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+)
+
+// runSequencers shows the modules that order a room's commits, or lets an admin
+// change them.
+func runSequencers(ctx context.Context, c *call) error {
+	if err := c.parse(ctx, 1, -1, func() error {
+		if len(c.args) == 1 {
+			return nil
+		}
+		switch verb, rest := c.args[1], c.args[2:]; verb {
+		case "add", "drop", "set":
+			if len(rest) == 0 {
+				return usagef("sequencers ROOM %s needs the names of servers", verb)
+			}
+		case "auto":
+			if len(rest) != 1 || rest[0] != "on" && rest[0] != "off" {
+				return usagef("sequencers ROOM auto needs on or off")
+			}
+		default:
+			return usagef("sequencers ROOM knows add, drop, set and auto, not %q", clean(verb))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		if len(c.args) > 1 {
+			if err := c.changeSequencers(ctx, cli, r.ID, c.args[1], c.args[2:]); err != nil {
+				return err
+			}
+		}
+		return c.showSequencers(ctx, cli, r.ID)
+	})
+}
+
+func (c *call) changeSequencers(ctx context.Context, cli *client.Client, room id.RoomID, verb string, args []string) error {
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if verb == "auto" {
+		return cli.AutoSequencers(wait, room, args[0] == "on")
+	}
+	change := map[string]func(context.Context, id.RoomID, ...string) error{
+		"add": cli.AddSequencers, "drop": cli.DropSequencers, "set": cli.SetSequencers,
+	}[verb]
+	if verb != "drop" {
+		for _, server := range args {
+			if err := cli.CallModule(wait, room, server); err != nil {
+				return err
+			}
+		}
+	}
+	return change(wait, room, args...)
+}
+
+// runEra opens a new era.
+func runEra(ctx context.Context, c *call) error {
+	if err := c.parse(ctx, 2, -1); err != nil {
+		return err
+	}
+	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		wait, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		if err := cli.OpenEra(wait, r.ID, c.args[1:]...); err != nil {
+			return err
+		}
+		return c.showSequencers(ctx, cli, r.ID)
+	})
+}
+
+func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.RoomID) error {
+	info, err := cli.Sequencers(ctx, room)
+	if errors.Is(err, client.ErrNoGroup) || err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(sequencersJSON(info))
+	}
+	table(c.env.Stdout, sequencerRows(info.List))
+	c.printf("%d of %d make a change final. Epoch %d, final up to %d, era %d. %s\n", info.Quorum, len(info.List), info.Epoch, info.Final, info.Era, choiceText(info))
+	if ch := info.Change; ch != nil {
+		state := "waits for its modules"
+		if ch.Accepted {
+			state = "is accepted, not yet final"
+		}
+		c.printf("\nA new list by %s %s (%d have to be ready):\n", clean(ch.By.String()), state, ch.Needs)
+		table(c.env.Stdout, sequencerRows(ch.List))
+	}
+	for _, m := range info.Others {
+		c.printf("%s has a module in the room that is not listed.\n", clean(m.Server))
+	}
+	if len(info.Without) > 0 {
+		c.printf("No module in the room: %s.\n", clean(strings.Join(info.Without, ", ")))
+	}
+	if info.Stalled > time.Minute {
+		c.printf("Nothing became final for %s although something waits.\n", info.Stalled.Round(time.Second))
+	}
+	return nil
+}
+
+func choiceText(info *client.SequencersInfo) string {
+	if info.Manual {
+		return "Admins name the modules."
+	}
+	return "The admins' programs choose the modules."
+}
+
+func sequencerRows(list []client.SequencerInfo) [][]string {
+	rows := [][]string{{"RANK", "SERVER", "MODULE", "STATE", "KEY"}}
+	for i, s := range list {
+		rows = append(rows, []string{strconv.Itoa(i), clean(s.Server), clean(s.User.String()), string(s.State), fmt.Sprintf("%x…", s.Key[:min(4, len(s.Key))])})
+	}
+	return rows
+}
+
+func sequencersJSON(info *client.SequencersInfo) map[string]any {
+	list := func(in []client.SequencerInfo) []map[string]any {
+		out := []map[string]any{}
+		for _, s := range in {
+			out = append(out, map[string]any{"server": s.Server, "user_id": s.User, "receipt_key": fmt.Sprintf("%x", s.Key), "state": s.State})
+		}
+		return out
+	}
+	others := []map[string]any{}
+	for _, m := range info.Others {
+		others = append(others, map[string]any{"server": m.Server, "user_id": m.User, "receipt_key": fmt.Sprintf("%x", m.Key)})
+	}
+	out := map[string]any{
+		"room_id": info.Room, "modules": list(info.List), "quorum": info.Quorum, "manual": info.Manual, "era": info.Era, "epoch": info.Epoch, "final": info.Final,
+		"stalled_seconds": int(info.Stalled.Seconds()), "heirs_due": info.HeirsDue, "admins": info.Admins, "heirs": info.Heirs, "others": others, "without_module": info.Without,
+	}
+	if ch := info.Change; ch != nil {
+		out["change"] = map[string]any{"by": ch.By, "modules": list(ch.List), "needs": ch.Needs, "accepted": ch.Accepted}
+	}
+	return out
+}
+
+// eraChange says what a new era means.
+func eraChange(u *client.EraOpened) string {
+	text := " was opened by " + clean(u.By.String())
+	if u.ByHeirs && len(u.Signers) > 1 {
+		text = " was opened by the heirs " + userList(u.Signers)
+	}
+	text += "; the modules of " + clean(strings.Join(u.Servers, ", ")) + " order the changes now"
+	if n := len(u.Overrides); n > 0 {
+		var parts []string
+		for _, o := range u.Overrides {
+			parts = append(parts, fmt.Sprintf("epoch %d by %s", o.Epoch, clean(o.By.String())))
+		}
+		text += fmt.Sprintf("; %d final changes do not count any more: %s", n, strings.Join(parts, ", "))
+	}
+	return text
+}
