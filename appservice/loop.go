@@ -113,7 +113,7 @@ func (s *Service) takenOver(err error) bool {
 		return false
 	}
 	select {
-	case s.ended <- fmt.Errorf("appservice: %w; run one module for each database", err):
+	case s.ended <- fmt.Errorf("appservice: %w", err):
 	default: // it is ending already
 	}
 	return true

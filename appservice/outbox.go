@@ -171,8 +171,14 @@ func (o *outbox) sendOne(ctx context.Context, row *store.OutboxRow) {
 	if o.pause() > 0 {
 		return // rate limited while this batch was under way
 	}
+	// A process that was stopped for a while may not be the one that sends.
+	err := o.store.Owned(ctx)
+	if err != nil {
+		log.Error().Err(err).Msg("Could not see whether this process may still send")
+		o.hold(o.backoff)
+		return
+	}
 	var event id.EventID
-	var err error
 	if row.Kind == store.OutboxState {
 		event, err = o.hs.SendState(ctx, row.Room, row.Type, row.StateKey, row.Content)
 	} else {

@@ -218,7 +218,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	for name, task := range map[string]func(context.Context){
 		"engine": s.runEngine, "outbox": s.runOutbox, "link": s.runLink,
-		"chores": s.runChores, "gauges": s.runGauges, "declines": s.runDeclines, "invites": s.runInvites, "watchdog": s.runWatchdog,
+		"chores": s.runChores, "beat": s.runBeat, "gauges": s.runGauges, "declines": s.runDeclines, "invites": s.runInvites, "watchdog": s.runWatchdog,
 	} {
 		working.Go(func() { s.guard(work, name, task) })
 	}
@@ -246,7 +246,11 @@ func (s *Service) Run(ctx context.Context) error {
 	select {
 	case <-finished:
 	case <-deadline.Done():
-		err = errors.Join(err, errors.New("appservice: some work did not end in time; it is taken up at the next start"))
+		return errors.Join(err, errors.New("appservice: some work did not end in time; it is taken up at the next start"))
+	}
+	// Only now may another process go on where this one ended.
+	if releaseErr := s.store.Release(deadline); releaseErr != nil {
+		s.log.Warn().Err(releaseErr).Msg("Could not hand over the database, another process waits a few seconds for it")
 	}
 	return err
 }

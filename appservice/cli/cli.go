@@ -33,6 +33,7 @@ const (
 	BadDatabase Code = 13
 	NewerSchema Code = 14
 	PortTaken   Code = 15
+	TakenOver   Code = 16
 	Unhealthy   Code = 20
 )
 
@@ -50,6 +51,7 @@ var Codes = []struct {
 	{BadDatabase, "the database cannot be opened, or belongs to another program"},
 	{NewerSchema, "the database was written by a newer version of matrix-mls"},
 	{PortTaken, "the address to listen on is taken"},
+	{TakenOver, "another process has taken over the database; started again, this one stands by"},
 	{Unhealthy, "`doctor` found something that is wrong"},
 }
 
@@ -226,6 +228,8 @@ func classify(err error) *failure {
 		return &failure{Usage, err, "leave the option out to keep what is configured, or change it where it is set"}
 	case errors.Is(err, setup.ErrConflict):
 		return &failure{Conflict, err, "choose other files with -c and -r, or move the old ones away"}
+	case errors.Is(err, store.ErrTakenOver):
+		return &failure{TakenOver, err, "on PostgreSQL start this one again, it then stands by; on SQLite run one module for each database"}
 	case errors.Is(err, store.ErrSchemaTooNew):
 		return &failure{NewerSchema, err, "install that version again, or restore the backup made before its first start"}
 	case errors.Is(err, store.ErrForeignTables):

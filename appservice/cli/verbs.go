@@ -169,6 +169,9 @@ func serve(ctx context.Context, env Env, o options) error {
 	}
 	ctx = log.WithContext(ctx)
 	st, err := openStore(ctx, cfg, log)
+	if ctx.Err() != nil {
+		return nil // stopped while it stood by
+	}
 	if err != nil {
 		return err
 	}
@@ -203,6 +206,11 @@ func openStore(ctx context.Context, cfg *config.Config, log zerolog.Logger) (*st
 		return nil, err
 	}
 	st.SetLogger(log)
+	// Not before this process is the one that works: an older one may run.
+	if err := appservice.StandBy(ctx, cfg, st, log); err != nil {
+		_ = st.Close()
+		return nil, err
+	}
 	version, err := st.Version(ctx)
 	if err == nil && version > 0 && version < store.SchemaVersion() {
 		var copied string

@@ -63,7 +63,7 @@ type Commit struct {
 
 // PutCommit stores a commit; of a known ref only the status changes.
 func (st *Store) PutCommit(ctx context.Context, room id.RoomID, c *Commit) error {
-	_, err := st.db.Exec(ctx, putCommitQuery, string(room), c.Ref, c.Parent, int64(c.Epoch), clean(string(c.EventID)),
+	_, err := st.exec(ctx, putCommitQuery, string(room), c.Ref, c.Parent, int64(c.Epoch), clean(string(c.EventID)),
 		clean(string(c.Sender)), c.Status, clean(string(c.Content)))
 	return wrap("storing a commit", err)
 }
@@ -94,13 +94,13 @@ func (st *Store) Commits(ctx context.Context, room id.RoomID) ([]*Commit, error)
 
 // SetCommitStatus changes the engine's word on a commit.
 func (st *Store) SetCommitStatus(ctx context.Context, room id.RoomID, ref, status string) error {
-	_, err := st.db.Exec(ctx, commitStatusQuery, string(room), ref, status)
+	_, err := st.exec(ctx, commitStatusQuery, string(room), ref, status)
 	return wrap("marking a commit", err)
 }
 
 // DeleteCommit forgets a commit.
 func (st *Store) DeleteCommit(ctx context.Context, room id.RoomID, ref string) error {
-	_, err := st.db.Exec(ctx, deleteCommitQuery, string(room), ref)
+	_, err := st.exec(ctx, deleteCommitQuery, string(room), ref)
 	return wrap("forgetting a commit", err)
 }
 
@@ -123,7 +123,7 @@ func scanCommit(row dbutil.Scannable) (*Commit, error) {
 
 // PutGroup stores the public group state after a commit.
 func (st *Store) PutGroup(ctx context.Context, room id.RoomID, ref string, state []byte) error {
-	_, err := st.db.Exec(ctx, putGroupQuery, string(room), ref, state)
+	_, err := st.exec(ctx, putGroupQuery, string(room), ref, state)
 	return wrap("storing a group's state", err)
 }
 
@@ -144,7 +144,7 @@ func (st *Store) GroupRefs(ctx context.Context, room id.RoomID) ([]string, error
 
 // DeleteGroup forgets the group state after a commit.
 func (st *Store) DeleteGroup(ctx context.Context, room id.RoomID, ref string) error {
-	_, err := st.db.Exec(ctx, deleteGroupQuery, string(room), ref)
+	_, err := st.exec(ctx, deleteGroupQuery, string(room), ref)
 	return wrap("forgetting a group's state", err)
 }
 
@@ -163,7 +163,7 @@ type Receipt struct {
 // PutReceipt stores a receipt; of a known one only a missing event id is
 // filled in.
 func (st *Store) PutReceipt(ctx context.Context, room id.RoomID, r *Receipt) error {
-	_, err := st.db.Exec(ctx, putReceiptQuery, string(room), r.Hash, r.Kind, clean(r.Signer), r.Ref, int64(r.Counter),
+	_, err := st.exec(ctx, putReceiptQuery, string(room), r.Hash, r.Kind, clean(r.Signer), r.Ref, int64(r.Counter),
 		clean(string(r.EventID)), clean(string(r.Content)))
 	return wrap("storing a receipt", err)
 }
@@ -207,13 +207,13 @@ func (st *Store) ReceiptsAbove(ctx context.Context, room id.RoomID, signer strin
 
 // DropReceipts forgets the receipts about a commit of all signers but one.
 func (st *Store) DropReceipts(ctx context.Context, room id.RoomID, ref, except string) error {
-	_, err := st.db.Exec(ctx, dropReceiptsQuery, string(room), ref, except)
+	_, err := st.exec(ctx, dropReceiptsQuery, string(room), ref, except)
 	return wrap("forgetting receipts", err)
 }
 
 // DeleteReceipt forgets a receipt.
 func (st *Store) DeleteReceipt(ctx context.Context, room id.RoomID, hash string) error {
-	_, err := st.db.Exec(ctx, deleteReceiptsQuery, string(room), hash)
+	_, err := st.exec(ctx, deleteReceiptsQuery, string(room), hash)
 	return wrap("forgetting a receipt", err)
 }
 
@@ -240,7 +240,7 @@ type Media struct {
 
 // PutMedia notes an upload; the same bytes uploaded again replace the address.
 func (st *Store) PutMedia(ctx context.Context, room id.RoomID, m *Media) error {
-	_, err := st.db.Exec(ctx, putMediaQuery, string(room), m.SHA256, clean(string(m.URI)), m.Size, m.Purpose, m.Ref, st.millis())
+	_, err := st.exec(ctx, putMediaQuery, string(room), m.SHA256, clean(string(m.URI)), m.Size, m.Purpose, m.Ref, st.millis())
 	return wrap("noting an upload", err)
 }
 

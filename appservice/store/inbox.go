@@ -93,7 +93,7 @@ func (st *Store) PutInbox(ctx context.Context, events ...*InboxEvent) (fresh []*
 				ev.Status = InboxNew
 			}
 			now := st.now()
-			res, err := st.db.Exec(ctx, putInboxQuery, clean(string(ev.EventID)), clean(string(ev.Room)),
+			res, err := st.exec(ctx, putInboxQuery, clean(string(ev.EventID)), clean(string(ev.Room)),
 				clean(string(ev.Sender)), clean(ev.Type), cleanPtr(ev.StateKey), clean(string(ev.Raw)),
 				string(ev.Source), string(ev.Status), clean(ev.Rule), now.UnixMilli())
 			if err != nil {
@@ -140,14 +140,14 @@ func (st *Store) Inbox(ctx context.Context, event id.EventID) (*InboxEvent, erro
 // FinishInbox marks an event. Call it in the transaction that holds the
 // event's effect.
 func (st *Store) FinishInbox(ctx context.Context, event id.EventID, status InboxStatus, rule string) error {
-	_, err := st.db.Exec(ctx, finishInbox, string(event), string(status), clean(rule))
+	_, err := st.exec(ctx, finishInbox, string(event), string(status), clean(rule))
 	return wrap("marking an event", err)
 }
 
 // ReopenRoom has a room's events looked at again, as far as their JSON is still
 // there.
 func (st *Store) ReopenRoom(ctx context.Context, room id.RoomID) error {
-	_, err := st.db.Exec(ctx, reopenRoomQuery, string(room))
+	_, err := st.exec(ctx, reopenRoomQuery, string(room))
 	return wrap("opening a room's events again", err)
 }
 
@@ -161,7 +161,7 @@ func (st *Store) ReopenInbox(ctx context.Context, room id.RoomID, perSender int,
 		args = append(args, rule)
 		places[i] = fmt.Sprintf("$%d", len(args))
 	}
-	res, err := st.db.Exec(ctx, fmt.Sprintf(reopenInboxQuery, strings.Join(places, ", ")), args...)
+	res, err := st.exec(ctx, fmt.Sprintf(reopenInboxQuery, strings.Join(places, ", ")), args...)
 	if err != nil {
 		return 0, wrap("opening events again", err)
 	}
@@ -172,7 +172,7 @@ func (st *Store) ReopenInbox(ctx context.Context, room id.RoomID, perSender int,
 // RenewInbox has an event looked at again that was put aside, with its JSON as
 // it came now.
 func (st *Store) RenewInbox(ctx context.Context, ev *InboxEvent) error {
-	_, err := st.db.Exec(ctx, renewInboxQuery, string(ev.EventID), clean(string(ev.Raw)), st.millis())
+	_, err := st.exec(ctx, renewInboxQuery, string(ev.EventID), clean(string(ev.Raw)), st.millis())
 	return wrap("opening an event again", err)
 }
 
@@ -204,10 +204,10 @@ func (st *Store) CountInbox(ctx context.Context, status InboxStatus) (n int, old
 // in again, and its effect is found to be there already.
 func (st *Store) TrimInbox(ctx context.Context, keepRaw, keepRow time.Duration) error {
 	now := st.now()
-	if _, err := st.db.Exec(ctx, forgetInboxRaw, now.Add(-keepRaw).UnixMilli()); err != nil {
+	if _, err := st.exec(ctx, forgetInboxRaw, now.Add(-keepRaw).UnixMilli()); err != nil {
 		return wrap("trimming the inbox", err)
 	}
-	_, err := st.db.Exec(ctx, forgetInboxRow, now.Add(-keepRow).UnixMilli())
+	_, err := st.exec(ctx, forgetInboxRow, now.Add(-keepRow).UnixMilli())
 	return wrap("trimming the inbox", err)
 }
 

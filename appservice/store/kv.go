@@ -30,7 +30,7 @@ const KeyRestored = "restored"
 // PutNewKey stores a private key under a name and tells whether it was new. A
 // key is never overwritten.
 func (st *Store) PutNewKey(ctx context.Context, name string, secret []byte) (bool, error) {
-	res, err := st.db.Exec(ctx, putKeyQuery, name, secret, st.millis())
+	res, err := st.exec(ctx, putKeyQuery, name, secret, st.millis())
 	if err != nil {
 		return false, wrap("storing a key", err)
 	}
@@ -55,7 +55,7 @@ func (st *Store) KeyNames(ctx context.Context) ([]string, error) {
 
 // Set stores a small value under a name.
 func (st *Store) Set(ctx context.Context, name, value string) error {
-	_, err := st.db.Exec(ctx, putKVQuery, name, clean(value))
+	_, err := st.exec(ctx, putKVQuery, name, clean(value))
 	return wrap("storing "+name, err)
 }
 
@@ -83,7 +83,7 @@ func (st *Store) PutRefusal(ctx context.Context, r *Refusal) error {
 	if len(detail) > 500 {
 		detail = detail[:500]
 	}
-	_, err := st.db.Exec(ctx, putRefusalQuery, clean(string(r.Room)), clean(string(r.Event)), clean(r.Rule), clean(detail), st.millis())
+	_, err := st.exec(ctx, putRefusalQuery, clean(string(r.Room)), clean(string(r.Event)), clean(r.Rule), clean(detail), st.millis())
 	return wrap("noting a refusal", err)
 }
 
@@ -101,6 +101,6 @@ func (st *Store) Refusals(ctx context.Context, limit int) ([]*Refusal, error) {
 
 // TrimRefusals keeps the newest n refusals.
 func (st *Store) TrimRefusals(ctx context.Context, n int) error {
-	_, err := st.db.Exec(ctx, trimRefusalQuery, n)
+	_, err := st.exec(ctx, trimRefusalQuery, n)
 	return wrap("trimming refusals", err)
 }

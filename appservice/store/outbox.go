@@ -142,19 +142,19 @@ func (st *Store) TaggedOutbox(ctx context.Context, room id.RoomID, tag string) (
 
 // RetryOutbox notes a failed attempt and when to try again.
 func (st *Store) RetryOutbox(ctx context.Context, rowID int64, at time.Time, cause string) error {
-	_, err := st.db.Exec(ctx, retryOutboxQuery, rowID, at.UnixMilli(), clean(cause))
+	_, err := st.exec(ctx, retryOutboxQuery, rowID, at.UnixMilli(), clean(cause))
 	return wrap("noting an attempt", err)
 }
 
 // SentOutbox marks a row as sent.
 func (st *Store) SentOutbox(ctx context.Context, rowID int64, event id.EventID) error {
-	_, err := st.db.Exec(ctx, sentOutboxQuery, rowID, clean(string(event)), st.millis())
+	_, err := st.exec(ctx, sentOutboxQuery, rowID, clean(string(event)), st.millis())
 	return wrap("marking a row as sent", err)
 }
 
 // FailOutbox marks a row as refused for good.
 func (st *Store) FailOutbox(ctx context.Context, rowID int64, cause string) error {
-	_, err := st.db.Exec(ctx, failOutboxQuery, rowID, clean(cause), st.millis())
+	_, err := st.exec(ctx, failOutboxQuery, rowID, clean(cause), st.millis())
 	return wrap("marking a row as refused", err)
 }
 
@@ -168,20 +168,20 @@ func (st *Store) SettledOutbox(ctx context.Context, limit int) ([]*OutboxRow, er
 // AckOutbox notes that the engine knows what became of a row. Call it in the
 // transaction of what the engine does about it.
 func (st *Store) AckOutbox(ctx context.Context, rowID int64) error {
-	_, err := st.db.Exec(ctx, ackOutboxQuery, rowID)
+	_, err := st.exec(ctx, ackOutboxQuery, rowID)
 	return wrap("noting what was sent", err)
 }
 
 // DropOutbox takes back a row that has become pointless. A row that was sent
 // stays.
 func (st *Store) DropOutbox(ctx context.Context, rowID int64) error {
-	_, err := st.db.Exec(ctx, dropOutboxQuery, rowID)
+	_, err := st.exec(ctx, dropOutboxQuery, rowID)
 	return wrap("dropping a row", err)
 }
 
 // TrimOutbox drops finished rows older than keep.
 func (st *Store) TrimOutbox(ctx context.Context, keep time.Duration) error {
-	_, err := st.db.Exec(ctx, trimOutboxQuery, st.now().Add(-keep).UnixMilli())
+	_, err := st.exec(ctx, trimOutboxQuery, st.now().Add(-keep).UnixMilli())
 	return wrap("trimming the outbox", err)
 }
 

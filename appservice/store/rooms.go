@@ -60,7 +60,7 @@ type Room struct {
 
 // NoteRoom adds a room if it is not known; it changes nothing otherwise.
 func (st *Store) NoteRoom(ctx context.Context, room id.RoomID, status RoomStatus) error {
-	_, err := st.db.Exec(ctx, noteRoomQuery, clean(string(room)), string(status), st.millis())
+	_, err := st.exec(ctx, noteRoomQuery, clean(string(room)), string(status), st.millis())
 	return wrap("adding a room", err)
 }
 
@@ -81,32 +81,35 @@ func (st *Store) PutRoom(ctx context.Context, r *Room) error {
 	if len(r.Data) == 0 {
 		r.Data = json.RawMessage("{}")
 	}
-	_, err := st.db.Exec(ctx, putRoomQuery, clean(string(r.ID)), string(r.Status), r.GroupID, r.Head, int64(r.Epoch),
+	_, err := st.exec(ctx, putRoomQuery, clean(string(r.ID)), string(r.Status), r.GroupID, r.Head, int64(r.Epoch),
 		clean(r.Token), clean(string(r.LastEvent)), r.Machine, clean(string(r.Data)), st.millis())
 	return wrap("storing a room", err)
 }
 
 // SetRoomStatus changes the module's part in a room.
 func (st *Store) SetRoomStatus(ctx context.Context, room id.RoomID, status RoomStatus) error {
-	_, err := st.db.Exec(ctx, setRoomStatusQuery, string(room), string(status), st.millis())
+	_, err := st.exec(ctx, setRoomStatusQuery, string(room), string(status), st.millis())
 	return wrap("changing a room's status", err)
 }
 
 // SetRoomToken notes up to where a room's history is complete.
 func (st *Store) SetRoomToken(ctx context.Context, room id.RoomID, token string, last id.EventID) error {
-	_, err := st.db.Exec(ctx, setRoomTokenQuery, string(room), clean(token), clean(string(last)), st.millis())
+	_, err := st.exec(ctx, setRoomTokenQuery, string(room), clean(token), clean(string(last)), st.millis())
 	return wrap("noting a room's position", err)
 }
 
 // DeleteRoom forgets a room with its commits, groups, receipts and media.
 func (st *Store) DeleteRoom(ctx context.Context, room id.RoomID) error {
-	_, err := st.db.Exec(ctx, deleteRoomQuery, string(room))
+	_, err := st.exec(ctx, deleteRoomQuery, string(room))
 	return wrap("forgetting a room", err)
 }
 
 // TrimRooms forgets rooms that were left longer than keep ago, in which there
 // never was a group and of which no event is held, and returns them.
 func (st *Store) TrimRooms(ctx context.Context, keep time.Duration) ([]id.RoomID, error) {
+	if err := st.Owned(ctx); err != nil {
+		return nil, err
+	}
 	rows, err := st.db.Query(ctx, trimRoomsQuery, st.now().Add(-keep).UnixMilli())
 	return collect(rows, err, "forgetting rooms", func(row dbutil.Scannable) (room id.RoomID, err error) {
 		err = row.Scan(&room)

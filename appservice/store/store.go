@@ -68,7 +68,9 @@ type Store struct {
 	path string // the SQLite file; empty for PostgreSQL
 	now  func() time.Time
 
-	holder atomic.Pointer[string] // set by Own
+	self  string      // names this process among those on the database
+	owner atomic.Bool // Own or TakeOver was called, and did it
+	beats atomic.Uint64
 }
 
 // Open opens the database and checks that it answers; it does not change it.
@@ -77,7 +79,11 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 	if cfg.BusyTimeout <= 0 {
 		cfg.BusyTimeout = 5 * time.Second
 	}
-	st := &Store{cfg: cfg, now: now}
+	var nonce [16]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, fmt.Errorf("store: drawing a process id: %w", err)
+	}
+	st := &Store{cfg: cfg, now: now, self: hex.EncodeToString(nonce[:])}
 	var raw *sql.DB
 	var err error
 	switch cfg.Type {
@@ -98,7 +104,7 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 			cfg.MaxOpenConns = 20
 		}
 		var dsn string
-		if dsn, err = postgresDSN(cfg.URI); err != nil {
+		if dsn, err = postgresDSN(cfg.URI, processName(st.self)); err != nil {
 			return nil, err
 		}
 		raw, err = sql.Open("postgres", dsn)
@@ -148,8 +154,9 @@ func sqliteDSN(cfg Config) (dsn, path string, err error) {
 
 // postgresDSN adds bounds to a connection string that names none: a server that
 // hangs, or a transaction that was left open, must not stop the module for
-// ever.
-func postgresDSN(uri string) (string, error) {
+// ever. The connections carry the process's name, by which another knows whether
+// it is there.
+func postgresDSN(uri, process string) (string, error) {
 	bounds := [][2]string{
 		{"connect_timeout", "10"}, // s
 		{"statement_timeout", "30000"},
@@ -161,7 +168,7 @@ func postgresDSN(uri string) (string, error) {
 				uri += " " + b[0] + "=" + b[1]
 			}
 		}
-		return uri, nil
+		return uri + " application_name=" + process, nil
 	}
 	u, err := url.Parse(uri)
 	if err != nil {
@@ -174,6 +181,7 @@ func postgresDSN(uri string) (string, error) {
 			query.Set(b[0], b[1])
 		}
 	}
+	query.Set("application_name", process)
 	u.RawQuery = query.Encode()
 	return u.String(), nil
 }
@@ -281,52 +289,6 @@ func (st *Store) Setting(ctx context.Context, name string) (string, error) {
 	var value string
 	err := st.db.QueryRow(ctx, query).Scan(&value)
 	return value, wrap("reading the setting "+name, err)
-}
-
-const (
-	keyHolder       = "holder" // in the table kv: the process that may write
-	takeHolderQuery = `INSERT INTO kv (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value=excluded.value`
-	seeHolderQuery  = `SELECT value FROM kv WHERE name=$1`
-)
-
-// Own makes this process the one that writes: from now on every transaction of
-// another process that called Own before fails with [ErrTakenOver]. What a
-// module signs rests on what it holds in memory, so two on one database would
-// sign two things that contradict each other.
-func (st *Store) Own(ctx context.Context) error {
-	var nonce [16]byte
-	if _, err := rand.Read(nonce[:]); err != nil {
-		return fmt.Errorf("store: drawing a process id: %w", err)
-	}
-	holder := hex.EncodeToString(nonce[:])
-	if _, err := st.db.Exec(ctx, takeHolderQuery, keyHolder, holder); err != nil {
-		return wrap("taking over the database", err)
-	}
-	st.holder.Store(&holder)
-	return nil
-}
-
-// Owned returns [ErrTakenOver] if the database is not this process's any more.
-// In a transaction it also keeps it so until the end: on PostgreSQL by a lock
-// on the row, on SQLite as there is one writer at a time. Without [Store.Own]
-// it asks nothing.
-func (st *Store) Owned(ctx context.Context) error {
-	holder := st.holder.Load()
-	if holder == nil {
-		return nil
-	}
-	query := seeHolderQuery
-	if st.db.Dialect == dbutil.Postgres {
-		query += " FOR SHARE"
-	}
-	var now string
-	if err := st.db.QueryRow(ctx, query, keyHolder).Scan(&now); err != nil {
-		return wrap("looking whose the database is", err)
-	}
-	if now != *holder {
-		return ErrTakenOver
-	}
-	return nil
 }
 
 type inTx struct{}

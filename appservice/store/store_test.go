@@ -641,3 +641,66 @@ func TestTrimRoomsForgetsWhatWasNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestOneOfTwoThatWaitTakesOver(t *testing.T) {
+	ctx, cfg := context.Background(), storetest.Postgres(t)
+	first := storetest.Open(t, cfg, nil)
+	if err := errors.Join(first.Own(ctx), first.Beat(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	second, third := storetest.Open(t, cfg, nil), storetest.Open(t, cfg, nil)
+	seen, err := second.Holder(ctx)
+	if err != nil || seen.Process == "" || !seen.Connected {
+		t.Fatalf("Holder = %+v, %v", seen, err)
+	}
+	if err := first.Beat(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if later, err := third.Holder(ctx); err != nil || later.Beat == seen.Beat || later.Process != seen.Process {
+		t.Errorf("after a beat: %+v, %v; before %+v", later, err, seen)
+	}
+	// The first hangs in the middle of a transaction, with the row locked.
+	inside, resume, ended := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		ended <- first.Tx(ctx, func(ctx context.Context) error {
+			close(inside)
+			<-resume
+			return first.Set(ctx, "late", "1")
+		})
+	}()
+	<-inside
+	if took, err := second.TakeOver(ctx, seen); err != nil || !took {
+		t.Fatalf("TakeOver = %v, %v", took, err)
+	}
+	if took, err := third.TakeOver(ctx, seen); err != nil || took {
+		t.Errorf("a third took over as well: %v, %v", took, err)
+	}
+	close(resume)
+	if err := <-ended; err == nil {
+		t.Error("a transaction of a process that was taken over was committed")
+	}
+	// Single statements are no way around, either.
+	for range 3 { // the first attempts may meet connections that were ended
+		if err = first.Set(ctx, "late", "2"); errors.Is(err, store.ErrTakenOver) {
+			break
+		}
+	}
+	if !errors.Is(err, store.ErrTakenOver) {
+		t.Errorf("Set of a process that was taken over: %v", err)
+	}
+	if late, err := second.Get(ctx, "late"); err != nil || late != "" {
+		t.Errorf("it wrote %q, %v", late, err)
+	}
+	if err := second.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := third.Holder(ctx); err != nil || h.Process != "" {
+		t.Errorf("after an orderly end: %+v, %v", h, err)
+	}
+	if took, err := third.TakeOver(ctx, store.Holder{}); err != nil || !took {
+		t.Errorf("TakeOver of nobody = %v, %v", took, err)
+	}
+	if err := second.Beat(ctx); !errors.Is(err, store.ErrTakenOver) {
+		t.Errorf("Beat after handing over and being followed: %v", err)
+	}
+}
