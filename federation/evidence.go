@@ -26,8 +26,8 @@ func (m *Machine) findEvidence() []Action {
 			out = append(out, Evidence{Kind: kind, Config: n.config, Signer: list[rank], A: a, B: b})
 		}
 		later := rs.fresh[:0]
-		for _, r := range rs.fresh {
-			if !m.against(rs, r, found) {
+		for i, r := range rs.fresh {
+			if !m.against(rs, r, rs.fresh[i+1:], found) {
 				later = append(later, r)
 			}
 		}
@@ -38,10 +38,11 @@ func (m *Machine) findEvidence() []Action {
 }
 
 // against calls found with pairs of which r is one, and reports false if r names
-// a commit that is still to come. What one receipt alone shows, or the absence of
+// a commit that is still to come. Receipts in rest have their turn after r: one
+// of them may hide, as the deepest, those that r is off. What one receipt alone shows, or the absence of
 // another, is no evidence: a vote by somebody else than the owner, for what no
 // accept is held of, may have been honest.
-func (m *Machine) against(rs *receipts, r Receipt, found func(kind EvidenceKind, rank uint32, a, b Receipt)) bool {
+func (m *Machine) against(rs *receipts, r Receipt, rest []Receipt, found func(kind EvidenceKind, rank uint32, a, b Receipt)) bool {
 	switch r := r.(type) {
 	case *Accept:
 		if r.Provisional {
@@ -50,7 +51,7 @@ func (m *Machine) against(rs *receipts, r Receipt, found func(kind EvidenceKind,
 		accepts, n := rs.acceptsIn(r.Ballot), m.nodes[r.Ref]
 		var top heldAccept
 		for _, a := range accepts {
-			if a.Accept != r && (top.node == nil || a.node.depth > top.node.depth) {
+			if a.Accept != r && (top.node == nil || a.node.depth > top.node.depth) && !slices.Contains(rest, Receipt(a.Accept)) {
 				top = a
 			}
 		}
@@ -67,7 +68,7 @@ func (m *Machine) against(rs *receipts, r Receipt, found func(kind EvidenceKind,
 		var top heldVote
 		n := m.nodes[r.Ref]
 		for _, v := range rs.votesIn(r.Ballot) {
-			if v.Vote != r && v.Voter == r.Voter && (top.node == nil || v.node.depth > top.node.depth) {
+			if v.Vote != r && v.Voter == r.Voter && (top.node == nil || v.node.depth > top.node.depth) && !slices.Contains(rest, Receipt(v.Vote)) {
 				top = v
 			}
 		}
@@ -131,16 +132,14 @@ func (m *Machine) hides(p *Promise, v *Vote) bool {
 	return p.LastVote.Ballot == v.Ballot && ok && ok2 && !x.extends(y)
 }
 
-// offAccepts reports a vote by the owner of a ballot for what is on one chain
-// with none of its own accepts there.
+// offAccepts reports a vote by the owner of a ballot beside one of its own
+// accepts there: an owner accepts one chain, and votes for what it accepted.
 func offAccepts(accepts []heldAccept, v heldVote, found func(EvidenceKind, uint32, Receipt, Receipt)) {
 	for _, a := range accepts {
-		if !offChain(a.node, v.node) {
+		if offChain(a.node, v.node) {
+			found(EvidenceOwner, v.Voter, v.Vote, a.Accept)
 			return
 		}
-	}
-	if len(accepts) > 0 {
-		found(EvidenceOwner, v.Voter, v.Vote, accepts[len(accepts)-1].Accept)
 	}
 }
 

@@ -595,6 +595,9 @@ func (m *Machine) restore(ev Event) error {
 		list, _, ok = m.list(ev.Config)
 		rs := m.receiptsOf(ev.Config)
 		rs.promises = append(rs.promises, ev)
+		if ev.LastVote != nil && m.nodes[ev.LastVote.Ref] == nil {
+			rs.fresh = append(rs.fresh, ev) // findEvidence looks again when the commit comes
+		}
 		r, signer = ev, ev.Promiser
 	case *Ready:
 		list, _, ok = m.list(ev.Config)
