@@ -4,7 +4,9 @@
 // members. It knows neither Matrix nor MLS; it does no I/O, reads no clock,
 // starts no goroutine and draws no randomness. Modules, the SDK and the proxy
 // run the same machine, so that they cannot disagree: equal sets of events give
-// equal heads, whatever their order, repetition or batching.
+// equal heads, whatever their order, repetition or batching. docs/epochs.md is
+// the protocol in full; vectors and reader hold its test vectors and a second
+// implementation, written from that page.
 //
 // # Usage
 //

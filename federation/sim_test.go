@@ -230,6 +230,7 @@ type sim struct {
 	conflict bool
 	restless bool // a proven liar keeps the room from coming to rest
 	root     Ref
+	base     Base
 	founding []byte // a client's machine before anything happened
 	redone   []uint32
 
@@ -298,6 +299,7 @@ func newSim(script simScript, without rule) *sim {
 	for i, u := range users {
 		base.Leaves = append(base.Leaves, Leaf{Index: uint32(i), User: u, Key: leafKey(uint32(i))})
 	}
+	s.base = base
 	s.nextIdx = uint32(len(users))
 	s.era[s.root] = s.root
 	add := func(name string, cfg Config) *simNode {

@@ -22,6 +22,21 @@ func TestStories(t *testing.T) {
 	})
 }
 
+func (s *story) note(ev Event) {
+	if _, ok := ev.(Resume); !ok {
+		c := &s.rooms[len(s.rooms)-1]
+		c.Events = append(c.Events, ev)
+	}
+}
+
+func (s *story) noteSent(acts []Action) {
+	for _, a := range acts {
+		if a, ok := a.(Send); ok {
+			s.note(a.Receipt)
+		}
+	}
+}
+
 type story struct {
 	w     *world
 	m     *Machine
@@ -29,6 +44,7 @@ type story struct {
 	limit Limits
 	now   time.Duration
 	made  map[string]Event
+	rooms []VectorCase // what each room of the script was given
 
 	without rule
 }
@@ -63,10 +79,12 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		if has("hold") {
 			return "held back\n"
 		}
+		s.note(ev)
 		acts, err := s.m.Step(ev)
 		if err != nil {
 			return err.Error() + "\n"
 		}
+		s.noteSent(acts)
 		if out := s.w.actions(acts); out != "" {
 			return out
 		}
@@ -83,7 +101,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			fmt.Sscan(arg("keep"), &s.limit.Keep)
 		}
 		cfg.Limits = s.limit
-		m, err := New(cfg, s.w.base(list("list"), list("admins"), list("leaves")))
+		base := s.w.base(list("list"), list("admins"), list("leaves"))
+		s.rooms = append(s.rooms, VectorCase{Room: testRoom, Base: base, Compacts: has("keep")})
+		m, err := New(cfg, base)
 		if err != nil {
 			return err.Error() + "\n"
 		}
@@ -124,7 +144,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		return step(s.made[arg("id")])
 	case "tick":
 		s.now += parseDuration(arg("by"))
-		if out := s.w.actions(s.m.Tick(s.now)); out != "" {
+		acts := s.m.Tick(s.now)
+		s.noteSent(acts)
+		if out := s.w.actions(acts); out != "" {
 			return out
 		}
 		return "nothing\n"

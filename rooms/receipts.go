@@ -73,7 +73,7 @@ type ReadyContent struct {
 }
 
 // AcceptContent is the content of a [TypeAccept] event. Ballot is absent in a
-// provisional accept; Promises are in the first accept of a ballot from round 1 on.
+// provisional accept; Promises are in every accept of a ballot from round 1 on.
 type AcceptContent struct {
 	ReceiptBase
 	Ref         Hash             `json:"ref"`
