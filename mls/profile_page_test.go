@@ -65,7 +65,7 @@ func TestProfilePage(t *testing.T) {
 			}
 		}
 	}
-	if points < 4+2+4+9+5+8 {
+	if points < 4+2+7+4+9+5+8 {
 		t.Errorf("the page has %d points", points)
 	}
 	limits := reflect.ValueOf(defaultLimits)
