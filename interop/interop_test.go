@@ -1,6 +1,7 @@
 package interop_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"testing"
@@ -133,6 +134,27 @@ func (s *scenario) run() {
 	each("group context extensions by reference", func(l string) {
 		s.propose(s.by(s.after(l)), proposal{extensions: requiring("by reference " + l)})
 		s.commit(s.by(l), request{pending: true, path: true}, nil)
+	})
+	each("proposals from outside, committed", func(l string) {
+		// A server that the group lets propose, and a client that asks to be added.
+		key, err := mls.GenerateSignatureKey(s.o.suite, rand.Reader)
+		s.must(err)
+		server := mls.ExternalSender{SignatureKey: key.Public(), Credential: mls.BasicCredential([]byte("server"))}
+		exts := append(requiring(l), mls.ExternalSendersExtension([]mls.ExternalSender{server}))
+		s.commit(s.by(l), request{extensions: exts, path: true}, []named{s.client(s.after(l))})
+		epoch, gone, joiner := s.epoch(), s.last(s.after(l)), s.client(ours)
+		removal, err := mls.NewExternalProposal(s.o.suite, s.gid, epoch, 0, key, mls.Remove(mls.LeafIndex(s.index(gone))), nil)
+		s.must(err)
+		_, err = joiner.keyPackage()
+		s.must(err)
+		asked, err := mls.NewMemberProposal(s.gid, epoch, joiner.member.(*own).bundle, nil)
+		s.must(err)
+		for _, raw := range [][]byte{removal, asked} {
+			s.deliver(named{}, raw)
+		}
+		commit, welcome, err := s.by(l).commit(request{pending: true, path: true})
+		s.must(err)
+		s.finish(s.by(l), commit, welcome, []named{joiner}, gone)
 	})
 	each("external join", func(l string) {
 		joiner := s.client(l)

@@ -111,6 +111,13 @@ func (s *scenario) after(library string) string {
 	return s.libraries[(slices.Index(s.libraries, library)+1)%len(s.libraries)]
 }
 
+func (s *scenario) epoch() uint64 {
+	s.t.Helper()
+	st, err := s.members[0].state()
+	s.must(err)
+	return st.epoch
+}
+
 func (s *scenario) index(m named) uint32 {
 	s.t.Helper()
 	st, err := m.state()

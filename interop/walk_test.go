@@ -104,13 +104,6 @@ func (w *walk) found() {
 	w.after()
 }
 
-func (w *walk) epoch() uint64 {
-	w.t.Helper()
-	st, err := w.members[0].state()
-	w.must(err)
-	return st.epoch
-}
-
 // after compares all members, and lets one speak.
 func (w *walk) after() {
 	w.t.Helper()
