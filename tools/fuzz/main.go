@@ -91,6 +91,7 @@ func run(each time.Duration, sample int, seed, only, page string, workers int, l
 		return err
 	}
 	defer os.RemoveAll(tmp)
+	built := commit()
 	if err := build(targets, tmp); err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func run(each time.Duration, sample int, seed, only, page string, workers int, l
 	close(queue)
 	wg.Wait()
 	if sample == 0 {
-		if err := record(page, results); err != nil {
+		if err := record(page, built, results); err != nil {
 			return err
 		}
 	}
@@ -251,7 +252,7 @@ type total struct {
 }
 
 // record adds the results to the totals in the page.
-func record(page string, results []result) error {
+func record(page, commit string, results []result) error {
 	raw, err := os.ReadFile(page)
 	if err != nil {
 		return err
@@ -290,7 +291,7 @@ func record(page string, results []result) error {
 	var b bytes.Buffer
 	b.Write(before)
 	fmt.Fprintf(&b, "%s\n%d targets, %d executions, %.1f hours in all. Last run: commit %s, %s, on %s.\n\n", firstLine, len(names), sum.execs,
-		float64(sum.seconds)/3600, commit(), time.Now().UTC().Format("2006-01-02 15:04 UTC"), machine())
+		float64(sum.seconds)/3600, commit, time.Now().UTC().Format("2006-01-02 15:04 UTC"), machine())
 	b.WriteString("| target | executions | seconds |\n|---|---|---|\n")
 	for _, name := range names {
 		fmt.Fprintf(&b, "| `%s` | %d | %d |\n", name, totals[name].execs, totals[name].seconds)
