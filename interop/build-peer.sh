@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Builds interop/peer (OpenMLS and mls-rs) once for each state of its sources and prints the program's path;
-# "build-peer.sh bench" does so with interop/bench. Programs are kept in ~/.cache/matrix-mls/mls-peer and mls-bench,
-# or under MATRIX_MLS_CACHE.
+# "build-peer.sh bench" does so with interop/bench, to which interop/peer/src/peers belongs as well. Programs are kept in
+# ~/.cache/matrix-mls/mls-peer and mls-bench, or under MATRIX_MLS_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 what=${1:-peer}
 cache=${MATRIX_MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-$what
 say() { echo "interop: $*" >&2; }
 
-sum=$(cd "$here/$what" && cat Cargo.toml $(find src -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -c1-16)
+shared=
+[ "$what" = peer ] || shared=../peer/src/peers
+sum=$(cd "$here/$what" && cat Cargo.toml $(find src $shared -name '*.rs' | LC_ALL=C sort) | sha256sum | cut -c1-16)
 program=$cache/bin/mls-$what-$sum
 if [ ! -x "$program" ]; then
 	if ! command -v cargo >/dev/null; then
@@ -43,11 +45,12 @@ if [ ! -x "$program" ]; then
 		began=$SECONDS
 		# The target directory is outside the source tree, and so is the lock file: a copy is built.
 		rm -rf "$cache/source"
-		mkdir -p "$cache/source"
-		cp -r "$here/$what/Cargo.toml" "$here/$what/src" "$cache/source/"
-		[ ! -f "$cache/Cargo.lock" ] || cp "$cache/Cargo.lock" "$cache/source/"
-		(cd "$cache/source" && cargo build --release --target-dir "$cache/target" >&2)
-		cp "$cache/source/Cargo.lock" "$cache/"
+		mkdir -p "$cache/source/$what" "$cache/source/peer/src"
+		cp -r "$here/$what/Cargo.toml" "$here/$what/src" "$cache/source/$what/"
+		[ -z "$shared" ] || cp -r "$here/peer/src/peers" "$cache/source/peer/src/"
+		[ ! -f "$cache/Cargo.lock" ] || cp "$cache/Cargo.lock" "$cache/source/$what/"
+		(cd "$cache/source/$what" && cargo build --release --target-dir "$cache/target" >&2)
+		cp "$cache/source/$what/Cargo.lock" "$cache/"
 		cp "$cache/target/release/mls-$what" "$program.new"
 		mv "$program.new" "$program"
 		say "built in $((SECONDS - began)) s"

@@ -1,6 +1,8 @@
 package mls
 
 import (
+	"crypto/cipher"
+	"fmt"
 	"math/bits"
 	"testing"
 )
@@ -24,6 +26,7 @@ type floor struct {
 	opener  *opener
 	node    []byte
 	secret  secret
+	kept    signers
 
 	// Keys and signatures of many members, who do not have the same.
 	pubs []SignaturePublicKey
@@ -167,6 +170,80 @@ func BenchmarkFloorCommitFull(b *testing.B) {
 		f.schedule()
 		f.sign()
 		f.sign()
+	})
+}
+
+func benchMessageFloor(b *testing.B, f func(fl *floor, text, sig []byte)) {
+	for _, cs := range SupportedCipherSuites() {
+		for _, size := range []int{32, 1024, 16384} {
+			b.Run(fmt.Sprintf("suite=%d/size=%d", cs, size), func(b *testing.B) {
+				fl := newFloor(b, cs, 2)
+				text := make([]byte, size+200) // with the header and the group context
+				sig, err := cs.sign(fl.key, text)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for w := watch(b); w.loop(); {
+					f(fl, text, sig)
+				}
+			})
+		}
+	}
+}
+
+// keys makes the keys of a message and of its sender data.
+func (f *floor) keys() (message, senderData cipher.AEAD) {
+	for range 3 {
+		f.cs.expandWithLabel(f.secret, "nonce", nil, 12)
+	}
+	nk := f.cs.suite().nk
+	return f.cs.newAEAD(f.cs.expandWithLabel(f.secret, "key", nil, nk)), f.cs.newAEAD(f.cs.expandWithLabel(f.secret, "key", nil, nk))
+}
+
+func (f *floor) encrypt(text []byte) {
+	if _, err := f.cs.sign(f.key, text); err != nil {
+		f.b.Fatal(err)
+	}
+	f.protect(text)
+}
+
+// protect seals a message and its sender data, for which opening stands, too:
+// it costs as much.
+func (f *floor) protect(text []byte) {
+	message, senderData := f.keys()
+	var nonce [aeadNonceSize]byte
+	message.Seal(make([]byte, 0, len(text)+aeadOverhead), nonce[:], text, nil)
+	senderData.Seal(make([]byte, 0, 12+aeadOverhead), nonce[:], text[:12], nil)
+}
+
+func (f *floor) decrypt(text, sig []byte) {
+	if err := f.cs.verify(&f.kept, f.pub, text, sig); err != nil {
+		f.b.Fatal(err)
+	}
+	f.protect(text)
+}
+
+// BenchmarkFloorEncrypt: a signature, two AEADs with their keys, and the next
+// step of the ratchet.
+func BenchmarkFloorEncrypt(b *testing.B) {
+	benchMessageFloor(b, func(f *floor, text, _ []byte) { f.encrypt(text) })
+}
+
+// BenchmarkFloorDecrypt: the same for the receiver, who has the sender's key.
+func BenchmarkFloorDecrypt(b *testing.B) {
+	benchMessageFloor(b, func(f *floor, text, sig []byte) { f.decrypt(text, sig) })
+}
+
+// BenchmarkFloorMessage is both.
+func BenchmarkFloorMessage(b *testing.B) {
+	text := make([]byte, 32+200)
+	benchFloor(b, func(f *floor) {
+		sig, err := f.cs.sign(f.key, text)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.protect(text)
+		f.decrypt(text, sig)
 	})
 }
 

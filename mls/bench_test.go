@@ -473,6 +473,25 @@ func BenchmarkDecrypt(b *testing.B) {
 	})
 }
 
+// BenchmarkMessage encrypts a message of 32 bytes and decrypts it.
+func BenchmarkMessage(b *testing.B) {
+	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {
+		from, to, _ := fullGroup(b, cs, n)
+		secret := cs.hash(nil)
+		from.ratchets = newSecretTree(cs, bytes.Clone(secret), from.tree.size)
+		to.ratchets = newSecretTree(cs, secret, from.tree.size)
+		for w := watch(b); w.loop(); {
+			raw, err := from.Encrypt(make([]byte, 32), nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := to.Process(mustParse(b, raw)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 // BenchmarkSave encodes the whole state of a member of a full group.
 func BenchmarkSave(b *testing.B) {
 	benchSizes(b, func(b *testing.B, cs CipherSuite, n int) {

@@ -1,16 +1,18 @@
 // Benchpeers measures mls, OpenMLS and mls-rs in turns on the same processors and prints one Markdown table for all
 // processors and one for a single thread.
 //
-//	benchpeers -peers PROGRAM [-sizes 1000,5000] [-rounds 3] [-write docs/speed.md]
+//	benchpeers -peers PROGRAM [-sizes 1000,5000] [-rounds 3] [-samples FILE] [-write docs/speed.md]
 //
 // PROGRAM is interop/bench, built by interop/build-peer.sh bench. Run it in the project's folder on a machine with nothing
-// else to do. With -write the tables replace what stands between the two marks in that file.
+// else to do. With -write the tables replace what stands between the two marks in that file. With -samples what was
+// measured is added to what FILE holds from before, so that rounds can be made one by one.
 package main
 
 import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
@@ -82,19 +84,20 @@ func main() {
 	sizes := flag.String("sizes", "1000,5000", "sizes of groups, separated by commas: 10, 100, 1000, 5000")
 	rounds := flag.Int("rounds", 3, "how often everything is measured; medians count")
 	write := flag.String("write", "", "file to write the tables into")
+	samples := flag.String("samples", "", "file that keeps what was measured")
 	openmls := flag.String("openmls", "rustcrypto", "OpenMLS' cryptography: rustcrypto, which is the fastest, or libcrux")
 	flag.Parse()
 	if *peers == "" || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(*peers, *sizes, *openmls, *rounds, *write); err != nil {
+	if err := run(*peers, *sizes, *openmls, *rounds, *samples, *write); err != nil {
 		fmt.Fprintf(os.Stderr, "benchpeers: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(peers, sizes, openmls string, rounds int, write string) error {
+func run(peers, sizes, openmls string, rounds int, samples, write string) error {
 	var ns []int
 	for s := range strings.SplitSeq(sizes, ",") {
 		n, err := strconv.Atoi(s)
@@ -118,6 +121,10 @@ func run(peers, sizes, openmls string, rounds int, write string) error {
 	if err != nil {
 		return fmt.Errorf("asking git for the commit: %w", err)
 	}
+	var kept measured
+	if err := kept.read(samples); err != nil {
+		return err
+	}
 	before := load()
 	modes := []int{runtime.NumCPU(), 1}
 	all := make([]results, len(modes))
@@ -137,9 +144,13 @@ func run(peers, sizes, openmls string, rounds int, write string) error {
 			}
 		}
 	}
+	kept.add(all, commit, rounds, before)
+	if err := kept.write(samples); err != nil {
+		return err
+	}
 	fmt.Fprintf(&out, "Commit `%s`, %s, %s, Go %s. Medians of %d rounds in turns. `make bench-peers BENCH_SIZES=%s BENCH_ROUNDS=%d`.\n",
-		strings.TrimSpace(string(commit)), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"), rounds, sizes, rounds)
-	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes) before: %s, after: %s.\n", before, load())
+		strings.Join(kept.Commits, "`, `"), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"), kept.Rounds, sizes, kept.Rounds)
+	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes): %s.\n", strings.Join(append(kept.Loads, load()), ", then "))
 	for i, threads := range modes {
 		fmt.Fprintf(&out, "\n%s\n\n", map[bool]string{true: "**One thread**", false: fmt.Sprintf("**%d threads**", threads)}[threads == 1])
 		table(&out, all[i], ns)
@@ -149,6 +160,66 @@ func run(peers, sizes, openmls string, rounds int, write string) error {
 		return nil
 	}
 	return replace(write, out.String())
+}
+
+// measured is what a file of samples holds.
+type measured struct {
+	Commits []string
+	Rounds  int
+	Loads   []string
+	Samples []sample
+}
+
+type sample struct {
+	Mode   int // index of the number of threads
+	Who    string
+	Op     string
+	N      int
+	Values []float64
+}
+
+func (m *measured) read(name string) error {
+	if name == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, m)
+	}
+	return err
+}
+
+// add adds new results to those of the file, and the file's to the results.
+func (m *measured) add(all []results, commit []byte, rounds int, load string) {
+	for _, s := range m.Samples {
+		k := key{s.Who, s.Op, s.N}
+		all[s.Mode][k] = append(all[s.Mode][k], s.Values...)
+	}
+	m.Samples = nil
+	for mode, r := range all {
+		for k, v := range r {
+			m.Samples = append(m.Samples, sample{mode, k.who, k.op, k.n, v})
+		}
+	}
+	if c := strings.TrimSpace(string(commit)); !slices.Contains(m.Commits, c) {
+		m.Commits = append(m.Commits, c)
+	}
+	m.Rounds += rounds
+	m.Loads = append(m.Loads, load)
+}
+
+func (m *measured) write(name string) error {
+	if name == "" {
+		return nil
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, raw, 0o644)
 }
 
 var benchLine = regexp.MustCompile(`^Benchmark(\w+)/suite=1(?:/n=(\d+)|/(size=\d+))?(?:-\d+)?\s+\d+\s+(.*)$`)
@@ -164,7 +235,7 @@ func measureOurs(r results, program string, ns []int, threads int) error {
 	for i, n := range ns {
 		sizes[i] = strconv.Itoa(n)
 	}
-	pattern := fmt.Sprintf("^Benchmark(%s)$/^suite=1$/^(n=(%s)|size=.*)$", strings.Join(slices.Sorted(keys(names)), "|"), strings.Join(sizes, "|"))
+	pattern := fmt.Sprintf("^Benchmark(Floor)?(%s)$/^suite=1$/^(n=(%s)|size=.*)$", strings.Join(slices.Sorted(keys(names)), "|"), strings.Join(sizes, "|"))
 	var raw []byte
 	for _, pattern := range []string{pattern, "^BenchmarkKeyPackage$/^suite=1$"} {
 		cmd := exec.Command(program, "-test.run=^$", "-test.bench="+pattern, "-test.benchtime=300ms", "-test.timeout=60m")
@@ -270,6 +341,9 @@ func table(out *bytes.Buffer, r results, ns []int) {
 				goal = fmt.Sprintf("%.2g", w.target)
 				if best/ours < w.target {
 					goal += ", missed"
+					if floor := r.median(key{"ours", "Floor" + w.ours + " " + unit, at}); !math.IsNaN(floor) {
+						goal += fmt.Sprintf(" (%.2f × the floor)", ours/floor)
+					}
 				}
 			}
 			fmt.Fprintf(out, "| %s | %d | %s | %s | %s | %s | %s |\n", w.text, n, show(ours), show(a), show(b), ratio(best/ours), goal)

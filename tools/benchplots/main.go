@@ -29,6 +29,7 @@ var plots = []plot{
 	{"PublicProcess", "follow", "Follow a commit as a server, full tree"},
 	{"Create", "create", "Create the group by one commit"},
 	{"Join", "join", "Join by Welcome"},
+	{"Message", "message", "Encrypt and decrypt 32 B"},
 }
 
 func main() {
