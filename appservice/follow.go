@@ -107,7 +107,7 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 			c.Event = msg.event
 		}
 		return e.takeContent(ctx, r, &message{event: c.Event, sender: c.Sender, kind: c.Type, content: c.Content, reposts: 1})
-	case rooms.TypeAdmit, rooms.TypeReceipt:
+	case rooms.TypeAdmit, rooms.TypeEra, rooms.TypeReceipt:
 		return ignored, nil // members check and read these
 	}
 	return ignored, nil

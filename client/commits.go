@@ -577,7 +577,10 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 		}
 	}
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
-	r.rec.Refresh, r.rec.NewEra = false, false
+	r.rec.Refresh = false
+	if own.Era {
+		r.rec.NewEra, r.rec.HeirsEra = false, nil
+	}
 	if r.pending == own {
 		r.pending = nil
 	}

@@ -127,6 +127,21 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		return nil
 	}
 	c.checkRefresh(r)
+	if e := c.heirsEraDue(r); e != nil && (r.pending == nil || !r.pending.Era) && r.tried["commit"] <= now {
+		roomID := r.id
+		return func(ctx context.Context) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if r := c.rooms[roomID]; r != nil && r.machine != nil {
+				if e := c.heirsEraDue(r); e != nil && (r.pending == nil || !r.pending.Era) {
+					if err := c.makeHeirsEra(ctx, r, e); err != nil {
+						c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to make the commit of an era")
+						r.tried["commit"] = c.mono() + 5*time.Second
+					}
+				}
+			}
+		}
+	}
 	e := c.buildOn(r, now)
 	if e == nil || r.tried["commit"] > now {
 		return nil

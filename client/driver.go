@@ -343,6 +343,8 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		return c.handleReceipt(ctx, r, evt, b)
 	case rooms.TypeAdmit:
 		return c.handleAdmit(r, evt)
+	case rooms.TypeEra:
+		return c.handleEra(ctx, r, evt, b)
 	case rooms.TypeHead:
 		return c.handleHead(r, evt, b)
 	case rooms.TypeRepost:
@@ -605,6 +607,9 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			return err
 		}
 		c.plan(r)
+		if err := c.supportEras(ctx, r); err != nil {
+			return err
+		}
 		if err := c.encryptQueued(ctx, r); err != nil {
 			return err
 		}

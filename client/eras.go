@@ -38,9 +38,31 @@ func (*EraOpened) update() {}
 // are those whose modules go on, in order. What the old modules made final and
 // this device does not know of is overridden; members are told. While a majority
 // lives SetSequencers does the same and overrides nothing.
+//
+// An heir may do so once nothing became final for the policy's HeirsWait although
+// something waits ([ErrHeirsWait] before), together with heirs of other servers:
+// more than half of the servers that have heirs. Their clients consent by
+// themselves when the same holds on their clocks. A room that does not stand
+// still has nothing to inherit.
 func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...string) error {
 	if len(servers) == 0 {
 		return fmt.Errorf("%w: a new era needs the name of one server at least whose module goes on", ErrNotAllowed)
+	}
+	c.mu.Lock()
+	heir := false
+	_, e, err := c.memberOf(roomID)
+	if err == nil {
+		var policy *rooms.Policy
+		if policy, err = rooms.PolicyOf(e.group); err == nil {
+			heir = !policy.IsAdmin(c.UserID()) && policy.IsHeir(c.UserID())
+		}
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if heir {
+		return c.openHeirsEra(ctx, roomID, servers)
 	}
 	if err := c.wantPolicy(ctx, roomID, true, func(r *room, p *rooms.Policy) (err error) {
 		p.Sequencers, err = r.listOf(servers)
@@ -92,6 +114,10 @@ func (c *Client) tellEra(r *room, was uint64, final federation.Ref) {
 			}
 		}
 	}
+	if r.rec.NewEra { // somebody else's came first
+		r.rec.NewEra, r.rec.Policy, r.rec.PolicyOn = false, nil, nil
+	}
+	r.rec.HeirsEra, r.rec.EraProposals = nil, nil
 	c.log.Warn().Stringer("room_id", r.id).Uint64("era", number).Int("overrides", len(opened.Overrides)).Msg("The room goes on in a new era")
 	c.tell(opened)
 }

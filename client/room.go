@@ -49,16 +49,19 @@ type roomRecord struct {
 	Liars      map[string]string             `json:"liars,omitempty"`     // receipt keys that signed contradictions, and which
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
-	Unconfirmed bool                  `json:"unconfirmed,omitempty"`
-	Refresh     bool                  `json:"refresh,omitempty"` // a commit with a fresh path is due
-	NewEra      bool                  `json:"new_era,omitempty"`
-	Failed      map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
-	Rejected    map[string]bool       `json:"rejected,omitempty"`  // of these, those we sent P.reject for
-	Vouched     map[string]bool       `json:"vouched,omitempty"`   // refs we sent P.applied for
-	Events      map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
-	LastPath    int64                 `json:"last_path,omitempty"` // unix time of our last own path
-	Sent        uint64                `json:"sent,omitempty"`      // messages since then
-	Warned      map[string]bool       `json:"warned,omitempty"`
+	Unconfirmed bool      `json:"unconfirmed,omitempty"`
+	Refresh     bool      `json:"refresh,omitempty"` // a commit with a fresh path is due
+	NewEra      bool      `json:"new_era,omitempty"`
+	HeirsEra    *heirsEra `json:"heirs_era,omitempty"` // that our user, an heir, proposes
+	// EraProposals are those of other heirs, until this device consents.
+	EraProposals []json.RawMessage     `json:"era_proposals,omitempty"`
+	Failed       map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
+	Rejected     map[string]bool       `json:"rejected,omitempty"`  // of these, those we sent P.reject for
+	Vouched      map[string]bool       `json:"vouched,omitempty"`   // refs we sent P.applied for
+	Events       map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
+	LastPath     int64                 `json:"last_path,omitempty"` // unix time of our last own path
+	Sent         uint64                `json:"sent,omitempty"`      // messages since then
+	Warned       map[string]bool       `json:"warned,omitempty"`
 }
 
 // epoch is an epoch this device can read.

@@ -359,7 +359,7 @@ func (c *Client) wanted(r *room, evt *Event) bool {
 	}
 	switch evt.Type {
 	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady,
-		rooms.TypeApplied, rooms.TypeReject, rooms.TypeAdmit, rooms.TypeRepost, rooms.TypeEncrypted, rooms.TypeReceipt:
+		rooms.TypeApplied, rooms.TypeReject, rooms.TypeAdmit, rooms.TypeEra, rooms.TypeRepost, rooms.TypeEncrypted, rooms.TypeReceipt:
 		return true
 	}
 	return evt.StateKey == nil // plaintext messages are reported

@@ -63,3 +63,19 @@ func (m *Machine) Governing(ref Ref) Ref {
 	}
 	return n.governing()
 }
+
+// HeirServers returns the servers of the heirs that an heirs' era would need
+// more than half of: those in the newest final's policy that still have an heir
+// in its tree.
+func (m *Machine) HeirServers() []string {
+	present := make(map[string]bool)
+	m.final.anyLeaf(func(_ uint32, l *leaf) bool { present[l.user] = true; return false })
+	var out []string
+	for _, h := range m.final.policy.Heirs {
+		if present[h.User] && !slices.Contains(out, h.Server) {
+			out = append(out, h.Server)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

@@ -105,6 +105,11 @@ func DecodeAdmission(raw json.RawMessage) (*Admission, error) {
 	return decodeContent[Admission]("admission", raw)
 }
 
+// DecodeEraSupport reads the content of a [TypeEra] event.
+func DecodeEraSupport(raw json.RawMessage) (*EraSupport, error) {
+	return decodeContent[EraSupport]("era", raw)
+}
+
 // DecodeHead reads the content of a [TypeHead] event.
 func DecodeHead(raw json.RawMessage) (*HeadContent, error) {
 	return decodeContent[HeadContent]("head", raw)
@@ -372,6 +377,28 @@ func (a *Admission) validate() error {
 	}
 	return firstError(checkID("room_id", string(a.Room), '!'), needBytes("group_id", a.Group, 255), CheckUserID(a.User),
 		needHash("ref", a.Ref), needBytes("sig", a.Sig, maxSigSize))
+}
+
+func (e *EraSupport) validate() error {
+	if e.Era == 0 {
+		return malformed("era", "is missing")
+	}
+	if len(e.Sequencers) == 0 {
+		return malformed("sequencers", "is missing")
+	}
+	for i := range e.Sequencers {
+		s := &e.Sequencers[i]
+		if s.Server == "" || len(s.Server) > maxName {
+			return malformed("sequencers", "entry %d names no server", i)
+		}
+		if len(s.Key) != 32 {
+			return malformed("receipt_key", "%d bytes, want an Ed25519 key", len(s.Key))
+		}
+		if err := CheckUserID(s.User); err != nil {
+			return err
+		}
+	}
+	return firstError(needHash("parent", e.Parent), needBytes("sig", e.Sig, maxSigSize), needCount("sequencers", len(e.Sequencers), MaxSequencers))
 }
 
 func (e *EventRef) validate() error {

@@ -3,6 +3,8 @@ package rooms
 import (
 	"slices"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 )
@@ -31,16 +33,9 @@ func (c *checker) era() error {
 	}
 	content := EraContent(c.in.Tree.GroupID(), aad.Era, c.in.Parent, c.out.Policy.Sequencers)
 	for _, s := range c.in.Content.CoSignatures {
-		leaf, ok := c.in.Tree.Leaf(mls.LeafIndex(s.Leaf))
-		if !ok {
-			return refuse(RuleEraNotEntitled, "", "co-signed by leaf %d, which does not exist", s.Leaf)
-		}
-		cred, err := CredentialOf(leaf)
+		cred, err := coSigner(c.in.Tree, s, content)
 		if err != nil {
 			return err
-		}
-		if err := mls.VerifyWithLabel(c.in.Tree.CipherSuite(), leaf.SignatureKey, LabelCoSignature, content, s.Sig); err != nil {
-			return &Refusal{Rule: RuleEraNotEntitled, What: "co-signature of " + cred.String(), Err: err}
 		}
 		if c.old.IsHeir(cred.User) && !slices.Contains(era.Signers, string(cred.User)) {
 			era.Signers = append(era.Signers, string(cred.User))
@@ -64,4 +59,52 @@ func EraContent(group []byte, number uint64, parent federation.Ref, list []feder
 func SignEra(t Tree, leaf mls.LeafIndex, key mls.SignaturePrivateKey, number uint64, parent federation.Ref, list []federation.Sequencer) (CoSignature, error) {
 	sig, err := mls.SignWithLabel(t.CipherSuite(), key, LabelCoSignature, EraContent(t.GroupID(), number, parent, list))
 	return CoSignature{Leaf: uint32(leaf), Sig: sig}, err
+}
+
+// coSigner checks a co-signature and returns whose it is.
+func coSigner(t Tree, s CoSignature, content []byte) (*Credential, error) {
+	leaf, ok := t.Leaf(mls.LeafIndex(s.Leaf))
+	if !ok {
+		return nil, refuse(RuleEraNotEntitled, "", "co-signed by leaf %d, which does not exist", s.Leaf)
+	}
+	cred, err := CredentialOf(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if err := mls.VerifyWithLabel(t.CipherSuite(), leaf.SignatureKey, LabelCoSignature, content, s.Sig); err != nil {
+		return nil, &Refusal{Rule: RuleEraNotEntitled, What: "co-signature of " + cred.String(), Err: err}
+	}
+	return cred, nil
+}
+
+// SupportEra makes the statement by which an heir, with a leaf of the parent's
+// tree, supports an era of heirs.
+func SupportEra(t Tree, leaf mls.LeafIndex, key mls.SignaturePrivateKey, number uint64, parent federation.Ref, list []federation.Sequencer) (*EraSupport, error) {
+	s, err := SignEra(t, leaf, key, number, parent, list)
+	if err != nil {
+		return nil, err
+	}
+	e := &EraSupport{Era: number, Parent: Hash(parent), Leaf: s.Leaf, Sig: s.Sig}
+	for _, q := range list {
+		e.Sequencers = append(e.Sequencers, EraListItem{Server: q.Server, User: id.UserID(q.User), Key: q.ReceiptKey})
+	}
+	return e, nil
+}
+
+// List returns the list of the era.
+func (e *EraSupport) List() []federation.Sequencer {
+	var out []federation.Sequencer
+	for _, s := range e.Sequencers {
+		out = append(out, federation.Sequencer{Server: s.Server, User: string(s.User), ReceiptKey: s.Key})
+	}
+	return out
+}
+
+// CoSignature returns what goes into the era's commit.
+func (e *EraSupport) CoSignature() CoSignature { return CoSignature{Leaf: e.Leaf, Sig: e.Sig} }
+
+// Verify checks the statement against the parent's epoch and returns the heir
+// who made it. Whether the user is an heir is the group policy's to say.
+func (e *EraSupport) Verify(t Tree) (*Credential, error) {
+	return coSigner(t, e.CoSignature(), EraContent(t.GroupID(), e.Era, federation.Ref(e.Parent), e.List()))
 }

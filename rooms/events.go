@@ -28,6 +28,7 @@ const (
 	TypeApplied  = Prefix + "applied"  // a member vouches for a commit
 	TypeReject   = Prefix + "reject"   // a member cannot apply a commit
 	TypeAdmit    = Prefix + "admit"    // a member admits a new user
+	TypeEra      = Prefix + "era"      // an heir supports an era of heirs
 	TypeHead     = Prefix + "head"     // state, key = the bot: what a module knows as newest
 	TypeReceipt  = Prefix + "receipt"  // a delivery receipt, encrypted to the group
 	TypeRequest  = Prefix + "request"  // a module or member asks for events it lacks, by ref
@@ -80,7 +81,7 @@ const (
 func PowerLevelTypes() []string {
 	return []string{
 		TypeCommit, TypeProposal, TypeAccept, TypeVote, TypePromise, TypeReady, TypeApplied,
-		TypeReject, TypeAdmit, TypeHead, TypeReceipt, TypeRequest, TypeRepost,
+		TypeReject, TypeAdmit, TypeEra, TypeHead, TypeReceipt, TypeRequest, TypeRepost,
 	}
 }
 
@@ -166,6 +167,23 @@ type Admission struct {
 	Ref       Hash      `json:"ref"`                  // commit whose tree holds Leaf
 	Leaf      uint32    `json:"leaf"`
 	Sig       Bytes     `json:"sig"`
+}
+
+// EraSupport is the content of a [TypeEra] event: an heir consents to an era of
+// heirs. The first of them proposes it, the others repeat what they consent to.
+type EraSupport struct {
+	Era        uint64        `json:"era"`        // its number
+	Parent     Hash          `json:"parent"`     // the commit it is opened on
+	Sequencers []EraListItem `json:"sequencers"` // its list, in order
+	Leaf       uint32        `json:"leaf"`       // of the heir, in the parent's tree
+	Sig        Bytes         `json:"sig"`        // as in [CoSignature]
+}
+
+// EraListItem is a module in the list of an era that heirs propose.
+type EraListItem struct {
+	Server string    `json:"server"`
+	User   id.UserID `json:"user_id"`
+	Key    Bytes     `json:"receipt_key"`
 }
 
 // EventRef names a commit by ref and by the event that carries it.

@@ -67,6 +67,7 @@ var knownErrors = []struct {
 	{client.ErrTooLarge, ExitRefused, "send it with --file"},
 	{client.ErrNothingToRepair, ExitFailure, "if a module lost its key just now, wait until it has started and said its new key in the room; mls-proxy tail ROOM tells an admin"},
 	{client.ErrNoModuleOf, ExitRefused, "mls-proxy sequencers ROOM shows the modules in the room; mls-proxy sequencers ROOM add SERVER invites one"},
+	{client.ErrHeirsWait, ExitPending, "messages go on meanwhile; ask an admin, or try again later"},
 	{client.ErrNotReady, ExitPending, "it goes on while mls-proxy tail runs; mls-proxy sequencers ROOM shows who is missing, set ROOM with the present servers takes it back"},
 	{client.ErrNotAllowed, ExitRefused, "an admin of the room can change that"},
 }
