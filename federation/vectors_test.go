@@ -22,7 +22,7 @@ import (
 
 var (
 	update      = flag.Bool("update", false, "write federation/vectors anew from the stories, the random rooms and the simulator")
-	readerSeeds = flag.Int64("reader.seeds", 12, "rooms of TestSecondReader that are in no vector")
+	readerSeeds = flag.Int64("reader.seeds", 12, "rooms of TestVectorsByTheSecondReader that are in no vector")
 	readerFirst = flag.Int64("reader.first", 20000, "seed of the first of them")
 )
 
@@ -476,9 +476,9 @@ func encodeVector(t *testing.T, v *vector) []byte {
 	return b.Bytes()
 }
 
-// TestSecondReader gives the vectors, and rooms that are in none, to the reader
+// TestVectorsByTheSecondReader gives the vectors, and rooms that are in none, to the reader
 // written from docs/epochs.md, and compares what it says with the machine's word.
-func TestSecondReader(t *testing.T) {
+func TestVectorsByTheSecondReader(t *testing.T) {
 	dir := t.TempDir()
 	files, want := vectorFiles(t), map[string]vectorOutcome{}
 	for _, f := range files {
