@@ -376,22 +376,28 @@ func TestSequencersRepostWhatWasRedacted(t *testing.T) {
 	}
 }
 
-// copyDatabase copies a module's database as it is.
-func (s *worldServer) copyDatabase() store.Config {
+// copyDatabase copies a module's database as it is: by a backup that is read
+// back, or as a file behind the module's back.
+func (s *worldServer) copyDatabase(backup bool) store.Config {
 	s.t.Helper()
+	if backup {
+		var file bytes.Buffer
+		_, err := s.st.Backup(s.ctx, &file, store.BackupHeader{}, nil)
+		must(s.t, err)
+		cfg := storetest.SQLite(s.t)
+		_, err = storetest.Open(s.t, cfg, nil).Restore(s.ctx, &file, nil)
+		must(s.t, err)
+		return cfg
+	}
 	name, err := s.st.CopyBeforeUpgrade(s.ctx, 1)
 	must(s.t, err)
 	return store.Config{Type: "sqlite3", URI: name}
 }
 
 // restore starts a module on a copy of its database.
-func (w *world) restore(i int, cfg store.Config, marked bool) {
+func (w *world) restore(i int, cfg store.Config) {
 	w.t.Helper()
-	s := w.servers[i]
-	s.st = storetest.Open(w.t, cfg, nil)
-	if marked {
-		must(w.t, s.st.Set(s.ctx, store.KeyRestored, "now"))
-	}
+	w.servers[i].st = storetest.Open(w.t, cfg, nil)
 	w.restart(i)
 }
 
@@ -402,7 +408,7 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 				w := sqliteWorld(t, 3)
 				r := w.newRoom(3, nil)
 				w.run(2 * time.Minute)
-				old := w.servers[1].copyDatabase()
+				old := w.servers[1].copyDatabase(marked)
 				r.advance(2, 1)
 				r.advance(2, 1)
 				w.run(2 * time.Minute)
@@ -413,7 +419,7 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 						return ev.Sender == w.bot(1) && (ev.Type == rooms.TypeVote || ev.Type == rooms.TypeHead)
 					}
 				}
-				w.restore(1, old, marked)
+				w.restore(1, old)
 				w.run(time.Minute)
 				r.advance(2, 0)
 				w.run(3 * time.Minute)
@@ -452,7 +458,7 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 		r := w.newRoom(3, nil)
 		w.run(2 * time.Minute)
 		w.stop(1)
-		w.restore(1, w.servers[1].copyDatabase(), true)
+		w.restore(1, w.servers[1].copyDatabase(true))
 		signed := len(r.receipts(1, rooms.TypeVote))
 		w.run(time.Minute)
 		r.advance(2, 1)
@@ -474,7 +480,7 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 		w.run(2 * time.Minute)
 		w.cut([]int{1}, []int{0, 2})
 		w.stop(1)
-		w.restore(1, w.servers[1].copyDatabase(), true)
+		w.restore(1, w.servers[1].copyDatabase(true))
 		signed := r.byType(w.bot(1))
 		r.update(r.head, 1)
 		w.run(10 * time.Minute)

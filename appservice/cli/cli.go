@@ -87,6 +87,8 @@ Usage: matrix-mls [-c FILE] [-n] [serve]      run the module (what it does witho
                                               install next to a homeserver; safe to run again
        matrix-mls doctor [-c FILE] [-r FILE] [--json]
                                               check an installation
+       matrix-mls backup FILE [-c FILE]       write all the module holds, while it runs
+       matrix-mls restore FILE [-c FILE]      read it back, into an empty database
        matrix-mls -g [-c FILE] [-r FILE]      write the registration; tokens are kept
        matrix-mls -e [-c FILE]                write an example configuration
        matrix-mls -v | version                print the version
@@ -106,6 +108,7 @@ type options struct {
 	generate, example, noUpd bool
 	version, help, json      bool
 	setup                    setup.Options
+	file                     string // to write or read
 }
 
 func parseArgs(args []string) (verb string, o options, err error) {
@@ -113,7 +116,7 @@ func parseArgs(args []string) (verb string, o options, err error) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		verb, args = args[0], args[1:]
 	}
-	verbs := []string{"serve", "setup", "doctor", "version", "help"}
+	verbs := []string{"serve", "setup", "doctor", "backup", "restore", "version", "help"}
 	if !slices.Contains(verbs, verb) {
 		return "", o, usagef("unknown verb %q", verb)
 	}
@@ -150,7 +153,16 @@ func parseArgs(args []string) (verb string, o options, err error) {
 	if err := fs.Parse(args); err != nil {
 		return "", o, usagef("%s", strings.TrimPrefix(err.Error(), "flag: "))
 	}
-	if rest := fs.Args(); len(rest) > 0 {
+	rest := fs.Args()
+	if (verb == "backup" || verb == "restore") && len(rest) > 0 {
+		// Flags may also follow the file.
+		o.file = rest[0]
+		if err := fs.Parse(rest[1:]); err != nil {
+			return "", o, usagef("%s", strings.TrimPrefix(err.Error(), "flag: "))
+		}
+		rest = fs.Args()
+	}
+	if len(rest) > 0 {
 		if verb != "serve" || len(args) == 0 || !slices.Contains(verbs, rest[0]) {
 			return "", o, usagef("unexpected argument %q", rest[0])
 		}
@@ -184,6 +196,10 @@ func Run(ctx context.Context, env Env) Code {
 			err = runSetup(ctx, env, o)
 		case verb == "doctor":
 			err = runDoctor(ctx, env, o)
+		case verb == "backup":
+			err = runBackup(ctx, env, o)
+		case verb == "restore":
+			err = runRestore(ctx, env, o)
 		default:
 			err = serve(ctx, env, o)
 		}
@@ -230,6 +246,14 @@ func classify(err error) *failure {
 		return &failure{Conflict, err, "choose other files with -c and -r, or move the old ones away"}
 	case errors.Is(err, store.ErrTakenOver):
 		return &failure{TakenOver, err, "on PostgreSQL start this one again, it then stands by; on SQLite run one module for each database"}
+	case errors.Is(err, store.ErrNoBackup):
+		return &failure{Failed, err, "take another backup file; nothing was changed"}
+	case errors.Is(err, store.ErrBackupSchema):
+		return &failure{NewerSchema, err, "restore it with the version of matrix-mls that made it, then upgrade"}
+	case errors.Is(err, store.ErrNotEmpty):
+		return &failure{Conflict, err, "move that database away, or name an empty one (database.uri)"}
+	case errors.Is(err, store.ErrOwnerAtWork):
+		return &failure{Conflict, err, "stop the module first, on every machine"}
 	case errors.Is(err, store.ErrSchemaTooNew):
 		return &failure{NewerSchema, err, "install that version again, or restore the backup made before its first start"}
 	case errors.Is(err, store.ErrForeignTables):

@@ -131,13 +131,18 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 	return st, nil
 }
 
+// SQLitePath is the file that an SQLite database's address names.
+func SQLitePath(uri string) string {
+	name, _, _ := strings.Cut(uri, "?")
+	return strings.TrimPrefix(strings.TrimPrefix(name, "file:"), "//")
+}
+
 // sqliteDSN turns a file name or a file: address into a data source name for
 // the driver, with the settings that durability rests on.
 func sqliteDSN(cfg Config) (dsn, path string, err error) {
 	// Options that stand in the address are for other drivers, or would undo
 	// ours.
-	name, _, _ := strings.Cut(cfg.URI, "?")
-	path = strings.TrimPrefix(strings.TrimPrefix(name, "file:"), "//")
+	path = SQLitePath(cfg.URI)
 	if path == "" {
 		return "", "", errors.New("store: the SQLite database has no file name")
 	}
