@@ -42,6 +42,7 @@ type Limits struct {
 	Waiting    int           // events of one room that wait for something; default 500
 	WaitingAge time.Duration // how long an event waits before it is reported; default 10 minutes
 	PastEpochs int           // epochs kept below the newest final, for late messages; default 3
+	PastAge    time.Duration // how long they are kept, and branches that lost; default 1 hour
 	GapPages   int           // pages of 100 events read to fill one gap; default 50
 	FileSize   int64         // bytes of one attachment; default 100 MiB
 }
@@ -55,6 +56,9 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Waiting, 500)
 	def(&l.PastEpochs, 3)
 	def(&l.GapPages, 50)
+	if l.PastAge <= 0 {
+		l.PastAge = time.Hour
+	}
 	if l.WaitingAge <= 0 {
 		l.WaitingAge = 10 * time.Minute
 	}

@@ -69,18 +69,18 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		}
 	} else {
 		e, err := c.enter(ctx, r, parent, b)
-		if err != nil {
+		if err != nil && !errors.Is(err, errSelfRemoved) {
 			return err
 		}
 		if e == nil {
-			return waitParent(parent)
+			return c.followPublic(ctx, r, parent, msg, ref, content, evt, nil, b)
 		}
 		tree = e.group
 		if staged, err = c.stage(r, e, ref, msg, content.Proposals); err != nil {
-			return c.handleUnreadable(ctx, r, e, msg, ref, content, evt, err, b)
+			return c.followPublic(ctx, r, parent, msg, ref, content, evt, err, b)
 		}
 	}
-	facts, err := c.checkCommit(r, tree, staged, staged.Merge(), ref, content, evt)
+	facts, err := c.checkCommit(ctx, r, tree, staged, staged.Merge(), ref, content, evt)
 	if facts == nil {
 		return err
 	}
@@ -107,43 +107,6 @@ func (c *Client) takeCommit(ctx context.Context, r *room, facts *federation.Comm
 		return err
 	}
 	return c.object(r, facts.Ref, facts.Parent, b)
-}
-
-// handleUnreadable takes a commit whose secrets this device could not open. If
-// its public part holds, others may have: it is a fact for the coordination,
-// and this device says that it could not follow.
-func (c *Client) handleUnreadable(ctx context.Context, r *room, e *epoch, msg *mls.Message, ref federation.Ref, content *rooms.CommitContent, evt *Event, cause error, b *batch) error {
-	raw, err := e.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true})
-	if err != nil {
-		return cause
-	}
-	info, err := mls.ParseMessage(raw)
-	if err != nil {
-		return cause
-	}
-	public, err := mls.NewPublicGroup(c.mlsCfg, info, nil)
-	if err != nil {
-		return cause
-	}
-	for _, raw := range content.Proposals {
-		if p, err := mls.ParseMessage(raw); err == nil {
-			_, _ = public.Process(p) // one that is not valid fails the commit
-		}
-	}
-	processed, err := public.Process(msg)
-	if err != nil {
-		return cause
-	}
-	staged, ok := processed.(*mls.PublicStagedCommit)
-	if !ok {
-		return cause
-	}
-	facts, err := c.checkCommit(r, e.group, staged, staged.Merge(), ref, content, evt)
-	if facts == nil {
-		return err
-	}
-	c.cannotApply(r, ref, cause)
-	return c.takeCommit(ctx, r, facts, content, evt, b)
 }
 
 // inlined returns the content with what was moved to media put back.
@@ -173,6 +136,9 @@ func (c *Client) inlined(r *room, content *rooms.CommitContent) (*rooms.CommitCo
 func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, proposals []rooms.Bytes) (*mls.StagedCommit, error) {
 	if staged := r.staged[ref]; staged != nil {
 		return staged, nil
+	}
+	if r.blind && r.own[ref] == nil {
+		return nil, errBlind
 	}
 	if own := r.own[ref]; own != nil {
 		if own.staged == nil {
@@ -216,6 +182,8 @@ func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, 
 	return staged, nil
 }
 
+var errBlind = errors.New("client: a test lets this device open no commit")
+
 // storedCommit is what is kept of a commit to stage it again after a restart.
 type storedCommit struct {
 	Message   rooms.Bytes   `json:"message"`
@@ -237,14 +205,21 @@ func (c *Client) keepCommit(b *batch, r *room, ref federation.Ref, content *room
 }
 
 // enter returns the epoch that a commit made, merging what was only staged.
-// It returns nil for a commit whose epoch this device cannot reach.
+// It returns nil for a commit whose epoch this device cannot reach. An epoch that
+// was held and dropped is never entered again: its ratchets would begin anew, and
+// message keys would be used twice.
 func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batch) (*epoch, error) {
 	// From the nearest epoch at hand upwards.
 	var chain []federation.Ref
 	for at := ref; r.epochs[at] == nil; {
 		known, ok := r.machine.Known(at)
-		if !ok || len(chain) > maxWindow {
+		if !ok || len(chain) >= maxWindow {
 			return nil, nil
+		}
+		if _, err := c.st.RejoinSecret(ctx, r.id, at[:]); err == nil {
+			return nil, nil // held before
+		} else if !errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("%w: %w", errStore, err)
 		}
 		chain = append(chain, at)
 		if own := r.own[at]; own != nil && own.External {
@@ -289,14 +264,11 @@ func (c *Client) restage(ctx context.Context, r *room, e *epoch, ref federation.
 	if staged := r.staged[ref]; staged != nil {
 		return staged, nil
 	}
-	var kept storedCommit
+	kept := new(storedCommit)
 	if r.own[ref] == nil {
-		raw, err := c.st.GetKV(ctx, commitKey(r.id, ref))
-		if err != nil {
-			return nil, fmt.Errorf("%w: commit %s: %w", errStore, ref.Short(), err)
-		}
-		if err := json.Unmarshal(raw, &kept); err != nil {
-			return nil, fmt.Errorf("client: commit %s: %w", ref.Short(), err)
+		var err error
+		if kept, err = c.storedCommit(ctx, r, ref); err != nil {
+			return nil, err
 		}
 	}
 	var msg *mls.Message
@@ -391,7 +363,9 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 			}
 		case federation.Finalized:
 			r.finalRef = r.machine.NewestFinal()
-			r.rec.Unconfirmed = false
+			if r.machine.Extends(act.Ref, federation.Ref(r.rec.JoinRef)) {
+				r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+			}
 			c.policyDone(r)
 			c.forgetSent(b, r)
 			c.prune(b, r)
@@ -441,14 +415,23 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		r.finalRef = r.machine.NewestFinal()
 	}()
 	if lost {
-		c.requeue(b, r, r.machine.Path(act.Fork, act.From))
+		left := r.machine.Path(act.Fork, act.From)
+		c.requeue(b, r, left)
 	}
 	for ref, kept := range r.rec.Proposals {
 		if federation.Ref(kept.On) != act.To {
 			delete(r.rec.Proposals, ref)
 		}
 	}
-	for _, ref := range path {
+	// Where this device came back by an external commit, what lies below it is
+	// not its to read.
+	back := 0
+	for i, ref := range path {
+		if own := r.own[ref]; own != nil && own.External {
+			back = i
+		}
+	}
+	for _, ref := range path[back:] {
 		e, err := c.enter(ctx, r, ref, b)
 		if errors.Is(err, errSelfRemoved) {
 			by := id.UserID("")
@@ -462,8 +445,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 			return err
 		}
 		if e == nil {
-			c.stuck(r)
-			return nil
+			break // see watchUnread
 		}
 		c.noteRemovals(r, e)
 		c.settleCommit(r, e, b)
@@ -472,10 +454,15 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		}
 		c.tellEpoch(r, e, lost)
 	}
+	if r.rec.Phase == phaseJoining && !r.rec.JoinRef.IsZero() && r.epochs[act.To] != nil {
+		// The head came back to where this device can read.
+		r.rec.Phase = phaseMember
+	}
 	if p := r.pending; p != nil && !slices.Contains(path, federation.Ref(p.Ref)) && federation.Ref(p.Parent) != act.To {
 		// Lost the race: what it wanted is planned anew on the new head.
 		c.loseCommit(r, b)
 	}
+	c.prune(b, r)
 	b.then(func() {
 		r.notify()
 		c.poke()
@@ -495,6 +482,16 @@ func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
 		data.Content, data.EventID = nil, ""
 		c.saveRow(b, row, stateQueued, federation.Ref{}, data)
 	}
+}
+
+// requeueAll takes back every message that is not known to be final: this device
+// leaves the branch it was on without knowing what of it stays.
+func (c *Client) requeueAll(b *batch, r *room) {
+	var refs []federation.Ref
+	for _, row := range c.roomRows(r.id) {
+		refs = append(refs, row.ref())
+	}
+	c.requeue(b, r, refs)
 }
 
 // noteRemovals remembers who was removed and when: an admission from before
@@ -618,43 +615,10 @@ func (c *Client) loseCommit(r *room, b *batch) {
 	}
 	c.log.Info().Stringer("room_id", r.id).Str("ref", federation.Ref(p.Ref).Short()).Msg("Gave up a commit for another one; what it wanted is planned again")
 	if p.External && r.rec.Phase == phaseJoining {
-		c.dropGroup(r, b)
+		if r.rec.JoinRef.IsZero() {
+			c.dropGroup(r, b)
+		}
 		r.joinAt = c.mono() + time.Second
-	}
-}
-
-// prune forgets epochs and own commits that lie far enough below the newest
-// final: their secrets are wiped.
-func (c *Client) prune(b *batch, r *room) {
-	final := r.machine.NewestFinal()
-	e := r.epochs[final]
-	if e == nil {
-		return
-	}
-	for ref, old := range r.epochs {
-		if ref == r.machine.Head() || ref == final {
-			continue
-		}
-		below := old.number+uint64(c.limits.PastEpochs) < e.number
-		side := old.number <= e.number && !r.machine.Extends(final, ref) && !r.machine.Extends(ref, final)
-		if below || side && old.number < e.number {
-			c.dropEpoch(b, r, ref)
-		}
-	}
-	for ref, own := range r.own {
-		if own == r.pending {
-			continue
-		}
-		known, ok := r.machine.Known(ref)
-		if !ok || known.Epoch <= e.number {
-			delete(r.own, ref)
-			b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
-		}
-	}
-	for key := range r.generations {
-		if r.epochs[key.ref] == nil {
-			delete(r.generations, key)
-		}
 	}
 }
 
@@ -663,7 +627,8 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 	if r.epochs[ref] != nil {
 		c.dropEpoch(b, r, ref)
 	}
-	delete(r.staged, ref)
+	r.dropStaged(ref)
+	delete(r.public, ref)
 	delete(r.rec.Events, ref.String())
 	delete(r.rec.Failed, ref.String())
 	delete(r.rec.Vouched, ref.String())
@@ -711,8 +676,9 @@ func (c *Client) dropGroup(r *room, b *batch) {
 		}
 		b.do(func(ctx context.Context) error { return c.st.DeletePending(ctx, r.id, ref[:]) })
 	}
+	c.requeueAll(b, r)
 	r.own, r.pending, r.machine = own, nil, nil
-	r.staged = map[federation.Ref]*mls.StagedCommit{}
+	r.staged, r.public = map[federation.Ref]*mls.StagedCommit{}, map[federation.Ref]*mls.PublicGroup{}
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil
 	r.rec.JoinRef = rooms.Hash{}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -151,9 +152,11 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) {
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
 		} else if now-r.pendingSince > acceptWait {
-			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{
-				Rule: "client/no-accept", Text: "the module has not accepted a change of the group for a while; it waits until the module answers",
-			})
+			text := "the module has not accepted a change of the group for a while; it waits until the module answers"
+			if why := c.noMajority(r); why != "" {
+				text = "no module has accepted a change of the group for a while: " + why
+			}
+			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{Rule: ruleNoAccept, Text: text})
 		}
 		return nil // waits for its accept
 	}
@@ -184,6 +187,33 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		}
 	}
 	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
+}
+
+// ruleNoAccept is the rule of commits that no module accepts.
+const ruleNoAccept = "client/no-accept"
+
+// noMajority says, where a room has several modules and a commit of ours waits
+// or the head has only one module's word, that this side may be the smaller one,
+// and what helps; "" otherwise.
+func (c *Client) noMajority(r *room) string {
+	e := r.head()
+	if e == nil {
+		return ""
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil || len(policy.Sequencers) < 2 {
+		return ""
+	}
+	waits := r.pending != nil && r.pendingSince > 0 && c.mono()-r.pendingSince > acceptWait
+	if !waits && r.machine.Status(r.machine.Head()) != federation.StatusSideBranch {
+		return ""
+	}
+	var servers []string
+	for _, seq := range policy.Sequencers {
+		servers = append(servers, seq.Server)
+	}
+	return fmt.Sprintf("this side of the room does not reach a majority of its modules (%s); it goes on when they are back, or when an admin opens a new era",
+		strings.Join(servers, ", "))
 }
 
 // acceptWait is how long an own commit waits for its accept before a person is
@@ -296,7 +326,14 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	}
 	if d.policy != nil {
 		extensions, err := c.nextExtensions(r, e, d.policy)
+		if err == nil {
+			var have *rooms.Policy
+			if have, err = rooms.PolicyOf(e.group); err == nil {
+				err = rooms.CheckChange(have, d.policy, c.UserID()) // the branch that won may have taken the office away
+			}
+		}
 		if err != nil {
+			c.warn(r, "policy/"+e.ref.String(), &Warning{Rule: ruleOf(err), Text: "a change of the group's policy was given up: " + err.Error()})
 			r.rec.Policy, r.rec.PolicyOn, r.rec.NewEra = nil, nil, false
 			r.policyError, r.auto = err, nil
 			r.notify()

@@ -217,6 +217,8 @@ func (r *room) arrived(what string) bool {
 		return r.state.Known
 	case "head":
 		return r.headSeen
+	case "displaced":
+		return r.machine == nil || r.elsewhere()
 	case "epoch", "parent":
 		ref, err := federation.ParseRef(name)
 		if err != nil || r.machine == nil {
@@ -544,17 +546,19 @@ func (c *Client) watchLag(r *room) {
 		}
 	}
 	switch {
-	case ahead == nil:
+	case ahead == nil && !r.elsewhere():
 		r.lagSince, r.lagLooked = 0, false
 	case r.lagSince == 0:
 		r.lagSince = now
 	case !r.lagLooked && now >= r.lagSince+lagLook:
 		r.lagLooked = true
 		r.want("recent", &need{recent: true})
-		r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event})
+		if ahead != nil {
+			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event})
+		}
 	case now >= r.lagSince+lagRejoin:
 		r.lagSince, r.lagLooked = 0, false
-		c.stuck(r)
+		c.stuck(r, r.machine.Head(), "")
 	}
 }
 
@@ -599,7 +603,19 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			}
 		}
 	}
+	if r.machine != nil && r.pruneAt > 0 && c.mono() >= r.pruneAt {
+		b := &batch{}
+		c.prune(b, r)
+		if len(b.ops) > 0 {
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				return err
+			}
+		}
+	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
+		if err := c.watchUnread(ctx, r); err != nil {
+			return err
+		}
 		c.watchLag(r)
 	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
@@ -642,6 +658,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	at(r.commitAt)
 	at(r.joinAt)
+	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)
 	at(r.tried["commit"])

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"reflect"
 	"slices"
@@ -19,7 +20,7 @@ import (
 //
 // An error with facts is this device's own opinion; an error without means
 // that the commit is no event, for everyone.
-func (c *Client) checkCommit(r *room, tree rooms.Tree, staged rooms.Staged, next groupInfoVerifier, ref federation.Ref, content *rooms.CommitContent, evt *Event) (*federation.Commit, error) {
+func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, staged rooms.Staged, next groupInfoVerifier, ref federation.Ref, content *rooms.CommitContent, evt *Event) (*federation.Commit, error) {
 	if err := checkGroupInfo(staged, next, content); err != nil {
 		return nil, err
 	}
@@ -41,6 +42,12 @@ func (c *Client) checkCommit(r *room, tree rooms.Tree, staged rooms.Staged, next
 		return checked.Commit, err
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := c.checkRejoin(ctx, r, tree, checked, staged); err != nil {
+		if rooms.IsOpinion(err) {
+			return checked.Commit, err
+		}
 		return nil, err
 	}
 	return checked.Commit, nil
@@ -195,10 +202,19 @@ func (c *Client) forgetCaused(r *room, leaves []rooms.GroupLeaf) {
 	}
 }
 
+// planEpoch returns the epoch whose members are compared with the room's: the one
+// that a commit is made on.
+func (c *Client) planEpoch(r *room) *epoch {
+	if e := c.buildOn(r, c.mono()); e != nil {
+		return e
+	}
+	return r.epochs[r.machine.SafeHead()]
+}
+
 // plan compares who should be in the group with who is, and sets the barrier
 // and the committer timer by it.
 func (c *Client) plan(r *room) {
-	e := r.epochs[r.machine.SafeHead()]
+	e := c.planEpoch(r)
 	if e == nil || !r.state.Known {
 		return
 	}
@@ -227,7 +243,8 @@ func (c *Client) plan(r *room) {
 		}
 	}
 	complete := c.wantUsers(r, users)
-	if r.planned && r.plannedOn == e.ref {
+	use := r.sendEpoch()
+	if use == nil || r.planned && r.plannedOn == e.ref && r.plannedFor == use.ref {
 		return
 	}
 	in := rooms.Inputs{State: r.state.view, Policy: policy, Leaves: leaves, Devices: map[id.UserID][]rooms.Device{}, Admitted: map[id.UserID]bool{}}
@@ -277,7 +294,7 @@ func (c *Client) plan(r *room) {
 		in.Admitted[user] = true
 	}
 	r.todo = rooms.MakePlan(in)
-	r.planned, r.plannedOn = complete, e.ref
+	r.planned, r.plannedOn, r.plannedFor = complete, e.ref, use.ref
 	for _, rm := range r.todo.Removes {
 		if rooms.RuleOf(rm.Err) == rooms.RuleIdentityChanged {
 			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Text: rm.Err.Error()})
@@ -291,13 +308,21 @@ func (c *Client) plan(r *room) {
 	c.choose(r, e, policy, leaves)
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
-	if err := r.todo.Barrier(); err != nil {
-		r.blocked = append(r.blocked, err.Error())
+	if use == e {
+		if err := r.todo.Barrier(); err != nil {
+			r.blocked = append(r.blocked, err.Error())
+		}
+	} else {
+		// What is committed already, but may not be used yet, lifts no barrier.
+		in.Leaves = rooms.GroupLeaves(use.group)
+		if err := rooms.MakePlan(in).Barrier(); err != nil {
+			r.blocked = append(r.blocked, err.Error())
+		}
 	}
 	for _, user := range unchecked {
 		r.blocked = append(r.blocked, fmt.Sprintf("the devices of %s cannot be checked, their server does not answer; it is asked again every minute", user))
 	}
-	if e.ref != r.machine.Head() {
+	if r.machine.SafeHead() != r.machine.Head() {
 		r.blocked = append(r.blocked, "a commit is in doubt")
 	}
 	if r.planned && len(r.blocked) == 0 {

@@ -47,8 +47,13 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
-	if r.rec.Phase == phaseMember && r.machine != nil && (!r.rec.Unconfirmed || r.machine.Held(federation.Ref(content.Ref))) {
-		return nil // in the group already
+	if r.rec.Phase == phaseMember && r.machine != nil {
+		if !r.rec.Unconfirmed || r.machine.Held(federation.Ref(content.Ref)) {
+			return nil // in the group already
+		}
+		if !r.elsewhere() {
+			return &errWait{"displaced:"} // the commit that added this device still stands
+		}
 	}
 	if r.rec.Membership != "join" {
 		return &errWait{"join:"}
@@ -141,7 +146,6 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
 	r.rec.Refresh = lastResort // others joined with the same keys
-	r.rec.Unconfirmed = true
 	c.tellEpoch(r, e, false)
 	return nil
 }
@@ -155,8 +159,8 @@ func (c *Client) confirm(r *room, policy *rooms.Policy) {
 	}
 	for _, seq := range policy.Sequencers {
 		head := r.state.head(id.UserID(seq.User))
-		if head != nil && head.Final != nil && r.machine.Held(federation.Ref(head.Final.Ref)) && head.VerifyFinal(policy) == nil {
-			r.rec.Unconfirmed = false
+		if head != nil && head.Final != nil && r.machine.Extends(federation.Ref(head.Final.Ref), federation.Ref(r.rec.JoinRef)) && head.VerifyFinal(policy) == nil {
+			r.rec.Unconfirmed, r.rec.OldHeads = false, nil
 		}
 	}
 }
@@ -192,8 +196,13 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.Phase = phaseMember
 	r.rec.Group, r.rec.Bound = e.group.GroupID(), e.group.GroupID()
-	r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
-	r.rec.JoinEvent = c.commitEvent(r, e.ref)
+	if r.rec.JoinRef.IsZero() { // else it only came back
+		r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
+		r.rec.JoinEvent = c.commitEvent(r, e.ref)
+		r.rec.Unconfirmed = true
+		r.noteHeads()
+	}
+	r.joinTries = 0
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	r.joinAt, r.planned, r.lastJoinError = 0, false, nil
 	r.eraNo, _ = r.machine.EraOf()
@@ -284,6 +293,9 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		return nil
 	}
 	if p := r.pending; p != nil && p.External {
+		if r.machine == nil {
+			return nil
+		}
 		b := &batch{}
 		c.loseCommit(r, b)
 		if err := c.commitBatch(context.Background(), r, b); err != nil {
@@ -395,9 +407,11 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 			return err
 		}
 	}
-	if err := c.notStale(roomID, parent, public.Epoch()); err != nil {
+	plan, err := c.planRejoin(ctx, roomID, parent, public.Epoch(), resync)
+	if err != nil {
 		return err
 	}
+	aad.Rejoin = plan.proof
 	cs := public.CipherSuite()
 	key, err := c.ident.SignatureKey(cs)
 	if err != nil {
@@ -416,6 +430,9 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		return err // the members would remove it again
 	}
 	options := mls.ExternalJoinOptions{Leaf: leaf, RatchetTree: tree, Resync: resync}
+	if plan.psk != nil {
+		options.PSKs, options.Resumption = []mls.PreSharedKeyID{*plan.psk}, []*mls.Group{plan.common}
+	}
 	if options.AuthenticatedData, err = aad.Encode(); err != nil {
 		return err
 	}
@@ -440,37 +457,23 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		return nil // a Welcome was faster
 	}
 	b := &batch{}
-	c.dropGroup(r, b)
-	r.machine = machine
-	b.machine = true
+	if plan.keep && (r.machine == nil || !r.machine.Held(parent)) {
+		return nil // it moved on meanwhile
+	}
+	if !plan.keep {
+		c.dropGroup(r, b)
+		r.machine = machine
+		b.machine = true
+		r.rec.Group = public.GroupID()
+		r.rec.JoinEpoch = public.Epoch() + 1
+	}
 	r.rec.Phase = phaseJoining
-	r.rec.Group = public.GroupID()
-	r.rec.JoinEpoch = public.Epoch() + 1
-	r.joinAt = c.mono() + joinAcceptWait
+	r.joinAt = c.mono() + joinPatience(r.joinTries)
+	r.joinTries++
 	c.setCommitEvent(r, parent, head.Accepted.Event)
 	commit := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo}
 	content := &rooms.CommitContent{Epoch: public.Epoch() + 1, Parent: rooms.Hash(parent), ParentEvent: head.Accepted.Event}
 	return c.postCommit(ctx, r, staged, commit, content, b)
-}
-
-// notStale refuses a head that lies below what this device knows as final: an
-// external commit there would undo what happened since.
-func (c *Client) notStale(roomID id.RoomID, parent federation.Ref, epoch uint64) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.rooms[roomID]
-	if r == nil || r.machine == nil || r.rec.Phase != phaseJoining {
-		return nil
-	}
-	final := r.machine.NewestFinal()
-	if r.machine.Held(parent) {
-		if r.machine.Extends(parent, final) {
-			return nil
-		}
-	} else if known, ok := r.machine.Known(final); !ok || epoch > known.Epoch {
-		return nil
-	}
-	return errRefusedUpdate("external-commit/stale-group-info", "the module shows an epoch below the newest final one")
 }
 
 // ownExternal reads back an own external commit, with the epoch it was made on.
@@ -489,13 +492,4 @@ func (c *Client) ownExternal(own *pending) (*mls.StagedCommit, rooms.Tree, error
 		}
 	}
 	return own.staged, public, nil
-}
-
-// stuck gives up a branch this device cannot follow and joins anew.
-func (c *Client) stuck(r *room) {
-	c.warn(r, "stuck/"+r.machine.Head().String(), &Warning{Rule: "client/cannot-follow", Text: "this device cannot follow the group's newest commits and joins again"})
-	r.rec.Phase = phaseJoining
-	r.resyncAt = c.mono() // our leaf in the tree is no sign of a Welcome
-	r.joinAt = c.mono() + joinDelay
-	r.notify()
 }

@@ -470,6 +470,9 @@ func (c *Client) info(r *room) RoomInfo {
 		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
 		Unconfirmed: r.rec.Unconfirmed,
 	}
+	if why := c.noMajority(r); why != "" && len(info.Blocked) > 0 {
+		info.Blocked = append(info.Blocked, why)
+	}
 	for user, member := range r.state.view.Members {
 		if (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) && !isBot(user) {
 			info.Members++
@@ -593,7 +596,7 @@ func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
 				return fmt.Errorf("client: something in %s waits to be sent", r.id)
 			}
 		}
-		e := r.head()
+		e := c.planEpoch(r)
 		if e == nil || !r.planned || r.plannedOn != e.ref {
 			return fmt.Errorf("client: the members of %s are being compared", r.id)
 		}

@@ -18,6 +18,7 @@ type fakeModule struct {
 	mu sync.Mutex // one turn at a time
 
 	w        *world
+	s        *fakeServer
 	server   string
 	bot      id.UserID
 	hs       *fakeTransport
@@ -43,7 +44,7 @@ type moduleRoom struct {
 
 // newFakeModule starts the module of a server. The first is the world's own.
 func newFakeModule(w *world, server string) *fakeModule {
-	m := &fakeModule{w: w, server: server, bot: botOf(server), groups: map[id.RoomID]*moduleRoom{}, key: edKey(newSeeded("module" + server))}
+	m := &fakeModule{w: w, s: w.s, server: server, bot: botOf(server), groups: map[id.RoomID]*moduleRoom{}, key: edKey(newSeeded("module" + server))}
 	m.hs = &fakeTransport{s: w.s, user: m.bot}
 	w.s.users[m.bot] = &fakeUser{master: edKey(newSeeded("m1" + server)), self: edKey(newSeeded("m2" + server)), devices: map[id.DeviceID]*fakeDevice{}}
 	key, err := mls.GenerateSignatureKey(w.cs, newSeeded("external"+server))
@@ -60,10 +61,10 @@ func (m *fakeModule) turn() {
 	if m.down {
 		return
 	}
-	m.w.s.mu.Lock()
-	events := m.w.s.log[m.at:]
-	m.at = len(m.w.s.log)
-	m.w.s.mu.Unlock()
+	m.s.mu.Lock()
+	events := m.s.log[m.at:]
+	m.at = len(m.s.log)
+	m.s.mu.Unlock()
 	for _, evt := range events {
 		m.handle(evt)
 	}
@@ -89,9 +90,9 @@ func (m *fakeModule) handle(evt *Event) {
 			}
 			m.head(evt.RoomID)
 			// What the room held before it came.
-			m.w.s.mu.Lock()
+			m.s.mu.Lock()
 			var before []*Event
-			for _, old := range m.w.s.log {
+			for _, old := range m.s.log {
 				if old.ID == evt.ID {
 					break
 				}
@@ -99,7 +100,7 @@ func (m *fakeModule) handle(evt *Event) {
 					before = append(before, old)
 				}
 			}
-			m.w.s.mu.Unlock()
+			m.s.mu.Unlock()
 			for _, old := range before {
 				m.handle(old)
 			}
@@ -244,9 +245,9 @@ func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action
 // head publishes P.head.
 func (m *fakeModule) head(room id.RoomID) {
 	g := m.groups[room]
-	m.w.s.mu.Lock()
-	events := len(m.w.s.log)
-	m.w.s.mu.Unlock()
+	m.s.mu.Lock()
+	events := m.s.events
+	m.s.mu.Unlock()
 	head := &rooms.HeadContent{
 		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: m.server,
 		ExternalSenders: []rooms.ExternalSender{{Scheme: uint16(m.w.cs.SignatureScheme()), Key: rooms.Bytes(m.external.Public())}},

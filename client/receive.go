@@ -54,6 +54,15 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 	}
 	ref := federation.Ref(aad.Head)
 	e := r.epochs[ref]
+	if e == nil && r.machine.Accepted(ref) {
+		// Accepted, but never the head here: a branch that lost. Who was in the
+		// group where it parted reads it, unless the winning branch put it out.
+		if e, err = c.enter(ctx, r, ref, b); errors.Is(err, errSelfRemoved) {
+			return errRefusedUpdate(rooms.RuleMemberNotInRoom, "this device was not in the group on that branch")
+		} else if err != nil {
+			return err
+		}
+	}
 	if e == nil || !r.machine.Accepted(ref) {
 		if base := r.base(); e == nil && (msg.Epoch() < base || r.tooOld(msg.Epoch())) {
 			return errRefusedUpdate(ruleBeyondRetention, "it was sent in an epoch this device was not in, or has forgotten")

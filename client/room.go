@@ -47,6 +47,7 @@ type roomRecord struct {
 	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // the policy our user asked for, until it is final
 	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"` // the policy that was changed for it
 	Liars      map[string]string             `json:"liars,omitempty"`     // receipt keys that signed contradictions, and which
+	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"` // what modules showed when this device joined
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
 	Unconfirmed bool      `json:"unconfirmed,omitempty"`
@@ -109,6 +110,9 @@ type room struct {
 	own     map[federation.Ref]*pending          // own commits that are not final
 	pending *pending                             // the one that waits for its accept
 	staged  map[federation.Ref]*mls.StagedCommit // cache: validated commits, not merged
+	public  map[federation.Ref]*mls.PublicGroup  // cache: epochs whose secrets are not ours
+	blind   bool                                 // set by tests: commits of others cannot be opened
+	unread  federation.Ref                       // a head that could not be entered
 
 	needs    map[string]*need // what has to be fetched
 	media    map[string][]byte
@@ -121,14 +125,18 @@ type room struct {
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
 
-	todo         *rooms.Plan    // desired minus actual
-	planned      bool           // todo is up to date
-	plannedOn    federation.Ref // the epoch it was made on
-	keep         int            // epochs kept below the newest final
-	joinAt       time.Duration  // when to try to get into the group by ourselves
-	resyncAt     time.Duration  // when our leaf was found in the tree without a Welcome
-	lagSince     time.Duration  // since when a module knows more than we do
-	pendingSince time.Duration  // when our commit began to wait
+	todo         *rooms.Plan                      // desired minus actual
+	planned      bool                             // todo is up to date
+	plannedOn    federation.Ref                   // the epoch it was made on
+	plannedFor   federation.Ref                   // the epoch the barrier was computed for
+	keep         int                              // epochs kept below the newest final
+	pruneAt      time.Duration                    // when the next one has been kept for long enough
+	overSince    map[federation.Ref]time.Duration // since when an epoch is below, or beside, the newest final
+	joinTries    int                              // external commits of ours that were not accepted
+	joinAt       time.Duration                    // when to try to get into the group by ourselves
+	resyncAt     time.Duration                    // when our leaf was found in the tree without a Welcome
+	lagSince     time.Duration                    // since when a module knows more than we do
+	pendingSince time.Duration                    // when our commit began to wait
 	pendingRef   federation.Ref
 	lagLooked    bool
 	expelled     map[id.UserID]expulsion     // whom we removed, until /sync shows it
@@ -160,11 +168,11 @@ type room struct {
 func (c *Client) newRoom(roomID id.RoomID) *room {
 	return &room{
 		id: roomID, state: newRoomState(roomID), epochs: map[federation.Ref]*epoch{},
-		staged: map[federation.Ref]*mls.StagedCommit{}, needs: map[string]*need{}, media: map[string][]byte{},
+		staged: map[federation.Ref]*mls.StagedCommit{}, public: map[federation.Ref]*mls.PublicGroup{}, needs: map[string]*need{}, media: map[string][]byte{},
 		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
 		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
 		badSince: map[string]time.Duration{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
-		generations: map[genKey]uint32{}, keep: c.limits.PastEpochs,
+		generations: map[genKey]uint32{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
 	}
 }
 
@@ -256,6 +264,7 @@ type batch struct {
 	state   bool // write the room state
 	entered []*epoch
 	torn    bool // memory may be half changed
+	scrub   bool // secrets are deleted
 }
 
 func (b *batch) do(op func(ctx context.Context) error) { b.ops = append(b.ops, op) }
@@ -420,6 +429,7 @@ func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*
 // the ratchet half is written again with every step of it.
 func (c *Client) putEpoch(b *batch, r *room, e *epoch) {
 	r.epochs[e.ref] = e
+	c.keepRejoinSecret(b, r, e)
 	state, ratchet := e.group.EpochState(), e.group.RatchetState()
 	b.do(func(ctx context.Context) error {
 		if err := c.st.PutEpoch(ctx, &store.Epoch{Room: r.id, Ref: e.ref[:], Parent: e.parent[:], Number: e.number, State: state}); err != nil {
@@ -433,15 +443,6 @@ func (c *Client) putEpoch(b *batch, r *room, e *epoch) {
 func (c *Client) putRatchet(b *batch, r *room, e *epoch) {
 	ratchet := e.group.RatchetState()
 	b.do(func(ctx context.Context) error { return c.st.PutRatchet(ctx, r.id, e.ref[:], ratchet) })
-}
-
-func (c *Client) dropEpoch(b *batch, r *room, ref federation.Ref) {
-	e := r.epochs[ref]
-	delete(r.epochs, ref)
-	b.do(func(ctx context.Context) error { return c.st.DeleteEpoch(ctx, r.id, ref[:]) })
-	if e != nil {
-		b.then(e.group.Zero)
-	}
 }
 
 func (c *Client) machineConfig(roomID id.RoomID) federation.Config {

@@ -35,16 +35,16 @@ const testServer = "test.example"
 // as the events say, media, to-device queues and keys. It is for the logic of
 // the engine only; what real homeservers do is tested end to end.
 type fakeServer struct {
-	mu       sync.Mutex
+	*fakeNet
+	name     string
 	log      []*Event
-	nextRoom int
+	late     []func() // what waits until the cut to this server is mended
 	media    map[string][]byte
 	toDevice map[string][]*Event // user/device
 	users    map[id.UserID]*fakeUser
 	txns     map[string]id.EventID
 	held     map[string]bool // event types that are not shown by /sync (a gap)
-	clock    int64
-	sent     [][]byte // contents of all message events, to look for plaintext in
+	sent     [][]byte        // contents of all message events, to look for plaintext in
 }
 
 type fakeUser struct {
@@ -61,10 +61,10 @@ type fakeDevice struct {
 }
 
 func newFakeServer() *fakeServer {
-	return &fakeServer{
+	net := &fakeNet{clock: 1_700_000_000_000, before: map[id.EventID]id.EventID{}}
+	return net.add(testServer, &fakeServer{
 		media: map[string][]byte{}, toDevice: map[string][]*Event{}, users: map[id.UserID]*fakeUser{},
-		txns: map[string]id.EventID{}, held: map[string]bool{}, clock: 1_700_000_000_000,
-	}
+	})
 }
 
 // seeded is a reader of reproducible bytes.
@@ -159,12 +159,19 @@ func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
 // append adds an event to the log.
 func (s *fakeServer) append(evt *Event) id.EventID {
 	s.clock += 1000
-	evt.ID = id.EventID(fmt.Sprintf("$event%d", len(s.log)))
+	evt.ID = id.EventID(fmt.Sprintf("$event%d", s.events))
+	s.events++
 	evt.Timestamp = s.clock
+	if evt.StateKey != nil {
+		if now := s.state(evt.RoomID, len(s.log))[[2]string{evt.Type, *evt.StateKey}]; now != nil {
+			s.before[evt.ID] = now.ID
+		}
+	}
 	s.log = append(s.log, evt)
 	if evt.StateKey == nil {
 		s.sent = append(s.sent, evt.Content)
 	}
+	s.federate(evt)
 	return evt.ID
 }
 
@@ -172,7 +179,8 @@ func (s *fakeServer) state(room id.RoomID, upTo int) map[[2]string]*Event {
 	out := map[[2]string]*Event{}
 	for _, evt := range s.log[:upTo] {
 		if evt.RoomID == room && evt.StateKey != nil {
-			out[[2]string{evt.Type, *evt.StateKey}] = evt
+			key := [2]string{evt.Type, *evt.StateKey}
+			out[key] = s.resolve(out[key], evt)
 		}
 	}
 	return out
@@ -392,7 +400,7 @@ func (t *fakeTransport) makeRoom(invite []id.UserID, creation map[string]any, in
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	t.s.nextRoom++
-	room := id.RoomID(fmt.Sprintf("!room%d:%s", t.s.nextRoom, testServer))
+	room := id.RoomID(fmt.Sprintf("!room%d:%s", t.s.nextRoom, t.s.name))
 	t.putState(room, rooms.TypeCreate, "", creation)
 	t.putState(room, rooms.TypeMember, string(t.user), map[string]string{"membership": "join"})
 	power["users"] = map[string]int{string(t.user): 100}
@@ -440,7 +448,7 @@ func (t *fakeTransport) Join(_ context.Context, room string, _ []string) (id.Roo
 func (t *fakeTransport) Upload(_ context.Context, data []byte, _ string) (string, error) {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
-	mxc := fmt.Sprintf("mxc://%s/media%d", testServer, len(t.s.media))
+	mxc := fmt.Sprintf("mxc://%s/media%d", t.s.name, len(t.s.media))
 	t.s.media[mxc] = slices.Clone(data)
 	return mxc, nil
 }
@@ -449,7 +457,7 @@ func (t *fakeTransport) Download(_ context.Context, mxc string, limit int64) ([]
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	data, ok := t.s.media[mxc]
-	if !ok || int64(len(data)) > limit {
+	if !ok || !t.s.reaches(strings.SplitN(strings.TrimPrefix(mxc, "mxc://"), "/", 2)[0]) || int64(len(data)) > limit {
 		return nil, errRefused
 	}
 	return slices.Clone(data), nil
@@ -469,7 +477,9 @@ func (t *fakeTransport) SendToDevice(_ context.Context, eventType, txnID string,
 	for user, devices := range messages {
 		for device, content := range devices {
 			q := string(user) + "/" + string(device)
-			t.s.toDevice[q] = append(t.s.toDevice[q], &Event{Type: eventType, Sender: t.user, Content: content})
+			t.s.when(serverOf(user), func() {
+				t.s.toDevice[q] = append(t.s.toDevice[q], &Event{Type: eventType, Sender: t.user, Content: content})
+			})
 		}
 	}
 	return nil
@@ -521,7 +531,7 @@ func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, t
 	for n, target := range targets {
 		out[n].Target = target
 		d := i.s.users[target.User].devices[target.Device]
-		if d == nil || len(d.packages) == 0 {
+		if d == nil || len(d.packages) == 0 || !i.s.reaches(serverOf(target.User)) {
 			out[n].Err = identity.ErrNoKeyPackage
 			continue
 		}
@@ -553,6 +563,7 @@ type world struct {
 	ends   []deadline
 	all    []*testDevice
 	now    time.Duration
+	pace   time.Duration // of background
 	cs     mls.CipherSuite
 }
 
@@ -571,7 +582,7 @@ type testDevice struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, ctx: t.Context(), s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second}
+	w := &world{t: t, ctx: t.Context(), s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second, pace: 250 * time.Millisecond}
 	w.module = newFakeModule(w, testServer)
 	return w
 }
@@ -616,8 +627,14 @@ func (w *world) order() {
 // a user makes the user.
 func (w *world) device(user, device string) *testDevice {
 	w.t.Helper()
-	ident, userID := w.register(user, device)
-	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: w.s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
+	return w.deviceOn(w.s, user, device)
+}
+
+// deviceOn logs a device in on one of several servers.
+func (w *world) deviceOn(s *fakeServer, user, device string) *testDevice {
+	w.t.Helper()
+	ident, userID := w.registerOn(s, user, device)
+	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
 	td.open()
 	w.all = append(w.all, td)
 	for _, other := range w.all {
@@ -631,7 +648,12 @@ func (w *world) device(user, device string) *testDevice {
 // register makes the keys of a device, without a client that runs.
 func (w *world) register(user, device string) (*fakeIdentity, id.UserID) {
 	w.t.Helper()
-	userID := id.UserID("@" + user + ":" + testServer)
+	return w.registerOn(w.s, user, device)
+}
+
+func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, id.UserID) {
+	w.t.Helper()
+	userID := id.UserID("@" + user + ":" + s.name)
 	if strings.Contains(user, ":") {
 		userID = id.UserID("@" + user)
 	}
@@ -650,7 +672,7 @@ func (w *world) register(user, device string) (*fakeIdentity, id.UserID) {
 		w.t.Fatal(err)
 	}
 	d.mlsKeys[w.cs] = key
-	ident := &fakeIdentity{s: w.s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}}
+	ident := &fakeIdentity{s: s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}}
 	leaf, err := ident.LeafOptions(w.cs)
 	if err != nil {
 		w.t.Fatal(err)
@@ -682,7 +704,7 @@ func (d *testDevice) open() {
 		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
 		Now:       time.Now,
 		Monotonic: func() time.Duration { return d.w.now },
-		Rand:      newSeeded(fmt.Sprintf("%s%s%d", d.ident.user, d.ident.device, len(d.w.s.log))),
+		Rand:      newSeeded(fmt.Sprintf("%s%s%d", d.ident.user, d.ident.device, d.w.s.events)),
 	})
 	if err != nil {
 		d.w.t.Fatal(err)
@@ -738,7 +760,7 @@ func (w *world) settle(devices ...*testDevice) {
 	}
 	for quiet := 0; quiet < 3; {
 		w.s.mu.Lock()
-		before := len(w.s.log)
+		before := w.s.events
 		w.s.mu.Unlock()
 		w.order()
 		for _, d := range devices {
@@ -746,7 +768,7 @@ func (w *world) settle(devices ...*testDevice) {
 		}
 		w.now += 4 * time.Second
 		w.s.mu.Lock()
-		after := len(w.s.log)
+		after := w.s.events
 		w.s.mu.Unlock()
 		if before == after {
 			quiet++
@@ -774,7 +796,7 @@ func (w *world) background(fn func() error) error {
 		for _, d := range w.all {
 			d.turn()
 		}
-		w.now += 250 * time.Millisecond
+		w.now += w.pace
 	}
 	return errors.New("background: it never ends")
 }

@@ -432,7 +432,8 @@ func (p *Policy) Equal(o *Policy) bool {
 
 // Rebase returns onto with what p changed of from: a change that was made on one
 // policy, on top of another. Fields that p leaves as they were in from are
-// onto's.
+// onto's; users are added to and taken from lists one by one, so that neither
+// change brings back whom the other took away.
 func (p *Policy) Rebase(from, onto *Policy) *Policy {
 	if from == nil {
 		return p.Clone()
@@ -446,6 +447,21 @@ func (p *Policy) Rebase(from, onto *Policy) *Policy {
 		}
 		if !reflect.DeepEqual(x.Interface(), y.Interface()) {
 			o.Field(i).Set(x)
+		}
+	}
+	out.Admins = rebaseList(from.Admins, p.Admins, onto.Admins)
+	out.Heirs = rebaseList(from.Heirs, p.Heirs, onto.Heirs)
+	out.Admitters = rebaseList(from.Admitters, p.Admitters, onto.Admitters)
+	return out
+}
+
+// rebaseList takes from onto what list lacks of from, and adds what it has
+// beyond that.
+func rebaseList[T comparable](from, list, onto []T) []T {
+	out := slices.DeleteFunc(slices.Clone(onto), func(x T) bool { return slices.Contains(from, x) && !slices.Contains(list, x) })
+	for _, x := range list {
+		if !slices.Contains(from, x) && !slices.Contains(out, x) {
+			out = append(out, x)
 		}
 	}
 	return out

@@ -33,7 +33,7 @@ const (
 )
 
 // roomTables are the tables with rows of one room.
-var roomTables = []string{"rooms", "machines", "epochs", "ratchets", "pending_commits", "outbox", "inbox", "seen", "timeline"}
+var roomTables = []string{"rooms", "machines", "epochs", "ratchets", "rejoin_secrets", "pending_commits", "outbox", "inbox", "seen", "timeline"}
 
 // Room is one room's record of the client.
 type Room struct {
@@ -211,4 +211,16 @@ func blob(b []byte) []byte {
 		return []byte{}
 	}
 	return b
+}
+
+// SealedRatchets returns what the store's file holds of an epoch's ratchets, as
+// it is there: for looking whether deleted secrets are gone.
+func (s *Store) SealedRatchets(ctx context.Context, room id.RoomID, ref []byte) (all [][]byte, err error) {
+	err = s.each(ctx, "ratchets", getRatchetQuery, []any{room, ref}, func(row dbutil.Scannable) error {
+		var sealed []byte
+		err := row.Scan(&sealed)
+		all = append(all, sealed)
+		return err
+	})
+	return all, err
 }

@@ -178,6 +178,16 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Scrub folds the write-ahead log into the database file and empties it. Deleted
+// values are overwritten in the file (secure_delete); the log would keep them
+// until it is written over.
+func (s *Store) Scrub(ctx context.Context) error {
+	if _, err := s.db.Exec(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		return fmt.Errorf("store: empty the write-ahead log: %w", err)
+	}
+	return nil
+}
+
 // Path returns the path of the database file.
 func (s *Store) Path() string { return s.path }
 

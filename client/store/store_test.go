@@ -208,7 +208,7 @@ func TestDeleteRoomLeavesOthers(t *testing.T) {
 	for _, r := range []id.RoomID{room, other} {
 		err := errors.Join(
 			s.PutRoom(ctx, r, []byte("x")), s.PutMachine(ctx, r, []byte("x")), s.PutEpoch(ctx, &Epoch{Room: r, Ref: []byte("r")}),
-			s.PutRatchet(ctx, r, []byte("r"), nil), s.AddOutbox(ctx, &OutboxItem{Room: r, TxnID: string(r)}),
+			s.PutRatchet(ctx, r, []byte("r"), nil), s.PutRejoinSecret(ctx, r, []byte("r"), 1, []byte("x")), s.AddOutbox(ctx, &OutboxItem{Room: r, TxnID: string(r)}),
 			s.AddTimeline(ctx, &TimelineItem{Room: r, EventID: "$m"}),
 		)
 		if err != nil {

@@ -1,4 +1,4 @@
--- v0 -> v1: Latest schema
+-- v0 -> v2: Latest schema
 -- Columns named "data" or "state" hold sealed blobs: nonce and XChaCha20-Poly1305 ciphertext.
 CREATE TABLE account (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),
@@ -52,6 +52,14 @@ CREATE TABLE ratchets (
 	room_id TEXT NOT NULL,
 	ref     BLOB NOT NULL,
 	state   BLOB NOT NULL,
+	PRIMARY KEY (room_id, ref)
+) WITHOUT ROWID;
+
+CREATE TABLE rejoin_secrets (
+	room_id TEXT NOT NULL,
+	ref     BLOB NOT NULL,
+	number  INTEGER NOT NULL,
+	data    BLOB NOT NULL,
 	PRIMARY KEY (room_id, ref)
 ) WITHOUT ROWID;
 

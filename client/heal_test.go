@@ -1,0 +1,160 @@
+package client
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// headRef returns a device's head in a room.
+func (d *testDevice) headRef(room id.RoomID) federation.Ref {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r := d.rooms[room]; r != nil && r.machine != nil {
+		return r.machine.Head()
+	}
+	return federation.Ref{}
+}
+
+// until lets everybody act until a condition holds, and reports whether it did.
+func (w *world) until(rounds int, cond func() bool) bool {
+	w.t.Helper()
+	for range rounds {
+		if cond() {
+			return true
+		}
+		w.order()
+		for _, d := range w.all {
+			d.turn()
+		}
+		w.now += 2e9
+	}
+	return cond()
+}
+
+// received returns the bodies of a device's messages, sorted: after a split no
+// two servers agree on an order.
+func (d *testDevice) received() []string {
+	out := d.texts()
+	slices.Sort(out)
+	return out
+}
+
+func TestPartitionHealsWithoutLosingAMessage(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, nil)
+	alice, bob, carol := u[0], u[1], u[2]
+	dave, erin := w.deviceOn(w.modules()[2].s, "dave", "DAVE1"), w.deviceOn(w.modules()[2].s, "erin", "ERIN1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	fork := alice.headRef(room)
+	w.send(alice, room, "together")
+	w.settle()
+
+	w.cut("s3.example")
+	w.send(alice, room, "majority, old epoch")
+	w.send(carol, room, "minority, old epoch")
+	w.must(func() error { return alice.Ban(w.ctx, room, dave.UserID(), "") })
+	w.must(func() error { return carol.Invite(w.ctx, room, erin.UserID()) })
+	w.join(erin, room)
+	if !w.until(400, func() bool { return erin.epoch(room) > 0 && alice.headRef(room) != fork }) {
+		t.Fatalf("a side stands still: erin's epoch %d", erin.epoch(room))
+	}
+	w.send(alice, room, "majority")
+	w.send(bob, room, "majority too")
+	w.send(carol, room, "minority")
+	w.send(erin, room, "minority, new member")
+	w.send(dave, room, "minority, banned elsewhere")
+	w.settle()
+	if alice.headRef(room) == carol.headRef(room) || carol.headRef(room) == fork {
+		t.Fatal("the sides did not part: the test proves nothing")
+	}
+
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, erin)
+	all := []string{"majority", "majority too", "majority, old epoch", "minority", "minority, banned elsewhere", "minority, new member", "minority, old epoch", "together"}
+	for _, d := range []*testDevice{alice, bob, carol} {
+		if got := d.received(); !slices.Equal(got, all) {
+			t.Errorf("%s got\n%q, want\n%q", d.ident.device, got, all)
+		}
+	}
+	for _, text := range erin.received() {
+		if strings.Contains(text, "together") || strings.Contains(text, "old epoch") {
+			t.Errorf("erin reads %q from before she came", text)
+		}
+	}
+	for _, text := range dave.received() {
+		if text == "majority" || text == "majority too" {
+			t.Errorf("dave reads %q, sent after his ban", text)
+		}
+	}
+	alice.mu.Lock()
+	leaves := rooms.LeavesOf(alice.rooms[room].head().group, dave.UserID())
+	alice.mu.Unlock()
+	if len(leaves) > 0 {
+		t.Errorf("dave, banned on one side, has %d leaves", len(leaves))
+	}
+	w.checkNonces()
+}
+
+func TestPolicyChangesOfBothSidesSurviveTheHeal(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, func(p *rooms.Policy) { p.Admins = append(p.Admins, "@carol:s3.example") })
+	alice, bob, carol := u[0], u[1], u[2]
+	w.cut("s3.example")
+	fork := alice.headRef(room)
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admins = append(p.Admins, bob.UserID()) })
+	})
+	w.must(func() error {
+		return carol.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admit = rooms.AdmitAdmins })
+	})
+	if alice.headRef(room) == carol.headRef(room) || carol.headRef(room) == fork {
+		t.Fatal("the sides did not part: the test proves nothing")
+	}
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	alice.mu.Lock()
+	policy, err := rooms.PolicyOf(alice.rooms[room].head().group)
+	alice.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !policy.IsAdmin(bob.UserID()) || policy.Admit != rooms.AdmitAdmins {
+		t.Errorf("admins %v, admit %d: a side's change is lost", policy.Admins, policy.Admit)
+	}
+}
+
+func TestDemotedAdminsChangeIsNotMadeAgain(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, func(p *rooms.Policy) { p.Admins = append(p.Admins, "@carol:s3.example") })
+	alice, bob, carol := u[0], u[1], u[2]
+	w.cut("s3.example")
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admins = []id.UserID{alice.UserID()} })
+	})
+	w.must(func() error {
+		return carol.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admit = rooms.AdmitAdmins })
+	})
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	alice.mu.Lock()
+	policy, err := rooms.PolicyOf(alice.rooms[room].head().group)
+	alice.mu.Unlock()
+	if err != nil || policy.Admit != rooms.AdmitMembers || policy.IsAdmin(carol.UserID()) {
+		t.Errorf("policy %+v (%v), want carol's change gone with her office", policy, err)
+	}
+	if !carol.warned(rooms.RulePolicyNotEntitled) {
+		t.Error("carol was not told that her change is gone")
+	}
+}
