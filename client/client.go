@@ -87,6 +87,8 @@ type Options struct {
 	Now       func() time.Time
 	Monotonic func() time.Duration
 	Rand      io.Reader
+	// OnSeal is mls.Config.OnSeal: a test records message keys by it.
+	OnSeal func(key, nonce, plaintext []byte)
 }
 
 // Errors that callers branch on.
@@ -177,7 +179,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	if len(c.suites) == 0 {
 		c.suites = rooms.DefaultSuiteOrder()
 	}
-	c.mlsCfg = &mls.Config{Rand: c.rand, Now: c.now, Authenticator: rooms.Authenticator{}, PaddingSize: 64}
+	c.mlsCfg = &mls.Config{Rand: c.rand, Now: c.now, Authenticator: rooms.Authenticator{}, OnSeal: o.OnSeal, PaddingSize: 64}
 	if err := c.load(ctx); err != nil {
 		return nil, err
 	}

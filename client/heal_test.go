@@ -158,3 +158,12 @@ func TestDemotedAdminsChangeIsNotMadeAgain(t *testing.T) {
 		t.Error("carol was not told that her change is gone")
 	}
 }
+
+// wantReceived checks a device's messages whatever their order.
+func (d *testDevice) wantReceived(want ...string) {
+	d.w.t.Helper()
+	slices.Sort(want)
+	if got := d.received(); !slices.Equal(got, want) {
+		d.w.t.Errorf("%s got %q, want %q", d.ident.device, got, want)
+	}
+}

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -173,4 +175,17 @@ func (w *world) apart(n int, change func(p *rooms.Policy)) (room id.RoomID, user
 		u.got = nil
 	}
 	return room, users
+}
+
+// sealed records every key and nonce that encrypts, over all devices, branches,
+// restarts and rollbacks. None may encrypt two things. The same again is what a
+// crash before the ratchet was durable makes: the first never left.
+func (w *world) sealed(key, nonce, plaintext []byte) {
+	at, what := sha256.Sum256(slices.Concat(key, nonce)), sha256.Sum256(plaintext)
+	w.sealMu.Lock()
+	defer w.sealMu.Unlock()
+	if old, again := w.seals[at]; again && old != what {
+		w.t.Error("a message key encrypts two things")
+	}
+	w.seals[at] = what
 }

@@ -564,6 +564,9 @@ type world struct {
 	all    []*testDevice
 	now    time.Duration
 	pace   time.Duration // of background
+
+	sealMu sync.Mutex
+	seals  map[[32]byte][32]byte // hash of a key and nonce → hash of what they encrypted
 	cs     mls.CipherSuite
 }
 
@@ -582,7 +585,7 @@ type testDevice struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, ctx: t.Context(), s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second, pace: 250 * time.Millisecond}
+	w := &world{t: t, ctx: t.Context(), seals: map[[32]byte][32]byte{}, s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second, pace: 250 * time.Millisecond}
 	w.module = newFakeModule(w, testServer)
 	return w
 }
@@ -704,6 +707,7 @@ func (d *testDevice) open() {
 		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
 		Now:       time.Now,
 		Monotonic: func() time.Duration { return d.w.now },
+		OnSeal:    d.w.sealed,
 		Rand:      newSeeded(fmt.Sprintf("%s%s%d", d.ident.user, d.ident.device, d.w.s.events)),
 	})
 	if err != nil {

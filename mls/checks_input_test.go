@@ -120,7 +120,7 @@ func TestCountsBeyondTheWire(t *testing.T) {
 	ac := &authenticatedContent{wireFormat: WireFormatPrivateMessage, content: framedContent{
 		contentType: ContentTypeApplication, sender: Sender{Type: SenderTypeMember}, applicationData: make([]byte, maxVarint-8),
 	}}
-	if _, err := protectPrivate(1, ac, g.ratchets, g.secrets.senderData, w.cfg.limits(), 0, rand.Reader); err == nil {
+	if _, err := protectPrivate(1, ac, g.ratchets, g.secrets.senderData, w.cfg.limits(), 0, rand.Reader, nil); err == nil {
 		t.Error("a message was made that has no length")
 	}
 

@@ -47,6 +47,11 @@ type Config struct {
 	// PaddingSize is the multiple to which the content of PrivateMessages
 	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
 	PaddingSize int
+
+	// OnSeal, in tests, is told of every key and nonce of the secret tree that
+	// encrypts, before the reuse guard, and of what is encrypted with it. It keeps
+	// nothing of them but hashes: they are secrets, and overwritten afterwards.
+	OnSeal func(key, nonce, plaintext []byte)
 }
 
 // An Authenticator is the application's end of the Authentication Service
@@ -67,6 +72,13 @@ func (c *Config) rand() io.Reader {
 		return rand.Reader
 	}
 	return c.Rand
+}
+
+func (c *Config) onSeal() func(key, nonce, plaintext []byte) {
+	if c == nil {
+		return nil
+	}
+	return c.OnSeal
 }
 
 func (c *Config) now() time.Time {

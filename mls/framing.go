@@ -479,7 +479,7 @@ const privateRoom = 128
 // protectPrivate encrypts a member's signed content, and moves its ratchet on.
 // It returns a whole MLSMessage. The content is padded to a multiple of
 // paddingSize.
-func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, senderDataSecret secret, lim *Limits, paddingSize int, rand io.Reader) ([]byte, error) {
+func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, senderDataSecret secret, lim *Limits, paddingSize int, rand io.Reader, onSeal func(key, nonce, plaintext []byte)) ([]byte, error) {
 	c := &ac.content
 	if c.sender.Type != SenderTypeMember {
 		return nil, invalid("framing/private-from-nonmember", "6.3.2", "only members can send a PrivateMessage")
@@ -528,6 +528,9 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 	key, nonce, generation, err := st.next(c.sender.LeafIndex, c.contentType, lim)
 	if err != nil {
 		return nil, err
+	}
+	if onSeal != nil {
+		onSeal(key, nonce, b[start:])
 	}
 	for i := range guard {
 		nonce[i] ^= guard[i]

@@ -218,7 +218,7 @@ func (g *Group) protect(ac *authenticatedContent) ([]byte, error) {
 	if g.cfg != nil {
 		padding = g.cfg.PaddingSize
 	}
-	return protectPrivate(cs, ac, g.ratchets, g.secrets.senderData, g.cfg.limits(), padding, g.cfg.rand())
+	return protectPrivate(cs, ac, g.ratchets, g.secrets.senderData, g.cfg.limits(), padding, g.cfg.rand(), g.cfg.onSeal())
 }
 
 // FramingOptions say how a handshake message is framed.

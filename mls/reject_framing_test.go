@@ -318,7 +318,7 @@ var framingRejects = []rejectCase{
 		var err error
 		for _, s := range []SenderType{SenderTypeExternal, SenderTypeNewMemberProposal, SenderTypeNewMemberCommit} {
 			f := forgedMessage{g: a, sender: Sender{Type: s}, ct: ContentTypeProposal, proposal: Remove(1)}
-			_, err = protectPrivate(cs, f.sign(t, WireFormatPrivateMessage), a.ratchets, a.secrets.senderData, a.cfg.limits(), 0, a.cfg.rand())
+			_, err = protectPrivate(cs, f.sign(t, WireFormatPrivateMessage), a.ratchets, a.secrets.senderData, a.cfg.limits(), 0, a.cfg.rand(), nil)
 			wantRule(t, err, "framing/private-from-nonmember")
 			// On the wire there is only a leaf, whose signature it is not.
 			wantRule(t, refuse(t, b, f.private(t)), "framing/signature-invalid")

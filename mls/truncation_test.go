@@ -179,7 +179,7 @@ func TestMisuseIsAnError(t *testing.T) {
 		t.Error("a P-256 key signed for an Ed25519 suite")
 	}
 	ac := (&forgedMessage{g: a, ct: ContentTypeProposal, proposal: Remove(1)}).sign(t, WireFormatPublicMessage)
-	if _, err := protectPrivate(1, ac, a.ratchets, a.secrets.senderData, a.cfg.limits(), 0, a.cfg.rand()); err == nil {
+	if _, err := protectPrivate(1, ac, a.ratchets, a.secrets.senderData, a.cfg.limits(), 0, a.cfg.rand(), nil); err == nil {
 		t.Error("content signed for a PublicMessage went out as PrivateMessage")
 	}
 	if _, err := a.Export(strings.Repeat("x", 1<<16), nil, 32); err == nil {

@@ -433,7 +433,7 @@ func testMessageProtectionVector(t *testing.T, v *messageProtectionVector) {
 				}
 				st := newSecretTree(cs, secret(v.EncryptionSecret).clone(), 2)
 				for _, padding := range []int{0, 32, 1000} {
-					raw, err := protectPrivate(cs, own, st, secret(v.SenderDataSecret), lim, padding, rand.Reader)
+					raw, err := protectPrivate(cs, own, st, secret(v.SenderDataSecret), lim, padding, rand.Reader, nil)
 					if err != nil {
 						t.Fatal(err)
 					}
