@@ -66,7 +66,7 @@ func sameEvent(a, b Event) bool {
 	if kindA != kindB || !bytes.Equal(x, y) {
 		return false
 	}
-	c, d := &codec{}, &codec{}
+	c, d := &codec{version: stateVersion}, &codec{version: stateVersion}
 	c.event(&a)
 	d.event(&b)
 	return bytes.Equal(c.buf, d.buf)

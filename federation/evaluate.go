@@ -234,12 +234,10 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 			switch n, ok = m.nodes[v.Ref]; {
 			case !v.Ballot.Less(b):
 				continue
-			case !ok && m.complete:
+			case !ok && (m.complete || !m.TooOld(v.Epoch)):
 				continue // fetched; the accept waits
 			case !ok:
-				// What is held begins above it, or it is on a branch that never
-				// was on top of what is held: no honest owner accepts here then.
-				n = nil
+				n = nil // what is held begins above it: it binds to nothing that is not final
 			case (m.complete || n != m.base && !n.final) && !(n.votable && m.backed(rs, v.Ballot, n)):
 				continue
 			}

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"slices"
 )
@@ -86,7 +87,7 @@ func (m *Machine) against(rs *receipts, r Receipt, rest []Receipt, found func(ki
 		}
 	case *Promise:
 		for _, p := range rs.promises {
-			if p != r && p.Ballot == r.Ballot && p.Promiser == r.Promiser {
+			if p.Ballot == r.Ballot && p.Promiser == r.Promiser && !bytes.Equal(p.Signature, r.Signature) {
 				found(EvidencePromises, r.Promiser, p, r)
 			}
 		}
@@ -95,7 +96,7 @@ func (m *Machine) against(rs *receipts, r Receipt, rest []Receipt, found func(ki
 				found(EvidenceHidden, r.Promiser, r, v.Vote)
 			}
 		}
-		if r.LastVote != nil && m.complete {
+		if r.LastVote != nil && (m.complete || !m.TooOld(r.LastVote.Epoch)) {
 			_, ok := m.nodes[r.LastVote.Ref]
 			return ok
 		}

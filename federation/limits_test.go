@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -143,4 +144,83 @@ func TestOwnReceiptForAnUnknownCommitRetiresTheKey(t *testing.T) {
 			t.Error("a forged receipt retired the key")
 		}
 	})
+}
+
+// One member builds a long chain that nobody accepts: it ends at a limit, and
+// what a receipt names is taken all the same.
+func TestUnnamedCommitsAreBounded(t *testing.T) {
+	w := newWorld()
+	cfg := testConfig("")
+	cfg.Limits.Unnamed = 10
+	m, err := New(cfg, w.base([]string{"hub"}, []string{"alice"}, []string{"alice", "bob"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := "root"
+	for i := range 12 {
+		name := fmt.Sprintf("c%d", i)
+		_, err = m.Step(w.commit(name, parent, "bob", commitSpec{}))
+		parent = name
+		if err != nil {
+			break
+		}
+	}
+	var e *Error
+	if !errors.As(err, &e) || e.Rule != RuleTooMany || parent != "c10" {
+		t.Fatalf("at %s: %v, want %s at c10", parent, err, RuleTooMany)
+	}
+	if _, err := m.Step(w.accept("c10", "hub", Ballot{}, false, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Step(w.commit("c10", "c9", "bob", commitSpec{})); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.name(m.Head()); got != "c10" {
+		t.Errorf("head %s, want c10", got)
+	}
+}
+
+// A module that runs on an old disk learns it from the others even if none of
+// them can show its newer receipt.
+func TestReportedReceiptsRetireTheKey(t *testing.T) {
+	w := newWorld()
+	m, err := New(testConfig("s1"), w.base([]string{"s1", "s2", "s3", "s4", "s5"}, []string{"alice"}, []string{"alice", "bob"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := func(by string, counter uint64) []Action {
+		t.Helper()
+		acts, err := m.Step(Reported{By: testSequencer(by).ReceiptKey, Key: testSequencer("s1").ReceiptKey, Counter: counter})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return acts
+	}
+	report("s2", 7)
+	report("s2", 9)
+	report("s1", 9)
+	report("stranger", 9)
+	report("s3", 0)
+	if m.Retired() {
+		t.Fatal("one module's word retired the key; q - 1 are two")
+	}
+	if acts := report("s4", 3); !m.Retired() || w.actions(acts) == "" {
+		t.Error("two modules report a receipt that was never made, and the key is not retired")
+	}
+}
+
+// An era names the final commits that it overrides.
+func TestOverridden(t *testing.T) {
+	c, _, _ := newChainWorld(t, Limits{}, "s1")
+	c.final("a", commitSpec{})
+	c.final("b", commitSpec{})
+	c.final("c", commitSpec{})
+	c.step(c.commit("e", "a", "alice", commitSpec{era: 1, list: []string{"s2"}, admins: []string{"alice"}}), c.applied("e", "bob"))
+	got := ""
+	for _, r := range c.m.Overridden(testRef("e")) {
+		got += c.name(r)
+	}
+	if c.m.Head() != testRef("e") || got != "bc" {
+		t.Errorf("head %s, overridden %q, want e and bc", c.name(c.m.Head()), got)
+	}
 }

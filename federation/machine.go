@@ -20,10 +20,10 @@ type Machine struct {
 	chains    map[string]*chainMemory // by receipt key
 	waiting   []waitingEvent          // in order of arrival
 	seq       uint64
-	proven    map[Ref]bool      // evidence that was reported, by the pair's hash
-	tellsNew  bool              // commits or statements came since the standing was evaluated
-	marks     uint64            // see mark
-	reported  map[string]uint64 // by whom: a newer receipt of the own key than this machine made
+	proven    map[Ref]bool    // evidence that was reported, by the pair's hash
+	tellsNew  bool            // commits or statements came since the standing was evaluated
+	reported  map[string]bool // modules that report a receipt of the own key this machine did not make
+	marks     uint64          // see mark
 
 	// What ProofChain keeps of commits at or below the base.
 	proofSteps []ProofStep
@@ -39,7 +39,7 @@ type Machine struct {
 
 	// Timers of this process; a restart starts them again.
 	now        time.Duration
-	readied    map[Ref]int // own ready receipts of this process
+	readied    map[Ref]readied // by list change
 	turn       turn
 	stall      timer
 	stallFinal Ref
@@ -105,7 +105,7 @@ func (m *Machine) init() {
 	m.proven = make(map[Ref]bool)
 	m.own = make(map[Ref]*ownState)
 	m.tellsNew = true
-	m.readied = make(map[Ref]int)
+	m.readied = make(map[Ref]readied)
 }
 
 func (m *Machine) setBase(n *node) {
@@ -124,6 +124,10 @@ func (m *Machine) Step(ev Event) ([]Action, error) {
 		return nil, nil
 	}
 	b := m.begin()
+	if r, ok := ev.(Reported); ok {
+		m.takeReport(r, b)
+		return m.finish(b), nil
+	}
 	if err := m.record(ev, b); err != nil {
 		return nil, err
 	}
@@ -229,7 +233,7 @@ func (m *Machine) put(ev Event, b *batch) (changed bool, added Ref, err error) {
 		changed, err = m.putApplied(ev, b)
 	case *Rejected:
 		changed, err = m.putRejected(ev, b)
-	case Resume:
+	case Resume, Reported:
 	default:
 		err = refuse(RuleMalformed, Ref{}, "event of unknown type %T", ev)
 	}
@@ -367,6 +371,22 @@ func (m *Machine) Head() Ref { return m.head.ref }
 // SafeHead returns the head cut back below the lowest commit in doubt: what new
 // commits, snapshots and external joins build on.
 func (m *Machine) SafeHead() Ref { return m.cut(m.head).ref }
+
+// Overridden returns the final commits of the era that an era commit leaves
+// which are not below it, lowest first: what the era overrides.
+func (m *Machine) Overridden(era Ref) []Ref {
+	n, ok := m.nodes[era]
+	if !ok || !n.isEra() {
+		return nil
+	}
+	var out []Ref
+	for _, x := range m.order {
+		if x.final && x.eraBase == n.up.eraBase && !n.extends(x) {
+			out = append(out, x.ref)
+		}
+	}
+	return out
+}
 
 // cut returns n cut back below the lowest commit in doubt.
 func (m *Machine) cut(n *node) *node {
@@ -549,7 +569,7 @@ func (m *Machine) Signed() uint64 { return m.counter }
 // list names it.
 func (m *Machine) Rekey() {
 	m.counter, m.prev, m.retired, m.dirty = 0, Ref{}, false, true
-	m.own, m.readied, m.turn = make(map[Ref]*ownState), make(map[Ref]int), turn{}
+	m.own, m.readied, m.turn, m.reported = make(map[Ref]*ownState), make(map[Ref]readied), turn{}, nil
 }
 
 // NeedsVouching returns the commits that are waiting for a member to vouch, in

@@ -101,6 +101,10 @@ type LastVote struct {
 	Ballot Ballot
 	Ref    Ref
 	Proofs []Proof
+
+	// Epoch of Ref, a hint, not signed: who dropped old commits tells by it whether
+	// the commit is one of them or is still to come.
+	Epoch uint64
 }
 
 // Ready says that a sequencer of the list that the commit Config would set is

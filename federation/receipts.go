@@ -289,7 +289,7 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 		return false, err
 	}
 	rs := m.receiptsOf(v.Config)
-	changed := m.putProofs(v.Proofs, b)
+	changed := m.putProofs(v.Proofs, !n.votable, b)
 	at, held := rs.findVote(v)
 	if held {
 		return changed, nil
@@ -305,14 +305,15 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 }
 
 // putProofs records the statements that a vote carries. One that is refused
-// proves nothing; the vote then waits for others.
-func (m *Machine) putProofs(ps []Proof, b *batch) bool {
+// proves nothing; the vote then waits for others. With wanted set, a commit that
+// is named as a proof and not held is missing, and not one that was dropped.
+func (m *Machine) putProofs(ps []Proof, wanted bool, b *batch) bool {
 	changed := false
 	for _, p := range ps {
 		if p.Applied != nil {
 			c, err := m.putApplied(p.Applied, b)
 			changed = changed || c && err == nil
-		} else if _, ok := m.nodes[p.Commit]; !ok && m.complete {
+		} else if _, ok := m.nodes[p.Commit]; !ok && (m.complete || wanted) {
 			b.fetchCommit(p.Commit, "")
 		}
 	}
@@ -357,10 +358,11 @@ func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
 	}
 	changed := false
 	if v := p.LastVote; v != nil {
-		if _, ok := m.nodes[v.Ref]; !ok && m.complete {
+		n, ok := m.nodes[v.Ref]
+		if !ok && (m.complete || !m.TooOld(v.Epoch)) {
 			b.fetchCommit(v.Ref, "")
 		}
-		changed = m.putProofs(v.Proofs, b)
+		changed = m.putProofs(v.Proofs, ok && !n.votable, b)
 	}
 	rs := m.receiptsOf(p.Config)
 	at, held := rs.findPromise(p)
@@ -497,6 +499,30 @@ func (m *Machine) retire(counter uint64, b *batch) bool {
 	m.retired = true
 	b.others = append(b.others, KeyRetired{Counter: counter})
 	return true
+}
+
+// takeReport notes a report of a newer own receipt than this machine made.
+func (m *Machine) takeReport(r Reported, b *batch) {
+	if r.Counter <= m.counter || !m.mine(r.Key) || m.mine(r.By) {
+		return
+	}
+	list, _, _ := m.list(m.serving())
+	if _, ok := list.Rank(r.By); !ok || len(m.reported) >= maxReports {
+		return
+	}
+	if m.reported == nil {
+		m.reported = make(map[string]bool)
+	}
+	m.reported[string(r.By)] = true
+	n := 0
+	for _, s := range list {
+		if m.reported[string(s.ReceiptKey)] {
+			n++
+		}
+	}
+	if n > 0 && n >= list.Quorum()-1 && m.retire(r.Counter, b) {
+		m.dirty = true
+	}
 }
 
 // waitReceipt keeps a receipt until the commit it names is known. One of the

@@ -426,7 +426,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 		return nil
 	}
 	v := &Vote{Config: config, Ballot: ballot, Voter: rank, Ref: top.ref, Proofs: proofs, EventID: top.c.EventID}
-	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs}
+	o.lastVote = &LastVote{Ballot: v.Ballot, Ref: v.Ref, Proofs: v.Proofs, Epoch: top.epoch}
 	m.signOnly(v)
 	if !riding {
 		m.sent(b, v)

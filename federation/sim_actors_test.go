@@ -19,6 +19,18 @@ func (x *simNode) device(n *node) (uint32, bool) {
 	return 0, false
 }
 
+// buildOn returns what a member's commits build on: the head, below what is in
+// doubt and below a list change that is not final.
+func (x *simNode) buildOn() *node {
+	out := x.m.cut(x.m.head)
+	for n := out; n != x.m.final && n.up != nil; n = n.up {
+		if n.listChange() && !n.final {
+			out = n.up
+		}
+	}
+	return out
+}
+
 // canApply reports whether a member derives the epoch of a commit whose parent's
 // epoch it holds.
 func (s *sim) canApply(x *simNode, n *node) bool {
@@ -146,7 +158,7 @@ func (s *sim) act(x *simNode) {
 // repair is what a member does without being asked: come back into a group it
 // lost, and do again what a heal undid.
 func (s *sim) repair(x *simNode) {
-	n := x.m.cut(x.m.head)
+	n := x.buildOn()
 	if x.told[n.ref] {
 		return
 	}
@@ -183,10 +195,7 @@ func (s *sim) commit(x *simNode, kind uint32) *Commit {
 		return nil
 	}
 	s.follow(x)
-	n := x.m.cut(x.m.head)
-	if n.listChange() && !n.final {
-		return nil // nobody builds on it yet
-	}
+	n := x.buildOn()
 	c := &Commit{Ref: s.newRef(), Parent: n.ref, Epoch: n.epoch + 1, AuthorUser: x.user}
 	leaf, in := x.device(n)
 	if !in || !x.holds[n.ref] {
@@ -274,6 +283,40 @@ func (s *sim) redo(x *simNode, n *node, c *Commit) bool {
 	return false
 }
 
+// heirsEra opens an era by heirs: all of them who hold the head sign, or, where
+// the run says so, fewer than it takes.
+func (s *sim) heirsEra(x *simNode, few bool) {
+	if !x.up {
+		return
+	}
+	s.follow(x)
+	n := x.m.head
+	leaf, in := x.device(n)
+	isHeir := func(u string) bool {
+		return slices.ContainsFunc(n.policy.Heirs, func(h Heir) bool { return h.User == u })
+	}
+	if !in || !x.holds[n.ref] || !isHeir(x.user) || n != n.eraBase && !n.acc.any() {
+		return
+	}
+	e := &Era{Number: n.eraNo + 1, ByHeirs: true, Signers: []string{x.user}}
+	due := x.m.HeirsDue()
+	for _, y := range s.members {
+		if y != x && y.up && y.group == x.group && isHeir(y.user) && !few {
+			e.Signers = append(e.Signers, y.user)
+			due = due && y.m.HeirsDue()
+		}
+	}
+	if !due && !few {
+		return
+	}
+	p := clonePolicy(n.policy)
+	p.Sequencers = s.someList()
+	if len(p.Sequencers) == 0 {
+		return
+	}
+	s.put(x, &Commit{Ref: s.newRef(), Parent: n.ref, Epoch: n.epoch + 1, Author: leaf, AuthorUser: x.user, Policy: p, Era: e})
+}
+
 func (s *sim) newLeaf() uint32 {
 	s.nextIdx++
 	return s.nextIdx - 1
@@ -336,9 +379,9 @@ func (s *sim) misbehave(st simStep) {
 	switch st.b % 4 {
 	case 0, 1:
 		s.follow(x)
-		n := x.m.cut(x.m.head)
+		n := x.buildOn()
 		leaf, in := x.device(n)
-		if !in || !x.holds[n.ref] || n.listChange() && !n.final {
+		if !in || !x.holds[n.ref] {
 			return
 		}
 		c := &Commit{Ref: s.newRef(), Parent: n.ref, Epoch: n.epoch + 1, Author: leaf, AuthorUser: x.user}
@@ -437,7 +480,7 @@ func (s *sim) lie(st simStep) {
 		}
 		p := &Promise{Config: config, Ballot: ballot, Promiser: rank}
 		if st.c%3 == 0 {
-			p.LastVote = &LastVote{Ref: n.ref, Proofs: x.m.proofs(x.m.base, n)}
+			p.LastVote = &LastVote{Ref: n.ref, Epoch: n.epoch, Proofs: x.m.proofs(x.m.base, n)}
 		}
 		r = p
 	case 5:

@@ -33,10 +33,12 @@ func (s *sim) observe(x *simNode) {
 		case s.extends(f.final, g):
 			for r := f.final; r != g; r = s.commits[r].Parent {
 				s.stats.finals++
-				if n := m.nodes[r]; n.listChange() {
-					s.stats.lists++
+				if n := s.nodeOf(x, r); n != nil {
+					if n.listChange() {
+						s.stats.lists++
+					}
+					s.judgeFinal(n)
 				}
-				s.judgeFinal(x, r)
 			}
 			s.finals[f.era] = f.final
 		case !s.extends(g, f.final):
@@ -47,6 +49,11 @@ func (s *sim) observe(x *simNode) {
 		}
 		x.finalAt = f
 	}
+	s.sameSet(x)
+	s.judgeEra(x)
+	if !x.module {
+		s.judgeUsable(x)
+	}
 	// 3: along the head each epoch is one above the last, whatever was rewound.
 	for n := m.head; n.up != nil && n != m.final; n = n.up {
 		if n.epoch != n.up.epoch+1 {
@@ -55,18 +62,28 @@ func (s *sim) observe(x *simNode) {
 	}
 }
 
+// nodeOf returns a commit as some machine holds it: modules drop old ones.
+func (s *sim) nodeOf(x *simNode, r Ref) *node {
+	if n := x.m.nodes[r]; n != nil {
+		return n
+	}
+	for _, y := range s.members {
+		if n := y.m.nodes[r]; n != nil {
+			return n
+		}
+	}
+	return nil
+}
+
 // lied reports whether the run has a sequencer that signs what it should not:
 // then agreement is not claimed, only evidence.
 func (s *sim) lied() bool { return s.liar != nil }
 
 // judgeFinal: with one bad member or server no commit becomes final that no
 // honest user but its author could apply.
-func (s *sim) judgeFinal(x *simNode, r Ref) {
-	if s.cannot[r] == "" {
-		return
-	}
-	n := x.m.nodes[r]
-	if n == nil || n.alone {
+func (s *sim) judgeFinal(n *node) {
+	r := n.ref
+	if s.cannot[r] == "" || n.alone {
 		return
 	}
 	for _, y := range s.members {
@@ -162,6 +179,78 @@ func (s *sim) judgeWindow(x *simNode, ref Ref) {
 	}
 }
 
+// sameSet: 1: whoever held the same set of events, at whatever time and however
+// they came, saw the same.
+func (s *sim) sameSet(x *simNode) {
+	if x.untold || x == s.liar || x.m.base.ref != s.root || s.without&rulePersist != 0 {
+		return
+	}
+	got := simOutcome{x.name, x.m.head.ref, x.m.SafeHead(), x.m.final.ref, x.m.era.ref}
+	want, ok := s.outcome[x.sum]
+	if !ok {
+		s.outcome[x.sum] = got
+		return
+	}
+	if s.stats.compared++; want.head != got.head || want.safe != got.safe || want.final != got.final || want.era != got.era {
+		broken("1 convergence", "%s and %s hold the same %d events: heads %s and %s, finals %s and %s, eras %s and %s", want.name, x.name, len(x.in),
+			want.head.Short(), got.head.Short(), want.final.Short(), got.final.Short(), want.era.Short(), got.era.Short())
+	}
+}
+
+// judgeEra: 2, 17: an era that counts is followed, and one opened by somebody
+// who is no admin any more, or by too few heirs, is not.
+func (s *sim) judgeEra(x *simNode) {
+	m := x.m
+	for _, n := range m.order {
+		if n.isEra() && n.vouched && n.eraNo > m.era.eraNo && n.up.eraBase == m.era && m.eraValid(n) {
+			broken("2 finality", "%s stays in era %d although era %d counts", x.name, m.era.eraNo, n.eraNo)
+		}
+	}
+	e := m.era
+	if e == m.base {
+		return
+	}
+	left := e.up.eraBase.newest
+	if !e.c.Era.ByHeirs && !left.policy.admin(e.c.AuthorUser) {
+		broken("17 no server's act alone", "%s follows an era by %s, who is no admin at the newest final", x.name, e.c.AuthorUser)
+	}
+	if e.c.Era.ByHeirs && len(e.c.Era.Signers) < 2 && left.policy.Heirs != nil {
+		here := map[string]bool{}
+		for _, h := range left.policy.Heirs {
+			left.anyLeaf(func(_ uint32, l *leaf) bool { here[h.Server] = here[h.Server] || l.user == h.User; return false })
+		}
+		k := 0
+		for _, ok := range here {
+			if ok {
+				k++
+			}
+		}
+		if k > 1 {
+			broken("17 no server's act alone", "%s follows an era by one heir of %d servers", x.name, k)
+		}
+	}
+}
+
+// judgeUsable: 7: what a client sends on lies at most window votable commits
+// above the newest final, but for Removes.
+func (s *sim) judgeUsable(x *simNode) {
+	u, k := x.m.nodes[x.m.UsableHead()], 0
+	for n := u; n != x.m.final; n = n.up {
+		if n.votable && !n.final && !n.c.OnlyRemoves {
+			k++
+		}
+		if n.listChange() && !n.final {
+			broken("7 bounded forks", "%s sends above a list change that is not final", x.name)
+		}
+		if n.up.policy.OnPartition == OnPartitionFreeze && !n.final {
+			broken("7 bounded forks", "%s sends on what is not final although the room freezes", x.name)
+		}
+	}
+	if w := u.policy.window(); k > w {
+		broken("7 bounded forks", "%s sends %d votable commits above the newest final, the window is %d", x.name, k, w)
+	}
+}
+
 func (s *sim) evidence(x *simNode, e Evidence) {
 	s.stats.evidence++
 	if s.liar == nil || e.Signer.Server != s.liar.name {
@@ -173,6 +262,7 @@ func (s *sim) evidence(x *simNode, e Evidence) {
 // end heals everything, lets the room settle and checks what is claimed then.
 func (s *sim) end() {
 	s.rng, s.calm, s.lossPct, s.at = newSimRand(uint64(s.script.seed)), true, 0, len(s.script.steps)
+	s.parted()
 	for _, x := range s.nodes {
 		x.group = 0
 		if !x.up && !x.killed {
@@ -180,8 +270,8 @@ func (s *sim) end() {
 		}
 	}
 	for _, x := range s.nodes {
-		x.inbox = append(x.inbox, x.lost...)
-		x.lost = nil
+		x.inbox = append(append(x.inbox, x.lost...), x.hidden...)
+		x.lost, x.hidden = nil, nil
 	}
 	s.settle()
 	s.converged("after healing")
@@ -191,7 +281,7 @@ func (s *sim) end() {
 			if y == s.bad || i > 1 {
 				continue
 			}
-			n := y.m.cut(y.m.head)
+			n := y.buildOn()
 			if _, in := y.device(n); !in || !y.holds[n.ref] {
 				continue
 			}
@@ -209,6 +299,7 @@ func (s *sim) end() {
 		}
 	}
 	s.fresh()
+	s.joined()
 	s.readAll()
 	if s.conflict && !s.proof[s.liar.name] {
 		broken("2 evidence", "two finals conflict and nothing proves it")
@@ -281,7 +372,7 @@ func (s *sim) same(a *simNode, name string, m *Machine, when string) {
 	switch {
 	case a.m.head.ref != m.head.ref:
 		broken("1 convergence", "%s: head of %s is %s, of %s is %s", when, a.name, a.m.head.ref.Short(), name, m.head.ref.Short())
-	case a.m.final.ref != m.final.ref || a.m.era.ref != m.era.ref:
+	case a.m.final.ref != m.final.ref || a.m.era.eraNo != m.era.eraNo:
 		broken("1 convergence", "%s: final of %s is %s, of %s is %s", when, a.name, a.m.final.ref.Short(), name, m.final.ref.Short())
 	case a.m.SafeHead() != m.SafeHead():
 		broken("1 convergence", "%s: what to build on differs between %s and %s", when, a.name, name)
@@ -290,12 +381,7 @@ func (s *sim) same(a *simNode, name string, m *Machine, when string) {
 
 // fresh feeds everything to a new machine in another order: 1, 16.
 func (s *sim) fresh() {
-	var up *simNode
-	for _, x := range s.members {
-		if x.up {
-			up = x
-		}
-	}
+	up := s.upMember()
 	m, err := Unmarshal(up.cfg, s.founding)
 	if err != nil {
 		panic(err)
@@ -325,6 +411,11 @@ func (s *sim) live() bool {
 	}
 	if len(users) < 2 {
 		return false
+	}
+	for x := m.boundTo(m.serving()); x != nil && x != m.final && x.up != nil; x = x.up {
+		if x.listChange() && !x.final && !s.majority(x.policy.Sequencers) {
+			return false // a minority's vote may have made it final: it waits for its list, or for an era
+		}
 	}
 	list, _, _ := m.list(m.serving())
 	return s.majority(list)

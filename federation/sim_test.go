@@ -37,11 +37,14 @@ const (
 	opLie                  // the bad sequencer signs something
 	opBad                  // the bad member, or the server that swaps tags, acts
 	opOld                  // a module starts from an old backup
+	opRepost               // a module posts again what other servers hide
+	opJoin                 // somebody comes who sees nothing of the past but a proof
+	opHeirs                // heirs open an era
 	opCount
 )
 
 var simOpNames = [opCount]string{"pump", "pump-all", "time", "commit", "message", "crash", "restart", "split", "heal", "sync",
-	"loss", "lie", "bad", "old"}
+	"loss", "lie", "bad", "old", "repost", "join", "heirs"}
 
 type simStep struct {
 	op      simOp
@@ -61,6 +64,12 @@ type simFaults struct {
 	liar        bool // one sequencer signs what it should not
 	oldBackup   bool
 	killForGood bool
+	softFail    bool // servers hide some events until a module posts them again
+	newcomers   bool
+	heirs       bool
+	majority    bool // killed for good may be more than a majority survives
+	freeze      bool // on_partition
+	shortKeep   bool // modules drop what lies a few commits below the newest final
 }
 
 func (f simFaults) String() string {
@@ -69,7 +78,9 @@ func (f simFaults) String() string {
 		on   bool
 		name string
 	}{{f.crash, "crash"}, {f.split, "split"}, {f.loss, "loss"}, {f.eras, "eras"}, {f.listChange, "list-change"}, {f.badMember, "bad-member"},
-		{f.swapServer, "swap-server"}, {f.liar, "liar"}, {f.oldBackup, "old-backup"}, {f.killForGood, "killed"}} {
+		{f.swapServer, "swap-server"}, {f.liar, "liar"}, {f.oldBackup, "old-backup"}, {f.killForGood, "killed"},
+		{f.softFail, "soft-fail"}, {f.newcomers, "newcomers"}, {f.heirs, "heirs"}, {f.majority, "majority"}, {f.freeze, "freeze"},
+		{f.shortKeep, "short-keep"}} {
 		if x.on {
 			s += " " + x.name
 		}
@@ -81,7 +92,9 @@ func parseFaults(s string) (simFaults, error) {
 	var f simFaults
 	for _, w := range strings.Fields(s) {
 		on := map[string]*bool{"crash": &f.crash, "split": &f.split, "loss": &f.loss, "eras": &f.eras, "list-change": &f.listChange,
-			"bad-member": &f.badMember, "swap-server": &f.swapServer, "liar": &f.liar, "old-backup": &f.oldBackup, "killed": &f.killForGood}
+			"bad-member": &f.badMember, "swap-server": &f.swapServer, "liar": &f.liar, "old-backup": &f.oldBackup, "killed": &f.killForGood,
+			"soft-fail": &f.softFail, "newcomers": &f.newcomers, "heirs": &f.heirs, "majority": &f.majority, "freeze": &f.freeze,
+			"short-keep": &f.shortKeep}
 		if p := on[w]; p != nil {
 			*p = true
 		} else if _, err := fmt.Sscanf(w, "n=%d", &f.n); err != nil {
@@ -113,6 +126,12 @@ func simScriptOf(seed int64, steps int) simScript {
 	f.listChange = rng.Intn(3) == 0
 	f.oldBackup = f.crash && rng.Intn(6) == 0
 	f.killForGood = f.n > 2 && rng.Intn(6) == 0
+	f.softFail = rng.Intn(3) == 0
+	f.newcomers = rng.Intn(3) == 0
+	f.heirs = rng.Intn(6) == 0
+	f.majority = f.crash && f.n > 1 && (f.eras || f.heirs) && rng.Intn(2) == 0
+	f.freeze = rng.Intn(10) == 0
+	f.shortKeep = rng.Intn(4) == 0 && !f.eras && !f.heirs // an era may begin below what is kept
 	return simScript{seed: seed, faults: f, steps: simSteps(rng, f, steps)}
 }
 
@@ -135,6 +154,15 @@ func simSteps(rng *rand.Rand, f simFaults, steps int) []simStep {
 	}
 	if f.oldBackup {
 		weights[opOld] = 1
+	}
+	if f.softFail {
+		weights[opRepost] = 2
+	}
+	if f.newcomers {
+		weights[opJoin] = 1
+	}
+	if f.heirs {
+		weights[opHeirs] = 3
 	}
 	total := 0
 	for _, w := range weights {
@@ -166,9 +194,13 @@ type simNode struct {
 	rate   int // its clock's speed, in percent
 	offset time.Duration
 
-	inbox   []int // events on their way
-	lost    []int // events it has to get from others
-	fresh   []int // taken in since the disk was written
+	inbox   []int        // events on their way
+	lost    []int        // events it has to get from others
+	hidden  []int        // events its server does not show until they are posted again
+	sum     uint64       // of the events in the machine
+	in      map[int]bool // these events, if sum says so
+	untold  bool         // the machine may hold more than sum says
+	fresh   []int        // taken in since the disk was written
 	has     map[int]bool
 	blob    []byte
 	old     []byte // a backup
@@ -193,6 +225,12 @@ type simNode struct {
 
 type simFinal struct{ era, final Ref }
 
+// simOutcome is what everyone who holds the same set of events must see.
+type simOutcome struct {
+	name                   string
+	head, safe, final, era Ref
+}
+
 type simMessage struct {
 	author *simNode
 	epochs []Ref // first and later ones, under the same message id
@@ -214,7 +252,9 @@ type sim struct {
 	era      map[Ref]Ref // base of the era a commit lies in
 	cannot   map[Ref]string
 	someCan  map[Ref]int
-	finals   map[Ref]Ref // deepest final anyone saw, by era
+	finals   map[Ref]Ref           // deepest final anyone saw, by era
+	outcome  map[uint64]simOutcome // of a set of events, for whoever holds it first
+	late     []*simNode            // newcomers
 	msgs     []*simMessage
 	verify   map[Ref]string
 	nextRef  int
@@ -233,6 +273,7 @@ type sim struct {
 	base     Base
 	founding []byte // a client's machine before anything happened
 	redone   []uint32
+	rootList List
 
 	// figures
 	stats simStats
@@ -240,7 +281,7 @@ type sim struct {
 
 type simStats struct {
 	commits, finals, takeovers, provisionals, lists, eras, bads, crashes, evidence, events int
-	retired, messages, resent                                                              int
+	retired, messages, resent, joined, heirs, overridden, compared                         int
 }
 
 // simSigned is what an honest module is held to.
@@ -287,7 +328,7 @@ var simKeys = func() map[string]ed25519.PrivateKey {
 func newSim(script simScript, without rule) *sim {
 	s := &sim{script: script, without: without, commits: map[Ref]*Commit{}, depth: map[Ref]int{}, era: map[Ref]Ref{}, cannot: map[Ref]string{},
 		someCan: map[Ref]int{}, finals: map[Ref]Ref{}, verify: map[Ref]string{}, proof: map[string]bool{},
-		chainOf: map[string]map[uint64]Ref{}, signed: map[string]*simSigned{}, root: testRef("sim root")}
+		outcome: map[uint64]simOutcome{}, chainOf: map[string]map[uint64]Ref{}, signed: map[string]*simSigned{}, root: testRef("sim root")}
 	s.rng = rand.New(rand.NewSource(script.seed))
 	n := script.faults.n
 	users := []string{"alice", "bob", "carol", "dave"}
@@ -295,21 +336,30 @@ func newSim(script simScript, without rule) *sim {
 	for i := range n {
 		policy.Sequencers = append(policy.Sequencers, testSequencerOf(fmt.Sprintf("s%d", i+1)))
 	}
+	if script.faults.heirs {
+		policy.Heirs = []Heir{{"bob", "x2"}, {"carol", "x3"}, {"dave", "x4"}}
+	}
+	if script.faults.freeze {
+		policy.OnPartition = OnPartitionFreeze
+	}
 	base := Base{Ref: s.root, GroupID: []byte("group"), Suite: 1, Policy: policy}
 	for i, u := range users {
 		base.Leaves = append(base.Leaves, Leaf{Index: uint32(i), User: u, Key: leafKey(uint32(i))})
 	}
 	s.base = base
-	s.nextIdx = uint32(len(users))
+	s.nextIdx, s.rootList = uint32(len(users)), policy.Sequencers
 	s.era[s.root] = s.root
 	add := func(name string, cfg Config) *simNode {
 		cfg.Room, cfg.Verify, cfg.without, cfg.verified = simRoom, simVerify, without, s.verify
 		cfg.Limits = Limits{Keep: 1000, ByAuthor: 1000, Children: 1000, Waiting: 4096, Receipts: 1 << 20}
+		if script.faults.shortKeep && cfg.Self != nil {
+			cfg.Limits.Keep = 3
+		}
 		m, err := New(cfg, base)
 		if err != nil {
 			panic(err)
 		}
-		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, rate: 90 + s.rng.Intn(21),
+		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, in: map[int]bool{}, rate: 90 + s.rng.Intn(21),
 			offset: time.Duration(s.rng.Intn(1000)) * time.Second, finalAt: simFinal{s.root, s.root}}
 		s.persist(x)
 		x.old = x.blob
@@ -346,6 +396,13 @@ func newSim(script simScript, without rule) *sim {
 	return s
 }
 
+func pub(x *simNode) []byte {
+	if !x.module {
+		return nil
+	}
+	return x.cfg.Self.Key.Public().(ed25519.PublicKey)
+}
+
 func testSequencerOf(name string) Sequencer {
 	return Sequencer{Server: name, User: "@mls:" + name, ReceiptKey: simKeys[name].Public().(ed25519.PublicKey)}
 }
@@ -376,6 +433,8 @@ func (s *sim) spread(from *simNode, id int) {
 		switch {
 		case x == from:
 			x.inbox = append(x.inbox, id) // its own server always has it
+		case s.script.faults.softFail && !s.calm && s.rng.Intn(8) == 0:
+			x.hidden = append(x.hidden, id)
 		case x.group != from.group || s.rng.Intn(100) < s.lossPct:
 			x.lost = append(x.lost, id)
 		default:
@@ -530,6 +589,14 @@ func (s *sim) step(st simStep) {
 		s.lie(st)
 	case opBad:
 		s.misbehave(st)
+	case opRepost:
+		s.repost(s.modules[int(st.a)%len(s.modules)])
+	case opJoin:
+		if len(s.late) < 3 {
+			s.join(s.modules[int(st.a)%len(s.modules)])
+		}
+	case opHeirs:
+		s.heirsEra(member, st.b%4 == 0)
 	case opOld:
 		x := s.modules[int(st.a)%len(s.modules)]
 		if st.b%3 > 0 {
@@ -543,7 +610,7 @@ func (s *sim) step(st simStep) {
 			x.lost = append(x.lost, x.inbox...)
 			slices.Sort(x.lost)
 			x.lost = slices.Compact(x.lost)
-			x.has, x.blob, x.inbox = map[int]bool{}, x.old, nil
+			x.has, x.blob, x.inbox, x.untold = map[int]bool{}, x.old, nil, true
 			s.restart(x)
 		}
 	}
@@ -558,8 +625,13 @@ func (s *sim) die(x *simNode) {
 	for _, id := range x.fresh {
 		delete(x.has, id)
 		x.inbox = append(x.inbox, id)
+		x.takeOut(id)
 	}
 	x.fresh = nil
+	if s.script.faults.majority && x.module && s.rng.Intn(3) == 0 {
+		x.killed = true
+		return
+	}
 	if s.script.faults.killForGood && x.module && !s.quorumWithout(x) {
 		return
 	}
@@ -637,6 +709,7 @@ func (s *sim) feed(x *simNode, id int) {
 	if !x.has[id] {
 		x.has[id] = true
 		x.fresh = append(x.fresh, id)
+		x.putIn(id)
 	}
 	s.carryOut(x, acts)
 }
@@ -728,5 +801,21 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 
 func (s *sim) send(x *simNode, r Receipt) {
 	s.judge(x, r)
-	x.posted = append(x.posted, s.post(x, r))
+	id := s.post(x, r)
+	x.posted = append(x.posted, id)
+	x.putIn(id) // its machine has it before the room
+}
+
+func (x *simNode) putIn(id int) {
+	if !x.in[id] {
+		x.in[id] = true
+		x.sum ^= (&fastSource{uint64(id)}).Uint64()
+	}
+}
+
+func (x *simNode) takeOut(id int) {
+	if x.in[id] && !slices.Contains(x.posted, id) {
+		delete(x.in, id)
+		x.sum ^= (&fastSource{uint64(id)}).Uint64()
+	}
 }

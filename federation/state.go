@@ -244,6 +244,9 @@ func (c *codec) lastVote(v *LastVote) {
 	c.ballot(&v.Ballot)
 	c.ref(&v.Ref)
 	slice(c, &v.Proofs, c.proof)
+	if c.version >= 4 {
+		c.u64(&v.Epoch)
+	}
 }
 
 func (c *codec) promise(p *Promise) {
@@ -346,8 +349,8 @@ type savedOwn struct {
 }
 
 // Version 2 added the promises that an own ballot was opened with, version 3
-// the proof chain of what was dropped.
-const stateVersion = 3
+// the proof chain of what was dropped, version 4 the epochs of last votes.
+const stateVersion = 4
 
 func (c *codec) state(s *saved) {
 	version := uint32(stateVersion)
@@ -658,7 +661,10 @@ func (m *Machine) compact() []Ref {
 	to.up, to.c, to.reject = nil, nil, nil
 	to.changes, to.whole, to.eraBase = table, true, to
 	to.sets = to.config == to.ref
-	m.base, m.complete = to, false
+	m.base, m.complete, m.refounded = to, false, false
+	for _, n := range m.order[1:] {
+		m.refounded = m.refounded || n.c.Founding != nil
+	}
 	if m.era.depth <= to.depth {
 		m.era = to
 	}
@@ -701,7 +707,7 @@ func (m *Machine) dropReceipts(kept map[Ref]bool) {
 				promises = append(promises, p)
 			}
 		}
-		rs.accepts, rs.votes, rs.promises = accepts, votes, promises
+		rs.accepts, rs.votes, rs.promises, rs.fresh = accepts, votes, promises, nil
 	}
 	for config := range m.own {
 		if !kept[config] {

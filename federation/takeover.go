@@ -6,7 +6,9 @@ const (
 	maxBackOff   = 4       // waits double at most this often: 16 ×
 	maxRoundJump = 1 << 20 // a request this many rounds ahead is not answered: rounds must not run out
 	provisional  = 2       // own promises in sequence that q did not answer, before provisional accepts
-	maxReadies   = 12      // ready receipts of one module for one list change and process
+	maxReports   = 64      // modules whose reports of an own receipt are kept
+	maxReadies   = 12      // ready receipts of one module for one list change and process that nothing asked for
+	maxReadyWait = 8 * time.Hour
 )
 
 // turn is this process' view of whose turn it is under a list. A restart starts
@@ -94,16 +96,22 @@ func (m *Machine) acceptable(n *node) bool {
 
 // stalled reports whether a commit waits, or a votable one is not final. With
 // ours set, what no ballot helps does not count: a list change whose sequencers
-// are not ready any more, and what lies below it once a ballot is bound to it.
+// are not ready any more, and all else once a ballot is bound to that.
 func (m *Machine) stalled(config Ref, ours bool) bool {
-	bound := false
-	for x := m.head; x != nil && x != m.final; x = x.up {
-		if x.governing() != config || !x.votable || x.final {
-			continue
+	if ours {
+		if n := m.boundTo(config); n != nil {
+			for x := n; x != nil && x != m.final && x.governing() == config; x = x.up {
+				if x.listChange() && !x.final && !m.listReady(x) {
+					return false
+				}
+			}
+			if !m.head.extends(n) {
+				return !n.final
+			}
 		}
-		if ours && x.listChange() && !m.listReady(x) {
-			bound = bound || m.binds(config, x)
-		} else if !bound {
+	}
+	for x := m.head; x != nil && x != m.final; x = x.up {
+		if x.governing() == config && x.votable && !x.final && !(ours && x.listChange() && !m.listReady(x)) {
 			return true
 		}
 	}
@@ -124,19 +132,21 @@ func (m *Machine) stalled(config Ref, ours bool) bool {
 	return false
 }
 
-// binds reports whether the highest ballot accepted in had to extend n.
-func (m *Machine) binds(config Ref, n *node) bool {
+// boundTo returns what the highest ballot accepted in had to extend, nil if there
+// is none.
+func (m *Machine) boundTo(config Ref) *node {
 	rs := m.lists[config]
 	if rs == nil || !m.keeps(ruleBallotBase) {
-		return false
+		return nil
 	}
 	top, _ := rs.highest()
+	var out *node
 	for _, v := range rs.in(top) {
-		if v.from.extends(n) {
-			return true
+		if out == nil || v.from.depth > out.depth {
+			out = v.from
 		}
 	}
-	return false
+	return out
 }
 
 // takeoverWait is the wait of a rank after the owner of the current ballot.
@@ -245,33 +255,57 @@ func (m *Machine) announceReady(b *batch) bool {
 			continue
 		}
 		rank, ok := m.rankIn(n.ref)
-		if !ok || m.readied[n.ref] >= maxReadies || !m.space(n.ref, 1) {
+		if !ok || !m.space(n.ref, 1) {
 			continue
 		}
-		others, fresh := 0, false
+		var own *heldReady
+		others, newest := 0, time.Duration(0)
 		for _, r := range m.receiptsOf(n.ref).readies {
 			switch age := m.now - r.age.since; {
 			case !r.age.on:
 			case r.Member == rank:
-				fresh = age < readyMaxAge/2
+				own = r
 			case age <= readyMaxAge:
 				others++
+				newest = max(newest, r.age.since)
 			}
 		}
-		if fresh {
-			continue
+		said := m.readied[n.ref]
+		if own != nil {
+			age := m.now - own.age.since
+			if age < readyMaxAge/2 {
+				continue
+			}
+			// It answers another who says so after that, and an owner who accepts the
+			// change anew. Unasked it says so ever more rarely.
+			if newest-own.age.since < readyMaxAge/2 && !(n.acc.ballot && said.ballot.Less(n.acc.highest)) {
+				if said.count >= maxReadies || age < said.wait() {
+					continue
+				}
+				said.count++
+			}
 		}
 		if old, ok := m.rankIn(config); ok && m.ownState(config).promised.Rank == old {
 			if q := n.policy.Sequencers.Quorum(); others >= q || others+1 < q {
 				continue
 			}
 		}
-		m.readied[n.ref]++
+		said.ballot = n.acc.highest
+		m.readied[n.ref] = said
 		m.sign(b, &Ready{Config: n.ref, Member: rank})
 		return true
 	}
 	return false
 }
+
+// readied is what this process said of its own for a list change.
+type readied struct {
+	count  int    // ready receipts after the first that nothing asked for
+	ballot Ballot // in which the change was accepted then
+}
+
+// wait is how long after its last ready receipt a module says so again unasked.
+func (r readied) wait() time.Duration { return min(readyMaxAge/2<<r.count, maxReadyWait) }
 
 // candidate reports whether a list change is accepted, or could be next. An
 // accepted one may have been voted for, and binds, though a sibling has the head.
@@ -290,8 +324,8 @@ func (m *Machine) wakes(f func(time.Duration)) {
 	for _, n := range m.order {
 		if n.listChange() && !n.final {
 			for _, r := range m.receiptsOf(n.ref).readies {
-				if r.age.on && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
-					f(r.age.since + readyMaxAge/2)
+				if said := m.readied[n.ref]; r.age.on && said.count < maxReadies && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
+					f(r.age.since + said.wait())
 				}
 			}
 		}

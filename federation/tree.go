@@ -438,7 +438,15 @@ func (m *Machine) list(config Ref) (List, *node, bool) {
 
 // room reports whether another child of n that no receipt names is kept.
 func (m *Machine) room(n *node, author string) error {
-	total, own := 0, 0
+	total, own, all := 0, 0, 0
+	for _, x := range m.order {
+		if x.c != nil && !x.acc.any() {
+			all++
+		}
+	}
+	if all >= m.cfg.Limits.Unnamed {
+		return refuse(RuleTooMany, n.ref, "%d commits wait that no receipt names", all)
+	}
 	for _, k := range n.kids {
 		if k.acc.any() {
 			continue

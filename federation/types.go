@@ -174,7 +174,7 @@ type Founding struct {
 }
 
 // Event is an input of Step: *Commit, *Accept, *Vote, *Promise, *Ready,
-// *Applied, *Rejected or Resume.
+// *Applied, *Rejected, Reported or Resume.
 type Event interface{ event() }
 
 // Commit is a commit that the caller validated against its parent's tree.
@@ -218,6 +218,17 @@ type Commit struct {
 // start, and may sign again.
 type Resume struct{}
 
+// Reported tells a module's machine that another module, By by its receipt key,
+// reports the receipt with this counter as the newest of Key (its P.head names the
+// newest receipt of each). Once q - 1 modules of the list in force report a receipt
+// of the own key that this machine did not make, the key is retired, even if none
+// of them can show the receipt: this machine then runs on an old disk.
+type Reported struct {
+	By, Key []byte
+	Counter uint64
+}
+
+func (Reported) event()  {}
 func (*Commit) event()   {}
 func (*Accept) event()   {}
 func (*Vote) event()     {}
@@ -332,6 +343,7 @@ type Limits struct {
 	Waiting  int // commits with unknown ancestors, and as many waiting receipts and statements; default 256
 	Children int // children of one commit that no receipt names; default 64
 	ByAuthor int // of these, by one user; default 8
+	Unnamed  int // commits that no receipt names, in all; default 1024
 	Keep     int // commits kept below the newest final; default 64
 	Receipts int // receipts kept for one list; default 8192
 	List     int // sequencers in a list; default 16
@@ -348,6 +360,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Waiting, 256)
 	def(&l.Children, 64)
 	def(&l.ByAuthor, 8)
+	def(&l.Unnamed, 1024)
 	def(&l.Keep, 64)
 	def(&l.Receipts, 8192)
 	def(&l.List, 16)

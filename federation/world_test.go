@@ -182,6 +182,9 @@ func (w *world) vote(name, by string, ballot Ballot, proofs []Proof) *Vote {
 
 func (w *world) promise(config, by string, ballot Ballot, last *LastVote) *Promise {
 	p := &Promise{Config: testRef(config), Ballot: ballot, LastVote: last, Chain: w.link(by)}
+	if last != nil {
+		last.Epoch = w.epochs[w.names[last.Ref]]
+	}
 	for i, s := range w.lists[config] {
 		if s == by {
 			p.Promiser = uint32(i)

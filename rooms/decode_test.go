@@ -118,7 +118,7 @@ func contents() map[string]struct {
 	snapshot := Snapshot{File: &file, TreeHash: Bytes{1}, AtCommit: h}
 	admission := Admission{Room: testRoom, Group: Bytes{1}, User: bob, MasterKey: EncodeBase64(make([]byte, 32)), Ref: h, Leaf: 1, Sig: sig}
 	vote := VoteContent{ReceiptBase: base, Ballot: Ballot{2, 1}, Ref: h, Event: "$e", Proofs: []Proof{{Applied: &applied}, {Commit: h}}}
-	promise := PromiseContent{ReceiptBase: base, Ballot: Ballot{2, 1}, Last: &LastVote{Ballot: Ballot{1, 0}, Ref: h, Proofs: []Proof{{Commit: h}}}}
+	promise := PromiseContent{ReceiptBase: base, Ballot: Ballot{2, 1}, Last: &LastVote{Ballot: Ballot{1, 0}, Ref: h, Epoch: 7, Proofs: []Proof{{Commit: h}}}}
 	event := &EventRef{Ref: h, Event: "$e", Epoch: 4}
 	any2 := func(v any, err error) (any, error) { return v, err }
 	return map[string]row{

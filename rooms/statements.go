@@ -116,7 +116,7 @@ func PromiseOf(p *federation.Promise) *PromiseContent {
 func promiseOf(p *federation.Promise) PromiseContent {
 	c := PromiseContent{ReceiptBase: baseOf(p.Config, p.Promiser, p.Chain, p.Signature), Ballot: Ballot(p.Ballot)}
 	if l := p.LastVote; l != nil {
-		c.Last = &LastVote{Ballot: Ballot(l.Ballot), Ref: Hash(l.Ref), Proofs: proofsOf(l.Proofs)}
+		c.Last = &LastVote{Ballot: Ballot(l.Ballot), Ref: Hash(l.Ref), Epoch: l.Epoch, Proofs: proofsOf(l.Proofs)}
 	}
 	return c
 }
@@ -127,7 +127,7 @@ func (c *PromiseContent) Receipt() *federation.Promise {
 		Config: federation.Ref(c.Cfg), Ballot: federation.Ballot(c.Ballot), Promiser: c.Rank, Chain: c.chain(), Signature: c.Sig,
 	}
 	if l := c.Last; l != nil {
-		p.LastVote = &federation.LastVote{Ballot: federation.Ballot(l.Ballot), Ref: federation.Ref(l.Ref), Proofs: receiptProofs(l.Proofs)}
+		p.LastVote = &federation.LastVote{Ballot: federation.Ballot(l.Ballot), Ref: federation.Ref(l.Ref), Epoch: l.Epoch, Proofs: receiptProofs(l.Proofs)}
 	}
 	return p
 }
