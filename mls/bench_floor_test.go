@@ -143,7 +143,7 @@ func benchFloor(b *testing.B, f func(f *floor)) {
 func BenchmarkFloorCreate(b *testing.B) {
 	benchFloor(b, func(f *floor) {
 		f.verifyAll(2)
-		_ = forkJoin(2, func(int) error { f.seal(f.n / 2); return nil })
+		_ = forkJoin(8, func(i int) error { f.seal((i+1)*f.n/8 - i*f.n/8); return nil })
 		f.hash(2 * f.n)
 		f.schedule()
 		f.sign()
