@@ -278,6 +278,14 @@ func (h hashID) hmac(b, key []byte, parts ...[]byte) []byte {
 	return b
 }
 
+func totalLen(parts [][]byte) int {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	return n
+}
+
 var zeros [sha512.BlockSize]byte
 
 // hash returns the hash of the parts one after the other.
@@ -287,11 +295,7 @@ func (cs CipherSuite) hash(parts ...[]byte) []byte {
 	if len(parts) == 1 {
 		return h.sum(out, parts[0])
 	}
-	n := 0
-	for _, p := range parts {
-		n += len(p)
-	}
-	if n > 1024 {
+	if totalLen(parts) > 1024 {
 		d := h.new()
 		for _, p := range parts {
 			d.Write(p)
@@ -309,7 +313,7 @@ func (cs CipherSuite) hash(parts ...[]byte) []byte {
 // mac returns the suite's MAC over the parts (RFC 9420, Section 5.1).
 func (cs CipherSuite) mac(key secret, parts ...[]byte) []byte {
 	h := cs.suite().hash
-	if len(parts[0]) > 16<<10 {
+	if totalLen(parts) > 16<<10 {
 		// Long Commits are not copied.
 		m := hmac.New(h.new, key)
 		for _, p := range parts {

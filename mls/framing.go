@@ -246,21 +246,8 @@ func (ac *authenticatedContent) appendAuth(b []byte) []byte {
 	return b
 }
 
-// tbs is the FramedContentTBS of RFC 9420, Section 6.1.
-func (ac *authenticatedContent) tbs(groupContext []byte) []byte {
-	return ac.appendTBS(make([]byte, 0, ac.tbsSize(groupContext)), groupContext)
-}
-
-// tbsSize is at least the size of tbs.
-func (ac *authenticatedContent) tbsSize(groupContext []byte) int {
-	return 4 + ac.content.headerSize() + ac.content.bodySize() + len(groupContext)
-}
-
-func (ac *authenticatedContent) appendTBS(b, groupContext []byte) []byte {
-	b = ac.content.appendTo(ac.appendTBSHead(b))
-	return ac.appendTBSTail(b, groupContext)
-}
-
+// The FramedContentTBS of RFC 9420, Section 6.1, is a head, the content and a
+// tail.
 func (ac *authenticatedContent) appendTBSHead(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(MLS10))
 	return binary.BigEndian.AppendUint16(b, uint16(ac.wireFormat))
@@ -274,14 +261,19 @@ func (ac *authenticatedContent) appendTBSTail(b, groupContext []byte) []byte {
 	return b
 }
 
-// signed returns the SignContent over tbs (RFC 9420, Section 5.1.2). It is
-// built around the body where that is in ac.buf already: it may be long.
+// signed returns the SignContent over the FramedContentTBS (RFC 9420, Section
+// 5.1.2). It is built around the body where that is in ac.buf already: it may
+// be long.
 func (ac *authenticatedContent) signed(groupContext []byte) []byte {
 	c := &ac.content
 	size := c.bodySize()
+	header := c.headerSize()
+	if c.raw != nil {
+		header = len(c.raw) - size
+	}
 	buf, at := ac.buf, ac.bodyAt
 	if buf == nil {
-		at = signedRoom + 4 + c.headerSize()
+		at = signedRoom + 4 + header
 		// Behind the body there is room for the group context, or for what
 		// follows in a PrivateMessage.
 		buf = make([]byte, at, at+size+max(len(groupContext), privateRoom))
@@ -291,8 +283,12 @@ func (ac *authenticatedContent) signed(groupContext []byte) []byte {
 		}
 	}
 	b := ac.appendTBSTail(buf[:at+size], groupContext)
-	head := at - 4 - c.headerSize()
-	c.appendHeader(ac.appendTBSHead(b[:head]))
+	head := at - 4 - header
+	if h := ac.appendTBSHead(b[:head]); c.raw != nil {
+		copy(b[len(h):], c.raw[:header]) // as it was received
+	} else {
+		c.appendHeader(h)
+	}
 	var stack [signedRoom]byte
 	label := appendOpaqueVec(stack[:0], "MLS 1.0 "+framedContentLabel)
 	label = appendVarint(label, len(b)-head)
@@ -396,9 +392,19 @@ func (m *publicMessage) validate() error {
 	return nil
 }
 
+// tbm is the AuthenticatedContentTBM of RFC 9420, Section 6.2, in parts: what
+// was encoded or received already is not copied.
+func (ac *authenticatedContent) tbm(groupContext []byte) [][]byte {
+	raw := ac.content.raw
+	if raw == nil {
+		raw = ac.content.appendTo(nil)
+	}
+	return [][]byte{ac.appendTBSHead(nil), raw, ac.appendTBSTail(nil, groupContext), ac.appendAuth(nil)}
+}
+
 // membershipMAC is over the AuthenticatedContentTBM of RFC 9420, Section 6.2.
 func (ac *authenticatedContent) membershipMAC(cs CipherSuite, key secret, groupContext []byte) []byte {
-	return cs.mac(key, ac.tbs(groupContext), ac.appendAuth(nil))
+	return cs.mac(key, ac.tbm(groupContext)...)
 }
 
 // verifyMembershipTag verifies the tag of a member's message; others have none.
@@ -409,7 +415,7 @@ func (m *publicMessage) verifyMembershipTag(cs CipherSuite, key secret, groupCon
 	if len(m.membershipTag) != cs.HashLen() {
 		return invalid("framing/membership-tag-truncated", "6.2", "membership tag of %d bytes, want %d", len(m.membershipTag), cs.HashLen())
 	}
-	if !cs.verifyMAC(key, m.membershipTag, m.auth.tbs(groupContext), m.auth.appendAuth(nil)) {
+	if !cs.verifyMAC(key, m.membershipTag, m.auth.tbm(groupContext)...) {
 		return invalid("framing/membership-tag-wrong", "6.2", "membership tag does not match")
 	}
 	return nil

@@ -277,6 +277,21 @@ func (cs CipherSuite) generateKeyPair(rand io.Reader) (hpkePrivateKey, HPKEPubli
 	return cs.deriveKeyPair(ikm)
 }
 
+// ephemeralKeyPair makes a key pair of a DHKEM that is used once. For X25519 and
+// X448 any bytes are a private key, and nothing has to be derived from them.
+func (cs CipherSuite) ephemeralKeyPair(rand io.Reader) (hpkePrivateKey, HPKEPublicKey, error) {
+	k := cs.suite().kem
+	if k.curve != nil {
+		return cs.generateKeyPair(rand)
+	}
+	sk := make(secret, k.nsk)
+	if _, err := io.ReadFull(rand, sk); err != nil {
+		return nil, nil, fmt.Errorf("mls: reading randomness: %w", err)
+	}
+	pub, err := k.public(sk)
+	return sk, pub, err
+}
+
 // publicKey returns the public key of a private key.
 func (cs CipherSuite) publicKey(priv hpkePrivateKey) (HPKEPublicKey, error) {
 	return cs.suite().kem.public(priv)
@@ -309,7 +324,7 @@ func (cs CipherSuite) encap(pub HPKEPublicKey, rand io.Reader) (enc []byte, shar
 	if k.pq != nil {
 		return k.pq.encap(pub, rand)
 	}
-	eph, enc, err := cs.generateKeyPair(rand)
+	eph, enc, err := cs.ephemeralKeyPair(rand)
 	if err != nil {
 		return nil, nil, err
 	}
