@@ -88,7 +88,7 @@ type Options struct {
 	Monotonic func() time.Duration
 	Rand      io.Reader
 	// OnSeal is mls.Config.OnSeal: a test records message keys by it.
-	OnSeal func(key, nonce, plaintext []byte)
+	OnSeal func(use, content [32]byte)
 }
 
 // Errors that callers branch on.

@@ -1,10 +1,8 @@
 package client
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -180,8 +178,7 @@ func (w *world) apart(n int, change func(p *rooms.Policy)) (room id.RoomID, user
 // sealed records every key and nonce that encrypts, over all devices, branches,
 // restarts and rollbacks. None may encrypt two things. The same again is what a
 // crash before the ratchet was durable makes: the first never left.
-func (w *world) sealed(key, nonce, plaintext []byte) {
-	at, what := sha256.Sum256(slices.Concat(key, nonce)), sha256.Sum256(plaintext)
+func (w *world) sealed(at, what [32]byte) {
 	w.sealMu.Lock()
 	defer w.sealMu.Unlock()
 	if old, again := w.seals[at]; again && old != what {

@@ -48,10 +48,11 @@ type Config struct {
 	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
 	PaddingSize int
 
-	// OnSeal, in tests, is told of every key and nonce of the secret tree that
-	// encrypts, before the reuse guard, and of what is encrypted with it. It keeps
-	// nothing of them but hashes: they are secrets, and overwritten afterwards.
-	OnSeal func(key, nonce, plaintext []byte)
+	// OnSeal, in tests, is told of each use of a message key: use is SHA-256 over
+	// the key and the nonce before the reuse guard, and stands for one place in a
+	// secret tree; content is SHA-256 over what is encrypted. Nobody may see two
+	// contents under one use, whatever branches, restarts and restores there were.
+	OnSeal func(use, content [32]byte)
 }
 
 // An Authenticator is the application's end of the Authentication Service
@@ -74,7 +75,7 @@ func (c *Config) rand() io.Reader {
 	return c.Rand
 }
 
-func (c *Config) onSeal() func(key, nonce, plaintext []byte) {
+func (c *Config) onSeal() func(use, content [32]byte) {
 	if c == nil {
 		return nil
 	}

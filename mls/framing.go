@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -485,7 +486,7 @@ const privateRoom = 128
 // protectPrivate encrypts a member's signed content, and moves its ratchet on.
 // It returns a whole MLSMessage. The content is padded to a multiple of
 // paddingSize.
-func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, senderDataSecret secret, lim *Limits, paddingSize int, rand io.Reader, onSeal func(key, nonce, plaintext []byte)) ([]byte, error) {
+func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, senderDataSecret secret, lim *Limits, paddingSize int, rand io.Reader, onSeal func(use, content [32]byte)) ([]byte, error) {
 	c := &ac.content
 	if c.sender.Type != SenderTypeMember {
 		return nil, invalid("framing/private-from-nonmember", "6.3.2", "only members can send a PrivateMessage")
@@ -536,7 +537,10 @@ func protectPrivate(cs CipherSuite, ac *authenticatedContent, st *secretTree, se
 		return nil, err
 	}
 	if onSeal != nil {
-		onSeal(key, nonce, b[start:])
+		h := sha256.New()
+		h.Write(key)
+		h.Write(nonce)
+		onSeal([32]byte(h.Sum(nil)), sha256.Sum256(b[start:]))
 	}
 	for i := range guard {
 		nonce[i] ^= guard[i]

@@ -1,17 +1,13 @@
 package mls
 
-import (
-	"bytes"
-	"testing"
-)
+import "testing"
 
 func TestOnSealSeesEveryMessageKeyOnce(t *testing.T) {
-	var keys [][]byte
-	cfg := &Config{OnSeal: func(key, nonce, plaintext []byte) {
-		if !bytes.Contains(plaintext, []byte("the same")) {
-			t.Errorf("told of %q", plaintext)
-		}
-		keys = append(keys, append(bytes.Clone(key), nonce...))
+	contents := make(map[[32]byte]int)
+	uses := make(map[[32]byte]int)
+	cfg := &Config{OnSeal: func(use, content [32]byte) {
+		uses[use]++
+		contents[content]++
 	}}
 	cs := CipherSuite(1)
 	key, err := GenerateSignatureKey(cs, cfg.rand())
@@ -27,7 +23,9 @@ func TestOnSealSeesEveryMessageKeyOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(keys) != 3 || bytes.Equal(keys[0], keys[1]) || bytes.Equal(keys[1], keys[2]) {
-		t.Errorf("told of %d keys, want 3 different ones", len(keys))
+	// Each message has a key of its own. What is encrypted differs with the
+	// group context only, and Ed25519 signs alike.
+	if len(uses) != 3 || len(contents) != 1 {
+		t.Errorf("told of %d keys and %d contents, want 3 and 1", len(uses), len(contents))
 	}
 }
