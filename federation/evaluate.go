@@ -238,7 +238,10 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 				continue // fetched; the accept waits
 			case !ok:
 				n = nil // what is held begins above it: it binds to nothing that is not final
-			case (m.complete || n != m.base && !n.final) && !(n.votable && m.backed(rs, v.Ballot, n)):
+			case !m.complete && n == m.base, n.votable && m.backed(rs, v.Ballot, n):
+			case !m.complete && n.final:
+				n = nil // its accept may have been dropped, or be a lie: it binds to nothing
+			default:
 				continue
 			}
 		}

@@ -100,11 +100,10 @@ type Promise struct {
 type LastVote struct {
 	Ballot Ballot
 	Ref    Ref
+	// Epoch of Ref: who dropped old commits tells by it whether the commit is one
+	// of them or is still to come.
+	Epoch  uint64
 	Proofs []Proof
-
-	// Epoch of Ref, a hint, not signed: who dropped old commits tells by it whether
-	// the commit is one of them or is still to come.
-	Epoch uint64
 }
 
 // Ready says that a sequencer of the list that the commit Config would set is
@@ -242,6 +241,7 @@ func (p *Promise) SignedBytes(s Scope) []byte {
 	if p.LastVote != nil {
 		w.ballot(p.LastVote.Ballot)
 		w.ref(p.LastVote.Ref)
+		w.u64(p.LastVote.Epoch)
 		w.proofs(p.LastVote.Proofs)
 	}
 	w.chain(p.Chain)

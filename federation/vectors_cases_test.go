@@ -268,6 +268,34 @@ func toldHere(t *testing.T) []VectorCase {
 	add("told-newcomer", "begins at a commit whose receipts it does not hold", late, ca, cb, w.accept("a", "s1", Ballot{}, false, nil),
 		pr[0], pr[1], w.accept("b", "s2", Ballot{Round: 1, Rank: 1}, false, pr), w.applied("b", "carol"), w.vote("b", "s2", Ballot{Round: 1, Rank: 1}, nil),
 		w.vote("b", "s3", Ballot{Round: 1, Rank: 1}, nil), w.vote("a", "s1", Ballot{}, nil))
+
+	// The same beginning, and a liar's promise that tells of a last vote for what
+	// is final, in a ballot that never was: it sets nothing aside.
+	w = newWorld()
+	late = w.base(three, []string{"alice"}, users)
+	w.commit("a", "root", "alice", commitSpec{})
+	late.Ref, late.Epoch, late.Config = testRef("a"), 1, testRef("root")
+	evs = []Event{w.commit("b", "a", "bob", commitSpec{}), w.accept("b", "s1", Ballot{}, false, nil), w.applied("b", "carol"),
+		w.vote("b", "s1", Ballot{}, nil), w.vote("b", "s3", Ballot{}, nil),
+		w.commit("c", "b", "carol", commitSpec{}), w.commit("x", "b", "alice", commitSpec{}), w.accept("c", "s1", Ballot{}, false, nil),
+		w.applied("c", "bob"), w.applied("x", "bob")}
+	pr = []*Promise{
+		w.promise("root", "s2", Ballot{Round: 2, Rank: 2}, &LastVote{Ref: testRef("c")}),
+		w.promise("root", "s3", Ballot{Round: 2, Rank: 2}, &LastVote{Ballot: Ballot{Round: 1}, Ref: testRef("b")}),
+	}
+	evs = append(evs, w.accept("x", "s3", Ballot{Round: 2, Rank: 2}, false, pr))
+	add("told-newcomer-lie", "a promise that tells of a vote nobody could cast, seen from above the root", late, evs...)
+
+	// A last vote for a commit that is still to come does not count, one for a
+	// commit below the base does.
+	evs = slices.Clone(evs)
+	w.commit("later", "b", "alice", commitSpec{})
+	for i, name := range []string{"later", "root"} {
+		b := Ballot{Round: uint64(3 + i), Rank: 2}
+		evs = append(evs, w.accept([]string{"x", "c"}[i], "s3", b, false, []*Promise{
+			w.promise("root", "s2", b, &LastVote{Ref: testRef(name)}), w.promise("root", "s3", b, nil)}))
+	}
+	add("told-newcomer-waits", "promises that report commits which are not held", late, evs...)
 	return out
 }
 

@@ -55,7 +55,7 @@ type VoteContent struct {
 type LastVote struct {
 	Ballot Ballot  `json:"ballot"`
 	Ref    Hash    `json:"ref"`
-	Epoch  uint64  `json:"epoch,omitempty"` // of ref: a hint, not signed
+	Epoch  uint64  `json:"epoch"` // of ref
 	Proofs []Proof `json:"proofs,omitempty"`
 }
 

@@ -134,8 +134,9 @@ class Receipt:
             need(self.ballot[0] > 0)
             body += ballot_bytes(self.ballot) + u32(self.rank) + u8("last" in c)
             if "last" in c:
-                self.last, (self.statements, proofs) = (ballot_of(c["last"]), ref_of(c["last"], "ref")), proofs_of(c["last"].get("proofs", []))
-                body += ballot_bytes(self.last[0]) + self.last[1] + proofs
+                last, (self.statements, proofs) = c["last"], proofs_of(c["last"].get("proofs", []))
+                self.last = ballot_of(last), ref_of(last, "ref"), number(last, "epoch")
+                body += ballot_bytes(self.last[0]) + self.last[1] + u64(self.last[2]) + proofs
         else:
             body += u32(self.rank)
         self.signed = start(kind, room) + body + u64(counter) + prev
@@ -317,13 +318,12 @@ class Room:
         counted, best = set(), ((), base)
         for p in a.promises:
             n = self.nodes.get(p.last[1]) if p.last else None
-            if p.rank in counted or p.last and not n and self.whole:
-                continue
-            if n and (self.whole or n is not self.base and not n.final) and not (
-                    n.votable and any(top.extends(n) and n.extends(fr) for top, fr in valid.get(p.last[0], ()))):
+            backed = n and n.votable and any(top.extends(n) and n.extends(fr) for top, fr in valid.get(p.last[0], ()))
+            too_old = p.last and p.last[2] <= self.base.epoch and not self.refounded
+            if p.rank in counted or p.last and not backed and (self.whole or not (n is self.base or n.final if n else too_old)):
                 continue
             counted.add(p.rank)
-            if n:
+            if backed or n is self.base:
                 best = max(best, ((p.last[0], n.depth, [-x for x in n.ref]), n), key=lambda b: b[0])
         return best[1] if len(counted) >= self.quorum(cfg) else None
     def eras(self):
