@@ -573,7 +573,8 @@ func (m *Machine) Rekey() {
 }
 
 // NeedsVouching returns the commits that are waiting for a member to vouch, in
-// order of depth: accepted ones on the head, and eras that would count.
+// order of depth: accepted ones on the head, list changes beside it, which have
+// it only once they are final, and eras that would count.
 func (m *Machine) NeedsVouching() []Ref {
 	var out []Ref
 	for _, n := range m.order {
@@ -581,7 +582,7 @@ func (m *Machine) NeedsVouching() []Ref {
 		case n.c == nil || n.vouched:
 		case n.isEra() && m.eraValid(n):
 			out = append(out, n.ref)
-		case n.acc.any() && m.head.extends(n):
+		case n.acc.any() && (m.head.extends(n) || n.listChange() && m.head.extends(n.up) && n.up.extends(m.final)):
 			out = append(out, n.ref)
 		}
 	}

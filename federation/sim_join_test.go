@@ -201,7 +201,7 @@ func (s *sim) oneSuffices(x *simNode, side []*simNode) {
 		return
 	}
 	s.settle()
-	if !s.restless && !x.m.Accepted(c.Ref) {
-		broken("10 bounded censorship", "on its side of the network, %s reaches a sequencer, but its commit is %s", x.name, x.m.Status(c.Ref))
+	if !s.restless && x.m.head == n {
+		broken("10 bounded censorship", "on its side of the network, %s reaches a sequencer, but nothing is accepted on %s, where its commit is %s", x.name, n.ref.Short(), x.m.Status(c.Ref))
 	}
 }

@@ -37,6 +37,11 @@ var mutations = []struct {
 	{"quorum-of-votes", ruleVoteQuorum, parted},
 	{"takeover", ruleTakeover, nil},
 	{"window", ruleWindow, nil},
+	{"list-stop", ruleListStop, func(f *simFaults) { f.listChange = true }},
+	{"era-first", ruleEraFirst, func(f *simFaults) { f.eras = true }},
+	{"final-first", ruleFinalFirst, parted},
+	{"provisional", ruleProvisional, parted},
+	{"pinned-promises", rulePinnedPromises, parted},
 	{"ask-twice", ruleAskTwice, func(f *simFaults) { f.oldBackup, f.crash = true, true }},
 }
 
@@ -76,6 +81,7 @@ func search(t *testing.T, name string, without rule, want func(*simFaults)) {
 				sc.faults.n = max(3, sc.faults.n)
 				sc.faults.badMember, sc.faults.swapServer = false, false
 			}
+			sc.faults.shortKeep = sc.faults.shortKeep && !sc.faults.eras && !sc.faults.heirs
 			sc.faults.liar = sc.faults.liar && !sc.faults.badMember
 			sc.faults.swapServer = sc.faults.swapServer && !sc.faults.badMember
 			sc.steps = simSteps(newSimRand(uint64(seed)), sc.faults, *simCount)

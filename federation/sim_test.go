@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand"
 	"slices"
 	"strings"
@@ -204,8 +205,9 @@ type simNode struct {
 	has     map[int]bool
 	blob    []byte
 	old     []byte // a backup
-	posted  []int  // own receipts in the room
-	crash   int    // what happens at the next write that is followed by sending; 0: nothing
+	oldHas  map[int]bool
+	posted  []int // own receipts in the room
+	crash   int   // what happens at the next write that is followed by sending; 0: nothing
 	finalAt simFinal
 
 	// members
@@ -359,7 +361,7 @@ func newSim(script simScript, without rule) *sim {
 		if err != nil {
 			panic(err)
 		}
-		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, in: map[int]bool{}, rate: 90 + s.rng.Intn(21),
+		x := &simNode{name: name, cfg: cfg, m: m, up: true, has: map[int]bool{}, oldHas: map[int]bool{}, in: map[int]bool{}, rate: 90 + s.rng.Intn(21),
 			offset: time.Duration(s.rng.Intn(1000)) * time.Second, finalAt: simFinal{s.root, s.root}}
 		s.persist(x)
 		x.old = x.blob
@@ -600,7 +602,10 @@ func (s *sim) step(st simStep) {
 	case opOld:
 		x := s.modules[int(st.a)%len(s.modules)]
 		if st.b%3 > 0 {
-			x.old = x.blob
+			x.old, x.oldHas = x.blob, maps.Clone(x.has)
+			for _, id := range x.fresh {
+				delete(x.oldHas, id)
+			}
 		} else if x.up && !x.killed {
 			s.stats.crashes++
 			x.fresh = nil
@@ -609,8 +614,8 @@ func (s *sim) step(st simStep) {
 			}
 			x.lost = append(x.lost, x.inbox...)
 			slices.Sort(x.lost)
-			x.lost = slices.Compact(x.lost)
-			x.has, x.blob, x.inbox, x.untold = map[int]bool{}, x.old, nil, true
+			x.lost = slices.DeleteFunc(slices.Compact(x.lost), func(id int) bool { return x.oldHas[id] })
+			x.has, x.blob, x.inbox, x.untold = maps.Clone(x.oldHas), x.old, nil, true
 			s.restart(x)
 		}
 	}

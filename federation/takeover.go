@@ -122,11 +122,20 @@ func (m *Machine) stalled(config Ref, ours bool) bool {
 	if at.config != config {
 		return false
 	}
+	top, _ := m.receiptsOf(config).highest()
 	for _, k := range at.kids {
-		// Beside what holds it up, one that a lower ballot accepted waits as well:
-		// if the owner is gone, only a takeover brings it back.
-		if m.acceptable(k) && k != held && (held != nil || !k.acc.ballot) {
+		switch {
+		case k == held || !m.acceptable(k):
+		case !k.acc.ballot:
 			return true
+		case k.acc.highest.Less(top):
+			// Beside what holds it up, one that a lower ballot accepted waits as well:
+			// if the owner is gone, only a takeover brings it back.
+			if held != nil {
+				return true
+			}
+		case k.listChange() && k.votable && !k.final:
+			return true // the head may be its sibling
 		}
 	}
 	return false
