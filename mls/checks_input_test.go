@@ -56,7 +56,8 @@ func TestSignaturesThatAreNotQuiteDER(t *testing.T) {
 		for name, bad := range map[string][]byte{
 			"one number":                {0x30, 3, 2, 1, 1},
 			"three numbers":             {0x30, 9, 2, 1, 1, 2, 1, 1, 2, 1, 1},
-			"octets first":              {0x30, 9, 4, 1, 1, 2, 1, 1, 2, 1, 1},
+			"octets for the first":      {0x30, 6, 4, 1, 1, 2, 1, 1},
+			"octets and two numbers":    {0x30, 9, 4, 1, 1, 2, 1, 1, 2, 1, 1},
 			"octets for the second":     {0x30, 6, 2, 1, 1, 4, 1, 1},
 			"a set":                     {0x31, 6, 2, 1, 1, 2, 1, 1},
 			"a sequence, and then more": {0x30, 6, 2, 1, 1, 2, 1, 1, 0},

@@ -184,6 +184,20 @@ func TestStoredDeltasOfImpossibleTrees(t *testing.T) {
 	}
 }
 
+// A node of no kind in a stored delta is named as such.
+func TestStoredDeltasOfUnknownNodes(t *testing.T) {
+	cfg := testConfig(t)
+	g := newTestGroup(t, cfg, partsSuite, 5)[0]
+	_, next := mustCommit(t, g, CommitOptions{ForcePath: true})
+	for _, node := range [][]byte{{0, 0, 0, 1, 7}, {0, 0, 0, 1, nodeTypeLeaf}, {0, 0, 0, 0, nodeTypeParent}} {
+		delta := appendOpaqueVec([]byte{treeDeltaFormat, 0, 0, 0, 8}, node)
+		st := StoredGroup{Head: next.EpochHead(), Tree: g.RatchetTree(), Deltas: [][]byte{delta}, RatchetState: next.RatchetState()}
+		if _, err := st.Load(cfg); !hasRule(err, "codec/unknown-node-type") {
+			t.Errorf("node %x: %v", node, err)
+		}
+	}
+}
+
 // A stored secret tree has a size that there can be.
 func TestStoredSecretTreesOfImpossibleSize(t *testing.T) {
 	for _, n := range []uint32{0, 3, 1 << 31, 1<<32 - 1} {
