@@ -35,7 +35,7 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-install peer check fuzz-ci bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: lab-install peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
 	$(NICE) bin/testreport all
 
 .PHONY: test-fast
@@ -89,6 +89,12 @@ mutate: bin/mutate ## remove each validation of mls in turn; a test must notice
 	nice -n 15 bin/mutate ./mls
 mutate-ci: bin/mutate
 	$(NICE) bin/mutate -sample 10 -seed $(COMMIT) -p 2 ./mls
+
+.PHONY: cover
+cover: ## how much of mls its quick tests reach; at least 95 % of the statements
+	@mkdir -p bin
+	$(NICE) go test ./mls -short -count=1 -coverprofile=bin/mls.cover
+	@go tool cover -func=bin/mls.cover | awk '$$1 == "total:" {seen = 1; if ($$3 + 0 < 95) {print "only " $$3 " of mls is tested, want 95 %: go tool cover -html=bin/mls.cover"; exit 1}} END {if (!seen) exit 1}'
 
 .PHONY: soak
 soak: lab-install peer bin/testreport ## make test again and again (SOAK=10), to find what fails now and then

@@ -1,6 +1,6 @@
 // Mutate removes each validation of a package in turn and tells which ones no test misses.
 //
-//	mutate [-sample 10 -seed COMMIT] [-list] [-only TEXT] ./mls
+//	mutate [-sample 10 -seed COMMIT] [-list] [-only EXPRESSION] ./mls
 //
 // A validation is a condition whose body ends in a refusal: a call of invalid or fail, an error made there, or one of
 // the package's own (ErrName); or such a refusal that no condition stands before; or an if that hands on the error of a
@@ -10,7 +10,7 @@
 // notice that it is gone, and each mutant meets them, the quickest first, until one fails.
 //
 // It fails if a mutant survives that is not in the list of equivalent mutants (equivalent.txt), or if that list names
-// one that is gone or does not survive.
+// one that does not survive or, when all are tried, one that is gone.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ func main() {
 	sample := flag.Int("sample", 1, "try one mutant of this many")
 	seed := flag.String("seed", "", "chooses the sample, such as a commit's hash")
 	list := flag.Bool("list", false, "list the mutants and stop")
-	only := flag.String("only", "", "try only mutants whose description holds this text")
+	only := flag.String("only", "", "try only mutants whose description matches this expression")
 	workers := flag.Int("p", runtime.NumCPU(), "how many to try at a time")
 	equivalents := flag.String("equivalent", "tools/mutate/equivalent.txt", "the list of mutants that change nothing")
 	flag.Parse()
@@ -54,13 +55,17 @@ func run(folder string, sample int, seed string, list bool, only, equivalents st
 		return err
 	}
 	for key := range same {
-		if !slices.ContainsFunc(all, func(m *mutant) bool { return m.key() == key }) {
+		if sample == 1 && !list && !slices.ContainsFunc(all, func(m *mutant) bool { return m.key() == key }) {
 			return fmt.Errorf("%s names a mutant that is gone: %s", equivalents, key)
 		}
 	}
+	match, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
 	var chosen []*mutant
 	for _, m := range all {
-		if inSample(m, sample, seed) && strings.Contains(m.String(), only) {
+		if inSample(m, sample, seed) && match.MatchString(m.String()) {
 			chosen = append(chosen, m)
 		}
 	}

@@ -61,14 +61,14 @@ func newTester(folder, tmp string, files map[string][]byte) (*tester, error) {
 	// One test at a time, so that each refusal belongs to the test that was named last.
 	out, err := t.run(context.Background(), printing+"=1", "-test.v", "-test.parallel=1")
 	if err != nil {
-		return nil, fmt.Errorf("without any mutation the tests fail:\n%s", out)
+		return nil, fmt.Errorf("without any mutation the tests fail: %w\n%s", err, dull.ReplaceAll(out, nil))
 	}
 	t.read(out)
 	return t, nil
 }
 
 // maxMemory is what the tests may map, in bytes. A mutant that wants more is noticed.
-const maxMemory = 6 << 30
+const maxMemory = 4 << 30
 
 // run runs the tests with one variable set.
 func (t *tester) run(ctx context.Context, env string, args ...string) ([]byte, error) {
@@ -85,6 +85,7 @@ var (
 	running = regexp.MustCompile(`^=== (?:RUN|CONT|NAME)\s+(\S+)$`)
 	passed  = regexp.MustCompile(`^\s*--- PASS: (\S+) \(([0-9.]+s)\)$`)
 	refused = regexp.MustCompile(`^mutant (\d+)$`)
+	dull    = regexp.MustCompile(`(?m)^(?:=== .*|\s*--- PASS.*|mutant \d+)?\n`)
 )
 
 // read learns from the output of all tests which of them each validation refuses something in.
