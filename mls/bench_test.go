@@ -3,6 +3,7 @@ package mls
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -40,7 +41,11 @@ type stopwatch struct {
 	rounds []time.Duration
 }
 
-func watch(b *testing.B) *stopwatch { return &stopwatch{b: b} }
+func watch(b *testing.B) *stopwatch {
+	// What making the group left behind is not for the rounds to collect.
+	runtime.GC()
+	return &stopwatch{b: b}
+}
 
 func (w *stopwatch) loop() bool {
 	if now := time.Now(); !w.last.IsZero() && len(w.rounds) < 1<<16 {
@@ -63,6 +68,14 @@ type benchKey struct {
 var benchMu sync.Mutex // guards the two maps
 var fullGroups, freshGroups = make(map[benchKey][]*Group), make(map[benchKey][]*Group)
 
+// keepOnly forgets the groups of other sizes, so that the collector has no more
+// to do than in a program with one group. The caller holds benchMu.
+func keepOnly(k benchKey) {
+	for _, m := range []map[benchKey][]*Group{fullGroups, freshGroups} {
+		maps.DeleteFunc(m, func(other benchKey, _ []*Group) bool { return other != k })
+	}
+}
+
 func benchConfig(b testing.TB) *Config {
 	return &Config{Rand: testRand(b), Now: testNow, Limits: Limits{MaxProposals: 10_000}}
 }
@@ -78,6 +91,7 @@ func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
 	b.Helper()
 	benchMu.Lock()
 	defer benchMu.Unlock()
+	keepOnly(benchKey{cs, n})
 	if g := fullGroups[benchKey{cs, n}]; g != nil {
 		return g[0], g[1], g[2]
 	}
@@ -146,6 +160,7 @@ func freshGroup(b testing.TB, cs CipherSuite, n int) (creator, last *Group) {
 	b.Helper()
 	benchMu.Lock()
 	defer benchMu.Unlock()
+	keepOnly(benchKey{cs, n})
 	if g := freshGroups[benchKey{cs, n}]; g != nil {
 		return g[0], g[1]
 	}

@@ -23,7 +23,7 @@ func TestTreesThatDoNotFit(t *testing.T) {
 				f.edit(7, func(p *parentNode) { p.unmergedLeaves = append([]LeafIndex{1}, p.unmergedLeaves...) })
 			}, "tree/unmerged-gap"},
 			"a lifetime that ends before it begins": {func(f *treeForgery) {
-				f.nodes[14].leaf = f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Lifetime = Lifetime{NotBefore: 2, NotAfter: 1} }}).LeafNode.compact()
+				f.nodes[14].leaf = compacted(f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Lifetime = Lifetime{NotBefore: 2, NotAfter: 1} }}).LeafNode)
 			}, "leaf-node/lifetime-inverted"},
 			"members without what is required": {func(f *treeForgery) {
 				e := *f.g.epoch

@@ -176,8 +176,8 @@ var treeRejects = []rejectCase{
 		tree.finish()
 		a, b := tree.parentHash(root, 2), tree.parentHash(root, 0)
 		tree = tree.change()
-		tree.own(0).leaf = leaf(0, k0, a).compact()
-		tree.own(2).leaf = leaf(1, k1, b).compact()
+		tree.own(0).leaf = compacted(leaf(0, k0, a))
+		tree.own(2).leaf = compacted(leaf(1, k1, b))
 		return tree.verifyParentHashes()
 	}},
 	treeRow("tree/unmerged-not-descendant", func(f *treeForgery) {
@@ -225,13 +225,13 @@ var treeRejects = []rejectCase{
 				raw[len(raw)-1] ^= 1
 				l := new(LeafNode)
 				f.w.check(unmarshal(raw, l))
-				f.nodes[14].leaf = l.compact()
+				f.nodes[14].leaf = compacted(l)
 			},
 			"capabilities": func(f *treeForgery) {
-				f.nodes[14].leaf = f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Capabilities.CipherSuites = nil }}).LeafNode.compact()
+				f.nodes[14].leaf = compacted(f.w.forgePackage(packageForgery{leaf: func(l *LeafNode) { l.Capabilities.CipherSuites = nil }}).LeafNode)
 			},
 			"signature key of another": func(f *treeForgery) {
-				f.nodes[14].leaf = f.w.forgePackage(packageForgery{key: &f.g.signature}).LeafNode.compact()
+				f.nodes[14].leaf = compacted(f.w.forgePackage(packageForgery{key: &f.g.signature}).LeafNode)
 			},
 		} {
 			f := newWorld(t, cs).forgeTree(8, 6)
@@ -249,7 +249,12 @@ var treeRejects = []rejectCase{
 		raw[len(raw)-2] ^= 1
 		l := new(LeafNode)
 		f.w.check(unmarshal(raw, l))
-		f.nodes[14].leaf = l.compact()
+		f.nodes[14].leaf = compacted(l)
 		return f.join(f.encode(), nil)
 	}},
+}
+
+func compacted(l *LeafNode) *treeLeaf {
+	c := l.compact()
+	return &c
 }

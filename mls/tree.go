@@ -36,8 +36,8 @@ type treeLeaf struct {
 }
 
 // compact returns l as a tree keeps it.
-func (l *LeafNode) compact() *treeLeaf {
-	return &treeLeaf{l.raw, uint32(l.capsAt), uint32(l.capsAt + len(l.caps))}
+func (l *LeafNode) compact() treeLeaf {
+	return treeLeaf{l.raw, uint32(l.capsAt), uint32(l.capsAt + len(l.caps))}
 }
 
 // node returns the leaf as a LeafNode. Where it has the capabilities of prev,
@@ -303,8 +303,9 @@ func (t *ratchetTree) setLeaf(i LeafIndex, n *LeafNode) {
 	var l *treeLeaf
 	if n != nil {
 		// A copy, so that the tree keeps alive nothing but the leaf's bytes.
-		l = n.compact()
-		l.raw = bytes.Clone(l.raw)
+		c := n.compact()
+		c.raw = bytes.Clone(c.raw)
+		l = &c
 	}
 	x := i.node()
 	old := t.slot(x).leaf

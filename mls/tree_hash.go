@@ -14,7 +14,7 @@ func (t *ratchetTree) treeHash(x nodeIndex) []byte {
 	if h := t.slot(x).hash; h != nil {
 		return h
 	}
-	return t.fillHash(x, make([]byte, 0, 512))
+	return t.fillHash(x, &hashing{buf: make([]byte, 0, 512)})
 }
 
 // hashSubtrees computes the hashes of all subtrees at a level of at least 4, on
@@ -25,24 +25,46 @@ func (t *ratchetTree) hashSubtrees(level int) {
 	n := int((nodeIndex(t.nodes())-first-1)/step) + 1
 	// The work cannot fail.
 	_ = forkJoin(n, func(i int) error {
-		t.treeHash(first + nodeIndex(i)*step)
+		t.fillHash(first+nodeIndex(i)*step, &hashing{buf: make([]byte, 0, 512), many: true})
 		return nil
 	})
 }
 
-func (t *ratchetTree) fillHash(x nodeIndex, buf []byte) []byte {
+// hashing is the memory that computing hashes takes. With many set they lie side
+// by side and stay until the last is gone, for nodes that are read or made
+// together; those of a path are replaced one by one, and stand alone.
+type hashing struct {
+	buf  []byte
+	many bool
+	room []byte
+}
+
+func (h *hashing) sum(cs CipherSuite) []byte {
+	if !h.many {
+		return cs.hash(h.buf)
+	}
+	n := cs.HashLen()
+	if len(h.room) < n {
+		h.room = make([]byte, 64*n)
+	}
+	out := cs.suite().hash.sum(h.room[:0:n], h.buf)
+	h.room = h.room[n:]
+	return out
+}
+
+func (t *ratchetTree) fillHash(x nodeIndex, m *hashing) []byte {
 	s := t.slot(x)
 	if s.hash != nil {
 		return s.hash
 	}
 	if x.isLeaf() {
-		buf = appendLeafHashInput(buf[:0], x.leaf(), s.leaf)
+		m.buf = appendLeafHashInput(m.buf[:0], x.leaf(), s.leaf)
 	} else {
-		left := t.fillHash(x.left(), buf)
-		right := t.fillHash(x.right(), buf)
-		buf = appendParentHashInput(buf[:0], s.parent, left, right)
+		left := t.fillHash(x.left(), m)
+		right := t.fillHash(x.right(), m)
+		m.buf = appendParentHashInput(m.buf[:0], s.parent, left, right)
 	}
-	h := t.cs.hash(buf)
+	h := m.sum(t.cs)
 	t.own(x).hash = h
 	return h
 }

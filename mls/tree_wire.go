@@ -69,6 +69,8 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	// The least that a node takes on average is a blank one and a leaf.
 	nodes := make([]treeSlot, 0, min(len(raw)/64, 2*lim.MaxMembers))
 	var leaf, prev *LeafNode // the one that is read and the one before
+	var leaves []treeLeaf    // room for the next ones
+	var parents []parentNode
 	maxNodes := 2*lim.MaxMembers - 1
 	s := newReader(raw)
 	s.entries += maxNodes + 1 // a blank node is one byte, and there may be many
@@ -99,13 +101,22 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 				if !leaf.unmarshalAfter(s, prev) {
 					return false
 				}
-				slot.leaf = leaf.compact()
+				if len(leaves) == 0 {
+					leaves = make([]treeLeaf, 64)
+				}
+				slot.leaf = &leaves[0]
+				*slot.leaf = leaf.compact()
+				leaves = leaves[1:]
 				leaf, prev = prev, leaf
 			case nodeTypeParent:
 				if isLeaf {
 					return s.fail("tree/parent-at-leaf-position", "12.4.3.3", "node %d is a parent node", len(nodes))
 				}
-				slot.parent = new(parentNode)
+				if len(parents) == 0 {
+					parents = make([]parentNode, 64)
+				}
+				slot.parent = &parents[0]
+				parents = parents[1:]
 				if !slot.parent.unmarshal(s) {
 					return false
 				}

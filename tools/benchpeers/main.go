@@ -1,11 +1,13 @@
 // Benchpeers measures mls, OpenMLS and mls-rs in turns on the same processors and prints one Markdown table for all
 // processors and one for a single thread.
 //
-//	benchpeers -peers PROGRAM [-sizes 1000,5000] [-rounds 3] [-samples FILE] [-write docs/speed.md]
+//	benchpeers -peers PROGRAM [-sizes 1000,5000] [-rounds 3] [-samples FILE] [-least] [-write docs/speed.md]
 //
 // PROGRAM is interop/bench, built by interop/build-peer.sh bench. Run it in the project's folder on a machine with nothing
 // else to do. With -write the tables replace what stands between the two marks in that file. With -samples what was
-// measured is added to what FILE holds from before, so that rounds can be made one by one.
+// measured is added to what FILE holds from before, so that rounds can be made one by one; -rounds 0 measures nothing more.
+// Each round gives the median of its iterations, and of the rounds the median counts, or with -least the least: on a machine
+// that does other things, too, those make everybody slower and nobody faster.
 package main
 
 import (
@@ -71,13 +73,19 @@ type key struct {
 
 type results map[key][]float64
 
-func (r results) median(k key) float64 {
+// of returns what counts of the rounds' values: the median, or the least.
+func (r results) of(k key) float64 {
 	v := slices.Sorted(slices.Values(r[k]))
-	if len(v) == 0 {
+	switch {
+	case len(v) == 0:
 		return math.NaN()
+	case *least:
+		return v[0]
 	}
 	return v[len(v)/2]
 }
+
+var least = flag.Bool("least", false, "of the rounds' medians take the least")
 
 func main() {
 	peers := flag.String("peers", "", "the program built from interop/bench")
@@ -148,8 +156,9 @@ func run(peers, sizes, openmls string, rounds int, samples, write string) error 
 	if err := kept.write(samples); err != nil {
 		return err
 	}
-	fmt.Fprintf(&out, "Commit `%s`, %s, %s, Go %s. Medians of %d rounds in turns. `make bench-peers BENCH_SIZES=%s BENCH_ROUNDS=%d`.\n",
-		strings.Join(kept.Commits, "`, `"), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"), kept.Rounds, sizes, kept.Rounds)
+	fmt.Fprintf(&out, "Commit `%s`, %s, %s, Go %s. %s of %d rounds in turns. `make bench-peers BENCH_SIZES=%s BENCH_ROUNDS=%d`.\n",
+		strings.Join(kept.Commits, "`, `"), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"),
+		map[bool]string{true: "Least medians", false: "Medians"}[*least], kept.Rounds, sizes, kept.Rounds)
 	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes): %s.\n", strings.Join(append(kept.Loads, load()), ", then "))
 	for i, threads := range modes {
 		fmt.Fprintf(&out, "\n%s\n\n", map[bool]string{true: "**One thread**", false: fmt.Sprintf("**%d threads**", threads)}[threads == 1])
@@ -320,11 +329,11 @@ func table(out *bytes.Buffer, r results, ns []int) {
 			if !w.sizes {
 				at = 0
 			}
-			ours := r.median(key{"ours", w.ours + " " + unit, at})
+			ours := r.of(key{"ours", w.ours + " " + unit, at})
 			peer := func(who string) float64 {
 				sum := 0.0
 				for _, op := range w.peer {
-					sum += r.median(key{who, op, n})
+					sum += r.of(key{who, op, n})
 				}
 				if sum < 100 { // OpenMLS stores inside of each operation
 					return math.NaN()
@@ -341,7 +350,7 @@ func table(out *bytes.Buffer, r results, ns []int) {
 				goal = fmt.Sprintf("%.2g", w.target)
 				if best/ours < w.target {
 					goal += ", missed"
-					if floor := r.median(key{"ours", "Floor" + w.ours + " " + unit, at}); !math.IsNaN(floor) {
+					if floor := r.of(key{"ours", "Floor" + w.ours + " " + unit, at}); !math.IsNaN(floor) {
 						goal += fmt.Sprintf(" (%.2f × the floor)", ours/floor)
 					}
 				}
