@@ -62,6 +62,9 @@ type Engine struct {
 
 // NewEngine makes an engine.
 func NewEngine(d Deps) *Engine {
+	if d.crash == nil {
+		d.crash = func(string) {}
+	}
 	e := &Engine{
 		d:     d,
 		rooms: make(map[id.RoomID]*room), failing: make(map[id.RoomID]*pause),
@@ -329,11 +332,16 @@ func (e *Engine) update(ctx context.Context, r *room, fn func(ctx context.Contex
 		if err := fn(ctx); err != nil {
 			return err
 		}
-		return r.store(ctx, e.d.Store)
+		if err := r.store(ctx, e.d.Store); err != nil {
+			return err
+		}
+		e.d.crash(crashRoomStoring)
+		return nil
 	})
 	if err != nil {
 		return err
 	}
+	e.d.crash(crashRoomStored)
 	stored = true
 	if r.noted != r.status {
 		r.noted = r.status

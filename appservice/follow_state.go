@@ -235,6 +235,9 @@ func (e *Engine) join(r *room) {
 	e.jobs.add(&job{room: r.id, key: "join", run: func(ctx context.Context) func(context.Context) error {
 		err := e.d.HS.Join(ctx, r.id, via)
 		return func(ctx context.Context) error {
+			if err == nil {
+				e.d.crash(crashJoined)
+			}
 			if e.rooms[r.id] != r || !r.needJoin {
 				return nil
 			}

@@ -194,6 +194,9 @@ func (e *Engine) takeIn(ctx context.Context, r *room, source store.Source, event
 		}
 		return nil
 	})
+	if err == nil {
+		e.d.crash(crashGapStored)
+	}
 	if fresh > 0 {
 		e.d.Metrics.Add(metrics.Gaps, float64(fresh), "filled")
 		e.d.Wake()

@@ -108,6 +108,7 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Int("bytes", len(tree)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a tree")
 				return nil
 			}
+			e.d.crash(crashUploaded)
 			snapshot.File = rooms.NewFile(uri, tree)
 			e.d.Metrics.Inc(metrics.Snapshots)
 			r.data.Snapshot, r.dirty = snapshot, true

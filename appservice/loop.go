@@ -263,7 +263,11 @@ func (l *loop) settle(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
-				return l.store.AckOutbox(ctx, row.ID)
+				if err := l.store.AckOutbox(ctx, row.ID); err != nil {
+					return err
+				}
+				l.crash(crashSettling)
+				return nil
 			})
 			if panicked != nil {
 				// It would panic again.

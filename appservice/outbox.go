@@ -26,6 +26,7 @@ type outbox struct {
 	maximum  time.Duration
 	now      func() time.Time
 	settled  func() // called after rows were sent or refused for good
+	crash    func(point string)
 
 	wake chan struct{}
 
@@ -178,6 +179,7 @@ func (o *outbox) sendOne(ctx context.Context, row *store.OutboxRow) {
 		o.hold(o.backoff)
 		return
 	}
+	o.crash(crashSending)
 	var event id.EventID
 	if row.Kind == store.OutboxState {
 		event, err = o.hs.SendState(ctx, row.Room, row.Type, row.StateKey, row.Content)
@@ -189,11 +191,13 @@ func (o *outbox) sendOne(ctx context.Context, row *store.OutboxRow) {
 	defer cancel()
 	switch {
 	case err == nil:
+		o.crash(crashSent)
 		if err = o.store.SentOutbox(note, row.ID, event); err != nil {
 			log.Error().Err(err).Msg("Sent an event but could not note it, it will be sent again under the same id")
 			o.hold(o.backoff)
 			return
 		}
+		o.crash(crashSentNoted)
 		o.metrics.Inc(metrics.SentName, "sent")
 		log.Debug().Stringer("event_id", event).Msg("Sent an event")
 		o.settled()

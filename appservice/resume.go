@@ -154,5 +154,6 @@ func (e *Engine) rekey(ctx context.Context, r *room) error {
 	}
 	r.m.Rekey()
 	r.resumed, r.dirty, r.data.Announced = false, true, false
+	e.d.crash(crashRekeyed)
 	return nil
 }

@@ -315,7 +315,11 @@ func (e *Engine) sendReceipt(ctx context.Context, r *room, receipt federation.Re
 		e.d.Metrics.Inc(metrics.Commits, "accepted")
 	}
 	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("kind", kind).Str("ref", receipt.Commit().Short()).Uint64("counter", receipt.Link().Counter).Msg("Signed a receipt")
-	return e.put(ctx, r, &store.OutboxRow{Type: eventType, Content: raw, Priority: store.PriorityReceipt, Tag: tagReceipt + hash})
+	if err := e.put(ctx, r, &store.OutboxRow{Type: eventType, Content: raw, Priority: store.PriorityReceipt, Tag: tagReceipt + hash}); err != nil {
+		return err
+	}
+	e.d.crash(crashSigned)
+	return nil
 }
 
 const tagReceipt = "receipt:"

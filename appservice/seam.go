@@ -31,6 +31,8 @@ type Deps struct {
 	HoldRoom func(room id.RoomID, d time.Duration)
 	// NoteStatus hears what the module has become in a room.
 	NoteStatus func(room id.RoomID, status store.RoomStatus)
+
+	crash func(point string) // see crashPoints
 }
 
 // roomEngine is the shell's view of the [Engine]. All methods are called from

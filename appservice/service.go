@@ -42,6 +42,9 @@ type Options struct {
 	Now        func() time.Time    // zero value: time.Now
 	Getenv     func(string) string // zero value: os.Getenv
 
+	// crash is called at each of crashPoints, and may not come back: tests end
+	// the module there.
+	crash func(point string)
 	// newEngine replaces the engine in tests of the shell.
 	newEngine func(Deps) roomEngine
 }
@@ -58,6 +61,7 @@ type Service struct {
 	now     func() time.Time
 	started time.Time
 	clock   func() time.Duration // in tests, in place of the time since started
+	crash   func(point string)
 	notify  notifier
 	engine  roomEngine
 	filter  *filter
@@ -89,10 +93,14 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
+	if o.crash == nil {
+		o.crash = func(string) {}
+	}
 	keys, made, err := EnsureKeys(ctx, o.Store, o.Rand)
 	if err != nil {
 		return nil, err
 	}
+	o.crash(crashKeysMade)
 	if made > 0 {
 		o.Log.Info().Int("keys", made).Msg("Made the keys that the database lacked")
 	}
@@ -102,7 +110,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	}
 	s := &Service{
 		cfg: o.Config, store: o.Store, hs: o.Homeserver, metrics: o.Metrics, log: o.Log, rand: o.Rand, keys: keys, now: o.Now,
-		started: time.Now(), notify: newNotifier(o.Getenv),
+		started: time.Now(), crash: o.crash, notify: newNotifier(o.Getenv),
 		filter: &filter{
 			bot: o.Homeserver.UserID(), accepts: o.Config.AcceptsInviteFrom, maximum: o.Config.Rooms.Maximum,
 			now: o.Now, known: make(map[id.RoomID]struct{}, len(known)), left: make(map[id.RoomID]struct{}),
@@ -119,12 +127,12 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	s.outbox = &outbox{
 		hs: s.hs, store: s.store, metrics: s.metrics, parallel: o.Config.Outbox.Parallel,
 		backoff: o.Config.Outbox.Backoff.D(), maximum: o.Config.Outbox.BackoffMaximum.D(),
-		now: o.Now, settled: s.Wake, wake: make(chan struct{}, 1),
+		now: o.Now, settled: s.Wake, crash: o.crash, wake: make(chan struct{}, 1),
 	}
 	deps := Deps{
 		HS: s.hs, Store: s.store, Keys: keys, Config: s.cfg, Metrics: s.metrics,
 		Monotonic: s.monotonic, Rand: o.Rand, Wake: s.Wake, WakeOutbox: s.outbox.Wake,
-		HoldRoom: s.outbox.HoldRoom, NoteStatus: s.noteStatus,
+		HoldRoom: s.outbox.HoldRoom, NoteStatus: s.noteStatus, crash: o.crash,
 	}
 	if o.newEngine != nil {
 		s.engine = o.newEngine(deps)

@@ -183,12 +183,15 @@ func (s *Service) takeIn(ctx context.Context, raws []json.RawMessage) error {
 					return err
 				}
 			}
-			fresh, err = s.store.PutInbox(ctx, rows...)
+			if fresh, err = s.store.PutInbox(ctx, rows...); err == nil {
+				s.crash(crashInboxStoring)
+			}
 			return err
 		})
 		if err != nil {
 			return err
 		}
+		s.crash(crashInboxStored)
 		s.count("stored", len(fresh))
 		s.count("repeated", len(rows)-len(fresh))
 		if len(fresh) > 0 {
