@@ -57,6 +57,7 @@ type Engine struct {
 	restored    string // names the newest restore of the database from a backup; "" for none
 	started     bool
 	nextRefresh time.Duration
+	nextCount   time.Duration
 	failing     map[id.RoomID]*pause // rooms that could not be read or worked on
 }
 
@@ -415,6 +416,7 @@ func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, er
 		}
 	}
 	e.putAway(now)
+	e.countTrouble(now)
 	e.jobs.start(ctx)
 	return next, nil
 }

@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
 	"github.com/matrix-mls/matrix-mls/federation"
@@ -493,4 +494,98 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 		w.run(5 * time.Minute)
 		r.wantHonest()
 	})
+}
+
+// metric reads a metric of a module: its value, or how often it was observed.
+func (s *worldServer) metric(name string, labels ...string) float64 {
+	s.t.Helper()
+	families, err := s.m.Registry().Gather()
+	must(s.t, err)
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+	metric:
+		for _, m := range f.GetMetric() {
+			for i, l := range m.GetLabel() {
+				if i >= len(labels) || l.GetValue() != labels[i] {
+					continue metric
+				}
+			}
+			switch {
+			case m.Histogram != nil:
+				return float64(m.Histogram.GetSampleCount())
+			case m.Gauge != nil:
+				return m.Gauge.GetValue()
+			}
+			return m.GetCounter().GetValue()
+		}
+	}
+	return 0
+}
+
+func TestSequencersCountWhatHappens(t *testing.T) {
+	w := sqliteWorld(t, 3)
+	r := w.newRoom(3, nil)
+	w.cut([]int{2}, []int{0, 1})
+	fork := r.head
+	b := r.update(fork, 0)
+	w.run(2 * time.Second)
+	r.apply(b, 0, 1)
+	r.vouch(r.devices[1], b.ref)
+	a := r.update(fork, 2)
+	w.run(10 * time.Minute)
+	s := w.servers[2]
+	if got := s.metric(metrics.RoomsTroubled, troubleProvisional); got != 1 {
+		t.Errorf("alone: %v rooms are provisional, want 1", got)
+	}
+	if got := w.servers[0].metric(metrics.RoomsTroubled, troubleProvisional); got != 0 {
+		t.Errorf("in the majority: %v rooms are provisional", got)
+	}
+	if got := s.machine(r.id).Head(); got != a.ref {
+		t.Fatalf("alone the module is at %s, want %s", got.Short(), a.ref.Short())
+	}
+	for _, c := range []struct {
+		name   string
+		labels []string
+		want   float64
+	}{{metrics.Provisional, nil, 1}, {metrics.Takeovers, []string{"own"}, 2}, {metrics.Forks, nil, 0}} {
+		if got := s.metric(c.name, c.labels...); got != c.want {
+			t.Errorf("alone: %s%v = %v, want %v", c.name, c.labels, got, c.want)
+		}
+	}
+	w.heal([]int{2}, []int{0, 1})
+	w.run(5 * time.Minute)
+	r.wantHead(b.ref)
+	r.head = b.ref
+	r.apply(b)
+	if got := s.metric(metrics.Forks); got != 1 {
+		t.Errorf("after the heal: %v forks, want 1", got)
+	}
+	c := r.relist(0, 1)
+	w.run(5 * time.Second)
+	r.apply(c)
+	r.vouch(r.devices[1], c.ref)
+	w.run(3 * time.Minute)
+	for i, s := range w.servers {
+		if got := s.metric(metrics.ListChanges); got != 1 {
+			t.Errorf("server %d: %v list changes, want 1", i, got)
+		}
+		if got := s.metric(metrics.FinalitySeconds); got < 3 {
+			t.Errorf("server %d: the finality of %v commits was timed", i, got)
+		}
+		for _, trouble := range troubles {
+			if got := s.metric(metrics.RoomsTroubled, trouble); got != 0 {
+				t.Errorf("server %d, healed: %v rooms are %s", i, got, trouble)
+			}
+		}
+	}
+	// One of two is gone: nothing becomes final any more.
+	r.head = c.ref
+	w.stop(1)
+	r.advance(0, 2)
+	w.run(3 * time.Minute)
+	if got := w.servers[0].metric(metrics.RoomsTroubled, troubleStalled); got != 1 {
+		t.Errorf("without a majority: %v rooms are stalled, want 1", got)
+	}
 }

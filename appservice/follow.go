@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
@@ -273,6 +274,12 @@ func (e *Engine) keepCommit(ctx context.Context, r *room, c *federation.Commit, 
 		return err
 	}
 	delete(r.wants, c.Ref)
+	if r.arrived == nil {
+		r.arrived = make(map[federation.Ref]time.Duration)
+	}
+	if len(r.arrived) < maxArrived {
+		r.arrived[c.Ref] = e.d.Monotonic()
+	}
 	r.dirty, r.retryWaiting, r.moved = true, true, max(r.moved, reopenAtOnce)
 	zerolog.Ctx(ctx).Debug().Str("ref", c.Ref.Short()).Uint64("epoch", c.Epoch).Str("barred", c.Barred).Msg("Followed a commit")
 	return nil
@@ -526,8 +533,15 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 	now := e.d.Monotonic()
 	for _, ref := range r.m.Path(a.Fork, a.To) {
 		r.data.Commits++
-		if c, ok := r.m.Known(ref); ok && len(c.Added) > 0 {
-			r.joinerUntil = now + joinerTime
+		if c, ok := r.m.Known(ref); ok {
+			if len(c.Added) > 0 {
+				r.joinerUntil = now + joinerTime
+			}
+			if config, _ := r.m.ConfigAt(ref); c.Era != nil {
+				e.d.Metrics.Inc(metrics.Eras)
+			} else if config == ref {
+				e.d.Metrics.Inc(metrics.ListChanges)
+			}
 		}
 		if row, err := e.d.Store.Commit(ctx, r.id, ref.String()); err == nil {
 			r.data.Bytes += int64(len(row.Content))
@@ -536,6 +550,7 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 		}
 	}
 	if a.Fork != a.From {
+		e.d.Metrics.Inc(metrics.Forks)
 		for range r.m.Path(a.Fork, a.From) {
 			e.d.Metrics.Inc(metrics.Commits, "lost")
 		}

@@ -66,7 +66,9 @@ type room struct {
 	planAt       time.Duration // not before
 	mediaPause   map[[32]byte]*pause
 	retryTime    time.Duration
-	anew         again // what is asked for in the room, and posted again
+	arrived      map[federation.Ref]time.Duration // commits that are not final
+	trouble      map[string]time.Duration         // since when the room is in trouble
+	anew         again                            // what is asked for in the room, and posted again
 	publication
 
 	dirty   bool // to be stored
@@ -259,17 +261,23 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 			}
 		case federation.Finalized:
 			e.d.Metrics.Inc(metrics.Commits, "final")
+			if since, ok := r.arrived[a.Ref]; ok {
+				e.d.Metrics.Observe(metrics.FinalitySeconds, (e.d.Monotonic() - since).Seconds())
+				delete(r.arrived, a.Ref)
+			}
 			r.dirty = true
 			if err := e.dropGroups(ctx, r); err != nil {
 				return err
 			}
 		case federation.Doubt:
+			e.d.Metrics.Inc(metrics.Doubts)
 			log.Warn().Str("ref", a.Ref.Short()).Str("rule", a.Rule).Msg("A member could not apply a commit")
 		case federation.Fetch:
 			r.want(a)
 		case federation.Evidence:
 			log.Error().Str("kind", string(a.Kind)).Str("sequencer", a.Signer.User).Msg("A sequencer signed two receipts that contradict each other")
 			e.d.Metrics.Rejected("federation/" + string(a.Kind))
+			e.d.Metrics.Inc(metrics.Evidence, string(a.Kind))
 			detail := fmt.Sprintf("%s signed two receipts that contradict each other; an admin of the room should take it off the list", a.Signer.User)
 			if err := e.d.Store.PutRefusal(ctx, &store.Refusal{Room: r.id, Rule: "federation/" + string(a.Kind), Detail: detail}); err != nil {
 				return err
@@ -278,6 +286,7 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 			for _, ref := range a.Refs {
 				delete(r.groups, ref)
 				delete(r.proposals, ref)
+				delete(r.arrived, ref)
 				if err := e.d.Store.DeleteGroup(ctx, r.id, ref.String()); err != nil {
 					return err
 				}
@@ -311,8 +320,18 @@ func (e *Engine) sendReceipt(ctx context.Context, r *room, receipt federation.Re
 		return err
 	}
 	e.d.Metrics.Inc(metrics.Receipts, kind)
-	if kind == "accept" {
+	switch receipt := receipt.(type) {
+	case *federation.Accept:
 		e.d.Metrics.Inc(metrics.Commits, "accepted")
+		if receipt.Provisional {
+			e.d.Metrics.Inc(metrics.Provisional)
+		}
+	case *federation.Promise:
+		if receipt.Ballot.Rank == receipt.Promiser {
+			e.d.Metrics.Inc(metrics.Takeovers, "own")
+		} else {
+			e.d.Metrics.Inc(metrics.Takeovers, "other")
+		}
 	}
 	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("kind", kind).Str("ref", receipt.Commit().Short()).Uint64("counter", receipt.Link().Counter).Msg("Signed a receipt")
 	if err := e.put(ctx, r, &store.OutboxRow{Type: eventType, Content: raw, Priority: store.PriorityReceipt, Tag: tagReceipt + hash}); err != nil {

@@ -57,6 +57,15 @@ const (
 	Removals           = "mls_removal_proposals_total"
 	Snapshots          = "mls_snapshots_total"
 	KeysRetired        = "mls_receipt_keys_retired_total"
+	Forks              = "mls_forks_total"
+	Takeovers          = "mls_takeovers_total"
+	Provisional        = "mls_provisional_accepts_total"
+	Evidence           = "mls_evidence_total"
+	Doubts             = "mls_doubts_total"
+	ListChanges        = "mls_list_changes_total"
+	Eras               = "mls_eras_total"
+	FinalitySeconds    = "mls_finality_seconds"
+	RoomsTroubled      = "mls_rooms_troubled"
 	EngineSeconds      = "mls_engine_step_seconds"
 	EngineErrors       = "mls_engine_errors_total"
 	Ready              = "mls_ready"
@@ -84,6 +93,15 @@ var Table = []Definition{
 	{Name: Gaps, Kind: Counter, Labels: []string{"result"}, Help: "Gaps in what the homeserver pushed: found, filled, asked (in the room) or reposted (for others that asked)."},
 	{Name: Removals, Kind: Counter, Help: "Remove proposals posted for leaves without an entitled member."},
 	{Name: Snapshots, Kind: Counter, Help: "Tree snapshots uploaded."},
+	{Name: Forks, Kind: Counter, Help: "Times that a room's head left its branch: after a split, or since a commit was displaced."},
+	{Name: Takeovers, Kind: Counter, Labels: []string{"by"}, Help: "Ballots asked for, since a sequencer was silent or a commit in doubt: by this module (own) or by another (other)."},
+	{Name: Provisional, Kind: Counter, Help: "Accepts without a majority, by this module. They are usable, and lose to any other after the heal."},
+	{Name: Evidence, Kind: Counter, Labels: []string{"kind"}, Help: "Pairs of receipts that prove a sequencer a liar, by what they prove. The log names it."},
+	{Name: Doubts, Kind: Counter, Help: "Commits that a member could not apply and nobody had vouched for."},
+	{Name: ListChanges, Kind: Counter, Help: "Changes of a room's list of sequencers that came onto the head."},
+	{Name: Eras, Kind: Counter, Help: "New eras that came onto the head: an admin or heirs replaced a lost majority."},
+	{Name: FinalitySeconds, Kind: Histogram, Help: "Time from a commit's arrival to its finality, as this module sees both.", Buckets: []float64{1, 2.5, 5, 7.5, 10, 15, 30, 60, 120, 300, 900, 3600}},
+	{Name: RoomsTroubled, Kind: Gauge, Labels: []string{"trouble"}, Help: "Rooms in trouble for a minute or longer: stalled (something waits and nothing becomes final), frozen (the head cannot be used), provisional (no majority answers) or held (the module may not sign before it is compared)."},
 	{Name: KeysRetired, Kind: Counter, Help: "Rooms in which the module's receipt key was retired, since the database turned out to be older than what it had signed."},
 	{Name: EngineSeconds, Kind: Histogram, Help: "Time of one round over the inbox.", Buckets: seconds},
 	{Name: EngineErrors, Kind: Counter, Help: "Rounds over the inbox, or work on one room, that failed and were repeated."},
