@@ -38,6 +38,7 @@ type Options struct {
 	Homeserver homeserver.Homeserver
 	Metrics    *metrics.Metrics
 	Log        zerolog.Logger
+	Version    string
 	Rand       io.Reader           // zero value: crypto/rand
 	Now        func() time.Time    // zero value: time.Now
 	Getenv     func(string) string // zero value: os.Getenv
@@ -67,10 +68,13 @@ type Service struct {
 	filter  *filter
 	outbox  *outbox
 	stir    stir
+	rate    commandRate
+	version string
 
 	wake      chan struct{}
 	reconcile chan struct{}
 	declines  chan id.RoomID
+	orders    chan order
 	ended     chan error // another process has taken over
 
 	connected atomic.Bool  // the homeserver takes the module's token
@@ -110,7 +114,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	}
 	s := &Service{
 		cfg: o.Config, store: o.Store, hs: o.Homeserver, metrics: o.Metrics, log: o.Log, rand: o.Rand, keys: keys, now: o.Now,
-		started: time.Now(), crash: o.crash, notify: newNotifier(o.Getenv),
+		started: time.Now(), crash: o.crash, version: o.Version, notify: newNotifier(o.Getenv),
 		filter: &filter{
 			bot: o.Homeserver.UserID(), accepts: o.Config.AcceptsInviteFrom, maximum: o.Config.Rooms.Maximum,
 			now: o.Now, known: make(map[id.RoomID]struct{}, len(known)), left: make(map[id.RoomID]struct{}),
@@ -118,6 +122,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		wake:      make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 		declines:  make(chan id.RoomID, 100),
+		orders:    make(chan order, commandsWaiting),
 		ended:     make(chan error, 1),
 	}
 	for room, status := range known {
@@ -226,7 +231,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	for name, task := range map[string]func(context.Context){
 		"engine": s.runEngine, "outbox": s.runOutbox, "link": s.runLink,
-		"chores": s.runChores, "beat": s.runBeat, "gauges": s.runGauges, "declines": s.runDeclines, "invites": s.runInvites, "watchdog": s.runWatchdog,
+		"chores": s.runChores, "beat": s.runBeat, "gauges": s.runGauges, "declines": s.runDeclines, "commands": s.runCommands, "invites": s.runInvites, "watchdog": s.runWatchdog,
 	} {
 		working.Go(func() { s.guard(work, name, task) })
 	}

@@ -55,6 +55,18 @@ func (s *stir) note(room id.RoomID, sender id.UserID, own string, now time.Durat
 	return true
 }
 
+// add has a room compared.
+func (s *stir) add(room id.RoomID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rooms == nil {
+		s.rooms = make(map[id.RoomID]struct{})
+	}
+	if len(s.rooms) < stirRooms {
+		s.rooms[room] = struct{}{}
+	}
+}
+
 // take returns the rooms to be compared, and forgets them.
 func (s *stir) take() (out []id.RoomID) {
 	s.mu.Lock()

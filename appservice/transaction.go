@@ -138,6 +138,7 @@ func (s *Service) takeIn(ctx context.Context, raws []json.RawMessage) error {
 		if s.filter.has(ev.Room) && s.stir.note(ev.Room, ev.Sender, s.hs.ServerName(), s.monotonic()) {
 			defer s.Wake()
 		}
+		s.takeCommand(ev)
 		switch s.filter.judge(ev) {
 		case drop:
 			filtered++

@@ -87,6 +87,7 @@ Usage: matrix-mls [-c FILE] [-n] [serve]      run the module (what it does witho
                                               install next to a homeserver; safe to run again
        matrix-mls doctor [-c FILE] [-r FILE] [--json]
                                               check an installation
+       matrix-mls status | rooms [PAGE|ROOM]  how the module and its rooms do, from the database
        matrix-mls backup FILE [-c FILE]       write all the module holds, while it runs
        matrix-mls restore FILE [-c FILE]      read it back, into an empty database
        matrix-mls -g [-c FILE] [-r FILE]      write the registration; tokens are kept
@@ -108,7 +109,7 @@ type options struct {
 	generate, example, noUpd bool
 	version, help, json      bool
 	setup                    setup.Options
-	file                     string // to write or read
+	file                     string // to write or read; of rooms: a page or a room
 }
 
 func parseArgs(args []string) (verb string, o options, err error) {
@@ -116,7 +117,7 @@ func parseArgs(args []string) (verb string, o options, err error) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		verb, args = args[0], args[1:]
 	}
-	verbs := []string{"serve", "setup", "doctor", "backup", "restore", "version", "help"}
+	verbs := []string{"serve", "setup", "doctor", "backup", "restore", "status", "rooms", "version", "help"}
 	if !slices.Contains(verbs, verb) {
 		return "", o, usagef("unknown verb %q", verb)
 	}
@@ -154,8 +155,8 @@ func parseArgs(args []string) (verb string, o options, err error) {
 		return "", o, usagef("%s", strings.TrimPrefix(err.Error(), "flag: "))
 	}
 	rest := fs.Args()
-	if (verb == "backup" || verb == "restore") && len(rest) > 0 {
-		// Flags may also follow the file.
+	if (verb == "backup" || verb == "restore" || verb == "rooms") && len(rest) > 0 {
+		// Flags may also follow the argument.
 		o.file = rest[0]
 		if err := fs.Parse(rest[1:]); err != nil {
 			return "", o, usagef("%s", strings.TrimPrefix(err.Error(), "flag: "))
@@ -196,6 +197,8 @@ func Run(ctx context.Context, env Env) Code {
 			err = runSetup(ctx, env, o)
 		case verb == "doctor":
 			err = runDoctor(ctx, env, o)
+		case verb == "status", verb == "rooms":
+			err = runStatus(ctx, env, verb, o)
 		case verb == "backup":
 			err = runBackup(ctx, env, o)
 		case verb == "restore":

@@ -186,7 +186,7 @@ func serve(ctx context.Context, env Env, o options) error {
 		return err
 	}
 	service, err := appservice.New(ctx, appservice.Options{
-		Config: cfg, Store: st, Homeserver: hs, Metrics: m, Log: log, Getenv: getenv(env.Environ),
+		Config: cfg, Store: st, Homeserver: hs, Metrics: m, Log: log, Version: env.Version, Getenv: getenv(env.Environ),
 	})
 	if err != nil {
 		return err

@@ -61,6 +61,11 @@ func (c *Config) check(where func(key, text string) error) (errs []error) {
 	if !deviceIDPattern.MatchString(c.AppService.Bot.DeviceID) {
 		bad("appservice.bot.device_id", "must be 1 to 64 letters, digits or ._~-")
 	}
+	for _, who := range c.AppService.Admins {
+		if _, server, err := id.UserID(who).Parse(); err != nil || server != c.Homeserver.Domain {
+			bad("appservice.admins", "%q is no user id of this server", who)
+		}
+	}
 	for key, token := range map[string]string{"appservice.as_token": c.AppService.ASToken, "appservice.hs_token": c.AppService.HSToken} {
 		switch {
 		case token == "" || token == Ungenerated:

@@ -32,13 +32,14 @@ type Homeserver struct {
 
 // AppService is the module as an application service.
 type AppService struct {
-	Address  string `yaml:"address"`
-	Hostname string `yaml:"hostname"`
-	Port     uint16 `yaml:"port"`
-	ID       string `yaml:"id"`
-	Bot      Bot    `yaml:"bot"`
-	ASToken  string `yaml:"as_token"`
-	HSToken  string `yaml:"hs_token"`
+	Address  string   `yaml:"address"`
+	Hostname string   `yaml:"hostname"`
+	Port     uint16   `yaml:"port"`
+	ID       string   `yaml:"id"`
+	Bot      Bot      `yaml:"bot"`
+	ASToken  string   `yaml:"as_token"`
+	HSToken  string   `yaml:"hs_token"`
+	Admins   []string `yaml:"admins"`
 }
 
 // Bot is the module's own account.

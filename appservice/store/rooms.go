@@ -22,6 +22,7 @@ const (
 		ON CONFLICT (room_id) DO UPDATE SET status=excluded.status, group_id=excluded.group_id, head=excluded.head,
 			epoch=excluded.epoch, token=excluded.token, last_event=excluded.last_event, machine=excluded.machine,
 			data=excluded.data, updated_at=excluded.updated_at`
+	listRoomQuery      = `SELECT room_id, status, head, epoch, updated_at FROM rooms ORDER BY status DESC, room_id LIMIT $1 OFFSET $2`
 	setRoomStatusQuery = `UPDATE rooms SET status=$2, updated_at=$3 WHERE room_id=$1`
 	setRoomTokenQuery  = `UPDATE rooms SET token=$2, last_event=$3, updated_at=$4 WHERE room_id=$1`
 	deleteRoomQuery    = `DELETE FROM rooms WHERE room_id=$1`
@@ -74,6 +75,19 @@ func (st *Store) Room(ctx context.Context, room id.RoomID) (*Room, error) {
 func (st *Store) Rooms(ctx context.Context) ([]*Room, error) {
 	rows, err := st.db.Query(ctx, allRoomQuery)
 	return collect(rows, err, "reading the rooms", scanRoom)
+}
+
+// ListRooms returns a page of the rooms, those served first, without what the
+// engine keeps of them.
+func (st *Store) ListRooms(ctx context.Context, limit, offset int) ([]*Room, error) {
+	rows, err := st.db.Query(ctx, listRoomQuery, limit, offset)
+	return collect(rows, err, "listing the rooms", func(row dbutil.Scannable) (*Room, error) {
+		var r Room
+		var epoch, ms int64
+		err := row.Scan(&r.ID, &r.Status, &r.Head, &epoch, &ms)
+		r.Epoch, r.UpdatedAt = uint64(epoch), time.UnixMilli(ms)
+		return &r, err
+	})
 }
 
 // PutRoom stores a room whole.
