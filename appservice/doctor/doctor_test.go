@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice"
 	"github.com/matrix-mls/matrix-mls/appservice/setup"
@@ -94,6 +97,10 @@ func newWorld(t *testing.T) *world {
 	wd.module = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		wd.mu.Lock()
 		defer wd.mu.Unlock()
+		if r.URL.Path == "/metrics" {
+			fmt.Fprintln(w, "mls_ready 1")
+			return
+		}
 		if wd.ready != "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
@@ -132,7 +139,7 @@ func TestHealthyInstallation(t *testing.T) {
 		_ = report.WriteText(&out, false)
 		t.Errorf("a healthy installation is judged:\n%s", &out)
 	}
-	if len(probes) < 10 {
+	if len(probes) < 20 {
 		t.Errorf("%d probes", len(probes))
 	}
 }
@@ -237,6 +244,35 @@ func TestVerdicts(t *testing.T) {
 			_ = st.FailOutbox(context.Background(), row.ID, "forbidden")
 			_ = st.AckOutbox(context.Background(), row.ID)
 		}, "queues", Warn, "kicked"},
+		"registration claims rooms": {func(wd *world) {
+			edit(wd, wd.registration(), "    users:", "    rooms:\n        - regex: '!.*'\n          exclusive: false\n    users:")
+		}, "namespaces", Warn, "rooms !.*"},
+		"a room's state damaged": {func(wd *world) {
+			_ = wd.store().PutRoom(context.Background(), &store.Room{ID: "!torn:mls.test", Status: store.RoomServing, Machine: []byte("x")})
+		}, "rooms", Fail, "!torn:mls.test"},
+		"as many rooms as may be": {func(wd *world) {
+			edit(wd, wd.config(), "    maximum: 10000", "    maximum: 1")
+			_ = wd.store().NoteRoom(context.Background(), "!r", store.RoomJoined)
+		}, "rooms", Fail, "rooms.maximum"},
+		"two sequencers": {func(wd *world) { wd.serve("!two:mls.test", 2) }, "sequencers", Warn, "!two:mls.test"},
+		"restored and not compared": {func(wd *world) {
+			wd.serve("!r:mls.test", 1)
+			_ = wd.store().Set(context.Background(), store.KeyRestored, "x 2026-01-01T00:00:00Z")
+		}, "restored", Warn, "!r:mls.test"},
+		"a bug met": {func(wd *world) {
+			_ = wd.store().PutRefusal(context.Background(), &store.Refusal{Room: "!r:mls.test", Rule: "internal/panic", Detail: "x"})
+		}, "refusals", Fail, "report"},
+		"a sequencer lies": {func(wd *world) {
+			_ = wd.store().PutRefusal(context.Background(), &store.Refusal{Room: "!r:mls.test", Rule: "federation/votes-off-one-chain", Detail: "@_mls_bot:far.test signed two receipts that contradict each other"})
+		}, "refusals", Fail, "@_mls_bot:far.test"},
+		"metrics elsewhere": {func(wd *world) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				wd.t.Fatal(err)
+			}
+			_ = l.Close()
+			edit(wd, wd.config(), "    listen: ''", "    listen: "+l.Addr().String())
+		}, "metrics", Warn, "metrics.listen"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			wd := newWorld(t)
@@ -270,6 +306,71 @@ func TestVerdicts(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// serve puts a room with a group into the database, with so many sequencers.
+func (wd *world) serve(room id.RoomID, sequencers int) {
+	wd.t.Helper()
+	var list federation.List
+	for i := range sequencers {
+		key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i + 1)}, ed25519.SeedSize)).Public().(ed25519.PublicKey)
+		list = append(list, federation.Sequencer{Server: fmt.Sprintf("s%d.test", i), User: fmt.Sprintf("@_mls_bot:s%d.test", i), ReceiptKey: key})
+	}
+	m, err := federation.New(federation.Config{Room: string(room), Verify: rooms.VerifyLeafSignature}, federation.Base{
+		Ref: federation.Ref{1}, GroupID: []byte("group"), Suite: 1, Policy: federation.Policy{Sequencers: list, Admins: []string{"@a:mls.test"}},
+		Leaves: []federation.Leaf{{User: "@a:mls.test", Key: []byte{1}}},
+	})
+	if err != nil {
+		wd.t.Fatal(err)
+	}
+	saved, err := m.MarshalBinary()
+	if err != nil {
+		wd.t.Fatal(err)
+	}
+	if err := wd.store().PutRoom(context.Background(), &store.Room{ID: room, Status: store.RoomServing, Machine: saved, Data: []byte("{}")}); err != nil {
+		wd.t.Fatal(err)
+	}
+}
+
+func TestOwnerOnPostgres(t *testing.T) {
+	cfg := storetest.Postgres(t)
+	ctx := t.Context()
+	d := &doctor{st: storetest.Open(t, cfg, nil)}
+	look := func() Result {
+		r := Result{Status: OK}
+		probeOwner(ctx, d, &r)
+		return r
+	}
+	if r := look(); r.Status != OK || !strings.Contains(r.Detail, "none at the moment") {
+		t.Errorf("before any process: %+v", r)
+	}
+	works, err := store.Open(ctx, cfg, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := works.Own(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := look(); r.Status != OK || !strings.Contains(r.Detail, "one process works") {
+		t.Errorf("while one works: %+v", r)
+	}
+	if err := works.Close(); err != nil { // as when it is killed
+		t.Fatal(err)
+	}
+	deadline, tick := time.NewTimer(20*time.Second), time.NewTicker(20*time.Millisecond)
+	defer deadline.Stop()
+	defer tick.Stop()
+	for { // PostgreSQL takes a moment to see it
+		r := look()
+		if r.Status == Warn {
+			return
+		}
+		select {
+		case <-deadline.C:
+			t.Fatalf("after it was killed: %+v", r)
+		case <-tick.C:
+		}
 	}
 }
 

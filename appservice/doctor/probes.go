@@ -29,6 +29,7 @@ import (
 var probes = []probe{
 	{"config", "configuration", nil, probeConfig},
 	{"registration", "registration file", []string{"config"}, probeRegistration},
+	{"namespaces", "names that the registration claims", []string{"config"}, probeNamespaces},
 	{"database", "database", []string{"config"}, probeDatabase},
 	{"disk", "room on the database's disk", []string{"database"}, probeDisk},
 	{"homeserver", "homeserver's client API", []string{"config"}, probeHomeserver},
@@ -40,6 +41,12 @@ var probes = []probe{
 	{"media", "media upload", []string{"token"}, probeMedia},
 	{"sending", "event size and rate limit", []string{"token", "database"}, probeSending},
 	{"queues", "inbox and outbox", []string{"database"}, probeQueues},
+	{"owner", "process that works on the database", []string{"database"}, probeOwner},
+	{"rooms", "rooms served", []string{"database"}, probeRooms},
+	{"sequencers", "rooms' sequencers", []string{"database"}, probeSequencers},
+	{"restored", "rooms compared since a restore", []string{"database"}, probeRestored},
+	{"refusals", "what was refused in the last hour", []string{"database"}, probeRefusals},
+	{"metrics", "metrics", []string{"config"}, probeMetrics},
 }
 
 func probeConfig(_ context.Context, d *doctor, r *Result) {
