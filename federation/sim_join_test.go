@@ -200,7 +200,7 @@ func (s *sim) oneSuffices(x *simNode, side []*simNode) {
 	if c == nil || c.External {
 		return
 	}
-	s.settle()
+	s.settleFor(60) // two waits of 16 times the rank's turn, one after the other
 	if !s.restless && x.m.head == n {
 		broken("10 bounded censorship", "on its side of the network, %s reaches a sequencer, but nothing is accepted on %s, where its commit is %s", x.name, n.ref.Short(), x.m.Status(c.Ref))
 	}

@@ -42,6 +42,8 @@ var mutations = []struct {
 	{"final-first", ruleFinalFirst, parted},
 	{"provisional", ruleProvisional, parted},
 	{"pinned-promises", rulePinnedPromises, parted},
+	{"extend-vote", ruleExtendVote, func(f *simFaults) { parted(f); f.liar = true }},
+	{"ballot-base", ruleBallotBase, func(f *simFaults) { parted(f); f.listChange = true }},
 	{"ask-twice", ruleAskTwice, func(f *simFaults) { f.oldBackup, f.crash = true, true }},
 }
 

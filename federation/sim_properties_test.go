@@ -307,9 +307,11 @@ func (s *sim) end() {
 }
 
 // settle runs until nothing happens for longer than the longest wait.
-func (s *sim) settle() {
-	for i, idle := 0, 0; idle < 20; i++ {
-		if i == 150 {
+func (s *sim) settle() { s.settleFor(20) }
+
+func (s *sim) settleFor(patience int) {
+	for i, idle := 0, 0; idle < patience; i++ {
+		if i == 130+patience {
 			if s.lied() && s.proof[s.liar.name] {
 				// Votes split by a proven liar can hold up a list until an era
 				// leaves it: progress is not claimed, equal heads are.

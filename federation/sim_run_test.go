@@ -203,10 +203,13 @@ func (s *simStats) add(o *simStats) {
 	s.retired += o.retired
 	s.messages += o.messages
 	s.resent += o.resent
+	s.joined += o.joined
+	s.compared += o.compared
+	s.rewinds += o.rewinds
 }
 
 func (s *simStats) String() string {
 	return fmt.Sprintf("%d commits, %d of them bad, %d finals, %d takeovers asked for, %d provisional accepts, %d list changes, %d eras, %d crashes, "+
-		"%d keys retired, %d messages, %d sent again, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.crashes,
-		s.retired, s.messages, s.resent, s.events)
+		"%d keys retired, %d messages, %d sent again, %d newcomers, heads gave way %d times, %d equal sets compared, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.crashes,
+		s.retired, s.messages, s.resent, s.joined, s.rewinds, s.compared, s.events)
 }

@@ -283,7 +283,7 @@ type sim struct {
 
 type simStats struct {
 	commits, finals, takeovers, provisionals, lists, eras, bads, crashes, evidence, events int
-	retired, messages, resent, joined, heirs, overridden, compared                         int
+	retired, messages, resent, joined, compared, rewinds                                   int
 }
 
 // simSigned is what an honest module is held to.
@@ -759,6 +759,10 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 			}
 		case Evidence:
 			s.evidence(x, a)
+		case HeadChanged:
+			if a.Fork != a.From {
+				s.stats.rewinds++
+			}
 		}
 	}
 	if len(sends) == 0 {

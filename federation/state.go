@@ -1,331 +1,9 @@
 package federation
 
 import (
-	"bytes"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"sort"
-	"time"
 )
-
-// codec writes or reads the persisted state; one function per type does both,
-// so that they cannot disagree.
-type codec struct {
-	reading bool
-	version uint32
-	buf     []byte
-	err     error
-}
-
-var errState = errors.New("federation: saved state is damaged; restore a backup or rebuild the room")
-
-func (c *codec) fail() {
-	if c.err == nil {
-		c.err = errState
-	}
-}
-
-func (c *codec) take(n int) []byte {
-	if c.err != nil || n < 0 || n > len(c.buf) {
-		c.fail()
-		return nil
-	}
-	out := c.buf[:n]
-	c.buf = c.buf[n:]
-	return out
-}
-
-func (c *codec) u64(v *uint64) {
-	if !c.reading {
-		c.buf = binary.BigEndian.AppendUint64(c.buf, *v)
-	} else if b := c.take(8); b != nil {
-		*v = binary.BigEndian.Uint64(b)
-	}
-}
-
-func (c *codec) u32(v *uint32) {
-	if !c.reading {
-		c.buf = binary.BigEndian.AppendUint32(c.buf, *v)
-	} else if b := c.take(4); b != nil {
-		*v = binary.BigEndian.Uint32(b)
-	}
-}
-
-func (c *codec) u16(v *uint16) {
-	x := uint32(*v)
-	c.u32(&x)
-	if x > 0xffff {
-		c.fail()
-	}
-	*v = uint16(x)
-}
-
-func (c *codec) int(v *int) {
-	x := uint64(*v)
-	c.u64(&x)
-	if x > 1<<62 {
-		c.fail()
-		return
-	}
-	*v = int(x)
-}
-
-func (c *codec) bool(v *bool) {
-	var x uint32
-	if *v {
-		x = 1
-	}
-	c.u32(&x)
-	if x > 1 {
-		c.fail()
-	}
-	*v = x == 1
-}
-
-func (c *codec) ref(r *Ref) {
-	if !c.reading {
-		c.buf = append(c.buf, r[:]...)
-	} else if b := c.take(len(r)); b != nil {
-		copy(r[:], b)
-	}
-}
-
-func (c *codec) bytes(v *[]byte) {
-	n := uint32(len(*v))
-	c.u32(&n)
-	if !c.reading {
-		c.buf = append(c.buf, *v...)
-	} else if b := c.take(int(n)); b != nil && n > 0 {
-		*v = bytes.Clone(b)
-	}
-}
-
-func (c *codec) str(v *string) {
-	b := []byte(*v)
-	c.bytes(&b)
-	if c.reading {
-		*v = string(b)
-	}
-}
-
-// count codes a length. Each element takes at least four bytes, which bounds
-// what a damaged length can allocate.
-func (c *codec) count(n int) int {
-	x := uint32(n)
-	c.u32(&x)
-	if c.reading && int64(x)*4 > int64(len(c.buf)) {
-		c.fail()
-		return 0
-	}
-	return int(x)
-}
-
-func slice[T any](c *codec, s *[]T, f func(*T)) {
-	n := c.count(len(*s))
-	if c.reading {
-		*s = nil
-		if n > 0 {
-			*s = make([]T, n)
-		}
-	}
-	for i := 0; i < len(*s) && c.err == nil; i++ {
-		f(&(*s)[i])
-	}
-}
-
-func pointer[T any](c *codec, p **T, f func(*T)) {
-	has := *p != nil
-	c.bool(&has)
-	if !has || c.err != nil {
-		return
-	}
-	if c.reading {
-		*p = new(T)
-	}
-	f(*p)
-}
-
-func must[T any](c *codec, p **T, f func(*T)) {
-	if c.reading {
-		*p = new(T)
-	}
-	f(*p)
-}
-
-func (c *codec) ballot(b *Ballot) { c.u64(&b.Round); c.u32(&b.Rank) }
-func (c *codec) link(l *Chain)    { c.u64(&l.Counter); c.ref(&l.Prev) }
-
-func (c *codec) duration(d *time.Duration) {
-	x := uint64(*d)
-	c.u64(&x)
-	*d = time.Duration(x)
-}
-
-func (c *codec) list(l *List) {
-	s := []Sequencer(*l)
-	slice(c, &s, func(s *Sequencer) { c.str(&s.Server); c.str(&s.User); c.bytes(&s.ReceiptKey) })
-	*l = s
-}
-
-func (c *codec) policy(p *Policy) {
-	c.list(&p.Sequencers)
-	slice(c, &p.Admins, func(s *string) { c.str(s) })
-	slice(c, &p.Heirs, func(h *Heir) { c.str(&h.User); c.str(&h.Server) })
-	c.duration(&p.Takeover)
-	c.duration(&p.HeirsWait)
-	c.int(&p.Window)
-	x := uint16(p.OnPartition)
-	c.u16(&x)
-	p.OnPartition = OnPartition(x)
-}
-
-func (c *codec) leaf(l *Leaf) { c.u32(&l.Index); c.str(&l.User); c.bytes(&l.Key) }
-
-func (c *codec) commit(x *Commit) {
-	c.ref(&x.Ref)
-	c.ref(&x.Parent)
-	c.str(&x.EventID)
-	c.str(&x.ParentEvent)
-	c.u64(&x.Epoch)
-	c.u32(&x.Author)
-	c.str(&x.AuthorUser)
-	c.bool(&x.External)
-	slice(c, &x.Removed, func(v *uint32) { c.u32(v) })
-	slice(c, &x.Updated, c.leaf)
-	slice(c, &x.Added, c.leaf)
-	pointer(c, &x.Policy, c.policy)
-	pointer(c, &x.Era, func(e *Era) {
-		c.u64(&e.Number)
-		c.bool(&e.ByHeirs)
-		slice(c, &e.Signers, func(s *string) { c.str(s) })
-	})
-	pointer(c, &x.Founding, func(f *Founding) {
-		c.bytes(&f.GroupID)
-		c.u16(&f.Suite)
-		slice(c, &f.Leaves, c.leaf)
-	})
-	c.bool(&x.OnlyRemoves)
-	c.str(&x.Barred)
-}
-
-func (c *codec) applied(a *Applied) {
-	c.ref(&a.Ref)
-	c.u32(&a.Leaf)
-	h := Ref(a.Hash)
-	c.ref(&h)
-	a.Hash = h
-	c.bytes(&a.Signature)
-	c.str(&a.EventID)
-}
-
-func (c *codec) rejected(r *Rejected) {
-	c.ref(&r.Ref)
-	c.u32(&r.Leaf)
-	c.str(&r.Rule)
-	c.bytes(&r.Signature)
-	c.str(&r.EventID)
-}
-
-func (c *codec) proof(p *Proof) { pointer(c, &p.Applied, c.applied); c.ref(&p.Commit) }
-
-func (c *codec) vote(v *Vote) {
-	c.ref(&v.Config)
-	c.ballot(&v.Ballot)
-	c.u32(&v.Voter)
-	c.ref(&v.Ref)
-	slice(c, &v.Proofs, c.proof)
-	c.link(&v.Chain)
-	c.bytes(&v.Signature)
-	c.str(&v.EventID)
-}
-
-func (c *codec) lastVote(v *LastVote) {
-	c.ballot(&v.Ballot)
-	c.ref(&v.Ref)
-	slice(c, &v.Proofs, c.proof)
-	if c.version >= 4 {
-		c.u64(&v.Epoch)
-	}
-}
-
-func (c *codec) promise(p *Promise) {
-	c.ref(&p.Config)
-	c.ballot(&p.Ballot)
-	c.u32(&p.Promiser)
-	pointer(c, &p.LastVote, c.lastVote)
-	c.link(&p.Chain)
-	c.bytes(&p.Signature)
-}
-
-func (c *codec) accept(a *Accept) {
-	c.ref(&a.Config)
-	c.ballot(&a.Ballot)
-	c.bool(&a.Provisional)
-	c.ref(&a.Ref)
-	c.ref(&a.Parent)
-	c.u64(&a.Epoch)
-	slice(c, &a.Promises, func(p **Promise) { must(c, p, c.promise) })
-	slice(c, &a.Votes, func(v **Vote) { must(c, v, c.vote) })
-	c.link(&a.Chain)
-	c.bytes(&a.Signature)
-	c.str(&a.EventID)
-}
-
-func (c *codec) ready(r *Ready) {
-	c.ref(&r.Config)
-	c.u32(&r.Member)
-	c.link(&r.Chain)
-	c.bytes(&r.Signature)
-}
-
-// The kinds of events in saved states.
-const (
-	kindCommit uint32 = 1 + iota
-	kindAccept
-	kindVote
-	kindPromise
-	kindReady
-	kindApplied
-	kindRejected
-)
-
-// event codes an event with its kind in front.
-func (c *codec) event(ev *Event) {
-	_, kind := signatureOf(*ev)
-	c.u32(&kind)
-	switch kind {
-	case kindCommit:
-		codeAs(c, ev, c.commit)
-	case kindAccept:
-		codeAs(c, ev, c.accept)
-	case kindVote:
-		codeAs(c, ev, c.vote)
-	case kindPromise:
-		codeAs(c, ev, c.promise)
-	case kindReady:
-		codeAs(c, ev, c.ready)
-	case kindApplied:
-		codeAs(c, ev, c.applied)
-	case kindRejected:
-		codeAs(c, ev, c.rejected)
-	default:
-		c.fail()
-	}
-}
-
-func codeAs[T any, P interface {
-	*T
-	Event
-}](c *codec, ev *Event, f func(*T)) {
-	if c.reading {
-		v := P(new(T))
-		f(v)
-		*ev = v
-		return
-	}
-	f((*ev).(P))
-}
 
 // saved is the persisted form of a machine.
 type saved struct {
@@ -364,47 +42,24 @@ func (c *codec) state(s *saved) {
 	slice(c, &s.commits, func(n **node) {
 		must(c, n, func(n *node) {
 			must(c, &n.c, c.commit)
-			c.u64(&n.seq)
+			c.fields(&n.seq)
 		})
 	})
 	slice(c, &s.events, c.event)
-	slice(c, &s.waiting, func(w *waitingEvent) { c.ref(&w.on); c.event(&w.ev) })
+	slice(c, &s.waiting, func(w *waitingEvent) { c.fields(&w.on); c.event(&w.ev) })
 	slice(c, &s.own, func(o *savedOwn) {
-		c.ref(&o.config)
-		c.ballot(&o.promised)
-		c.ref(&o.accept)
-		c.ref(&o.ownState.base)
-		c.bool(&o.open)
-		pointer(c, &o.lastVote, c.lastVote)
+		c.fields(&o.config, &o.promised, &o.accept, &o.ownState.base, &o.open, &o.lastVote)
 		if c.version >= 2 {
-			slice(c, &o.shown, func(p **Promise) { must(c, p, c.promise) })
+			c.fields(&o.shown)
 		}
 	})
-	c.u64(&s.counter)
-	c.ref(&s.prev)
-	c.bool(&s.retired)
-	c.bool(&s.complete)
-	c.u64(&s.seq)
+	c.fields(&s.counter, &s.prev, &s.retired, &s.complete, &s.seq)
 	if c.version >= 3 {
 		slice(c, &s.steps, c.step)
-		c.bool(&s.fromRoot)
+		c.fields(&s.fromRoot)
 	} else {
 		s.fromRoot = s.complete
 	}
-}
-
-func (c *codec) step(s *ProofStep) {
-	c.ref(&s.Ref)
-	c.ref(&s.Parent)
-	c.str(&s.EventID)
-	c.u64(&s.Epoch)
-	c.list(&s.Sets)
-	c.u64(&s.Era)
-	c.ref(&s.Config)
-	slice(c, &s.Votes, func(v **Vote) { must(c, v, c.vote) })
-	slice(c, &s.Above, func(l *ProofLink) { c.ref(&l.Ref); c.ref(&l.Parent); c.str(&l.EventID) })
-	slice(c, &s.Vouchers, c.proof)
-	slice(c, &s.Keys, func(k *ProofKey) { c.ref(&k.Ref); c.leaf(&k.Leaf); c.bytes(&k.Group); c.u16(&k.Suite) })
 }
 
 type savedLeaf struct {
@@ -413,15 +68,9 @@ type savedLeaf struct {
 }
 
 func (c *codec) base(n *node) {
-	c.ref(&n.ref)
-	c.int(&n.depth)
-	c.u64(&n.epoch)
-	c.bytes(&n.group)
-	c.u16(&n.suite)
+	c.fields(&n.ref, &n.depth, &n.epoch, &n.group, &n.suite)
 	must(c, &n.policy, c.policy)
-	c.ref(&n.config)
-	c.bool(&n.sets)
-	c.u64(&n.eraNo)
+	c.fields(&n.config, &n.sets, &n.eraNo)
 	var ls []savedLeaf
 	if !c.reading {
 		for i, l := range n.changes {
@@ -429,14 +78,8 @@ func (c *codec) base(n *node) {
 		}
 		sort.Slice(ls, func(i, j int) bool { return ls[i].index < ls[j].index })
 	}
-	slice(c, &ls, func(l *savedLeaf) { c.u32(&l.index); c.str(&l.user); c.bytes(&l.key); c.int(&l.since) })
-	slice(c, &n.vouchers, func(v *voucher) {
-		c.str(&v.user)
-		c.u32(&v.leaf)
-		c.int(&v.since)
-		pointer(c, &v.applied, c.applied)
-		c.ref(&v.commit)
-	})
+	slice(c, &ls, func(l *savedLeaf) { c.fields(&l.index, &l.user, &l.key, &l.since) })
+	slice(c, &n.vouchers, func(v *voucher) { c.fields(&v.user, &v.leaf, &v.since, &v.applied, &v.commit) })
 	if c.reading {
 		n.changes, n.whole, n.leaves, n.eraBase = make(map[uint32]*leaf, len(ls)), true, len(ls), n
 		for i := range ls {
