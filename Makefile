@@ -37,7 +37,7 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-install peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: lab-install peer check fuzz-ci spec-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
 	$(NICE) bin/testreport all
 
 .PHONY: test-fast
@@ -97,6 +97,14 @@ cover: ## how much of mls its quick tests reach; at least 95 % of the statements
 	@mkdir -p bin
 	$(NICE) go test ./mls -short -count=1 -coverprofile=bin/mls.cover
 	@go tool cover -func=bin/mls.cover | awk '$$1 == "total:" {seen = 1; if ($$3 + 0 < 95) {print "only " $$3 " of mls is tested, want 95 %: go tool cover -html=bin/mls.cover"; exit 1}} END {if (!seen) exit 1}'
+
+.PHONY: spec spec-ci spec-large
+spec: ## the rules of federation, model-checked, and each rule left out (a few minutes; federation/spec)
+	nice -n 10 python3 -B federation/spec/check.py
+spec-ci:
+	$(NICE) python3 -B federation/spec/check.py ci
+spec-large: ## the same rules with more ballots and commits (hours)
+	nice -n 15 python3 -B federation/spec/check.py large
 
 .PHONY: soak
 soak: lab-install peer bin/testreport ## make test again and again (SOAK=10), to find what fails now and then
