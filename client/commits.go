@@ -76,9 +76,16 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 			return c.followPublic(ctx, r, parent, msg, ref, content, evt, nil, b)
 		}
 		tree = e.group
+		if own == nil {
+			c.checkOwnCommit(r, e, ref, msg, evt.ID)
+		}
 		if staged, err = c.stage(r, e, ref, msg, content.Proposals); err != nil {
 			return c.followPublic(ctx, r, parent, msg, ref, content, evt, err, b)
 		}
+	}
+	if staged.External() && own == nil && staged.Merge() == nil {
+		// It puts this device out, so its author's leaf is seen from outside only.
+		return c.followPublic(ctx, r, parent, msg, ref, content, evt, nil, b)
 	}
 	facts, err := c.checkCommit(ctx, r, tree, staged, staged.Merge(), ref, content, evt)
 	if facts == nil {
@@ -437,6 +444,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 			by := id.UserID("")
 			if known, ok := r.machine.Known(ref); ok {
 				by = id.UserID(known.AuthorUser)
+				c.noteSuperseded(r, known)
 			}
 			c.removed(r, by, b)
 			return nil
@@ -553,6 +561,7 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 		return
 	}
 	own.Settled = true
+	r.settleFresh(own, e)
 	if len(own.Welcomes) > 0 && own.staged != nil {
 		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
 		for _, w := range own.Welcomes {

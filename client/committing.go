@@ -356,7 +356,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if err != nil {
 		return fmt.Errorf("client: commit in %s: %w", r.id, err)
 	}
-	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Era: aad.Era > 0}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Era: aad.Era > 0, Fresh: r.rec.Copied && options.ForcePath}
 	return c.postCommit(ctx, r, staged, own, content, &batch{})
 }
 
@@ -378,6 +378,7 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 		return err
 	}
 	own.Ref, own.staged = rooms.Hash(ref), staged
+	r.noteMine(own.Ref)
 	bundle := &rooms.CommitBundle{Message: staged.Message(), GroupInfo: info}
 	for _, p := range content.Proposals {
 		bundle.Proposals = append(bundle.Proposals, p)

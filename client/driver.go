@@ -622,6 +622,7 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		if err := c.vouch(ctx, r); err != nil {
 			return err
 		}
+		c.watchCopy(r)
 		c.plan(r)
 		if err := c.supportEras(ctx, r); err != nil {
 			return err

@@ -190,8 +190,19 @@ func (c *Client) watchUnread(ctx context.Context, r *room) error {
 	if slices.Contains(r.machine.NeedsVouching(), first) {
 		return nil
 	}
+	b = &batch{}
+	for _, ref := range r.machine.Path(first, head) {
+		if known, ok := r.machine.Known(ref); ok && c.noteSuperseded(r, known) {
+			c.removed(r, c.UserID(), b)
+			return c.commitBatch(ctx, r, b)
+		}
+	}
 	by := id.UserID("")
 	if known, ok := r.machine.Known(first); ok {
+		if c.noteSuperseded(r, known) {
+			c.removed(r, c.UserID(), b)
+			return c.commitBatch(ctx, r, b)
+		}
 		by = id.UserID(known.AuthorUser)
 	}
 	c.stuck(r, first, by)

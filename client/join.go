@@ -266,7 +266,7 @@ func (r *room) usableHead(own id.UserID) (id.UserID, *rooms.HeadContent) {
 // joinWork returns the work of getting into the group: found it if it is ours
 // to found, wait for a Welcome, and after a while join by an external commit.
 func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) {
-	if !r.state.Known || !r.state.isMLS() {
+	if !r.state.Known || !r.state.isMLS() || r.rec.Superseded {
 		return nil
 	}
 	bot, head := r.usableHead(c.UserID())
@@ -471,7 +471,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	r.joinAt = c.mono() + joinPatience(r.joinTries)
 	r.joinTries++
 	c.setCommitEvent(r, parent, head.Accepted.Event)
-	commit := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo}
+	commit := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo, Fresh: true}
 	content := &rooms.CommitContent{Epoch: public.Epoch() + 1, Parent: rooms.Hash(parent), ParentEvent: head.Accepted.Event}
 	return c.postCommit(ctx, r, staged, commit, content, b)
 }

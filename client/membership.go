@@ -607,6 +607,17 @@ func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
 	})
 }
 
+// hasSynced tells whether a /sync was processed since Open: only then is it known
+// what other copies of this device did meanwhile.
+func (c *Client) hasSynced() bool {
+	select {
+	case <-c.synced:
+		return true
+	default:
+		return false
+	}
+}
+
 // Synced waits until the first /sync after Start is processed.
 func (c *Client) Synced(ctx context.Context) error {
 	select {

@@ -79,7 +79,8 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 	}
 	processed, err := e.group.Process(msg)
 	if errors.Is(err, mls.ErrOwnMessage) && evt.Sender == c.UserID() {
-		return nil // an earlier ciphertext of a message that was encrypted again
+		c.ownUnknown(r, e, msg, evt.ID)
+		return nil // else an earlier ciphertext of a message that was encrypted again
 	}
 	if err != nil {
 		return err

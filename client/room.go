@@ -50,10 +50,14 @@ type roomRecord struct {
 	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"` // what modules showed when this device joined
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
-	Unconfirmed bool      `json:"unconfirmed,omitempty"`
-	Refresh     bool      `json:"refresh,omitempty"` // a commit with a fresh path is due
-	NewEra      bool      `json:"new_era,omitempty"`
-	HeirsEra    *heirsEra `json:"heirs_era,omitempty"` // that our user, an heir, proposes
+	Unconfirmed bool         `json:"unconfirmed,omitempty"`
+	Copied      bool         `json:"copied,omitempty"`     // this state was, or may be, used by another copy
+	Superseded  bool         `json:"superseded,omitempty"` // another copy took this device's place in the group
+	FreshFrom   rooms.Hash   `json:"fresh_from,omitzero"`  // the commit from which on it is this copy's alone
+	Mine        []rooms.Hash `json:"mine,omitempty"`       // the last commits this copy made
+	Refresh     bool         `json:"refresh,omitempty"`    // a commit with a fresh path is due
+	NewEra      bool         `json:"new_era,omitempty"`
+	HeirsEra    *heirsEra    `json:"heirs_era,omitempty"` // that our user, an heir, proposes
 	// EraProposals are those of other heirs, until this device consents.
 	EraProposals []json.RawMessage     `json:"era_proposals,omitempty"`
 	Failed       map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
@@ -87,6 +91,8 @@ type pending struct {
 	List bool `json:"list,omitempty"`
 	// Era: it opens an era, which needs no accept by the old list.
 	Era bool `json:"era,omitempty"`
+	// Fresh: made, with a path, by a copy that knew itself to be one.
+	Fresh bool `json:"fresh,omitempty"`
 	// Settled: it is on the head, and what follows from that was done.
 	Settled bool `json:"settled,omitempty"`
 	// Lost: another commit was accepted in its place.
@@ -334,7 +340,10 @@ func (c *Client) load(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.loadOutbox(ctx)
+	if err := c.loadOutbox(ctx); err != nil {
+		return err
+	}
+	return c.markRestored(ctx)
 }
 
 // reload reads a room from the store in place of what is in memory.

@@ -149,6 +149,10 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 		return fmt.Errorf("%w (%s)", ErrBarrier, r.blocked[0])
 	case len(r.sendEpoch().group.PendingProposals()) > 0:
 		return ErrBarrier
+	case !r.mayEncrypt(r.sendEpoch()):
+		return errCopied
+	case !c.hasSynced():
+		return errNotSynced
 	case !r.planned:
 		return errNotCompared
 	}

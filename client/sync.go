@@ -434,7 +434,7 @@ func (r *room) comeBack() {
 	if r.rec.Phase == phaseRemoved {
 		r.rec.Phase = phaseNone
 	}
-	r.rec.Bound = nil
+	r.rec.Bound, r.rec.Superseded = nil, false
 	r.joinAt, r.resyncAt, r.lastJoinError = 0, 0, nil
 }
 

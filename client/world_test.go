@@ -708,7 +708,7 @@ func (d *testDevice) open() {
 		Now:       time.Now,
 		Monotonic: func() time.Duration { return d.w.now },
 		OnSeal:    d.w.sealed,
-		Rand:      newSeeded(fmt.Sprintf("%s%s%d", d.ident.user, d.ident.device, d.w.s.events)),
+		Rand:      newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
 	})
 	if err != nil {
 		d.w.t.Fatal(err)

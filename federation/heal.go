@@ -102,3 +102,12 @@ func refounded(from, to *node) bool {
 func sortLeaves(ls []Leaf) {
 	sort.Slice(ls, func(i, j int) bool { return ls[i].Index < ls[j].Index })
 }
+
+// SuiteAt returns the cipher suite of the epoch that a commit makes.
+func (m *Machine) SuiteAt(ref Ref) (uint16, bool) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return 0, false
+	}
+	return n.suite, true
+}

@@ -117,20 +117,8 @@ func makeKey(path, storePath string) (Key, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("store: draw the store key: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("store: create the store key: %w", err)
-	}
-	_, err = f.WriteString(base64.RawStdEncoding.EncodeToString(key) + "\n")
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		_ = os.Remove(path)
-		return nil, fmt.Errorf("store: write the store key %s: %w", path, err)
+	if err := writeKey(path, key); err != nil {
+		return nil, err
 	}
 	return key, nil
 }

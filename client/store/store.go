@@ -25,6 +25,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/rs/zerolog"
@@ -74,6 +75,7 @@ type Store struct {
 	aead cipher.AEAD
 	rand io.Reader
 	path string
+	key  Key // for backups
 }
 
 // Open opens or creates the store at o.Path and upgrades its schema. It fails
@@ -118,7 +120,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	var table dbutil.UpgradeTable
 	table.RegisterFSPath(upgradeFiles, "upgrades")
 	db.UpgradeTable = table
-	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path}
+	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path, key: slices.Clone(o.Key)}
 	if s.rand == nil {
 		s.rand = rand.Reader
 	}
@@ -172,6 +174,7 @@ func isBusy(err error) bool {
 // Close folds the write-ahead log into the database file and releases it.
 func (s *Store) Close() error {
 	_, _ = s.db.Exec(context.Background(), "PRAGMA wal_checkpoint(TRUNCATE)")
+	defer clear(s.key)
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("store: close: %w", err)
 	}
