@@ -261,16 +261,12 @@ func TestEncryptIsDurableBeforeItLeaves(t *testing.T) {
 		alice.mu.Lock()
 		defer alice.mu.Unlock()
 		e := alice.rooms[room].head()
-		stored, err := alice.st.Ratchet(w.ctx, room, e.ref[:])
-		if err != nil {
-			t.Error(err)
-		}
-		group, err := mls.LoadGroup(alice.mlsCfg, e.group.EpochState(), stored)
+		stored, err := alice.loadEpoch(w.ctx, room, e.ref[:])
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		again, err := group.Encrypt([]byte("probe"), nil)
+		again, err := stored.group.Encrypt([]byte("probe"), nil)
 		if err != nil {
 			t.Error(err)
 		}

@@ -146,8 +146,8 @@ func (c *Client) dropEpoch(b *batch, r *room, ref federation.Ref) {
 	if e != nil {
 		b.then(e.group.Zero)
 	}
-	if !b.scrub {
-		b.scrub = true
+	if !b.dropped {
+		b.dropped = true
 		b.then(func() {
 			if err := c.st.Scrub(context.Background()); err != nil {
 				c.log.Warn().Err(err).Stringer("room_id", r.id).Msg("Failed to overwrite deleted secrets")

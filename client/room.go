@@ -75,6 +75,8 @@ type epoch struct {
 	parent federation.Ref
 	number uint64
 	group  *mls.Group
+	depth  int // tree differences that are stored below it, down to a whole tree
+	deltas int // their bytes
 }
 
 // pending is an own commit that was not accepted yet.
@@ -118,6 +120,7 @@ type room struct {
 	staged  map[federation.Ref]*mls.StagedCommit // cache: validated commits, not merged
 	public  map[federation.Ref]*mls.PublicGroup  // cache: epochs whose secrets are not ours
 	blind   bool                                 // set by tests: commits of others cannot be opened
+	written map[string][32]byte                  // hashes of what was written last, by part
 	unread  federation.Ref                       // a head that could not be entered
 
 	needs    map[string]*need // what has to be fetched
@@ -270,7 +273,9 @@ type batch struct {
 	state   bool // write the room state
 	entered []*epoch
 	torn    bool // memory may be half changed
-	scrub   bool // secrets are deleted
+	dropped bool // secrets are deleted
+	// ratchets are those that moved: what changed of them is written at the end.
+	ratchets map[federation.Ref]*epoch
 }
 
 func (b *batch) do(op func(ctx context.Context) error) { b.ops = append(b.ops, op) }
@@ -295,20 +300,15 @@ func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
 				return err
 			}
 		}
-		if b.state {
-			raw, err := json.Marshal(r.state)
-			if err != nil {
-				return fmt.Errorf("client: save state of %s: %w", r.id, err)
-			}
-			if err := c.st.PutKV(ctx, stateKey(r.id), raw); err != nil {
+		if err := c.writeRatchets(ctx, r, b); err != nil {
+			return err
+		}
+		if b.dropped {
+			if err := c.st.PruneTrees(ctx, r.id); err != nil {
 				return err
 			}
 		}
-		raw, err := json.Marshal(&r.rec)
-		if err != nil {
-			return fmt.Errorf("client: save %s: %w", r.id, err)
-		}
-		if err := c.st.PutRoom(ctx, r.id, raw); err != nil {
+		if err := c.writeRecord(ctx, r, b.state); err != nil {
 			return err
 		}
 		return c.crashpoint("room-commit")
@@ -324,8 +324,6 @@ func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
 	}
 	return nil
 }
-
-func stateKey(roomID id.RoomID) string { return "state/" + string(roomID) }
 
 // load reads rooms and outbox from the store.
 func (c *Client) load(ctx context.Context) error {
@@ -349,23 +347,7 @@ func (c *Client) load(ctx context.Context) error {
 // reload reads a room from the store in place of what is in memory.
 func (c *Client) reload(ctx context.Context, r *room) error {
 	fresh := c.newRoom(r.id)
-	raw, err := c.st.Room(ctx, r.id)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-	case err != nil:
-		return err
-	default:
-		if err := json.Unmarshal(raw, &fresh.rec); err != nil {
-			return fmt.Errorf("client: record of %s: %w", r.id, err)
-		}
-	}
-	if raw, err = c.st.GetKV(ctx, stateKey(r.id)); err == nil {
-		if err := json.Unmarshal(raw, fresh.state); err != nil {
-			return fmt.Errorf("client: state of %s: %w", r.id, err)
-		}
-		fresh.state.room = r.id
-		fresh.state.rebuild()
-	} else if !errors.Is(err, store.ErrNotFound) {
+	if err := c.readRecord(ctx, fresh); err != nil {
 		return err
 	}
 	snapshot, err := c.st.Machine(ctx, r.id)
@@ -413,45 +395,6 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater = r.foundPolicy, r.foundByRule, r.admitLater
 	*r = *fresh
 	return nil
-}
-
-func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*epoch, error) {
-	row, err := c.st.Epoch(ctx, roomID, ref)
-	if err != nil {
-		return nil, err
-	}
-	ratchet, err := c.st.Ratchet(ctx, roomID, ref)
-	if err != nil {
-		return nil, err
-	}
-	group, err := mls.LoadGroup(c.mlsCfg, row.State, ratchet)
-	if err != nil {
-		return nil, fmt.Errorf("client: epoch %d of %s: %w", row.Number, roomID, err)
-	}
-	e := &epoch{number: row.Number, group: group}
-	copy(e.ref[:], row.Ref)
-	copy(e.parent[:], row.Parent)
-	return e, nil
-}
-
-// putEpoch keeps an epoch that was entered. It is written with both halves;
-// the ratchet half is written again with every step of it.
-func (c *Client) putEpoch(b *batch, r *room, e *epoch) {
-	r.epochs[e.ref] = e
-	c.keepRejoinSecret(b, r, e)
-	state, ratchet := e.group.EpochState(), e.group.RatchetState()
-	b.do(func(ctx context.Context) error {
-		if err := c.st.PutEpoch(ctx, &store.Epoch{Room: r.id, Ref: e.ref[:], Parent: e.parent[:], Number: e.number, State: state}); err != nil {
-			return err
-		}
-		return c.st.PutRatchet(ctx, r.id, e.ref[:], ratchet)
-	})
-}
-
-// putRatchet writes the ratchets of an epoch after a step.
-func (c *Client) putRatchet(b *batch, r *room, e *epoch) {
-	ratchet := e.group.RatchetState()
-	b.do(func(ctx context.Context) error { return c.st.PutRatchet(ctx, r.id, e.ref[:], ratchet) })
 }
 
 func (c *Client) machineConfig(roomID id.RoomID) federation.Config {

@@ -195,18 +195,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 }
 
 func (c *Client) saveRoom(ctx context.Context, r *room) error {
-	raw, err := json.Marshal(&r.rec)
-	if err != nil {
-		return fmt.Errorf("client: save %s: %w", r.id, err)
-	}
-	if err := c.st.PutRoom(ctx, r.id, raw); err != nil {
-		return err
-	}
-	state, err := json.Marshal(r.state)
-	if err != nil {
-		return fmt.Errorf("client: save state of %s: %w", r.id, err)
-	}
-	return c.st.PutKV(ctx, stateKey(r.id), state)
+	return c.writeRecord(ctx, r, true)
 }
 
 // fileRoom takes in the state of a joined room. It returns nil for rooms that

@@ -64,7 +64,7 @@ func (s *Store) PutAccount(ctx context.Context, a *Account) error {
 func (s *Store) Wipe(ctx context.Context) error {
 	return s.Do(ctx, func(ctx context.Context) error {
 		for _, table := range []string{
-			"account", "key_packages", "device_lists", "rooms", "machines", "epochs", "ratchets", "rejoin_secrets",
+			"account", "key_packages", "device_lists", "rooms", "machines", "epochs", "trees", "ratchets", "ratchet_pages", "rejoin_secrets",
 			"pending_commits", "outbox", "inbox", "seen", "timeline",
 		} {
 			if err := s.exec(ctx, table, "DELETE FROM "+table); err != nil {

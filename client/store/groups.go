@@ -15,15 +15,14 @@ const (
 	deleteMachineQuery = `DELETE FROM machines WHERE room_id = $1`
 	putMachineQuery    = `INSERT INTO machines (room_id, data) VALUES ($1, $2) ON CONFLICT (room_id) DO UPDATE SET data = excluded.data`
 
-	getEpochQuery = `SELECT parent, number, state FROM epochs WHERE room_id = $1 AND ref = $2`
-	putEpochQuery = `INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (room_id, ref) DO UPDATE SET parent = excluded.parent, number = excluded.number, state = excluded.state`
+	getEpochQuery = `SELECT parent, number, whole, state FROM epochs WHERE room_id = $1 AND ref = $2`
+	putEpochQuery = `INSERT INTO epochs (room_id, ref, parent, number, whole, state) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (room_id, ref) DO UPDATE SET parent = excluded.parent, number = excluded.number, whole = excluded.whole, state = excluded.state`
 	listEpochsQuery  = `SELECT ref, parent, number FROM epochs WHERE room_id = $1 ORDER BY number, ref`
 	deleteEpochQuery = `DELETE FROM epochs WHERE room_id = $1 AND ref = $2`
 
-	getRatchetQuery = `SELECT state FROM ratchets WHERE room_id = $1 AND ref = $2`
-	putRatchetQuery = `INSERT INTO ratchets (room_id, ref, state) VALUES ($1, $2, $3)
-		ON CONFLICT (room_id, ref) DO UPDATE SET state = excluded.state`
+	putRatchetQuery    = `INSERT INTO ratchets (room_id, ref, state) VALUES ($1, $2, $3)`
+	getRatchetQuery    = `SELECT state FROM ratchets WHERE room_id = $1 AND ref = $2`
 	deleteRatchetQuery = `DELETE FROM ratchets WHERE room_id = $1 AND ref = $2`
 
 	putPendingQuery = `INSERT INTO pending_commits (room_id, ref, parent, event_id, data) VALUES ($1, $2, $3, $4, $5)
@@ -33,7 +32,7 @@ const (
 )
 
 // roomTables are the tables with rows of one room.
-var roomTables = []string{"rooms", "machines", "epochs", "ratchets", "rejoin_secrets", "pending_commits", "outbox", "inbox", "seen", "timeline"}
+var roomTables = []string{"rooms", "machines", "epochs", "trees", "ratchets", "ratchet_pages", "rejoin_secrets", "pending_commits", "outbox", "inbox", "seen", "timeline"}
 
 // Room is one room's record of the client.
 type Room struct {
@@ -105,13 +104,16 @@ type Epoch struct {
 	Parent []byte // empty for the first epoch
 	Number uint64
 	State  []byte // sealed at rest; empty in [Store.Epochs]
+	// Whole: written before version 3 of the schema, with the tree in State and the
+	// ratchets in one piece; see [Store.OldRatchet].
+	Whole bool
 }
 
 // Epoch returns an epoch's state, or ErrNotFound.
 func (s *Store) Epoch(ctx context.Context, room id.RoomID, ref []byte) (*Epoch, error) {
 	e := &Epoch{Room: room, Ref: ref}
 	var sealed []byte
-	if err := s.one(ctx, "epochs", getEpochQuery, []any{room, ref}, &e.Parent, &e.Number, &sealed); err != nil {
+	if err := s.one(ctx, "epochs", getEpochQuery, []any{room, ref}, &e.Parent, &e.Number, &e.Whole, &sealed); err != nil {
 		return nil, err
 	}
 	var err error
@@ -125,7 +127,7 @@ func (s *Store) PutEpoch(ctx context.Context, e *Epoch) error {
 	if err != nil {
 		return err
 	}
-	return s.exec(ctx, "epochs", putEpochQuery, e.Room, e.Ref, blob(e.Parent), int64(e.Number), sealed)
+	return s.exec(ctx, "epochs", putEpochQuery, e.Room, e.Ref, blob(e.Parent), int64(e.Number), e.Whole, sealed)
 }
 
 // Epochs lists the epochs held of a room, lowest number first, without states.
@@ -138,9 +140,13 @@ func (s *Store) Epochs(ctx context.Context, room id.RoomID) (all []*Epoch, err e
 	return all, err
 }
 
-// DeleteEpoch removes an epoch's state and its ratchets.
+// DeleteEpoch removes an epoch's state and its ratchets. Its tree stays until
+// [Store.PruneTrees].
 func (s *Store) DeleteEpoch(ctx context.Context, room id.RoomID, ref []byte) error {
 	return s.Do(ctx, func(ctx context.Context) error {
+		if err := s.exec(ctx, "ratchet_pages", deletePagesQuery, room, ref); err != nil {
+			return err
+		}
 		if err := s.exec(ctx, "ratchets", deleteRatchetQuery, room, ref); err != nil {
 			return err
 		}
@@ -148,19 +154,24 @@ func (s *Store) DeleteEpoch(ctx context.Context, room id.RoomID, ref []byte) err
 	})
 }
 
-// Ratchet returns the ratchet state of an epoch, or ErrNotFound.
-func (s *Store) Ratchet(ctx context.Context, room id.RoomID, ref []byte) ([]byte, error) {
+// OldRatchet returns the ratchets of an epoch in one piece, as versions 1 and 2 of
+// the schema had them, or ErrNotFound.
+func (s *Store) OldRatchet(ctx context.Context, room id.RoomID, ref []byte) ([]byte, error) {
 	return s.sealedOne(ctx, "ratchets", getRatchetQuery, []any{room, ref}, place("ratchets", room.String(), string(ref)))
 }
 
-// PutRatchet writes the ratchet state of an epoch. It only ever moves forward:
-// nothing may write an older state over a newer one.
-func (s *Store) PutRatchet(ctx context.Context, room id.RoomID, ref, state []byte) error {
+// PutOldRatchet writes ratchets in one piece: for tests of the way from there.
+func (s *Store) PutOldRatchet(ctx context.Context, room id.RoomID, ref, state []byte) error {
 	sealed, err := s.seal(state, place("ratchets", room.String(), string(ref)))
 	if err != nil {
 		return err
 	}
 	return s.exec(ctx, "ratchets", putRatchetQuery, room, ref, sealed)
+}
+
+// DeleteOldRatchet removes them, once they are stored in pages.
+func (s *Store) DeleteOldRatchet(ctx context.Context, room id.RoomID, ref []byte) error {
+	return s.exec(ctx, "ratchets", deleteRatchetQuery, room, ref)
 }
 
 // Pending is a commit of our own that is not decided yet.
@@ -211,16 +222,4 @@ func blob(b []byte) []byte {
 		return []byte{}
 	}
 	return b
-}
-
-// SealedRatchets returns what the store's file holds of an epoch's ratchets, as
-// it is there: for looking whether deleted secrets are gone.
-func (s *Store) SealedRatchets(ctx context.Context, room id.RoomID, ref []byte) (all [][]byte, err error) {
-	err = s.each(ctx, "ratchets", getRatchetQuery, []any{room, ref}, func(row dbutil.Scannable) error {
-		var sealed []byte
-		err := row.Scan(&sealed)
-		all = append(all, sealed)
-		return err
-	})
-	return all, err
 }

@@ -51,7 +51,7 @@ func TestValuesSurviveReopening(t *testing.T) {
 	err = s.Do(ctx, func(ctx context.Context) error {
 		return errors.Join(
 			s.PutAccount(ctx, acc), s.PutKV(ctx, "k", []byte("v")), s.PutRoom(ctx, room, []byte("record")),
-			s.PutMachine(ctx, room, []byte("machine")), s.PutEpoch(ctx, epoch), s.PutRatchet(ctx, room, ref, []byte("ratchet")),
+			s.PutMachine(ctx, room, []byte("machine")), s.PutEpoch(ctx, epoch), s.PutRatchetPages(ctx, room, ref, []RatchetPage{{ID: 1 << 40, Data: []byte("ratchet")}}),
 			s.PutPending(ctx, pending), s.AddOutbox(ctx, out), s.AddInbox(ctx, in), s.AddTimeline(ctx, line),
 			s.AddKeyPackage(ctx, kp), s.PutDeviceList(ctx, "@b:one", []byte("devices"), false),
 		)
@@ -81,8 +81,8 @@ func TestValuesSurviveReopening(t *testing.T) {
 	check("machine", []byte("machine"), gotMachine, err)
 	gotEpoch, err := s.Epoch(ctx, room, ref)
 	check("epoch", epoch, gotEpoch, err)
-	gotRatchet, err := s.Ratchet(ctx, room, ref)
-	check("ratchet", []byte("ratchet"), gotRatchet, err)
+	pages, err := s.RatchetPages(ctx, room, ref)
+	check("ratchet", []RatchetPage{{ID: 1 << 40, Data: []byte("ratchet")}}, pages, err)
 	gotPending, err := s.Pending(ctx, room)
 	check("pending", []*Pending{pending}, gotPending, err)
 	gotOut, err := s.Outbox(ctx, "")
@@ -108,7 +108,7 @@ func TestNothingReadableOnDisk(t *testing.T) {
 		return errors.Join(
 			s.PutAccount(ctx, &Account{UserID: "@a:one", Data: secret}), s.PutKV(ctx, "k", secret), s.PutRoom(ctx, room, secret),
 			s.PutMachine(ctx, room, secret), s.PutEpoch(ctx, &Epoch{Room: room, Ref: ref, State: secret}),
-			s.PutRatchet(ctx, room, ref, secret), s.PutPending(ctx, &Pending{Room: room, Ref: ref, Data: secret}),
+			s.PutRatchetPages(ctx, room, ref, []RatchetPage{{ID: 1, Data: secret}}), s.PutTree(ctx, &Tree{Room: room, Ref: ref, Whole: true, Data: secret}), s.PutPending(ctx, &Pending{Room: room, Ref: ref, Data: secret}),
 			s.AddOutbox(ctx, &OutboxItem{Room: room, TxnID: "t", Data: secret}),
 			s.AddInbox(ctx, &InboxItem{Room: room, EventID: "$x", Data: secret}),
 			s.AddTimeline(ctx, &TimelineItem{Room: room, EventID: "$m", Type: string(secret), Data: secret}),
@@ -162,13 +162,13 @@ func TestDoUndoesOnError(t *testing.T) {
 func TestSealedValueIsBoundToItsPlace(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
 	ctx := t.Context()
-	if err := s.PutRatchet(ctx, room, []byte("r"), []byte("state")); err != nil {
+	if err := s.PutOldRatchet(ctx, room, []byte("r"), []byte("state")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.db.Exec(ctx, "UPDATE ratchets SET room_id = $1", other); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Ratchet(ctx, other, []byte("r")); !errors.Is(err, ErrWrongKey) {
+	if _, err := s.OldRatchet(ctx, other, []byte("r")); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("a moved value opened: got %v, want ErrWrongKey", err)
 	}
 }
@@ -208,7 +208,7 @@ func TestDeleteRoomLeavesOthers(t *testing.T) {
 	for _, r := range []id.RoomID{room, other} {
 		err := errors.Join(
 			s.PutRoom(ctx, r, []byte("x")), s.PutMachine(ctx, r, []byte("x")), s.PutEpoch(ctx, &Epoch{Room: r, Ref: []byte("r")}),
-			s.PutRatchet(ctx, r, []byte("r"), nil), s.PutRejoinSecret(ctx, r, []byte("r"), 1, []byte("x")), s.AddOutbox(ctx, &OutboxItem{Room: r, TxnID: string(r)}),
+			s.PutOldRatchet(ctx, r, []byte("r"), nil), s.PutRatchetPages(ctx, r, []byte("r"), []RatchetPage{{ID: 1, Data: []byte("x")}}), s.PutTree(ctx, &Tree{Room: r, Ref: []byte("r"), Whole: true}), s.PutRejoinSecret(ctx, r, []byte("r"), 1, []byte("x")), s.AddOutbox(ctx, &OutboxItem{Room: r, TxnID: string(r)}),
 			s.AddTimeline(ctx, &TimelineItem{Room: r, EventID: "$m"}),
 		)
 		if err != nil {

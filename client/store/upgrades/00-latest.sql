@@ -1,4 +1,4 @@
--- v0 -> v2: Latest schema
+-- v0 -> v3: Latest schema
 -- Columns named "data" or "state" hold sealed blobs: nonce and XChaCha20-Poly1305 ciphertext.
 CREATE TABLE account (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),
@@ -45,7 +45,27 @@ CREATE TABLE epochs (
 	parent  BLOB NOT NULL,
 	number  INTEGER NOT NULL,
 	state   BLOB NOT NULL,
+	whole   BOOLEAN NOT NULL DEFAULT FALSE, -- the state holds the tree: written before v3
 	PRIMARY KEY (room_id, ref)
+) WITHOUT ROWID;
+
+CREATE TABLE trees (
+	room_id TEXT NOT NULL,
+	ref     BLOB NOT NULL,
+	parent  BLOB NOT NULL,
+	whole   BOOLEAN NOT NULL,
+	depth   INTEGER NOT NULL,
+	bytes   INTEGER NOT NULL,
+	data    BLOB NOT NULL,
+	PRIMARY KEY (room_id, ref)
+) WITHOUT ROWID;
+
+CREATE TABLE ratchet_pages (
+	room_id TEXT NOT NULL,
+	ref     BLOB NOT NULL,
+	page    INTEGER NOT NULL,
+	data    BLOB NOT NULL,
+	PRIMARY KEY (room_id, ref, page)
 ) WITHOUT ROWID;
 
 CREATE TABLE ratchets (

@@ -1,0 +1,226 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// What is stored of an epoch is what changes with it: its head (secrets and
+// context), how its tree differs from that of the epoch before, and the pages of
+// its ratchets that a message touched. Every so often the tree is written whole.
+const (
+	maxTreeDepth = 32       // differences up to the next whole tree
+	maxTreeBytes = 64 << 10 // of differences, together, up to the next whole tree
+)
+
+// putEpoch keeps an epoch that was entered.
+func (c *Client) putEpoch(b *batch, r *room, e *epoch) {
+	r.epochs[e.ref] = e
+	c.keepRejoinSecret(b, r, e)
+	tree := &store.Tree{Room: r.id, Ref: e.ref[:], Whole: true}
+	if up := r.epochs[e.parent]; up != nil && up != e && up.depth+1 < maxTreeDepth && bytes.Equal(up.group.GroupID(), e.group.GroupID()) {
+		delta := e.group.TreeDelta(up.group)
+		if n := up.deltas + len(delta); n <= maxTreeBytes {
+			tree = &store.Tree{Room: r.id, Ref: e.ref[:], Parent: e.parent[:], Depth: up.depth + 1, Bytes: n, Data: delta}
+		}
+	}
+	if tree.Whole {
+		tree.Data = e.group.RatchetTree()
+	}
+	e.depth, e.deltas = tree.Depth, tree.Bytes
+	head := e.group.EpochHead()
+	b.do(func(ctx context.Context) error {
+		if err := c.st.PutEpoch(ctx, &store.Epoch{Room: r.id, Ref: e.ref[:], Parent: e.parent[:], Number: e.number, State: head}); err != nil {
+			return err
+		}
+		return c.st.PutTree(ctx, tree)
+	})
+	c.putRatchet(b, r, e)
+}
+
+// putRatchet writes the ratchets of an epoch after a step: the pages that have
+// changed since they were written last, when the batch is.
+func (c *Client) putRatchet(b *batch, r *room, e *epoch) {
+	if b.ratchets[e.ref] == e {
+		return
+	}
+	if b.ratchets == nil {
+		b.ratchets = map[federation.Ref]*epoch{}
+	}
+	b.ratchets[e.ref] = e
+	b.then(e.group.RatchetStored)
+}
+
+// writeRatchets writes the pages of the batch's ratchets.
+func (c *Client) writeRatchets(ctx context.Context, r *room, b *batch) error {
+	for ref, e := range b.ratchets {
+		if r.epochs[ref] != e {
+			continue // dropped in the same batch
+		}
+		var pages []store.RatchetPage
+		for _, p := range e.group.RatchetChanges() {
+			pages = append(pages, store.RatchetPage{ID: p.ID, Data: p.Data})
+		}
+		if err := c.st.PutRatchetPages(ctx, r.id, ref[:], pages); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*epoch, error) {
+	row, err := c.st.Epoch(ctx, roomID, ref)
+	if err != nil {
+		return nil, err
+	}
+	e := &epoch{number: row.Number}
+	copy(e.ref[:], row.Ref)
+	copy(e.parent[:], row.Parent)
+	if row.Whole {
+		return e, c.loadWhole(ctx, roomID, e, row)
+	}
+	var stored mls.StoredGroup
+	if stored.Tree, stored.Deltas, e.depth, e.deltas, err = c.st.Tree(ctx, roomID, ref); err != nil {
+		return nil, fmt.Errorf("client: tree of epoch %d of %s: %w", row.Number, roomID, err)
+	}
+	pages, err := c.st.RatchetPages(ctx, roomID, ref)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pages {
+		stored.Pages = append(stored.Pages, mls.RatchetPage{ID: p.ID, Data: p.Data})
+	}
+	stored.Head = row.State
+	if e.group, err = stored.Load(c.mlsCfg); err != nil {
+		return nil, fmt.Errorf("client: epoch %d of %s: %w", row.Number, roomID, err)
+	}
+	return e, nil
+}
+
+// loadWhole reads an epoch that an older version stored in one piece, and stores
+// it in parts.
+func (c *Client) loadWhole(ctx context.Context, roomID id.RoomID, e *epoch, row *store.Epoch) error {
+	ratchet, err := c.st.OldRatchet(ctx, roomID, row.Ref)
+	if err != nil {
+		return err
+	}
+	if e.group, err = mls.LoadGroup(c.mlsCfg, row.State, ratchet); err != nil {
+		return fmt.Errorf("client: epoch %d of %s: %w", row.Number, roomID, err)
+	}
+	var pages []store.RatchetPage
+	for _, p := range e.group.RatchetChanges() {
+		pages = append(pages, store.RatchetPage{ID: p.ID, Data: p.Data})
+	}
+	err = c.st.Do(ctx, func(ctx context.Context) error {
+		return errors.Join(
+			c.st.PutEpoch(ctx, &store.Epoch{Room: roomID, Ref: row.Ref, Parent: row.Parent, Number: row.Number, State: e.group.EpochHead()}),
+			c.st.PutTree(ctx, &store.Tree{Room: roomID, Ref: row.Ref, Whole: true, Data: e.group.RatchetTree()}),
+			c.st.PutRatchetPages(ctx, roomID, row.Ref, pages),
+			c.st.DeleteOldRatchet(ctx, roomID, row.Ref),
+		)
+	})
+	if err != nil {
+		return fmt.Errorf("client: store epoch %d of %s in parts: %w", row.Number, roomID, err)
+	}
+	e.group.RatchetStored()
+	return nil
+}
+
+// changed tells whether a part of a room's record differs from what was written
+// last, so that a message does not write what it leaves as it was. What a failed
+// transaction did not write is read again with the room.
+func (r *room) differs(part string, raw []byte) bool {
+	sum := sha256.Sum256(raw)
+	if r.written[part] == sum {
+		return false
+	}
+	if r.written == nil {
+		r.written = map[string][32]byte{}
+	}
+	r.written[part] = sum
+	return true
+}
+
+// writeRecord writes what changed of a room's record, and of its state if asked.
+func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
+	rec := r.rec
+	rec.Admissions, rec.Sent = nil, 0
+	parts := []struct {
+		name string
+		v    any
+	}{{recordPart, &rec}, {admissionsPart, r.rec.Admissions}, {sentPart, r.rec.Sent}}
+	if state {
+		parts = append(parts, struct {
+			name string
+			v    any
+		}{statePart, r.state})
+	}
+	for _, part := range parts {
+		raw, err := json.Marshal(part.v)
+		if err != nil {
+			return fmt.Errorf("client: save %s of %s: %w", part.name, r.id, err)
+		}
+		if !r.differs(part.name, raw) {
+			continue
+		}
+		if part.name == recordPart {
+			err = c.st.PutRoom(ctx, r.id, raw)
+		} else {
+			err = c.st.PutKV(ctx, partKey(part.name, r.id), raw)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Parts of a room's record. What a large room makes long, and what every message
+// changes, is kept apart.
+const (
+	recordPart     = "record"
+	statePart      = "state"
+	admissionsPart = "admissions"
+	sentPart       = "sent"
+)
+
+func partKey(part string, roomID id.RoomID) string { return part + "/" + string(roomID) }
+
+// readRecord reads a room's record.
+func (c *Client) readRecord(ctx context.Context, r *room) error {
+	raw, err := c.st.Room(ctx, r.id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(raw, &r.rec); err != nil {
+			return fmt.Errorf("client: record of %s: %w", r.id, err)
+		}
+	}
+	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, sentPart: &r.rec.Sent, statePart: r.state} {
+		raw, err := c.st.GetKV(ctx, partKey(part, r.id))
+		if errors.Is(err, store.ErrNotFound) {
+			continue // or, of an older version, in the record
+		}
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(raw, v); err != nil {
+			return fmt.Errorf("client: %s of %s: %w", part, r.id, err)
+		}
+	}
+	r.state.room = r.id
+	r.state.rebuild()
+	return nil
+}
