@@ -261,11 +261,18 @@ func (d *Device) Keep(ctx context.Context, room id.RoomID) (Kept, error) {
 		if err != nil {
 			return nil, fmt.Errorf("e2e: %w", err)
 		}
-		ratchet, err := d.st.Ratchet(ctx, room, e.Ref)
+		stored := mls.StoredGroup{Head: full.State}
+		if stored.Tree, stored.Deltas, _, _, err = d.st.Tree(ctx, room, e.Ref); err != nil {
+			return nil, fmt.Errorf("e2e: %w", err)
+		}
+		pages, err := d.st.RatchetPages(ctx, room, e.Ref)
 		if err != nil {
 			return nil, fmt.Errorf("e2e: %w", err)
 		}
-		g, err := mls.LoadGroup(nil, full.State, ratchet)
+		for _, p := range pages {
+			stored.Pages = append(stored.Pages, mls.RatchetPage{ID: p.ID, Data: p.Data})
+		}
+		g, err := stored.Load(nil)
 		if err != nil {
 			return nil, fmt.Errorf("e2e: %w", err)
 		}
