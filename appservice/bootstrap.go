@@ -133,8 +133,9 @@ func (e *Engine) beginAt(r *room, head *rooms.HeadContent) (b *beginning, coming
 			return nil, false, refusal(string(rooms.RuleMemberNotInRoom), "the group has %s, who was never in the room", l.Cred.User)
 		}
 	}
-	if len(head.Votes) > 0 {
-		if err := head.VerifyFinal(b.policy); err != nil && rooms.RuleOf(err) != rooms.RuleFinalNotProven {
+	if len(head.Proof) > 0 {
+		// A proof that shows too little is no reason to stay out; a wrong one is.
+		if _, err := head.Check(r.id, head.Proof); err != nil && rooms.RuleOf(err) != rooms.RuleFinalNotProven {
 			return nil, false, err
 		}
 	}

@@ -125,8 +125,9 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 	}})
 }
 
-// publishHead posts the head with a tree.
-func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) error {
+// publishWith posts the head with a tree and a proof chain, which is in media if
+// it is large.
+func (e *Engine) publishWith(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, proof []byte, now time.Duration) error {
 	content := e.keys(r)
 	scope, _ := r.m.ScopeAt(head)
 	config, _ := r.m.ConfigAt(head)
@@ -138,10 +139,10 @@ func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, 
 			content.Receipts = append(content.Receipts, rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)})
 		}
 	}
-	if final, _ := r.m.ConfigAt(r.m.NewestFinal()); final == config {
-		for _, v := range r.m.FinalVotes() {
-			content.Votes = append(content.Votes, *rooms.VoteOf(v))
-		}
+	if len(proof) > rooms.MaxInlineProof {
+		content.ProofFile = r.data.Proof
+	} else {
+		content.Proof = proof
 	}
 	var err error
 	if content.Accepted, content.GroupInfo, err = e.eventRef(ctx, r, head); err != nil {
@@ -204,8 +205,8 @@ func (e *Engine) keys(r *room) *rooms.HeadContent {
 // replaced.
 func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadContent, then func()) error {
 	raw, err := rooms.Encode(content)
-	if rooms.RuleOf(err) == rooms.RuleEventTooLarge && len(content.Votes) > 0 {
-		content.Votes = nil // newcomers see the room as unconfirmed for a while
+	if rooms.RuleOf(err) == rooms.RuleEventTooLarge && len(content.Proof) > 0 {
+		content.Proof = nil // newcomers see the room as unconfirmed for a while
 		raw, err = rooms.Encode(content)
 	}
 	if err != nil {

@@ -92,6 +92,7 @@ type roomData struct {
 	Final     federation.Ref  `json:"final"`               // newest final of that one
 	WithTree  bool            `json:"with_tree,omitempty"` // that one held a tree of the head itself
 	Snapshot  *rooms.Snapshot `json:"snapshot,omitempty"`  // the newest tree in media
+	Proof     *rooms.File     `json:"proof,omitempty"`     // the newest proof chain in media
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
 	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared

@@ -371,7 +371,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 		case federation.Finalized:
 			r.finalRef = r.machine.NewestFinal()
 			if r.machine.Extends(act.Ref, federation.Ref(r.rec.JoinRef)) {
-				r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+				c.confirmFinal(r)
 			}
 			c.policyDone(r)
 			c.forgetSent(b, r)

@@ -533,7 +533,7 @@ func (c *Client) watchLag(r *room) {
 	if err != nil {
 		return
 	}
-	c.confirm(r, policy)
+	c.confirm(r)
 	now := c.mono()
 	var ahead *rooms.HeadContent
 	for _, seq := range policy.Sequencers {

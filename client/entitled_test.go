@@ -250,11 +250,11 @@ func TestOnlyTheGroupOneBelongsToIsEntered(t *testing.T) {
 	bob.mu.Lock()
 	r := bob.rooms[room]
 	group := r.rec.Group
-	if _, head := r.usableHead(bob.UserID()); head == nil {
+	if _, head, _ := bob.usableHead(r); head == nil {
 		t.Error("a member cannot come back to its group")
 	}
 	r.rec.Bound = []byte("another group")
-	if by, head := r.usableHead(bob.UserID()); head != nil {
+	if by, head, _ := bob.usableHead(r); head != nil {
 		t.Errorf("a member would go over to a group that %s shows", by)
 	}
 	r.rec.Bound = group

@@ -26,9 +26,6 @@ func headList(head *rooms.HeadContent) (federation.Ref, uint64) {
 	if !head.Cfg.IsZero() {
 		return federation.Ref(head.Cfg), head.Era
 	}
-	if !head.Cfg.IsZero() {
-		return federation.Ref(head.Cfg), head.Era
-	}
 	return federation.Ref(head.Root.Ref), 0
 }
 
@@ -123,7 +120,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if !bytes.Equal(group.ConfirmationTag(), tag) {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
 	}
-	config, era, ok := c.listAt(r, policy)
+	config, era, ok := c.listAt(r, group.GroupID(), policy)
 	if !ok {
 		return &errWait{"head:"}
 	}
@@ -148,21 +145,6 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	r.rec.Refresh = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
 	return nil
-}
-
-// confirm ends the time in which the epoch this device joined at could still
-// be displaced: a listed module shows the votes that make it, or one above it,
-// final.
-func (c *Client) confirm(r *room, policy *rooms.Policy) {
-	if !r.rec.Unconfirmed {
-		return
-	}
-	for _, seq := range policy.Sequencers {
-		head := r.state.head(id.UserID(seq.User))
-		if head != nil && head.Final != nil && r.machine.Extends(federation.Ref(head.Final.Ref), federation.Ref(r.rec.JoinRef)) && head.VerifyFinal(policy) == nil {
-			r.rec.Unconfirmed, r.rec.OldHeads = false, nil
-		}
-	}
 }
 
 // welcomedBy checks that the event a Welcome names is the commit it names, and
@@ -214,14 +196,20 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 }
 
 // listAt returns the ref that names the list of sequencers in force and the
-// number of the era, as the listed modules say.
-func (c *Client) listAt(r *room, policy *rooms.Policy) (config federation.Ref, era uint64, ok bool) {
+// number of the era: as a proof shows, or else as the listed modules say.
+func (c *Client) listAt(r *room, group []byte, policy *rooms.Policy) (config federation.Ref, era uint64, ok bool) {
+	r.headSeen = true
+	s := c.shownBy(r, group)
+	for _, p := range s.by {
+		if p.Era == s.era && federation.List(p.Policy.Sequencers).Equal(policy.Sequencers) {
+			return p.Config, p.Era, true
+		}
+	}
 	for _, seq := range policy.Sequencers {
 		head := r.state.head(id.UserID(seq.User))
-		if head == nil || head.Root == nil {
+		if head == nil || head.Root == nil || s.bad[id.UserID(seq.User)] {
 			continue
 		}
-		r.headSeen = true
 		config, era = headList(head)
 		return config, era, true
 	}
@@ -243,24 +231,43 @@ func (r *room) boundTo(own id.UserID) []byte {
 	return nil
 }
 
-// usableHead returns the newest P.head that a newcomer can join at.
-func (r *room) usableHead(own id.UserID) (id.UserID, *rooms.HeadContent) {
-	bound := r.boundTo(own)
-	var best *rooms.HeadContent
-	var by id.UserID
+// usableHead returns the P.head that a newcomer joins at: of those that are
+// proven from the group's beginning the newest, in the newest era; where none is,
+// the newest that shows nothing wrong. One that lies below a final commit that
+// another proves is stale: an external commit there would undo what happened
+// since. coming means that a proof is being fetched.
+func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, coming bool) {
+	bound := r.boundTo(c.UserID())
+	s := c.shownBy(r, bound)
+	if s.coming {
+		return "", nil, true
+	}
+	proven := func(bot id.UserID) bool { return s.by[bot] != nil }
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
-		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil {
+		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil || s.bad[bot] {
 			continue
 		}
 		if head.Snapshot.AtCommit != head.Accepted.Ref || bound != nil && !bytes.Equal(bound, head.Group) {
 			continue
 		}
-		if best == nil || head.Accepted.Epoch > best.Accepted.Epoch {
-			best, by = head, bot
+		if len(s.by) > 0 && (head.Era < s.era || head.Era == s.era && head.Accepted.Epoch < s.epoch) {
+			continue // stale
 		}
+		switch {
+		case best == nil, proven(bot) && !proven(by):
+		case proven(by) && !proven(bot):
+			continue
+		case head.Era != best.Era:
+			if head.Era < best.Era {
+				continue
+			}
+		case head.Accepted.Epoch <= best.Accepted.Epoch:
+			continue
+		}
+		best, by = head, bot
 	}
-	return by, best
+	return by, best, false
 }
 
 // joinWork returns the work of getting into the group: found it if it is ours
@@ -269,7 +276,10 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	if !r.state.Known || !r.state.isMLS() || r.rec.Superseded {
 		return nil
 	}
-	bot, head := r.usableHead(c.UserID())
+	bot, head, coming := c.usableHead(r)
+	if coming {
+		return nil
+	}
 	if head == nil {
 		if c.creating == 0 && r.state.view.Creator == c.UserID() && len(r.rec.Events) == 0 && r.rec.Phase == phaseNone && !r.anyGroup() {
 			r.rec.Phase = phaseFounding // interrupted between createRoom and the group

@@ -37,9 +37,11 @@ type moduleRoom struct {
 	epochs  map[federation.Ref]*mls.PublicGroup
 	staged  map[federation.Ref]*mls.PublicStagedCommit
 	infos   map[federation.Ref][]byte
-	events  map[federation.Ref]id.EventID
-	root    federation.Ref
-	n       int
+	// contents are the commits as they came, with what was in media put back.
+	contents map[federation.Ref]*rooms.CommitContent
+	events   map[federation.Ref]id.EventID
+	root     federation.Ref
+	n        int
 }
 
 // newFakeModule starts the module of a server. The first is the world's own.
@@ -87,6 +89,7 @@ func (m *fakeModule) handle(evt *Event) {
 			m.groups[evt.RoomID] = &moduleRoom{
 				epochs: map[federation.Ref]*mls.PublicGroup{}, staged: map[federation.Ref]*mls.PublicStagedCommit{},
 				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{},
+				contents: map[federation.Ref]*rooms.CommitContent{},
 			}
 			m.head(evt.RoomID)
 			// What the room held before it came.
@@ -173,6 +176,7 @@ func (m *fakeModule) commit(evt *Event) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		g.contents[ref] = content
 		g.epochs[ref], g.infos[ref], g.events[ref], g.root = group, content.GroupInfo, evt.ID, ref
 		m.act(evt.RoomID, g, acts)
 		m.head(evt.RoomID)
@@ -212,6 +216,7 @@ func (m *fakeModule) commit(evt *Event) {
 		t.Logf("module refuses a commit: %v", err)
 		return
 	}
+	g.contents[ref] = content
 	g.staged[ref], g.infos[ref], g.events[ref] = staged, content.GroupInfo, evt.ID
 	g.epochs[ref] = staged.Merge()
 	acts, err := g.machine.Step(checked.Commit)
@@ -242,6 +247,19 @@ func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action
 	}
 }
 
+// proof returns the proof chain that leads to a head.
+func (g *moduleRoom) proof(head federation.Ref) []byte {
+	chain, from := g.machine.ProofChain(), g.root
+	if n := len(chain.Steps); n > 0 {
+		from = chain.Steps[n-1].Ref
+	}
+	p := rooms.NewProofChain(chain, g.root, g.machine.Path(from, head), g.machine.AcceptOf(head), func(ref federation.Ref) *rooms.CommitContent { return g.contents[ref] })
+	if p == nil {
+		return nil
+	}
+	return p.Encode()
+}
+
 // head publishes P.head.
 func (m *fakeModule) head(room id.RoomID) {
 	g := m.groups[room]
@@ -265,8 +283,13 @@ func (m *fakeModule) head(room id.RoomID) {
 		}
 		final := g.machine.NewestFinal()
 		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
-		for _, v := range g.machine.FinalVotes() {
-			head.Votes = append(head.Votes, *rooms.VoteOf(v))
+		head.Proof = g.proof(ref)
+		if len(head.Proof) > rooms.MaxInlineProof {
+			uri, err := m.hs.Upload(m.w.ctx, head.Proof, "")
+			if err != nil {
+				m.w.t.Fatal(err)
+			}
+			head.ProofFile, head.Proof = rooms.NewFile(id.ContentURIString(uri), head.Proof), nil
 		}
 		head.GroupInfo = g.infos[ref]
 		head.Snapshot = &rooms.Snapshot{Tree: group.RatchetTree(), TreeHash: group.TreeHash(), AtCommit: rooms.Hash(ref)}

@@ -165,10 +165,11 @@ type room struct {
 	foundLate     time.Duration // from then on the module of another server will do
 	lastJoinError error
 
-	policyError error         // why the policy our user asked for cannot be had
-	auto        *rooms.Policy // what the defaults ask for; nil: nothing
-	autoAt      time.Duration // when a commit may bring it
-	eraNo       uint64        // era and newest final before the last input
+	proofs      map[id.UserID]*headProof // what the heads of modules prove
+	policyError error                    // why the policy our user asked for cannot be had
+	auto        *rooms.Policy            // what the defaults ask for; nil: nothing
+	autoAt      time.Duration            // when a commit may bring it
+	eraNo       uint64                   // era and newest final before the last input
 	finalRef    federation.Ref
 	listSeen    federation.Ref // the list change that is on the head and not final
 	listSince   time.Duration

@@ -44,6 +44,24 @@ func (s *story) listed(room id.RoomID, servers []string, all ...*e2e.Device) {
 	}
 }
 
+// confirmed waits until a newcomer's room is: a module's head proves, from the room's beginning on, that it is in no dead branch.
+func (s *story) confirmed(d *e2e.Device, room id.RoomID) {
+	s.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		info, err := d.Room(s.ctx, room)
+		s.must(err)
+		if !info.Unconfirmed {
+			s.step("%s is confirmed", d.Name)
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("%s still shows the room as unconfirmed", d.Name)
+		}
+		s.pause()
+	}
+}
+
 // TestThreeServersGetThreeSequencers: a room of three servers with modules gets all three as sequencers by itself, and heirs;
 // with one module away two of three go on to make commits final; the admin drops it.
 func TestThreeServersGetThreeSequencers(t *testing.T) {
@@ -66,6 +84,7 @@ func TestThreeServersGetThreeSequencers(t *testing.T) {
 	s.join(d, room, a)
 	s.listed(room, all, a, b, c, d) // it is final, by two of three
 	s.step("a commit is final by two of three")
+	s.confirmed(d, room)
 	s.must(a.DropSequencers(s.soon(), room, c.Server.ServerName))
 	s.listed(room, all[:2], a, b, c, d)
 	s.step("the third is dropped")

@@ -258,7 +258,11 @@ func (c *codec) accept(a *Accept) {
 func (c *codec) ready(r *Ready) { c.fields(&r.Config, &r.Member, &r.Chain, &r.Signature) }
 
 func (c *codec) step(s *ProofStep) {
-	c.fields(&s.Ref, &s.Parent, &s.EventID, &s.Epoch, &s.Sets, &s.Era, &s.Config, &s.Votes)
+	c.fields(&s.Ref, &s.Parent, &s.EventID, &s.Epoch, &s.Sets)
+	if c.version >= 5 {
+		c.fields(&s.Policy)
+	}
+	c.fields(&s.Era, &s.Config, &s.Votes)
 	slice(c, &s.Above, func(l *ProofLink) { c.fields(&l.Ref, &l.Parent, &l.EventID) })
 	c.fields(&s.Vouchers)
 	slice(c, &s.Keys, func(k *ProofKey) { c.fields(&k.Ref); c.leaf(&k.Leaf); c.fields(&k.Group, &k.Suite) })

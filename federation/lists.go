@@ -79,3 +79,22 @@ func (m *Machine) HeirServers() []string {
 	slices.Sort(out)
 	return out
 }
+
+// AcceptOf returns an accept that names a commit itself: in the highest ballot,
+// else a provisional one; nil if none is held.
+func (m *Machine) AcceptOf(ref Ref) *Accept {
+	n, ok := m.nodes[ref]
+	if !ok || m.lists[n.governing()] == nil {
+		return nil
+	}
+	var best *Accept
+	for _, a := range m.lists[n.governing()].accepts { // in order of ballots, provisional ones last within round 0
+		if a.Ref == ref && (best == nil || best.Provisional || !a.Provisional) {
+			best = a.Accept
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	return cloneAccept(best)
+}

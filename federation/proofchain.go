@@ -32,6 +32,9 @@ type ProofStep struct {
 	// Sets is the list from this commit on, named by Ref; nil in a step that only
 	// shows the newest final.
 	Sets List
+	// Policy is set if the commit changes the policy, and perhaps the list: who
+	// may open an era stands there.
+	Policy bool
 	// Era is the number of the era that the commit opens; 0: none. Such a commit
 	// has no votes: it counts by its author or signers, and by Vouchers.
 	Era uint64
@@ -40,13 +43,16 @@ type ProofStep struct {
 	// Votes are those of q sequencers of Config in one ballot, by rank. Each names
 	// this commit or the last of Above, or one between them.
 	Votes []*Vote
-	// Above are the commits from this one up to the highest that Votes name,
-	// lowest first. It is empty where the votes name the commit itself.
+	// Above are the commits from this one up to the highest that Votes name, at
+	// an era up to where its voucher is, lowest first. It is empty where they name
+	// the commit itself.
 	Above []ProofLink
 	// Vouchers show that this commit is vouched for.
 	Vouchers []Proof
 	// Keys are the leaf keys by which the statements in Votes and Vouchers are
-	// signed, as far as they are held, in order of ref and leaf.
+	// signed, as far as they are held, in order of ref and leaf; in an era commit
+	// also the leaves of its author and signers in its parent's tree, under the
+	// parent's ref.
 	Keys []ProofKey
 }
 
@@ -77,7 +83,7 @@ func (m *Machine) ProofChain() ProofChain {
 		c.Steps = append(c.Steps, cloneStep(&m.proofSteps[i]))
 	}
 	c.Steps = append(c.Steps, m.stepsTo(m.final)...)
-	for x := m.final; x != m.base && !x.sets; x = x.up { // an older final, where the newest shows too few votes yet
+	for x := m.final; x != m.base && !x.sets && x.c.Policy == nil; x = x.up { // an older final, where the newest shows too few votes yet
 		if s, ok := m.step(x); ok {
 			c.Steps = append(c.Steps, s)
 			break
@@ -92,23 +98,24 @@ func (m *Machine) ProofChain() ProofChain {
 	return c
 }
 
-// onlyLastFinal leaves out steps that set no list, but for the last step.
+// onlyLastFinal leaves out steps that change neither list nor policy, but for the
+// last step.
 func onlyLastFinal(steps []ProofStep) []ProofStep {
 	var out []ProofStep
 	for i := range steps {
-		if steps[i].Sets != nil || i == len(steps)-1 {
+		if steps[i].Sets != nil || steps[i].Policy || i == len(steps)-1 {
 			out = append(out, steps[i])
 		}
 	}
 	return out
 }
 
-// stepsTo returns the steps of the commits above the base that set a list, up
-// to and including n, lowest first.
+// stepsTo returns the steps of the commits above the base that set a list or
+// change the policy, up to and including n, lowest first.
 func (m *Machine) stepsTo(n *node) []ProofStep {
 	var out []ProofStep
 	for x := n; x != m.base; x = x.up {
-		if x.sets {
+		if x.sets || x.c.Policy != nil {
 			if s, ok := m.step(x); ok {
 				out = append(out, s)
 			}
@@ -120,12 +127,31 @@ func (m *Machine) stepsTo(n *node) []ProofStep {
 
 // step makes the proof of one commit above the base.
 func (m *Machine) step(n *node) (ProofStep, bool) {
-	s := ProofStep{Ref: n.ref, Parent: n.c.Parent, EventID: n.c.EventID, Epoch: n.epoch, Vouchers: cloneProofs(m.proofs(n.up, n))}
+	s := ProofStep{Ref: n.ref, Parent: n.c.Parent, EventID: n.c.EventID, Epoch: n.epoch, Policy: n.c.Policy != nil}
+	top, v, ok := m.nearestVoucher(n)
+	if ok {
+		p := Proof{Commit: v.commit}
+		if v.applied != nil {
+			p = Proof{Applied: v.applied}
+		}
+		s.Vouchers = cloneProofs([]Proof{p})
+	}
 	if n.sets {
 		s.Sets = clonePolicy(n.policy).Sequencers
 	}
 	if n.isEra() {
 		s.Era = n.eraNo
+		if !ok || top.depth-n.depth > maxAbove {
+			return s, false
+		}
+		s.Above = linksTo(n, top)
+		signers := append([]string{n.c.AuthorUser}, n.c.Era.Signers...)
+		n.up.anyLeaf(func(i uint32, l *leaf) bool {
+			if slices.Contains(signers, l.user) {
+				s.Keys = append(s.Keys, ProofKey{Ref: n.up.ref, Leaf: Leaf{Index: i, User: l.user, Key: bytes.Clone(l.key)}, Group: bytes.Clone(n.up.group), Suite: n.up.suite})
+			}
+			return false
+		})
 	} else {
 		s.Config = n.governing()
 		votes, top := m.votesFor(n)
@@ -135,10 +161,7 @@ func (m *Machine) step(n *node) (ProofStep, bool) {
 		for _, v := range votes {
 			s.Votes = append(s.Votes, cloneVote(v.Vote))
 		}
-		for x := top; x != n; x = x.up {
-			s.Above = append(s.Above, ProofLink{Ref: x.ref, Parent: x.c.Parent, EventID: x.c.EventID})
-		}
-		slices.Reverse(s.Above)
+		s.Above = linksTo(n, top)
 	}
 	m.addKeys(&s, s.Vouchers)
 	for _, v := range s.Votes {
@@ -151,6 +174,34 @@ func (m *Machine) step(n *node) (ProofStep, bool) {
 		return int(int64(a.Leaf.Index) - int64(b.Leaf.Index))
 	})
 	return s, true
+}
+
+// linksTo returns the commits above n up to top, lowest first.
+func linksTo(n, top *node) []ProofLink {
+	var out []ProofLink
+	for x := top; x != n; x = x.up {
+		out = append(out, ProofLink{Ref: x.ref, Parent: x.c.Parent, EventID: x.c.EventID})
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// nearestVoucher returns a voucher for n that is found at n or as near above it
+// as there is one, and where.
+func (m *Machine) nearestVoucher(n *node) (*node, voucher, bool) {
+	for level := []*node{n}; len(level) > 0; {
+		var next []*node
+		for _, x := range level {
+			for i := range x.vouchers {
+				if m.covers(&x.vouchers[i], n) {
+					return x, x.vouchers[i], true
+				}
+			}
+			next = append(next, x.kids...)
+		}
+		level = next
+	}
+	return nil, voucher{}, false
 }
 
 func (m *Machine) addKeys(s *ProofStep, ps []Proof) {

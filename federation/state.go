@@ -27,8 +27,9 @@ type savedOwn struct {
 }
 
 // Version 2 added the promises that an own ballot was opened with, version 3
-// the proof chain of what was dropped, version 4 the epochs of last votes.
-const stateVersion = 4
+// the proof chain of what was dropped, version 4 the epochs of last votes, version
+// 5 the proof's steps that change a policy.
+const stateVersion = 5
 
 func (c *codec) state(s *saved) {
 	version := uint32(stateVersion)

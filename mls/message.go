@@ -178,3 +178,43 @@ func (m *Message) ConfirmationTag() []byte {
 	}
 	return m.public.auth.confirmationTag
 }
+
+// CommitExtensions returns the extensions that a Commit in a PublicMessage
+// proposes, by value, for the GroupContext (RFC 9420, Section 12.1.7); ok is
+// false if it proposes none. They are the sender's word only after its
+// signature was checked.
+func (m *Message) CommitExtensions() (extensions []Extension, ok bool) {
+	if m.public == nil || m.public.auth.content.commit == nil {
+		return nil, false
+	}
+	for _, p := range m.public.auth.content.commit.proposals {
+		if p.proposal != nil && p.proposal.Type == ProposalTypeGroupContextExtensions {
+			return p.proposal.Extensions, true
+		}
+	}
+	return nil, false
+}
+
+// VerifySender checks the signature of a PublicMessage under a key (RFC 9420,
+// Section 6.1), for those who have no tree of its epoch: at is a GroupInfo of
+// that epoch, and who holds the key is the caller's to know. Nothing else of the
+// message is checked.
+func (m *Message) VerifySender(at *GroupInfo, key SignaturePublicKey) error {
+	if m.public == nil || at == nil {
+		return invalid("framing/group-id", "6.2", "no PublicMessage, or no GroupInfo to check it against")
+	}
+	content := &m.public.auth.content
+	switch {
+	case !bytes.Equal(content.groupID, at.GroupID()):
+		return invalid("framing/group-id", "6.2", "the message is of another group than the GroupInfo")
+	case content.epoch < at.Epoch():
+		return invalid("framing/epoch-old", "6.2", "the message is of epoch %d, the GroupInfo of epoch %d", content.epoch, at.Epoch())
+	case content.epoch > at.Epoch():
+		return invalid("framing/epoch-future", "6.2", "the message is of epoch %d, the GroupInfo of epoch %d", content.epoch, at.Epoch())
+	}
+	cs := at.CipherSuite()
+	if err := cs.check(); err != nil {
+		return err
+	}
+	return m.public.auth.verifySignature(cs, nil, key, at.contextRaw)
+}

@@ -503,15 +503,12 @@ func (h *HeadContent) validate() error {
 			return err
 		}
 	}
-	for i := range h.Votes {
-		if err := h.Votes[i].validate(); err != nil {
-			return err
-		}
+	if len(h.Proof) > 0 && h.ProofFile != nil {
+		return malformed("proof", "stands beside proof_file")
 	}
-	return firstError(h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
+	return firstError(h.ProofFile.validate(), maxBytes("proof", h.Proof, MaxInline), h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
 		maxBytes("group_id", h.Group, 255), maxBytes("group_info", h.GroupInfo, MaxInline),
-		needCount("external_senders", len(h.ExternalSenders), 16), needCount("receipts", len(h.Receipts), 4*MaxSequencers),
-		needCount("votes", len(h.Votes), MaxSequencers))
+		needCount("external_senders", len(h.ExternalSenders), 16), needCount("receipts", len(h.Receipts), 4*MaxSequencers))
 }
 
 func (m *ModuleProfile) validate() error {

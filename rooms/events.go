@@ -219,9 +219,10 @@ type HeadContent struct {
 	Accepted        *EventRef        `json:"accepted,omitempty"`
 	Final           *EventRef        `json:"final,omitempty"`
 	Root            *EventRef        `json:"root,omitempty"`
-	Cfg             Hash             `json:"cfg,omitzero"`    // ref of the commit that set the list governing what follows Accepted
-	Era             uint64           `json:"era,omitempty"`   // number of the era Accepted lies in
-	Votes           []VoteContent    `json:"votes,omitempty"` // what makes Final final; see [HeadContent.VerifyFinal]
+	Cfg             Hash             `json:"cfg,omitzero"`         // ref of the commit that set the list governing what follows Accepted
+	Era             uint64           `json:"era,omitempty"`        // number of the era Accepted lies in
+	Proof           Bytes            `json:"proof,omitempty"`      // what makes Final final and Cfg the list in force: a [ProofChain]
+	ProofFile       *File            `json:"proof_file,omitempty"` // instead, if it is large
 	Receipts        []ReceiptRef     `json:"receipts,omitempty"`
 	GroupInfo       Bytes            `json:"group_info,omitempty"` // of the newest accepted commit, signed by its author
 	Snapshot        *Snapshot        `json:"snapshot,omitempty"`

@@ -2,7 +2,8 @@ package rooms
 
 import (
 	"bytes"
-	"crypto/ed25519"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -63,38 +64,33 @@ func (s *Snapshot) CheckSnapshot(treeHash []byte) error {
 	return nil
 }
 
-// VerifyFinal checks the votes of a head: a majority of the group's sequencers,
-// in one ballot under the list that Cfg names, voted for Final. p is the
-// policy of the group the newcomer has joined, which members have signed. So a
-// module alone can neither make a newcomer take a commit for final nor give it
-// a wrong name for the list. Without the votes (as right after a group was
-// founded or a list was changed) the result is [RuleFinalNotProven], and the
-// newcomer shows the room as unconfirmed.
-func (h *HeadContent) VerifyFinal(p *Policy) error {
-	unproven := func(format string, args ...any) error {
-		return refuse(RuleFinalNotProven, "head", format, args...).with("the room is shown as unconfirmed until its next commit is final")
+// Check compares what a head says with the proof chain it shows, and returns
+// what that proves. raw is the chain: [HeadContent.Proof], or what was
+// downloaded for ProofFile. The error is [RuleFinalNotProven] if the head shows
+// nothing wrong and too little: a newcomer then shows the room as unconfirmed.
+func (h *HeadContent) Check(room id.RoomID, raw []byte) (*Proven, error) {
+	if h.Accepted == nil || h.Final == nil || h.Root == nil || len(raw) == 0 {
+		return nil, refuse(RuleFinalNotProven, "head", "shows no proof of its final commit").with("the room is shown as unconfirmed until its next commit is final")
 	}
-	if h.Final == nil || h.Cfg.IsZero() || len(h.Votes) == 0 {
-		return unproven("names no final commit with its votes")
+	p, err := DecodeProof(raw)
+	if err != nil {
+		return nil, err
 	}
-	list := federation.List(p.Sequencers)
-	scope := federation.Scope{Room: string(p.Room), Group: h.Group}
-	voted := make(map[uint32]bool)
-	for i := range h.Votes {
-		v := &h.Votes[i]
-		switch {
-		case v.Ref != h.Final.Ref || v.Cfg != h.Cfg || v.Ballot != h.Votes[0].Ballot:
-			return unproven("a vote is for another commit, list or ballot")
-		case int(v.Rank) >= len(list) || voted[v.Rank]:
-			return refuse(RuleReceiptForged, "head", "a vote by rank %d, which is not in the list or voted already", v.Rank)
-		}
-		if err := v.Receipt().VerifySignature(scope, ed25519.PublicKey(list[v.Rank].ReceiptKey)); err != nil {
-			return &Refusal{Rule: RuleReceiptForged, What: "head: vote of " + list[v.Rank].User, Err: err}
-		}
-		voted[v.Rank] = true
+	got, err := p.Check(room, federation.Ref(h.Accepted.Ref))
+	if err != nil {
+		return nil, err
 	}
-	if len(voted) < list.Quorum() {
-		return unproven("%d votes, want %d of %d", len(voted), list.Quorum(), len(list))
+	config := h.Cfg
+	if config.IsZero() {
+		config = h.Root.Ref
 	}
-	return nil
+	switch {
+	case got.Root != federation.Ref(h.Root.Ref):
+		return nil, refuse(RuleRoomNotGroup, "head", "names another beginning than its proof")
+	case got.Config != federation.Ref(config) || got.Era != h.Era:
+		return nil, refuse(RuleReceiptForged, "head", "names another list or era than its proof")
+	case got.Final != federation.Ref(h.Final.Ref):
+		return got, refuse(RuleFinalNotProven, "head", "its newest final commit is not proven yet").with("the room is shown as unconfirmed until it is")
+	}
+	return got, nil
 }

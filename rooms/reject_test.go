@@ -1,15 +1,12 @@
 package rooms
 
 import (
-	"crypto/ed25519"
 	"encoding/json"
 	"slices"
-	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
 
-	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 )
 
@@ -289,58 +286,4 @@ func TestHead(t *testing.T) {
 	wantRule(t, err, RuleNoCommonSuite)
 	must(t, head().Snapshot.CheckSnapshot(head().Snapshot.TreeHash))
 	wantRule(t, head().Snapshot.CheckSnapshot([]byte{1}), RuleMediaHash)
-}
-
-func TestFinalOfAHead(t *testing.T) {
-	p := testPolicy()
-	keys := map[uint32]ed25519.PrivateKey{0: ed25519Key(1), 1: ed25519Key(2), 2: ed25519Key(3)}
-	for rank, server := range map[uint32]string{1: "example.net", 2: "example.com"} {
-		p.Sequencers = append(p.Sequencers, federation.Sequencer{Server: server, User: "@_mls_bot:" + server, ReceiptKey: keys[rank].Public().(ed25519.PublicKey)})
-	}
-	slices.SortFunc(p.Sequencers[1:], func(a, b federation.Sequencer) int { return -strings.Compare(a.Server, b.Server) })
-	group, cfg, final := Bytes{7, 7}, Hash{8}, Hash{9}
-	scope := federation.Scope{Room: string(testRoom), Group: group}
-	vote := func(rank uint32, edit func(*federation.Vote)) VoteContent {
-		v := &federation.Vote{Config: federation.Ref(cfg), Voter: rank, Ref: federation.Ref(final), Chain: federation.Chain{Counter: 1}}
-		edit(v)
-		must(t, v.Sign(scope, keys[rank]))
-		return *VoteOf(v)
-	}
-	same := func(*federation.Vote) {}
-	for _, test := range []struct {
-		name  string
-		votes []VoteContent
-		edit  func(*HeadContent)
-		rule  Rule
-	}{
-		{"two of three", []VoteContent{vote(0, same), vote(2, same)}, nil, ""},
-		{"all", []VoteContent{vote(0, same), vote(1, same), vote(2, same)}, nil, ""},
-		{"one of three", []VoteContent{vote(1, same)}, nil, RuleFinalNotProven},
-		{"none", nil, nil, RuleFinalNotProven},
-		{"one twice", []VoteContent{vote(1, same), vote(1, same)}, nil, RuleReceiptForged},
-		{"a stranger", []VoteContent{vote(1, same), func() VoteContent { v := vote(2, same); v.Rank = 3; return v }()}, nil, RuleReceiptForged},
-		{"another's name", []VoteContent{vote(1, same), func() VoteContent { v := vote(2, same); v.Rank = 0; return v }()}, nil, RuleReceiptForged},
-		{"another commit", []VoteContent{vote(0, same), vote(1, func(v *federation.Vote) { v.Ref[0]++ })}, nil, RuleFinalNotProven},
-		{"another ballot", []VoteContent{vote(0, same), vote(1, func(v *federation.Vote) { v.Ballot = federation.Ballot{Round: 1, Rank: 1} })}, nil, RuleFinalNotProven},
-		{"another list", []VoteContent{vote(0, same), vote(1, same)}, func(h *HeadContent) { h.Cfg[0]++ }, RuleFinalNotProven},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			h := &HeadContent{Group: group, Cfg: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: test.votes}
-			if test.edit != nil {
-				test.edit(h)
-			}
-			err := h.VerifyFinal(p)
-			if test.rule == "" {
-				must(t, err)
-				return
-			}
-			wantRule(t, err, test.rule)
-		})
-	}
-	t.Run("another room", func(t *testing.T) {
-		elsewhere := *p
-		elsewhere.Room = otherRoom
-		h := &HeadContent{Group: group, Cfg: cfg, Final: &EventRef{Ref: final, Event: "$f"}, Votes: []VoteContent{vote(0, same), vote(1, same)}}
-		wantRule(t, h.VerifyFinal(&elsewhere), RuleReceiptForged)
-	})
 }

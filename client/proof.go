@@ -1,0 +1,172 @@
+package client
+
+import (
+	"crypto/sha256"
+	"errors"
+	"slices"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// errProofComing: a proof chain, or the devices it rests on, are being fetched.
+var errProofComing = errors.New("client: the proof of a module's head is being fetched")
+
+// headProof remembers what a head's proof chain shows.
+type headProof struct {
+	sum      [32]byte // of the chain
+	accepted rooms.Hash
+	proven   *rooms.Proven
+	err      error
+}
+
+// proofOf checks the proof chain that a module's head shows: from the group's
+// beginning, which a device of the room's creator signed, to its newest final
+// commit, and the accepted one above that. The error is [rooms.RuleFinalNotProven]
+// if the head shows nothing wrong and too little, and errProofComing while
+// something has to be fetched.
+func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*rooms.Proven, error) {
+	raw := []byte(head.Proof)
+	if file := head.ProofFile; file != nil {
+		var ok bool
+		if raw, ok = r.media[string(file.MXC)]; !ok {
+			if r.tried["need/media:"+string(file.MXC)] > c.mono() {
+				return nil, &rooms.Refusal{Rule: rooms.RuleFinalNotProven, What: "head of " + string(bot) + ": its proof cannot be had"}
+			}
+			r.want("media:"+string(file.MXC), &need{file: file})
+			return nil, errProofComing
+		}
+	}
+	var accepted rooms.Hash
+	if head.Accepted != nil {
+		accepted = head.Accepted.Ref
+	}
+	sum := sha256.Sum256(raw)
+	known := r.proofs[bot]
+	if known == nil || known.sum != sum || known.accepted != accepted {
+		known = &headProof{sum: sum, accepted: accepted}
+		known.proven, known.err = head.Check(r.id, raw)
+		if r.proofs == nil {
+			r.proofs = map[id.UserID]*headProof{}
+		}
+		if len(r.proofs) >= maxProofs {
+			clear(r.proofs)
+		}
+		r.proofs[bot] = known
+		if known.err != nil && rooms.RuleOf(known.err) != rooms.RuleFinalNotProven {
+			c.count(ruleOf(known.err))
+			c.warn(r, "proof/"+string(bot)+"/"+string(sum[:4]), &Warning{Sender: bot, Rule: ruleOf(known.err), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
+		}
+	}
+	if known.err != nil {
+		return known.proven, known.err
+	}
+	return known.proven, c.attested(r, bot, known.proven)
+}
+
+const maxProofs = 64
+
+// attested looks for the devices that a chain rests on among those of their
+// users, who have to be whom they are for: the group's founder the room's
+// creator, or who may turn it into an encrypted one.
+func (c *Client) attested(r *room, bot id.UserID, p *rooms.Proven) error {
+	state := r.state.view
+	if p.Creator != state.Creator && !slices.Contains(state.MoreCreators, p.Creator) && !state.CanSend(p.Creator, rooms.TypeEncryption, true) {
+		return &rooms.Refusal{Rule: rooms.RuleRoomNotGroup, What: "head of " + string(bot) + ": its group was founded by " + string(p.Creator) + ", who neither created the room nor may change its encryption"}
+	}
+	var users []id.UserID
+	for _, a := range p.Attested {
+		if list := c.devs[a.User]; (list == nil || !r.devices[a.User]) && !slices.Contains(users, a.User) {
+			users = append(users, a.User)
+		}
+	}
+	if len(users) > 0 {
+		if r.tried["need/proof-devices"] > c.mono() {
+			return notAttested(bot, users[0])
+		}
+		r.want("proof-devices", &need{users: users})
+		return errProofComing
+	}
+	for _, a := range p.Attested {
+		if !c.crossSigned(a) {
+			return notAttested(bot, a.User)
+		}
+	}
+	return nil
+}
+
+func notAttested(bot, user id.UserID) error {
+	return &rooms.Refusal{Rule: rooms.RuleFinalNotProven, What: "head of " + string(bot) + ": it rests on a device of " + string(user) + " that is not among their cross-signed devices"}
+}
+
+func (c *Client) crossSigned(a rooms.Attested) bool {
+	for _, d := range c.devs[a.User].Devices {
+		if d.CrossSigned && string(d.MLSKeys[mls.CipherSuite(a.Suite)]) == string(a.Key) {
+			return true
+		}
+	}
+	return false
+}
+
+// shown is what the heads of a room show together.
+type shown struct {
+	coming bool // something is being fetched
+	era    uint64
+	epoch  uint64 // of the newest proven final in that era
+	by     map[id.UserID]*rooms.Proven
+	bad    map[id.UserID]bool // heads that show something wrong
+}
+
+// shownBy checks the heads of all modules, of the given group if it is known.
+func (c *Client) shownBy(r *room, group []byte) *shown {
+	s := &shown{by: map[id.UserID]*rooms.Proven{}, bad: map[id.UserID]bool{}}
+	for _, bot := range r.state.bots() {
+		head := r.state.head(bot)
+		if head == nil || len(head.Group) == 0 || group != nil && string(head.Group) != string(group) {
+			continue
+		}
+		p, err := c.proofOf(r, bot, head)
+		switch {
+		case errors.Is(err, errProofComing):
+			s.coming = true
+		case err == nil:
+			s.by[bot] = p
+			if p.Era > s.era || p.Era == s.era && p.Epoch > s.epoch {
+				s.era, s.epoch = p.Era, p.Epoch
+			}
+		case rooms.RuleOf(err) != rooms.RuleFinalNotProven:
+			s.bad[bot] = true
+		}
+	}
+	return s
+}
+
+// confirm ends the time in which the epoch this device joined at could still be
+// displaced: a module's proof shows that it, or one above it, is final, and no
+// other one leads to a newer era.
+func (c *Client) confirm(r *room) {
+	if !r.rec.Unconfirmed {
+		return
+	}
+	s := c.shownBy(r, r.rec.Group)
+	era, _ := r.machine.EraOf()
+	for _, p := range s.by {
+		if s.era == era && p.Era == era && r.machine.Held(p.Final) && r.machine.Extends(p.Final, federation.Ref(r.rec.JoinRef)) {
+			r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+		}
+	}
+}
+
+// confirmFinal ends that time when what this device joined with became final
+// under the list that it was told: never on a branch that a proven era left.
+func (c *Client) confirmFinal(r *room) {
+	if !r.rec.Unconfirmed {
+		return
+	}
+	if era, _ := r.machine.EraOf(); c.shownBy(r, r.rec.Group).era <= era {
+		r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+	}
+}

@@ -1,0 +1,222 @@
+package client
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// newcomer makes a device look at a room's heads as somebody does who knows
+// nothing but the room's state.
+func newcomer(w *world, d *testDevice, room id.RoomID) *strangeRoom {
+	w.t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.newRoom(room)
+	raw, err := json.Marshal(d.rooms[room].state)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, r.state); err != nil {
+		w.t.Fatal(err)
+	}
+	r.state.room = room
+	r.state.rebuild()
+	return &strangeRoom{r}
+}
+
+// strangeRoom is a room of nobody's store.
+type strangeRoom struct{ *room }
+
+// look returns the head that a device would join at, once everything it needs is
+// there.
+func (d *testDevice) look(r *strangeRoom) (id.UserID, *rooms.HeadContent) {
+	d.w.t.Helper()
+	for range 10 {
+		d.mu.Lock()
+		by, head, coming := d.usableHead(r.room)
+		needs := r.needs
+		r.needs = map[string]*need{}
+		d.mu.Unlock()
+		if !coming {
+			return by, head
+		}
+		for key, n := range needs {
+			switch {
+			case n.file != nil:
+				data, err := d.hs.Download(d.w.ctx, string(n.file.MXC), n.file.Size)
+				if err == nil {
+					err = n.file.Check(data)
+				}
+				d.mu.Lock()
+				if err == nil {
+					r.media[string(n.file.MXC)] = data
+				} else {
+					r.tried["need/"+key] = 1 << 60
+				}
+				d.mu.Unlock()
+			case len(n.users) > 0:
+				lists, err := d.ident.DevicesOf(d.w.ctx, n.users)
+				if err != nil {
+					d.w.t.Fatal(err)
+				}
+				d.mu.Lock()
+				for user, list := range lists {
+					d.devs[user], r.devices[user] = list, true
+				}
+				d.mu.Unlock()
+			}
+		}
+	}
+	d.w.t.Fatal("what the heads need never comes")
+	return "", nil
+}
+
+func (r *strangeRoom) put(t *testing.T, bot id.UserID, head *rooms.HeadContent) {
+	t.Helper()
+	raw, err := rooms.Encode(head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := string(bot)
+	r.state.set(&Event{ID: id.EventID("$put" + string(bot)), Type: rooms.TypeHead, Sender: bot, StateKey: &key, Content: raw})
+}
+
+// TestNewcomersJoinAtWhatIsProven: of the heads in a room, a newcomer takes the
+// newest that is proven from the room's beginning.
+func TestNewcomersJoinAtWhatIsProven(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	w.rest()
+	old := newcomer(w, bob, room)
+	oldest := *old.state.head(botOf("three.example"))
+	w.must(func() error { return alice.Kick(w.ctx, room, carol.UserID(), "") })
+	w.settle()
+	// Mallory founds a group of their own for the same room.
+	mallory := w.device("mallory:two.example", "MALLORY1")
+	var other id.RoomID
+	w.must(func() (err error) {
+		other, err = mallory.CreateRoom(w.ctx, CreateOptions{Policy: func(p *rooms.Policy) { p.Room = room; p.Creator = alice.UserID() }})
+		return err
+	})
+	w.settle()
+	forged := *mallory.rooms[other].state.head(botOf("two.example"))
+	forged.Accepted = &rooms.EventRef{Ref: forged.Accepted.Ref, Event: forged.Accepted.Event, Epoch: 99}
+
+	honest := []id.UserID{botOf(testServer), botOf("two.example"), botOf("three.example")}
+	r := newcomer(w, bob, room)
+	if s := bob.shownOf(r); len(s.by) != 3 {
+		t.Fatalf("%d of three modules prove their heads", len(s.by))
+	}
+	newest := r.state.head(botOf(testServer)).Accepted.Epoch
+	for _, test := range []struct {
+		name string
+		edit func(r *strangeRoom)
+		want func(by id.UserID, head *rooms.HeadContent) bool
+	}{
+		{"as it is", func(*strangeRoom) {}, func(by id.UserID, head *rooms.HeadContent) bool {
+			return slices.Contains(honest, by) && head.Accepted.Epoch == newest
+		}},
+		{"a group of somebody else", func(r *strangeRoom) { r.put(t, mallory.UserID(), &forged) }, func(by id.UserID, head *rooms.HeadContent) bool {
+			return slices.Contains(honest, by)
+		}},
+		{"a higher epoch without a proof", func(r *strangeRoom) {
+			head := *r.state.head(honest[0])
+			head.Proof, head.ProofFile = nil, nil
+			head.Accepted = &rooms.EventRef{Ref: head.Accepted.Ref, Event: head.Accepted.Event, Epoch: 99}
+			r.put(t, honest[0], &head)
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[1] || by == honest[2] }},
+		{"an old head alone is better than none", func(r *strangeRoom) {
+			for _, bot := range honest {
+				r.put(t, bot, &oldest)
+			}
+		}, func(_ id.UserID, head *rooms.HeadContent) bool { return head.Accepted.Epoch == oldest.Accepted.Epoch }},
+		{"an old head beside a newer one is stale", func(r *strangeRoom) {
+			r.put(t, honest[0], &oldest)
+			r.put(t, honest[1], &oldest)
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[2] }},
+		{"a lower era", func(r *strangeRoom) {
+			for _, bot := range honest[1:] {
+				head := *r.state.head(bot)
+				head.Era = 7
+				r.put(t, bot, &head)
+			}
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[0] }}, // the others name an era that they do not prove
+		{"another beginning", func(r *strangeRoom) {
+			for _, bot := range honest[1:] {
+				head := *r.state.head(bot)
+				head.Root = &rooms.EventRef{Ref: rooms.Hash{1}, Event: "$x"}
+				r.put(t, bot, &head)
+			}
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[0] }},
+		{"another list", func(r *strangeRoom) {
+			for _, bot := range honest[1:] {
+				head := *r.state.head(bot)
+				head.Cfg = rooms.Hash{1}
+				r.put(t, bot, &head)
+			}
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[0] }},
+		{"another final", func(r *strangeRoom) {
+			for _, bot := range honest[1:] {
+				head := *r.state.head(bot)
+				head.Final = &rooms.EventRef{Ref: rooms.Hash{1}, Event: "$x"}
+				r.put(t, bot, &head)
+			}
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return by == honest[0] }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newcomer(w, bob, room)
+			test.edit(r)
+			by, head := bob.look(r)
+			if head == nil || !test.want(by, head) {
+				t.Errorf("it would join at a head of %s: %+v", by, head)
+			}
+		})
+	}
+	t.Run("a founder's device that is logged out", func(t *testing.T) {
+		w.s.users[alice.UserID()].devices["ALICE1"].gone = true
+		defer func() { w.s.users[alice.UserID()].devices["ALICE1"].gone = false }()
+		r := newcomer(w, bob, room)
+		bob.look(r)
+		if s := bob.shownOf(r); len(s.by) != 0 || len(s.bad) != 0 {
+			t.Errorf("%d heads count as proven, %d as wrong", len(s.by), len(s.bad))
+		}
+	})
+}
+
+func (d *testDevice) shownOf(r *strangeRoom) *shown {
+	d.look(r)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.shownBy(r.room, nil)
+}
+
+// TestNewcomersAreConfirmed: who joins is shown as unconfirmed until a module
+// proves the epoch, or one above it, final.
+func TestNewcomersAreConfirmed(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(nil)
+	w.rest()
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	info, err := dave.Room(w.ctx, room)
+	if err != nil || info.Unconfirmed || info.Phase != "member" {
+		t.Errorf("unconfirmed %v, phase %s, %v", info.Unconfirmed, info.Phase, err)
+	}
+	// Without any vote it stays so.
+	w.module.noVouching, w.more[0].noVouching, w.more[1].noVouching = true, true, true
+	erin := w.device("erin:two.example", "ERIN1")
+	w.must(func() error { return alice.Invite(w.ctx, room, erin.UserID()) })
+	w.join(erin, room)
+	w.settle()
+	info, err = erin.Room(w.ctx, room)
+	if err != nil || !info.Unconfirmed || info.Phase != "member" {
+		t.Errorf("without votes: unconfirmed %v, phase %s, %v", info.Unconfirmed, info.Phase, err)
+	}
+}
