@@ -443,13 +443,6 @@ func (r *worldRoom) byType(sender id.UserID) map[string]int {
 	return out
 }
 
-func (r *worldRoom) total() (n int) {
-	for _, k := range r.byType("") {
-		n += k
-	}
-	return n
-}
-
 // receipts returns what the module of a server posted of a type, in order.
 func (r *worldRoom) receipts(server int, kind string) (out []*homeserver.Event) {
 	for _, ev := range r.w.servers[server].hs.events(r.id, kind) {
