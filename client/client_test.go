@@ -418,7 +418,7 @@ func TestStartAndCloseLeaveNothingRunning(t *testing.T) {
 			case <-stop:
 				return
 			case <-time.After(2 * time.Millisecond):
-				w.now = time.Minute + time.Since(began)
+				w.now.set(time.Minute + time.Since(began))
 				w.module.turn()
 			}
 		}

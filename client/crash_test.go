@@ -107,7 +107,7 @@ func (w *world) script(alice, bob *testDevice, crash func()) {
 			d.turn()
 		}
 		w.tolerantTurn(alice)
-		w.now += 1_000_000_000
+		w.now.add(1_000_000_000)
 	}
 	if alice.crashAt != nil {
 		alice.crashAt = nil

@@ -77,7 +77,7 @@ func TestMautrixBotGetsMLSRooms(t *testing.T) {
 	// The engine's clock has to go on by itself too.
 	var clock sync.Mutex
 	began := time.Now()
-	at := w.now
+	at := w.now.get()
 	bot.mono = func() time.Duration {
 		clock.Lock()
 		defer clock.Unlock()

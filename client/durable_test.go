@@ -28,7 +28,7 @@ func TestBanThatWasSeenHoldsBackWhatIsEncryptedAlready(t *testing.T) {
 	if err := alice.SyncOnce(w.ctx, 0); err != nil {
 		t.Fatal(err)
 	}
-	w.now += 2 * time.Second
+	w.now.add(2 * time.Second)
 	alice.Flush(w.ctx) // the engine has not looked at the ban yet
 	if len(w.s.log) != before {
 		t.Fatal("a message that a banned device can read was sent after the ban was seen")

@@ -230,7 +230,7 @@ func TestServerThatIsDownLogsNobodyOut(t *testing.T) {
 	if again == 0 {
 		t.Fatal("it is never asked again")
 	}
-	w.now = again
+	w.now.set(again)
 	alice.turn()
 	alice.mu.Lock()
 	stale := alice.devs[bob.UserID()].Stale
@@ -392,7 +392,7 @@ func TestKeyPackageServesOneWelcome(t *testing.T) {
 		w.module.turn()
 		other.turn()
 		alice.turn()
-		w.now += time.Second
+		w.now.add(time.Second)
 	}
 	alice.mu.Lock()
 	defer alice.mu.Unlock()

@@ -32,7 +32,7 @@ func (w *world) until(rounds int, cond func() bool) bool {
 		for _, d := range w.all {
 			d.turn()
 		}
-		w.now += 2e9
+		w.now.add(2e9)
 	}
 	return cond()
 }

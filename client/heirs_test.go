@@ -40,7 +40,7 @@ func TestSecondServerGoesOnWithoutTheCreators(t *testing.T) {
 	if err := bob.OpenEra(w.ctx, room, "two.example"); !errors.Is(err, ErrHeirsWait) || !strings.Contains(err.Error(), "10m0s") {
 		t.Fatalf("an heir's era too early: %v", err)
 	}
-	w.now += 11 * time.Minute
+	w.now.add(11 * time.Minute)
 	w.settle(bob, bea, dave)
 	w.must(func() error { return bob.OpenEra(w.ctx, room, "two.example") })
 	w.settle(bob, bea, dave)
@@ -81,7 +81,7 @@ func TestHeirsOfTwoServersConsent(t *testing.T) {
 	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
 	w.settle(others...)
 	carol.dead = true // its clock does not run
-	w.now += 11 * time.Minute
+	w.now.add(11 * time.Minute)
 	w.settle(bob)
 	ctx, cancel := w.timeout(30 * time.Second)
 	defer cancel()
@@ -95,7 +95,7 @@ func TestHeirsOfTwoServersConsent(t *testing.T) {
 	if era, _ := bob.rooms[room].machine.EraOf(); era != 0 {
 		t.Fatal("the other heir consented before it had seen the room stand still")
 	}
-	w.now += 11 * time.Minute
+	w.now.add(11 * time.Minute)
 	w.settle(bob, carol)
 	for _, d := range others {
 		eras := d.eras()

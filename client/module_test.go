@@ -74,7 +74,7 @@ func (m *fakeModule) turn() {
 		if g.machine == nil {
 			continue
 		}
-		m.act(room, g, g.machine.Tick(m.w.now))
+		m.act(room, g, g.machine.Tick(m.w.now.get()))
 	}
 }
 

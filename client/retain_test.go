@@ -65,7 +65,7 @@ func TestSecretsOfALosingBranchAreWipedAndDeleted(t *testing.T) {
 	if carol.headRef(room) == lost {
 		t.Fatal("the minority's branch won: the test proves nothing")
 	}
-	w.now += time.Hour + time.Minute
+	w.now.add(time.Hour + time.Minute)
 	w.settle()
 	if carol.held(room)[lost] != nil {
 		t.Error("carol still holds the losing branch")

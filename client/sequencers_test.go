@@ -36,7 +36,7 @@ func (w *world) federated(change func(p *rooms.Policy)) (room id.RoomID, alice, 
 // rest lets time pass, so that what clients do by themselves is done.
 func (w *world) rest() {
 	w.t.Helper()
-	w.now += autoWait
+	w.now.add(autoWait)
 	w.settle()
 }
 
@@ -174,7 +174,7 @@ func TestListWaitsForItsModules(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
 	w.more[0].down, w.more[1].down = true, true
-	w.now += time.Second
+	w.now.add(time.Second)
 	ctx, cancel := w.timeout(40 * time.Second)
 	defer cancel()
 	err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") })
@@ -196,7 +196,7 @@ func TestListWaitsForItsModules(t *testing.T) {
 	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer)
 	// Once the modules are there, the change comes into force by itself.
 	w.more[0].down, w.more[1].down = false, false
-	w.now += listPause
+	w.now.add(listPause)
 	w.settle()
 	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer, "two.example", "three.example")
 }

@@ -17,7 +17,7 @@ func TestRefusedMessageNobodyWaitsForIsShown(t *testing.T) {
 	}
 	mid := rows[0].data.Plain.MessageID
 	bob.restart()
-	w.now += 10 * time.Second
+	w.now.add(10 * time.Second)
 	bob.Step(w.ctx)
 	bob.hs.fail = errRefused
 	bob.Flush(w.ctx)

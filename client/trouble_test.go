@@ -172,15 +172,15 @@ func TestRateLimitSendsCommitsFirst(t *testing.T) {
 	if len(w.s.log) != before {
 		t.Fatal("something was sent against the rate limit")
 	}
-	if want := w.now + 30*time.Second; next != want {
+	if want := w.now.get() + 30*time.Second; next != want {
 		t.Fatalf("tried again at %v, want %v", next, want)
 	}
-	w.now += 29 * time.Second
+	w.now.add(29 * time.Second)
 	alice.Flush(w.ctx)
 	if len(w.s.log) != before {
 		t.Fatal("something was sent before the time the homeserver named")
 	}
-	w.now += 2 * time.Second
+	w.now.add(2 * time.Second)
 	w.settle()
 	var order []string
 	for _, evt := range w.s.log[before:] {
@@ -341,7 +341,7 @@ func TestDisplacedMessagesAreSentAgainAndShownOnce(t *testing.T) {
 		for _, d := range []*testDevice{alice, bob, carol} {
 			d.turn()
 		}
-		w.now += time.Second
+		w.now.add(time.Second)
 	}
 	w.sameEpoch(room, alice, bob, carol)
 	w.send(alice, room, "sent before the doubt")
@@ -419,7 +419,7 @@ func TestDeviceThatLostTrackJoinsAgain(t *testing.T) {
 		for _, d := range w.all {
 			d.turn()
 		}
-		w.now += 3 * time.Second
+		w.now.add(3 * time.Second)
 	}
 	w.settle()
 	w.sameEpoch(room, alice, bob, carol)
@@ -455,7 +455,7 @@ func TestLoggedOutDeviceIsRemoved(t *testing.T) {
 				if len(info.Blocked) == 0 {
 					t.Error("sending is not blocked while the leaf fails its check")
 				}
-				w.now += rooms.CredentialGrace
+				w.now.add(rooms.CredentialGrace)
 				w.settle()
 				if info, _ = alice.Room(w.ctx, room); info.Devices != 3 {
 					t.Errorf("%d devices after a minute, want 3", info.Devices)

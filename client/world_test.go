@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -562,7 +563,7 @@ type world struct {
 	more   []*fakeModule // of other servers
 	ends   []deadline
 	all    []*testDevice
-	now    time.Duration
+	now    testClock
 	pace   time.Duration // of background
 
 	sealMu sync.Mutex
@@ -585,7 +586,8 @@ type testDevice struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, ctx: t.Context(), seals: map[[32]byte][32]byte{}, s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, now: time.Second, pace: 250 * time.Millisecond}
+	w := &world{t: t, ctx: t.Context(), seals: map[[32]byte][32]byte{}, s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, pace: 250 * time.Millisecond}
+	w.now.set(time.Second)
 	w.module = newFakeModule(w, testServer)
 	return w
 }
@@ -608,7 +610,7 @@ type deadline struct {
 // timeout returns a context that ends on the world's clock.
 func (w *world) timeout(d time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(w.ctx)
-	w.ends = append(w.ends, deadline{w.now + d, cancel})
+	w.ends = append(w.ends, deadline{w.now.get() + d, cancel})
 	return ctx, cancel
 }
 
@@ -616,7 +618,7 @@ func (w *world) timeout(d time.Duration) (context.Context, context.CancelFunc) {
 func (w *world) order() {
 	w.t.Helper()
 	for _, d := range w.ends {
-		if w.now >= d.at {
+		if w.now.get() >= d.at {
 			d.end()
 		}
 	}
@@ -706,7 +708,7 @@ func (d *testDevice) open() {
 		Store: st, Identity: d.ident, Transport: d.hs, Log: d.logger(),
 		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
 		Now:       time.Now,
-		Monotonic: func() time.Duration { return d.w.now },
+		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,
 		Rand:      newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
 	})
@@ -770,7 +772,7 @@ func (w *world) settle(devices ...*testDevice) {
 		for _, d := range devices {
 			d.turn()
 		}
-		w.now += 4 * time.Second
+		w.now.add(4 * time.Second)
 		w.s.mu.Lock()
 		after := w.s.events
 		w.s.mu.Unlock()
@@ -784,6 +786,14 @@ func (w *world) settle(devices ...*testDevice) {
 		}
 	}
 }
+
+// testClock is the monotonic clock of a world. A client's own goroutines read it
+// while the test moves it.
+type testClock struct{ at atomic.Int64 }
+
+func (c *testClock) get() time.Duration  { return time.Duration(c.at.Load()) }
+func (c *testClock) set(d time.Duration) { c.at.Store(int64(d)) }
+func (c *testClock) add(d time.Duration) { c.at.Add(int64(d)) }
 
 // background runs a blocking method of a client while everybody acts.
 func (w *world) background(fn func() error) error {
@@ -802,7 +812,7 @@ func (w *world) background(fn func() error) error {
 			d.turn()
 		}
 		if n < 4000 {
-			w.now += w.pace
+			w.now.add(w.pace)
 		}
 	}
 	return errors.New("background: it never ends")
