@@ -37,7 +37,7 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-install peer check fuzz-ci spec-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: lab-install peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
 	$(NICE) bin/testreport all
 
 .PHONY: test-fast
