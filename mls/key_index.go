@@ -89,13 +89,22 @@ func (k *keyIndex) insert(x uint32, key []byte, of keyOf) {
 	if 2*(k.used+1) > len(k.pages)*indexPageSize {
 		k.grow(of)
 	}
-	if _, ok := k.find(key, of); ok {
-		k.dups++
+	i := k.hash(key)
+	for there := false; ; i = (i + 1) & k.mask {
+		v := k.at(i)
+		if v == 0 {
+			break
+		}
+		if !there && string(of(v-1)) == string(key) {
+			there = true
+			k.dups++
+		}
 	}
-	k.place(x, key)
+	k.put(i, x+1)
 	k.used++
 }
 
+// place puts in node x, with a key that need not be looked for.
 func (k *keyIndex) place(x uint32, key []byte) {
 	i := k.hash(key)
 	for k.at(i) != 0 {

@@ -66,8 +66,10 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	if len(raw) > lim.MaxMessageSize {
 		return nil, invalid("tree/too-large", "", "a ratchet tree of %d bytes is over the limit of %d", len(raw), lim.MaxMessageSize)
 	}
-	// The least that a node takes on average is a blank one and a leaf.
-	nodes := make([]treeSlot, 0, min(len(raw)/64, 2*lim.MaxMembers))
+	// The nodes are read into the array that the tree has in the end.
+	var chunks []*treeChunk
+	nodes := 0
+	blank := false           // the last one
 	var leaf, prev *LeafNode // the one that is read and the one before
 	var leaves []treeLeaf    // room for the next ones
 	var parents []parentNode
@@ -75,24 +77,28 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	s := newReader(raw)
 	s.entries += maxNodes + 1 // a blank node is one byte, and there may be many
 	ok := readVector(s, func(s *reader) bool {
-		if len(nodes) >= maxNodes {
+		if nodes >= maxNodes {
 			return s.fail("tree/too-large", "", "the ratchet tree has more than %d leaves, which is the limit", lim.MaxMembers)
 		}
 		var present bool
 		if !readOptional(s, &present) {
 			return false
 		}
-		var slot treeSlot
+		if nodes%treeChunkSize == 0 {
+			chunks = append(chunks, new(treeChunk))
+		}
+		slot := &chunks[nodes/treeChunkSize].slots[nodes%treeChunkSize]
+		blank = !present
 		if present {
 			var kind uint8
 			if !s.ReadUint8(&kind) {
 				return false
 			}
-			isLeaf := len(nodes)%2 == 0
+			isLeaf := nodes%2 == 0
 			switch kind {
 			case nodeTypeLeaf:
 				if !isLeaf {
-					return s.fail("tree/leaf-at-parent-position", "12.4.3.3", "node %d is a leaf node", len(nodes))
+					return s.fail("tree/leaf-at-parent-position", "12.4.3.3", "node %d is a leaf node", nodes)
 				}
 				if leaf == nil {
 					leaf = new(LeafNode)
@@ -110,7 +116,7 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 				leaf, prev = prev, leaf
 			case nodeTypeParent:
 				if isLeaf {
-					return s.fail("tree/parent-at-leaf-position", "12.4.3.3", "node %d is a parent node", len(nodes))
+					return s.fail("tree/parent-at-leaf-position", "12.4.3.3", "node %d is a parent node", nodes)
 				}
 				if len(parents) == 0 {
 					parents = make([]parentNode, 64)
@@ -124,7 +130,7 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 				return s.fail("codec/unknown-node-type", "12.4.3.3", "node_type %d is not defined", kind)
 			}
 		}
-		nodes = append(nodes, slot)
+		nodes++
 		return true
 	})
 	if !ok {
@@ -133,26 +139,26 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	if !s.Empty() {
 		return nil, invalid("codec/trailing-bytes-extension", "13.4", "%d bytes follow the ratchet tree", len(s.String))
 	}
-	if len(nodes) == 0 {
+	if nodes == 0 {
 		return nil, invalid("tree/empty", "12.4.3.3", "the ratchet tree has no node")
 	}
-	if n := &nodes[len(nodes)-1]; n.leaf == nil && n.parent == nil {
+	if blank {
 		return nil, invalid("tree/trailing-blank", "12.4.3.3", "the last node of the ratchet tree is blank")
 	}
 
-	t := newTree(cs, len(nodes))
-	for uint64(t.nodes()) < uint64(len(nodes)) {
+	t := newTree(cs, nodes)
+	t.chunks = chunks
+	for _, c := range chunks {
+		c.edit = t.edit
+	}
+	for int64(t.nodes()) < int64(nodes) {
 		t.extend()
 	}
-	for i := range nodes {
-		n := &nodes[i]
-		x := nodeIndex(i)
+	for x := range nodeIndex(nodes) {
 		var key HPKEPublicKey
-		slot := t.own(x)
-		switch {
+		switch n := t.slot(x); {
 		case n.leaf != nil:
 			key = n.leaf.encryptionKey()
-			slot.leaf = n.leaf
 			t.signatureKeys.insert(uint32(x), n.leaf.signatureKey(), t.signatureKeyOf)
 			if t.signatureKeys.dups > 0 {
 				return nil, leafInvalid(x.leaf(), invalid("leaf-node/signature-key-not-unique", "7.3", "another leaf has the same signature_key"))
@@ -162,7 +168,6 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 			t.last = uint32(x.leaf()) + 1
 		case n.parent != nil:
 			key = n.parent.encryptionKey
-			slot.parent = n.parent
 		default:
 			continue
 		}
