@@ -234,7 +234,7 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 			switch n, ok = m.nodes[v.Ref]; {
 			case !v.Ballot.Less(b):
 				continue
-			case !ok && (m.complete || !m.TooOld(v.Epoch)):
+			case !ok && !m.dropped(v.Ref, v.Epoch):
 				continue // fetched; the accept waits
 			case !ok:
 				n = nil // what is held begins above it: it binds to nothing that is not final

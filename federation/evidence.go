@@ -96,7 +96,7 @@ func (m *Machine) against(rs *receipts, r Receipt, rest []Receipt, found func(ki
 				found(EvidenceHidden, r.Promiser, r, v.Vote)
 			}
 		}
-		if r.LastVote != nil && (m.complete || !m.TooOld(r.LastVote.Epoch)) {
+		if r.LastVote != nil && !m.dropped(r.LastVote.Ref, r.LastVote.Epoch) {
 			_, ok := m.nodes[r.LastVote.Ref]
 			return ok
 		}

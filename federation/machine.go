@@ -13,6 +13,7 @@ type Machine struct {
 	base *node
 	// complete: the base is the room's root, so whatever is unknown is still to come.
 	complete  bool
+	gone      map[Ref]uint64 // dropped commits on branches, and what was built on them, with epochs above the base's
 	refounded bool
 	nodes     map[Ref]*node
 	order     []*node // by depth, then ref
@@ -106,6 +107,7 @@ func (m *Machine) init() {
 	m.own = make(map[Ref]*ownState)
 	m.tellsNew = true
 	m.readied = make(map[Ref]readied)
+	m.gone = make(map[Ref]uint64)
 }
 
 func (m *Machine) setBase(n *node) {
@@ -317,7 +319,10 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 		}
 		return false, Ref{}, nil
 	}
-	if c.Founding == nil && m.TooOld(c.Epoch) {
+	_, branch := m.gone[c.Parent]
+	if old := c.Founding == nil && m.TooOld(c.Epoch); (old || branch) && m.drop(c.Ref, c.Epoch) {
+		return true, Ref{}, nil // something waited for it: it never comes
+	} else if old || branch {
 		return false, Ref{}, refuse(RuleTooOld, c.Ref, "epoch %d, and nothing at or below epoch %d is kept", c.Epoch, m.base.epoch)
 	}
 	up, ok := m.nodes[c.Parent]
@@ -410,6 +415,39 @@ func (m *Machine) EraOf() (number uint64, base Ref) { return m.era.eraNo, m.era.
 
 // Base returns the commit where what is kept begins.
 func (m *Machine) Base() Ref { return m.base.ref }
+
+// maxGone is how many dropped commits on branches are remembered.
+const maxGone = 1024
+
+// drop notes that a commit is not on top of what is held and never will be, and
+// with it the commits that wait for it. It reports whether that is new.
+func (m *Machine) drop(ref Ref, epoch uint64) bool {
+	fresh := false
+	for todo := []waitingEvent{{on: ref, ev: &Commit{Ref: ref, Epoch: epoch}}}; len(todo) > 0; todo = todo[1:] {
+		c := todo[0].ev.(*Commit)
+		if _, ok := m.gone[c.Ref]; !ok && !m.TooOld(c.Epoch) && len(m.gone) < maxGone {
+			m.gone[c.Ref], fresh = c.Epoch, true
+		}
+		rest := m.waiting[:0]
+		for _, w := range m.waiting {
+			if child, ok := w.ev.(*Commit); ok && w.on == c.Ref {
+				todo = append(todo, waitingEvent{on: child.Ref, ev: child})
+				continue
+			}
+			rest = append(rest, w)
+		}
+		clear(m.waiting[len(rest):])
+		m.waiting = rest
+	}
+	return fresh
+}
+
+// dropped reports whether a commit that is not held was dropped, or lies beside
+// what is held, and is not still to come.
+func (m *Machine) dropped(ref Ref, epoch uint64) bool {
+	_, ok := m.gone[ref]
+	return !m.complete && (ok || m.TooOld(epoch))
+}
 
 // TooOld reports whether a commit that makes the given epoch lies below
 // everything that is kept.

@@ -359,7 +359,7 @@ func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
 	changed := false
 	if v := p.LastVote; v != nil {
 		n, ok := m.nodes[v.Ref]
-		if !ok && (m.complete || !m.TooOld(v.Epoch)) {
+		if !ok && !m.dropped(v.Ref, v.Epoch) {
 			b.fetchCommit(v.Ref, "")
 		}
 		changed = m.putProofs(v.Proofs, ok && !n.votable, b)

@@ -19,6 +19,12 @@ type saved struct {
 	seq      uint64
 	steps    []ProofStep
 	fromRoot bool
+	gone     []goneCommit
+}
+
+type goneCommit struct {
+	ref   Ref
+	epoch uint64
 }
 
 type savedOwn struct {
@@ -28,8 +34,9 @@ type savedOwn struct {
 
 // Version 2 added the promises that an own ballot was opened with, version 3
 // the proof chain of what was dropped, version 4 the epochs of last votes, version
-// 5 the proof's steps that change a policy.
-const stateVersion = 5
+// 5 the proof's steps that change a policy, version 6 the dropped commits on
+// branches.
+const stateVersion = 6
 
 func (c *codec) state(s *saved) {
 	version := uint32(stateVersion)
@@ -60,6 +67,9 @@ func (c *codec) state(s *saved) {
 		c.fields(&s.fromRoot)
 	} else {
 		s.fromRoot = s.complete
+	}
+	if c.version >= 6 {
+		slice(c, &s.gone, func(g *goneCommit) { c.fields(&g.ref, &g.epoch) })
 	}
 }
 
@@ -124,6 +134,9 @@ func (m *Machine) MarshalBinary() ([]byte, error) {
 	for _, config := range sortedRefs(m.own) {
 		s.own = append(s.own, savedOwn{config, *m.own[config]})
 	}
+	for _, r := range sortedRefs(m.gone) {
+		s.gone = append(s.gone, goneCommit{r, m.gone[r]})
+	}
 	c := &codec{buf: make([]byte, 0, m.saved+m.saved/8)}
 	c.state(&s)
 	m.saved = len(c.buf)
@@ -160,6 +173,9 @@ func Unmarshal(cfg Config, data []byte) (*Machine, error) {
 	m.setBase(s.base)
 	m.complete, m.counter, m.prev, m.retired, m.seq = s.complete, s.counter, s.prev, s.retired, s.seq
 	m.proofSteps, m.fromRoot = s.steps, s.fromRoot
+	for _, g := range s.gone {
+		m.gone[g.ref] = g.epoch
+	}
 	for _, raw := range s.commits {
 		if err := m.checkCommitForm(raw.c); err != nil {
 			return nil, fmt.Errorf("%w: %v", errState, err)
@@ -285,6 +301,7 @@ func (m *Machine) compact() []Ref {
 	table, list := to.table(), to.config
 	kept := map[Ref]bool{list: true}
 	var forgotten []Ref
+	var lost []*node
 	order := m.order[:0:0]
 	for _, n := range m.order {
 		if n.extends(to) {
@@ -298,6 +315,7 @@ func (m *Machine) compact() []Ref {
 			}
 		} else {
 			forgotten = append(forgotten, n.ref)
+			lost = append(lost, n)
 			delete(m.nodes, n.ref)
 		}
 	}
@@ -306,6 +324,14 @@ func (m *Machine) compact() []Ref {
 	to.changes, to.whole, to.eraBase = table, true, to
 	to.sets = to.config == to.ref
 	m.base, m.complete, m.refounded = to, false, false
+	for _, n := range lost {
+		m.drop(n.ref, n.epoch)
+	}
+	for r, epoch := range m.gone {
+		if m.TooOld(epoch) {
+			delete(m.gone, r)
+		}
+	}
 	for _, n := range m.order[1:] {
 		m.refounded = m.refounded || n.c.Founding != nil
 	}
