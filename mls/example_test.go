@@ -204,6 +204,57 @@ func ExampleGroup_Process() {
 	// epoch 2
 }
 
+// Members derive the same secrets for use outside of MLS; nobody else can.
+func ExampleGroup_Export() {
+	alice, bob := newClient("alice"), newClient("bob")
+	alice.create()
+	alice.add(bob)
+
+	key, err := alice.group.Export("call encryption", []byte("call 7"), 32)
+	if err != nil {
+		log.Fatal(err)
+	}
+	same, err := bob.group.Export("call encryption", []byte("call 7"), 32)
+	if err != nil {
+		log.Fatal(err)
+	}
+	other, err := bob.group.Export("call encryption", []byte("call 8"), 32)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(key), bytes.Equal(key, same), bytes.Equal(key, other))
+	// Output: 32 true false
+}
+
+// A secret that the members share already, such as one from a QR code, goes
+// into the keys of the next epoch.
+func ExamplePSK() {
+	secrets := map[string][]byte{"shown as a QR code": []byte("a secret of 32 bytes, or of more")}
+	cfg := &mls.Config{PSK: func(id mls.PreSharedKeyID) ([]byte, bool) {
+		secret, ok := secrets[string(id.ID)]
+		return secret, ok
+	}}
+	alice := newClient("alice")
+	group, err := mls.CreateGroup(cfg, suite, []byte("group 1"), alice.key, mls.LeafOptions{
+		Credential: mls.BasicCredential([]byte("alice")),
+	}, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	nonce := make([]byte, group.CipherSuite().HashLen())
+	rand.Read(nonce)
+	commit, err := group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.PSK(mls.PreSharedKeyID{
+		Type: mls.PSKTypeExternal, ID: []byte("shown as a QR code"), Nonce: nonce,
+	})}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// A member without the secret refuses this Commit.
+	group = commit.Merge()
+	fmt.Println("epoch", group.Epoch())
+	// Output: epoch 1
+}
+
 // A Commit without proposals gives the committer's part of the tree new keys:
 // whoever knew the old ones is locked out.
 func ExampleGroup_Commit_update() {

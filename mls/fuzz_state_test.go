@@ -60,11 +60,19 @@ func FuzzUnmarshalStagedCommit(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		before := groupState(g)
+		var sc *StagedCommit
+		var err error
 		boundedMemory(t, len(raw), func() func() {
-			return func() { _, err = UnmarshalStagedCommit(w.cfg, g, raw) }
+			return func() { sc, err = UnmarshalStagedCommit(w.cfg, g, raw) }
 		})
 		if !bytes.Equal(before, groupState(g)) {
 			t.Errorf("the group has changed: %v", err)
+		}
+		if err != nil {
+			return
+		}
+		if back, err := sc.MarshalBinary(); err != nil || !bytes.Equal(back, raw) {
+			t.Errorf("another staged commit is written than was read: %v", err)
 		}
 	})
 }

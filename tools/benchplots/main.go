@@ -4,7 +4,7 @@
 //	benchplots [-dir docs]
 //
 // Run it in the project's folder on a machine with nothing else to do. It writes DIR/speed-OPERATION.svg, and prints a
-// Markdown table of how far above the floor each operation is. Of three runs, each the median of its rounds, the least counts.
+// Markdown table of how far above the floor each operation is, under the commit's name. Of three runs, each the median of its rounds, the least counts.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,7 @@ func run(dir string) error {
 	if err != nil {
 		return err
 	}
+	fmt.Printf("%s, %d processors.\n\n", commit(), runtime.NumCPU())
 	fmt.Println("| operation | n | measured | floor | above it |")
 	fmt.Println("| --- | --- | --- | --- | --- |")
 	for _, p := range plots {
@@ -67,6 +69,19 @@ func run(dir string) error {
 		}
 	}
 	return nil
+}
+
+// commit names what was measured, and says if the work tree differs from it.
+func commit() string {
+	head, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output()
+	if err != nil {
+		return "Unknown commit"
+	}
+	name := "Commit `" + strings.TrimSpace(string(head)) + "`"
+	if err := exec.Command("git", "diff", "--quiet", "HEAD", "--", "*.go").Run(); err != nil {
+		name += " with changes"
+	}
+	return name
 }
 
 var benchLine = regexp.MustCompile(`^Benchmark(\w+)/suite=1/n=(\d+)(?:-\d+)?\s.*?([0-9.e+]+) median-ns`)
