@@ -39,15 +39,18 @@ func (p *profileSet) own(edit *editToken) {
 	}
 }
 
-func (p *profileSet) add(l *treeLeaf, edit *editToken) {
+func (p *profileSet) add(l *treeLeaf, edit *editToken) { p.addAlike(l, 1, edit) }
+
+// addAlike adds n members, at least one, of the profile of l.
+func (p *profileSet) addAlike(l *treeLeaf, n int, edit *editToken) {
 	p.own(edit)
 	e, ok := p.capabilities[string(l.caps())]
 	if !ok {
 		e.capabilities = &l.node(nil).Capabilities
 	}
-	e.members++
+	e.members += n
 	p.capabilities[string(l.caps())] = e
-	p.credentials[l.credentialType()]++
+	p.credentials[l.credentialType()] += n
 }
 
 func (p *profileSet) remove(l *treeLeaf, edit *editToken) {

@@ -154,6 +154,8 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	for int64(t.nodes()) < int64(nodes) {
 		t.extend()
 	}
+	var first *treeLeaf // of a row of leaves with one profile
+	alike := 0
 	for x := range nodeIndex(nodes) {
 		var key HPKEPublicKey
 		switch n := t.slot(x); {
@@ -163,7 +165,14 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 			if t.signatureKeys.dups > 0 {
 				return nil, leafInvalid(x.leaf(), invalid("leaf-node/signature-key-not-unique", "7.3", "another leaf has the same signature_key"))
 			}
-			t.profiles.add(n.leaf, t.edit)
+			if first != nil && !sameProfile(first, n.leaf) {
+				t.profiles.addAlike(first, alike, t.edit)
+				alike = 0
+			}
+			if alike == 0 {
+				first = n.leaf
+			}
+			alike++
 			t.count++
 			t.last = uint32(x.leaf()) + 1
 		case n.parent != nil:
@@ -176,6 +185,9 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 		if t.encryptionKeys.dups > 0 {
 			return nil, invalid("tree/key-not-unique", "12.4.3.1", "the encryption key of node %d is at another node, too", x)
 		}
+	}
+	if first != nil {
+		t.profiles.addAlike(first, alike, t.edit)
 	}
 	return t, nil
 }

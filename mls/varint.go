@@ -130,6 +130,9 @@ func readVector(s *reader, f func(s *reader) bool) bool {
 	if !readOpaqueVec(s, &body) {
 		return false
 	}
+	if len(body) == 0 {
+		return true
+	}
 	in := reader{String: body, depth: s.depth + 1, entries: s.entries}
 	for !in.Empty() {
 		if in.entries--; in.entries < 0 {
