@@ -202,6 +202,20 @@ func TestRefs(t *testing.T) {
 
 func TestCommitBundle(t *testing.T) {
 	b := &CommitBundle{Message: []byte{1, 2}, Proposals: [][]byte{{3}, {4, 5}}, GroupInfo: []byte{6}}
+	testBundle(t, b)
+	b.KeyPackages = [][]byte{{7}, {8, 9}}
+	testBundle(t, b)
+	if (&CommitBundle{KeyPackages: [][]byte{make([]byte, MaxInline+1)}}).Inline() {
+		t.Error("key packages do not count for what fits into an event")
+	}
+	raw, err := (&CommitBundle{}).Encode()
+	must(t, err)
+	_, err = DecodeCommitBundle(append(raw, 0, 0)) // an empty list is absent
+	wantRule(t, err, RuleContentMalformed)
+}
+
+func testBundle(t *testing.T, b *CommitBundle) {
+	t.Helper()
 	raw, err := b.Encode()
 	must(t, err)
 	got, err := DecodeCommitBundle(raw)
@@ -209,7 +223,14 @@ func TestCommitBundle(t *testing.T) {
 	if diff := cmp.Diff(b, got); diff != "" {
 		t.Errorf("round trip (-want +got):\n%s", diff)
 	}
+	short := *b
+	short.KeyPackages = nil
+	without, err := short.Encode()
+	must(t, err)
 	for n := range raw {
+		if n == len(without) {
+			continue // no key packages
+		}
 		_, err := DecodeCommitBundle(raw[:n])
 		wantRule(t, err, RuleContentMalformed)
 	}

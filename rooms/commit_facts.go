@@ -260,13 +260,8 @@ func (c *checker) policy() error {
 	c.out.Policy = c.old
 	st, author := c.in.Staged, c.out.Author.User
 	if r := st.ReInit(); r != nil {
-		if !c.old.IsAdmin(author) {
-			return refuse(RulePolicyNotEntitled, "", "%s is no admin and may not close the group for a new one", author).with("ask an admin: %s", userList(c.old.Admins))
-		}
-		if next, err := policyIn(r.Extensions); err != nil {
+		if err := c.checkReInit(r, author); err != nil {
 			return err
-		} else if next.Room != c.old.Room {
-			return refuse(RuleRoomNotGroup, "", "the group that follows belongs to room %s", next.Room)
 		}
 	}
 	var gce *mls.Proposal

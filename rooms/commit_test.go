@@ -318,15 +318,13 @@ func TestFoundingCommit(t *testing.T) {
 	must(t, err)
 	reinit := &mls.ReInit{GroupID: slices.Repeat([]byte{7}, 32), Version: mls.MLS10, CipherSuite: testSuite, Extensions: exts}
 	closing := g.commit(g.creator, nil, mls.CommitOptions{Proposals: []mls.Proposal{reinit.Proposal()}})
+	fresh := nextPackage(t, 12, b, testSuite)
+	closing.in.Content.KeyPackages = []Bytes{fresh, nextPackage(t, 13, g.creator, testSuite)}
 	_, err = CheckCommit(closing.in)
 	must(t, err)
-	_, err = CheckCommit(g.commit(b, nil, mls.CommitOptions{Proposals: []mls.Proposal{reinit.Proposal()}}).in)
-	wantRule(t, err, RulePolicyNotEntitled)
 	g.merge(closing)
 
-	fresh, err := mls.NewKeyPackage(testConfig(12), testSuite, b.key, LeafOptions(b.cred))
-	must(t, err)
-	kp, err := mls.ParseMessage(fresh.Message())
+	kp, err := mls.ParseMessage(fresh)
 	must(t, err)
 	founder := g.creator
 	found := func(parent federation.Ref) (CommitInput, Tree) {

@@ -16,6 +16,7 @@ const (
 	MaxSequencers    = 16       // modules in one list
 	MaxProofs        = 128      // vouching statements of one vote
 	MaxProposals     = 1000     // proposals that one commit names
+	maxKeyPackages   = 20000    // that ride with a ReInit
 	maxSigSize       = 256      // bytes of a signature of any suite: ECDSA P-521 has 139, Ed448 114
 	maxKeySize       = 256      // bytes of a public key
 	maxRequestedRefs = 64
@@ -318,21 +319,27 @@ func (c *CommitContent) validate() error {
 		}
 		inline += len(p)
 	}
+	for i, kp := range c.KeyPackages {
+		if len(kp) == 0 {
+			return malformed("key_packages", "entry %d is empty", i)
+		}
+		inline += len(kp)
+	}
 	switch {
 	case inline > MaxInline:
 		return refuse(RuleEventTooLarge, "message", "%d bytes of MLS inside an event, at most %d", inline, MaxInline).with("send it as media")
 	case c.File != nil && inline > 0:
-		return malformed("file", "stands beside message, proposals or group_info")
+		return malformed("file", "stands beside message, proposals, group_info or key_packages")
 	case c.File != nil:
 	case len(c.GroupInfo) == 0:
 		return malformed("group_info", "is missing")
 	case c.Epoch > 0 && len(c.Message) == 0 && !c.Founding:
 		return malformed("message", "is missing")
 	}
-	if c.Founding && (len(c.Message) > 0 || len(c.Proposals) > 0) {
-		return malformed("founding", "a founding commit has no message and no proposals")
+	if c.Founding && (len(c.Message) > 0 || len(c.Proposals) > 0 || len(c.KeyPackages) > 0) {
+		return malformed("founding", "a founding commit has no message, proposals or key packages")
 	}
-	if c.Epoch == 0 && (len(c.Message) > 0 || len(c.Proposals) > 0 || !c.Parent.IsZero() || c.ParentEvent != "") {
+	if c.Epoch == 0 && (len(c.Message) > 0 || len(c.Proposals) > 0 || len(c.KeyPackages) > 0 || !c.Parent.IsZero() || c.ParentEvent != "") {
 		return malformed("epoch", "the founding epoch has no message, proposals or parent")
 	}
 	if c.Epoch > 0 {
@@ -351,7 +358,7 @@ func (c *CommitContent) validate() error {
 		}
 	}
 	return firstError(optionalID("parent_event", string(c.ParentEvent), '$'), c.File.validate(), c.Snapshot.validate(),
-		needCount("proposals", len(c.Proposals), MaxProposals), needCount("cosignatures", len(c.CoSignatures), 64), needCount("admissions", len(c.Admissions), 256))
+		needCount("proposals", len(c.Proposals), MaxProposals), needCount("key_packages", len(c.KeyPackages), maxKeyPackages), needCount("cosignatures", len(c.CoSignatures), 64), needCount("admissions", len(c.Admissions), 256))
 }
 
 func (p *ProposalContent) validate() error {
@@ -508,7 +515,7 @@ func (h *HeadContent) validate() error {
 	}
 	return firstError(h.ProofFile.validate(), maxBytes("proof", h.Proof, MaxInline), h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
 		maxBytes("group_id", h.Group, 255), maxBytes("group_info", h.GroupInfo, MaxInline),
-		needCount("external_senders", len(h.ExternalSenders), 16), needCount("receipts", len(h.Receipts), 4*MaxSequencers))
+		needCount("external_senders", len(h.ExternalSenders), 16), needCount("suites", len(h.Suites), 64), needCount("receipts", len(h.Receipts), 4*MaxSequencers))
 }
 
 func (m *ModuleProfile) validate() error {

@@ -179,12 +179,18 @@ func SuiteOfAlgorithm(algorithm id.KeyAlgorithm) (mls.CipherSuite, bool) {
 	if !ok {
 		return 0, false
 	}
-	for _, cs := range mls.SupportedCipherSuites() {
+	for _, cs := range allSuites() {
 		if cs.String() == name {
 			return cs, true
 		}
 	}
 	return 0, false
+}
+
+// allSuites are the suites of this build, the experimental ones included: that a
+// device publishes a key for one gives nobody anything.
+func allSuites() []mls.CipherSuite {
+	return append(mls.SupportedCipherSuites(), mls.ExperimentalCipherSuites()...)
 }
 
 // DeviceKeys is a device as its homeserver describes it, with its own
@@ -227,7 +233,7 @@ func ParseDeviceKeys(raw json.RawMessage, user id.UserID, device id.DeviceID) (*
 	if !d.signedBy(own, d.Ed25519) {
 		return nil, refuse(RuleDeviceNotCredential, what, "are not signed by the device").with("log the device out and in again")
 	}
-	for _, cs := range mls.SupportedCipherSuites() {
+	for _, cs := range allSuites() {
 		text, ok := c.Keys[string(DeviceKeyID(cs, device))]
 		if !ok {
 			continue

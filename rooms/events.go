@@ -113,9 +113,10 @@ type CommitContent struct {
 	GroupInfo    Bytes         `json:"group_info,omitempty"`   // MLSMessage: GroupInfo of the epoch made, without tree
 	CoSignatures []CoSignature `json:"cosignatures,omitempty"` // of an heirs' era; of a founder with a new key
 	Admissions   []Admission   `json:"admissions,omitempty"`   // of the users it adds
-	File         *File         `json:"file,omitempty"`         // instead of Message, Proposals and GroupInfo, if large: see [CommitBundle]
+	File         *File         `json:"file,omitempty"`         // instead of Message, Proposals, GroupInfo and KeyPackages, if large: see [CommitBundle]
 	Founding     bool          `json:"founding,omitempty"`     // founds the successor of a group that a ReInit closed: GroupInfo of its epoch 1, no Message
 	Snapshot     *Snapshot     `json:"snapshot,omitempty"`     // tree of a founding commit
+	KeyPackages  []Bytes       `json:"key_packages,omitempty"` // of a ReInit: MLSMessages, one for each leaf, so that any member can found the successor
 }
 
 // CoSignature is the consent of another heir to an era (leaf of the parent's
@@ -227,6 +228,7 @@ type HeadContent struct {
 	GroupInfo       Bytes            `json:"group_info,omitempty"` // of the newest accepted commit, signed by its author
 	Snapshot        *Snapshot        `json:"snapshot,omitempty"`
 	Answers         []string         `json:"answers,omitempty"` // nonces of requests for heads that this one answers
+	Suites          []uint16         `json:"suites,omitempty"`  // experimental cipher suites whose groups the module follows, too
 	Nonce           string           `json:"io.github.matrix-mls.nonce,omitempty"`
 }
 

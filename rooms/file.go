@@ -31,6 +31,8 @@ type CommitBundle struct {
 	Message   []byte   // empty in a founding commit
 	Proposals [][]byte // of the proposals it names by reference
 	GroupInfo []byte
+	// KeyPackages are those that ride with a ReInit.
+	KeyPackages [][]byte
 }
 
 // Bundle returns the MLS part of a commit event that carries it itself.
@@ -38,6 +40,9 @@ func (c *CommitContent) Bundle() *CommitBundle {
 	b := &CommitBundle{Message: c.Message, GroupInfo: c.GroupInfo}
 	for _, p := range c.Proposals {
 		b.Proposals = append(b.Proposals, p)
+	}
+	for _, kp := range c.KeyPackages {
+		b.KeyPackages = append(b.KeyPackages, kp)
 	}
 	return b
 }
@@ -48,14 +53,20 @@ func (b *CommitBundle) Inline() bool {
 	for _, p := range b.Proposals {
 		n += len(p)
 	}
+	for _, kp := range b.KeyPackages {
+		n += len(kp)
+	}
 	return n <= MaxInline
 }
 
 // SetInline puts the bundle into an event's content.
 func (c *CommitContent) SetInline(b *CommitBundle) {
-	c.Message, c.GroupInfo, c.Proposals, c.File = b.Message, b.GroupInfo, nil, nil
+	c.Message, c.GroupInfo, c.Proposals, c.KeyPackages, c.File = b.Message, b.GroupInfo, nil, nil, nil
 	for _, p := range b.Proposals {
 		c.Proposals = append(c.Proposals, p)
+	}
+	for _, kp := range b.KeyPackages {
+		c.KeyPackages = append(c.KeyPackages, kp)
 	}
 }
 
@@ -68,6 +79,15 @@ func (b *CommitBundle) Encode() ([]byte, error) {
 		out = appendLongVec(out, p)
 	}
 	out = appendLongVec(out, b.GroupInfo)
+	if len(b.KeyPackages) > 0 { // absent otherwise
+		out = appendUint16(out, uint16(len(b.KeyPackages)))
+		for _, kp := range b.KeyPackages {
+			out = appendLongVec(out, kp)
+		}
+	}
+	if len(b.KeyPackages) > maxKeyPackages {
+		return nil, refuse(RuleEventTooLarge, "commit", "%d key packages, at most %d", len(b.KeyPackages), maxKeyPackages)
+	}
 	if len(out) > MaxFileSize || len(b.Proposals) > MaxProposals {
 		return nil, refuse(RuleEventTooLarge, "commit", "%d bytes and %d proposals, at most %d and %d", len(out), len(b.Proposals), MaxFileSize, MaxProposals)
 	}
@@ -86,7 +106,18 @@ func DecodeCommitBundle(raw []byte) (*CommitBundle, error) {
 			ok := readLongVec(&s, &p) && len(p) > 0
 			b.Proposals = append(b.Proposals, p)
 			return ok
-		}) || !readLongVec(&s, &b.GroupInfo) || !s.Empty() {
+		}) || !readLongVec(&s, &b.GroupInfo) {
+		return nil, refuse(RuleContentMalformed, "commit file", "does not decode")
+	}
+	if s.Empty() {
+		return b, nil
+	}
+	if !readList(&s, maxKeyPackages, func() bool {
+		var kp []byte
+		ok := readLongVec(&s, &kp) && len(kp) > 0
+		b.KeyPackages = append(b.KeyPackages, kp)
+		return ok
+	}) || len(b.KeyPackages) == 0 || !s.Empty() {
 		return nil, refuse(RuleContentMalformed, "commit file", "does not decode")
 	}
 	return b, nil

@@ -9,6 +9,83 @@ import (
 	"github.com/matrix-mls/matrix-mls/mls"
 )
 
+// Successor returns the policy of the group that a ReInit made on the commit
+// parent asks for: it is the same room's, and names the group it continues.
+func (p *Policy) Successor(group []byte, parent federation.Ref) *Policy {
+	next := p.Clone()
+	next.Predecessor = &Predecessor{Group: bytes.Clone(group), Room: p.Room, Ref: Hash(parent)}
+	return next
+}
+
+// NewReInit returns the ReInit that closes a group for one with another cipher
+// suite, with the group's modules as external senders of the new one.
+func NewReInit(p *Policy, groupID []byte, cs Suite, senders []mls.ExternalSender) (*mls.ReInit, error) {
+	exts, err := GroupExtensions(p, senders)
+	if err != nil {
+		return nil, err
+	}
+	return &mls.ReInit{GroupID: groupID, Version: mls.MLS10, CipherSuite: cs, Extensions: exts}, nil
+}
+
+// checkReInit checks what a ReInit asks for: a group of the same room that
+// continues this one, of a suite above the floor, and ordered by the same
+// modules: another list takes a change of its own.
+func (c *checker) checkReInit(r *mls.ReInit, author id.UserID) error {
+	if !c.old.IsAdmin(author) {
+		return refuse(RulePolicyNotEntitled, "", "%s is no admin and may not close the group for a new one", author).with("ask an admin: %s", userList(c.old.Admins))
+	}
+	next, err := policyIn(r.Extensions)
+	if err != nil {
+		return err
+	}
+	want := Predecessor{Group: c.in.Tree.GroupID(), Room: c.old.Room, Ref: Hash(c.in.Parent)}
+	switch {
+	case next.Room != c.old.Room:
+		return refuse(RuleRoomNotGroup, "", "the group that follows belongs to room %s", next.Room)
+	case next.Creator != c.old.Creator:
+		return refuse(RulePolicyNotEntitled, "", "the group that follows names another creator")
+	case !want.equal(next.Predecessor):
+		return refuse(RuleParentMismatch, "", "the group that follows does not name this one as its predecessor")
+	case !federation.List(c.old.Sequencers).Equal(next.Sequencers):
+		return refuse(RulePolicyNotEntitled, "", "a change of suite sets another list of modules").with("change the list by itself")
+	case r.Version != mls.MLS10 || len(r.GroupID) != GroupIDSize || bytes.Equal(r.GroupID, c.in.Tree.GroupID()):
+		return refuse(RuleContentMalformed, "", "the group that follows has version %d and an id of %d bytes", r.Version, len(r.GroupID))
+	case !c.old.MayUse(r.CipherSuite):
+		return refuse(RuleNoCommonSuite, "", "cipher suite %v is below the floor that the group has agreed on", r.CipherSuite).
+			with("let an admin change the floor first")
+	}
+	if err := checkRequired(r.Extensions); err != nil {
+		return err
+	}
+	return c.checkKeyPackages(r)
+}
+
+// checkKeyPackages checks that a key package of the next suite rides with a
+// ReInit for each leaf: the group is closed from here on, so whoever founds the
+// next one must not have to wait for anybody. Their signatures are the founder's
+// to check.
+func (c *checker) checkKeyPackages(r *mls.ReInit) error {
+	var have []*mls.LeafNode
+	for _, raw := range c.in.Content.KeyPackages {
+		m, err := mls.ParseMessage(raw)
+		if err != nil {
+			return &Refusal{Rule: RuleContentMalformed, What: "key_packages", Err: err}
+		}
+		kp := m.KeyPackage()
+		if kp == nil || kp.CipherSuite != r.CipherSuite {
+			return malformed("key_packages", "holds something else than key packages of %v", r.CipherSuite)
+		}
+		if _, err := CredentialOf(kp.LeafNode); err != nil {
+			return err
+		}
+		have = append(have, kp.LeafNode)
+	}
+	if err := sameDevices(leafNodes(c.in.Tree), have); err != nil {
+		return inContent("key_packages", err)
+	}
+	return nil
+}
+
 // FoundingExtension returns the extension by which the GroupInfo of a founding
 // commit names the ReInit commit it follows; the founder's signature covers it.
 func FoundingExtension(parent federation.Ref) mls.Extension {
@@ -75,11 +152,8 @@ func checkFounding(in CommitInput, closing *mls.ReInit, next Tree) (*federation.
 	if err != nil {
 		return nil, err
 	}
-	members := usersOf(in.Tree)
-	for _, l := range leaves {
-		if !members[id.UserID(l.User)] {
-			return nil, refuse(RuleAddWithoutAdmission, "", "the new group has %s, who was not in the old one", l.User)
-		}
+	if err := sameDevices(leafNodes(in.Tree), leafNodes(next)); err != nil {
+		return nil, err
 	}
 	f := p.Federation()
 	return &federation.Commit{
@@ -87,6 +161,54 @@ func checkFounding(in CommitInput, closing *mls.ReInit, next Tree) (*federation.
 		Author: uint32(gi.Signer()), AuthorUser: string(founder.User), Policy: &f,
 		Founding: &federation.Founding{GroupID: bytes.Clone(next.GroupID()), Suite: uint16(next.CipherSuite()), Leaves: leaves},
 	}, nil
+}
+
+// sameDevices checks that the devices of some leaves are exactly those of
+// others: a successor has those of the old group (RFC 9420, Section 11.2). Who
+// should come or go does so by a commit, before or after.
+func sameDevices(old, next []*mls.LeafNode) error {
+	type device struct {
+		user   id.UserID
+		device id.DeviceID
+	}
+	count := make(map[device]int)
+	users := make(map[id.UserID]bool)
+	for _, leaf := range old {
+		c, err := ParseCredential(&leaf.Credential)
+		if err != nil {
+			return err
+		}
+		count[device{c.User, c.Device}]++
+		users[c.User] = true
+	}
+	for _, leaf := range next {
+		c, err := ParseCredential(&leaf.Credential)
+		if err != nil {
+			return err
+		}
+		d := device{c.User, c.Device}
+		if count[d]--; count[d] < 0 {
+			if !users[c.User] {
+				return refuse(RuleAddWithoutAdmission, "", "it has %s, who was not in the old group", c.User)
+			}
+			return refuse(RuleAddWithoutAdmission, "", "it has device %s, which was not in the old group", c)
+		}
+	}
+	for _, leaf := range old { // in order, so that the refusal is the same for all
+		c, _ := ParseCredential(&leaf.Credential)
+		if count[device{c.User, c.Device}] > 0 {
+			return refuse(RuleFoundingIncomplete, "", "device %s of the old group is missing", c)
+		}
+	}
+	return nil
+}
+
+func leafNodes(t Tree) []*mls.LeafNode {
+	var out []*mls.LeafNode
+	for _, leaf := range t.Members() {
+		out = append(out, leaf)
+	}
+	return out
 }
 
 // founderProven checks that a device of the old group founds the new one: by

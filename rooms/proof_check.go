@@ -20,7 +20,10 @@ type Proven struct {
 	// the one that founded the group, and those that opened an era. Each has to be
 	// a cross-signed device of its user, and Creator the room's.
 	Attested []Attested
-	Policy   *Policy        // of the newest step that changes it
+	Policy   *Policy // of the newest step that changes it
+	// Groups are the ids of the room's groups, first the root's: another follows
+	// after each ReInit. The last is that of Accepted.
+	Groups   [][]byte
 	Config   federation.Ref // the commit that set the list
 	Era      uint64
 	Final    federation.Ref // the newest final commit that is shown
@@ -151,6 +154,7 @@ func (c *proofChecker) root(raw []byte, room id.RoomID) error {
 	c.out.Root, c.out.Creator, c.out.Config, c.out.Final, c.last = ref, c.policy.Creator, ref, ref, ref
 	c.out.Attested = []Attested{{founder.User, group.CipherSuite(), founder.Key}}
 	c.list, c.group = c.policy.Sequencers, group.GroupID()
+	c.out.Groups = [][]byte{c.group}
 	return nil
 }
 
@@ -187,9 +191,17 @@ func (c *proofChecker) step(s *ProofStep, last bool) error {
 		}
 		c.policy = commit.policy
 	}
-	c.group = commit.group
+	c.enter(commit)
 	c.out.Final, c.out.Epoch, c.last = commit.ref, commit.epoch, commit.ref
 	return nil
+}
+
+// enter notes the group that a commit is of: another one if it founds it.
+func (c *proofChecker) enter(commit *proofCommit) {
+	if !bytes.Equal(c.group, commit.group) {
+		c.out.Groups = append(c.out.Groups, commit.group)
+	}
+	c.group = commit.group
 }
 
 // voted checks that a majority of the list voted for a commit, in one ballot,
@@ -410,7 +422,12 @@ func (c *proofChecker) path(p *ProofChain, accepted federation.Ref) error {
 			return refuse(RuleParentMismatch, "", "%s is shown above %s and is not on it", commit.ref.Short(), at.Short())
 		case commit.aad.Era > 0 || commit.policy != nil && !c.list.Equal(commit.policy.Sequencers):
 			return refuse(RuleFinalNotProven, "", "%s sets a list that is not final", commit.ref.Short())
+		case commit.msg.GroupInfo() == nil && !bytes.Equal(commit.group, c.group):
+			return refuse(RuleRoomNotGroup, "", "%s is of another group", commit.ref.Short())
+		case commit.msg.GroupInfo() != nil && commit.policy.Creator != c.policy.Creator:
+			return refuse(RulePolicyNotEntitled, "", "its policy names another creator")
 		}
+		c.enter(commit)
 		at, tip = commit.ref, commit
 	}
 	c.out.Accepted = at

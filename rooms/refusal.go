@@ -41,6 +41,7 @@ const (
 	RuleEraNotEntitled              Rule = "matrix/era-not-entitled"               // era by someone who is neither admin nor supported by the heirs
 	RuleRejoinUnproven              Rule = "matrix/rejoin-unproven"                // external commit in a member's place that does not show it was one
 	RuleFounderUnproven             Rule = "matrix/founder-unproven"               // a founding commit that no device of the old group signed
+	RuleFoundingIncomplete          Rule = "matrix/founding-incomplete"            // a ReInit, or the group after it, that leaves out a device
 	RuleFinalNotProven              Rule = "matrix/final-not-proven"               // a head without the votes that make its final commit final
 	RuleWelcomeNotForUs             Rule = "matrix/welcome-not-for-us"             // Welcome that names another room or commit than it opens
 )

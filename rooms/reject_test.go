@@ -29,6 +29,13 @@ func TestReject(t *testing.T) {
 			must(t, founderProven(in, &g.creator.cred))
 			return founderProven(in, &newDevice(t, alice, "OTHER").cred)
 		},
+		RuleFoundingIncomplete: func(t *testing.T) error {
+			b := newDevice(t, bob, "LAPTOP")
+			g := newGroup(t, testPolicy())
+			g.add(b)
+			must(t, sameDevices(leafNodes(g.creator.group), leafNodes(g.creator.group)))
+			return sameDevices(leafNodes(g.creator.group), leafNodes(g.creator.group)[:1])
+		},
 		RuleDeviceNotCredential: func(t *testing.T) error {
 			d, i := newDevice(t, alice, "PHONE"), newIdentity(alice)
 			keys, err := ParseDeviceKeys(rawJSON(t, i.device(t, d, ed25519Key(50), true)), alice, "PHONE")

@@ -3,6 +3,7 @@ package rooms
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -35,13 +36,62 @@ type Offer struct {
 	Suites []Suite
 }
 
+// UsableSuite tells whether groups of rooms can use a suite: this build has it,
+// experimental ones included, and its signature keys fit into a credential.
+// Whether a device offers an experimental one is for its options to say.
+func UsableSuite(s Suite) bool {
+	if !s.Experimental() {
+		return s.Supported()
+	}
+	switch s.SignatureScheme() {
+	case mls.Ed25519, mls.Ed448, mls.ECDSAWithP256AndSHA256, mls.ECDSAWithP384AndSHA384, mls.ECDSAWithP521AndSHA512:
+		return true
+	}
+	return false
+}
+
+// ParseSuite reads a suite as a person writes it: its name, or the number that
+// RFC 9420 or the draft gives it.
+func ParseSuite(text string) (Suite, error) {
+	for _, s := range allSuites() {
+		if strings.EqualFold(text, s.String()) {
+			return s, nil
+		}
+	}
+	if n, err := strconv.ParseUint(text, 0, 16); err == nil && UsableSuite(Suite(n)) {
+		return Suite(n), nil
+	}
+	return 0, refuse(RuleNoCommonSuite, "cipher suite "+text, "is unknown to this build").
+		with("name one of %s", suiteNames(usableSuites()))
+}
+
+func usableSuites() []Suite {
+	return slices.DeleteFunc(allSuites(), func(s Suite) bool { return !UsableSuite(s) })
+}
+
+func suiteNames(suites []Suite) string {
+	names := make([]string, len(suites))
+	for i, s := range suites {
+		names[i] = fmt.Sprintf("%s (%#x)", s, uint16(s))
+		if !s.Experimental() {
+			names[i] = fmt.Sprintf("%s (%d)", s, uint16(s))
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// MayUse tells whether the policy's floor allows a suite for a group of the room.
+func (p *Policy) MayUse(s Suite) bool {
+	return len(p.SuiteFloor) == 0 || slices.Contains(p.SuiteFloor, s)
+}
+
 // ChooseSuite returns the first suite in the policy's order, above its floor,
 // that this build and all devices support. If there is none, the refusal names
 // the devices that stand in the way of the best one, and the remedies.
 func ChooseSuite(p *Policy, offers []Offer) (Suite, error) {
 	var allowed []Suite
 	for _, s := range p.SuiteOrder {
-		if s.Supported() && (len(p.SuiteFloor) == 0 || slices.Contains(p.SuiteFloor, s)) {
+		if UsableSuite(s) && p.MayUse(s) {
 			allowed = append(allowed, s)
 		}
 	}
@@ -92,15 +142,17 @@ func lacking(s Suite, offers []Offer) error {
 }
 
 // Weaker tells whether moving from one suite to another lowers the security
-// level that the suite's name states, or leaves EdDSA. An admin has to ask for
-// such a change; it never happens by itself.
+// level that the suite's name states, leaves EdDSA, or gives up a post-quantum
+// KEM. An admin has to ask for such a change; it never happens by itself.
 func Weaker(from, to Suite) bool {
-	return strength(to) < strength(from) || eddsa(from) && !eddsa(to)
+	return strength(to) < strength(from) || eddsa(from) && !eddsa(to) || from.Experimental() && !to.Experimental()
 }
 
 func strength(s Suite) int {
-	if strings.HasPrefix(s.String(), "MLS_256") {
-		return 256
+	for _, bits := range []int{256, 192} {
+		if strings.HasPrefix(s.String(), fmt.Sprintf("MLS_%d", bits)) {
+			return bits
+		}
 	}
 	return 128
 }
