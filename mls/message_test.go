@@ -59,6 +59,11 @@ func TestVerifySender(t *testing.T) {
 	if _, ok := parse(g.GroupInfo(GroupInfoOptions{})).CommitExtensions(); ok {
 		t.Error("a GroupInfo proposes extensions")
 	}
+	unknown, err := g.GroupInfo(GroupInfoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(unknown[6:], []byte{0xfa, 0xfa}) // the suite in its GroupContext
 	for _, test := range []struct {
 		name string
 		m    *Message
@@ -72,6 +77,7 @@ func TestVerifySender(t *testing.T) {
 		{"the epoch it makes", m, info(next), key.Public(), "framing/epoch-old"},
 		{"an epoch before", parse(plain.Message(), nil), info(g), key.Public(), "framing/epoch-future"},
 		{"another group", m, info(create("two")), key.Public(), "framing/group-id"},
+		{"a suite that nobody knows", m, parse(unknown, nil).GroupInfo(), key.Public(), "crypto/cipher-suite-unsupported"},
 		{"no GroupInfo", m, nil, key.Public(), "framing/group-id"},
 		{"no PublicMessage", parse(g.GroupInfo(GroupInfoOptions{})), info(g), key.Public(), "framing/group-id"},
 	} {
