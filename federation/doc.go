@@ -92,7 +92,8 @@
 // when the set grew), sequence.go what this module accepts and votes for,
 // takeover.go when it asks for a ballot, answers, or goes on without a majority,
 // proofchain.go what shows a newcomer the newest final commit,
-// heal.go what a member does when the head left its branch, receipt.go holds the
+// heal.go what a member does when the head left its branch, survey.go says all of
+// it to people, with the fork choice's reasons, receipt.go holds the
 // signed bytes, state.go persistence. rules.go names the rules that the simulator
 // (sim_test.go) leaves out one by one to see a property break.
 //

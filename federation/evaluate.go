@@ -32,6 +32,7 @@ type acceptance struct {
 	own        bool // provisionally, by an accept that names the commit itself
 	ownRank    uint32
 	indirect   bool // provisionally through a descendant, or by an equivocator
+	equivocal  bool // by an equivocator; then indirect is set too
 	belowFinal bool // final, or below a final commit
 }
 
@@ -117,10 +118,10 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			liar := !chain && v.besides(n)
 			for x := n; x != nil && x.governing() == config; x = x.up {
 				if liar {
-					if x.acc.indirect {
+					if x.acc.equivocal {
 						break // and so are all below
 					}
-					x.acc.indirect = true
+					x.acc.indirect, x.acc.equivocal = true, true
 					continue
 				}
 				if x.acc.ballot && !x.acc.highest.Less(v.ballot) {
@@ -381,19 +382,25 @@ func (m *Machine) heirsEntitled(n, newest *node) bool {
 
 // eraBefore reports whether era a is preferred to era b; both count.
 func (m *Machine) eraBefore(a, b *node) bool {
+	first, _ := m.preferEra(a, b)
+	return first
+}
+
+// preferEra is eraBefore, with the reason, whichever of the two comes first.
+func (m *Machine) preferEra(a, b *node) (first bool, why Reason) {
 	if a.eraNo != b.eraNo {
-		return a.eraNo > b.eraNo
+		return a.eraNo > b.eraNo, ReasonEraNumber
 	}
-	if b.c == nil {
-		return false
+	if a.c == nil || b.c == nil {
+		return b.c != nil, ReasonEraNumber // the era that was begun before what is held
 	}
 	if a.c.Era.ByHeirs != b.c.Era.ByHeirs {
-		return !a.c.Era.ByHeirs
+		return !a.c.Era.ByHeirs, ReasonEraAdmin
 	}
 	if da, db := deepestFinal(a.up), deepestFinal(b.up); da != db {
-		return da > db
+		return da > db, ReasonEraFinal
 	}
-	return less(a.ref, b.ref)
+	return less(a.ref, b.ref), ReasonEraRef
 }
 
 func deepestFinal(n *node) int {
@@ -431,27 +438,47 @@ func (m *Machine) walk() {
 // preferred reports whether n comes before its sibling o in the fork choice;
 // neither subtree holds a final commit of the era above the newest.
 func (m *Machine) preferred(n, o *node) bool {
+	first, _ := m.prefer(n, o)
+	return first
+}
+
+// prefer is preferred, with the reason, whichever of the two comes first.
+func (m *Machine) prefer(n, o *node) (first bool, why Reason) {
 	if !m.keeps(ruleBallotFirst) {
-		return less(n.ref, o.ref)
+		return less(n.ref, o.ref), ReasonRef
 	}
 	if a, b := n.listChange() && !n.final, o.listChange() && !o.final; a != b {
-		return b
+		return b, ReasonListChange
+	}
+	// Why the one that is accepted in a ballot, or provisionally by an accept of
+	// its own, comes before the other.
+	before := func(loser *node, why Reason) Reason {
+		if loser.acc.equivocal && !loser.acc.own {
+			return ReasonEquivocation
+		}
+		return why
 	}
 	if n.acc.ballot != o.acc.ballot {
-		return n.acc.ballot
+		if n.acc.ballot {
+			return true, before(o, ReasonBallot)
+		}
+		return false, before(n, ReasonBallot)
 	}
 	if n.acc.ballot && n.acc.highest != o.acc.highest {
-		return o.acc.highest.Less(n.acc.highest)
+		return o.acc.highest.Less(n.acc.highest), ReasonHigherBallot
 	}
 	if !n.acc.ballot {
 		if n.acc.own != o.acc.own {
-			return n.acc.own
+			if n.acc.own {
+				return true, before(o, ReasonItself)
+			}
+			return false, before(n, ReasonItself)
 		}
 		if n.acc.own && n.acc.ownRank != o.acc.ownRank {
-			return n.acc.ownRank < o.acc.ownRank
+			return n.acc.ownRank < o.acc.ownRank, ReasonRank
 		}
 	}
-	return less(n.ref, o.ref)
+	return less(n.ref, o.ref), ReasonRef
 }
 
 // compare orders accepts so that what one rests on comes before it.
