@@ -197,6 +197,12 @@ func TestTerminal(t *testing.T) {
 				}
 			}
 
+			if epochs := bob.run("epochs", room); !strings.Contains(epochs, "HEAD, ") || !strings.Contains(epochs, laptop.deviceID()) || !strings.Contains(epochs, "the founding epoch") && !strings.Contains(epochs, "what is kept here begins") {
+				t.Errorf("the picture of the epochs:\n%s", epochs)
+			}
+			if svg := bob.run("epochs", room, "--svg", "-"); !strings.Contains(svg, "</svg>") {
+				t.Errorf("no picture: %s", svg)
+			}
 			bob.inASecondTerminal(room)
 
 			alice.run("kick", room, bob.id())

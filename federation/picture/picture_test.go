@@ -235,7 +235,7 @@ func TestEverythingIsSaidInWords(t *testing.T) {
 		"4 commits, epochs 16 to 19, all displaced", "commits, epochs", "all final", "2 more commits beside the head, not drawn", "the founding epoch",
 		"epoch 20, " + ref("alone").Short() + ", the head: @user2:one.example DESK (this device) and @user0:one.example PHONE",
 		"epoch 16, " + ref("era").Short() + ", 4 behind: @user1:one.example", "beside the head: @user1:one.example", "not heard from yet: @user2:one.example",
-		"? in doubt", "% provisional", "x displaced", ". waiting", ": several in one", "o accepted", "# final",
+		"? in doubt", "% provisional", "x displaced", ". not accepted (yet)", ": several in one", "o accepted", "# final",
 	} {
 		if !strings.Contains(flat, want) {
 			t.Errorf("the text does not say %q", want)

@@ -22,7 +22,7 @@ var legend = []struct {
 	{MarkProvisional, "provisional (no majority)"},
 	{MarkDoubt, "in doubt"},
 	{MarkDisplaced, "displaced by another"},
-	{MarkWaiting, "waiting"},
+	{MarkWaiting, "not accepted (yet)"},
 	{MarkFold, "several in one"},
 }
 

@@ -54,7 +54,7 @@ func names(ids []string) []string {
 }
 
 // The states of a commit, in the order in which a fold counts them.
-var stateOrder = []string{"final", "accepted", "provisional", "in doubt", "displaced", "waiting", "not counting"}
+var stateOrder = []string{"final", "accepted", "provisional", "in doubt", "displaced", "not accepted", "waiting", "not counting"}
 
 func stateOf(c *federation.Surveyed) string {
 	switch markOf(c) {
@@ -71,6 +71,9 @@ func stateOf(c *federation.Surveyed) string {
 	}
 	if c.Why == federation.ReasonEraRefused || c.Why == federation.ReasonEraUnvouched {
 		return "not counting"
+	}
+	if !c.Beside.IsZero() || c.Why == "" {
+		return "not accepted" // another is in its place, or in that of one below it
 	}
 	return "waiting"
 }
