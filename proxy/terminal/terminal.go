@@ -157,7 +157,7 @@ const helpTail = `
 ROOM is an id, an alias, or a name that only one room has. --json prints JSON lines. Keys
 and messages are in $XDG_DATA_HOME/mls-proxy, sealed with store.key (MLS_STORE_KEY_FILE).
 VERB -h lists the verb's flags. Exit codes: 0 done, 1 failed, 2 usage, 3 not logged in,
-4 refused, 5 unreachable, 6 not verified, 7 state in use, 8 not done yet: it goes on later.
+4 refused, 5 unreachable, 6 not verified, 7 state in use, 8 not done yet: goes on later.
 `
 
 func printHelp(w io.Writer) {
