@@ -454,6 +454,32 @@ func TestSequencersRestoredFromABackup(t *testing.T) {
 			})
 		}
 	}
+	t.Run("nobody shows what it signed", func(t *testing.T) {
+		w := sqliteWorld(t, 3)
+		r := w.newRoom(3, nil)
+		w.run(2 * time.Minute)
+		old := w.servers[1].copyDatabase(false)
+		r.advance(2, 1)
+		r.advance(2, 1)
+		w.run(2 * time.Minute)
+		signed := len(r.receipts(1, rooms.TypeVote))
+		w.stop(1)
+		w.servers[1].hs.hide = func(ev *homeserver.Event) bool {
+			return ev.Sender == w.bot(1) && (ev.Type == rooms.TypeVote || ev.Type == rooms.TypeHead)
+		}
+		w.refuse = func(at int, ev *homeserver.Event) bool { return at == 1 && ev.Type == rooms.TypeRepost }
+		w.restore(1, old)
+		w.run(3 * time.Minute)
+		r.advance(2, 0)
+		w.run(3 * time.Minute)
+		if got := len(r.receipts(1, rooms.TypeVote)); got != signed {
+			t.Errorf("a module that was set back signed %d votes", got-signed)
+		}
+		if w.servers[1].machine(r.id).Listed() {
+			t.Error("two others report a newer receipt, and the key still stands")
+		}
+		r.wantHonest()
+	})
 	t.Run("up to date", func(t *testing.T) {
 		w := sqliteWorld(t, 3)
 		r := w.newRoom(3, nil)

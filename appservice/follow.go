@@ -87,7 +87,7 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		}
 		return settle(done, err)
 	case rooms.TypeHead:
-		return settle(e.takeHead(r, msg))
+		return settle(e.takeHead(ctx, r, msg))
 	case typeRedaction:
 		return done, e.takeRedaction(ctx, r, msg)
 	case rooms.TypeRequest:

@@ -1,7 +1,9 @@
 package appservice
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"slices"
 	"time"
@@ -371,7 +373,7 @@ func (e *Engine) leaveIdle(ctx context.Context, r *room) error {
 
 // takeHead reads what another module knows as newest, to see what is missing
 // here.
-func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
+func (e *Engine) takeHead(ctx context.Context, r *room, msg *message) (outcome, error) {
 	if msg.sender == e.d.HS.UserID() {
 		return ignored, nil
 	}
@@ -393,5 +395,25 @@ func (e *Engine) takeHead(r *room, msg *message) (outcome, error) {
 		}
 	}
 	r.compareMarks(head)
-	return done, nil
+	return done, e.takeReports(ctx, r, msg.sender, head)
+}
+
+// takeReports hands on what a listed sequencer's head says of this module's own
+// receipts: enough of them retire a key whose newer receipt nobody can show.
+func (e *Engine) takeReports(ctx context.Context, r *room, sender id.UserID, head *rooms.HeadContent) error {
+	own := e.receiptKey(r).Public().(ed25519.PublicKey)
+	policy, _ := r.m.PolicyAt(r.m.Head())
+	by := slices.IndexFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == sender })
+	if by < 0 {
+		return nil
+	}
+	for _, mark := range head.Receipts {
+		if !bytes.Equal(mark.Key, own) || mark.Counter <= r.m.Signed() {
+			continue
+		}
+		if err := e.step(ctx, r, federation.Reported{By: policy.Sequencers[by].ReceiptKey, Key: own, Counter: mark.Counter}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
