@@ -650,28 +650,3 @@ func (m *Machine) Knows(key []byte, counter uint64) bool {
 	c := m.chains[string(key)]
 	return c != nil && (c.top >= counter+chainKept || !c.hashes[counter].IsZero())
 }
-
-// FinalVotes returns votes of q modules, in one ballot, that name the newest
-// final commit itself, by rank; nil if there are none, as at an era's base or
-// where votes for descendants made it final. They are what a newcomer is shown.
-func (m *Machine) FinalVotes() []*Vote {
-	config := m.final.governing()
-	rs := m.lists[config]
-	list, _, ok := m.list(config)
-	if rs == nil || !ok {
-		return nil
-	}
-	for i, j := 0, 0; i < len(rs.votes); i = j {
-		var out []*Vote
-		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
-			v := rs.votes[j]
-			if v.Ref == m.final.ref && (len(out) == 0 || out[len(out)-1].Voter != v.Voter) {
-				out = append(out, cloneVote(v.Vote))
-			}
-		}
-		if len(out) >= list.Quorum() {
-			return out
-		}
-	}
-	return nil
-}
