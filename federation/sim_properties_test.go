@@ -355,11 +355,12 @@ func (s *sim) drain() {
 	}
 }
 
-// converged: 1 and 7: equal sets of events, equal heads, for all that are up.
+// converged: 1 and 7: equal sets of events, equal heads, for all that are up. A
+// liar that keeps a vote to itself may know of a final that nobody else can.
 func (s *sim) converged(when string) {
 	var first *simNode
 	for _, x := range s.nodes {
-		if !x.up {
+		if !x.up || x.unsent {
 			continue
 		}
 		if first == nil {

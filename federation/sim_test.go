@@ -201,6 +201,7 @@ type simNode struct {
 	sum     uint64       // of the events in the machine
 	in      map[int]bool // these events, if sum says so
 	untold  bool         // the machine may hold more than sum says
+	unsent  bool         // it holds what it signed and never sends
 	fresh   []int        // taken in since the disk was written
 	has     map[int]bool
 	blob    []byte
@@ -772,6 +773,7 @@ func (s *sim) carryOut(x *simNode, acts []Action) {
 		return
 	}
 	if x == s.liar && s.lies.Counter > 1<<32 {
+		x.unsent = true
 		return
 	}
 	crash := x.crash
