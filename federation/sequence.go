@@ -84,7 +84,7 @@ func (m *Machine) runTimers() {
 		if !n.listChange() {
 			continue
 		}
-		n.heldUpT.run(n.acc.any() && !n.votable && m.siblingWaits(n), m.now)
+		n.heldUpT.run(n.acc.any() && m.heldUp(n) && m.siblingWaits(n), m.now)
 		if rs := m.lists[n.ref]; rs != nil {
 			for _, r := range rs.readies {
 				r.age.run(!n.final, m.now)
@@ -233,14 +233,14 @@ func (m *Machine) promisesFor(rs *receipts, ballot Ballot) []*Promise {
 }
 
 // nextRound promises itself the next round if a commit on its chain has been
-// in doubt for 5 s, or a list change unvouched for a takeover's wait, while a
-// sibling waits.
+// in doubt for 5 s, or a list change unvouched or not ready for a takeover's wait,
+// while a sibling waits. What the ballot had to extend no other round sheds.
 func (m *Machine) nextRound(b *batch, config Ref, rank uint32, base *node, o *ownState, rs *receipts) bool {
 	if !m.keeps(ruleNextRound) {
 		return false
 	}
 	due := false
-	for x := m.tip(base, o); x != nil && x != base && x.governing() == config; x = x.up {
+	for x := m.tip(base, o); x != nil && x != base && x.ref != o.base && x.governing() == config; x = x.up {
 		due = due || x.doubtT.over(m.now, doubtDelay) || x.heldUpT.over(m.now, m.takeover())
 	}
 	if !due || !m.space(config, m.spare()) {

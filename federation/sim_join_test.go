@@ -192,7 +192,7 @@ func (s *sim) oneSuffices(x *simNode, side []*simNode) {
 		}
 	}
 	if _, in := x.device(n); !ok || !reached || !in || !x.holds[n.ref] || x.m.windowFull(n) || n.policy.OnPartition == OnPartitionFreeze ||
-		n != x.m.head || x.m.serving() != n.config {
+		x.m.cut(x.m.head) != x.m.head || x.m.serving() != n.config {
 		return
 	}
 	x.last = Ref{}
@@ -201,7 +201,7 @@ func (s *sim) oneSuffices(x *simNode, side []*simNode) {
 		return
 	}
 	s.settleFor(60) // two waits of 16 times the rank's turn, one after the other
-	if !s.restless && x.m.head == n {
+	if !s.restless && x.buildOn() == n {
 		broken("10 bounded censorship", "on its side of the network, %s reaches a sequencer, but nothing is accepted on %s, where its commit is %s", x.name, n.ref.Short(), x.m.Status(c.Ref))
 	}
 }

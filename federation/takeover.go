@@ -7,7 +7,6 @@ const (
 	maxRoundJump = 1 << 20 // a request this many rounds ahead is not answered: rounds must not run out
 	provisional  = 2       // own promises in sequence that q did not answer, before provisional accepts
 	maxReports   = 64      // modules whose reports of an own receipt are kept
-	maxReadies   = 12      // ready receipts of one module for one list change and process that nothing asked for
 	maxReadyWait = 8 * time.Hour
 )
 
@@ -19,6 +18,7 @@ type turn struct {
 	since      time.Duration
 	asked      bool // an own promise stands and q have not answered
 	unanswered int  // own promises in sequence that q did not answer
+	held       int  // waits in sequence in which no ballot would have helped
 	rounds     int  // own promises since the newest final
 	backOff    int  // how often the wait doubled; a new final sets it back
 }
@@ -78,15 +78,21 @@ func nextBallot(o *ownState, rs *receipts, rank uint32) Ballot {
 }
 
 // blocked returns the lowest commit on the head, above the newest final, that
-// holds up its siblings: one in doubt, or a list change that nobody vouches for.
+// holds up its siblings: one in doubt, or a list change that nobody vouches for,
+// or whose sequencers are not ready any more.
 func (m *Machine) blocked(config Ref) *node {
 	var out *node
 	for x := m.head; x != nil && x != m.final && x.up != nil; x = x.up {
-		if x.governing() == config && (x.doubt || x.listChange() && !x.votable) {
+		if x.governing() == config && (x.doubt || m.heldUp(x)) {
 			out = x
 		}
 	}
 	return out
+}
+
+// heldUp reports whether n is a list change that cannot be voted for.
+func (m *Machine) heldUp(n *node) bool {
+	return n.listChange() && !n.final && (!n.votable || !m.listReady(n))
 }
 
 // acceptable reports whether this module would accept n if its turn came.
@@ -99,15 +105,11 @@ func (m *Machine) acceptable(n *node) bool {
 // are not ready any more, and all else once a ballot is bound to that.
 func (m *Machine) stalled(config Ref, ours bool) bool {
 	if ours {
-		if n := m.boundTo(config); n != nil {
-			for x := n; x != nil && x != m.final && x.governing() == config; x = x.up {
-				if x.listChange() && !x.final && !m.listReady(x) {
-					return false
-				}
-			}
-			if !m.head.extends(n) {
-				return !n.final
-			}
+		if m.boundUnready(config) {
+			return false
+		}
+		if n := m.boundTo(config); n != nil && !m.head.extends(n) {
+			return !n.final
 		}
 	}
 	for x := m.head; x != nil && x != m.final; x = x.up {
@@ -158,6 +160,17 @@ func (m *Machine) boundTo(config Ref) *node {
 	return out
 }
 
+// boundUnready reports whether the highest ballot accepted in had to extend a list
+// change that is not ready: only its own sequencers, or an era, help.
+func (m *Machine) boundUnready(config Ref) bool {
+	for x := m.boundTo(config); x != nil && x != m.final && x.governing() == config; x = x.up {
+		if x.listChange() && !x.final && !m.listReady(x) {
+			return true
+		}
+	}
+	return false
+}
+
 // takeoverWait is the wait of a rank after the owner of the current ballot.
 func (m *Machine) takeoverWait(list List, policy *Policy, rank uint32, o *ownState) time.Duration {
 	d := policy.Takeover
@@ -195,7 +208,11 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 	if mark.accepted != t.mark.accepted && t.running {
 		t.asked, t.unanswered = false, 0
 	}
-	if !m.stalled(config, true) {
+	unready := m.boundUnready(config)
+	if !unready {
+		t.held = 0
+	}
+	if !m.stalled(config, !unready) {
 		t.running, t.mark = false, mark
 		return false
 	}
@@ -207,6 +224,10 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 		return false // the request stands; who comes back answers it or asks itself
 	}
 	if m.now-t.since < m.takeoverWait(list, m.head.policy, rank, o) || !m.space(config, m.spare()) {
+		return false
+	}
+	if unready { // no ballot helps: it asks nobody
+		t.held, t.since = min(t.held+1, provisional), m.now
 		return false
 	}
 	if t.rounds > 0 { // answered or not, the last own round made nothing final
@@ -225,18 +246,24 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 }
 
 // acceptProvisionally goes on without a majority once two own promises in
-// sequence were not answered: usable, never final.
+// sequence were not answered, or no ballot would have helped for two waits:
+// usable, never final. It accepts beside a list change that is not final.
 func (m *Machine) acceptProvisionally(b *batch, config Ref, rank uint32, rs *receipts) bool {
-	if !m.keeps(ruleProvisional) || m.turn.unanswered < provisional {
+	if !m.keeps(ruleProvisional) || !m.Provisional() {
 		return false
 	}
 	at := m.cut(m.head)
+	for x := at; x != m.final && x.up != nil; x = x.up {
+		if x.listChange() && !x.final {
+			at = x.up
+		}
+	}
 	if at.config != config || at.policy.OnPartition == OnPartitionFreeze || !m.space(config, m.spare()) {
 		return false
 	}
 	var due []*node
 	for _, k := range at.kids {
-		if k.acc.any() && !k.doubt {
+		if k.acc.any() && !k.doubt && (!k.listChange() || k.final) {
 			return false // it stands already, here or where the head is
 		}
 		if k.acc.any() || !m.acceptable(k) || k.sets || !k.c.OnlyRemoves && m.windowFull(at) {
@@ -286,9 +313,9 @@ func (m *Machine) announceReady(b *batch) bool {
 				continue
 			}
 			// It answers another who says so after that, and an owner who accepts the
-			// change anew. Unasked it says so ever more rarely.
-			if newest-own.age.since < readyMaxAge/2 && !(n.acc.ballot && said.ballot.Less(n.acc.highest)) {
-				if said.count >= maxReadies || age < said.wait() {
+			// change anew. Unasked they say so ever more rarely.
+			if !(n.acc.ballot && said.ballot.Less(n.acc.highest)) {
+				if newest-own.age.since < readyMaxAge/2 && age < said.wait() {
 					continue
 				}
 				said.count++
@@ -309,12 +336,12 @@ func (m *Machine) announceReady(b *batch) bool {
 
 // readied is what this process said of its own for a list change.
 type readied struct {
-	count  int    // ready receipts after the first that nothing asked for
+	count  int    // ready receipts after the first that no accept asked for
 	ballot Ballot // in which the change was accepted then
 }
 
 // wait is how long after its last ready receipt a module says so again unasked.
-func (r readied) wait() time.Duration { return min(readyMaxAge/2<<r.count, maxReadyWait) }
+func (r readied) wait() time.Duration { return min(readyMaxAge/2<<min(r.count, 10), maxReadyWait) }
 
 // candidate reports whether a list change is accepted, or could be next. An
 // accepted one may have been voted for, and binds, though a sibling has the head.
@@ -327,13 +354,13 @@ func (m *Machine) wakes(f func(time.Duration)) {
 	config := m.serving()
 	rank, ok := m.rankIn(config)
 	list, _, _ := m.list(config)
-	if ok && m.turn.running && len(list) > 1 && m.turn.unanswered < provisional {
+	if ok && m.turn.running && len(list) > 1 && !m.Provisional() {
 		f(m.turn.since + m.takeoverWait(list, m.head.policy, rank, m.ownState(config)))
 	}
 	for _, n := range m.order {
 		if n.listChange() && !n.final {
 			for _, r := range m.receiptsOf(n.ref).readies {
-				if said := m.readied[n.ref]; r.age.on && said.count < maxReadies && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
+				if said := m.readied[n.ref]; r.age.on && m.mine(n.policy.Sequencers[r.Member].ReceiptKey) {
 					f(r.age.since + said.wait())
 				}
 			}
@@ -349,7 +376,9 @@ func (m *Machine) takeover() time.Duration {
 }
 
 // Provisional reports whether this module goes on without a majority.
-func (m *Machine) Provisional() bool { return m.turn.unanswered >= provisional }
+func (m *Machine) Provisional() bool {
+	return m.turn.unanswered >= provisional || m.turn.held >= provisional
+}
 
 // Stalled returns for how long, on this machine's clock, a commit has been
 // waiting or votable without a new final.

@@ -179,6 +179,31 @@ func TestListOfStrangers(t *testing.T) {
 	}
 }
 
+// TestReadyAgainAndAgain: those who are to serve wait for days for a majority that
+// can vote for the change. They say so ever more rarely, together, and never stop:
+// whenever the majority comes back, it finds them ready before long.
+func TestReadyAgainAndAgain(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+	names := []string{"s4", "s5", "s6"}
+	p := newPeers(t, w, base, names...)
+	p.step(w.commit("l", "root", "alice", commitSpec{list: names, admins: []string{"alice"}}))
+	said := func(d time.Duration) int {
+		for end := p.now + d; p.now < end; p.now += 9 * time.Second {
+			p.run(1, names...)
+		}
+		n := len(p.sent)
+		p.sent = nil
+		return n
+	}
+	if n := said(24 * time.Hour); n < 18 || n > 36 {
+		t.Errorf("%d ready receipts in a day, want at most twelve each", n)
+	}
+	if n := said(7 * 24 * time.Hour); n < 3*21-3 || n > 3*21+3 {
+		t.Errorf("%d ready receipts in the week after, want one each in eight hours", n)
+	}
+}
+
 // TestUnvouchedListChangeGivesWay: nobody vouches for a list change, another
 // commit waits, and the owner's next round takes that one.
 func TestUnvouchedListChangeGivesWay(t *testing.T) {
@@ -302,4 +327,58 @@ func TestSavedTakeover(t *testing.T) {
 	p.step(late, Resume{}, w.commit("b", "a", "bob", commitSpec{}))
 	p.run(1, "s2")
 	p.want("s2: accept b ballot=1.1 list=root counter=4 promises=2 with vote a ballot=1.1 proofs=[commit(b)] counter=3")
+}
+
+// TestUnreadyListChangeGivesWay: those who were to serve are gone before anybody
+// voted for a list change. Another commit waits, and the next round takes that one.
+func TestUnreadyListChangeGivesWay(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+	p := newPeers(t, w, base, "s1", "s2", "s3")
+	p.step(w.commit("l", "root", "alice", commitSpec{list: []string{"s4", "s5"}, admins: []string{"alice"}}), w.ready("l", "s4"), w.ready("l", "s5"))
+	p.run(700, "s1", "s2", "s3")
+	p.want("s1: accept l ballot=0.0 list=root counter=1")
+	p.step(w.applied("l", "bob"), w.commit("a", "root", "bob", commitSpec{}), w.applied("a", "alice"))
+	p.run(29, "s1", "s2", "s3")
+	p.want()
+	p.run(40, "s1", "s2", "s3")
+	if got := w.name(p.ms["s2"].NewestFinal()); got != "a" {
+		t.Errorf("newest final %s, want a; sent %q", got, p.sent)
+	}
+}
+
+// TestBoundToUnreadyListChange: one module voted for a list change, then those who
+// were to serve are gone. No ballot helps, so nobody asks for one: after two waits
+// modules go on provisionally beside the list change, until it is ready again.
+func TestBoundToUnreadyListChange(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+	p := newPeers(t, w, base, "s1", "s2", "s3")
+	l := w.commit("l", "root", "alice", commitSpec{list: []string{"s4", "s5"}, admins: []string{"alice"}})
+	p.step(l, w.ready("l", "s4"), w.ready("l", "s5"))
+	p.run(1, "s1", "s2", "s3")
+	p.step(w.applied("l", "bob"))
+	p.run(6, "s1")
+	p.want("s1: accept l ballot=0.0 list=root counter=1", "s1: vote l ballot=0.0 proofs=[applied(l,leaf 1)] counter=2")
+	p.now += 11 * time.Minute
+	for _, m := range p.ms {
+		m.Tick(p.now)
+	}
+	p.step(w.commit("a", "root", "bob", commitSpec{}))
+	p.run(32, "s1", "s2", "s3")
+	p.want("s1: promise ballot=1.0 last=l@0.0 counter=3", "s2: promise ballot=1.0 last=none counter=1", "s3: promise ballot=1.0 last=none counter=1",
+		"s1: accept l ballot=1.0 list=root counter=4 promises=2")
+	p.run(3600, "s1", "s2", "s3")
+	p.want("s2: provisional accept a ballot=0.1 list=root counter=2")
+	if got := w.name(p.ms["s1"].Head()); got != "a" {
+		t.Errorf("head %s, want a", got)
+	}
+	p.step(w.commit("b", "a", "alice", commitSpec{}))
+	p.run(1, "s1", "s2", "s3")
+	p.want("s2: provisional accept b ballot=0.1 list=root counter=3")
+	p.step(w.ready("l", "s4"), w.ready("l", "s5"))
+	p.run(2, "s1", "s2", "s3")
+	if got := w.name(p.ms["s1"].NewestFinal()); got != "l" {
+		t.Errorf("newest final %s, want l; sent %q", got, p.sent)
+	}
 }

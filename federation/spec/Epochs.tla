@@ -26,7 +26,7 @@ Ballots  == Scenario.ballots   \* the ballots that may be used, by list
 Given    == Scenario.applied   \* statements that were made before the run
 MaxProvisional == Scenario.provisional
 MayCrash == Scenario.crash
-Down     == Scenario.down      \* modules that were never there
+Down     == Scenario.down      \* modules that were never there (gone: those that are not there in calm)
 
 keeps(rule) == rule \notin Mutate
 

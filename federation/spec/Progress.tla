@@ -13,11 +13,17 @@ VARIABLES live  \* the modules that are there in calm; {} before
 pvars == <<vars, live>>
 calm == live # {}
 
+\* A list whose modules are gone in calm is not ready any more.
+lost == Down \cup Scenario.gone
+readyNow(n) == IF n \notin DOMAIN Lists \/ ~keeps("ready") THEN TRUE ELSE Cardinality(Members(n) \ lost) >= Majority(n)
+
 \* Members reject at once what they cannot apply.
 doubt(n) == n \in Bad /\ n \notin vouched(applied)
-acceptable(n) == n \notin Eras /\ ~doubt(n) /\ ready(n)
-cut(n) == LET D == {x \in Below[n] : x # Root /\ doubt(x)}
-          IN  IF D = {} THEN n ELSE Parent[CHOOSE x \in D : \A o \in D : Depth[x] <= Depth[o]]
+acceptable(n) == n \notin Eras /\ ~doubt(n) /\ readyNow(n)
+below(D, n) == IF D = {} THEN n ELSE Parent[CHOOSE x \in D : \A o \in D : Depth[x] <= Depth[o]]
+cut(n) == below({x \in Below[n] : x # Root /\ doubt(x)}, n)
+\* A list change that nobody can vote for.
+heldUp(R, n) == keeps("shed-unready") /\ IsList(n) /\ n \notin R.finals /\ (n \notin votable(applied) \/ ~readyNow(n))
 siblingWaits(n) == \E k \in Kids[Parent[n]] \ {n} : acceptable(k)
 \* The list in force at the head.
 inForce(R) == deepest({x \in Below[R.head] \cap DOMAIN Lists : ~IsList(x) \/ x \in R.finals})
@@ -31,7 +37,7 @@ mayAsk(l, m) == nextBallot(l, m) <= Scenario.rounds
 opening(R, l, b) ==
   {LET h == IF keeps("cut-doubt") THEN cut(R.head) ELSE R.head
        T == {x \in Below[h] \cap Governed[l] : extends(x, from) /\ x # from
-                /\ IsList(x) => ready(x) /\ (x \in votable(applied) \/ ~siblingWaits(x))}
+                /\ IsList(x) => readyNow(x) /\ (x \in votable(applied) \/ ~siblingWaits(x))}
    IN  <<from, IF extends(h, from) /\ T # {} /\ keeps("re-accept") THEN deepest(T) ELSE from>>
    : from \in starts(l, b)}
 
@@ -54,7 +60,8 @@ opens(R, l, m) ==
   ELSE {<<"accept", l, m, o[2], o[1]>> : o \in {o \in opening(R, l, s.promised) : o[2] # l /\ (keeps("re-accept") \/ o[2] # o[1])}}
 rounds(R, l, m) ==
   IF mayAsk(l, m)
-     /\ \E t \in tips(R, l, m) : \E x \in Below[t[2]] \cap Governed[l] : doubt(x) /\ siblingWaits(x)
+     /\ \E t \in tips(R, l, m) : \E x \in (Below[t[2]] \ Below[t[1]]) \cap Governed[l] :
+          (doubt(x) \/ heldUp(R, x)) /\ siblingWaits(x)
   THEN {<<"promise", l, m, nextBallot(l, m)>>} ELSE {}
 nexts(R, l, m) ==
   UNION {IF config(t[2]) = l /\ extends(R.head, t[2]) /\ (cut(t[2]) = t[2] \/ ~keeps("cut-doubt"))
@@ -64,7 +71,7 @@ ballotVotes(R, l, m) ==
   LET s == mem[m][l]
       A == ofBallot(l, s.promised)
       a == CHOOSE a \in A : \A o \in A : Depth[o[3]] <= Depth[a[3]]
-      N == {n \in Below[a[3]] \cap Governed[l] : extends(n, a[4]) /\ n \in votable(applied) /\ ready(n)}
+      N == {n \in Below[a[3]] \cap Governed[l] : extends(n, a[4]) /\ n \in votable(applied) /\ readyNow(n)}
       n == deepest(N)
   IN  IF \/ A = {} THEN {}
       ELSE IF \/ conflict(a[3], R.final)
@@ -79,10 +86,16 @@ ballotVotes(R, l, m) ==
 first(seq) == LET I == {i \in DOMAIN seq : seq[i] # {}} IN IF I = {} THEN {} ELSE seq[min(I)]
 owes(R, l, m) == first(<<answers(l, m), opens(R, l, m), rounds(R, l, m), nexts(R, l, m), ballotVotes(R, l, m)>>)
 
-stalled(R, l) ==
-  \/ \E x \in Below[R.head] \cap Governed[l] \cap votable(applied) : x \notin R.finals /\ ready(x)
-  \/ LET at   == cut(R.head)
-         \* Beside a commit in doubt, what a lower ballot accepted waits as well.
+\* The highest ballot had to extend a list change that is not ready: no ballot helps.
+boundUnready(R, l) ==
+  LET A == {a \in accepts : a[1] = l}
+      T == {a \in A : \A o \in A : o[2] <= a[2]}
+  IN  \E a \in T : \E x \in Below[a[4]] \cap Governed[l] : IsList(x) /\ x \notin R.finals /\ ~readyNow(x)
+
+stalled(R, l) == ~boundUnready(R, l) /\
+  \/ \E x \in Below[R.head] \cap Governed[l] \cap votable(applied) : x \notin R.finals /\ readyNow(x)
+  \/ LET at   == below({x \in Below[R.head] \cap Governed[l] : x \notin R.finals /\ (doubt(x) \/ heldUp(R, x))}, R.head)
+         \* Beside a commit that is held up, what a lower ballot accepted waits as well.
          held == at # R.head /\ keeps("displaced-waits")
      IN  config(at) = l /\ \E k \in Kids[at] : acceptable(k) /\ (held \/ \A a \in accepts : a[1] = l => ~extends(a[3], k))
 takeovers(R, l) ==
@@ -110,8 +123,8 @@ do(x) ==
                                /\ UNCHANGED <<accepts, provs, promises, applied>>
 
 Calm == /\ ~calm
-        /\ live' \in {L \in SUBSET (Modules \ Down) : L # {} /\
-             \A l \in {l \in DOMAIN Lists : Cardinality(Members(l) \ Down) >= Majority(l)} :
+        /\ live' \in {L \in SUBSET (Modules \ lost) : L # {} /\
+             \A l \in {l \in DOMAIN Lists : Cardinality(Members(l) \ lost) >= Majority(l)} :
                Cardinality(L \cap Members(l)) = Majority(l)}
         /\ UNCHANGED vars
 
@@ -122,10 +135,13 @@ ProgressNext ==
   \/ calm /\ (\E x \in steps : do(x)) /\ UNCHANGED live
 ProgressSpec == ProgressInit /\ [][ProgressNext]_pvars
 
-\* Where calm ends, nothing good waits on the newest final commit.
+\* Where calm ends, nothing good waits on the newest final commit, unless somebody
+\* voted for a list change that is not ready: it may be final, so all wait for it.
 NothingWaits ==
   calm => LET R == Reading IN
-    (\A k \in Kids[R.final] : k \in Eras \/ k \in Bad \/ ~ready(k)) \/ steps # {}
+    \/ \A k \in Kids[R.final] : k \in Eras \/ k \in Bad \/ ~readyNow(k)
+    \/ steps # {}
+    \/ \E v \in votes : \E x \in Below[v[4]] : IsList(x) /\ x \notin R.finals /\ ~readyNow(x)
 
 CalmWitness ==
   LET F == Final IN calm =>
@@ -134,4 +150,5 @@ CalmWitness ==
     /\ HasList => note(22, "list changed in calm", \E f \in F : IsList(f))
     /\ HasList => note(23, "new list serves in calm", \E f \in F : IsList(Gov[f]))
     /\ note(24, "provisional commit displaced", \E p \in provs : \E f \in F : conflict(f, p[3]))
+    /\ HasList => note(25, "list change shed", \E a \in accepts : IsList(a[3]) /\ ~readyNow(a[3]) /\ \E f \in F : conflict(f, a[3]))
 =============================================================================

@@ -9,7 +9,7 @@ Plain == [
   leaves |-> [f \in {"alice", "bob"} |-> f], adds |-> [f \in {"alice", "bob"} |-> 0],
   admins |-> [n \in 0..9 |-> {"alice"}],
   ballots |-> [l \in {0} |-> {0, 2}],
-  applied |-> {}, statements |-> {}, provisional |-> 0, crash |-> FALSE, down |-> {}, rounds |-> 0,
+  applied |-> {}, statements |-> {}, provisional |-> 0, crash |-> FALSE, down |-> {}, gone |-> {}, rounds |-> 0,
   lies |-> {"accept", "vote", "promise"} ]
 
 \* Ballots: 1 with 2 and 3 on it, 4 beside it. Everything is vouched for.
@@ -103,4 +103,7 @@ Dead3 == [Plain EXCEPT
   !.lists = (0 :> three) @@ (1 :> <<"s4", "s5", "s6">>), !.down = {"s4", "s5", "s6"},
   !.ballots = (0 :> {0, 2}) @@ (1 :> {0}),
   !.rounds = 9 ]
+\* The same to modules that said ready, and are gone in calm.
+Lapse2 == [Dead3 EXCEPT !.commits = 1..2, !.parent = <<0, 0>>, !.author = <<"alice", "alice">>,
+  !.applied = {"bob"} \X {1, 2}, !.down = {}, !.gone = {"s4", "s5", "s6"} ]
 =============================================================================
