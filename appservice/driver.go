@@ -185,18 +185,20 @@ func refused(err error) outcome {
 	return outcome{status: store.InboxRefused, rule: ruleOf(err), detail: err.Error()}
 }
 
+// ruleOf names why something was refused: by the rule of ours, if there is one,
+// whatever package mls found on the way there.
 func ruleOf(err error) string {
-	if v, ok := errors.AsType[*mls.ValidationError](err); ok {
-		return string(v.Rule)
-	}
 	if r, ok := errors.AsType[*ruleError](err); ok {
 		return r.rule
+	}
+	if r := rooms.RuleOf(err); r != "" {
+		return string(r)
 	}
 	if r := federationRule(err); r != "" {
 		return r
 	}
-	if r := rooms.RuleOf(err); r != "" {
-		return string(r)
+	if v, ok := errors.AsType[*mls.ValidationError](err); ok {
+		return string(v.Rule)
 	}
 	return ruleFailed
 }

@@ -44,6 +44,13 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	if err := r.state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.EventID, parsed.Content); err != nil {
 		return refused(err), nil
 	}
+	if ev.Type == rooms.TypeEncryption && r.m != nil && r.loaded {
+		if err := r.state.CheckAlgorithm(); err != nil {
+			// The group goes on: what its members signed counts. But clients
+			// that know no MLS may send in clear now, which an admin has to see.
+			return refused(err), nil
+		}
+	}
 	if ev.Type == rooms.TypeMember {
 		r.planDirty = true
 		switch membership(parsed.Content) {

@@ -74,6 +74,12 @@ func (e *Engine) takeProposal(ctx context.Context, r *room, msg *message) (outco
 			return done, nil
 		}
 	}
+	// Before the tree remembers it.
+	if p, _ := m.Proposal(); sender.Type == mls.SenderTypeExternal {
+		if err := rooms.CheckExternalProposal(p, sender, nil); err != nil {
+			return done, err
+		}
+	}
 	got, err := tree.Process(m)
 	if err != nil {
 		return done, err
@@ -81,11 +87,6 @@ func (e *Engine) takeProposal(ctx context.Context, r *room, msg *message) (outco
 	pm, ok := got.(*mls.ProposalMessage)
 	if !ok {
 		return done, refusal(string(rooms.RuleContentMalformed), "the message of a proposal event is no proposal")
-	}
-	if pm.Sender.Type == mls.SenderTypeExternal {
-		if err := rooms.CheckExternalProposal(pm.Proposal, pm.Sender, nil); err != nil {
-			return done, err
-		}
 	}
 	if pm.Proposal.Type == mls.ProposalTypeRemove && !holds(r.proposals[parent], pm.Proposal.Remove) && len(r.proposals[parent]) < 1024 {
 		r.proposals[parent] = append(r.proposals[parent], heldProposal{pm.Proposal.Remove, e.d.Monotonic()})

@@ -218,55 +218,6 @@ func TestTransactionFailsOnlyWithStorage(t *testing.T) {
 	}
 }
 
-func TestRejectMatrixASToken(t *testing.T) {
-	b := newBench(t, storetest.SQLite(t), nil, nil)
-	paths := map[string]string{
-		"/_matrix/app/v1/transactions/1": http.MethodPut, "/_matrix/app/v1/ping": http.MethodPost,
-		"/_matrix/app/v1/users/@_mls_x:mls.test": http.MethodGet, "/_matrix/app/v1/rooms/%23x:mls.test": http.MethodGet,
-	}
-	for path, method := range paths {
-		for name, row := range map[string]struct {
-			token, query string
-			want         int
-		}{
-			"missing":        {"", "", http.StatusUnauthorized},
-			"wrong":          {"Bearer nonsense", "", http.StatusForbidden},
-			"empty":          {"Bearer ", "", http.StatusForbidden},
-			"as_token":       {"Bearer as-token-planted-0123456789", "", http.StatusForbidden},
-			"prefix of it":   {"Bearer " + hsToken[:10], "", http.StatusForbidden},
-			"with a tail":    {"Bearer " + hsToken + "x", "", http.StatusForbidden},
-			"other scheme":   {"Basic " + hsToken, "", http.StatusUnauthorized},
-			"bare":           {hsToken, "", http.StatusUnauthorized},
-			"in the query":   {"", "?access_token=" + hsToken, http.StatusUnauthorized},
-			"lower-case key": {"bearer " + hsToken, "", http.StatusUnauthorized},
-		} {
-			t.Run(method+" "+path+" "+name, func(t *testing.T) {
-				w := request(b.Handler(), method, path+row.query, row.token, `{"events":[`+invitation("$i", "!a")+`]}`)
-				if w.Code != row.want {
-					t.Errorf("answer %d, want %d", w.Code, row.want)
-				}
-				var body struct {
-					Code string `json:"errcode"`
-				}
-				if json.Unmarshal(w.Body.Bytes(), &body) != nil || !strings.HasPrefix(body.Code, "M_") {
-					t.Errorf("body %q is no Matrix error", w.Body)
-				}
-			})
-		}
-	}
-	wantIDs(t, b.inbox(t))
-	if got := b.rejected(ruleToken); got != float64(len(paths)*10) {
-		t.Errorf("counted %v refusals, want %d", got, len(paths)*10)
-	}
-	r := httptest.NewRequest(http.MethodPut, "/_matrix/app/v1/transactions/1", strings.NewReader("{}"))
-	r.Header["Authorization"] = []string{"Bearer wrong", "Bearer " + hsToken}
-	w := httptest.NewRecorder()
-	b.Handler().ServeHTTP(w, r)
-	if w.Code != http.StatusUnauthorized {
-		t.Errorf("two Authorization headers: answer %d", w.Code)
-	}
-}
-
 func TestOtherEndpoints(t *testing.T) {
 	b := newBench(t, storetest.SQLite(t), nil, nil)
 	for _, row := range []struct {

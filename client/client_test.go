@@ -146,21 +146,6 @@ func TestSecondDeviceIsAddedByTheFirst(t *testing.T) {
 	bob.wantTexts("from my second device")
 }
 
-func TestUnsignedDeviceStaysOut(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, _ := w.three("shared")
-	bob2 := w.device("bob", "BOB2")
-	w.s.users[bob.UserID()].devices["BOB2"].signed = false
-	w.settle()
-	info, err := alice.Room(w.ctx, room)
-	if err != nil || info.Devices != 3 {
-		t.Fatalf("%d devices in the group (%v), want 3", info.Devices, err)
-	}
-	w.send(alice, room, "not for the new device")
-	w.settle()
-	bob2.wantTexts()
-}
-
 func TestNewDeviceJoinsByItselfWhenNobodyIsOnline(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
@@ -226,20 +211,6 @@ func TestModuleProposalIsCommittedByReference(t *testing.T) {
 	}
 	if !found {
 		t.Error("no commit names the module's proposal by reference")
-	}
-}
-
-func TestUnjustifiedModuleProposalHasNoEffect(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	w.module.proposeRemove(room, bob.UserID(), "$lie")
-	w.settle()
-	w.sameEpoch(room, alice, bob, carol)
-	w.send(alice, room, "bob is still here")
-	w.settle()
-	bob.wantTexts("bob is still here")
-	if n := alice.Refusals()[string(rooms.RuleExternalProposalNotEntitled)]; n == 0 {
-		t.Errorf("the proposal was not refused by its rule: %v", alice.Refusals())
 	}
 }
 

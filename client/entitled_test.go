@@ -53,48 +53,6 @@ func TestForgedAdmissionDoesNotReplaceAGoodOne(t *testing.T) {
 	w.sameEpoch(room, alice, bob, carol, dave)
 }
 
-func TestAdmissionIsForTheKeyItNames(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, _ := w.three("joined") // who is invited waits outside
-	dave := w.device("dave", "DAVE1")
-	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
-	w.settle(alice, bob)
-	// The homeserver puts another identity in dave's place.
-	w.s.mu.Lock()
-	w.s.users[dave.UserID()].master = edKey(newSeeded("an impostor's master"))
-	w.s.mu.Unlock()
-	for _, d := range []*testDevice{alice, bob} {
-		d.ident.changed(dave.UserID())
-	}
-	w.join(dave, room)
-	w.settle(alice, bob)
-	if info, _ := alice.Room(w.ctx, room); info.Devices != 3 {
-		t.Errorf("%d devices in the group, want 3: another key was admitted", info.Devices)
-	}
-	if !alice.warned(rooms.RuleIdentityChanged) {
-		t.Error("nobody is told")
-	}
-}
-
-func TestChangedEncryptionIsShown(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, _ := w.three("shared")
-	if alice.warned(rooms.RuleAlgorithmDowngrade) {
-		t.Fatal("warned too early")
-	}
-	key := ""
-	w.s.mu.Lock()
-	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncryption, StateKey: &key, Sender: bob.UserID(), Content: json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2"}`)})
-	w.s.mu.Unlock()
-	w.settle()
-	if !alice.warned(rooms.RuleAlgorithmDowngrade) {
-		t.Error("m.room.encryption was changed and nobody is told")
-	}
-	w.send(alice, room, "still sealed")
-	w.settle()
-	bob.wantTexts("still sealed")
-}
-
 func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, _ := w.three("shared")

@@ -134,25 +134,6 @@ func TestOldAdmissionDoesNotOutliveAKick(t *testing.T) {
 	carol.wantTexts("not for bob")
 }
 
-func TestRoomMemberWithoutAdmissionGetsNoKeys(t *testing.T) {
-	w := newWorld(t)
-	room, alice, _, _ := w.three("shared")
-	mallory := w.device("mallory", "MALLORY1")
-	w.join(mallory, room) // the server lets her in
-	w.settle()
-	w.send(alice, room, "not for mallory")
-	w.settle()
-	mallory.wantTexts()
-	members, err := alice.Members(w.ctx, room)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := slices.IndexFunc(members, func(m Member) bool { return m.User == mallory.UserID() })
-	if i < 0 || members[i].Device != "" || members[i].Note == "" {
-		t.Errorf("members %+v, want mallory without a device and with a reason", members)
-	}
-}
-
 func TestRateLimitSendsCommitsFirst(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
@@ -202,94 +183,6 @@ func (d *testDevice) roomRowsOf(room id.RoomID) []*outRow {
 	return d.roomRows(room)
 }
 
-func TestPlaintextInAnMLSRoomIsNeverShownAsProtected(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, _ := w.three("shared")
-	w.s.mu.Lock()
-	w.s.append(&Event{RoomID: room, Type: "m.room.message", Sender: bob.UserID(), Content: json.RawMessage(`{"msgtype":"m.text","body":"forged"}`)})
-	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncrypted, Sender: bob.UserID(), Content: json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"AAAA"}`)})
-	w.s.mu.Unlock()
-	w.settle()
-	alice.wantTexts()
-	var rules []string
-	for _, u := range alice.got {
-		switch u := u.(type) {
-		case *Warning:
-			rules = append(rules, u.Rule)
-		case *Undecryptable:
-			rules = append(rules, u.Reason)
-		}
-	}
-	for _, want := range []rooms.Rule{rooms.RulePlaintext, rooms.RuleMegolmForMLS} {
-		if !slices.Contains(rules, string(want)) {
-			t.Errorf("told %q, want %s among it", rules, want)
-		}
-	}
-}
-
-func TestCiphertextOfAnotherSenderIsRefused(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	w.all = []*testDevice{alice}
-	w.send(alice, room, "mine")
-	var content json.RawMessage
-	for _, evt := range w.s.log {
-		if evt.Type == rooms.TypeEncrypted {
-			content = evt.Content
-		}
-	}
-	// The server shows it to carol as bob's before it shows the original.
-	w.s.mu.Lock()
-	for _, evt := range w.s.log {
-		if evt.Type == rooms.TypeEncrypted {
-			evt.Sender = bob.UserID()
-		}
-	}
-	w.s.append(&Event{RoomID: room, Type: rooms.TypeEncrypted, Sender: alice.UserID(), Content: content})
-	w.s.mu.Unlock()
-	w.settle(carol)
-	carol.wantTexts()
-	if carol.Refusals()[string(rooms.RuleSenderNotCredential)] == 0 {
-		t.Errorf("refused %v, want %s", carol.Refusals(), rooms.RuleSenderNotCredential)
-	}
-}
-
-func TestHostileEventsChangeNothing(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	epoch := alice.epoch(room)
-	w.s.mu.Lock()
-	for _, eventType := range append(rooms.PowerLevelTypes(), rooms.TypeEncrypted) {
-		if eventType == rooms.TypeHead {
-			continue
-		}
-		for _, content := range []string{
-			`{}`, `{"epoch":-1}`, `{"epoch":1,"epoch":2}`, `{"message":"====","epoch":1}`,
-			`{"message":"AAEAAgAA","epoch":9,"parent":"` + strings.Repeat("A", 43) + `","group_info":"AAEAAgAA"}`,
-			`{"ciphertext":"AAEAAgAA","algorithm":"` + rooms.Algorithm + `"}`,
-			strings.Repeat(`{"a":`, 200) + `1` + strings.Repeat(`}`, 200),
-		} {
-			w.s.append(&Event{RoomID: room, Type: eventType, Sender: bob.UserID(), Content: json.RawMessage(content)})
-		}
-	}
-	// What is genuine but old, by somebody else.
-	for _, evt := range slices.Clone(w.s.log) {
-		if evt.StateKey == nil && strings.HasPrefix(evt.Type, rooms.Prefix) {
-			w.s.append(&Event{RoomID: room, Type: evt.Type, Sender: bob.UserID(), Content: evt.Content})
-		}
-	}
-	w.module.at = len(w.s.log) // the module is tested elsewhere
-	w.s.mu.Unlock()
-	w.settle(alice, carol)
-	if alice.epoch(room) != epoch || carol.epoch(room) != epoch {
-		t.Errorf("epochs %d and %d, want %d", alice.epoch(room), carol.epoch(room), epoch)
-	}
-	w.all = []*testDevice{alice, carol}
-	w.send(alice, room, "still works")
-	w.settle(alice, carol)
-	carol.wantTexts("still works")
-}
-
 func TestLargeCommitAndTreeGoByMedia(t *testing.T) {
 	w := newWorld(t)
 	alice := w.device("alice", "ALICE1")
@@ -326,75 +219,6 @@ func TestLargeCommitAndTreeGoByMedia(t *testing.T) {
 	}
 	if files == 0 {
 		t.Error("no commit went by media")
-	}
-}
-
-func TestDisplacedMessagesAreSentAgainAndShownOnce(t *testing.T) {
-	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	dave := w.device("dave", "DAVE1")
-	w.module.noVouching = true
-	w.s.held[rooms.TypeApplied] = true
-	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
-	for range 4 {
-		w.module.turn()
-		for _, d := range []*testDevice{alice, bob, carol} {
-			d.turn()
-		}
-		w.now.add(time.Second)
-	}
-	w.sameEpoch(room, alice, bob, carol)
-	w.send(alice, room, "sent before the doubt")
-	for _, d := range []*testDevice{bob, carol} {
-		d.turn()
-	}
-	bob.wantTexts("sent before the doubt")
-	// Carol could not apply the commit, and nobody has vouched for it.
-	carol.mu.Lock()
-	r := carol.rooms[room]
-	head := r.machine.Head()
-	known, _ := r.machine.Known(head)
-	b := &batch{}
-	err := carol.sendReject(r, head, known.Parent, "test/cannot-apply", b)
-	if err == nil {
-		err = carol.commitBatch(w.ctx, r, b)
-	}
-	carol.mu.Unlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range w.all {
-		d.mu.Lock()
-		if r := d.rooms[room]; r != nil {
-			if r.rec.Failed == nil {
-				r.rec.Failed = map[string]string{}
-			}
-			r.rec.Failed[head.String()], r.rec.Rejected = "test", map[string]bool{head.String(): true} // nobody vouches
-		}
-		d.mu.Unlock()
-	}
-	w.settle()
-	w.module.noVouching = false
-	w.s.held[rooms.TypeApplied] = false
-	w.settle()
-	w.join(dave, room)
-	w.settle()
-	w.sameEpoch(room, alice, bob, carol, dave)
-	alice.mu.Lock()
-	if alice.rooms[room].machine.Extends(alice.rooms[room].machine.Head(), head) {
-		t.Error("the commit in doubt was not displaced: the test proves nothing")
-	}
-	alice.mu.Unlock()
-	bob.wantTexts("sent before the doubt")
-	carol.wantTexts("sent before the doubt")
-	n := 0
-	for _, evt := range w.s.log {
-		if evt.Type == rooms.TypeEncrypted {
-			n++
-		}
-	}
-	if n < 2 {
-		t.Errorf("%d ciphertexts, want the message to be sent again", n)
 	}
 }
 

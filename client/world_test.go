@@ -51,6 +51,7 @@ type fakeServer struct {
 type fakeUser struct {
 	master, self ed25519.PrivateKey
 	devices      map[id.DeviceID]*fakeDevice
+	known        rooms.Known // what others learned of the user before
 }
 
 type fakeDevice struct {
@@ -122,7 +123,7 @@ func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
 	defer s.mu.Unlock()
 	u := s.users[user]
 	if u == nil {
-		return identity.NewUserDevices(user, nil, nil, false)
+		return identity.NewUserDevices(user, nil, nil, rooms.Known{})
 	}
 	crossKey := func(usage string, key ed25519.PrivateKey) json.RawMessage {
 		return signJSON(map[string]any{
@@ -154,7 +155,7 @@ func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
 		}
 		list = append(list, parsed)
 	}
-	return identity.NewUserDevices(user, list, cross, false)
+	return identity.NewUserDevices(user, list, cross, u.known)
 }
 
 // append adds an event to the log.

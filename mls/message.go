@@ -170,6 +170,15 @@ func (m *Message) Sender() (sender Sender, ok bool) {
 	return m.public.auth.content.sender, true
 }
 
+// Proposal returns the proposal in a PublicMessage; ok is false for other
+// messages. It is the sender's word only after its signature was checked.
+func (m *Message) Proposal() (p Proposal, ok bool) {
+	if m.public == nil || m.public.auth.content.contentType != ContentTypeProposal {
+		return Proposal{}, false
+	}
+	return m.public.auth.content.proposal, true
+}
+
 // ConfirmationTag returns the confirmation tag of a Commit in a PublicMessage,
 // else nil.
 func (m *Message) ConfirmationTag() []byte {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -57,6 +58,10 @@ func TestProfilePage(t *testing.T) {
 			case pkg == "mls":
 				if !strings.Contains(sources[pkg], fmt.Sprintf("row(%q", sub)) {
 					t.Errorf("there is no test %s/%s", test, sub)
+				}
+			case pkg != "rooms" && test == "TestReject": // what both sides refuse is one list
+				if src, err := os.ReadFile("../internal/rejects/matrix.txt"); err != nil || !slices.Contains(strings.Fields(string(src)), strings.TrimPrefix(sub, "matrix/")) {
+					t.Errorf("there is no row %s of %s: %v", sub, pkg, err)
 				}
 			default: // rows of package rooms are named by its rules
 				if src, err := os.ReadFile(filepath.Join("..", pkg, "refusal.go")); err != nil || !strings.Contains(string(src), fmt.Sprintf("%q", sub)) {

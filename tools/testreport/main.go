@@ -30,7 +30,31 @@ type stage struct {
 	flags    []string
 	args     []string // for the test program
 	require  []string // top-level tests that must have run and passed
+	lists    []list   // and those that a file names
 	allow    bool     // skipped tests are only counted
+}
+
+// list names tests that must have run and passed: in each package one below test for each line of the file.
+type list struct {
+	file, test string
+	packages   []string
+}
+
+// matrixRejects is what both the module and the SDK have to refuse.
+var matrixRejects = []list{{file: "internal/rejects/matrix.txt", test: "TestReject/matrix/", packages: []string{"appservice", "client"}}}
+
+func (l *list) names() ([]string, error) {
+	raw, err := os.ReadFile(l.file)
+	if err != nil {
+		return nil, fmt.Errorf("testreport: the tests that must have run: %w", err)
+	}
+	var out []string
+	for _, row := range strings.Fields(string(raw)) {
+		for _, p := range l.packages {
+			out = append(out, p+"/"+l.test+row)
+		}
+	}
+	return out, nil
 }
 
 // only returns the packages at or below one of the folders; but, all others.
@@ -69,7 +93,7 @@ func below(pkg string, folders []string) bool {
 
 var stages = []stage{
 	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=25m"},
-		require: []string{"TestVectors"}},
+		require: []string{"TestVectors"}, lists: matrixRejects},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300)},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
@@ -81,7 +105,7 @@ var stages = []stage{
 }
 
 var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), flags: []string{"-short", "-timeout=4m"},
-	require: []string{"TestVectors"}, allow: true}
+	require: []string{"TestVectors"}, lists: matrixRejects, allow: true}
 
 // event is a line of go test -json.
 type event struct {
@@ -162,7 +186,16 @@ func (s *stage) run(all []string) (counts, bool) {
 	waitErr := cmd.Wait()
 	c, kinds := r.count()
 	good := waitErr == nil && readErr == nil && c.failed == 0
-	for _, name := range s.require {
+	require := slices.Clone(s.require)
+	for _, l := range s.lists {
+		names, err := l.names()
+		if err != nil {
+			fmt.Println(err)
+			good = false
+		}
+		require = append(require, names...)
+	}
+	for _, name := range require {
 		if !r.ran(name) {
 			fmt.Printf("MISSING %s: no such test passed in this stage\n", name)
 			good = false
