@@ -117,6 +117,10 @@ func (t *ratchetTree) applyDelta(delta []byte, lim *Limits) error {
 	for t.size > size {
 		t.truncate()
 	}
+	// It halves as often as it can; what the delta fills again may lie farther out.
+	for t.size < size {
+		t.extend()
+	}
 	ok := readVector(s, func(s *reader) bool {
 		var x uint32
 		var kind uint8

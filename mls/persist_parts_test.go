@@ -45,6 +45,42 @@ func wantSameGroup(t *testing.T, got, want *Group) {
 	}
 }
 
+// A delta leads from any epoch's tree to any other's, also where a Commit makes
+// the tree smaller and fills it again.
+func TestTreeDeltaBetweenAnyEpochs(t *testing.T) {
+	for seed := range uint64(25) {
+		cfg := testConfig(t)
+		r := rand.New(rand.NewPCG(seed, 7))
+		g := newTestGroup(t, cfg, partsSuite, 2+r.IntN(6))[0]
+		next := 100
+		epochs := []*Group{g}
+		for range 12 {
+			var ps []Proposal
+			for range r.IntN(3) {
+				ps = append(ps, Add(newTestClient(t, cfg, partsSuite, next).KeyPackage()))
+				next++
+			}
+			for i := range g.Members() {
+				if i != g.OwnLeafIndex() && r.IntN(3) == 0 {
+					ps = append(ps, Remove(i))
+				}
+			}
+			_, g = mustCommit(t, g, CommitOptions{Proposals: ps, ForcePath: r.IntN(2) == 0})
+			epochs = append(epochs, g)
+		}
+		for i, a := range epochs {
+			for k, b := range epochs {
+				stored := StoredGroup{Head: b.EpochHead(), Tree: a.RatchetTree(), Deltas: [][]byte{b.TreeDelta(a)}, RatchetState: b.RatchetState()}
+				loaded, err := stored.Load(cfg)
+				if err != nil {
+					t.Fatalf("seed %d, epoch %d (%d leaves) to %d (%d leaves): %v", seed, i, a.tree.size, k, b.tree.size, err)
+				}
+				wantSameGroup(t, loaded, b)
+			}
+		}
+	}
+}
+
 // Members come, go and change their keys at random. Every epoch is stored as a
 // delta, and restored from the first tree and all deltas.
 func TestStoredGroupFollowsTreeThroughManyEpochs(t *testing.T) {
