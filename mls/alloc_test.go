@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"fmt"
 	"runtime"
 	"testing"
 )
@@ -19,9 +20,9 @@ func TestReadingAllocatesInProportion(t *testing.T) {
 	}{
 		"extensions": {func() interface{ unmarshal(*reader) bool } { return new(KeyPackage) },
 			cat([]byte{0, 1, 0, 1, 0}, leaf, vec(rep(1<<20, 0x30, 0x30, 0)))},
-		"proposals": {func() interface{ unmarshal(*reader) bool } { return new(Commit) },
+		"proposals": {func() interface{ unmarshal(*reader) bool } { return new(commit) },
 			cat(vec(rep(1<<16, 1, 0, 3, 0, 0, 0, 1)), []byte{0})},
-		"references": {func() interface{ unmarshal(*reader) bool } { return new(Commit) },
+		"references": {func() interface{ unmarshal(*reader) bool } { return new(commit) },
 			cat(vec(rep(1<<16, 2, 0)), []byte{0})},
 		"ciphertexts": {func() interface{ unmarshal(*reader) bool } { return new(updatePath) },
 			cat(leaf, vec(cat(rep(1, 0), vec(rep(1<<16, 0, 0)), rep(1, 0), vec(rep(1<<16, 0, 0)), rep(1, 0), vec(rep(1<<16, 0, 0)))))},
@@ -53,6 +54,17 @@ func TestReadingAllocatesInProportion(t *testing.T) {
 	for name, in := range inputs {
 		v := in.v()
 		measure(name, len(in.raw), func() error { return unmarshal(in.raw, v) })
+	}
+	// Trees whose nodes are nearly all blank, of which each is one byte.
+	for _, n := range []int{20_000, 39_998} {
+		tree := vec(cat(rep(n, 0), []byte{1, nodeTypeLeaf}, leaf))
+		measure(fmt.Sprintf("tree of %d blanks", n), len(tree), func() error {
+			_, err := parseTree(1, tree, (*Config)(nil).limits())
+			if err != nil {
+				t.Errorf("the tree is refused: %v", err)
+			}
+			return err
+		})
 	}
 	tree := vec(rep(1<<22, 0))
 	measure("tree", len(tree), func() error {

@@ -98,6 +98,10 @@ type treeChunk struct {
 	slots [treeChunkSize]treeSlot
 }
 
+// blankChunk stands for all chunks that hold no node and no hash yet. It belongs
+// to no edit, so that own copies it.
+var blankChunk = new(treeChunk)
+
 // A ratchetTree is the tree of RFC 9420, Sections 4 and 7, in the array form
 // of Appendix C. It is persistent: a finished tree is immutable and safe to
 // share, and edit makes a new tree that shares all chunks with it until they
@@ -156,7 +160,7 @@ func (t *ratchetTree) finish() {
 func (t *ratchetTree) changed() int {
 	n := 0
 	for _, c := range t.chunks {
-		if c.edit == t.edit {
+		if c.edit == t.edit || c == blankChunk {
 			n += treeChunkSize
 		}
 	}
@@ -359,7 +363,7 @@ func (t *ratchetTree) setParent(x nodeIndex, p *parentNode) {
 func (t *ratchetTree) extend() {
 	t.size = max(1, 2*t.size)
 	for need := (t.nodes() + treeChunkSize - 1) / treeChunkSize; uint32(len(t.chunks)) < need; {
-		t.chunks = append(t.chunks, &treeChunk{edit: t.edit})
+		t.chunks = append(t.chunks, blankChunk)
 	}
 }
 

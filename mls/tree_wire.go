@@ -68,7 +68,7 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 	}
 	// The nodes are read into the array that the tree has in the end.
 	var chunks []*treeChunk
-	nodes := 0
+	nodes, occupied := 0, 0
 	blank := false           // the last one
 	var leaf, prev *LeafNode // the one that is read and the one before
 	var leaves []treeLeaf    // room for the next ones
@@ -85,11 +85,16 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 			return false
 		}
 		if nodes%treeChunkSize == 0 {
-			chunks = append(chunks, new(treeChunk))
+			chunks = append(chunks, blankChunk)
 		}
-		slot := &chunks[nodes/treeChunkSize].slots[nodes%treeChunkSize]
 		blank = !present
 		if present {
+			chunk := &chunks[nodes/treeChunkSize]
+			if *chunk == blankChunk {
+				*chunk = new(treeChunk)
+			}
+			slot := &(*chunk).slots[nodes%treeChunkSize]
+			occupied++
 			var kind uint8
 			if !s.ReadUint8(&kind) {
 				return false
@@ -146,10 +151,12 @@ func parseTree(cs CipherSuite, raw []byte, lim *Limits) (*ratchetTree, error) {
 		return nil, invalid("tree/trailing-blank", "12.4.3.3", "the last node of the ratchet tree is blank")
 	}
 
-	t := newTree(cs, nodes)
+	t := newTree(cs, occupied)
 	t.chunks = chunks
 	for _, c := range chunks {
-		c.edit = t.edit
+		if c != blankChunk {
+			c.edit = t.edit
+		}
 	}
 	for int64(t.nodes()) < int64(nodes) {
 		t.extend()
@@ -297,7 +304,8 @@ func (t *ratchetTree) checkUnmerged() error {
 
 // forkJoin calls f for 0 … n-1 and returns the error of the lowest number that
 // has one. Larger jobs are spread over the processors; all workers have ended
-// when it returns. f must not change anything shared.
+// when it returns, and if f panics, so does it, where the caller can recover. f must
+// not change anything shared.
 func forkJoin(n int, f func(i int) error) error {
 	return forkJoinWith(min(runtime.GOMAXPROCS(0), n/4), n, f)
 }
@@ -313,12 +321,19 @@ func forkJoinWith(workers, n int, f func(i int) error) error {
 		return nil
 	}
 	errs := make([]error, workers)
+	panics := make([]any, workers)
 	at := make([]int, workers)
 	var next, failed atomic.Int64
 	failed.Store(int64(n))
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					panics[w] = p
+					failed.Store(0)
+				}
+			}()
 			for {
 				i := next.Add(1) - 1
 				if i >= failed.Load() {
@@ -334,6 +349,11 @@ func forkJoinWith(workers, n int, f func(i int) error) error {
 		})
 	}
 	wg.Wait()
+	for _, p := range panics {
+		if p != nil {
+			panic(p)
+		}
+	}
 	for w := range errs {
 		if errs[w] != nil && int64(at[w]) == failed.Load() {
 			return errs[w]
