@@ -21,7 +21,7 @@ type floor struct {
 	sig     []byte
 	priv    hpkePrivateKey
 	hpkePub HPKEPublicKey
-	ct      HPKECiphertext
+	ct      hpkeCiphertext
 	sealer  *sealer
 	opener  *opener
 	node    []byte

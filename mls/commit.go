@@ -1,6 +1,9 @@
 package mls
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // maxCommitEntries bounds the vectors of a Commit when it is read. It is above
 // all limits that a Config can sensibly set.
@@ -9,9 +12,9 @@ const maxCommitEntries = 1 << 16
 // maxWelcomePSKs does the same for the PSKs of a Welcome.
 const maxWelcomePSKs = 1 << 10
 
-// A Commit carries out proposals and starts a new epoch (RFC 9420, Section
+// A commit carries out proposals and starts a new epoch (RFC 9420, Section
 // 12.4).
-type Commit struct {
+type commit struct {
 	proposals []proposalOrRef
 	path      *updatePath
 }
@@ -27,7 +30,7 @@ const (
 	proposalByRef   = 2
 )
 
-func (c *Commit) unmarshal(s *reader) bool {
+func (c *commit) unmarshal(s *reader) bool {
 	ok := readVector(s, func(s *reader) bool {
 		if len(c.proposals) >= maxCommitEntries {
 			return s.fail("proposal-list/too-many", "", "a Commit with more than %d proposals", maxCommitEntries)
@@ -64,7 +67,7 @@ func (c *Commit) unmarshal(s *reader) bool {
 	return c.path.unmarshal(s)
 }
 
-func (c *Commit) appendTo(b []byte) []byte {
+func (c *commit) appendTo(b []byte) []byte {
 	b = appendVector(b, func(b []byte) []byte {
 		for i := range c.proposals {
 			if p := &c.proposals[i]; p.proposal != nil {
@@ -83,7 +86,7 @@ func (c *Commit) appendTo(b []byte) []byte {
 }
 
 // size is about the size of the encoding, and not less where Adds make it large.
-func (c *Commit) size() int {
+func (c *commit) size() int {
 	n := 256
 	for i := range c.proposals {
 		n += 64
@@ -112,7 +115,7 @@ type updatePath struct {
 
 type updatePathNode struct {
 	encryptionKey HPKEPublicKey
-	ciphertexts   []HPKECiphertext
+	ciphertexts   []hpkeCiphertext
 }
 
 func (p *updatePath) unmarshal(s *reader) bool {
@@ -133,7 +136,7 @@ func (p *updatePath) unmarshal(s *reader) bool {
 			if len(n.ciphertexts) >= maxCommitEntries {
 				return s.fail("commit/path-ciphertext-count", "7.6", "an UpdatePathNode with more than %d ciphertexts", maxCommitEntries)
 			}
-			var ct HPKECiphertext
+			var ct hpkeCiphertext
 			if !ct.unmarshal(s) {
 				return false
 			}
@@ -230,28 +233,30 @@ func (gi *GroupInfo) Verify(key SignaturePublicKey) error {
 func (gi *GroupInfo) CipherSuite() CipherSuite { return gi.context.cipherSuite }
 
 // GroupID returns the group's identifier.
-func (gi *GroupInfo) GroupID() []byte { return gi.context.groupID }
+func (gi *GroupInfo) GroupID() []byte { return bytes.Clone(gi.context.groupID) }
 
 // Epoch returns the epoch that the GroupInfo describes.
 func (gi *GroupInfo) Epoch() uint64 { return gi.context.epoch }
 
 // TreeHash returns the hash of the epoch's ratchet tree.
-func (gi *GroupInfo) TreeHash() []byte { return gi.context.treeHash }
+func (gi *GroupInfo) TreeHash() []byte { return bytes.Clone(gi.context.treeHash) }
 
 // ConfirmedTranscriptHash returns the epoch's confirmed transcript hash.
-func (gi *GroupInfo) ConfirmedTranscriptHash() []byte { return gi.context.confirmedTranscriptHash }
+func (gi *GroupInfo) ConfirmedTranscriptHash() []byte {
+	return bytes.Clone(gi.context.confirmedTranscriptHash)
+}
 
 // ConfirmationTag returns the confirmation tag of the epoch.
-func (gi *GroupInfo) ConfirmationTag() []byte { return gi.confirmationTag }
+func (gi *GroupInfo) ConfirmationTag() []byte { return bytes.Clone(gi.confirmationTag) }
 
 // Signer returns the member who signed the GroupInfo.
 func (gi *GroupInfo) Signer() LeafIndex { return gi.signer }
 
 // Extensions returns the extensions of the GroupInfo.
-func (gi *GroupInfo) Extensions() []Extension { return gi.extensions }
+func (gi *GroupInfo) Extensions() []Extension { return cloneExtensions(gi.extensions) }
 
 // GroupExtensions returns the extensions of the GroupContext.
-func (gi *GroupInfo) GroupExtensions() []Extension { return gi.context.extensions }
+func (gi *GroupInfo) GroupExtensions() []Extension { return cloneExtensions(gi.context.extensions) }
 
 // Welcome carries what new members need (RFC 9420, Section 12.4.3.1).
 type Welcome struct {
@@ -262,7 +267,7 @@ type Welcome struct {
 
 type encryptedGroupSecrets struct {
 	newMember  KeyPackageRef
-	ciphertext HPKECiphertext
+	ciphertext hpkeCiphertext
 }
 
 func (w *Welcome) unmarshal(s *reader) bool {

@@ -10,13 +10,22 @@ import (
 // A Config holds what a group needs from its surroundings. Its zero value, and
 // a nil *Config, use the documented defaults. It must not change while in use.
 type Config struct {
-	// Rand is the source of randomness. Nil means crypto/rand. ECDSA
-	// signatures and nothing else may draw from crypto/rand all the same.
+	// Rand is the source of keys, nonces and other values that are sent or
+	// kept. Nil means crypto/rand. ECDSA signatures, the verification of
+	// signatures in batches and the seeds of hash tables draw from
+	// crypto/rand all the same.
 	Rand io.Reader
 
 	// Now tells the time, against which lifetimes of KeyPackages are
 	// checked. Nil means time.Now.
 	Now func() time.Time
+
+	// CheckReceivedLifetimes refuses Adds by others, too, of KeyPackages that
+	// have expired or are not valid yet. RFC 9420, Section 7.3, recommends it
+	// for what just arrived. It is off because whoever was away for a while,
+	// or has another clock, would refuse Commits that all others have taken,
+	// and be left behind; our own Adds are always checked.
+	CheckReceivedLifetimes bool
 
 	// Limits bounds what peers can make us hold or do.
 	Limits Limits
@@ -48,7 +57,8 @@ type Config struct {
 	// is padded (RFC 9420, Section 6.3.1). Zero or less means no padding.
 	PaddingSize int
 
-	// OnSeal, in tests, is told of each use of a message key: use is SHA-256 over
+	// OnSeal is for audits, such as tests that look for nonces used twice. It
+	// costs two SHA-256 for each message when set, and is told of each use of a message key: use is SHA-256 over
 	// the key and the nonce before the reuse guard, and stands for one place in a
 	// secret tree; content is SHA-256 over what is encrypted. Nobody may see two
 	// contents under one use, whatever branches, restarts and restores there were.
@@ -64,7 +74,9 @@ type Authenticator interface {
 
 	// SameClient reports whether next may take the place of old: as the
 	// successor in an Update or Commit, and as the same client that comes
-	// back by an external Commit.
+	// back by an external Commit. It is not asked about Adds: a client that is
+	// in the group already, or in two Adds, is known by its signature key, and
+	// the application has to look for others (StagedCommit.Proposals).
 	SameClient(old, next *LeafNode) bool
 }
 
@@ -81,6 +93,8 @@ func (c *Config) onSeal() func(use, content [32]byte) {
 	}
 	return c.OnSeal
 }
+
+func (c *Config) checkReceivedLifetimes() bool { return c != nil && c.CheckReceivedLifetimes }
 
 func (c *Config) now() time.Time {
 	if c == nil || c.Now == nil {

@@ -21,6 +21,8 @@
 // hostile: sizes are bounded by [Limits], and a refusal is a
 // [ValidationError] that names the broken rule and leaves the state unchanged.
 //
-// Secrets are overwritten when they are used up. Go may have copied them
-// before, so this is best effort.
+// Message keys, ratchet steps and the secrets of an epoch are overwritten when
+// they are used up, or by Zero; private keys of leaves and paths that others
+// replace are dropped, and live in memory until the collector takes them. Go may
+// have copied any of them before, so all of this is best effort.
 package mls

@@ -50,7 +50,8 @@ func (e *epoch) Extensions() []Extension { return cloneExtensions(e.context.exte
 
 // Extension returns the body of the GroupContext's extension of type t.
 func (e *epoch) Extension(t ExtensionType) ([]byte, bool) {
-	return findExtension(e.context.extensions, t)
+	data, ok := findExtension(e.context.extensions, t)
+	return bytes.Clone(data), ok
 }
 
 // TreeHash returns the hash of the ratchet tree.
@@ -78,7 +79,7 @@ func (e *epoch) checkFrame(groupID []byte, n uint64, handshake bool) error {
 	if !bytes.Equal(groupID, e.context.groupID) {
 		return invalid("framing/group-id", "6", "the message is for another group")
 	}
-	if e.reinit != nil && handshake {
+	if e.reinit != nil {
 		return invalid("framing/group-closed", "12.4.2", "the group is closed by a ReInit")
 	}
 	switch {
@@ -178,7 +179,7 @@ type transition struct {
 	*change
 	committer LeafIndex
 	external  bool
-	commit    *Commit
+	commit    *commit
 	steps     []pathStep // of the path, if there is one
 	provision []byte     // the GroupContext to which path secrets are encrypted
 	context   groupContext
@@ -216,13 +217,13 @@ func (e *epoch) next(ac *authenticatedContent, cache *proposalCache, bootstrap R
 	switch ac.content.sender.Type {
 	case SenderTypeMember:
 		old = e.tree.leaf(t.committer)
-		t.change, err = e.applyProposals(list, t.committer, bootstrap)
+		t.change, err = e.applyProposals(list, t.committer, bootstrap, true)
 	case SenderTypeNewMemberCommit:
 		t.external = true
 		if c.path == nil {
 			return nil, invalid("external-commit/no-path", "12.4.3.2", "an external Commit without path")
 		}
-		t.change, t.committer, err = e.applyExternal(list, c.path.leaf)
+		t.change, t.committer, err = e.applyExternal(list, c.path.leaf, true)
 	default:
 		return nil, invalid("external-commit/wrong-sender-type", "12.4.3.2", "a Commit from sender type %d", ac.content.sender.Type)
 	}
@@ -233,7 +234,7 @@ func (e *epoch) next(ac *authenticatedContent, cache *proposalCache, bootstrap R
 		return nil, invalid("commit/path-missing-update", "12.4", "the Commit's proposals ask for a path, and it has none")
 	}
 	if c.path != nil {
-		if err := e.checkPathLeaf(c.path.leaf, t.committer, old); err != nil {
+		if err := e.checkPathLeaf(c.path.leaf, t.committer, old, t.resync); err != nil {
 			return nil, err
 		}
 		if t.steps, err = t.tree.applyPath(t.committer, c.path, t.added); err != nil {
@@ -259,8 +260,9 @@ func (t *transition) finish(e *epoch) {
 }
 
 // checkPathLeaf checks the leaf of an UpdatePath. RFC 9420, Sections 7.3 and
-// 12.4.2. old is nil for an external Commit.
-func (e *epoch) checkPathLeaf(l *LeafNode, index LeafIndex, old *LeafNode) error {
+// 12.4.2. old is the committer's leaf, nil for an external Commit; resync is the
+// leaf that an external Commit takes the place of, if any (Section 12.2).
+func (e *epoch) checkPathLeaf(l *LeafNode, index LeafIndex, old, resync *LeafNode) error {
 	cs := e.context.cipherSuite
 	if err := l.checkSource(LeafNodeSourceCommit); err != nil {
 		return invalid("commit/path-leaf-source", "12.4.2", "%w", err)
@@ -276,6 +278,10 @@ func (e *epoch) checkPathLeaf(l *LeafNode, index LeafIndex, old *LeafNode) error
 		if !e.cfg.sameClient(old, l) {
 			return invalid("leaf-node/credential-not-successor", "5.3.1", "the credential is not one that may follow the committer's old")
 		}
+	}
+	// Whether it is the same client was asked with the Remove.
+	if resync != nil && bytes.Equal(resync.EncryptionKey, l.EncryptionKey) {
+		return invalid("leaf-node/encryption-key-unchanged", "12.2", "the encryption_key is that of the leaf which the external Commit replaces")
 	}
 	return l.verifySignature(cs, e.signers, e.context.groupID, index)
 }
@@ -345,7 +351,7 @@ func (e *epoch) proposalRef(ac *authenticatedContent) ProposalRef {
 // cacheProposal checks a proposal message whose signature is right and keeps
 // the proposal.
 func (e *epoch) cacheProposal(ac *authenticatedContent, cache *proposalCache) (*ProposalMessage, error) {
-	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree}
+	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree, received: true}
 	p := ac.content.proposal
 	if err := pc.validate(&p, ac.content.sender); err != nil {
 		return nil, err

@@ -12,6 +12,11 @@ type Rule string
 
 // ValidationError reports which rule an input broke. The group the input was
 // meant for is unchanged.
+//
+// Where a part of the input was refused, the error of the whole wraps that of the
+// part: "proposal/add-invalid-key-package", "key-package/leaf-invalid",
+// "leaf-node/lifetime-expired". errors.As finds the outermost, which says what kind
+// of input it was; Cause returns the innermost, which says what is wrong.
 type ValidationError struct {
 	Rule    Rule   // what was broken, such as "leaf-node/lifetime-expired"
 	Section string // the section of RFC 9420 that asks for it, such as "7.3"; empty for rules of our own
@@ -32,6 +37,18 @@ func (e *ValidationError) Error() string {
 
 // Unwrap returns the cause.
 func (e *ValidationError) Unwrap() error { return e.Err }
+
+// Cause returns the innermost rule that was broken.
+func (e *ValidationError) Cause() Rule {
+	rule := e.Rule
+	for err := error(e); ; {
+		var v *ValidationError
+		if !errors.As(err, &v) {
+			return rule
+		}
+		rule, err = v.Rule, v.Err
+	}
+}
 
 // invalid makes a ValidationError; the format may wrap a cause with %w.
 func invalid(rule Rule, section, format string, args ...any) error {

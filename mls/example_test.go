@@ -241,10 +241,8 @@ func ExamplePSK() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	nonce := make([]byte, group.CipherSuite().HashLen())
-	rand.Read(nonce)
 	commit, err := group.Commit(mls.CommitOptions{Proposals: []mls.Proposal{mls.PSK(mls.PreSharedKeyID{
-		Type: mls.PSKTypeExternal, ID: []byte("shown as a QR code"), Nonce: nonce,
+		Type: mls.PSKTypeExternal, ID: []byte("shown as a QR code"),
 	})}})
 	if err != nil {
 		log.Fatal(err)

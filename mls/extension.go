@@ -109,6 +109,9 @@ func checkExtensions(exts []Extension, place extensionPlace) error {
 		if isDefaultExtension(e.Type) && !slices.Contains(p.defaults, e.Type) {
 			return invalid("codec/extension-wrong-place", "17.3", "extension type %d does not belong in a %s", e.Type, p.name)
 		}
+		if e.Type != ExtensionTypeRatchetTree && len(e.Data) > defaultMaxExtensionSize {
+			return invalid("codec/vector-over-limit", "", "extension type %d of %d bytes in a %s is over the limit of %d", e.Type, len(e.Data), p.name, defaultMaxExtensionSize)
+		}
 		var err error
 		switch e.Type {
 		case ExtensionTypeApplicationID, ExtensionTypeExternalPub:

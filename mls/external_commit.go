@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 )
@@ -71,7 +72,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 	for _, id := range o.PSKs {
 		proposals = append(proposals, PSK(id))
 	}
-	commit := new(Commit)
+	commit := new(commit)
 	var list []CommittedProposal
 	for _, p := range proposals {
 		if p, err = fillNonce(p, cs, rand); err != nil {
@@ -95,7 +96,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		return nil, err
 	}
 	t := &transition{external: true, commit: commit}
-	if t.change, t.committer, err = e.applyExternal(list, draft); err != nil {
+	if t.change, t.committer, err = e.applyExternal(list, draft, false); err != nil {
 		return nil, err
 	}
 	path, err := t.tree.createPath(t.committer, rand, func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
@@ -106,7 +107,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		if err != nil {
 			return nil, err
 		}
-		return l, e.checkPathLeaf(l, t.committer, nil)
+		return l, e.checkPathLeaf(l, t.committer, nil, t.resync)
 	})
 	if err != nil {
 		return nil, err
@@ -121,6 +122,9 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 	}
 	psks, err := pskSecret(cs, t.psks, func(id *PreSharedKeyID) (secret, bool) {
 		for _, g := range o.Resumption {
+			if g == nil {
+				continue
+			}
 			if s, ok := g.ownPSK(id); ok {
 				return s, true
 			}
@@ -184,6 +188,10 @@ func proposalFromOutside(cs CipherSuite, groupID []byte, epoch uint64, sender Se
 	}
 	if !p.complete() {
 		return nil, errors.New("mls: the proposal is incomplete")
+	}
+	p, err := fillNonce(p, cs, rand.Reader)
+	if err != nil {
+		return nil, err
 	}
 	ac, err := signContent(cs, key, WireFormatPublicMessage, framedContent{
 		groupID:           bytes.Clone(groupID),

@@ -143,7 +143,7 @@ func byValue(ps ...Proposal) []proposalOrRef {
 func (w *world) forge(g *Group, f commitForgery) *Message {
 	w.t.Helper()
 	cs := w.cs
-	c := &Commit{proposals: f.proposals}
+	c := &commit{proposals: f.proposals}
 	t := &transition{committer: g.own, commit: c, change: &change{tree: g.tree.change(), extensions: g.context.extensions, added: f.added}}
 	if f.exts != nil {
 		t.extensions = f.exts

@@ -96,7 +96,7 @@ type framedContent struct {
 
 	applicationData []byte
 	proposal        Proposal
-	commit          *Commit
+	commit          *commit
 
 	body []byte // the content's encoding
 	raw  []byte // the whole encoding: what is signed and hashed
@@ -125,7 +125,7 @@ func (c *framedContent) unmarshalBody(s *reader) bool {
 	case ContentTypeProposal:
 		ok = readProposal(s, &c.proposal)
 	case ContentTypeCommit:
-		c.commit = new(Commit)
+		c.commit = new(commit)
 		ok = c.commit.unmarshal(s)
 	}
 	c.body = s.since(start)

@@ -27,9 +27,9 @@ var wireTypes = []func() wireType{
 	func() wireType { return new(LeafNode) },
 	func() wireType { return new(KeyPackage) },
 	func() wireType { return new(PreSharedKeyID) },
-	func() wireType { return new(HPKECiphertext) },
+	func() wireType { return new(hpkeCiphertext) },
 	func() wireType { return new(ReInit) },
-	func() wireType { return new(Commit) },
+	func() wireType { return new(commit) },
 	func() wireType { return new(updatePath) },
 	func() wireType { return new(parentNode) },
 	func() wireType { return new(groupContext) },
@@ -74,10 +74,10 @@ func FuzzCapabilities(f *testing.F)         { fuzzWire[Capabilities](f) }
 func FuzzLeafNode(f *testing.F)             { fuzzWire[LeafNode](f) }
 func FuzzKeyPackage(f *testing.F)           { fuzzWire[KeyPackage](f) }
 func FuzzPreSharedKeyID(f *testing.F)       { fuzzWire[PreSharedKeyID](f) }
-func FuzzHPKECiphertext(f *testing.F)       { fuzzWire[HPKECiphertext](f) }
+func FuzzHPKECiphertext(f *testing.F)       { fuzzWire[hpkeCiphertext](f) }
 func FuzzReInit(f *testing.F)               { fuzzWire[ReInit](f) }
 func FuzzProposal(f *testing.F)             { fuzzWire[proposalWire](f) }
-func FuzzCommit(f *testing.F)               { fuzzWire[Commit](f) }
+func FuzzCommit(f *testing.F)               { fuzzWire[commit](f) }
 func FuzzUpdatePath(f *testing.F)           { fuzzWire[updatePath](f) }
 func FuzzParentNode(f *testing.F)           { fuzzWire[parentNode](f) }
 func FuzzGroupContext(f *testing.F)         { fuzzWire[groupContext](f) }

@@ -125,7 +125,7 @@ func FuzzPrimitives(f *testing.F) {
 					t.Errorf("%v: a signature was made up", cs)
 				}
 				_ = VerifyWithLabel(cs, raw, "label", nil, raw)
-				if _, err := cs.decryptWithLabel(privs[i], pubs[i], "label", nil, HPKECiphertext{KEMOutput: raw, Ciphertext: raw}); err == nil {
+				if _, err := cs.decryptWithLabel(privs[i], pubs[i], "label", nil, hpkeCiphertext{KEMOutput: raw, Ciphertext: raw}); err == nil {
 					t.Errorf("%v: a ciphertext was made up", cs)
 				}
 			}

@@ -222,6 +222,7 @@ func FuzzParseSignaturePrivateKey(f *testing.F) {
 // fuzzedBy names the target of each decoder that has none of its own name, and
 // of what processes messages.
 var fuzzedBy = map[string]string{
+	"hpkeCiphertext.unmarshal":    "HPKECiphertext",
 	"AppDataDictionary.unmarshal": "AppDataDictionary", "ParseAppDataDictionary": "AppDataDictionary",
 	"ParseRequiredCapabilities": "RequiredCapabilities", "ParseExternalSenders": "ExternalSenders", "externalSenders.unmarshal": "ExternalSenders",
 	"framedContent.unmarshal": "AuthenticatedContent", "framedContent.unmarshalBody": "PrivateContent", "authenticatedContent.unmarshalAuth": "PrivateContent",

@@ -54,6 +54,11 @@ func FuzzParseMessage(f *testing.F) {
 			t.Errorf("got %x, want %x", b, raw)
 		}
 		_, _ = m.Sender()
+		_, _ = m.CommitExtensions()
+		if kp := m.KeyPackage(); kp != nil {
+			_ = kp.Ref()
+			_ = kp.Validate(nil, kp.CipherSuite)
+		}
 		_, _, _, _, _ = m.GroupID(), m.Epoch(), m.ContentType(), m.AuthenticatedData(), m.ConfirmationTag()
 		if kp := m.KeyPackage(); kp != nil && kp.CipherSuite.Supported() {
 			_ = kp.Validate(&Config{Now: testNow}, kp.CipherSuite)

@@ -12,8 +12,11 @@ import (
 // Commit (RFC 9420, Section 12.4). Commit them first.
 var ErrPendingProposals = errors.New("mls: proposals are waiting; commit them before sending application data")
 
-// ErrOwnMessage is returned by Process for a message that the group's own
-// member sent. Nothing is wrong with it.
+// ErrOwnMessage is returned by Process for a PrivateMessage that names the
+// group's own member as its sender. It was not verified: a server may
+// have echoed it, or another member may have put our leaf into the sender data,
+// so nothing follows from it. A Commit of ours as a PublicMessage is refused as
+// commit/own-not-pending instead; compare it with StagedCommit.Message.
 var ErrOwnMessage = errors.New("mls: the message is our own")
 
 // ErrZeroed is returned by a group whose secrets were wiped.
@@ -212,13 +215,25 @@ func (g *Group) sign(c framedContent, wf WireFormat) (*authenticatedContent, err
 func (g *Group) protect(ac *authenticatedContent) ([]byte, error) {
 	cs := g.context.cipherSuite
 	if ac.wireFormat == WireFormatPublicMessage {
-		return ac.publicMessage(cs, g.secrets.membership, g.contextRaw), nil
+		return sendable(ac.publicMessage(cs, g.secrets.membership, g.contextRaw))
 	}
 	padding := 0
 	if g.cfg != nil {
 		padding = g.cfg.PaddingSize
 	}
-	return protectPrivate(cs, ac, g.ratchets, g.secrets.senderData, g.cfg.limits(), padding, g.cfg.rand(), g.cfg.onSeal())
+	raw, err := protectPrivate(cs, ac, g.ratchets, g.secrets.senderData, g.cfg.limits(), padding, g.cfg.rand(), g.cfg.onSeal())
+	if err != nil {
+		return nil, err
+	}
+	return sendable(raw)
+}
+
+// sendable refuses messages of ours that ParseMessage does not take.
+func sendable(raw []byte) ([]byte, error) {
+	if len(raw) > defaultMaxMessageSize {
+		return nil, fmt.Errorf("mls: a message of %d bytes is over the limit of %d, and nobody would read it; send less at once", len(raw), defaultMaxMessageSize)
+	}
+	return raw, nil
 }
 
 // FramingOptions say how a handshake message is framed.
@@ -430,7 +445,7 @@ func (g *Group) psk(id *PreSharedKeyID) (secret, bool) {
 func (g *Group) ownPSK(id *PreSharedKeyID) (secret, bool) {
 	if id.Type == PSKTypeResumption && bytes.Equal(id.GroupID, g.context.groupID) {
 		if id.Epoch == g.context.epoch {
-			return g.secrets.resumption, true
+			return g.secrets.resumption, g.ratchets != nil // nothing is left after Zero
 		}
 		for i := range g.past {
 			if g.past[i].epoch == id.Epoch {
@@ -563,7 +578,7 @@ func (g *Group) stage(ac *authenticatedContent) (*StagedCommit, error) {
 func (g *Group) updatedKeys(l *LeafNode) (nodeKeys, error) {
 	for _, p := range g.cache.list {
 		if p.leafKey != nil && bytes.Equal(p.proposal.Update.EncryptionKey, l.EncryptionKey) {
-			return nodeKeys{g.own.node(): {p.leafKey, l.EncryptionKey}}, nil
+			return nodeKeys{g.own.node(): {p.leafKey.clone(), l.EncryptionKey}}, nil
 		}
 	}
 	return nil, invalid("commit/path-secret-undecryptable", "7.5", "an Update of ours is committed whose private key is lost")

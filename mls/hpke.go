@@ -20,17 +20,17 @@ type HPKEPublicKey []byte
 // An hpkePrivateKey is as RFC 9180's SerializePrivateKey writes it.
 type hpkePrivateKey = secret
 
-// An HPKECiphertext is a message to one public key (RFC 9420, Section 5.1.3).
-type HPKECiphertext struct {
+// An hpkeCiphertext is a message to one public key (RFC 9420, Section 5.1.3).
+type hpkeCiphertext struct {
 	KEMOutput  []byte
 	Ciphertext []byte
 }
 
-func (c *HPKECiphertext) unmarshal(s *reader) bool {
+func (c *hpkeCiphertext) unmarshal(s *reader) bool {
 	return readOpaqueVec(s, &c.KEMOutput) && readOpaqueVec(s, &c.Ciphertext)
 }
 
-func (c *HPKECiphertext) appendTo(b []byte) []byte {
+func (c *hpkeCiphertext) appendTo(b []byte) []byte {
 	return appendOpaqueVec(appendOpaqueVec(b, c.KEMOutput), c.Ciphertext)
 }
 
@@ -412,16 +412,16 @@ func newSealer(cs CipherSuite, label string, context []byte) *sealer {
 	return &sealer{newHPKEInfo(cs, encryptContext(label, context))}
 }
 
-func (s *sealer) seal(pub HPKEPublicKey, plaintext []byte, rand io.Reader) (HPKECiphertext, error) {
+func (s *sealer) seal(pub HPKEPublicKey, plaintext []byte, rand io.Reader) (hpkeCiphertext, error) {
 	enc, shared, err := s.info.cs.encap(pub, rand)
 	if err != nil {
-		return HPKECiphertext{}, err
+		return hpkeCiphertext{}, err
 	}
 	key, nonce := s.info.keyNonce(shared)
 	ct := s.info.cs.aeadSeal(key, nonce, nil, plaintext)
 	key.zero()
 	nonce.zero()
-	return HPKECiphertext{KEMOutput: enc, Ciphertext: ct}, nil
+	return hpkeCiphertext{KEMOutput: enc, Ciphertext: ct}, nil
 }
 
 // An opener is the receiver's side of a sealer.
@@ -431,7 +431,7 @@ func newOpener(cs CipherSuite, label string, context []byte) *opener {
 	return &opener{newHPKEInfo(cs, encryptContext(label, context))}
 }
 
-func (o *opener) open(priv hpkePrivateKey, pub HPKEPublicKey, ct HPKECiphertext) (secret, error) {
+func (o *opener) open(priv hpkePrivateKey, pub HPKEPublicKey, ct hpkeCiphertext) (secret, error) {
 	if len(ct.Ciphertext) < aeadOverhead {
 		return nil, invalid("crypto/hpke-ciphertext-short", "5.1.3", "HPKE ciphertext of %d bytes is shorter than its tag", len(ct.Ciphertext))
 	}
@@ -450,7 +450,7 @@ func (o *opener) open(priv hpkePrivateKey, pub HPKEPublicKey, ct HPKECiphertext)
 }
 
 // decryptWithLabel is DecryptWithLabel of RFC 9420, Section 5.1.3.
-func (cs CipherSuite) decryptWithLabel(priv hpkePrivateKey, pub HPKEPublicKey, label string, context []byte, ct HPKECiphertext) (secret, error) {
+func (cs CipherSuite) decryptWithLabel(priv hpkePrivateKey, pub HPKEPublicKey, label string, context []byte, ct hpkeCiphertext) (secret, error) {
 	return newOpener(cs, label, context).open(priv, pub, ct)
 }
 

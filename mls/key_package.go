@@ -49,8 +49,11 @@ func (kp *KeyPackage) unmarshal(s *reader) bool {
 func (kp *KeyPackage) appendTo(b []byte) []byte { return append(b, kp.raw...) }
 
 // Ref returns the hash reference by which Welcomes name the KeyPackage
-// (RFC 9420, Section 5.2). The suite must be supported.
+// (RFC 9420, Section 5.2); nil if its suite is neither Supported nor Experimental.
 func (kp *KeyPackage) Ref() KeyPackageRef {
+	if kp.CipherSuite.check() != nil {
+		return nil
+	}
 	return KeyPackageRef(RefHash(kp.CipherSuite, "MLS 1.0 KeyPackage Reference", kp.raw))
 }
 
@@ -86,10 +89,14 @@ func (kp *KeyPackage) Validate(cfg *Config, cs CipherSuite) error {
 	if err := kp.checkForm(cfg, cs); err != nil {
 		return err
 	}
+	if err := kp.checkClock(cfg); err != nil {
+		return err
+	}
 	return kp.verifySignatures()
 }
 
-// checkForm checks all of RFC 9420, Section 10.1, but the two signatures.
+// checkForm checks all of RFC 9420, Section 10.1, but the two signatures and
+// whether the time is within the lifetime.
 func (kp *KeyPackage) checkForm(cfg *Config, cs CipherSuite) error {
 	if kp.raw == nil {
 		return invalid("key-package/signature-invalid", "10.1", "the KeyPackage was not made or parsed by this package")
@@ -117,6 +124,14 @@ func (kp *KeyPackage) checkForm(cfg *Config, cs CipherSuite) error {
 		err = kp.LeafNode.checkLifetime(cfg)
 	}
 	if err != nil {
+		return invalid("key-package/leaf-invalid", "10.1", "%w", err)
+	}
+	return nil
+}
+
+// checkClock checks that the KeyPackage may be used now.
+func (kp *KeyPackage) checkClock(cfg *Config) error {
+	if err := kp.LeafNode.checkClock(cfg); err != nil {
 		return invalid("key-package/leaf-invalid", "10.1", "%w", err)
 	}
 	return nil
@@ -241,7 +256,10 @@ func NewKeyPackage(cfg *Config, cs CipherSuite, key SignaturePrivateKey, o LeafO
 	if err := unmarshal(appendOpaqueVec(raw, sig), b.keyPackage); err != nil {
 		return nil, fmt.Errorf("mls: the options give a KeyPackage that nobody could read: %w", err)
 	}
-	if err := b.keyPackage.checkForm(cfg, cs); err != nil {
+	if err = b.keyPackage.checkForm(cfg, cs); err == nil {
+		err = b.keyPackage.checkClock(cfg)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("mls: the options give a KeyPackage that others refuse: %w", err)
 	}
 	return b, nil

@@ -313,24 +313,32 @@ func (l *LeafNode) checkForm(cfg *Config, cs CipherSuite) error {
 	return nil
 }
 
-// checkLifetime checks the leaf against the clock. RFC 9420, Section 7.3: for
-// a KeyPackage that is about to be used or was just offered; a leaf that sits
-// in a tree may have expired.
+// checkLifetime checks how long a KeyPackage's leaf lives. RFC 9420, Section 7.2.
 func (l *LeafNode) checkLifetime(cfg *Config) error {
 	if l.Source != LeafNodeSourceKeyPackage {
 		return nil
 	}
 	lim := cfg.limits()
-	now := cfg.now().Unix()
-	if now < 0 {
-		now = 0
-	}
 	lt := l.Lifetime
 	switch {
 	case lt.NotAfter < lt.NotBefore:
 		return invalid("leaf-node/lifetime-inverted", "7.2", "not_after %d is before not_before %d", lt.NotAfter, lt.NotBefore)
 	case lim.MaxLifetime != math.MaxInt64 && lt.NotAfter-lt.NotBefore > uint64(lim.MaxLifetime):
 		return invalid("leaf-node/lifetime-too-long", "7.2", "a lifetime of %d seconds is over the limit of %d", lt.NotAfter-lt.NotBefore, lim.MaxLifetime)
+	}
+	return nil
+}
+
+// checkClock checks that the time is within the leaf's lifetime. RFC 9420, Section
+// 7.3: for a KeyPackage that is about to be used; a leaf that sits in a tree, or in
+// a Commit that was delivered late, may have expired.
+func (l *LeafNode) checkClock(cfg *Config) error {
+	if l.Source != LeafNodeSourceKeyPackage {
+		return nil
+	}
+	lim := cfg.limits()
+	now := max(cfg.now().Unix(), 0)
+	switch lt := l.Lifetime; {
 	case lt.NotAfter < uint64(now):
 		return invalid("leaf-node/lifetime-expired", "7.3", "not_after %d has passed", lt.NotAfter)
 	case lt.NotBefore > uint64(now)+uint64(lim.ClockSkew):

@@ -3,14 +3,14 @@ package mls
 // Limits bounds what a peer can make us hold or do. A zero field means its
 // default.
 type Limits struct {
-	MaxMessageSize     int // bytes of one MLSMessage or ratchet tree; default 16 MiB
+	MaxMessageSize     int // bytes of one ratchet tree; default 16 MiB. An MLSMessage may have 16 MiB whatever this says
 	MaxMembers         int // leaves of a ratchet tree; default 20,000
 	MaxForward         int // generations one message may skip; default 1,000
 	MaxForwardTotal    int // generations one sender may skip in an epoch; default 10,000
 	MaxSkipped         int // unused message keys kept for each sender and content type; default 256
 	MaxSkippedTotal    int // unused message keys kept for the group's epoch; default 10,000
 	MaxProposals       int // proposals in one Commit; default 1,000
-	MaxSenderProposals int // cached proposals of one sender in an epoch; default 10
+	MaxSenderProposals int // cached proposals of one member in an epoch, and of all who ask to be added; default 10. External senders are bound by MaxCachedProposals only
 	MaxCachedProposals int // cached proposals in an epoch; default 500
 	MaxPSKs            int // PSKs in one Commit or Welcome; default 32
 	MaxExtensionSize   int // bytes of one extension, the ratchet_tree extension aside; default 64 KiB

@@ -99,7 +99,7 @@ func TestLongVectorsAreRefused(t *testing.T) {
 		bad  []byte // with one more
 		rule Rule
 	}{
-		"proposals": {func() wireType { return new(Commit) },
+		"proposals": {func() wireType { return new(commit) },
 			append(rep(1<<16, append([]byte{proposalByRef}, opaque(32)...)), 0),
 			append(rep(1<<16+1, append([]byte{proposalByRef}, opaque(32)...)), 0), "proposal-list/too-many"},
 		"path nodes": {func() wireType { return new(updatePath) },

@@ -293,6 +293,9 @@ func (s *StagedCommit) MarshalBinary() ([]byte, error) {
 	if s.message == nil || s.next == nil {
 		return nil, errors.New("mls: only Commits of our own are stored; process others again")
 	}
+	if s.next.ratchets == nil {
+		return nil, ErrZeroed
+	}
 	b := []byte{stagedCommitFormat}
 	b = appendOpaqueVec(b, s.message)
 	b = appendOptional(b, s.welcome != nil)

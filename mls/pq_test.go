@@ -202,7 +202,7 @@ func TestPQHPKEAgreesWithStandardLibrary(t *testing.T) {
 
 			enc, sender, err := stdhpke.NewSender(std.PublicKey(), kdf, aead, info)
 			w.check(err)
-			got, err := (&opener{newHPKEInfo(w.cs, info)}).open(priv, pub, HPKECiphertext{KEMOutput: enc, Ciphertext: must(sender.Seal(nil, text))})
+			got, err := (&opener{newHPKEInfo(w.cs, info)}).open(priv, pub, hpkeCiphertext{KEMOutput: enc, Ciphertext: must(sender.Seal(nil, text))})
 			w.check(err)
 			wantBytes(t, "opened", got, text)
 			shared, err := w.cs.decap(priv, pub, enc)
@@ -334,7 +334,7 @@ var pqRejects = []rejectCase{
 	}),
 	pqRow("crypto/pq-hpke-tampered", "crypto/hpke-tampered", func(t *testing.T, w *world, _ HPKEPublicKey) error {
 		priv, pub, ct := sealed(t, w.cs)
-		open := func(ct HPKECiphertext) error {
+		open := func(ct hpkeCiphertext) error {
 			_, err := w.cs.decryptWithLabel(priv, pub, "label", []byte("context"), ct)
 			return err
 		}
@@ -342,9 +342,9 @@ var pqRejects = []rejectCase{
 		// ML-KEM rejects implicitly: another secret, and no other sign.
 		m := w.cs.suite().kem.pq.mlkem.CiphertextSize()
 		for i := 0; i < m; i += 61 {
-			wantRule(t, open(HPKECiphertext{KEMOutput: flipped(ct.KEMOutput, i), Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
+			wantRule(t, open(hpkeCiphertext{KEMOutput: flipped(ct.KEMOutput, i), Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
 		}
-		return open(HPKECiphertext{KEMOutput: ct.KEMOutput, Ciphertext: flipped(ct.Ciphertext, 0)})
+		return open(hpkeCiphertext{KEMOutput: ct.KEMOutput, Ciphertext: flipped(ct.Ciphertext, 0)})
 	}),
 	{row: "crypto/hybrid-low-order", rule: "crypto/public-key-low-order", run: func(t *testing.T) error {
 		w := newExperimentalWorld(t, hybrid)

@@ -80,7 +80,7 @@ func TestHPKEAgreesWithOtherImplementations(t *testing.T) {
 	}
 	open := func(t *testing.T, cs CipherSuite, priv hpkePrivateKey, pub HPKEPublicKey, enc, ct []byte) {
 		t.Helper()
-		got, err := (&opener{newHPKEInfo(cs, info)}).open(priv, pub, HPKECiphertext{KEMOutput: enc, Ciphertext: ct})
+		got, err := (&opener{newHPKEInfo(cs, info)}).open(priv, pub, hpkeCiphertext{KEMOutput: enc, Ciphertext: ct})
 		noError(t, err)
 		wantBytes(t, "plaintext", got, text)
 	}

@@ -176,6 +176,8 @@ type proposalContext struct {
 	keyPackages *[]*KeyPackage
 	// Set for the first Commit of a group made by ReInit or Branch.
 	bootstrap ResumptionPSKUsage
+	// Set for what others sent, whose KeyPackages may have expired since.
+	received bool
 }
 
 // validate checks one proposal by itself. RFC 9420, Section 12.1. What depends
@@ -184,7 +186,11 @@ func (pc *proposalContext) validate(p *Proposal, sender Sender) error {
 	cs := pc.ctx.cipherSuite
 	switch p.Type {
 	case ProposalTypeAdd:
-		if err := p.Add.checkForm(pc.cfg, cs); err != nil {
+		err := p.Add.checkForm(pc.cfg, cs)
+		if err == nil && (!pc.received || pc.cfg.checkReceivedLifetimes()) {
+			err = p.Add.checkClock(pc.cfg)
+		}
+		if err != nil {
 			return invalid("proposal/add-invalid-key-package", "12.1.1", "%w", err)
 		}
 		if pc.keyPackages != nil {
@@ -266,6 +272,13 @@ func (pc *proposalContext) validateUpdate(l *LeafNode, index LeafIndex) error {
 }
 
 func (pc *proposalContext) validatePSK(id *PreSharedKeyID) error {
+	// Parsing refuses others; this is for what our own application asks for.
+	switch {
+	case id.Type != PSKTypeExternal && id.Type != PSKTypeResumption:
+		return invalid("codec/unknown-psk-type", "8.4", "PSK type %d is not defined", id.Type)
+	case id.Type == PSKTypeResumption && (id.Usage < ResumptionPSKUsageApplication || id.Usage > ResumptionPSKUsageBranch):
+		return invalid("codec/unknown-resumption-usage", "8.4", "resumption PSK usage %d is not defined", id.Usage)
+	}
 	if n := pc.ctx.cipherSuite.HashLen(); len(id.Nonce) != n {
 		return invalid("proposal/psk-nonce-length", "12.1.4", "a PSK nonce of %d bytes where %d are due", len(id.Nonce), n)
 	}

@@ -31,6 +31,7 @@ type change struct {
 	removed      []RemovedLeaf
 	reinit       *ReInit
 	externalInit []byte
+	resync       *LeafNode // the leaf that an external Commit takes the place of
 	gce          bool
 	needsPath    bool
 }
@@ -42,13 +43,13 @@ func (c *change) removes(i LeafIndex) bool {
 
 // applyProposals checks the proposals of a Commit by a member and carries them
 // out on a copy of the tree. RFC 9420, Sections 12.2 and 12.3.
-func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bootstrap ResumptionPSKUsage) (*change, error) {
+func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bootstrap ResumptionPSKUsage, received bool) (*change, error) {
 	lim := e.cfg.limits()
 	if len(list) > lim.MaxProposals {
 		return nil, invalid("proposal-list/too-many", "", "a Commit of %d proposals is over the limit of %d", len(list), lim.MaxProposals)
 	}
 	var packages []*KeyPackage
-	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree, keyPackages: &packages, bootstrap: bootstrap}
+	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree, keyPackages: &packages, bootstrap: bootstrap, received: received}
 	touched := make(map[LeafIndex]ProposalType)
 	signatureKeys := make(map[string]bool)
 	initKeys := make(map[string]bool)
@@ -206,12 +207,12 @@ func (id *PreSharedKeyID) equal(o *PreSharedKeyID) bool {
 // applyExternal checks the proposals of an external Commit and carries them out
 // on a copy of the tree. RFC 9420, Sections 12.2 and 12.4.3.2. leaf is the
 // path's leaf. It returns the new member's place.
-func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change, LeafIndex, error) {
+func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode, received bool) (*change, LeafIndex, error) {
 	lim := e.cfg.limits()
 	if len(list) > lim.MaxProposals {
 		return nil, 0, invalid("proposal-list/too-many", "", "a Commit of %d proposals is over the limit of %d", len(list), lim.MaxProposals)
 	}
-	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree}
+	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree, received: received}
 	c := &change{proposals: list, extensions: e.context.extensions, needsPath: true}
 	inits := 0
 	var resync *LeafIndex
@@ -246,6 +247,7 @@ func (e *epoch) applyExternal(list []CommittedProposal, leaf *LeafNode) (*change
 				return nil, 0, invalid("external-commit/remove-other-identity", "12.2", "an external Commit removes leaf %d, which is another client", p.Remove)
 			}
 			resync = &p.Remove
+			c.resync = old
 		case ProposalTypeSelfRemove:
 			if leaving[list[i].Sender.LeafIndex] {
 				return nil, 0, invalid("proposal-list/two-removes-one-leaf", "12.2", "two SelfRemoves of leaf %d", list[i].Sender.LeafIndex)

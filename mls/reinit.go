@@ -11,7 +11,7 @@ func (o *JoinOptions) group(id *PreSharedKeyID) *Group {
 	if id.Type != PSKTypeResumption {
 		return nil
 	}
-	for _, g := range o.Resumption {
+	for _, g := range append([]*Group{o.Successor}, o.Resumption...) {
 		if g != nil && bytes.Equal(g.context.groupID, id.GroupID) && g.secrets != nil {
 			if _, ok := g.ownPSK(id); ok {
 				return g
@@ -47,6 +47,10 @@ func checkOrigin(e *epoch, id *PreSharedKeyID, o *JoinOptions) error {
 	r := old.reinit
 	if r == nil {
 		return invalid("welcome/reinit-parameters", "11.2", "the old group was not closed by a ReInit")
+	}
+	if id.Epoch != old.context.epoch {
+		// Who was removed before the ReInit knows PSKs of earlier epochs.
+		return invalid("welcome/reinit-psk-epoch", "11.2", "the resumption PSK is of epoch %d, the group was closed in epoch %d", id.Epoch, old.context.epoch)
 	}
 	if !bytes.Equal(r.GroupID, e.context.groupID) || r.Version != e.context.version || r.CipherSuite != e.context.cipherSuite ||
 		!bytes.Equal(appendExtensions(nil, r.Extensions), appendExtensions(nil, e.context.extensions)) {

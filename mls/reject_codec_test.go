@@ -99,8 +99,8 @@ var codecRejects = []rejectCase{
 		return err
 	}},
 	{row: "codec/optional-flag-2", run: func(t *testing.T) error {
-		noError(t, unmarshal(unhex(t, "00 00"), new(Commit)))
-		return unmarshal(unhex(t, "00 02"), new(Commit))
+		noError(t, unmarshal(unhex(t, "00 00"), new(commit)))
+		return unmarshal(unhex(t, "00 02"), new(commit))
 	}},
 	{row: "codec/truncated-anywhere", run: testTruncatedAnywhere},
 	{row: "codec/trailing-bytes-message", run: func(t *testing.T) error {
@@ -134,9 +134,9 @@ var codecRejects = []rejectCase{
 		return parseHex(t, "0001 0001  01 0a  0000000000000001  05 00000000")
 	}},
 	{row: "codec/unknown-proposal-or-ref", run: func(t *testing.T) error {
-		noError(t, unmarshal(unhex(t, "03 02 01 aa  00"), new(Commit)))
-		wantRule(t, unmarshal(unhex(t, "03 00 01 aa  00"), new(Commit)), "codec/unknown-proposal-or-ref")
-		return unmarshal(unhex(t, "03 03 01 aa  00"), new(Commit))
+		noError(t, unmarshal(unhex(t, "03 02 01 aa  00"), new(commit)))
+		wantRule(t, unmarshal(unhex(t, "03 00 01 aa  00"), new(commit)), "codec/unknown-proposal-or-ref")
+		return unmarshal(unhex(t, "03 03 01 aa  00"), new(commit))
 	}},
 	{row: "codec/unknown-leaf-node-source", run: func(t *testing.T) error {
 		noError(t, unmarshal(unhex(t, goodLeaf), new(LeafNode)))

@@ -139,7 +139,7 @@ var cryptoRejects = []rejectCase{
 			_, err = newSealer(cs, "label", nil).seal(u, nil, rand.Reader)
 			wantRule(t, err, "crypto/public-key-low-order")
 			priv, pub := mustKeyPair(t, cs)
-			_, err = cs.decryptWithLabel(priv, pub, "label", nil, HPKECiphertext{KEMOutput: u, Ciphertext: make([]byte, 32)})
+			_, err = cs.decryptWithLabel(priv, pub, "label", nil, hpkeCiphertext{KEMOutput: u, Ciphertext: make([]byte, 32)})
 			wantRule(t, err, "crypto/public-key-low-order")
 		}
 		return err
@@ -239,21 +239,21 @@ var cryptoRejects = []rejectCase{
 			_, err := cs.externalInitDecap(priv, pub, bad)
 			wantRule(t, err, "crypto/kem-output-wrong-length")
 		}
-		_, err := cs.decryptWithLabel(priv, pub, "label", []byte("context"), HPKECiphertext{KEMOutput: ct.KEMOutput[1:], Ciphertext: ct.Ciphertext})
+		_, err := cs.decryptWithLabel(priv, pub, "label", []byte("context"), hpkeCiphertext{KEMOutput: ct.KEMOutput[1:], Ciphertext: ct.Ciphertext})
 		return err
 	}},
 	{row: "crypto/hpke-ciphertext-short", each: func(t *testing.T, cs CipherSuite) error {
 		priv, pub, ct := sealed(t, cs)
 		var err error
 		for n := range aeadOverhead {
-			_, err = cs.decryptWithLabel(priv, pub, "label", []byte("context"), HPKECiphertext{KEMOutput: ct.KEMOutput, Ciphertext: ct.Ciphertext[:n]})
+			_, err = cs.decryptWithLabel(priv, pub, "label", []byte("context"), hpkeCiphertext{KEMOutput: ct.KEMOutput, Ciphertext: ct.Ciphertext[:n]})
 			wantRule(t, err, "crypto/hpke-ciphertext-short")
 		}
 		return err
 	}},
 	{row: "crypto/hpke-tampered", each: func(t *testing.T, cs CipherSuite) error {
 		priv, pub, ct := sealed(t, cs)
-		open := func(label, context string, ct HPKECiphertext) error {
+		open := func(label, context string, ct hpkeCiphertext) error {
 			_, err := cs.decryptWithLabel(priv, pub, label, []byte(context), ct)
 			return err
 		}
@@ -262,17 +262,17 @@ var cryptoRejects = []rejectCase{
 		wantRule(t, open("Label", "context", ct), "crypto/hpke-tampered")
 		var err error
 		for i := range ct.Ciphertext {
-			err = open("label", "context", HPKECiphertext{KEMOutput: ct.KEMOutput, Ciphertext: flipped(ct.Ciphertext, i)})
+			err = open("label", "context", hpkeCiphertext{KEMOutput: ct.KEMOutput, Ciphertext: flipped(ct.Ciphertext, i)})
 			wantRule(t, err, "crypto/hpke-tampered")
 		}
 		if cs.suite().kem.curve == nil {
 			for i := range ct.KEMOutput {
-				wantRule(t, open("label", "context", HPKECiphertext{KEMOutput: flipped(ct.KEMOutput, i), Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
+				wantRule(t, open("label", "context", hpkeCiphertext{KEMOutput: flipped(ct.KEMOutput, i), Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
 			}
 		} else {
 			_, other := mustKeyPair(t, cs)
-			wantRule(t, open("label", "context", HPKECiphertext{KEMOutput: other, Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
-			wantRule(t, open("label", "context", HPKECiphertext{KEMOutput: flipped(ct.KEMOutput, 9), Ciphertext: ct.Ciphertext}), "crypto/public-key-off-curve")
+			wantRule(t, open("label", "context", hpkeCiphertext{KEMOutput: other, Ciphertext: ct.Ciphertext}), "crypto/hpke-tampered")
+			wantRule(t, open("label", "context", hpkeCiphertext{KEMOutput: flipped(ct.KEMOutput, 9), Ciphertext: ct.Ciphertext}), "crypto/public-key-off-curve")
 		}
 		return err
 	}},
@@ -295,7 +295,7 @@ var cryptoRejects = []rejectCase{
 	}},
 }
 
-func sealed(t *testing.T, cs CipherSuite) (hpkePrivateKey, HPKEPublicKey, HPKECiphertext) {
+func sealed(t *testing.T, cs CipherSuite) (hpkePrivateKey, HPKEPublicKey, hpkeCiphertext) {
 	t.Helper()
 	priv, pub := mustKeyPair(t, cs)
 	ct, err := newSealer(cs, "label", []byte("context")).seal(pub, []byte("text"), rand.Reader)

@@ -13,6 +13,7 @@ type externalForgery struct {
 	noPath    bool
 	options   LeafOptions          // of the leaf; by name if it has no credential
 	signer    *SignaturePrivateKey // of the message, in place of the leaf's
+	leafKey   HPKEPublicKey        // in place of a fresh one
 }
 
 func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
@@ -23,7 +24,7 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 	kem, initSecret, err := cs.externalInitEncap(pub, w.cfg.Rand)
 	w.check(err)
 	init := Proposal{Type: ProposalTypeExternalInit, ExternalInit: kem}
-	c := &Commit{proposals: byValue(init)}
+	c := &commit{proposals: byValue(init)}
 	if f.proposals != nil {
 		c.proposals = f.proposals(init)
 	}
@@ -42,6 +43,9 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 		o = f.options
 	}
 	path, err := tree.createPath(t.committer, w.cfg.Rand, func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
+		if f.leafKey != nil {
+			pub = f.leafKey
+		}
 		l, err := o.leaf(w.cfg, key, pub)
 		w.check(err)
 		l.Source, l.ParentHash = LeafNodeSourceCommit, parentHash
@@ -314,7 +318,7 @@ var commitRejects = []rejectCase{
 		forger := removed
 		e := *gs[1].epoch
 		forger.epoch, forger.secrets = &e, gs[1].secrets
-		c := &Commit{}
+		c := &commit{}
 		ac, err := forger.sign(framedContent{contentType: ContentTypeCommit, commit: c}, WireFormatPublicMessage)
 		w.check(err)
 		ac.confirmationTag = make([]byte, cs.HashLen())

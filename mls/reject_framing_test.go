@@ -14,7 +14,7 @@ type forgedMessage struct {
 	context    []byte     // that is signed; nil is the right one
 	ct         ContentType
 	outer      ContentType // that a PrivateMessage claims; zero is ct
-	commit     *Commit
+	commit     *commit
 	proposal   Proposal
 	text       string
 	noSign     bool
@@ -465,7 +465,7 @@ var framingRejects = []rejectCase{
 		if _, err := b2.Encrypt([]byte("text"), nil); err == nil {
 			t.Error("a closed group encrypts")
 		}
-		c := forgedMessage{g: a2, ct: ContentTypeCommit, commit: &Commit{}}.public(t)
+		c := forgedMessage{g: a2, ct: ContentTypeCommit, commit: &commit{}}.public(t)
 		return refuse(t, b2, mustParse(t, c))
 	}},
 }

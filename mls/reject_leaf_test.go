@@ -39,6 +39,38 @@ func leafRow(rule Rule, edit func(w *world, l *LeafNode)) rejectCase {
 	})
 }
 
+// clockRow is a row about a KeyPackage at the wrong time: nobody adds it, and what
+// others do with it is refused where the Config says so.
+func clockRow(rule Rule, edit func(l *LeafNode)) rejectCase {
+	return rejectCase{row: rule, each: func(t *testing.T, cs CipherSuite) error {
+		w := newWorld(t, cs)
+		gs := w.group(3)
+		kp := w.forgePackage(packageForgery{leaf: edit})
+		err := kp.Validate(w.cfg, cs)
+		if v := new(ValidationError); !errors.As(err, &v) || v.Rule != "key-package/leaf-invalid" || v.Cause() != rule {
+			t.Errorf("Validate: %v", err)
+		}
+		before := groupState(gs[0])
+		if _, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Add(kp)}}); !hasRule(err, rule) {
+			t.Errorf("Commit: %v", err)
+		}
+		if _, _, err := gs[0].Propose(Add(kp), FramingOptions{}); !hasRule(err, rule) {
+			t.Errorf("Propose: %v", err)
+		}
+		if !bytes.Equal(before, groupState(gs[0])) {
+			t.Error("what was refused changed the group")
+		}
+		// By a committer whose clock is another.
+		m := w.forge(gs[0], commitForgery{
+			proposals: byValue(Add(kp)), path: true, added: []LeafIndex{LeafIndex(gs[0].tree.last)},
+			apply: func(t *ratchetTree) { t.add(kp.LeafNode) },
+		})
+		w.accept(gs[1], m)
+		w.cfg.CheckReceivedLifetimes = true
+		return w.refuseAdd(gs, kp, rule)
+	}}
+}
+
 const testExtension ExtensionType = 0xf0a1
 
 // wideGroup makes a group whose members support testExtension, proposal type
@@ -192,8 +224,8 @@ var leafRejects = []rejectCase{
 		l.Capabilities.CipherSuites = []CipherSuite{otherSuite(w.cs)}
 	}),
 	leafRow("leaf-node/extension-not-in-capabilities", func(w *world, l *LeafNode) { l.Extensions = []Extension{{Type: testExtension}} }),
-	leafRow("leaf-node/lifetime-expired", func(w *world, l *LeafNode) { l.Lifetime.NotAfter = uint64(testTime.Unix()) - 1 }),
-	leafRow("leaf-node/lifetime-not-yet", func(w *world, l *LeafNode) { l.Lifetime.NotBefore = uint64(testTime.Unix()) + 3601 }),
+	clockRow("leaf-node/lifetime-expired", func(l *LeafNode) { l.Lifetime.NotAfter = uint64(testTime.Unix()) - 1 }),
+	clockRow("leaf-node/lifetime-not-yet", func(l *LeafNode) { l.Lifetime.NotBefore = uint64(testTime.Unix()) + 3601 }),
 	leafRow("leaf-node/lifetime-too-long", func(w *world, l *LeafNode) {
 		l.Lifetime.NotAfter = l.Lifetime.NotBefore + uint64(w.cfg.limits().MaxLifetime) + 1
 	}),
@@ -257,6 +289,13 @@ var leafRejects = []rejectCase{
 		err := w.refuse(gs[1], w.forge(gs[0], commitForgery{path: true, leafKey: gs[0].OwnLeaf().EncryptionKey}))
 		if !hasRule(err, "leaf-node/encryption-key-unchanged") {
 			t.Errorf("path: %v", err)
+		}
+		// Nor may who comes back by an external Commit keep the key.
+		zero := LeafIndex(0)
+		err = w.refuse(gs[1], w.forgeExternal(gs[0], externalForgery{name: "member0", remove: &zero, leafKey: gs[0].OwnLeaf().EncryptionKey,
+			proposals: func(p Proposal) []proposalOrRef { return byValue(p, Remove(0)) }}))
+		if !hasRule(err, "leaf-node/encryption-key-unchanged") {
+			t.Errorf("external Commit: %v", err)
 		}
 		up := w.updateLeaf(gs[0], func(l *LeafNode) { l.EncryptionKey = gs[0].OwnLeaf().EncryptionKey }, nil, []byte("group"), 0)
 		return cause(w.refuse(gs[1], w.propose(gs[0], Proposal{Type: ProposalTypeUpdate, Update: up})), "leaf-node/encryption-key-unchanged")

@@ -32,7 +32,7 @@ func proposalRow(rule Rule, make func(w *world, gs []*Group) Proposal) rejectCas
 func (w *world) nonce() []byte { return bytes.Repeat([]byte{7}, w.cs.HashLen()) }
 
 // external makes a proposal from outside without checks.
-func (w *world) external(g *Group, sender Sender, key SignaturePrivateKey, ct ContentType, p Proposal, c *Commit) []byte {
+func (w *world) external(g *Group, sender Sender, key SignaturePrivateKey, ct ContentType, p Proposal, c *commit) []byte {
 	w.t.Helper()
 	ac, err := signContent(w.cs, key, WireFormatPublicMessage, framedContent{
 		groupID: g.context.groupID, epoch: g.context.epoch, sender: sender, contentType: ct, proposal: p, commit: c,
@@ -182,7 +182,7 @@ var proposalRejects = []rejectCase{
 	{row: "proposal/external-sender-not-proposal", each: func(t *testing.T, cs CipherSuite) error {
 		w := newWorld(t, cs)
 		gs, bot := w.sendersGroup(3)
-		raw := w.external(gs[1], Sender{Type: SenderTypeExternal}, bot, ContentTypeCommit, Proposal{}, &Commit{})
+		raw := w.external(gs[1], Sender{Type: SenderTypeExternal}, bot, ContentTypeCommit, Proposal{}, &commit{})
 		_, err := ParseMessage(raw)
 		return err
 	}},

@@ -57,12 +57,12 @@ func suitesFor(row Rule) []CipherSuite {
 func TestReject(t *testing.T) {
 	listed := rejectRows(t)
 	seen := make(map[Rule]bool)
-	for _, table := range [][]rejectCase{codecRejects, cryptoRejects, framingRejects, stateRejects, groupRejects, draftRejects} {
+	for _, table := range [][]rejectCase{codecRejects, cryptoRejects, framingRejects, stateRejects, groupRejects, draftRejects, ownRejects} {
 		for _, c := range table {
 			if seen[c.row] {
 				t.Errorf("two rows are named %s", c.row)
 			}
-			if !listed[c.row] && !slices.ContainsFunc(draftRejects, func(d rejectCase) bool { return d.row == c.row }) {
+			if !listed[c.row] && !slices.ContainsFunc(slices.Concat(draftRejects, ownRejects), func(d rejectCase) bool { return d.row == c.row }) {
 				t.Errorf("row %s is not in the list of rows", c.row)
 			}
 			seen[c.row] = true

@@ -22,7 +22,7 @@ type welcomeForgery struct {
 	tag        func(tag []byte)
 	suite      CipherSuite
 	info       func(ciphertext []byte)
-	secrets    func(ct *HPKECiphertext)
+	secrets    func(ct *hpkeCiphertext)
 	joiner     int // length of the joiner secret
 }
 
@@ -174,7 +174,7 @@ var welcomeRejects = []rejectCase{
 		return w.refuseJoin(w.forgeWelcome(g, b, welcomeForgery{suite: otherSuite(cs)}), b, JoinOptions{})
 	}},
 	welcomeRow("welcome/secrets-undecryptable", func(w *world, g *Group) welcomeForgery {
-		return welcomeForgery{secrets: func(ct *HPKECiphertext) { ct.Ciphertext[3] ^= 1 }}
+		return welcomeForgery{secrets: func(ct *hpkeCiphertext) { ct.Ciphertext[3] ^= 1 }}
 	}),
 	{row: "welcome/psk-missing", each: func(t *testing.T, cs CipherSuite) error {
 		w := newWorld(t, cs)

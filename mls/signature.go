@@ -94,10 +94,14 @@ func (s SignatureScheme) publicKeySize() int {
 	return 1 + 2*((s.curve().Params().BitSize+7)/8)
 }
 
-// GenerateSignatureKey makes a signature key for a suite.
+// GenerateSignatureKey makes a signature key for a suite. A nil rand means
+// crypto/rand.
 func GenerateSignatureKey(cs CipherSuite, rand io.Reader) (SignaturePrivateKey, error) {
 	if err := cs.check(); err != nil {
 		return SignaturePrivateKey{}, err
+	}
+	if rand == nil {
+		rand = (*Config)(nil).rand()
 	}
 	scheme := cs.SignatureScheme()
 	raw := make(secret, scheme.privateKeySize())

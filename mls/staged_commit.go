@@ -215,13 +215,13 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 	}
 	cs := g.context.cipherSuite
 	rand := g.cfg.rand()
-	commit := new(Commit)
+	commit := new(commit)
 	list, err := g.gather(o, commit)
 	if err != nil {
 		return nil, err
 	}
 	t := &transition{committer: g.own, commit: commit}
-	if t.change, err = g.applyProposals(list, g.own, bootstrap); err != nil {
+	if t.change, err = g.applyProposals(list, g.own, bootstrap, false); err != nil {
 		return nil, err
 	}
 	psks, err := pskSecret(cs, t.psks, g.psk)
@@ -250,7 +250,7 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 			if l, err = l.sign(cs, key, g.context.groupID, g.own); err != nil {
 				return nil, err
 			}
-			return l, g.checkPathLeaf(l, g.own, g.OwnLeaf())
+			return l, g.checkPathLeaf(l, g.own, g.OwnLeaf(), nil)
 		})
 		if err != nil {
 			return nil, err
@@ -301,7 +301,7 @@ func (g *Group) commit(o *CommitOptions, bootstrap ResumptionPSKUsage) (*StagedC
 }
 
 // gather lists the proposals of a Commit of ours and sets them in commit.
-func (g *Group) gather(o *CommitOptions, commit *Commit) ([]CommittedProposal, error) {
+func (g *Group) gather(o *CommitOptions, commit *commit) ([]CommittedProposal, error) {
 	self := Sender{Type: SenderTypeMember, LeafIndex: g.own}
 	list := make([]CommittedProposal, 0, len(o.PendingRefs)+len(o.Proposals))
 	commit.proposals = make([]proposalOrRef, 0, cap(list))
@@ -372,18 +372,19 @@ func (g *Group) selectPending(fixed []CommittedProposal) []*cachedProposal {
 
 // A selection is a list of proposals that fit together.
 type selection struct {
-	g        *Group
-	tree     *ratchetTree // its leaves are those after the proposals
-	exts     []Extension
-	req      *RequiredCapabilities
-	touched  []LeafIndex
-	initKeys []HPKEPublicKey
-	psks     []PreSharedKeyID
-	appData  []*AppDataUpdate
-	plain    []Extension // exts without the effect of appData
-	gce      bool
-	reinit   bool
-	n        int
+	g         *Group
+	tree      *ratchetTree // its leaves are those after the proposals
+	exts      []Extension
+	req       *RequiredCapabilities
+	touched   []LeafIndex
+	initKeys  []HPKEPublicKey
+	psks      []PreSharedKeyID
+	appData   []*AppDataUpdate
+	ephemeral bool        // an AppEphemeral is among them
+	plain     []Extension // exts without the effect of appData
+	gce       bool
+	reinit    bool
+	n         int
 }
 
 // take adds a proposal if it fits.
@@ -410,7 +411,11 @@ func (s *selection) fits(p *Proposal, sender Sender) bool {
 		return true
 
 	case ProposalTypeAppEphemeral:
-		return s.tree.supportsProposal(p.Type)
+		if !s.tree.supportsProposal(p.Type) {
+			return false
+		}
+		s.ephemeral = true
+		return true
 
 	case ProposalTypeAppDataUpdate:
 		updates := append(s.appData[:len(s.appData):len(s.appData)], p.AppDataUpdate)
@@ -479,7 +484,9 @@ func (s *selection) fitsLeaf(l *LeafNode, i LeafIndex) bool {
 	if at, ok := s.tree.findSignatureKey(l.SignatureKey); ok && at != i || s.tree.hasEncryptionKey(l.EncryptionKey) {
 		return false
 	}
-	if l.Capabilities.supportsGroup(s.exts, s.req) != nil {
+	if l.Capabilities.supportsGroup(s.exts, s.req) != nil ||
+		len(s.appData) > 0 && !l.Capabilities.SupportsProposal(ProposalTypeAppDataUpdate) ||
+		s.ephemeral && !l.Capabilities.SupportsProposal(ProposalTypeAppEphemeral) {
 		return false
 	}
 	for t := range s.tree.profiles.credentials {
@@ -528,14 +535,14 @@ func (n *Group) makeWelcome(t *transition, path *newPath, o *CommitOptions) (*We
 
 // sealAll encrypts to many keys. What is encrypted is wiped. The randomness is
 // read in order beforehand, so that the work may be spread.
-func (s *sealer) sealAll(rand io.Reader, pubs []HPKEPublicKey, plaintext func(i int) secret) ([]HPKECiphertext, error) {
+func (s *sealer) sealAll(rand io.Reader, pubs []HPKEPublicKey, plaintext func(i int) secret) ([]hpkeCiphertext, error) {
 	n := s.info.cs.suite().kem.nrand
 	seeds := make(secret, n*len(pubs))
 	if _, err := io.ReadFull(rand, seeds); err != nil {
 		return nil, fmt.Errorf("mls: reading randomness: %w", err)
 	}
 	defer seeds.zero()
-	out := make([]HPKECiphertext, len(pubs))
+	out := make([]hpkeCiphertext, len(pubs))
 	err := forkJoin(len(pubs), func(i int) (err error) {
 		pt := plaintext(i)
 		out[i], err = s.seal(pubs[i], pt, bytes.NewReader(seeds[i*n:(i+1)*n]))

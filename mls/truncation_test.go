@@ -32,7 +32,7 @@ func TestEveryPrefixIsRefused(t *testing.T) {
 		&gs[0].OwnLeaf().Capabilities,
 		gs[0].OwnLeaf(), sc.Merge().OwnLeaf(), bundle.KeyPackage(),
 		&external, &resumption,
-		&HPKECiphertext{KEMOutput: []byte("kem"), Ciphertext: []byte("text")},
+		&hpkeCiphertext{KEMOutput: []byte("kem"), Ciphertext: []byte("text")},
 		&ReInit{GroupID: []byte("g"), Version: MLS10, CipherSuite: 1, Extensions: []Extension{ext}},
 		commit.public.auth.content.commit, commit.public.auth.content.commit.path,
 		&parentNode{encryptionKey: []byte("key"), parentHash: []byte("hash"), unmergedLeaves: []LeafIndex{1, 2}},
@@ -160,7 +160,7 @@ func TestSendersAndTheirContent(t *testing.T) {
 		{SenderTypeNewMemberCommit, ContentTypeCommit, Proposal{}, ""},
 		{SenderTypeNewMemberCommit, ContentTypeProposal, Remove(1), "external-commit/wrong-sender-type"},
 	} {
-		raw := forgedMessage{g: a, sender: Sender{Type: c.sender}, ct: c.ct, proposal: c.proposal, commit: new(Commit)}.public(t)
+		raw := forgedMessage{g: a, sender: Sender{Type: c.sender}, ct: c.ct, proposal: c.proposal, commit: new(commit)}.public(t)
 		_, err := ParseMessage(raw)
 		if c.rule == "" {
 			noError(t, err)

@@ -367,7 +367,7 @@ func testMessagesVector(t *testing.T, v *messagesFileVector) {
 		t.Errorf("group secrets: %v", err)
 	}
 	wantBytes(t, "group secrets", gs.appendTo(nil), v.GroupSecrets)
-	commit := new(Commit)
+	commit := new(commit)
 	if err := unmarshal(v.Commit, commit); err != nil {
 		t.Errorf("commit: %v", err)
 	}

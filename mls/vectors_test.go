@@ -262,7 +262,7 @@ func testCryptoBasicsVector(t *testing.T, v *cryptoBasicsVector) {
 	if err := cs.validateHPKEPublicKey(HPKEPublicKey(en.Pub)); err != nil {
 		t.Error(err)
 	}
-	pt, err := cs.decryptWithLabel(secret(en.Priv), pub, en.Label, en.Context, HPKECiphertext{KEMOutput: en.KEMOutput, Ciphertext: en.Ciphertext})
+	pt, err := cs.decryptWithLabel(secret(en.Priv), pub, en.Label, en.Context, hpkeCiphertext{KEMOutput: en.KEMOutput, Ciphertext: en.Ciphertext})
 	if err != nil {
 		t.Fatal(err)
 	}

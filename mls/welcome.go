@@ -16,6 +16,11 @@ type JoinOptions struct {
 	// branch.
 	Resumption []*Group
 
+	// Successor is the closed group that the new one must follow by its ReInit:
+	// a Welcome that does not prove it with the old group's last resumption PSK
+	// is refused. Nil takes other groups as well. It counts as one of Resumption.
+	Successor *Group
+
 	// InUse tells whether we are in a group already, nil for no.
 	InUse func(groupID []byte) bool
 }
@@ -95,6 +100,9 @@ func joinWelcome(cfg *Config, w *Welcome, gs *groupSecrets, bundle *KeyPackageBu
 			}
 			origin = id
 		}
+	}
+	if o.Successor != nil && (origin == nil || origin.Usage != ResumptionPSKUsageReInit || o.group(origin) != o.Successor) {
+		return nil, invalid("welcome/not-successor", "11.2", "the group does not follow the closed one: the Welcome has no resumption PSK of it for a ReInit")
 	}
 	psks, err := pskSecret(cs, gs.psks, func(id *PreSharedKeyID) (secret, bool) {
 		if old := o.group(id); old != nil {
