@@ -157,6 +157,40 @@ func FuzzWelcomeContent(f *testing.F) {
 	})
 }
 
+// A public group in the parts that it was stored in.
+func FuzzStoredPublicGroup(f *testing.F) {
+	w := newFuzzGroups(f)
+	g := w.groups[0]
+	info, err := g.GroupInfo(GroupInfoOptions{RatchetTree: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	pub, err := NewPublicGroup(w.cfg, mustParse(f, info), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	sc, err := g.Commit(CommitOptions{Proposals: []Proposal{Remove(2)}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	p, err := pub.Process(mustParse(f, sc.Message()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	next := p.(*PublicStagedCommit).Merge()
+	tree, head, delta := pub.RatchetTree(), next.EpochHead(), next.TreeDelta(pub)
+	f.Add(head, delta)
+	f.Fuzz(func(t *testing.T, head, delta []byte) {
+		st := StoredPublicGroup{Head: head, Tree: tree, Deltas: [][]byte{delta}}
+		var loaded *PublicGroup
+		var err error
+		boundedMemory(t, len(head)+len(delta)+len(tree), func() func() { return func() { loaded, err = st.Load(w.cfg) } })
+		if err == nil && !bytes.Equal(loaded.EpochHead(), head) {
+			t.Error("another head is written than was read")
+		}
+	})
+}
+
 // A group in the parts that it was stored in, each of them damaged.
 func FuzzStoredGroup(f *testing.F) {
 	w := newFuzzGroups(f)
@@ -230,7 +264,7 @@ var fuzzedBy = map[string]string{
 	"ratchet.unmarshal": "LoadRatchetState", "proposalCache.unmarshal": "LoadRatchetState", "proposalCache.unmarshalOne": "StoredGroup",
 	"unmarshalSecretTree": "LoadRatchetState", "Group.readRatchets": "LoadRatchetState", "Group.readPages": "StoredGroup", "readSecret": "LoadRatchetState",
 	"readEpoch": "LoadEpochState", "readHead": "StoredGroup", "readMember": "LoadEpochState", "readFormat": "LoadEpochState", "LoadGroup": "LoadEpochState",
-	"StoredGroup.Load": "StoredGroup", "StagedCommit.unmarshal": "UnmarshalStagedCommit",
+	"StoredGroup.Load": "StoredGroup", "StoredPublicGroup.Load": "StoredPublicGroup", "StagedCommit.unmarshal": "UnmarshalStagedCommit",
 	"readVarint": "Varint", "readOpaqueVec": "Extension", "readOpaqueVecMax": "Extension", "readVector": "Extensions", "readOptional": "Commit",
 	"readExtensions": "Extensions", "readProposal": "Proposal", "readCapabilityList": "Capabilities", "readUint16s": "Capabilities", "pqKEM.parse": "Primitives",
 	"unmarshal": "ParseMessage", "unmarshalExtension": "RequiredCapabilities",

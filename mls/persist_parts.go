@@ -15,7 +15,7 @@ import (
 //	a new epoch     EpochHead, and TreeDelta from an epoch that is stored
 //	a message       RatchetChanges
 //
-// A StoredGroup puts the parts together again. The tree and its deltas are
+// A StoredGroup, or for servers a StoredPublicGroup, puts the parts together again. The tree and its deltas are
 // public; heads and ratchet pages hold secrets and are to be overwritten or
 // deleted with the epoch that they belong to (RFC 9420, Section 9.2), which the
 // deltas, needed by later epochs, outlive.
@@ -23,6 +23,7 @@ const (
 	epochHeadFormat   = 1
 	treeDeltaFormat   = 1
 	ratchetPageFormat = 1
+	publicHeadFormat  = 1
 )
 
 // EpochHead returns what EpochState does, without the tree. It holds secrets. A
@@ -292,6 +293,63 @@ func (g *Group) readPages(pages []RatchetPage) error {
 	return nil
 }
 
+// plantParts gives an epoch from our own store the tree that its parts make.
+func (e *epoch) plantParts(tree []byte, deltas [][]byte) error {
+	lim := e.cfg.limits()
+	t, err := parseTree(e.context.cipherSuite, bytes.Clone(tree), lim)
+	if err != nil {
+		return err
+	}
+	for _, d := range deltas {
+		if err := t.applyDelta(bytes.Clone(d), lim); err != nil {
+			return err
+		}
+	}
+	return e.plant(t)
+}
+
+// EpochHead returns what MarshalBinary does, without the tree. Nothing of it is
+// secret. It changes with each proposal that the group keeps.
+func (p *PublicGroup) EpochHead() []byte {
+	return p.cache.appendTo(p.appendHead([]byte{publicHeadFormat}))
+}
+
+// A StoredPublicGroup is a PublicGroup in the parts that it was stored in.
+type StoredPublicGroup struct {
+	Head   []byte   // EpochHead of the epoch, with its proposals
+	Tree   []byte   // RatchetTree of this epoch or of another
+	Deltas [][]byte // TreeDeltas from there to this epoch, in order
+}
+
+// Load restores the group. The parts must come from our own store: the tree is
+// not validated again, beyond its hash.
+func (st *StoredPublicGroup) Load(cfg *Config) (*PublicGroup, error) {
+	p, err := st.load(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("mls: reading a stored public group: %w", err)
+	}
+	return p, nil
+}
+
+func (st *StoredPublicGroup) load(cfg *Config) (*PublicGroup, error) {
+	s := newReader(bytes.Clone(st.Head))
+	if err := readFormat(s, publicHeadFormat, "epoch of a public group"); err != nil {
+		return nil, err
+	}
+	e, err := readHead(cfg, s)
+	if err != nil {
+		return nil, err
+	}
+	p := &PublicGroup{epoch: e}
+	if !p.cache.unmarshal(s) {
+		return nil, s.error()
+	}
+	if !s.Empty() {
+		return nil, errors.New("bytes follow the group")
+	}
+	return p, e.plantParts(st.Tree, st.Deltas)
+}
+
 // A StoredGroup is a group in the parts that it was stored in.
 type StoredGroup struct {
 	Head   []byte   // EpochHead of the epoch
@@ -322,16 +380,7 @@ func (st *StoredGroup) load(cfg *Config) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := parseTree(e.context.cipherSuite, bytes.Clone(st.Tree), cfg.limits())
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range st.Deltas {
-		if err := t.applyDelta(bytes.Clone(d), cfg.limits()); err != nil {
-			return nil, err
-		}
-	}
-	if err := e.plant(t); err != nil {
+	if err := e.plantParts(st.Tree, st.Deltas); err != nil {
 		return nil, err
 	}
 	g, err := readMember(e, s)
