@@ -314,12 +314,16 @@ type proposalCache struct {
 	list   []*cachedProposal
 	byRef  map[string]*cachedProposal
 	stored int // how many of list are stored as pages
+	size   int // bytes of all, encoded
 }
 
 func (c *proposalCache) get(ref ProposalRef) *cachedProposal { return c.byRef[string(ref)] }
 
 // room checks that one more proposal of a sender may be kept.
-func (c *proposalCache) room(sender Sender, lim *Limits) error {
+func (c *proposalCache) room(p *Proposal, sender Sender, lim *Limits) error {
+	if size := c.size + len(appendProposal(nil, p)); size > lim.MaxMessageSize {
+		return invalid("proposal-list/too-many", "", "the proposals of this epoch would take %d bytes, over the limit of %d; commit first", size, lim.MaxMessageSize)
+	}
 	n := 0
 	for _, p := range c.list {
 		if p.sender == sender {
@@ -341,6 +345,7 @@ func (c *proposalCache) add(p *cachedProposal) {
 	}
 	c.byRef[string(p.ref)] = p
 	c.list = append(c.list, p)
+	c.size += len(appendProposal(nil, &p.proposal))
 }
 
 // proposalRef names a proposal message. RFC 9420, Section 5.2.
@@ -361,7 +366,7 @@ func (e *epoch) cacheProposal(ac *authenticatedContent, cache *proposalCache) (*
 		if err := cache.admit(&p, ac.content.sender, ac.wireFormat); err != nil {
 			return nil, err
 		}
-		if err := cache.room(ac.content.sender, e.cfg.limits()); err != nil {
+		if err := cache.room(&p, ac.content.sender, e.cfg.limits()); err != nil {
 			return nil, err
 		}
 		cache.add(&cachedProposal{ref: ref, proposal: p, sender: ac.content.sender})

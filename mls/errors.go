@@ -3,6 +3,7 @@ package mls
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // A Rule is the stable name of a check that a message, key or state failed,
@@ -30,7 +31,7 @@ func (e *ValidationError) Error() string {
 		s += " (RFC 9420, Section " + e.Section + ")"
 	}
 	if e.Err != nil {
-		s += ": " + e.Err.Error()
+		s += ": " + strings.ReplaceAll(strings.TrimPrefix(e.Err.Error(), "mls: "), ": mls: ", ": ")
 	}
 	return s
 }

@@ -299,7 +299,7 @@ func (g *Group) propose(p Proposal, leafKey hpkePrivateKey, o FramingOptions) ([
 	if err := g.cache.admit(&p, self, o.wireFormat()); err != nil {
 		return nil, nil, err
 	}
-	if err := g.cache.room(self, g.cfg.limits()); err != nil {
+	if err := g.cache.room(&p, self, g.cfg.limits()); err != nil {
 		return nil, nil, err
 	}
 	ac, err := g.sign(framedContent{contentType: ContentTypeProposal, proposal: p, authenticatedData: o.AuthenticatedData}, o.wireFormat())

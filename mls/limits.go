@@ -3,7 +3,7 @@ package mls
 // Limits bounds what a peer can make us hold or do. A zero field means its
 // default.
 type Limits struct {
-	MaxMessageSize     int // bytes of one ratchet tree; default 16 MiB. An MLSMessage may have 16 MiB whatever this says
+	MaxMessageSize     int // bytes of one ratchet tree, and of an epoch's cached proposals; default 16 MiB. An MLSMessage may have 16 MiB whatever this says
 	MaxMembers         int // leaves of a ratchet tree; default 20,000
 	MaxForward         int // generations one message may skip; default 1,000
 	MaxForwardTotal    int // generations one sender may skip in an epoch; default 10,000

@@ -67,6 +67,25 @@ func TestCachedProposalsAreBounded(t *testing.T) {
 	}
 }
 
+// A few proposals may be as large as many.
+func TestCachedProposalsAreBoundedInBytes(t *testing.T) {
+	w := newWorld(t, 1)
+	w.cfg.Limits = Limits{MaxMessageSize: 100_000}
+	gs := w.wideGroup(2)
+	large := func(n byte) Proposal {
+		return GroupContextExtensions([]Extension{{Type: testExtension, Data: bytes.Repeat([]byte{n}, 60_000)}})
+	}
+	w.accept(gs[1], w.propose(gs[0], large(1)))
+	wantRule(t, w.refuse(gs[1], w.propose(gs[0], large(2))), "proposal-list/too-many")
+	_, _, err := gs[1].Propose(large(3), FramingOptions{})
+	wantRule(t, err, "proposal-list/too-many")
+	sc, err := gs[1].Commit(CommitOptions{Pending: true})
+	w.check(err)
+	if _, _, err := sc.Merge().Propose(large(3), FramingOptions{}); err != nil {
+		t.Errorf("the next epoch has no room: %v", err)
+	}
+}
+
 func TestPSKsAreBounded(t *testing.T) {
 	w := newWorld(t, 1)
 	gs := w.group(2)
