@@ -614,8 +614,8 @@ func (e *Engine) stillWaits(r *room, ev *store.InboxEvent) bool {
 			return true
 		}
 	}
-	if !r.m.Held(federation.Ref(c.Parent)) {
-		r.want(federation.Fetch{Commit: federation.Ref(c.Parent), EventID: string(c.ParentEvent)})
+	if parent := federation.Ref(c.Parent); !r.m.Held(parent) && !r.m.Beside(parent, c.Epoch) {
+		r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
 		return true
 	}
 	return false

@@ -2,6 +2,7 @@ package appservice
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -138,4 +139,48 @@ func TestEngineGivesUpALateStartForTheRoomsBeginning(t *testing.T) {
 			t.Errorf("after a restart: head %s, want %s", got.Short(), c.ref.Short())
 		}
 	})
+}
+
+// TestEngineNotesBranchesBesideItsBeginning: commits on a branch that the room
+// left before the module's beginning cannot be checked, and wait for nothing: a
+// sequencer that comes back may report a vote for one.
+func TestEngineNotesBranchesBesideItsBeginning(t *testing.T) {
+	m, r, a, b := pair(t, storetest.SQLite(t))
+	head, event := r.head, r.event
+	lost := &device{t: t, cfg: b.cfg, cred: b.cred, key: b.key, group: b.group}
+	var branch []*madeCommit
+	for range 3 {
+		c := r.make(lost, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true})
+		lost.group = c.staged.Merge()
+		r.head, r.event = c.ref, ""
+		branch = append(branch, c)
+	}
+	r.head, r.event = head, event
+	c := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+	m.settle()
+	r.merge(c)
+	r.apply(b, r.head, b.group.EpochAuthenticator())
+	m.settleFor(70 * time.Second)
+	n := r.late(m, storetest.SQLite(t))
+	n.settleFor(10 * time.Second)
+	if got := n.machine(r.id).Base(); got != c.ref {
+		t.Fatalf("the module begins at %s, want %s", got.Short(), c.ref.Short())
+	}
+	r.post(branch[2]) // the one above comes first
+	n.settle()
+	if n.machine(r.id).Beside(branch[2].ref, math.MaxUint64) {
+		t.Error("a commit that may be on the head counts as beside it")
+	}
+	r.post(branch[1])
+	n.settle()
+	for i, c := range branch {
+		if got := n.machine(r.id).Beside(c.ref, math.MaxUint64); got != (i > 0) { // the first is too old anyway
+			t.Errorf("commit %d of the branch: beside %v", i, got)
+		}
+	}
+	waiting, _, err := n.st.CountInbox(n.ctx, store.InboxWaiting)
+	must(t, err)
+	if waiting != 0 || len(n.refusals()) != 0 {
+		t.Errorf("%d events wait, refused: %v", waiting, n.refusals())
+	}
 }

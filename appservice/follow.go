@@ -172,6 +172,21 @@ func (sc *storedCommit) content() (*rooms.CommitContent, error) {
 	return c, nil
 }
 
+// takeOutside notes a commit on a branch that the room left before what is kept
+// begins: a sequencer that comes back may report a vote for it.
+func (e *Engine) takeOutside(ctx context.Context, r *room, c *rooms.CommitContent) (outcome, error) {
+	scope, _ := r.m.ScopeAt(r.m.Base())
+	o, ok, err := rooms.OutsideCommit(c, scope.Group)
+	switch {
+	case err != nil:
+		return done, err
+	case !ok:
+		return waiting, nil // of a group that is still to come
+	}
+	r.retryWaiting = true // for what is built on it
+	return ignored, e.step(ctx, r, o)
+}
+
 // takeCommit follows a commit: it is checked against its parent's tree, given
 // to the machine as a fact, and the group's state after it is kept.
 func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome, error) {
@@ -207,6 +222,9 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	}
 	parent := federation.Ref(c.Parent)
 	if r.m == nil || !r.m.Held(parent) {
+		if r.m != nil && r.m.Beside(parent, c.Epoch) {
+			return e.takeOutside(ctx, r, c)
+		}
 		if r.m != nil {
 			r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
 		} else {

@@ -284,6 +284,7 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 				return err
 			}
 		case federation.Forget:
+			r.retryWaiting = true // what waits may lie beside what is kept now
 			for _, ref := range a.Refs {
 				delete(r.groups, ref)
 				delete(r.proposals, ref)

@@ -55,6 +55,21 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		return nil // from before this device was in the group
 	}
 	if !r.machine.Held(parent) && r.epochs[parent] == nil {
+		if r.machine.Beside(parent, content.Epoch) {
+			scope, _ := r.machine.ScopeAt(r.machine.Base())
+			o, ok, err := rooms.OutsideCommit(content, scope.Group)
+			if err != nil {
+				return err
+			}
+			if ok { // on a branch that the room left before what is kept begins
+				acts, err := r.machine.Step(o)
+				if err != nil {
+					return err
+				}
+				b.machine = true
+				return c.act(ctx, r, acts, b)
+			}
+		}
 		if content.ParentEvent != "" {
 			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
 		}

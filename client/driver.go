@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"math"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -225,7 +226,7 @@ func (r *room) arrived(what string) bool {
 			return err != nil
 		}
 		if kind == "parent" {
-			return r.machine.Held(ref) || r.epochs[ref] != nil
+			return r.machine.Held(ref) || r.epochs[ref] != nil || r.machine.Beside(ref, math.MaxUint64)
 		}
 		return r.epochs[ref] != nil && r.machine.Accepted(ref)
 	}

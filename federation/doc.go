@@ -65,6 +65,7 @@
 //     of a listed sequencer. Each carries a counter and the hash of the previous
 //     receipt of that key in that room.
 //   - Applied, Rejected: statements signed by an MLS leaf key of a member.
+//   - Outside: a commit beside what is kept, which therefore cannot be checked.
 //   - Reported: another module's word that the room holds a newer receipt of the
 //     own key.
 //   - Resume: see the fifth duty.

@@ -224,3 +224,44 @@ func TestOverridden(t *testing.T) {
 		t.Errorf("head %s, overridden %q, want e and bc", c.name(c.m.Head()), got)
 	}
 }
+
+// TestLastVotesBesideTheBase: a module comes back whose last vote lies on a branch
+// that others never held and cannot check any more. Once they know that it is
+// beside what they keep, its promise counts, in whatever order they hear of it.
+func TestLastVotesBesideTheBase(t *testing.T) {
+	for _, order := range [][]string{{"z2", "z3", "promise"}, {"promise", "z2", "z3"}, {"z2", "promise", "z3"}} {
+		w := newWorld()
+		base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+		base.Ref, base.Epoch, base.Config = testRef("a"), 1, testRef("root")
+		w.names[base.Ref], w.epochs["a"], w.config["a"] = "a", 1, "root"
+		evs := map[string]Event{}
+		for i, name := range []string{"z1", "z2", "z3"} {
+			c := w.commit(name, []string{"root", "z1", "z2"}[i], "bob", commitSpec{})
+			evs[name] = Outside{Ref: c.Ref, Parent: c.Parent, Epoch: c.Epoch}
+		}
+		p := newPeers(t, w, base, "s3")
+		p.step(w.commit("b", "a", "alice", commitSpec{}))
+		p.run(61, "s3")
+		p.want("s3: promise ballot=1.2 last=none counter=1")
+		evs["promise"] = w.promise("root", "s2", Ballot{Round: 1, Rank: 2}, &LastVote{Ref: testRef("z3")})
+		for i, name := range order {
+			if m := p.ms["s3"]; name != "promise" && !m.Beside(evs[name].(Outside).Parent, evs[name].(Outside).Epoch) {
+				t.Fatalf("%v: %s may still come", order, name)
+			}
+			p.step(evs[name])
+			if p.run(1, "s3"); i < 2 && len(p.sent) > 0 {
+				t.Errorf("%v: opened its ballot too early: %q", order, p.sent)
+			}
+		}
+		p.want("s3: accept b ballot=1.2 list=root counter=2 promises=2")
+		// And after a restart.
+		data, err := p.ms["s3"].MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := Unmarshal(testConfig("s3"), data)
+		if err != nil || !m.Beside(testRef("z3"), 99) || !m.Accepted(testRef("b")) {
+			t.Errorf("%v: read again: %v, z3 beside %v, b accepted %v", order, err, m.Beside(testRef("z3"), 99), m.Accepted(testRef("b")))
+		}
+	}
+}

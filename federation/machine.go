@@ -13,7 +13,7 @@ type Machine struct {
 	base *node
 	// complete: the base is the room's root, so whatever is unknown is still to come.
 	complete  bool
-	gone      map[Ref]uint64 // dropped commits on branches, and what was built on them, with epochs above the base's
+	gone      map[Ref]uint64 // commits beside the base, and what is built on them, with epochs above the base's
 	refounded bool
 	nodes     map[Ref]*node
 	order     []*node // by depth, then ref
@@ -235,6 +235,10 @@ func (m *Machine) put(ev Event, b *batch) (changed bool, added Ref, err error) {
 		changed, err = m.putApplied(ev, b)
 	case *Rejected:
 		changed, err = m.putRejected(ev, b)
+	case Outside:
+		if _, ok := m.nodes[ev.Ref]; !ok && m.Beside(ev.Parent, ev.Epoch) {
+			changed = m.drop(ev.Ref, ev.Epoch)
+		}
 	case Resume, Reported:
 	default:
 		err = refuse(RuleMalformed, Ref{}, "event of unknown type %T", ev)
@@ -319,11 +323,11 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 		}
 		return false, Ref{}, nil
 	}
-	_, branch := m.gone[c.Parent]
-	if old := c.Founding == nil && m.TooOld(c.Epoch); (old || branch) && m.drop(c.Ref, c.Epoch) {
-		return true, Ref{}, nil // something waited for it: it never comes
-	} else if old || branch {
+	if c.Founding == nil && m.TooOld(c.Epoch) {
 		return false, Ref{}, refuse(RuleTooOld, c.Ref, "epoch %d, and nothing at or below epoch %d is kept", c.Epoch, m.base.epoch)
+	}
+	if m.beside(c.Parent, c.Epoch, c.Founding != nil) {
+		return m.drop(c.Ref, c.Epoch), Ref{}, nil
 	}
 	up, ok := m.nodes[c.Parent]
 	if !ok {
@@ -416,25 +420,41 @@ func (m *Machine) EraOf() (number uint64, base Ref) { return m.era.eraNo, m.era.
 // Base returns the commit where what is kept begins.
 func (m *Machine) Base() Ref { return m.base.ref }
 
-// maxGone is how many dropped commits on branches are remembered.
+// maxGone is how many commits beside the base are remembered.
 const maxGone = 1024
 
-// drop notes that a commit is not on top of what is held and never will be, and
-// with it the commits that wait for it. It reports whether that is new.
+// Beside reports whether a commit that was made on parent and makes the given
+// epoch is known to lie beside what is kept, and so never comes. It is about
+// commits whose parent is not held; see Outside.
+func (m *Machine) Beside(parent Ref, epoch uint64) bool { return m.beside(parent, epoch, false) }
+
+func (m *Machine) beside(parent Ref, epoch uint64, founding bool) bool {
+	if _, ok := m.nodes[parent]; ok {
+		return false
+	}
+	if _, ok := m.gone[parent]; ok {
+		return true
+	}
+	// The base alone makes the epoch before that of its children.
+	return !founding && !m.complete && !m.refounded && epoch <= m.base.epoch+1
+}
+
+// drop notes that a commit lies beside the base, and so do the commits that wait
+// for it; receipts that do are forgotten. It reports whether that is new.
 func (m *Machine) drop(ref Ref, epoch uint64) bool {
 	fresh := false
-	for todo := []waitingEvent{{on: ref, ev: &Commit{Ref: ref, Epoch: epoch}}}; len(todo) > 0; todo = todo[1:] {
-		c := todo[0].ev.(*Commit)
-		if _, ok := m.gone[c.Ref]; !ok && !m.TooOld(c.Epoch) && len(m.gone) < maxGone {
-			m.gone[c.Ref], fresh = c.Epoch, true
+	for todo := []Outside{{Ref: ref, Epoch: epoch}}; len(todo) > 0; todo = todo[1:] {
+		at := todo[0]
+		if _, ok := m.gone[at.Ref]; !ok && !m.TooOld(at.Epoch) && len(m.gone) < maxGone {
+			m.gone[at.Ref], fresh = at.Epoch, true
 		}
 		rest := m.waiting[:0]
 		for _, w := range m.waiting {
-			if child, ok := w.ev.(*Commit); ok && w.on == c.Ref {
-				todo = append(todo, waitingEvent{on: child.Ref, ev: child})
-				continue
+			if w.on != at.Ref {
+				rest = append(rest, w)
+			} else if c, ok := w.ev.(*Commit); ok {
+				todo = append(todo, Outside{Ref: c.Ref, Epoch: c.Epoch})
 			}
-			rest = append(rest, w)
 		}
 		clear(m.waiting[len(rest):])
 		m.waiting = rest
@@ -442,8 +462,8 @@ func (m *Machine) drop(ref Ref, epoch uint64) bool {
 	return fresh
 }
 
-// dropped reports whether a commit that is not held was dropped, or lies beside
-// what is held, and is not still to come.
+// dropped reports whether a commit that is not held lies beside or below what is
+// kept, and is not still to come.
 func (m *Machine) dropped(ref Ref, epoch uint64) bool {
 	_, ok := m.gone[ref]
 	return !m.complete && (ok || m.TooOld(epoch))

@@ -141,7 +141,9 @@ func (rs *receipts) findPromise(p *Promise) (int, bool) {
 func (m *Machine) governed(config, ref Ref, hint string, b *batch) (List, *node, Ref, error) {
 	n, ok := m.nodes[ref]
 	if !ok {
-		b.fetchCommit(ref, hint)
+		if _, beside := m.gone[ref]; !beside {
+			b.fetchCommit(ref, hint)
+		}
 		return nil, nil, ref, nil
 	}
 	list, _, ok := m.list(config)
@@ -535,6 +537,9 @@ func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) bool {
 		if r.VerifySignature(Scope{Room: m.cfg.Room}, own) == nil {
 			retired = m.retire(counter, b)
 		}
+	}
+	if _, beside := m.gone[on]; beside {
+		return retired // it would wait for ever
 	}
 	return m.wait(on, r) || retired
 }

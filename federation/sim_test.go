@@ -200,6 +200,7 @@ type simNode struct {
 	hidden  []int        // events its server does not show until they are posted again
 	sum     uint64       // of the events in the machine
 	in      map[int]bool // these events, if sum says so
+	orphans []int        // commits whose parents it does not hold: a driver cannot check them
 	untold  bool         // the machine may hold more than sum says
 	unsent  bool         // it holds what it signed and never sends
 	fresh   []int        // taken in since the disk was written
@@ -703,9 +704,35 @@ func (s *sim) sync(x *simNode) {
 	x.lost = rest
 }
 
-// feed gives an event to a node's machine.
+// feed gives an event to a node's machine. A commit waits outside it until its
+// parent is there, as it cannot be checked before; of one that never will be the
+// machine is told that much.
 func (s *sim) feed(x *simNode, id int) {
-	acts, err := x.m.Step(s.log[id])
+	s.step1(x, id)
+	for again := true; again && x.up; {
+		again = false
+		for i, o := range x.orphans {
+			if c := s.log[o].(*Commit); x.m.Held(c.Parent) || x.m.Beside(c.Parent, c.Epoch) {
+				x.orphans, again = slices.Delete(x.orphans, i, i+1), true
+				s.step1(x, o)
+				break
+			}
+		}
+	}
+}
+
+func (s *sim) step1(x *simNode, id int) {
+	ev := s.log[id]
+	if c, ok := ev.(*Commit); ok && !x.m.Held(c.Parent) && !x.m.TooOld(c.Epoch) {
+		if !x.m.Beside(c.Parent, c.Epoch) {
+			if !slices.Contains(x.orphans, id) {
+				x.orphans = append(x.orphans, id)
+			}
+			return
+		}
+		ev = Outside{Ref: c.Ref, Parent: c.Parent, Epoch: c.Epoch}
+	}
+	acts, err := x.m.Step(ev)
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {

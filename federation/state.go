@@ -2,6 +2,7 @@ package federation
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 )
 
@@ -326,6 +327,11 @@ func (m *Machine) compact() []Ref {
 	m.base, m.complete, m.refounded = to, false, false
 	for _, n := range lost {
 		m.drop(n.ref, n.epoch)
+	}
+	for _, w := range slices.Clone(m.waiting) {
+		if c, ok := w.ev.(*Commit); ok && m.beside(c.Parent, c.Epoch, c.Founding != nil) {
+			m.drop(c.Ref, c.Epoch)
+		}
 	}
 	for r, epoch := range m.gone {
 		if m.TooOld(epoch) {

@@ -174,7 +174,7 @@ type Founding struct {
 }
 
 // Event is an input of Step: *Commit, *Accept, *Vote, *Promise, *Ready,
-// *Applied, *Rejected, Reported or Resume.
+// *Applied, *Rejected, Outside, Reported or Resume.
 type Event interface{ event() }
 
 // Commit is a commit that the caller validated against its parent's tree.
@@ -228,6 +228,16 @@ type Reported struct {
 	Counter uint64
 }
 
+// Outside tells the machine of a commit that could not be checked because its
+// parent is not held, and will not be: Beside says so. Ref, parent and epoch are
+// what the commit's author signed. Votes for it, which promises report, are then
+// not waited for any more.
+type Outside struct {
+	Ref, Parent Ref
+	Epoch       uint64
+}
+
+func (Outside) event()   {}
 func (Reported) event()  {}
 func (*Commit) event()   {}
 func (*Accept) event()   {}

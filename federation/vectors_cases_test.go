@@ -296,6 +296,24 @@ func toldHere(t *testing.T) []VectorCase {
 			w.promise("root", "s2", b, &LastVote{Ref: testRef(name)}), w.promise("root", "s3", b, nil)}))
 	}
 	add("told-newcomer-waits", "promises that report commits which are not held", late, evs...)
+
+	// Last votes for a branch beside the base: it is not still to come, so they
+	// count, and bind to nothing. Where a link of the branch is missing they wait.
+	w = newWorld()
+	late = w.base(three, []string{"alice"}, users)
+	w.commit("a", "root", "alice", commitSpec{})
+	late.Ref, late.Epoch, late.Config = testRef("a"), 1, testRef("root")
+	evs = []Event{w.commit("z1", "root", "bob", commitSpec{}), w.commit("z2", "z1", "bob", commitSpec{}), w.commit("z3", "z2", "carol", commitSpec{}),
+		w.accept("z3", "s1", Ballot{}, false, nil), w.commit("b", "a", "bob", commitSpec{}), w.commit("c", "b", "carol", commitSpec{})}
+	w.commit("y1", "root", "bob", commitSpec{})
+	w.commit("y2", "y1", "bob", commitSpec{})
+	evs = append(evs, w.commit("y3", "y2", "carol", commitSpec{}))
+	for i, name := range []string{"z3", "y3"} {
+		b := Ballot{Round: uint64(1 + i), Rank: 2}
+		evs = append(evs, w.accept([]string{"b", "c"}[i], "s3", b, false, []*Promise{
+			w.promise("root", "s2", b, &LastVote{Ref: testRef(name)}), w.promise("root", "s3", b, nil)}))
+	}
+	add("told-newcomer-branch", "promises that report commits on a branch beside the base", late, evs...)
 	return out
 }
 

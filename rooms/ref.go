@@ -33,6 +33,28 @@ func CommitRef(m *mls.Message) (federation.Ref, error) {
 	return sha256.Sum256(raw), nil
 }
 
+// OutsideCommit reads what a commit event says of its place in the tree, without
+// its parent's epoch: the author signed it, and the ref is over it. It counts for
+// a commit of the given group only; ok is false for another's.
+func OutsideCommit(c *CommitContent, group []byte) (out federation.Outside, ok bool, err error) {
+	m, err := mls.ParseMessage(c.Message)
+	if err != nil {
+		return out, false, err
+	}
+	ref, err := CommitRef(m)
+	if err != nil {
+		return out, false, err
+	}
+	aad, err := DecodeCommitAAD(m.AuthenticatedData())
+	if err != nil {
+		return out, false, err
+	}
+	if aad.Parent != federation.Ref(c.Parent) || m.Epoch()+1 != c.Epoch {
+		return out, false, refuse(RuleParentMismatch, "commit "+ref.Short(), "the event names parent and epoch, its author signed others")
+	}
+	return federation.Outside{Ref: ref, Parent: aad.Parent, Epoch: c.Epoch}, bytes.Equal(m.GroupID(), group), nil
+}
+
 // RootRef returns the ref of an epoch that no commit made: SHA-256 over the
 // GroupInfo that founds a group.
 func RootRef(m *mls.Message) (federation.Ref, error) {

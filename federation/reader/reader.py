@@ -180,9 +180,9 @@ class Room:
         n.leaves = {i: (u, k, 0) for i, u, k in leaves_of(b["leaves"])}
         self.whole, self.refounded = n.epoch == 0 and n.era_no == 0 and n.sets, False
         self.nodes, self.receipts, self.applied, self.rejected = Nodes({n.ref: n}), {}, {}, set()
-        held = 0
-        while held < len(self.nodes):  # 4: again, until no further commit finds its parent
-            held = len(self.nodes)
+        held, self.gone = 0, set()  # gone: refs of commits beside the base
+        while held < len(self.nodes) + len(self.gone):  # 4: again, until no further commit finds its parent
+            held = len(self.nodes) + len(self.gone)
             self.refused = [i for i, ev in enumerate(vector["events"]) if self.refuses(ev["type"].removeprefix(PREFIX), ev["content"])]
         self.order = sorted(self.nodes.values(), key=lambda n: (n.depth, n.ref))
         self.evaluate()
@@ -205,6 +205,8 @@ class Room:
         if o := self.nodes.get(ref):
             return need(o.up is None or o.up.ref == parent)
         need(founding or self.refounded or c["epoch"] > self.base.epoch)
+        if parent in self.gone or parent not in self.nodes and not (founding or self.refounded or self.whole) and c["epoch"] == self.base.epoch + 1:
+            return self.gone.add(ref)
         n, up = Node(), self.nodes[parent]
         n.ref, n.up, n.depth, n.epoch, n.kids, n.era, n.author = ref, up, up.depth + 1, c["epoch"], [], era, c["author_user"]
         n.group, n.suite, n.leaves, n.only_removes = up.group, up.suite, dict(up.leaves), c.get("only_removes", False)
@@ -319,8 +321,8 @@ class Room:
         for p in a.promises:
             n = self.nodes.get(p.last[1]) if p.last else None
             backed = n and n.votable and any(top.extends(n) and n.extends(fr) for top, fr in valid.get(p.last[0], ()))
-            too_old = p.last and p.last[2] <= self.base.epoch and not self.refounded
-            if p.rank in counted or p.last and not backed and (self.whole or not (n is self.base or n.final if n else too_old)):
+            below = p.last and (p.last[1] in self.gone or p.last[2] <= self.base.epoch and not self.refounded)
+            if p.rank in counted or p.last and not backed and (self.whole or not (n is self.base or n.final if n else below)):
                 continue
             counted.add(p.rank)
             if backed or n is self.base:
@@ -333,7 +335,6 @@ class Room:
         for n in self.order:
             if n.era and n.vouched and self.entitled(n):
                 n.counts = n.final = True
-
         self.era = min((n for n in self.order if n.counts), key=lambda n: (-n.era_no, bool(n.era and n.era.get("by_heirs")),
                        -next((x.depth for x in n.path() if x is not n and x.final), 0), n.ref))
     def entitled(self, n):

@@ -1,0 +1,34 @@
+package rooms
+
+import (
+	"testing"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// TestOutsideCommit: what a commit says of its place is what its author signed.
+func TestOutsideCommit(t *testing.T) {
+	g := newGroup(t, testPolicy())
+	m := g.commit(g.creator, nil, mls.CommitOptions{ForcePath: true})
+	group := g.creator.group.GroupID()
+	got, ok, err := OutsideCommit(m.in.Content, group)
+	must(t, err)
+	if want := (federation.Outside{Ref: m.in.Ref, Parent: g.head, Epoch: m.staged.Epoch()}); got != want || !ok {
+		t.Errorf("got %v, %v, want %v", got, ok, want)
+	}
+	if _, ok, err := OutsideCommit(m.in.Content, []byte("another")); ok || err != nil {
+		t.Errorf("a commit of another group: %v, %v", ok, err)
+	}
+	for name, change := range map[string]func(*CommitContent){
+		"another parent": func(c *CommitContent) { c.Parent[0]++ },
+		"another epoch":  func(c *CommitContent) { c.Epoch++ },
+	} {
+		c := *m.in.Content
+		change(&c)
+		_, _, err := OutsideCommit(&c, group)
+		if RuleOf(err) != RuleParentMismatch {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
