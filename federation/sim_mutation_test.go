@@ -44,6 +44,10 @@ var mutations = []struct {
 	{"pinned-promises", rulePinnedPromises, parted},
 	{"extend-vote", ruleExtendVote, func(f *simFaults) { parted(f); f.liar = true }},
 	{"ballot-base", ruleBallotBase, func(f *simFaults) { parted(f); f.listChange = true }},
+	{"chain-cover", ruleChainCover, nil},
+	{"cut-doubt", ruleCutDoubt, func(f *simFaults) { f.badMember = true }},
+	{"era-admin-final", ruleEraAdminFinal, func(f *simFaults) { parted(f); f.eras = true }},
+	{"deepest-tie", ruleDeepestTie | ruleReaccept, parted},
 	{"ask-twice", ruleAskTwice, func(f *simFaults) { f.oldBackup, f.crash = true, true }},
 }
 
@@ -52,7 +56,7 @@ func parted(f *simFaults) { f.split, f.loss, f.n = true, true, max(3, f.n) }
 
 // combined mutations must break finality itself: without the re-accept liveness
 // is gone already.
-var combined = map[string]bool{"promised-value": true}
+var combined = map[string]bool{"promised-value": true, "deepest-tie": true}
 
 func scriptOfRule(name string) string { return filepath.Join("simdata", "rule-"+name+".txt") }
 
@@ -105,6 +109,7 @@ func search(t *testing.T, name string, without rule, want func(*simFaults)) {
 		if err := os.WriteFile(scriptOfRule(name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		t.Logf("seed %d", seed)
 		if *simRecord {
 			record(t, "Coordination core", "| rule left out | property that breaks | seeds until then | steps left | when |",
 				fmt.Sprintf("| %s | %s | %d | %d | %s |", name, v.property, seed, len(sc.steps), time.Now().UTC().Format("2006-01-02")))

@@ -393,6 +393,47 @@ func (s *sim) fresh() {
 		_, _ = m.Step(s.log[i]) // what is refused is refused in every order
 	}
 	s.same(up, "a newcomer", m, "in another order")
+	s.lostAccepts(up)
+}
+
+// lostAccepts: 16: which accepts of a ballot's chain somebody lost changes
+// nothing, as long as he has one further up. What they carried is known.
+func (s *sim) lostAccepts(up *simNode) {
+	if s.lied() || s.script.seed%4 != 0 {
+		return // accepts off one chain are compared with each other
+	}
+	top := map[Ref]map[Ballot]*Accept{}
+	for _, ev := range s.log {
+		if a, ok := ev.(*Accept); ok && !a.Provisional {
+			if top[a.Config] == nil {
+				top[a.Config] = map[Ballot]*Accept{}
+			}
+			if o := top[a.Config][a.Ballot]; o == nil || s.depth[a.Ref] > s.depth[o.Ref] {
+				top[a.Config][a.Ballot] = a
+			}
+		}
+	}
+	m, err := Unmarshal(up.cfg, s.founding)
+	if err != nil {
+		panic(err)
+	}
+	lost := 0
+	for _, ev := range s.log {
+		if a, ok := ev.(*Accept); ok && !a.Provisional && a.Ref != top[a.Config][a.Ballot].Ref && s.extends(top[a.Config][a.Ballot].Ref, a.Ref) {
+			lost++
+			for _, v := range a.Votes {
+				_, _ = m.Step(v)
+			}
+			for _, p := range a.Promises {
+				_, _ = m.Step(p)
+			}
+			continue
+		}
+		_, _ = m.Step(ev)
+	}
+	if lost > 0 {
+		s.same(up, "who lost them", m, "without the lower accepts of each ballot")
+	}
 }
 
 // live reports whether the list at the head has a majority of honest, running
