@@ -107,7 +107,8 @@ spec-large: ## the same rules with more ballots and commits (hours)
 	nice -n 15 python3 -B federation/spec/check.py large
 
 .PHONY: soak
-soak: lab-install peer bin/testreport ## make test again and again (SOAK=10), to find what fails now and then
+soak: lab-install peer bin/testreport ## faults that take long or need root, then make test's tests SOAK=10 times, to find what fails now and then
+	$(NICE) bin/testreport soak
 	@for i in $$(seq $(SOAK)); do echo "## run $$i of $(SOAK)"; $(NICE) bin/testreport all || exit 1; done
 
 .PHONY: lab-install

@@ -402,7 +402,7 @@ func (w *world) restore(i int, cfg store.Config) {
 	w.restart(i)
 }
 
-func TestSequencersRestoredFromABackup(t *testing.T) {
+func faultOldBackup(t *testing.T) {
 	for _, marked := range []bool{true, false} { // by the command, or behind the module's back
 		for _, forgets := range []bool{true, false} { // with the homeserver, or without
 			t.Run(fmt.Sprintf("old, marked %v, homeserver forgets %v", marked, forgets), func(t *testing.T) {

@@ -185,6 +185,9 @@ type bench struct {
 	hs     *fakeHS
 	engine *fakeEngine
 	m      *metrics.Metrics
+
+	pointMu sync.Mutex
+	point   func(point string) // hears of the write points
 }
 
 const hsToken = "hs-token-planted-0123456789"
@@ -212,6 +215,13 @@ func newBench(t *testing.T, dbCfg store.Config, cfg *config.Config, logTo io.Wri
 		Config: cfg, Store: st, Homeserver: b.hs, Metrics: b.m, Log: zerolog.New(logTo).Level(zerolog.TraceLevel),
 		Getenv:    func(string) string { return "" },
 		newEngine: func(d Deps) roomEngine { b.engine.d = d; return b.engine },
+		crash: func(point string) {
+			b.pointMu.Lock()
+			defer b.pointMu.Unlock()
+			if b.point != nil {
+				b.point(point)
+			}
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

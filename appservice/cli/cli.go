@@ -259,6 +259,8 @@ func classify(err error) *failure {
 		return &failure{Conflict, err, "stop the module first, on every machine"}
 	case errors.Is(err, store.ErrSchemaTooNew):
 		return &failure{NewerSchema, err, "install that version again, or restore the backup made before its first start"}
+	case errors.Is(err, store.ErrDamaged):
+		return &failure{BadDatabase, err, "move the file away, with those beside it (-wal, -shm), and read the newest backup back: matrix-mls restore FILE. Without a backup start with an empty database: the module follows its rooms again, and an admin of each puts its new key into the list of sequencers (docs/admin.md)"}
 	case errors.Is(err, store.ErrForeignTables):
 		return &failure{BadDatabase, err, "give the module a database of its own (database.uri)"}
 	case strings.HasPrefix(err.Error(), "store: "):

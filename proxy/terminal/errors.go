@@ -60,6 +60,7 @@ var knownErrors = []struct {
 	{store.ErrBackupSecret, ExitRefused, "give the passphrase, or the --key-file, that the backup was made with"},
 	{store.ErrNoBackup, ExitFailure, "mls-proxy backup FILE makes one"},
 	{store.ErrExists, ExitFailure, "move it away, or restore beside it with --state DIR"},
+	{store.ErrDamaged, ExitFailure, "move the state directory away and read a backup back: mls-proxy restore FILE; without one log in as a new device"},
 	{store.ErrWrongKey, ExitFailure, "MLS_STORE_KEY_FILE or store.key must be the key this state was made with"},
 	{client.ErrNoModule, ExitRefused, "ask the administrator of your homeserver to install matrix-mls"},
 	{client.ErrNotMLS, ExitRefused, "mls-proxy enable ROOM turns an unencrypted room into an MLS room"},

@@ -2,6 +2,7 @@
 //
 //	testreport all     everything: unit tests, vectors, interop, servers, end to end
 //	testreport fast    no servers and no foreign libraries
+//	testreport soak    faults that take long or need root
 //	testreport STAGE   one stage of all
 //
 // A stage fails when a test fails, when a test that must be in it did not run, and, in all but fast, when a test was
@@ -29,29 +30,42 @@ type stage struct {
 	packages func(all []string) []string
 	flags    []string
 	args     []string // for the test program
+	env      []string // on top of ours
 	require  []string // top-level tests that must have run and passed
 	lists    []list   // and those that a file names
 	allow    bool     // skipped tests are only counted
 }
 
-// list names tests that must have run and passed: in each package one below test for each line of the file.
+// A list is a file that names tests that must have run and passed.
 type list struct {
-	file, test string
-	packages   []string
+	file  string
+	names func(line []string) []string // by package and test
 }
 
 // matrixRejects is what both the module and the SDK have to refuse.
-var matrixRejects = []list{{file: "internal/rejects/matrix.txt", test: "TestReject/matrix/", packages: []string{"appservice", "client"}}}
+var matrixRejects = list{"internal/rejects/matrix.txt", func(line []string) []string {
+	return []string{"appservice/TestReject/matrix/" + line[0], "client/TestReject/matrix/" + line[0]}
+}}
 
-func (l *list) names() ([]string, error) {
+// survived is what has to be survived, as far as make test, or make soak, makes it happen.
+func survived(soak bool) list {
+	return list{"internal/faults/faults.txt", func(line []string) []string {
+		if soak != (len(line) > 2) {
+			return nil
+		}
+		return []string{line[1] + "/TestFault/" + line[0]}
+	}}
+}
+
+func (l *list) read() ([]string, error) {
 	raw, err := os.ReadFile(l.file)
 	if err != nil {
 		return nil, fmt.Errorf("testreport: the tests that must have run: %w", err)
 	}
 	var out []string
-	for _, row := range strings.Fields(string(raw)) {
-		for _, p := range l.packages {
-			out = append(out, p+"/"+l.test+row)
+	for line := range strings.Lines(string(raw)) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			out = append(out, l.names(fields)...)
 		}
 	}
 	return out, nil
@@ -93,7 +107,7 @@ func below(pkg string, folders []string) bool {
 
 var stages = []stage{
 	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=25m"},
-		require: []string{"TestVectors"}, lists: matrixRejects},
+		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300)},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
@@ -104,8 +118,12 @@ var stages = []stage{
 		require: []string{"TestConversation"}},
 }
 
+// soak is what takes long or needs root, before make soak runs everything again and again.
+var soak = stage{name: "soak", packages: only("appservice", "client"), flags: []string{"-run=^TestFault$", "-timeout=120m"},
+	env: []string{"MLS_SOAK=1"}, lists: []list{survived(true)}}
+
 var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), flags: []string{"-short", "-timeout=4m"},
-	require: []string{"TestVectors"}, lists: matrixRejects, allow: true}
+	require: []string{"TestVectors"}, lists: []list{matrixRejects}, allow: true}
 
 // event is a line of go test -json.
 type event struct {
@@ -130,6 +148,8 @@ func main() {
 		todo = stages
 	case "fast":
 		todo = []stage{fast}
+	case "soak":
+		todo = []stage{soak}
 	default:
 		for _, s := range stages {
 			if s.name == which {
@@ -138,7 +158,7 @@ func main() {
 		}
 	}
 	if len(todo) == 0 || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, unit, simulate, interop, lab or e2e")
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, interop, lab or e2e")
 		os.Exit(2)
 	}
 	out, err := exec.Command("go", "list", "./...").Output()
@@ -173,6 +193,7 @@ func (s *stage) run(all []string) (counts, bool) {
 	fmt.Printf("== %s: %d packages\n", s.name, len(packages))
 	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-count=1"}, s.flags, packages, s.args)...)
 	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), s.env...)
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -188,7 +209,7 @@ func (s *stage) run(all []string) (counts, bool) {
 	good := waitErr == nil && readErr == nil && c.failed == 0
 	require := slices.Clone(s.require)
 	for _, l := range s.lists {
-		names, err := l.names()
+		names, err := l.read()
 		if err != nil {
 			fmt.Println(err)
 			good = false

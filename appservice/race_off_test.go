@@ -1,0 +1,5 @@
+//go:build !race
+
+package appservice
+
+const raceEnabled = false

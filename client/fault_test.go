@@ -1,0 +1,315 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/internal/faults"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// TestFault makes happen to a device what it has to survive.
+func TestFault(t *testing.T) {
+	faults.Run(t, "client", map[string]func(t *testing.T){
+		"F01-killed-at-every-write-point":   faultKilledAtWritePoints,
+		"F02-killed-while-decrypting":       faultKilledWhileDecrypting,
+		"F11-answer-lost":                   faultAnswerLost,
+		"F14-partition-of-two":              faultPartition,
+		"F15-majority-gone-for-good":        faultMajorityGone,
+		"F16-state-reset":                   faultStateReset,
+		"F17-clocks":                        faultClocks,
+		"F18-commit-that-some-cannot-apply": faultCannotApply,
+		"F19-server-withholds":              faultServerWithholds,
+		"F20-many-committers":               faultManyCommitters,
+		"F21-old-copy":                      faultOldCopy,
+		"F21-two-copies":                    faultTwoCopies,
+		"F21-restored-backup":               faultRestoredBackup,
+	})
+}
+
+// faultKilledWhileDecrypting kills carol's client at each write point that a
+// received message passes. Message or ciphertext is there afterwards, and a key
+// that was used opens nothing any more.
+func faultKilledWhileDecrypting(t *testing.T) {
+	story := func(t *testing.T, at int) []string {
+		x := newRefusing(t)
+		x.bob.sendAlone(x.room, "one")
+		x.bob.sendAlone(x.room, "two")
+		k := &crasher{at: at}
+		x.carol.crashAt = k.point
+		x.carol.Client.crashAt = k.point
+		for range 4 {
+			x.tolerantTurn(x.carol)
+		}
+		x.carol.crashAt, x.carol.Client.crashAt = nil, nil
+		x.settle()
+		x.carol.wantTexts("one", "two")
+		x.checkNonces()
+		again := x.last(rooms.TypeEncrypted)
+		x.show(x.byBob(rooms.TypeEncrypted, again.Content))
+		x.settle()
+		x.carol.wantTexts("one", "two")
+		if x.carol.Refusals()["framing/generation-consumed"] != 1 {
+			t.Errorf("the used key: refused %v", x.carol.Refusals())
+		}
+		x.wantWorks()
+		return k.names
+	}
+	points := story(t, 0)
+	if len(points) < 4 {
+		t.Fatalf("only %d write points: %v", len(points), points)
+	}
+	for i, name := range points {
+		t.Run(fmt.Sprintf("%02d-%s", i+1, name), func(t *testing.T) { story(t, i+1) })
+	}
+}
+
+// faultAnswerLost: the homeserver took a message, a commit and a Welcome, and
+// its answer never came.
+func faultAnswerLost(t *testing.T) {
+	x := newRefusing(t)
+	dave := x.device("dave", "DAVE1")
+	x.settle()
+	lost := map[string]int{}
+	x.alice.hs.after = func(kind string) error {
+		if lost[kind]++; lost[kind] == 1 {
+			return errUnreachableNow
+		}
+		return nil
+	}
+	x.send(x.alice, x.room, "once")
+	x.must(func() error { return x.alice.Invite(x.ctx, x.room, dave.UserID()) })
+	x.join(dave, x.room)
+	x.settle()
+	for kind, least := range map[string]int{"send/" + rooms.TypeEncrypted: 1 /* its echo settles it */, "send/" + rooms.TypeCommit: 1, "to-device": 2} {
+		if lost[kind] < least {
+			t.Errorf("%s was tried %d times, want %d: again after the lost answer", kind, lost[kind], least)
+		}
+	}
+	x.sameEpoch(x.room, x.alice, x.bob, x.carol, dave)
+	x.bob.wantTexts("once")
+	n := 0
+	for _, evt := range x.s.log {
+		if evt.Type == rooms.TypeEncrypted && evt.Sender == x.alice.UserID() {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d ciphertexts of one message are in the room", n)
+	}
+	x.wantWorks()
+}
+
+// faultStateReset: state resolution brings an old membership back, so that bob
+// has left although he never did. The group follows the room, those in it are
+// told, and he comes back the way anybody does.
+func faultStateReset(t *testing.T) {
+	x := newRefusing(t)
+	key := string(x.bob.UserID())
+	old := &Event{Type: rooms.TypeMember, StateKey: &key, Sender: x.bob.UserID(), Content: json.RawMessage(`{"membership":"leave"}`)}
+	x.s.mu.Lock()
+	old.RoomID = x.room
+	x.s.append(old)
+	x.s.mu.Unlock()
+	x.settle()
+	x.sameEpoch(x.room, x.alice, x.carol)
+	if info, _ := x.alice.Room(x.ctx, x.room); info.Devices != 2 {
+		t.Errorf("%d devices in the group, want 2: the room says that bob left", info.Devices)
+	}
+	for _, d := range []*testDevice{x.alice, x.carol} {
+		if !slices.ContainsFunc(d.got, func(u Update) bool {
+			e, ok := u.(*EpochChanged)
+			return ok && slices.Contains(e.Removed, x.bob.UserID())
+		}) {
+			t.Errorf("%s is not told that bob is out", d.ident.device)
+		}
+	}
+	x.send(x.alice, x.room, "without bob")
+	x.settle()
+	x.bob.wantTexts()
+	x.must(func() error { return x.carol.Invite(x.ctx, x.room, x.bob.UserID()) })
+	x.join(x.bob, x.room)
+	x.settle()
+	x.sameEpoch(x.room, x.alice, x.bob, x.carol)
+	x.send(x.alice, x.room, "with bob")
+	x.settle()
+	x.bob.wantTexts("with bob")
+	x.wantWorks()
+}
+
+// faultClocks: clocks that are wrong. Coordination uses none; the lifetime of a
+// key package does.
+func faultClocks(t *testing.T) {
+	for name, skew := range map[string]time.Duration{
+		"an hour ahead": 59 * time.Minute, "an hour behind": -59 * time.Minute,
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newRefusing(t)
+			dave := x.device("dave", "DAVE1")
+			x.settle()
+			x.alice.skew = skew // adds him
+			x.alice.restart()
+			dave.skew = -skew
+			dave.restart()
+			x.must(func() error { return x.alice.Invite(x.ctx, x.room, dave.UserID()) })
+			x.join(dave, x.room)
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol, dave)
+			x.wantWorks()
+		})
+	}
+	t.Run("jumps while it runs", func(t *testing.T) {
+		x := newRefusing(t)
+		for _, skew := range []time.Duration{48 * time.Hour, -48 * time.Hour, 0, 24 * 365 * 80 * time.Hour} { // the last: 2106
+			x.carol.skew = skew
+			x.carol.restart()
+			x.send(x.carol, x.room, "now")
+			x.must(func() error { return x.carol.ChangePolicySelf(x.room) })
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
+		}
+		x.bob.wantTexts("now", "now", "now", "now")
+	})
+	t.Run("key packages of another century", func(t *testing.T) {
+		x := newRefusing(t)
+		dave := x.device("dave", "DAVE1")
+		x.settle()
+		x.alice.skew = 24 * 365 * 80 * time.Hour
+		x.alice.restart()
+		before := x.picture(x.alice)
+		key := string(dave.UserID())
+		x.must(func() error { return x.alice.Invite(x.ctx, x.room, dave.UserID()) })
+		x.settle(x.alice)
+		if after := x.picture(x.alice); after != before {
+			t.Errorf("%s is in by a key package that has expired 80 years ago", key)
+		}
+		x.alice.skew = 0
+		x.alice.restart()
+		x.join(dave, x.room)
+		x.settle()
+		x.sameEpoch(x.room, x.alice, x.bob, x.carol, dave)
+		x.wantWorks()
+	})
+	t.Run("what others made under a wrong clock", func(t *testing.T) {
+		x := newRefusing(t)
+		x.honest()
+		own, err := x.bob.ident.LeafOptions(x.cs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		past := &mls.Config{Rand: newSeeded("long ago"), Now: func() time.Time { return time.Now().Add(-2 * 365 * 24 * time.Hour) }}
+		bundle, err := mls.NewKeyPackage(past, x.cs, x.bob.ident.own().mlsKeys[x.cs], own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		staged := x.commitWith(past, x.bob, mls.CommitOptions{Proposals: []mls.Proposal{mls.Add(bundle.KeyPackage())}})
+		if staged == nil {
+			return // bob's own library refuses it
+		}
+		before := x.picture(x.alice)
+		x.show(x.byBob(rooms.TypeCommit, staged))
+		x.settle()
+		if x.picture(x.alice) != before {
+			t.Error("an expired key package came in")
+		}
+	})
+}
+
+// commitWith is commit, or nil if making it fails.
+func (x *refusing) commitWith(_ *mls.Config, by *testDevice, o mls.CommitOptions) json.RawMessage {
+	by.mu.Lock()
+	_, err := by.rooms[x.room].head().group.Commit(o)
+	by.mu.Unlock()
+	if err != nil {
+		return nil
+	}
+	return x.commit(by, rooms.CommitAAD{}, o)
+}
+
+// faultServerWithholds: carol's server keeps one of bob's messages from her, and
+// later sends two in the wrong order. She is told that one is missing, and never
+// shown something wrong.
+func faultServerWithholds(t *testing.T) {
+	x := newRefusing(t)
+	x.send(x.bob, x.room, "one")
+	x.settle()
+	x.bob.sendAlone(x.room, "kept from carol")
+	hidden := x.last(rooms.TypeEncrypted)
+	x.s.mu.Lock()
+	hidden.RoomID = "!hidden:" + testServer
+	x.s.mu.Unlock()
+	x.bob.sendAlone(x.room, "three")
+	x.settle(x.carol)
+	x.carol.wantTexts("one", "three")
+	i := slices.IndexFunc(x.carol.got, func(u Update) bool { m, ok := u.(*Message); return ok && m.Body() == "three" && m.Missing == 1 })
+	if i < 0 {
+		t.Error("carol is not told that a message before this one is missing")
+	}
+	// It comes after all, and is shown.
+	x.s.mu.Lock()
+	hidden.RoomID = x.room
+	x.s.append(&Event{RoomID: x.room, Type: hidden.Type, Sender: hidden.Sender, Content: hidden.Content})
+	x.s.mu.Unlock()
+	x.settle(x.carol)
+	x.carol.wantTexts("one", "three", "kept from carol")
+	x.wantWorks()
+}
+
+// faultManyCommitters: all of eight members change something at once.
+// Everybody's change is in after at most four more commits than there are
+// members.
+func faultManyCommitters(t *testing.T) {
+	const n = 8
+	x := newRefusing(t)
+	members := []*testDevice{x.alice, x.bob, x.carol}
+	for i := len(members); i < n; i++ {
+		d := x.device(fmt.Sprintf("m%d", i), fmt.Sprintf("M%d", i))
+		x.must(func() error { return x.alice.Invite(x.ctx, x.room, d.UserID()) })
+		x.join(d, x.room)
+		members = append(members, d)
+	}
+	x.settle()
+	x.sameEpoch(x.room, members...)
+	before := x.alice.epoch(x.room)
+	var guests []*testDevice
+	for i := range n {
+		guests = append(guests, x.device(fmt.Sprintf("g%d", i), fmt.Sprintf("G%d", i)))
+	}
+	x.settle(members...)
+	for i, d := range members {
+		if err := d.Invite(x.ctx, x.room, guests[i].UserID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commits := x.count(rooms.TypeCommit)
+	for _, d := range members {
+		d.Step(x.ctx)
+		d.Flush(x.ctx)
+	}
+	if raced := x.count(rooms.TypeCommit) - commits; raced < n {
+		t.Errorf("%d commits at once, want %d", raced, n)
+	}
+	in := func() bool {
+		info, err := x.alice.Room(x.ctx, x.room)
+		return err == nil && info.Devices == 2*n
+	}
+	for range 60 {
+		if in() {
+			break
+		}
+		x.order()
+		for _, d := range members {
+			d.turn()
+		}
+		x.now.add(2 * time.Second)
+	}
+	took := x.alice.epoch(x.room) - before
+	t.Logf("figures: the changes of %d members at once were in after %d accepted commits", n, took)
+	if !in() || took > n+4 {
+		t.Errorf("all are in: %v, after %d accepted commits, want at most %d", in(), took, n+4)
+	}
+}
