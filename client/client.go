@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -180,6 +181,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		c.suites = rooms.DefaultSuiteOrder()
 	}
 	c.mlsCfg = &mls.Config{Rand: c.rand, Now: c.now, Authenticator: rooms.Authenticator{}, OnSeal: o.OnSeal, PaddingSize: 64}
+	c.mlsCfg.ExperimentalSuites = slices.ContainsFunc(c.offers(), mls.CipherSuite.Experimental)
 	if err := c.load(ctx); err != nil {
 		return nil, err
 	}

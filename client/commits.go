@@ -26,7 +26,10 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 	if err != nil {
 		return err
 	}
-	if content.Epoch == 0 {
+	switch {
+	case content.Founding:
+		return c.handleFounding(ctx, r, evt, content, b)
+	case content.Epoch == 0:
 		return c.handleRoot(r, evt, content)
 	}
 	if r.machine == nil {
@@ -51,7 +54,7 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		return nil
 	}
 	parent := federation.Ref(content.Parent)
-	if r.rec.Phase == phaseMember && content.Epoch <= r.rec.JoinEpoch {
+	if r.rec.Phase == phaseMember && r.before(msg.GroupID(), content.Epoch) {
 		return nil // from before this device was in the group
 	}
 	if !r.machine.Held(parent) && r.epochs[parent] == nil {
@@ -210,6 +213,11 @@ var errBlind = errors.New("client: a test lets this device open no commit")
 type storedCommit struct {
 	Message   rooms.Bytes   `json:"message"`
 	Proposals []rooms.Bytes `json:"proposals,omitempty"`
+	// KeyPackages ride with a ReInit.
+	KeyPackages []rooms.Bytes `json:"key_packages,omitempty"`
+	// GroupInfo and Tree are what a founding commit has in place of a message.
+	GroupInfo rooms.Bytes `json:"group_info,omitempty"`
+	Tree      rooms.Bytes `json:"tree,omitempty"`
 }
 
 func commitKey(roomID id.RoomID, ref federation.Ref) string {
@@ -218,7 +226,11 @@ func commitKey(roomID id.RoomID, ref federation.Ref) string {
 
 func (c *Client) keepCommit(b *batch, r *room, ref federation.Ref, content *rooms.CommitContent) {
 	b.do(func(ctx context.Context) error {
-		raw, err := json.Marshal(storedCommit{Message: content.Message, Proposals: content.Proposals})
+		kept := storedCommit{Message: content.Message, Proposals: content.Proposals, KeyPackages: content.KeyPackages}
+		if content.Founding {
+			kept.GroupInfo, kept.Tree = content.GroupInfo, content.Snapshot.Tree
+		}
+		raw, err := json.Marshal(kept)
 		if err != nil {
 			return fmt.Errorf("client: commit %s: %w", ref.Short(), err)
 		}
@@ -243,8 +255,11 @@ func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batc
 		} else if !errors.Is(err, store.ErrNotFound) {
 			return nil, fmt.Errorf("%w: %w", errStore, err)
 		}
+		if own := r.own[at]; known.Founding != nil && (own == nil || !own.Founding) {
+			return nil, nil // only a Welcome leads there
+		}
 		chain = append(chain, at)
-		if own := r.own[at]; own != nil && own.External {
+		if own := r.own[at]; own != nil && (own.External || own.Founding) {
 			break
 		}
 		at = known.Parent
@@ -256,6 +271,8 @@ func (c *Client) enter(ctx context.Context, r *room, ref federation.Ref, b *batc
 		var err error
 		if own := r.own[at]; own != nil && own.External {
 			staged, _, err = c.ownExternal(own)
+		} else if own != nil && own.Founding {
+			staged, err = c.ownFounding(own)
 		} else {
 			staged, err = c.restage(ctx, r, r.epochs[known.Parent], at)
 		}
@@ -328,6 +345,9 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		return errWaitGroup
 	}
 	acts, err := r.machine.Step(ev)
+	if accept, ok := ev.(*federation.Accept); ok && ruleOf(err) == string(federation.RuleTooOld) && r.machine.Held(accept.Parent) {
+		return waitParent(accept.Ref) // it founds a new group, whose epochs begin again, and came before the commit
+	}
 	if err != nil {
 		return err
 	}
@@ -472,6 +492,9 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		}
 		c.noteRemovals(r, e)
 		c.settleCommit(r, e, b)
+		if err := c.entered(r, e, b); err != nil {
+			return err
+		}
 		if r.rec.Phase == phaseJoining && r.own[ref] != nil && r.own[ref].External {
 			c.joined(r, e, b)
 		}
@@ -538,7 +561,7 @@ func (c *Client) noteRemovals(r *room, e *epoch) {
 			r.rec.Removals = map[id.UserID]uint64{}
 		}
 		if len(r.rec.Removals) < maxAdmissions {
-			r.rec.Removals[cred.User] = e.number
+			r.rec.Removals[cred.User] = r.levelOf(e)
 		}
 		if a, admitted := r.rec.Admissions[cred.User]; admitted && c.removedSince(r, cred.User, federation.Ref(a.Ref)) {
 			delete(r.rec.Admissions, cred.User)

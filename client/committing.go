@@ -100,7 +100,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		}
 	}
 	for _, add := range r.todo.Adds {
-		if r.tried["add/"+claimKey(add.User, add.Device)] > now || len(d.adds) >= maxAddsAtOnce {
+		if r.tried["add/"+claimKey(add.User, add.Device)] > now || len(d.adds) >= maxAddsAtOnce || r.staysBehind(add.User, add.Device) {
 			continue
 		}
 		d.adds = append(d.adds, add)
@@ -108,6 +108,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 			d.urgent = true
 		}
 	}
+	c.suiteDue(r, e, d)
 	return d
 }
 
@@ -128,6 +129,9 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		return nil
 	}
 	c.checkRefresh(r)
+	if work := c.refoundWork(r, now); work != nil {
+		return work
+	}
 	if e := c.heirsEraDue(r); e != nil && (r.pending == nil || !r.pending.Era) && r.tried["commit"] <= now {
 		roomID := r.id
 		return func(ctx context.Context) {
@@ -164,7 +168,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	d := c.dueNow(r, e, now)
 	if d.empty() {
 		r.commitAt = 0
-		return nil
+		return c.reInitWork(r, e, d, now)
 	}
 	if !d.urgent {
 		if r.commitAt == 0 || r.commitOn != e.ref {
@@ -383,7 +387,10 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	for _, p := range content.Proposals {
 		bundle.Proposals = append(bundle.Proposals, p)
 	}
-	content.Proposals = nil
+	for _, kp := range content.KeyPackages {
+		bundle.KeyPackages = append(bundle.KeyPackages, kp)
+	}
+	content.Proposals, content.KeyPackages = nil, nil
 	data := outData{Type: rooms.TypeCommit}
 	if bundle.Inline() {
 		content.SetInline(bundle)

@@ -539,7 +539,13 @@ func (c *Client) watchLag(r *room) {
 	var ahead *rooms.HeadContent
 	for _, seq := range policy.Sequencers {
 		head := r.state.head(id.UserID(seq.User))
-		if head == nil || head.Accepted == nil || string(head.Group) != string(e.group.GroupID()) {
+		if head == nil || head.Accepted == nil {
+			continue
+		}
+		if string(head.Group) != string(e.group.GroupID()) {
+			if p, err := c.proofOf(r, id.UserID(seq.User), head); err == nil && continues(p, head.Group, e.group.GroupID()) && !r.machine.Held(federation.Ref(head.Accepted.Ref)) {
+				ahead = head // the group was founded anew
+			}
 			continue
 		}
 		if head.Accepted.Epoch > e.number && !r.machine.Accepted(federation.Ref(head.Accepted.Ref)) {
@@ -667,6 +673,11 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.tried["list"])
 	at(r.autoAt)
 	at(r.foundLate)
+	at(r.foundAt)
+	at(r.tried["found"])
+	if r.unreadSince > 0 {
+		at(r.unreadSince + foundWelcomeWait)
+	}
 	if r.listSince > 0 {
 		at(r.listSince + listWait)
 	}

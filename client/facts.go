@@ -120,15 +120,8 @@ func (c *Client) removedSince(r *room, user id.UserID, since federation.Ref) boo
 	if !removed {
 		return false
 	}
-	if e := r.epochs[since]; e != nil {
-		return e.number < at
-	}
-	if r.machine != nil {
-		if known, ok := r.machine.Known(since); ok {
-			return known.Epoch < at
-		}
-	}
-	return true
+	level, ok := r.levelAt(since)
+	return !ok || level < at
 }
 
 // checkProposal checks a module's proposal before this device commits it.
@@ -202,6 +195,10 @@ func (c *Client) forgetCaused(r *room, leaves []rooms.GroupLeaf) {
 	}
 }
 
+func hasLeaf(leaves []rooms.GroupLeaf, user id.UserID, device id.DeviceID) bool {
+	return slices.ContainsFunc(leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == user && l.Cred.Device == device })
+}
+
 // planEpoch returns the epoch whose members are compared with the room's: the one
 // that a commit is made on.
 func (c *Client) planEpoch(r *room) *epoch {
@@ -270,7 +267,10 @@ func (c *Client) plan(r *room) {
 		}
 		entries := []rooms.Device{}
 		for _, device := range list.SortedDevices() {
-			entry := rooms.Device{Device: device.ID, Key: device.MLSKeys[cs]}
+			entry := rooms.Device{Device: device.ID, Key: device.MLSKeys[cs], OtherSuite: device.MLSKeys[cs] == nil && len(device.MLSKeys) > 0}
+			if entry.Key != nil && !policy.MayUse(cs) && !hasLeaf(leaves, user, device.ID) && !slices.ContainsFunc(policy.SuiteFloor, func(s rooms.Suite) bool { return device.MLSKeys[s] != nil }) {
+				entry.Key, entry.OtherSuite = nil, true // the room moves on without it
+			}
 			if entry.Key != nil {
 				entry.Problem = list.Check(&rooms.Credential{User: user, Device: device.ID, Key: entry.Key}, cs, policy.Verification)
 			}

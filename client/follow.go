@@ -101,11 +101,14 @@ func (c *Client) publicAt(ctx context.Context, r *room, ref federation.Ref) (*ml
 			return nil, nil
 		}
 		chain = append(chain, at)
+		if known.Founding != nil {
+			break // its tree is its own
+		}
 		at = known.Parent
 	}
 	public := r.public[at]
-	if public == nil {
-		raw, err := r.epochs[at].group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true})
+	if e := r.epochs[at]; public == nil && e != nil {
+		raw, err := e.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true})
 		if err != nil {
 			return nil, nil
 		}
@@ -122,6 +125,17 @@ func (c *Client) publicAt(ctx context.Context, r *room, ref federation.Ref) (*ml
 		kept, err := c.storedCommit(ctx, r, next)
 		if err != nil {
 			return nil, err
+		}
+		if len(kept.GroupInfo) > 0 {
+			info, err := mls.ParseMessage(kept.GroupInfo)
+			if err != nil {
+				return nil, nil
+			}
+			if public, err = mls.NewPublicGroup(c.mlsCfg, info, kept.Tree); err != nil {
+				return nil, nil
+			}
+			r.keepPublic(next, public)
+			continue
 		}
 		msg, err := mls.ParseMessage(kept.Message)
 		if err != nil {
@@ -160,7 +174,7 @@ const ruleCannotFollow = "client/cannot-follow"
 func (c *Client) watchUnread(ctx context.Context, r *room) error {
 	head := r.machine.Head()
 	if r.epochs[head] != nil {
-		r.unread = federation.Ref{}
+		r.unread, r.unreadSince = federation.Ref{}, 0
 		return nil
 	}
 	b := &batch{}
@@ -186,6 +200,9 @@ func (c *Client) watchUnread(ctx context.Context, r *room) error {
 			break
 		}
 		first = known.Parent
+	}
+	if known, ok := r.machine.Known(first); ok && known.Founding != nil {
+		return c.unwelcomed(ctx, r, first)
 	}
 	if slices.Contains(r.machine.NeedsVouching(), first) {
 		return nil

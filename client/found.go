@@ -165,15 +165,22 @@ func (c *Client) room(roomID id.RoomID) *room {
 // it has. It calls begun, with the lock held, once the room is marked. If the
 // own server's module does not come, those of the servers of others are invited.
 func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), begun func(), others []id.UserID) error {
+	lists, err := c.ident.DevicesOf(ctx, others)
+	if err != nil {
+		c.log.Debug().Err(err).Stringer("room_id", roomID).Msg("The devices of invited users are not known yet")
+	}
 	c.mu.Lock()
 	r := c.room(roomID)
 	begun()
 	if r.rec.Phase == phaseNone {
 		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
-		r.foundPolicy = change
+		r.foundPolicy, r.foundWith = change, others
+		for user, list := range lists {
+			c.devs[user] = list
+		}
 	}
 	r.foundLate = c.mono() + botWait // until then the own module has the first word
-	err := c.commitBatch(ctx, r, &batch{})
+	err = c.commitBatch(ctx, r, &batch{})
 	c.mu.Unlock()
 	if err != nil {
 		return err
@@ -270,7 +277,7 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	if r.foundPolicy != nil {
 		r.foundPolicy(policy)
 	}
-	cs, err := rooms.ChooseSuite(policy, nil)
+	cs, err := c.firstSuite(r, policy)
 	if err != nil {
 		return err
 	}

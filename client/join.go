@@ -44,6 +44,11 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
+	if r.machine != nil && (r.rec.Phase == phaseMember || r.rec.Phase == phaseJoining) {
+		if done, err := c.foundingWelcome(ctx, r, evt, content, b); done {
+			return err
+		}
+	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
 		if !r.rec.Unconfirmed || r.machine.Held(federation.Ref(content.Ref)) {
 			return nil // in the group already
@@ -114,7 +119,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
-	if bound := r.boundTo(c.UserID()); bound != nil && !bytes.Equal(bound, group.GroupID()) {
+	if ok, coming := c.succeeds(r, group.GroupID(), r.boundTo(c.UserID())); coming {
+		return &errWait{"head:"}
+	} else if !ok {
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it opens another group than the one this device belongs to")
 	}
 	if !bytes.Equal(group.ConfirmationTag(), tag) {
@@ -139,6 +146,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	b.machine = true
 	b.do(func(ctx context.Context) error { return c.ident.ConsumeBundle(ctx, packRef) })
 	e := &epoch{ref: ref, number: group.Epoch(), group: group}
+	r.noteGroup(group.GroupID())
 	c.putEpoch(b, r, e)
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
@@ -177,9 +185,11 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 // joined marks this device as a member from an epoch on.
 func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.Phase = phaseMember
+	r.noteGroup(e.group.GroupID())
+	c.noteBefore(r, e)
 	r.rec.Group, r.rec.Bound = e.group.GroupID(), e.group.GroupID()
 	if r.rec.JoinRef.IsZero() { // else it only came back
-		r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), e.number
+		r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), r.levelOf(e)
 		r.rec.JoinEvent = c.commitEvent(r, e.ref)
 		r.rec.Unconfirmed = true
 		r.noteHeads()
@@ -201,7 +211,7 @@ func (c *Client) listAt(r *room, group []byte, policy *rooms.Policy) (config fed
 	r.headSeen = true
 	s := c.shownBy(r, group)
 	for _, p := range s.by {
-		if p.Era == s.era && federation.List(p.Policy.Sequencers).Equal(policy.Sequencers) {
+		if p.Era == s.era && bytes.Equal(p.Groups[len(p.Groups)-1], group) && federation.List(p.Policy.Sequencers).Equal(policy.Sequencers) {
 			return p.Config, p.Era, true
 		}
 	}
@@ -242,24 +252,25 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 	if s.coming {
 		return "", nil, true
 	}
-	proven := func(bot id.UserID) bool { return s.by[bot] != nil }
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
 		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil || s.bad[bot] {
 			continue
 		}
-		if head.Snapshot.AtCommit != head.Accepted.Ref || bound != nil && !bytes.Equal(bound, head.Group) {
+		proven := s.by[bot]
+		if head.Snapshot.AtCommit != head.Accepted.Ref || proven == nil && bound != nil && !bytes.Equal(bound, head.Group) || s.stale(head, proven) {
 			continue
 		}
-		if len(s.by) > 0 && (head.Era < s.era || head.Era == s.era && head.Accepted.Epoch < s.epoch) {
-			continue // stale
-		}
-		switch {
-		case best == nil, proven(bot) && !proven(by):
-		case proven(by) && !proven(bot):
+		switch had := s.by[by]; {
+		case best == nil, proven != nil && had == nil:
+		case proven == nil && had != nil:
 			continue
 		case head.Era != best.Era:
 			if head.Era < best.Era {
+				continue
+			}
+		case proven != nil && len(proven.Groups) != len(had.Groups):
+			if len(proven.Groups) < len(had.Groups) {
 				continue
 			}
 		case head.Accepted.Epoch <= best.Accepted.Epoch:
@@ -358,6 +369,9 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	if err != nil {
 		return err
 	}
+	if suite := info.GroupInfo().CipherSuite(); c.lacks(suite) {
+		return fmt.Errorf("%w: %w", ErrSuite, rooms.CheckSuite(suite, []rooms.Offer{{User: c.UserID(), Device: c.DeviceID(), Suites: c.offers()}}))
+	}
 	public, err := mls.NewPublicGroup(c.mlsCfg, info, tree)
 	if err != nil {
 		return err
@@ -417,7 +431,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 			return err
 		}
 	}
-	plan, err := c.planRejoin(ctx, roomID, parent, public.Epoch(), resync)
+	plan, err := c.planRejoin(ctx, roomID, parent, public.GroupID(), public.Epoch(), resync)
 	if err != nil {
 		return err
 	}
@@ -474,8 +488,10 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		c.dropGroup(r, b)
 		r.machine = machine
 		b.machine = true
+		r.noteGroup(public.GroupID())
 		r.rec.Group = public.GroupID()
-		r.rec.JoinEpoch = public.Epoch() + 1
+		level, _ := r.level(public.GroupID(), public.Epoch())
+		r.rec.JoinEpoch = level + 1
 	}
 	r.rec.Phase = phaseJoining
 	r.joinAt = c.mono() + joinPatience(r.joinTries)

@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -74,6 +75,9 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		if policy, err = rooms.PolicyOf(e.group); err == nil && !policy.MayAdmit(c.UserID()) {
 			err = fmt.Errorf("%w: the group's policy does not let %s admit users", ErrNotAllowed, c.UserID())
 		}
+	}
+	if err == nil {
+		err = suiteRefusal(e.group.CipherSuite(), lists[user])
 	}
 	if err == nil {
 		err = c.admitUser(r, e, user)
@@ -424,6 +428,7 @@ type RoomInfo struct {
 	MLS        bool
 	Phase      string // where this device stands: "", founding, joining, member, removed
 	Epoch      uint64
+	Suite      mls.CipherSuite   // of the head
 	Status     federation.Status // of the head
 	Members    int               // users joined or invited
 	Devices    int               // leaves of the group
@@ -479,7 +484,7 @@ func (c *Client) info(r *room) RoomInfo {
 		}
 	}
 	if e := r.head(); e != nil {
-		info.Epoch, info.Devices = e.number, e.group.MemberCount()
+		info.Epoch, info.Devices, info.Suite = e.number, e.group.MemberCount(), e.group.CipherSuite()
 		info.Status = r.machine.Status(e.ref)
 		if policy, err := rooms.PolicyOf(e.group); err == nil {
 			for _, seq := range policy.Sequencers {
@@ -587,6 +592,9 @@ func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
 				return fmt.Errorf("client: %s: %w", r.id, r.lastJoinError)
 			}
 			return fmt.Errorf("%w (%s)", ErrNoGroup, r.id)
+		}
+		if _, closed := r.closing(); closed {
+			return r.suiteState()
 		}
 		if r.pending != nil {
 			return fmt.Errorf("client: a commit in %s waits for the module to accept it", r.id)

@@ -2,6 +2,7 @@ package client
 
 import (
 	"crypto/ed25519"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -30,6 +31,8 @@ type fakeModule struct {
 	down     bool // does nothing at all
 	// noVouching: it does not see what members say of commits, except rejects.
 	noVouching bool
+	// experimental: it follows groups of experimental suites.
+	experimental bool
 }
 
 type moduleRoom struct {
@@ -154,7 +157,13 @@ func (m *fakeModule) commit(evt *Event) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := &mls.Config{Authenticator: rooms.Authenticator{}}
+	cfg := &mls.Config{Authenticator: rooms.Authenticator{}, ExperimentalSuites: m.experimental}
+	if content.Founding {
+		if !m.deaf {
+			m.founding(evt, g, content, info, cfg)
+		}
+		return
+	}
 	if content.Epoch == 0 {
 		if g.machine != nil {
 			return
@@ -270,6 +279,18 @@ func (m *fakeModule) head(room id.RoomID) {
 		Version: rooms.Version, ReceiptKey: rooms.Bytes(pub(m.key)), Server: m.server,
 		ExternalSenders: []rooms.ExternalSender{{Scheme: uint16(m.w.cs.SignatureScheme()), Key: rooms.Bytes(m.external.Public())}},
 		Nonce:           strconv.Itoa(events),
+	}
+	for _, s := range m.w.follows {
+		if scheme := uint16(s.SignatureScheme()); !slices.ContainsFunc(head.ExternalSenders, func(o rooms.ExternalSender) bool { return o.Scheme == scheme }) {
+			key, err := mls.GenerateSignatureKey(s, newSeeded("external"+m.server))
+			if err != nil {
+				m.w.t.Fatal(err)
+			}
+			head.ExternalSenders = append(head.ExternalSenders, rooms.ExternalSender{Scheme: scheme, Key: rooms.Bytes(key.Public())})
+		}
+		if s.Experimental() && m.experimental {
+			head.Suites = append(head.Suites, uint16(s))
+		}
 	}
 	if g.machine != nil {
 		ref := g.machine.SafeHead()

@@ -269,7 +269,7 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 			r := c.rooms[row.item.Room]
 			// A room that is not compared yet, or stands behind the barrier, holds
 			// back what is encrypted already, too: a leave that was seen comes first.
-			if r == nil || r.machine == nil || r.machine.UsableHead() != row.ref() || c.blockedBy(row.item.Room) != nil {
+			if r == nil || r.machine == nil || r.sendEpoch() == nil || r.sendEpoch().ref != row.ref() || c.blockedBy(row.item.Room) != nil {
 				blocked[row.item.Room] = prio
 				c.poke() // the engine compares, or encrypts it again
 				continue
@@ -294,6 +294,11 @@ func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
 	if len(row.data.Upload) > 0 {
 		var err error
 		if content, err = c.uploadCommit(ctx, row); err != nil {
+			return "", err
+		}
+	} else if row.data.Commit != nil {
+		var err error
+		if content, err = c.uploadFounding(ctx, row); err != nil {
 			return "", err
 		}
 	}

@@ -115,27 +115,46 @@ func (c *Client) crossSigned(a rooms.Attested) bool {
 type shown struct {
 	coming bool // something is being fetched
 	era    uint64
-	epoch  uint64 // of the newest proven final in that era
+	best   *rooms.Proven // with the newest final in that era
 	by     map[id.UserID]*rooms.Proven
 	bad    map[id.UserID]bool // heads that show something wrong
 }
 
-// shownBy checks the heads of all modules, of the given group if it is known.
+// stale tells whether a head lies below a final commit that another one proves.
+func (s *shown) stale(head *rooms.HeadContent, proven *rooms.Proven) bool {
+	switch best := s.best; {
+	case best == nil || head.Era > best.Era:
+		return false
+	case head.Era < best.Era:
+		return true
+	case proven != nil && len(proven.Groups) != len(best.Groups):
+		return len(proven.Groups) < len(best.Groups)
+	case string(head.Group) == string(best.Groups[len(best.Groups)-1]):
+		return head.Accepted.Epoch < best.Epoch
+	default: // of a group that was closed
+		return slices.ContainsFunc(best.Groups, func(id []byte) bool { return string(id) == string(head.Group) })
+	}
+}
+
+// shownBy checks the heads of all modules: of the given group if it is known, or
+// of one that is proven to continue it.
 func (c *Client) shownBy(r *room, group []byte) *shown {
 	s := &shown{by: map[id.UserID]*rooms.Proven{}, bad: map[id.UserID]bool{}}
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
-		if head == nil || len(head.Group) == 0 || group != nil && string(head.Group) != string(group) {
+		if head == nil || len(head.Group) == 0 || group != nil && string(head.Group) != string(group) && !r.isModule(bot) {
 			continue
 		}
 		p, err := c.proofOf(r, bot, head)
 		switch {
 		case errors.Is(err, errProofComing):
 			s.coming = true
+		case err == nil && group != nil && !continues(p, head.Group, group):
 		case err == nil:
 			s.by[bot] = p
-			if p.Era > s.era || p.Era == s.era && p.Epoch > s.epoch {
-				s.era, s.epoch = p.Era, p.Epoch
+			s.era = max(s.era, p.Era)
+			if s.best == nil || newer(p, s.best) {
+				s.best = p
 			}
 		case rooms.RuleOf(err) != rooms.RuleFinalNotProven:
 			s.bad[bot] = true
@@ -152,6 +171,7 @@ func (c *Client) confirm(r *room) {
 		return
 	}
 	s := c.shownBy(r, r.rec.Group)
+	r.noteShown(s, r.rec.Group)
 	era, _ := r.machine.EraOf()
 	for _, p := range s.by {
 		if s.era == era && p.Era == era && r.machine.Held(p.Final) && r.machine.Extends(p.Final, federation.Ref(r.rec.JoinRef)) {

@@ -64,7 +64,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		}
 	}
 	if e == nil || !r.machine.Accepted(ref) {
-		if base := r.base(); e == nil && (msg.Epoch() < base || r.tooOld(msg.Epoch())) {
+		if e == nil && r.forgotten(msg.GroupID(), msg.Epoch()) {
 			return errRefusedUpdate(ruleBeyondRetention, "it was sent in an epoch this device was not in, or has forgotten")
 		}
 		if content.CommitEvent != "" && e == nil {
@@ -138,7 +138,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation,
-		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head() && e.ref != r.machine.UsableHead(),
+		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head() && e != r.sendEpoch(),
 	}
 	if head := r.head(); msg.Late && head != nil {
 		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })
@@ -202,13 +202,25 @@ func (c *Client) Refusals() map[string]uint64 {
 	return out
 }
 
-// base returns the number of the epoch this device began with.
-func (r *room) base() uint64 { return r.rec.JoinEpoch }
+// before tells whether a commit makes an epoch from before this device was in the
+// room's groups, or the one it began with.
+func (r *room) before(group []byte, epoch uint64) bool {
+	level, ok := r.level(group, epoch)
+	if !ok {
+		return r.former(group)
+	}
+	return level <= r.rec.JoinEpoch
+}
 
-// tooOld tells whether an epoch lies below what is kept.
-func (r *room) tooOld(number uint64) bool {
+// forgotten tells whether an epoch is one that this device was not in, or below
+// what it keeps.
+func (r *room) forgotten(group []byte, epoch uint64) bool {
+	level, ok := r.level(group, epoch)
+	if !ok {
+		return r.former(group)
+	}
 	final := r.epochs[r.machine.NewestFinal()]
-	return final != nil && number+uint64(r.keep) < final.number
+	return level < r.rec.JoinEpoch || final != nil && level+uint64(r.keep) < r.levelOf(final)
 }
 
 // verification says how sure we are of a credential's device.

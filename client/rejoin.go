@@ -32,15 +32,17 @@ func (c *Client) keepRejoinSecret(b *batch, r *room, e *epoch) {
 		b.do(func(context.Context) error { return fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err) })
 		return
 	}
+	level := r.levelOf(e)
+	r.rec.Top = max(r.rec.Top, level)
 	b.do(func(ctx context.Context) error {
 		defer clear(secret)
-		if err := c.st.PutRejoinSecret(ctx, r.id, e.ref[:], e.number, secret); err != nil {
+		if err := c.st.PutRejoinSecret(ctx, r.id, e.ref[:], level, secret); err != nil {
 			return err
 		}
-		if e.number%16 != 0 || e.number < keptRejoinSecrets {
+		if level%16 != 0 || level < keptRejoinSecrets {
 			return nil
 		}
-		return c.st.PruneRejoinSecrets(ctx, r.id, e.number-keptRejoinSecrets)
+		return c.st.PruneRejoinSecrets(ctx, r.id, level-keptRejoinSecrets)
 	})
 }
 
@@ -54,7 +56,7 @@ type rejoin struct {
 
 // planRejoin checks that a head on which this device would come back does not
 // undo what it knows, and finds what shows that it was in the group before.
-func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federation.Ref, epoch uint64, own *mls.LeafIndex) (*rejoin, error) {
+func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federation.Ref, group []byte, epoch uint64, own *mls.LeafIndex) (*rejoin, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := &rejoin{}
@@ -65,6 +67,9 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federa
 	if r.machine != nil {
 		final := r.machine.NewestFinal()
 		known, ok := r.machine.Known(final)
+		if scope, held := r.machine.ScopeAt(final); held && string(scope.Group) != string(group) {
+			ok = false // one that follows it, as a module has proven
+		}
 		switch {
 		case r.machine.Held(parent):
 			if !r.machine.Extends(parent, final) || !r.machine.Extends(r.machine.SafeHead(), parent) {
@@ -225,7 +230,8 @@ func (r *room) elsewhere() bool {
 		if r.machine.Held(ref) {
 			return false
 		}
-		other = other || head.Accepted.Epoch >= r.rec.JoinEpoch || r.rec.OldHeads[id.UserID(seq.User)] != head.Accepted.Ref
+		level, _ := r.level(head.Group, head.Accepted.Epoch)
+		other = other || level >= r.rec.JoinEpoch || r.rec.OldHeads[id.UserID(seq.User)] != head.Accepted.Ref
 	}
 	return other
 }

@@ -15,19 +15,21 @@ import (
 //   - above the newest final: the epochs of the head's chain, to go back to, and
 //     of branches beside it, each at most as many as the policy's window;
 //   - below it: Limits.PastEpochs, for messages that come late;
+//   - the last epoch that could be read, if the group was founded anew above it;
 //   - branches that the newest final has left behind: as long as the epoch where
 //     they parted, from which they could be derived again.
 //
 // What is not above the newest final goes after Limits.PastAge at the latest.
 func (c *Client) prune(b *batch, r *room) {
 	final := r.machine.NewestFinal()
-	number, ok := r.numberOf(final)
+	number, ok := r.levelAt(final)
 	if !ok {
 		return
 	}
 	now, past := c.mono(), uint64(c.limits.PastEpochs)
+	last := r.lastRead() // while the head is not read: a Welcome into the group that follows needs it
 	inUse := func(ref federation.Ref) bool {
-		return ref == final || ref == r.machine.Head() || ref == r.machine.UsableHead() || ref == r.machine.SafeHead()
+		return last != nil && ref == last.ref || ref == final || ref == r.machine.Head() || ref == r.machine.UsableHead() || ref == r.machine.SafeHead()
 	}
 	var chain, beside []*epoch
 	r.pruneAt = 0
@@ -50,9 +52,9 @@ func (c *Client) prune(b *batch, r *room) {
 			r.overSince[ref] = now
 		}
 		until := since + c.limits.PastAge
-		parted := e.number
+		parted := r.levelOf(e)
 		if fork, ok := r.machine.Fork(final, ref); ok {
-			if at, ok := r.numberOf(fork); ok {
+			if at, ok := r.levelAt(fork); ok {
 				parted = at
 			}
 		}
@@ -66,7 +68,7 @@ func (c *Client) prune(b *batch, r *room) {
 	}
 	window := r.window()
 	for _, list := range [][]*epoch{chain, beside} {
-		slices.SortFunc(list, func(x, y *epoch) int { return cmp.Compare(y.number, x.number) }) // the newest first
+		slices.SortFunc(list, func(x, y *epoch) int { return cmp.Compare(r.levelOf(y), r.levelOf(x)) }) // the newest first
 		for _, e := range list[min(window, len(list)):] {
 			c.dropEpoch(b, r, e.ref)
 		}
@@ -75,7 +77,7 @@ func (c *Client) prune(b *batch, r *room) {
 		if own == r.pending {
 			continue
 		}
-		if at, ok := r.numberOf(ref); !ok || at <= number {
+		if at, ok := r.levelAt(ref); !ok || at <= number {
 			if r.epochs[ref] == nil {
 				wipeStaged(own.staged)
 			}
@@ -117,17 +119,6 @@ func wipeStaged(staged *mls.StagedCommit) {
 	if group := staged.Merge(); group != nil {
 		group.Zero()
 	}
-}
-
-// numberOf returns the number of the epoch that a commit makes.
-func (r *room) numberOf(ref federation.Ref) (uint64, bool) {
-	if e := r.epochs[ref]; e != nil {
-		return e.number, true
-	}
-	if known, ok := r.machine.Known(ref); ok {
-		return known.Epoch, true
-	}
-	return 0, false
 }
 
 // window is how many epochs above the newest final are kept.

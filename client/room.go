@@ -60,6 +60,10 @@ type roomRecord struct {
 	HeirsEra    *heirsEra    `json:"heirs_era,omitempty"` // that our user, an heir, proposes
 	// EraProposals are those of other heirs, until this device consents.
 	EraProposals []json.RawMessage     `json:"era_proposals,omitempty"`
+	Suite        *suiteChange          `json:"suite,omitempty"`     // that our user asked for
+	Offsets      map[string]uint64     `json:"offsets,omitempty"`   // group → level of its epoch 0; see level
+	Former       []rooms.Bytes         `json:"former,omitempty"`    // the room's groups before this one
+	Top          uint64                `json:"top,omitempty"`       // the highest level this device was at
 	Failed       map[string]string     `json:"failed,omitempty"`    // ref → rule: commits we could not apply
 	Rejected     map[string]bool       `json:"rejected,omitempty"`  // of these, those we sent P.reject for
 	Vouched      map[string]bool       `json:"vouched,omitempty"`   // refs we sent P.applied for
@@ -91,6 +95,8 @@ type pending struct {
 	EventID  id.EventID      `json:"event_id,omitempty"`
 	// List: it sets another list of sequencers, whose modules have to be ready.
 	List bool `json:"list,omitempty"`
+	// Founding: it founds the group that follows one that a ReInit closed.
+	Founding bool `json:"founding,omitempty"`
 	// Era: it opens an era, which needs no accept by the old list.
 	Era bool `json:"era,omitempty"`
 	// Fresh: made, with a path, by a copy that knew itself to be one.
@@ -165,6 +171,14 @@ type room struct {
 	foundLate     time.Duration // from then on the module of another server will do
 	lastJoinError error
 
+	nextPacks   map[string]*claim // key packages at hand for the group that follows
+	nextSuite   mls.CipherSuite   // of these
+	suiteError  error             // why the suite our user asked for cannot be had
+	foundAt     time.Duration     // when to found the group that follows a ReInit
+	foundOn     federation.Ref    // the ReInit that is for
+	unreadSince time.Duration     // since when a Welcome into a new group is waited for
+	foundWith   []id.UserID       // who is invited into the room that is made
+
 	proofs      map[id.UserID]*headProof // what the heads of modules prove
 	policyError error                    // why the policy our user asked for cannot be had
 	auto        *rooms.Policy            // what the defaults ask for; nil: nothing
@@ -206,7 +220,7 @@ func (r *room) sendEpoch() *epoch {
 	if r.machine == nil {
 		return nil
 	}
-	return r.epochs[r.machine.UsableHead()]
+	return r.openEpoch(r.machine.UsableHead())
 }
 
 // buildOn returns the epoch that a commit is made on now: the head, below what is
@@ -217,7 +231,14 @@ func (c *Client) buildOn(r *room, now time.Duration) *epoch {
 	list, waits := r.machine.PendingList()
 	if !waits || !r.machine.Extends(ref, list) {
 		r.listSeen, r.listSince = federation.Ref{}, 0
-		return r.epochs[ref]
+		e := r.epochs[ref]
+		if e != nil && e.group.ReInit() != nil {
+			if !r.rec.NewEra {
+				return nil // nothing is committed to a closed group, but an era leaves it
+			}
+			return r.epochs[e.parent]
+		}
+		return e
 	}
 	if r.listSeen != list {
 		r.listSeen, r.listSince = list, now
@@ -393,7 +414,8 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 	}
 	fresh.changed = r.changed
 	fresh.foundLate = r.foundLate
-	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater = r.foundPolicy, r.foundByRule, r.admitLater
+	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater, fresh.foundWith = r.foundPolicy, r.foundByRule, r.admitLater, r.foundWith
+	fresh.nextPacks, fresh.nextSuite = r.nextPacks, r.nextSuite
 	*r = *fresh
 	return nil
 }

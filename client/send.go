@@ -140,6 +140,8 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	switch {
 	case r == nil:
 		return ErrNoRoom
+	case r.refounding():
+		return ErrSuiteChange
 	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
 		return ErrNoGroup
 	case len(r.blocked) > 0:

@@ -22,6 +22,8 @@ type fakeNet struct {
 	clock    int64
 	events   int
 	nextRoom int
+	lose     string                    // to-device messages that do not arrive: "to" or "from" a user
+	welcomes []json.RawMessage         // that were sent
 	before   map[id.EventID]id.EventID // of a state event: the one it replaced where it was sent
 }
 

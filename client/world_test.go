@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -488,6 +489,12 @@ func (t *fakeTransport) SendToDevice(_ context.Context, eventType, txnID string,
 	t.s.txns[key] = "sent"
 	for user, devices := range messages {
 		for device, content := range devices {
+			if eventType == rooms.TypeWelcome {
+				t.s.welcomes = append(t.s.welcomes, content)
+			}
+			if t.s.lose == "to "+string(user) || t.s.lose == "from "+string(t.user) {
+				continue
+			}
 			q := string(user) + "/" + string(device)
 			t.s.when(serverOf(user), func() {
 				t.s.toDevice[q] = append(t.s.toDevice[q], &Event{Type: eventType, Sender: t.user, Content: content})
@@ -511,11 +518,22 @@ func (i *fakeIdentity) UserID() id.UserID     { return i.user }
 func (i *fakeIdentity) DeviceID() id.DeviceID { return i.device }
 func (i *fakeIdentity) own() *fakeDevice      { return i.s.users[i.user].devices[i.device] }
 func (i *fakeIdentity) SignatureKey(cs mls.CipherSuite) (mls.SignaturePrivateKey, error) {
-	return i.own().mlsKeys[cs], nil
+	key, ok := i.own().mlsKeys[cs]
+	if !ok {
+		return key, fmt.Errorf("fake: no signature key for %s", cs)
+	}
+	return key, nil
 }
 func (i *fakeIdentity) LeafOptions(cs mls.CipherSuite) (mls.LeafOptions, error) {
-	return rooms.LeafOptions(rooms.Credential{User: i.user, Device: i.device, Key: i.own().mlsKeys[cs].Public()}), nil
+	return leafOptions(i.user, i.device, i.own().mlsKeys, cs), nil
 }
+
+func leafOptions(user id.UserID, device id.DeviceID, keys map[mls.CipherSuite]mls.SignaturePrivateKey, cs mls.CipherSuite) mls.LeafOptions {
+	o := rooms.LeafOptions(rooms.Credential{User: user, Device: device, Key: keys[cs].Public()})
+	o.Capabilities.CipherSuites = slices.Sorted(maps.Keys(keys))
+	return o
+}
+func (i *fakeIdentity) Suites() []mls.CipherSuite { return slices.Sorted(maps.Keys(i.own().mlsKeys)) }
 func (i *fakeIdentity) Sync(ctx context.Context, req identity.SyncRequest) (*identity.SyncResponse, error) {
 	if req.Timeout > 0 { // a long poll
 		select {
@@ -543,12 +561,16 @@ func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, t
 	for n, target := range targets {
 		out[n].Target = target
 		d := i.s.users[target.User].devices[target.Device]
-		if d == nil || len(d.packages) == 0 || !i.s.reaches(serverOf(target.User)) {
+		at := -1
+		if d != nil && i.s.reaches(serverOf(target.User)) {
+			at = slices.IndexFunc(d.packages, func(b *mls.KeyPackageBundle) bool { return b.KeyPackage().CipherSuite == cs })
+		}
+		if at < 0 {
 			out[n].Err = identity.ErrNoKeyPackage
 			continue
 		}
-		out[n].KeyPackage = d.packages[0].KeyPackage()
-		d.packages = d.packages[1:]
+		out[n].KeyPackage = d.packages[at].KeyPackage()
+		d.packages = slices.Delete(d.packages, at, at+1)
 	}
 	return out, nil
 }
@@ -580,6 +602,9 @@ type world struct {
 	sealMu sync.Mutex
 	seals  map[[32]byte][32]byte // hash of a key and nonce → hash of what they encrypted
 	cs     mls.CipherSuite
+	suites []mls.CipherSuite // that devices have, if not only cs
+	// follows are suites that modules have keys for beside cs.
+	follows []mls.CipherSuite
 }
 
 // testDevice is a client with its store, which survives restarts.
@@ -684,18 +709,33 @@ func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, i
 	d := &fakeDevice{key: edKey(random), mlsKeys: map[mls.CipherSuite]mls.SignaturePrivateKey{}, signed: true}
 	u.devices[id.DeviceID(device)] = d
 	w.s.mu.Unlock()
-	key, err := mls.GenerateSignatureKey(w.cs, random)
-	if err != nil {
-		w.t.Fatal(err)
+	suites := w.suites
+	if suites == nil {
+		suites = []mls.CipherSuite{w.cs}
 	}
-	d.mlsKeys[w.cs] = key
+	for _, cs := range suites {
+		key, err := mls.GenerateSignatureKey(cs, random)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		d.mlsKeys[cs] = key
+	}
 	ident := &fakeIdentity{s: s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}}
-	leaf, err := ident.LeafOptions(w.cs)
+	for _, cs := range suites {
+		ident.addPackages(w, cs, 20, random)
+	}
+	return ident, userID
+}
+
+// addPackages puts key packages of a suite where others claim them.
+func (i *fakeIdentity) addPackages(w *world, cs mls.CipherSuite, n int, random io.Reader) {
+	w.t.Helper()
+	leaf, err := i.LeafOptions(cs)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for range 20 {
-		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random}, w.cs, key, leaf)
+	for range n {
+		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random, ExperimentalSuites: true}, cs, i.own().mlsKeys[cs], leaf)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -703,10 +743,9 @@ func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, i
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		ident.bundles[string(bundle.Ref())] = raw
-		d.packages = append(d.packages, bundle)
+		i.bundles[string(bundle.Ref())] = raw
+		i.own().packages = append(i.own().packages, bundle)
 	}
-	return ident, userID
 }
 
 func (d *testDevice) open() {

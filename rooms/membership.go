@@ -189,6 +189,8 @@ type Device struct {
 	Device  id.DeviceID
 	Key     mls.SignaturePublicKey // for the group's suite; nil if it has none
 	Problem error
+	// OtherSuite: it speaks MLS, but not the group's suite.
+	OtherSuite bool
 }
 
 // Inputs are what decides who should be in a group.
@@ -219,6 +221,7 @@ const (
 	RemoveBanned    RemoveReason = "banned"     // the user is banned
 	RemoveDevice    RemoveReason = "device"     // the device is gone or fails its check
 	RemoveDuplicate RemoveReason = "duplicate"  // the device has a newer leaf
+	RemoveSuite     RemoveReason = "suite"      // the room moves to a cipher suite that the device does not support yet
 	RemoveSilent    RemoveReason = "silent"     // nothing came from the leaf for too long
 	RemoveMalformed RemoveReason = "credential" // the credential does not parse
 )
@@ -297,6 +300,9 @@ func MakePlan(in Inputs) *Plan {
 			switch {
 			case held[u][d.Device]:
 				n++
+			case d.OtherSuite:
+				plan.Waiting = append(plan.Waiting, refuse(RuleNoCommonSuite, "device "+string(d.Device)+" of "+string(u), "does not support the group's cipher suite").
+					with("update its client, or let an admin move the room to a suite that all have"))
 			case d.Key == nil: // a device without MLS is no concern of the group
 			case d.Problem != nil:
 				plan.Waiting = append(plan.Waiting, d.Problem)
@@ -305,7 +311,7 @@ func MakePlan(in Inputs) *Plan {
 				n++
 			}
 		}
-		if _, fetched := in.Devices[u]; fetched && n == 0 {
+		if _, fetched := in.Devices[u]; fetched && n == 0 && !slices.ContainsFunc(devices, func(d Device) bool { return d.OtherSuite }) {
 			plan.Waiting = append(plan.Waiting, refuse(RuleRoomMemberNotInGroup, string(u), "has no device that can be added").
 				with("%s has to sign in with an MLS client and verify it", u))
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -49,7 +50,7 @@ type Claimed struct {
 // somebody must keep calling ProcessSync. The result has one entry per target,
 // in order. The error is for failures that concern all.
 func (i *Identity) ClaimKeyPackages(ctx context.Context, cs mls.CipherSuite, targets []Target) ([]Claimed, error) {
-	if !cs.Supported() {
+	if !rooms.UsableSuite(cs) || cs.Experimental() && !slices.Contains(i.suites, cs) {
 		return nil, fmt.Errorf("identity: claim key packages: cipher suite %s is not supported", cs)
 	}
 	out := make([]Claimed, len(targets))

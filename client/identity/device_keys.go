@@ -56,6 +56,9 @@ func (i *Identity) deviceKeys(a *account) (*mautrix.DeviceKeys, error) {
 		}
 		dk.Keys[id.DeviceKeyID(rooms.DeviceKeyID(cs, a.deviceID))] = rooms.EncodeBase64(key.Public())
 	}
+	for cs, key := range i.others {
+		dk.Keys[id.DeviceKeyID(rooms.DeviceKeyID(cs, a.deviceID))] = rooms.EncodeBase64(key)
+	}
 	sig, err := a.olm.SignJSON(dk)
 	if err != nil {
 		return nil, fmt.Errorf("identity: sign the device keys: %w", err)

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -36,6 +37,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 var (
@@ -60,8 +62,12 @@ type Options struct {
 	// Rand is the source of keys, crypto/rand when nil.
 	Rand io.Reader
 	// Suites are the cipher suites to offer, in the order of preference; nil
-	// offers all supported ones.
+	// offers all supported ones. Experimental ones are offered if they are named.
 	Suites []mls.CipherSuite
+	// Foreign are signature keys, by suite, that another program holds: the
+	// device publishes them, and the caller makes their key packages. No suite
+	// may be in both.
+	Foreign map[mls.CipherSuite]mls.SignaturePublicKey
 	// Stock is how many key packages per suite lie at the homeserver; nil
 	// gives [DefaultStock]. More than [MaxStock] together are not uploaded.
 	Stock map[mls.CipherSuite]int
@@ -75,6 +81,7 @@ type Identity struct {
 	now    func() time.Time
 	rand   io.Reader
 	suites []mls.CipherSuite
+	others map[mls.CipherSuite]mls.SignaturePublicKey // Options.Foreign
 	stock  map[mls.CipherSuite]int
 
 	mu      sync.Mutex // guards what follows
@@ -109,7 +116,7 @@ var pickleKey = []byte("matrix-mls")
 
 // Open loads the account from the store, if there is one.
 func Open(ctx context.Context, o Options) (*Identity, error) {
-	i := &Identity{st: o.Store, http: o.HTTP, now: o.Now, rand: o.Rand, suites: slices.Clone(o.Suites), stock: o.Stock, log: zerolog.Nop()}
+	i := &Identity{st: o.Store, http: o.HTTP, now: o.Now, rand: o.Rand, suites: slices.Clone(o.Suites), others: maps.Clone(o.Foreign), stock: o.Stock, log: zerolog.Nop()}
 	if o.Log != nil {
 		i.log = o.Log.With().Str("component", "identity").Logger()
 	}
@@ -126,8 +133,11 @@ func Open(ctx context.Context, o Options) (*Identity, error) {
 		i.suites = mls.SupportedCipherSuites()
 	}
 	for _, cs := range i.suites {
-		if !cs.Supported() {
+		if !rooms.UsableSuite(cs) {
 			return nil, fmt.Errorf("identity: cipher suite %s is not supported", cs)
+		}
+		if i.others[cs] != nil {
+			return nil, fmt.Errorf("identity: cipher suite %s is this program's and another's", cs)
 		}
 	}
 	if i.stock == nil {

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,6 +61,61 @@ func TestLoginPublishesKeys(t *testing.T) {
 	}
 	if len(d.OTK) > MaxStock {
 		t.Errorf("%d one-time keys, at most %d", len(d.OTK), MaxStock)
+	}
+}
+
+// TestExperimentalAndForeignSuites: an experimental suite is offered, and claimed,
+// only where it is named; keys that another program holds are published.
+func TestExperimentalAndForeignSuites(t *testing.T) {
+	const hybrid = mls.CipherSuite(0xf0d1)
+	h := newHomeserver(t, true)
+	key, err := mls.GenerateSignatureKey(2, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(o Options) (*Identity, error) {
+		o.Store = openIdentity(t, nil).st
+		return Open(t.Context(), o)
+	}
+	login := func(user string, o Options) *Identity {
+		i, err := open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: user}, "secret"); err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	a := login("@a:one", Options{Suites: []mls.CipherSuite{1, hybrid}, Foreign: map[mls.CipherSuite]mls.SignaturePublicKey{2: key.Public()}})
+	keys, err := rooms.ParseDeviceKeys(h.device(a).Keys, a.UserID(), a.DeviceID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(keys.MLS) != 3 || string(keys.MLS[2]) != string(key.Public()) {
+		t.Errorf("published keys %v", keys.MLS)
+	}
+	if n := h.device(a).Counts()[string(rooms.SuiteKeyAlgorithm(2))]; n != 0 {
+		t.Errorf("%d key packages of a suite whose key another program holds", n)
+	}
+	target := []Target{{User: a.UserID(), Device: a.DeviceID(), Need: rooms.VerifyNone}}
+	b := login("@b:one", Options{Suites: []mls.CipherSuite{hybrid}})
+	got, err := b.ClaimKeyPackages(t.Context(), hybrid, target)
+	if err != nil || got[0].Err != nil || got[0].KeyPackage.CipherSuite != hybrid {
+		t.Errorf("claimed %+v, %v", got, err)
+	}
+	c := login("@c:one", Options{})
+	if _, err := c.ClaimKeyPackages(t.Context(), hybrid, target); err == nil {
+		t.Error("a device that does not offer an experimental suite claims one")
+	}
+	for name, o := range map[string]Options{
+		"too large for a credential": {Suites: []mls.CipherSuite{0xf0d9}},
+		"unknown":                    {Suites: []mls.CipherSuite{8}},
+		"twice":                      {Suites: []mls.CipherSuite{2}, Foreign: map[mls.CipherSuite]mls.SignaturePublicKey{2: key.Public()}},
+	} {
+		if _, err := open(o); err == nil {
+			t.Errorf("%s: offered", name)
+		}
 	}
 }
 

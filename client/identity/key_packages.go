@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -268,7 +269,10 @@ func (i *Identity) makePackage(ctx context.Context, cs mls.CipherSuite, lastReso
 }
 
 func (i *Identity) mlsConfig() *mls.Config {
-	return &mls.Config{Rand: i.rand, Now: i.now, Authenticator: rooms.Authenticator{}}
+	return &mls.Config{
+		Rand: i.rand, Now: i.now, Authenticator: rooms.Authenticator{},
+		ExperimentalSuites: slices.ContainsFunc(i.suites, mls.CipherSuite.Experimental),
+	}
 }
 
 // dropOldPackages deletes what nobody may use any more, and the oldest of too
