@@ -119,7 +119,7 @@ var stages = []stage{
 }
 
 // soak is what takes long or needs root, before make soak runs everything again and again.
-var soak = stage{name: "soak", packages: only("appservice", "client"), flags: []string{"-run=^TestFault$", "-timeout=120m"},
+var soak = stage{name: "soak", packages: only("appservice", "client", "e2e"), flags: []string{"-run=^TestFault$", "-timeout=120m"},
 	env: []string{"MLS_SOAK=1"}, lists: []list{survived(true)}}
 
 var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), flags: []string{"-short", "-timeout=4m"},
