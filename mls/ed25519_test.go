@@ -239,7 +239,7 @@ func TestVerifyManyFallsBack(t *testing.T) {
 	}
 	sigs[9][40] ^= 1
 	sigs[n-2][40] ^= 1
-	if err := run(); err == nil || err.Error() != "mls: crypto/signature-wrong: signature 9: mls: crypto/signature-wrong (RFC 9420, Section 5.1.2): ed25519 signature does not verify under this key, label and content" {
+	if err := run(); err == nil || err.Error() != "mls: crypto/signature-wrong: signature 9: crypto/signature-wrong (RFC 9420, Section 5.1.2): ed25519 signature does not verify under this key, label and content" {
 		t.Errorf("got %v, want an error for signature 9", err)
 	}
 }
