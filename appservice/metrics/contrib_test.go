@@ -101,12 +101,34 @@ func TestAlertRulesNameWhatExists(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{RoomsTroubled, KeysRetired, Evidence, Takeovers, Eras, FinalitySeconds, Ready, InboxAge, OutboxAge, Panics} {
+	for _, want := range []string{RoomsTroubled, KeysRetired, Evidence, Forks, Takeovers, Eras, Doubts, FinalitySeconds, Ready, InboxAge, OutboxAge, Panics} {
 		if !strings.Contains(string(raw), want) {
 			t.Errorf("no alert looks at %s", want)
 		}
 	}
+	// Frozen rooms and the like are an alert each.
+	for _, trouble := range []string{"stalled", "frozen", "provisional", "held"} {
+		if !strings.Contains(string(raw), RoomsTroubled+`{trouble="`+trouble+`"}`) {
+			t.Errorf("no alert looks at rooms that are %s", trouble)
+		}
+	}
+	// A counter that an alert wants to rise has to stand at 0 before it counts.
+	families, err := New("test").Registry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := make(map[string]int)
+	for _, f := range families {
+		begun[f.GetName()] = len(f.GetMetric())
+	}
+	for _, m := range increase.FindAllStringSubmatch(string(raw), -1) {
+		if begun[m[1]] == 0 {
+			t.Errorf("%s is not there before it first counts: an alert misses the first time", m[1])
+		}
+	}
 }
+
+var increase = regexp.MustCompile(`increase\((mls_[a-z_]+)`)
 
 func TestDashboardShowsWhatExists(t *testing.T) {
 	raw, err := os.ReadFile(dashboardFile)

@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/matrix-mls/matrix-mls/federation"
 )
 
 // Kind is what a metric measures.
@@ -31,6 +33,9 @@ type Definition struct {
 	Labels  []string
 	Help    string
 	Buckets []float64 // of a histogram
+	// From are values of the labels of a counter that stand at 0 from the start: what
+	// rises from nothing to 1 does not rise, for an alert.
+	From [][]string
 }
 
 var seconds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
@@ -72,6 +77,12 @@ const (
 	BuildInfo          = "mls_build_info"
 )
 
+// kindsOfEvidence are those of package federation.
+var kindsOfEvidence = [][]string{
+	{string(federation.EvidenceAccepts)}, {string(federation.EvidenceVotes)}, {string(federation.EvidencePromises)},
+	{string(federation.EvidenceHidden)}, {string(federation.EvidenceOwner)},
+}
+
 // Table holds every metric of the module.
 var Table = []Definition{
 	{Name: Transactions, Kind: Counter, Labels: []string{"result"}, Help: "Transactions from the homeserver: ok, refused (bad token or request), skipped (unreadable, answered and counted) or failed (storage)."},
@@ -94,9 +105,9 @@ var Table = []Definition{
 	{Name: Removals, Kind: Counter, Help: "Remove proposals posted for leaves without an entitled member."},
 	{Name: Snapshots, Kind: Counter, Help: "Tree snapshots uploaded."},
 	{Name: Forks, Kind: Counter, Help: "Times that a room's head left its branch: after a split, or since a commit was displaced."},
-	{Name: Takeovers, Kind: Counter, Labels: []string{"by"}, Help: "Ballots asked for, since a sequencer was silent or a commit in doubt: by this module (own) or by another (other)."},
+	{Name: Takeovers, Kind: Counter, Labels: []string{"by"}, From: [][]string{{"own"}, {"other"}}, Help: "Ballots asked for, since a sequencer was silent or a commit in doubt: by this module (own) or by another (other)."},
 	{Name: Provisional, Kind: Counter, Help: "Accepts without a majority, by this module. They are usable, and lose to any other after the heal."},
-	{Name: Evidence, Kind: Counter, Labels: []string{"kind"}, Help: "Pairs of receipts that prove a sequencer a liar, by what they prove. The log names it."},
+	{Name: Evidence, Kind: Counter, Labels: []string{"kind"}, From: kindsOfEvidence, Help: "Pairs of receipts that prove a sequencer a liar, by what they prove. The log names it."},
 	{Name: Doubts, Kind: Counter, Help: "Commits that a member could not apply and nobody had vouched for."},
 	{Name: ListChanges, Kind: Counter, Help: "Changes of a room's list of sequencers that came onto the head."},
 	{Name: Eras, Kind: Counter, Help: "New eras that came onto the head: an admin or heirs replaced a lost majority."},
@@ -137,6 +148,9 @@ func New(version string) *Metrics {
 			m.registry.MustRegister(m.counters[d.Name])
 			if len(d.Labels) == 0 {
 				m.counters[d.Name].WithLabelValues()
+			}
+			for _, values := range d.From {
+				m.counters[d.Name].WithLabelValues(values...)
 			}
 		case Gauge:
 			m.gauges[d.Name] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: d.Name, Help: d.Help}, d.Labels)
