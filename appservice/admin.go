@@ -13,6 +13,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/federation/picture"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -114,24 +115,50 @@ func RoomsText(ctx context.Context, st *store.Store, page int) (string, error) {
 // ErrNoRoom says that the module does not know a room.
 var ErrNoRoom = errors.New("appservice: the module does not know this room")
 
-// RoomText says how a room's epochs stand, and who puts them in order.
-func RoomText(ctx context.Context, st *store.Store, room id.RoomID) (string, error) {
+// roomMachine reads a room; the machine is nil if it has no group yet.
+func roomMachine(ctx context.Context, st *store.Store, room id.RoomID) (*store.Room, *federation.Machine, error) {
 	row, err := st.Room(ctx, room)
 	if errors.Is(err, store.ErrNotFound) {
-		return "", fmt.Errorf("%w: %s", ErrNoRoom, room)
+		return nil, nil, fmt.Errorf("%w: %s", ErrNoRoom, room)
 	}
+	if err != nil || len(row.Machine) == 0 {
+		return row, nil, err
+	}
+	m, err := federation.Unmarshal(federation.Config{Room: string(room), Verify: rooms.VerifyLeafSignature}, row.Machine)
+	if err != nil {
+		return nil, nil, fmt.Errorf("appservice: room %s: %w", room, err)
+	}
+	return row, m, nil
+}
+
+// ErrNoGroup says that the module knows a room without a group.
+var ErrNoGroup = errors.New("appservice: the room has no group yet")
+
+// EpochPicture draws a room's epochs as the module of a server knows them. A
+// module reads no messages: how far a device has come it knows by commits and
+// statements alone.
+func EpochPicture(ctx context.Context, st *store.Store, room id.RoomID, server string, rows int) (*picture.Picture, error) {
+	_, m, err := roomMachine(ctx, st, room)
+	switch {
+	case err != nil:
+		return nil, err
+	case m == nil:
+		return nil, fmt.Errorf("%w: %s", ErrNoGroup, room)
+	}
+	return picture.Of(m.Survey(), picture.Options{Source: "as the module of " + server + " sees it", Rows: rows}), nil
+}
+
+// RoomText says how a room's epochs stand, and who puts them in order.
+func RoomText(ctx context.Context, st *store.Store, room id.RoomID) (string, error) {
+	row, m, err := roomMachine(ctx, st, room)
 	if err != nil {
 		return "", err
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s\n", row.ID, row.Status)
-	if len(row.Machine) == 0 {
+	if m == nil {
 		b.WriteString("no group yet\n")
 		return b.String(), nil
-	}
-	m, err := federation.Unmarshal(federation.Config{Room: string(room), Verify: rooms.VerifyLeafSignature}, row.Machine)
-	if err != nil {
-		return "", fmt.Errorf("appservice: room %s: %w", room, err)
 	}
 	head, final := m.Head(), m.NewestFinal()
 	era, _ := m.EraOf()

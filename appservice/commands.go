@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"html"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,9 @@ const (
 	commandsAMinute = 30 // of one user
 	commandsWaiting = 100
 	commandUsers    = 10_000 // counted one by one
+
+	rowsInAnswer = 6      // of a picture, one by one
+	maxDrawn     = 12_000 // bytes of a picture; the answer holds them twice
 
 	typeMessage = "m.room.message"
 	ruleCommand = "room/too-many-commands"
@@ -118,7 +122,11 @@ func (s *Service) answer(ctx context.Context, o order) {
 		s.log.Warn().Err(err).Stringer("room_id", o.room).Msg("Could not answer a command")
 		text = "That failed; the module's log says why"
 	}
-	content, err := json.Marshal(map[string]string{"msgtype": "m.notice", "body": strings.TrimRight(text, "\n")})
+	answer := map[string]string{"msgtype": "m.notice", "body": strings.TrimRight(text, "\n")}
+	if len(o.words) > 0 && strings.EqualFold(o.words[0], "epochs") { // drawn in characters of one width
+		answer["format"], answer["formatted_body"] = "org.matrix.custom.html", "<pre><code>"+html.EscapeString(text)+"</code></pre>"
+	}
+	content, err := json.Marshal(answer)
 	if err != nil {
 		s.log.Error().Err(err).Msg("Could not write an answer")
 		return
@@ -137,10 +145,12 @@ var commandTable = []struct {
 	{"help", "this list", false},
 	{"version", "which program this is", false},
 	{"room", "how this room's epochs stand, and who puts them in order", false},
+	{"epochs", "draw this room's epochs: forks, who accepted what, what is final, who is behind", false},
 	{"repair", "compare this room with its history", false},
 	{"status", "how the module does", true},
 	{"rooms [PAGE]", "the rooms it knows", true},
 	{"room ROOM", "the same of any room", true},
+	{"epochs ROOM", "the same of any room", true},
 	{"repair ROOM", "the same for any room", true},
 }
 
@@ -157,7 +167,7 @@ func (s *Service) obey(ctx context.Context, o order) (string, error) {
 		verb, rest = strings.ToLower(o.words[0]), o.words[1:]
 	}
 	target := o.room
-	if (verb == "room" || verb == "repair") && len(rest) > 0 {
+	if (verb == "room" || verb == "epochs" || verb == "repair") && len(rest) > 0 {
 		target = id.RoomID(rest[0])
 	}
 	if wide := verb == "status" || verb == "rooms" || target != o.room; wide {
@@ -199,6 +209,21 @@ func (s *Service) obey(ctx context.Context, o order) (string, error) {
 			return "The module does not know this room", nil
 		}
 		return text, err
+	case "epochs":
+		p, err := EpochPicture(ctx, s.store, target, s.hs.ServerName(), rowsInAnswer)
+		switch {
+		case errors.Is(err, ErrNoRoom):
+			return "The module does not know this room", nil
+		case errors.Is(err, ErrNoGroup):
+			return "This room has no group yet", nil
+		case err != nil:
+			return "", err
+		}
+		text := p.Text()
+		if len(text) > maxDrawn {
+			text = text[:strings.LastIndex(text[:maxDrawn], "\n")+1] + "…\n"
+		}
+		return text, nil
 	case "repair":
 		if !s.filter.has(target) {
 			return "The module does not know this room", nil

@@ -83,6 +83,11 @@ func TestCommandsInRooms(t *testing.T) {
 			{office, user, "!mls room !room:mls.test", []string{"Only admins"}, "epoch"},
 			{office, user, "!mls status", []string{"Only admins"}, "inbox"},
 			{group, admin, "!mls status", []string{"in a room without a group"}, "inbox"},
+			{group, user, "!mls epochs", []string{"HEAD, accepted", "as the module of mls.test sees it", "the head: @"}, ""},
+			{office, admin, "!mls epochs !room:mls.test", []string{"HEAD, accepted"}, ""},
+			{office, user, "!mls epochs !room:mls.test", []string{"Only admins"}, "HEAD"},
+			{office, admin, "!mls epochs !none:mls.test", []string{"does not know"}, ""},
+			{office, user, "!mls epochs", []string{"no group yet"}, ""},
 			{group, user, "!mls repair", []string{"Comparing"}, ""},
 			{office, admin, "!mls repair !none:mls.test", []string{"does not know"}, ""},
 			{office, user, "!mls nonsense", []string{`no command "nonsense"`, "!mls help"}, ""},
@@ -103,6 +108,11 @@ func TestCommandsInRooms(t *testing.T) {
 			if c.not != "" && strings.Contains(got, c.not) {
 				t.Errorf("%s in %s by %s: %q tells %q", c.body, c.room, c.sender, got, c.not)
 			}
+		}
+		b.say(t, "drawn", group, user, "!mls epochs")
+		sent := b.hs.all()
+		if last := sent[len(sent)-1].Content; !strings.Contains(last, `"formatted_body":"\u003cpre\u003e\u003ccode\u003e`) {
+			t.Errorf("a picture is not drawn in one width: %s", last)
 		}
 		if got := b.stir.take(); len(got) != 1 || got[0] != group {
 			t.Errorf("repair compares %v", got)

@@ -17,7 +17,8 @@ import (
 )
 
 // Handler is the module's HTTP interface: the Application Service API for the
-// homeserver, live and ready for whoever supervises the module, and metrics.
+// homeserver, live and ready for whoever supervises the module, metrics, and pages
+// for admins.
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /_matrix/app/v1/transactions/{txnID}", s.putTransaction)
@@ -28,6 +29,9 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("GET /_matrix/mau/ready", s.getReady)
 	if s.cfg.Metrics.Enabled && s.cfg.Metrics.Listen == "" {
 		mux.Handle("GET /metrics", s.metrics.Handler())
+	}
+	if s.cfg.Admin.Token != "" {
+		s.adminPages(mux)
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		mautrix.MUnrecognized.WithMessage("The module does not serve this path").Write(w)

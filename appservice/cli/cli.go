@@ -88,6 +88,7 @@ Usage: matrix-mls [-c FILE] [-n] [serve]      run the module (what it does witho
        matrix-mls doctor [-c FILE] [-r FILE] [--json]
                                               check an installation
        matrix-mls status | rooms [PAGE|ROOM]  how the module and its rooms do, from the database
+       matrix-mls epochs ROOM [--svg FILE]    draw a room's epochs, from the database
        matrix-mls backup FILE [-c FILE]       write all the module holds, while it runs
        matrix-mls restore FILE [-c FILE]      read it back, into an empty database
        matrix-mls -g [-c FILE] [-r FILE]      write the registration; tokens are kept
@@ -109,7 +110,8 @@ type options struct {
 	generate, example, noUpd bool
 	version, help, json      bool
 	setup                    setup.Options
-	file                     string // to write or read; of rooms: a page or a room
+	file                     string // to write or read; of rooms: a page or a room; of epochs: a room
+	svg                      string // of epochs: where to write a picture
 }
 
 func parseArgs(args []string) (verb string, o options, err error) {
@@ -117,7 +119,7 @@ func parseArgs(args []string) (verb string, o options, err error) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		verb, args = args[0], args[1:]
 	}
-	verbs := []string{"serve", "setup", "doctor", "backup", "restore", "status", "rooms", "version", "help"}
+	verbs := []string{"serve", "setup", "doctor", "backup", "restore", "status", "rooms", "epochs", "version", "help"}
 	if !slices.Contains(verbs, verb) {
 		return "", o, usagef("unknown verb %q", verb)
 	}
@@ -150,12 +152,15 @@ func parseArgs(args []string) (verb string, o options, err error) {
 		boolean(&o.setup.NoEdit, "no-edit")
 	case "doctor":
 		boolean(&o.json, "json")
+	case "epochs":
+		str(&o.svg, "", "svg")
+		boolean(&o.json, "json")
 	}
 	if err := fs.Parse(args); err != nil {
 		return "", o, usagef("%s", strings.TrimPrefix(err.Error(), "flag: "))
 	}
 	rest := fs.Args()
-	if (verb == "backup" || verb == "restore" || verb == "rooms") && len(rest) > 0 {
+	if (verb == "backup" || verb == "restore" || verb == "rooms" || verb == "epochs") && len(rest) > 0 {
 		// Flags may also follow the argument.
 		o.file = rest[0]
 		if err := fs.Parse(rest[1:]); err != nil {
@@ -197,7 +202,7 @@ func Run(ctx context.Context, env Env) Code {
 			err = runSetup(ctx, env, o)
 		case verb == "doctor":
 			err = runDoctor(ctx, env, o)
-		case verb == "status", verb == "rooms":
+		case verb == "status", verb == "rooms", verb == "epochs":
 			err = runStatus(ctx, env, verb, o)
 		case verb == "backup":
 			err = runBackup(ctx, env, o)

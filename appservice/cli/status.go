@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,9 @@ import (
 
 // runStatus says what the database knows of the module and its rooms.
 func runStatus(ctx context.Context, env Env, verb string, o options) error {
+	if verb == "epochs" && (o.file == "" || o.json && o.svg != "") {
+		return usagef("epochs needs a room, and --svg FILE or --json, not both")
+	}
 	loaded, err := config.Load(o.config, config.Options{NoUpdate: true, Environ: env.Environ})
 	if err != nil {
 		return err
@@ -38,6 +42,8 @@ func runStatus(ctx context.Context, env Env, verb string, o options) error {
 	}
 	var text string
 	switch {
+	case verb == "epochs":
+		return drawEpochs(ctx, env, st, loaded.Homeserver.Domain, o)
 	case verb == "status":
 		text, err = appservice.StatusText(ctx, st, time.Now())
 	case o.file == "":
@@ -57,4 +63,43 @@ func runStatus(ctx context.Context, env Env, verb string, o options) error {
 	}
 	fmt.Fprint(env.Stdout, text)
 	return nil
+}
+
+// drawEpochs prints a room's epochs, or writes a picture of them. The text has no
+// colours.
+func drawEpochs(ctx context.Context, env Env, st *store.Store, server string, o options) error {
+	p, err := appservice.EpochPicture(ctx, st, id.RoomID(o.file), server, 0)
+	switch {
+	case errors.Is(err, appservice.ErrNoRoom):
+		return &failure{Failed, err, "`matrix-mls rooms` lists those it knows"}
+	case errors.Is(err, appservice.ErrNoGroup):
+		return &failure{Failed, err, "a member's device has to make one; `matrix-mls rooms ROOM` shows the module's part in the room"}
+	case err != nil:
+		return err
+	case o.json:
+		enc := json.NewEncoder(env.Stdout)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(p)
+	case o.svg == "-":
+		_, err = env.Stdout.Write(p.SVG())
+		return err
+	case o.svg == "":
+		fmt.Fprint(env.Stdout, p.Text())
+		return nil
+	}
+	f, err := os.OpenFile(o.svg, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return &failure{Conflict, fmt.Errorf("%s exists already", o.svg), "name another file, or move the old one away"}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(p.SVG())
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		fmt.Fprintf(env.Stdout, "wrote %s\n", o.svg)
+	}
+	return err
 }

@@ -138,6 +138,15 @@ func (c *Config) check(where func(key, text string) error) (errs []error) {
 			bad("metrics.listen", "must be host:port or empty")
 		}
 	}
+	switch token := c.Admin.Token; {
+	case token == "": // no pages
+	case len(token) < 16:
+		bad("admin.token", "is too short to be a secret; `openssl rand -hex 24` makes one")
+	case strings.ContainsAny(token, " \t\r\n"):
+		bad("admin.token", "must not contain spaces")
+	case token == c.AppService.ASToken || token == c.AppService.HSToken:
+		bad("admin.token", "must differ from as_token and hs_token")
+	}
 	if len(c.Logging.Writers) == 0 {
 		bad("logging.writers", "must name at least one writer")
 	}

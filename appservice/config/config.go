@@ -19,6 +19,7 @@ type Config struct {
 	Outbox     Outbox            `yaml:"outbox"`
 	Retention  Retention         `yaml:"retention"`
 	Metrics    Metrics           `yaml:"metrics"`
+	Admin      Admin             `yaml:"admin"`
 	Logging    zeroconfig.Config `yaml:"logging"`
 }
 
@@ -98,6 +99,11 @@ type Retention struct {
 type Metrics struct {
 	Enabled bool   `yaml:"enabled"`
 	Listen  string `yaml:"listen"`
+}
+
+// Admin says whether there are pages for admins.
+type Admin struct {
+	Token string `yaml:"token"`
 }
 
 // Duration is a time.Duration written as "10s", "5m" or "24h".

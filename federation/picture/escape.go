@@ -49,6 +49,10 @@ func filler(r rune) bool {
 	return false
 }
 
+// Name makes an identifier of others harmless for a line of text, as in pictures:
+// one word of at most 42 columns. It is not escaped for HTML.
+func Name(id string) string { return name(id) }
+
 // name makes an identifier harmless: one word, read from left to right. One that
 // could pass for words of ours stands in quotation marks.
 func name(s string) string {
