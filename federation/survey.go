@@ -71,7 +71,6 @@ type Surveyed struct {
 	Adds, Removes []string // users, once for each leaf
 	Status        Status
 	OnHead        bool
-	Votable       bool
 	ListChange    bool
 	Lists         List // what it sets, if it sets a list
 	PolicyChange  bool
@@ -86,7 +85,6 @@ type Surveyed struct {
 	RejectRule    string
 	Vouched       bool
 	Final         bool
-	HoldsFinal    bool // it, or a commit above it, is the newest final of its era
 	// Why another commit comes before this one, Beside, if this one is not on the
 	// head and its parent is.
 	Why    Reason
@@ -190,8 +188,8 @@ type surveyed struct {
 
 func (m *Machine) surveyCommit(n *node, path map[*node]bool, chosen map[*node]*node, r *surveyed) Surveyed {
 	out := Surveyed{
-		Ref: n.ref, Epoch: n.epoch, Depth: n.depth, Status: m.Status(n.ref), OnHead: path[n], Votable: n.votable,
-		Vouched: n.vouched, Final: n.final, ListChange: n.listChange(), HoldsFinal: n.eraBase.newest.extends(n),
+		Ref: n.ref, Epoch: n.epoch, Depth: n.depth, Status: m.Status(n.ref), OnHead: path[n],
+		Vouched: n.vouched, Final: n.final, ListChange: n.listChange(),
 	}
 	if n.sets {
 		out.Lists = clonePolicy(n.policy).Sequencers

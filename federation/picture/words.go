@@ -221,7 +221,7 @@ func accepts(c *federation.Surveyed) string {
 func votes(c *federation.Surveyed) string {
 	switch {
 	case len(c.Votes) > 0 && len(c.Votes) >= c.Quorum:
-		return "made final by the votes of " + list(names(c.Votes), namesShown)
+		return "made final by the votes of " + list(names(c.Votes), namesShown) + " in ballot " + c.VoteBallot.String()
 	case len(c.Votes) > 0:
 		return fmt.Sprintf("%d of %d votes: %s", len(c.Votes), c.Quorum, list(names(c.Votes), namesShown))
 	}
