@@ -360,7 +360,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if err != nil {
 		return fmt.Errorf("client: commit in %s: %w", r.id, err)
 	}
-	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Era: aad.Era > 0, Fresh: r.rec.Copied && options.ForcePath}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Policy: d.policy != nil && r.rec.Policy != nil, Era: aad.Era > 0, Fresh: r.rec.Copied && options.ForcePath}
 	return c.postCommit(ctx, r, staged, own, content, &batch{})
 }
 
@@ -383,6 +383,9 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	}
 	own.Ref, own.staged = rooms.Hash(ref), staged
 	r.noteMine(own.Ref)
+	if own.Policy {
+		r.rec.PolicyRef = own.Ref
+	}
 	bundle := &rooms.CommitBundle{Message: staged.Message(), GroupInfo: info}
 	for _, p := range content.Proposals {
 		bundle.Proposals = append(bundle.Proposals, p)

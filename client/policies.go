@@ -72,7 +72,7 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 		// planned anew in the new era.
 		c.loseCommit(r, b)
 	}
-	r.rec.Policy, r.rec.PolicyOn, r.rec.NewEra, r.policyError = policy, before, era, nil
+	r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.NewEra, r.policyError = policy, before, rooms.Hash{}, era, nil
 	delete(r.tried, "list")
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return err
@@ -82,9 +82,11 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 }
 
 // policyDue returns the policy that our user asked for, on top of the one of an
-// epoch; nil if nothing is asked for, or that epoch has it.
+// epoch; nil if nothing is asked for, or that epoch has it. What another admin
+// changed above the commit that brought it counts: the two would else change the
+// same thing back and forth for ever.
 func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
-	if r.rec.Policy == nil {
+	if ref := federation.Ref(r.rec.PolicyRef); r.rec.Policy == nil || !ref.IsZero() && r.machine.Extends(e.ref, ref) {
 		return nil
 	}
 	have, err := rooms.PolicyOf(e.group)

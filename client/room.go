@@ -46,6 +46,7 @@ type roomRecord struct {
 	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
 	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // the policy our user asked for, until it is final
 	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"` // the policy that was changed for it
+	PolicyRef  rooms.Hash                    `json:"policy_ref,omitzero"` // the own commit that brought it
 	Liars      map[string]string             `json:"liars,omitempty"`     // receipt keys that signed contradictions, and which
 	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"` // what modules showed when this device joined
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
@@ -97,6 +98,8 @@ type pending struct {
 	List bool `json:"list,omitempty"`
 	// Founding: it founds the group that follows one that a ReInit closed.
 	Founding bool `json:"founding,omitempty"`
+	// Policy: it brings the policy that our user asked for.
+	Policy bool `json:"policy,omitempty"`
 	// Era: it opens an era, which needs no accept by the old list.
 	Era bool `json:"era,omitempty"`
 	// Fresh: made, with a path, by a copy that knew itself to be one.
