@@ -455,10 +455,16 @@ func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
 	return r
 }
 
+// gapQuiet is how many pages in sequence have to bring nothing new before a gap
+// counts as filled.
+const gapQuiet = 3
+
 // fillGap reads the events that a limited timeline left out and puts them in
-// front of it: back to an event that was processed before, or, in a room that
-// is new here, to the event that invited us or turned encryption on. What a
-// homeserver cannot give, the commit chain will miss and ask for by name.
+// front of it: back to where all was processed before, or, in a room that is new
+// here, to the event that invited us or turned encryption on. One event that was
+// processed ends nothing: what a server sent while it was cut off has its place
+// among the events of the other side. What a homeserver cannot give, the commit
+// chain will miss and ask for by name.
 func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom) error {
 	if !joined.Limited || joined.PrevBatch == "" {
 		return nil
@@ -470,27 +476,24 @@ func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom
 	if !tracked && !slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption) {
 		return nil
 	}
-	stop := func(evt *Event) (bool, error) {
+	begins := func(evt *Event) bool {
 		if evt.Type == rooms.TypeCreate || isMLSEncryption(evt) {
-			return true, nil
+			return true
 		}
 		if evt.Type == rooms.TypeMember && evt.StateKey != nil && *evt.StateKey == string(c.UserID()) {
 			var content struct {
 				Membership string `json:"membership"`
 			}
-			if json.Unmarshal(evt.Content, &content) == nil && content.Membership == "invite" {
-				return true, nil
-			}
+			return json.Unmarshal(evt.Content, &content) == nil && content.Membership == "invite"
 		}
-		return c.st.Seen(ctx, roomID, evt.ID)
+		return false
 	}
-	for _, evt := range joined.Timeline {
-		if done, err := stop(evt); err != nil || done {
-			return err
-		}
+	if slices.ContainsFunc(joined.Timeline, begins) {
+		return nil
 	}
 	from := joined.PrevBatch
 	var older []*Event
+	met, quiet := false, 0
 pages:
 	for range c.limits.GapPages {
 		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
@@ -500,15 +503,26 @@ pages:
 			}
 			return fmt.Errorf("client: fill a gap in %s: %w", roomID, err)
 		}
+		fresh := false
 		for _, evt := range events {
-			done, err := stop(evt)
+			older = append(older, evt)
+			if begins(evt) {
+				break pages
+			}
+			if !c.wanted(r, evt) {
+				continue
+			}
+			seen, err := c.st.Seen(ctx, roomID, evt.ID)
 			if err != nil {
 				return err
 			}
-			older = append(older, evt)
-			if done {
-				break pages
-			}
+			met, fresh = met || seen, fresh || !seen
+		}
+		if quiet++; fresh || !met {
+			quiet = 0
+		}
+		if quiet == gapQuiet {
+			break
 		}
 		if next == "" || next == from || len(events) == 0 {
 			break
