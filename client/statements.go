@@ -25,11 +25,16 @@ func (c *Client) vouch(ctx context.Context, r *room) error {
 			if e, err = c.enter(ctx, r, ref, b); err != nil && !errors.Is(err, errSelfRemoved) {
 				return err
 			}
-			if err := c.commitBatch(ctx, r, b); err != nil {
-				return err
+			if len(b.ops) > 0 {
+				if err := c.commitBatch(ctx, r, b); err != nil {
+					return err
+				}
 			}
 		}
-		if e == nil || !c.mayVouch(r, e) {
+		if e == nil {
+			e = r.lowestAbove(ref)
+		}
+		if e == nil || r.rec.Vouched[e.ref.String()] || !r.machine.WouldVouch(e.ref, uint32(e.group.OwnLeafIndex()), ref) {
 			delete(r.vouchAt, ref)
 			continue
 		}
@@ -53,32 +58,15 @@ func (c *Client) vouch(ctx context.Context, r *room) error {
 	return nil
 }
 
-// mayVouch tells whether this device's leaf can vouch for a commit: it was in
-// the group before, and its user is not the author, unless the author is alone.
-func (c *Client) mayVouch(r *room, e *epoch) bool {
-	known, ok := r.machine.Known(e.ref)
-	if !ok {
-		return false
-	}
-	own := uint32(e.group.OwnLeafIndex())
-	lasted := func(index uint32) bool {
-		for _, leaf := range known.Added {
-			if leaf.Index == index {
-				return false
-			}
-		}
-		return true
-	}
-	if known.AuthorUser != string(c.UserID()) {
-		return lasted(own)
-	}
-	for index, leaf := range e.group.Members() {
-		cred, err := rooms.CredentialOf(leaf)
-		if err == nil && string(cred.User) != known.AuthorUser && lasted(uint32(index)) {
-			return false
+// lowestAbove returns the lowest epoch at hand between a commit and the head: who
+// applied that one applied the commit, too, though its epoch is not kept any more.
+func (r *room) lowestAbove(ref federation.Ref) *epoch {
+	for _, at := range r.machine.Path(ref, r.machine.Head()) {
+		if e := r.epochs[at]; e != nil && r.rec.Failed[at.String()] == "" {
+			return e
 		}
 	}
-	return true // alone
+	return nil
 }
 
 func (c *Client) sendApplied(r *room, e *epoch, b *batch) error {

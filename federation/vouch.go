@@ -83,6 +83,19 @@ func (m *Machine) covers(v *voucher, r *node) bool {
 	return (v.since < r.depth || !m.keeps(ruleSinceParent)) && (v.user != r.c.AuthorUser || !m.keeps(ruleNotAuthor))
 }
 
+// WouldVouch reports whether a statement of a leaf of one commit's tree, that it
+// applied that commit, would vouch for another one, which is the same or lies
+// below it.
+func (m *Machine) WouldVouch(at Ref, index uint32, ref Ref) bool {
+	d, ok := m.nodes[at]
+	r, ok2 := m.nodes[ref]
+	if !ok || !ok2 || r.c == nil || !d.extends(r) {
+		return false
+	}
+	l, ok := d.leaf(index)
+	return ok && m.covers(&voucher{user: l.user, leaf: index, since: l.since}, r)
+}
+
 // evaluateVouching sets the standing of every commit.
 func (m *Machine) evaluateVouching() {
 	since := m.keeps(ruleSinceParent)
