@@ -72,7 +72,7 @@ func NewEngine(d Deps) *Engine {
 	e := &Engine{
 		d:     d,
 		rooms: make(map[id.RoomID]*room), failing: make(map[id.RoomID]*pause),
-		mls: &mls.Config{Rand: d.Rand, Now: d.Now, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
+		mls: &mls.Config{Rand: d.Rand, Now: d.Now, ExperimentalSuites: d.Config.Rooms.ExperimentalSuites, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
 			MaxMembers: d.Config.Limits.Leaves, MaxProposals: d.Config.Limits.CommitProposals,
 			MaxSenderProposals: d.Config.Limits.CachedProposalsPerSender, MaxCachedProposals: d.Config.Limits.CachedProposalsPerEpoch,
 		}},

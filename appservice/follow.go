@@ -80,7 +80,15 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		}
 		err = e.step(ctx, r, ev)
 		if federationRule(err) == string(federation.RuleTooOld) {
-			return ignored, nil
+			if a, ok := ev.(*federation.Accept); ok && !r.m.Held(a.Parent) {
+				// In the group that follows a ReInit epochs begin again.
+				if tree, err := e.group(ctx, r, r.m.Head()); err != nil || tree.ReInit() == nil {
+					return ignored, nil
+				}
+			} else if !ok {
+				return ignored, nil
+			}
+			return waiting, nil // of a founding, or above one, that has not come yet
 		}
 		if err == nil {
 			err = e.keepReceipt(ctx, r, msg, ev)
@@ -218,6 +226,9 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 		return e.takeRoot(ctx, r, msg, c, sc)
 	}
 	if r.m != nil && r.m.TooOld(c.Epoch) {
+		if next, err := e.ofNextGroup(ctx, r, c); err != nil || next {
+			return waiting, err
+		}
 		return ignored, nil // it was dealt with, or lost, long ago
 	}
 	parent := federation.Ref(c.Parent)
@@ -427,6 +438,17 @@ func (e *Engine) begin(ctx context.Context, r *room, base federation.Base, pg *m
 	return e.putCommit(ctx, r, base.Ref, "", base.Epoch, msg, sc)
 }
 
+// ofNextGroup tells whether a commit is made in the group that follows one which
+// a ReInit closed: its founding has not come yet.
+func (e *Engine) ofNextGroup(ctx context.Context, r *room, c *rooms.CommitContent) (bool, error) {
+	tree, err := e.group(ctx, r, r.m.Head())
+	if err != nil || tree.ReInit() == nil {
+		return false, err
+	}
+	m, err := mls.ParseMessage(c.Message)
+	return err == nil && bytes.Equal(m.GroupID(), tree.ReInit().GroupID), err
+}
+
 // takeFounding takes the founding commit of a group's successor.
 func (e *Engine) takeFounding(ctx context.Context, r *room, msg *message, c *rooms.CommitContent, sc *storedCommit) (outcome, error) {
 	parent := federation.Ref(c.Parent)
@@ -552,8 +574,11 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 	for _, ref := range r.m.Path(a.Fork, a.To) {
 		r.data.Commits++
 		if c, ok := r.m.Known(ref); ok {
-			if len(c.Added) > 0 {
+			if len(c.Added) > 0 || c.Founding != nil {
 				r.joinerUntil = now + joinerTime
+			}
+			if c.Founding != nil {
+				r.data.Snapshot = nil // it is of another group
 			}
 			if config, _ := r.m.ConfigAt(ref); c.Era != nil {
 				e.d.Metrics.Inc(metrics.Eras)

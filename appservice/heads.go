@@ -17,6 +17,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -195,6 +196,13 @@ func (e *Engine) keys(r *room) *rooms.HeadContent {
 	c := &rooms.HeadContent{Version: rooms.Version, ReceiptKey: rooms.Bytes(e.receiptKey(r).Public().(ed25519.PublicKey)), Server: e.d.HS.ServerName(), Nonce: e.nonce()}
 	for scheme, key := range e.d.Keys.External {
 		c.ExternalSenders = append(c.ExternalSenders, rooms.ExternalSender{Scheme: uint16(scheme), Key: rooms.Bytes(key.Public())})
+	}
+	if e.mls.ExperimentalSuites {
+		for _, cs := range mls.ExperimentalCipherSuites() {
+			if rooms.UsableSuite(cs) {
+				c.Suites = append(c.Suites, uint16(cs))
+			}
+		}
 	}
 	slices.SortFunc(c.ExternalSenders, func(a, b rooms.ExternalSender) int { return int(a.Scheme) - int(b.Scheme) })
 	return c

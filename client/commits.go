@@ -345,8 +345,12 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		return errWaitGroup
 	}
 	acts, err := r.machine.Step(ev)
-	if accept, ok := ev.(*federation.Accept); ok && ruleOf(err) == string(federation.RuleTooOld) && r.machine.Held(accept.Parent) {
-		return waitParent(accept.Ref) // it founds a new group, whose epochs begin again, and came before the commit
+	if accept, ok := ev.(*federation.Accept); ok && ruleOf(err) == string(federation.RuleTooOld) {
+		if _, closed := r.closing(); closed || r.machine.Held(accept.Parent) {
+			// Of a founding, or above one, that has not come yet: in the group that
+			// follows a ReInit epochs begin again.
+			return &errWait{"founded:"}
+		}
 	}
 	if err != nil {
 		return err

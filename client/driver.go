@@ -212,6 +212,8 @@ func (r *room) arrived(what string) bool {
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
 		return ok
+	case "founded":
+		return r.machine == nil || !r.machine.TooOld(0)
 	case "decided":
 		return r.pending == nil || !r.pending.External
 	case "state":

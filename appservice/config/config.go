@@ -65,6 +65,9 @@ type Rooms struct {
 	SnapshotBytes   int64    `yaml:"snapshot_bytes"`
 	GapCheck        Duration `yaml:"gap_check"`
 	InclusionWait   Duration `yaml:"inclusion_wait"`
+	// ExperimentalSuites lets the module follow groups with post-quantum suites,
+	// whose numbers will change.
+	ExperimentalSuites bool `yaml:"experimental_suites"`
 }
 
 // Limits bounds what comes from outside.
