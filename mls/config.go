@@ -80,6 +80,43 @@ type Authenticator interface {
 	SameClient(old, next *LeafNode) bool
 }
 
+// An ExternalSenderAuthenticator is an Authenticator that judges the credentials of
+// external senders, too. RFC 9420, Section 5.3.1, asks for that when a group is made
+// or joined and when its external_senders extension is changed. An Authenticator that
+// is none accepts them all: then the application has to look at the extension itself.
+type ExternalSenderAuthenticator interface {
+	Authenticator
+
+	// ValidateExternalSender returns an error unless the credential is valid
+	// for its signature key, and may propose to the group.
+	ValidateExternalSender(*ExternalSender) error
+}
+
+// checkExternalSenders asks the Authenticator about the external senders of a group.
+func (c *Config) checkExternalSenders(exts []Extension) error {
+	if c == nil {
+		return nil
+	}
+	a, ok := c.Authenticator.(ExternalSenderAuthenticator)
+	if !ok {
+		return nil
+	}
+	data, ok := findExtension(exts, ExtensionTypeExternalSenders)
+	if !ok {
+		return nil
+	}
+	senders, err := ParseExternalSenders(data)
+	if err != nil {
+		return err
+	}
+	for i := range senders {
+		if err := a.ValidateExternalSender(&senders[i]); err != nil {
+			return invalid("external-sender/credential-invalid", "5.3.1", "external sender %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
 func (c *Config) rand() io.Reader {
 	if c == nil || c.Rand == nil {
 		return rand.Reader
@@ -116,6 +153,9 @@ func (c *Config) limits() *Limits {
 func (c *Config) validateCredential(l *LeafNode) error {
 	if c != nil && c.Authenticator != nil {
 		return c.Authenticator.ValidateCredential(l)
+	}
+	if l.Credential.Type == 0 {
+		return errors.New("there is no credential; set LeafOptions.Credential")
 	}
 	if l.Credential.Type != CredentialTypeBasic {
 		return errors.New("only basic credentials are accepted without an Authenticator")

@@ -371,7 +371,7 @@ func (e *epoch) cacheProposal(ac *authenticatedContent, cache *proposalCache) (*
 		}
 		cache.add(&cachedProposal{ref: ref, proposal: p, sender: ac.content.sender})
 	}
-	return &ProposalMessage{Ref: ref, Sender: ac.content.sender, Proposal: p, AuthenticatedData: ac.content.authenticatedData}, nil
+	return &ProposalMessage{Ref: bytes.Clone(ref), Sender: ac.content.sender, Proposal: p, AuthenticatedData: ac.content.authenticatedData}, nil
 }
 
 // A Processed is what Process made of a message: *ApplicationMessage,

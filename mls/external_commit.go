@@ -36,7 +36,7 @@ type ExternalJoinOptions struct {
 func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o ExternalJoinOptions) (*StagedCommit, error) {
 	gi := groupInfo.groupInfo
 	if gi == nil {
-		return nil, fmt.Errorf("mls: a message of wire format %d is not a GroupInfo", groupInfo.format)
+		return nil, unexpected(groupInfo, "is not a GroupInfo")
 	}
 	e, err := newEpoch(cfg, gi, o.RatchetTree)
 	if err != nil {

@@ -64,6 +64,9 @@ func CreateGroup(cfg *Config, cs CipherSuite, groupID []byte, key SignaturePriva
 	if err := checkExtensions(extensions, inGroupContext); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkExternalSenders(extensions); err != nil {
+		return nil, err
+	}
 	t := newTree(cs, 2)
 	t.add(b.keyPackage.LeafNode)
 	if err := t.checkMembers(extensions); err != nil {
@@ -130,7 +133,7 @@ func (g *Group) PendingProposals() []ProposalMessage { return g.cache.messages()
 func (c *proposalCache) messages() []ProposalMessage {
 	out := make([]ProposalMessage, len(c.list))
 	for i, p := range c.list {
-		out[i] = ProposalMessage{Ref: p.ref, Sender: p.sender, Proposal: p.proposal}
+		out[i] = ProposalMessage{Ref: bytes.Clone(p.ref), Sender: p.sender, Proposal: p.proposal}
 	}
 	return out
 }
@@ -407,7 +410,7 @@ func (g *Group) Process(m *Message) (Processed, error) {
 		use.commit()
 		return msg, nil
 	}
-	return nil, fmt.Errorf("mls: a message of wire format %d is not for a group to process", m.format)
+	return nil, unexpected(m, "is not for a group to process")
 }
 
 func processedCommit(s *StagedCommit, err error) (Processed, error) {
@@ -512,7 +515,7 @@ func (n *Group) inherit(g *Group) {
 func (g *Group) stage(ac *authenticatedContent) (*StagedCommit, error) {
 	sender := ac.content.sender
 	if sender.Type == SenderTypeMember && sender.LeafIndex == g.own {
-		return nil, invalid("commit/own-not-pending", "14", "the Commit is our own, and is not made from this state; use the StagedCommit that Commit gave")
+		return nil, invalid("commit/own-not-pending", "14", "the Commit is our own; merge the StagedCommit that Commit returned. If there is none, another copy of this state made it")
 	}
 	cs := g.context.cipherSuite
 	if n := len(ac.confirmationTag); n != cs.HashLen() {

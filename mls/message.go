@@ -48,6 +48,13 @@ func ParseMessage(raw []byte) (*Message, error) {
 	return m, nil
 }
 
+// unexpected refuses a message where another kind is due.
+func unexpected(m *Message, what string) error {
+	name := map[WireFormat]string{WireFormatPublicMessage: "PublicMessage", WireFormatPrivateMessage: "PrivateMessage", WireFormatWelcome: "Welcome",
+		WireFormatGroupInfo: "GroupInfo", WireFormatKeyPackage: "KeyPackage"}[m.format]
+	return invalid("framing/wire-format-unexpected", "6", "a %s %s", name, what)
+}
+
 func (m *Message) unmarshal(s *reader) bool {
 	start := s.String
 	var version ProtocolVersion

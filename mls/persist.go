@@ -288,7 +288,9 @@ func readMember(e *epoch, s *reader) (*Group, error) {
 }
 
 // MarshalBinary encodes a Commit of ours, with the epoch it leads to, so that
-// nothing is lost between sending and merging. It holds secrets.
+// nothing is lost between sending and merging. It holds secrets. Delete it in the
+// transaction that stores the merged group: merged twice, it is two groups of one
+// epoch, which would use message keys twice.
 func (s *StagedCommit) MarshalBinary() ([]byte, error) {
 	if s.message == nil || s.next == nil {
 		return nil, errors.New("mls: only Commits of our own are stored; process others again")

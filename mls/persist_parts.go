@@ -356,7 +356,8 @@ type StoredGroup struct {
 	Tree   []byte   // RatchetTree of this epoch or of another
 	Deltas [][]byte // TreeDeltas from there to this epoch, in order
 
-	// What changed by messages: either the newest RatchetState or all pages.
+	// What changed by messages: either the newest RatchetState or all pages, not
+	// both. Pages without Data are those to be deleted, and are left out.
 	RatchetState []byte
 	Pages        []RatchetPage
 }
@@ -386,6 +387,9 @@ func (st *StoredGroup) load(cfg *Config) (*Group, error) {
 	g, err := readMember(e, s)
 	if err != nil {
 		return nil, err
+	}
+	if st.RatchetState != nil && len(st.Pages) > 0 {
+		return nil, errors.New("both a RatchetState and ratchet pages are given, of which one is older; pass what was stored last")
 	}
 	if st.RatchetState != nil {
 		return g, g.readRatchets(bytes.Clone(st.RatchetState))

@@ -264,6 +264,7 @@ func TestStoredGroupRefusesWrongParts(t *testing.T) {
 	delta := two.TreeDelta(one)
 	for name, change := range map[string]func(st *StoredGroup){
 		"no head":              func(st *StoredGroup) { st.Head = nil },
+		"two ratchet states":   func(st *StoredGroup) { st.RatchetState = two.RatchetState() },
 		"head of another":      func(st *StoredGroup) { st.Head = one.EpochHead() },
 		"head cut":             func(st *StoredGroup) { st.Head = st.Head[:len(st.Head)-1] },
 		"head and more":        func(st *StoredGroup) { st.Head = append(st.Head, 0) },

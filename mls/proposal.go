@@ -224,7 +224,19 @@ func (pc *proposalContext) validate(p *Proposal, sender Sender) error {
 		if p.ReInit.Version < pc.ctx.version {
 			return invalid("proposal/reinit-version-lower", "12.1.5", "a ReInit to version %d", p.ReInit.Version)
 		}
-		return checkExtensions(p.ReInit.Extensions, inGroupContext)
+		if !pc.received {
+			// Nobody could follow, and the group would be closed for good.
+			if p.ReInit.Version != MLS10 {
+				return invalid("proposal/reinit-nowhere", "12.1.5", "a ReInit to version %d, which is not supported", p.ReInit.Version)
+			}
+			if err := pc.cfg.checkSuite(p.ReInit.CipherSuite); err != nil {
+				return invalid("proposal/reinit-nowhere", "12.1.5", "%w", err)
+			}
+		}
+		if err := checkExtensions(p.ReInit.Extensions, inGroupContext); err != nil {
+			return err
+		}
+		return pc.cfg.checkExternalSenders(p.ReInit.Extensions)
 
 	case ProposalTypeExternalInit:
 		if sender.Type != SenderTypeNewMemberCommit {
@@ -232,7 +244,10 @@ func (pc *proposalContext) validate(p *Proposal, sender Sender) error {
 		}
 
 	case ProposalTypeGroupContextExtensions:
-		return checkExtensions(p.Extensions, inGroupContext)
+		if err := checkExtensions(p.Extensions, inGroupContext); err != nil {
+			return err
+		}
+		return pc.cfg.checkExternalSenders(p.Extensions)
 
 	case ProposalTypeSelfRemove:
 		return pc.validateSelfRemove(sender)

@@ -21,7 +21,7 @@ type PublicGroup struct {
 func NewPublicGroup(cfg *Config, groupInfo *Message, ratchetTree []byte) (*PublicGroup, error) {
 	gi := groupInfo.groupInfo
 	if gi == nil {
-		return nil, fmt.Errorf("mls: a message of wire format %d is not a GroupInfo", groupInfo.format)
+		return nil, unexpected(groupInfo, "is not a GroupInfo")
 	}
 	e, err := newEpoch(cfg, gi, ratchetTree)
 	if err != nil {
@@ -37,7 +37,7 @@ func (p *PublicGroup) PendingProposals() []ProposalMessage { return p.cache.mess
 // is kept for a Commit; a *PublicStagedCommit has changed nothing.
 func (p *PublicGroup) Process(m *Message) (Processed, error) {
 	if m.public == nil {
-		return nil, fmt.Errorf("mls: a message of wire format %d cannot be followed without being a member", m.format)
+		return nil, unexpected(m, "cannot be followed without being a member")
 	}
 	ac := &m.public.auth
 	if err := p.checkFrame(ac.content.groupID, ac.content.epoch, true); err != nil {
@@ -83,7 +83,7 @@ func (s *PublicStagedCommit) Merge() *PublicGroup { return s.next }
 func (s *PublicStagedCommit) VerifyGroupInfo(m *Message) error {
 	gi := m.groupInfo
 	if gi == nil {
-		return fmt.Errorf("mls: a message of wire format %d is not a GroupInfo", m.format)
+		return unexpected(m, "is not a GroupInfo")
 	}
 	if gi.signer != s.committer {
 		return invalid("welcome/group-info-signature", "12.4.3.1", "the GroupInfo is signed by leaf %d, not by the committer, leaf %d", gi.signer, s.committer)
@@ -96,7 +96,7 @@ func (s *PublicStagedCommit) VerifyGroupInfo(m *Message) error {
 func (e *epoch) VerifyGroupInfo(m *Message) error {
 	gi := m.groupInfo
 	if gi == nil {
-		return fmt.Errorf("mls: a message of wire format %d is not a GroupInfo", m.format)
+		return unexpected(m, "is not a GroupInfo")
 	}
 	signer := e.tree.leaf(gi.signer)
 	if signer == nil {

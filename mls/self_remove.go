@@ -1,7 +1,5 @@
 package mls
 
-import "fmt"
-
 // ProposalTypeSelfRemove is the code point that draft-ietf-mls-extensions-10
 // suggests; it is not assigned yet. A leaf that supports SelfRemove lists it in
 // its Capabilities; DefaultCapabilities leave it out. Others may use another
@@ -69,7 +67,7 @@ func checkSelfRemove(p *CommittedProposal, committer *LeafIndex) error {
 // 6.3.
 func (e *epoch) takeSelfRemove(m *Message, cache *proposalCache) (*ProposalMessage, error) {
 	if m.public == nil || m.public.auth.content.contentType != ContentTypeProposal || m.public.auth.content.proposal.Type != ProposalTypeSelfRemove {
-		return nil, fmt.Errorf("mls: a message of wire format %d is not a SelfRemove; ExternalJoinOptions.SelfRemoves takes nothing else", m.format)
+		return nil, unexpected(m, "is not a SelfRemove; ExternalJoinOptions.SelfRemoves takes nothing else")
 	}
 	ac := &m.public.auth
 	if err := e.checkFrame(ac.content.groupID, ac.content.epoch, true); err != nil {

@@ -2,7 +2,6 @@ package mls
 
 import (
 	"bytes"
-	"fmt"
 )
 
 // JoinOptions are what a Welcome may need beside the KeyPackage.
@@ -21,17 +20,20 @@ type JoinOptions struct {
 	// is refused. Nil takes other groups as well. It counts as one of Resumption.
 	Successor *Group
 
-	// InUse tells whether we are in a group already, nil for no.
+	// InUse tells whether we are in a group already, or have been; nil for no. It
+	// is what stops a Welcome that is delivered again for a bundle of last
+	// resort: to join by it twice would use message keys twice.
 	InUse func(groupID []byte) bool
 }
 
 // JoinWelcome joins a group. RFC 9420, Section 12.4.3.1. It uses the bundle up
 // unless it is one of last resort: store the group and delete the bundle in one
-// step. After an error the bundle is as it was.
+// step. After an error the bundle is as it was. With one of last resort the caller
+// must not join by the same Welcome twice: see JoinOptions.InUse.
 func JoinWelcome(cfg *Config, welcome *Message, bundle *KeyPackageBundle, o JoinOptions) (*Group, error) {
 	w := welcome.welcome
 	if w == nil {
-		return nil, fmt.Errorf("mls: a message of wire format %d is not a Welcome", welcome.format)
+		return nil, unexpected(welcome, "is not a Welcome")
 	}
 	if bundle.Used() {
 		return nil, invalid("key-package/reused", "16.8", "%w",
@@ -182,6 +184,9 @@ func newEpoch(cfg *Config, gi *GroupInfo, tree []byte) (*epoch, error) {
 		return nil, err
 	}
 	if err := checkExtensions(gi.context.extensions, inGroupContext); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkExternalSenders(gi.context.extensions); err != nil {
 		return nil, err
 	}
 	if err := checkExtensions(gi.extensions, inGroupInfo); err != nil {

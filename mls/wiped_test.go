@@ -160,6 +160,21 @@ func TestReturnedExtensionsAreCopies(t *testing.T) {
 	w.agree(gs)
 }
 
+func TestProposalRefsAreCopies(t *testing.T) {
+	w := newRejectWorld(t)
+	gs := w.group(3)
+	raw, _, err := gs[0].Propose(Remove(2), FramingOptions{})
+	w.check(err)
+	p, err := gs[1].Process(w.parse(raw))
+	w.check(err)
+	p.(*ProposalMessage).Ref[0] ^= 1
+	gs[1].PendingProposals()[0].Ref[0] ^= 1
+	sc, err := gs[1].Commit(CommitOptions{Pending: true})
+	w.check(err)
+	_, err = gs[0].Process(w.parse(sc.Message()))
+	w.check(err)
+}
+
 // A KeyPackage may be of a suite that nobody here knows.
 func TestKeyPackageOfAnUnknownSuite(t *testing.T) {
 	w := newRejectWorld(t)
