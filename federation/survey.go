@@ -276,15 +276,19 @@ func (m *Machine) surveyReceipts(s *Survey) map[*node]*surveyed {
 	}
 	for _, base := range m.order {
 		rs := m.lists[base.config]
-		if base != m.base && !(base.sets && m.active(base)) || rs == nil {
+		if base != m.base && !base.sets || rs == nil {
 			continue
 		}
 		list, config := base.policy.Sequencers, base.config
 		if base == m.base {
 			list, _, _ = m.list(config)
 		}
-		m.surveyAccepts(s, rs, list, config, at)
-		m.surveyVotes(s, rs, list, config, at)
+		m.surveyLies(s, rs, list)
+		if base != m.base && !m.active(base) {
+			continue
+		}
+		m.surveyAccepts(rs, list, config, at)
+		m.surveyVotes(rs, list, config, at)
 		if config == m.serving() {
 			s.Asked = asked(rs, list)
 		}
@@ -304,7 +308,7 @@ func (m *Machine) surveyReceipts(s *Survey) map[*node]*surveyed {
 	return out
 }
 
-func (m *Machine) surveyAccepts(s *Survey, rs *receipts, list List, config Ref, at func(*node) *surveyed) {
+func (m *Machine) surveyAccepts(rs *receipts, list List, config Ref, at func(*node) *surveyed) {
 	note := func(top *node, rank uint32, a SurveyedAccept) {
 		a.Server = list[rank].Server
 		for x := top; x != nil && x.governing() == config; x = x.up {
@@ -328,9 +332,6 @@ func (m *Machine) surveyAccepts(s *Survey, rs *receipts, list List, config Ref, 
 	for i := len(rs.valid) - 1; i >= 0; i-- {
 		v := &rs.valid[i]
 		chain := m.oneChain(v)
-		if !chain {
-			s.Liars = append(s.Liars, Liar{Signer: cloneSequencer(list[v.ballot.Rank]), Kind: EvidenceAccepts, Ballot: v.ballot})
-		}
 		for _, c := range v.covers {
 			note(c.top, v.ballot.Rank, SurveyedAccept{Ballot: v.ballot, Liar: !chain && v.besides(c.top)})
 		}
@@ -342,15 +343,11 @@ func (m *Machine) surveyAccepts(s *Survey, rs *receipts, list List, config Ref, 
 	}
 }
 
-func (m *Machine) surveyVotes(s *Survey, rs *receipts, list List, config Ref, at func(*node) *surveyed) {
+func (m *Machine) surveyVotes(rs *receipts, list List, config Ref, at func(*node) *surveyed) {
 	for i, j := 0, 0; i < len(rs.votes); i = j {
 		voted := make(map[*node]uint64)
-		top := make(map[uint32]*node)
 		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
 			v := rs.votes[j]
-			if t := top[v.Voter]; t == nil || v.node.depth > t.depth {
-				top[v.Voter] = v.node
-			}
 			if !v.node.votable {
 				continue
 			}
@@ -365,11 +362,81 @@ func (m *Machine) surveyVotes(s *Survey, rs *receipts, list List, config Ref, at
 				r.voters, r.ballot = who, rs.votes[i].Ballot
 			}
 		}
-		lied := make(map[uint32]bool)
+	}
+}
+
+// maxOff is how many accepts of a ballot, which contradict each other, a vote of
+// their author is held against.
+const maxOff = 64
+
+// surveyLies finds who signed receipts that exclude each other: what findEvidence
+// reports when the second of them comes, without the pairs.
+func (m *Machine) surveyLies(s *Survey, rs *receipts, list List) {
+	type lie struct {
+		rank uint32
+		kind EvidenceKind
+	}
+	told := make(map[lie]bool)
+	found := func(kind EvidenceKind, rank uint32, b Ballot) {
+		if !told[lie{rank, kind}] {
+			told[lie{rank, kind}] = true
+			s.Liars = append(s.Liars, Liar{Signer: cloneSequencer(list[rank]), Kind: kind, Ballot: b})
+		}
+	}
+	var last Ballot
+	for i, a := range rs.accepts {
+		if a.Provisional || i > 0 && a.Ballot == last {
+			continue
+		}
+		last = a.Ballot
+		all := rs.acceptsIn(a.Ballot)
+		top := all[0].node
+		for _, x := range all {
+			if x.node.depth > top.depth {
+				top = x.node
+			}
+		}
+		m.mark(top, 0)
+		chain := true
+		for _, x := range all {
+			chain = chain && x.node.marked == m.marks
+		}
+		against := all[:min(len(all), maxOff)]
+		if chain {
+			against = []heldAccept{{node: top}}
+		} else {
+			found(EvidenceAccepts, a.Ballot.Rank, a.Ballot)
+		}
+		for _, v := range rs.votesIn(a.Ballot) {
+			for _, x := range against {
+				if v.Voter == a.Ballot.Rank && offChain(x.node, v.node) {
+					found(EvidenceOwner, v.Voter, v.Ballot)
+					break
+				}
+			}
+		}
+	}
+	for i, j := 0, 0; i < len(rs.votes); i = j {
+		top := make(map[uint32]*node)
+		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
+			if v := rs.votes[j]; top[v.Voter] == nil || v.node.depth > top[v.Voter].depth {
+				top[v.Voter] = v.node
+			}
+		}
 		for _, v := range rs.votes[i:j] {
-			if t := top[v.Voter]; !lied[v.Voter] && offChain(t, v.node) {
-				lied[v.Voter] = true
-				s.Liars = append(s.Liars, Liar{Signer: cloneSequencer(list[v.Voter]), Kind: EvidenceVotes, Ballot: v.Ballot})
+			if offChain(top[v.Voter], v.node) {
+				found(EvidenceVotes, v.Voter, v.Ballot)
+			}
+		}
+	}
+	for i, p := range rs.promises { // in order of ballots, those of one promiser side by side
+		if i > 0 && rs.promises[i-1].Ballot == p.Ballot && rs.promises[i-1].Promiser == p.Promiser {
+			found(EvidencePromises, p.Promiser, p.Ballot)
+		}
+		for _, v := range rs.votes {
+			if m.hides(p, v.Vote) {
+				found(EvidenceHidden, p.Promiser, p.Ballot)
+				break
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"fmt"
+	"maps"
 	"math/rand"
 	"path/filepath"
 	"slices"
@@ -105,7 +106,7 @@ var allReasons = []Reason{ReasonEra, ReasonFinal, ReasonListChange, ReasonBallot
 // TestSurveyExplainsEveryFork surveys random rooms, in several orders, and the
 // stories: every reason that there is comes up, and equal sets give equal surveys.
 func TestSurveyExplainsEveryFork(t *testing.T) {
-	met := make(map[Reason]int)
+	met, kinds := make(map[Reason]int), make(map[EvidenceKind]int)
 	look := func(name string, m *Machine) *Survey {
 		s := m.Survey()
 		checkSurvey(t, name, m, s)
@@ -128,8 +129,15 @@ func TestSurveyExplainsEveryFork(t *testing.T) {
 				t.Fatal(err)
 			}
 			name := fmt.Sprintf("seed %d, order %d", seed, order)
+			lies := make(map[string]bool)
 			for _, ev := range shuffled {
-				_, _ = m.Step(ev)
+				acts, _ := m.Step(ev)
+				for _, a := range acts {
+					if a, ok := a.(Evidence); ok {
+						lies[a.Config.Short()+" "+a.Signer.Server+" "+string(a.Kind)] = true
+						kinds[a.Kind]++
+					}
+				}
 				if order == 2 {
 					look(name, m)
 				}
@@ -139,6 +147,9 @@ func TestSurveyExplainsEveryFork(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := look(name, m)
+			if told := liesOf(m); !maps.Equal(lies, told) {
+				t.Fatalf("%s: the evidence is of %v, the survey has %v", name, lies, told)
+			}
 			if after, err := m.MarshalBinary(); err != nil || string(after) != string(before) {
 				t.Fatalf("%s: looking changed the machine (%v)", name, err)
 			}
@@ -161,12 +172,31 @@ func TestSurveyExplainsEveryFork(t *testing.T) {
 			return out
 		})
 	}
+	if len(kinds) < 5 {
+		t.Errorf("only %v were told", kinds)
+	}
 	rivalEras(t, func(m *Machine) { look("eras", m) })
 	for _, why := range allReasons {
 		if met[why] == 0 {
 			t.Errorf("no room has the reason %q", why)
 		}
 	}
+}
+
+// liesOf returns what the survey of a machine finds, by list.
+func liesOf(m *Machine) map[string]bool {
+	out := make(map[string]bool)
+	for _, n := range m.order {
+		if rs := m.lists[n.config]; rs != nil && (n == m.base || n.sets) {
+			list, _, _ := m.list(n.config)
+			s := new(Survey)
+			m.surveyLies(s, rs, list)
+			for _, l := range s.Liars {
+				out[n.config.Short()+" "+l.Signer.Server+" "+string(l.Kind)] = true
+			}
+		}
+	}
+	return out
 }
 
 // rivalEras is a room in which two eras begin on one commit, where only their refs
