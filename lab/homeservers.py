@@ -8,6 +8,7 @@
   homeservers.py spawn --dir D NAME -- PROGRAM ARG...    another program, ended together with the servers
   homeservers.py stop|start|pause|resume --dir D NAME... servers (syn1, den1, ...), programs, postgres, proxy
   homeservers.py block|unblock --dir D SRC DST           cut federation one way; needs up --proxy; '*' is any
+  homeservers.py split --dir D A,B C,D...                cut federation between the sides, and no other link
   homeservers.py status|down --dir D [--wipe]
 
 Only the Python standard library is needed; the rest is installed by package name. `up` writes
@@ -260,24 +261,42 @@ def cmd_one(a):
 
 
 def cmd_block(a):
-    """The proxy reads D/blocked.json (pairs [source, destination]) again whenever it changes."""
+    """The proxy reads D/blocked.json (pairs [source, destination]) again whenever it changes, and writes what it acts on
+    to D/blocked.seen.json."""
     with state(a.dir) as st:
         if not st["options"]["proxy"]:
             programs.fail("links can be cut only after up --proxy")
-        for n in (a.src, a.dst):
-            if n != "*":
-                known(st, n)
         path = os.path.join(a.dir, "blocked.json")
         cur = []
-        if os.path.exists(path):
-            with open(path) as f:
-                cur = json.load(f)
-        cur = [x for x in cur if x != [a.src, a.dst] and not (a.cmd == "unblock" and a.src == a.dst == "*")]
-        if a.cmd == "block":
-            cur.append([a.src, a.dst])
+        if a.cmd == "split":
+            sides = [side.split(",") for side in a.sides]
+            for n in sum(sides, []):
+                known(st, n)
+            cur = [[x, y] for one in sides for other in sides if one is not other for x in one for y in other]
+        else:
+            for n in (a.src, a.dst):
+                if n != "*":
+                    known(st, n)
+            if os.path.exists(path):
+                with open(path) as f:
+                    cur = json.load(f)
+            cur = [x for x in cur if x != [a.src, a.dst] and not (a.cmd == "unblock" and a.src == a.dst == "*")]
+            if a.cmd == "block":
+                cur.append([a.src, a.dst])
         with open(path + ".new", "w") as f:
             json.dump(cur, f)
         os.replace(path + ".new", path)
+        deadline = time.monotonic() + 10
+        while processes.is_up(a.dir, "proxy"):
+            try:
+                with open(os.path.join(a.dir, "blocked.seen.json")) as f:
+                    if json.load(f) == cur:
+                        return
+            except (OSError, ValueError):
+                pass
+            if time.monotonic() > deadline:
+                programs.fail("the federation proxy does not act on the cut", "see " + os.path.join(a.dir, "proxy.log"))
+            time.sleep(0.01)
 
 
 def cmd_status(a):
@@ -311,7 +330,7 @@ def main():
     sub = ap.add_subparsers(dest="cmd", required=True)
     commands = {"install": cmd_install, "up": cmd_up, "register": cmd_register, "user": cmd_user, "spawn": cmd_spawn, "status": cmd_status,
                 "down": cmd_down, "stop": cmd_one, "start": cmd_one, "pause": cmd_one, "resume": cmd_one,
-                "block": cmd_block, "unblock": cmd_block}
+                "block": cmd_block, "unblock": cmd_block, "split": cmd_block}
     for c in commands:
         p = sub.add_parser(c)
         if c != "install":
@@ -346,6 +365,8 @@ def main():
         if c in ("block", "unblock"):
             p.add_argument("src")
             p.add_argument("dst")
+        if c == "split":
+            p.add_argument("sides", nargs="+", metavar="A,B")
     a = ap.parse_args()
     if hasattr(a, "dir"):
         a.dir = os.path.abspath(a.dir)

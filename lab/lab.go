@@ -366,8 +366,8 @@ func (s *Servers) Resume(ctx context.Context, names ...string) error {
 	return s.command(ctx, "resume", names...)
 }
 
-// Block cuts federation from one server to another, at once and for open connections too; "*" is any server. Needs
-// Options.Proxy. The proxy notices within 50 ms.
+// Block cuts federation from one server to another, for open connections too; "*" is any server. Needs Options.Proxy.
+// When it returns the link is cut.
 func (s *Servers) Block(ctx context.Context, from, to string) error {
 	return s.command(ctx, "block", from, to)
 }
@@ -375,6 +375,16 @@ func (s *Servers) Block(ctx context.Context, from, to string) error {
 // Unblock ends a Block; from "*" to "*" ends all of them.
 func (s *Servers) Unblock(ctx context.Context, from, to string) error {
 	return s.command(ctx, "unblock", from, to)
+}
+
+// Split cuts federation between the servers of different sides, both ways, and restores every other link. Servers that
+// are in no side reach all. Unblock from "*" to "*" ends it.
+func (s *Servers) Split(ctx context.Context, sides ...[]string) error {
+	var args []string
+	for _, side := range sides {
+		args = append(args, strings.Join(side, ","))
+	}
+	return s.command(ctx, "split", args...)
 }
 
 // Register adds application service registrations, server name to file, and restarts those servers with them.
