@@ -253,7 +253,11 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 		return nil, err
 	}
 	for batch := range slices.Chunk(missing, maxUsersPerQuery) {
-		if err := i.queryKeys(ctx, batch); err != nil {
+		failed, err := i.queryKeys(ctx, batch, askTimeout)
+		if err != nil {
+			return nil, err
+		}
+		if err := i.askAlone(ctx, failed); err != nil {
 			return nil, err
 		}
 	}
@@ -352,11 +356,38 @@ type queriedKeys struct {
 	Failures    map[string]json.RawMessage                    `json:"failures"`
 }
 
-// queryKeys asks for the devices of users and stores the answer.
-func (i *Identity) queryKeys(ctx context.Context, users []id.UserID) error {
+// How long our homeserver may take to ask other servers.
+const (
+	askTimeout = 10 * time.Second
+	// aloneTimeout is longer than Dendrite waits for its own worker, for each
+	// user: after a server was out of reach once the worker leaves it alone for 10
+	// minutes, and only with what is left of the time is the server asked itself.
+	aloneTimeout = 25 * time.Second
+)
+
+// askAlone asks for users whose server did not answer once more, each in a
+// request of its own, until a server does not answer again.
+func (i *Identity) askAlone(ctx context.Context, users []id.UserID) error {
+	silent := map[string]bool{}
+	for _, u := range users {
+		if silent[u.Homeserver()] {
+			continue
+		}
+		failed, err := i.queryKeys(ctx, []id.UserID{u}, aloneTimeout)
+		if err != nil {
+			return err
+		}
+		silent[u.Homeserver()] = len(failed) > 0
+	}
+	return nil
+}
+
+// queryKeys asks for the devices of users and stores the answer. It returns those
+// about whom there is none.
+func (i *Identity) queryKeys(ctx context.Context, users []id.UserID, timeout time.Duration) (failed []id.UserID, err error) {
 	_, cli, err := i.current()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	position := i.lists.position()
 	ask := make(map[id.UserID][]string, len(users))
@@ -364,18 +395,20 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID) error {
 		ask[u] = []string{}
 	}
 	var resp queriedKeys
-	body := map[string]any{"device_keys": ask, "timeout": 10_000}
+	body := map[string]any{"device_keys": ask, "timeout": timeout.Milliseconds()}
 	if err := i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "keys", "query"), body, &resp); err != nil {
-		return fmt.Errorf("identity: ask for devices: %w", err)
+		return nil, fmt.Errorf("identity: ask for devices: %w", err)
 	}
-	return i.st.Do(ctx, func(ctx context.Context) error {
+	err = i.st.Do(ctx, func(ctx context.Context) error {
+		failed = nil // a transaction may be tried again
 		for _, u := range users {
 			old, _, err := i.record(ctx, u)
 			if err != nil {
 				return err
 			}
 			devices, answered := resp.DeviceKeys[u]
-			if _, failed := resp.Failures[u.Homeserver()]; failed || !answered && len(resp.Failures) > 0 {
+			if _, silent := resp.Failures[u.Homeserver()]; silent || !answered && len(resp.Failures) > 0 {
+				failed = append(failed, u)
 				i.log.Info().Stringer("user_id", u).Msg("The devices of a user could not be asked for; using what is known")
 				if old == nil {
 					old = new(userRecord)
@@ -398,6 +431,7 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID) error {
 		}
 		return nil
 	})
+	return failed, err
 }
 
 // merge keeps what was seen first.

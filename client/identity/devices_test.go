@@ -100,6 +100,31 @@ func TestUnreachableServerKeepsWhatIsKnown(t *testing.T) {
 	}
 }
 
+// TestAvoidedServerIsAskedAlone: Dendrite does not ask a server for a while that was out of reach, and lets each user
+// about whom it knows nothing wait for that.
+func TestAvoidedServerIsAskedAlone(t *testing.T) {
+	h := newHomeserver(t, true)
+	a := h.loginDevice("@a:one")
+	users := []id.UserID{"@b:two", "@c:two", "@d:three", "@e:three"}
+	devices := map[id.UserID]id.DeviceID{}
+	for _, u := range users {
+		devices[u] = h.loginDevice(u).DeviceID()
+	}
+	h.Avoided["two"], h.Failures["three"] = true, true
+	all, err := a.DevicesOf(t.Context(), users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range users {
+		if reached := u.Homeserver() == "two"; all[u].Stale == reached || (all[u].Devices[devices[u]] != nil) != reached {
+			t.Errorf("%s: got %+v", u, all[u])
+		}
+	}
+	if h.Queries != 4 { // all, each of two, and one of three
+		t.Errorf("%d queries, want 4", h.Queries)
+	}
+}
+
 func TestMasterStates(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")

@@ -27,6 +27,7 @@ type Server struct {
 	Queries     int
 	Limited     int                        // requests answered with 429 next
 	Failures    map[string]bool            // servers that /keys/query cannot reach
+	Avoided     map[string]bool            // servers that it asks only 10 s later for each user, as Dendrite does after a cut
 	NextLogin   int                        // the next device is one more
 	LastKeys    map[string]json.RawMessage // device keys as last uploaded, by device
 
@@ -57,7 +58,7 @@ func AlgorithmOf(keyID string) string { a, _, _ := strings.Cut(keyID, ":"); retu
 // New starts a server that ends with the test.
 func New(t testing.TB, fallback bool) *Server {
 	h := &Server{
-		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{},
+		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{}, Avoided: map[string]bool{},
 		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}),
 		LastKeys: map[string]json.RawMessage{},
 	}
@@ -266,14 +267,26 @@ func (d *Device) Counts() map[string]int {
 func (h *Server) query(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
 	h.Queries++
 	var ask map[id.UserID][]string
+	var timeout int
 	if err := json.Unmarshal(body["device_keys"], &ask); err != nil {
 		h.t.Error(err)
+	}
+	if body["timeout"] == nil {
+		timeout = 10_000
+	} else if err := json.Unmarshal(body["timeout"], &timeout); err != nil {
+		h.t.Error(err)
+	}
+	avoided := 0
+	for user := range ask {
+		if h.Avoided[user.Homeserver()] {
+			avoided++
+		}
 	}
 	devices := map[id.UserID]map[string]json.RawMessage{}
 	failures := map[string]any{}
 	keys := map[string]map[id.UserID]json.RawMessage{"master": {}, "self_signing": {}, "user_signing": {}}
 	for user := range ask {
-		if h.Failures[user.Homeserver()] {
+		if h.Failures[user.Homeserver()] || h.Avoided[user.Homeserver()] && timeout <= 10_000*avoided {
 			failures[user.Homeserver()] = map[string]any{}
 			continue
 		}
