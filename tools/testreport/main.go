@@ -106,7 +106,7 @@ func below(pkg string, folders []string) bool {
 }
 
 var stages = []stage{
-	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=25m"},
+	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=45m"},
 		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300)},
