@@ -284,9 +284,10 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 
 // fakeTransport is one user's access.
 type fakeTransport struct {
-	s    *fakeServer
-	user id.UserID
-	fail error // the next request fails with it, once
+	s       *fakeServer
+	user    id.UserID
+	fail    error // the next request fails with it, once
+	noState bool  // it does not give a room's state
 	// after is called when a request has had its effect: its error goes out
 	// instead of the answer.
 	after  func(kind string) error
@@ -387,6 +388,9 @@ func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string,
 }
 
 func (t *fakeTransport) State(_ context.Context, room id.RoomID) ([]*Event, error) {
+	if t.noState {
+		return nil, errors.New("the homeserver does not answer")
+	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	return sortedState(t.s.state(room, len(t.s.log))), nil
