@@ -46,6 +46,13 @@ func TestOwnMistakesAreFoundHere(t *testing.T) {
 			_, err := NewKeyPackage(w.cfg, w.cs, w.key(), inverted)
 			return err
 		}, "leaf-node/lifetime-inverted"},
+		"a key package without credential": {func() error {
+			_, err := NewKeyPackage(w.cfg, w.cs, w.key(), LeafOptions{})
+			if err == nil || !strings.Contains(err.Error(), "LeafOptions.Credential") {
+				t.Errorf("no credential: %v", err)
+			}
+			return err
+		}, "leaf-node/credential-invalid"},
 		"a key package made by hand": {func() error {
 			kp := *w.bundle("y").KeyPackage()
 			kp.raw = nil

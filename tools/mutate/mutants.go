@@ -87,7 +87,7 @@ func findMutants(folder string) ([]*mutant, map[string][]byte, error) {
 		}
 		pkg, s.file, s.src, s.edits, s.seen = f.Name.Name, name, src, nil, map[ast.Node]bool{}
 		for _, d := range f.Decls {
-			if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil && fn.Name.Name != "invalid" && fn.Name.Name != "newInvalid" && fn.Name.Name != "fail" {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil && fn.Name.Name != "invalid" && fn.Name.Name != "unexpected" && fn.Name.Name != "newInvalid" && fn.Name.Name != "fail" {
 				s.function(fn)
 			}
 		}
@@ -171,7 +171,7 @@ var sentinel = regexp.MustCompile(`^Err[A-Z]`)
 func (s *search) refuses(c *ast.CallExpr) bool {
 	switch f := c.Fun.(type) {
 	case *ast.Ident:
-		return f.Name == "invalid"
+		return f.Name == "invalid" || f.Name == "unexpected"
 	case *ast.SelectorExpr:
 		switch s.text(f) {
 		case "errors.New", "fmt.Errorf":
