@@ -32,8 +32,7 @@ type job struct {
 // jobs runs jobs, at most one for each room and key at a time. One room has
 // at most jobsPerRoom of the places, so that it cannot keep the others waiting.
 type jobs struct {
-	wake   func()
-	inline bool // for tests: nothing runs in a goroutine of its own
+	wake func()
 
 	queue   []*job
 	pending map[string]bool // queued or running, by room and key
@@ -73,17 +72,6 @@ func (js *jobs) under(room id.RoomID, key string) bool {
 
 // start runs what may run.
 func (js *jobs) start(ctx context.Context) {
-	for _, j := range js.ready() {
-		if js.inline {
-			js.work(ctx, j)
-		} else {
-			js.wg.Go(func() { js.work(ctx, j) })
-		}
-	}
-}
-
-// ready takes those that may run out of the queue.
-func (js *jobs) ready() (out []*job) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	if js.rooms == nil {
@@ -100,11 +88,10 @@ func (js *jobs) ready() (out []*job) {
 		if j.media {
 			js.media++
 		}
-		out = append(out, j)
+		js.wg.Go(func() { js.work(ctx, j) })
 	}
 	clear(js.queue[len(left):])
 	js.queue = left
-	return out
 }
 
 func (js *jobs) work(ctx context.Context, j *job) {

@@ -32,10 +32,7 @@ type Deps struct {
 	// NoteStatus hears what the module has become in a room.
 	NoteStatus func(room id.RoomID, status store.RoomStatus)
 
-	Now func() time.Time // nil: time.Now
-
-	crash  func(point string) // see crashPoints
-	inline bool               // what asks the homeserver runs in the engine's goroutine
+	crash func(point string) // see crashPoints
 }
 
 // roomEngine is the shell's view of the [Engine]. All methods are called from

@@ -16,7 +16,6 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
-	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -91,8 +90,6 @@ type Options struct {
 	Rand      io.Reader
 	// OnSeal is mls.Config.OnSeal: a test records message keys by it.
 	OnSeal func(use, content [32]byte)
-	// Probe is for the simulator.
-	Probe *probe.Client
 }
 
 // Errors that callers branch on.
@@ -189,9 +186,6 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.ident.OnDevicesChanged(c.devicesChanged)
-	if o.Probe != nil {
-		c.crashAt, o.Probe.Inspect = o.Probe.Point, c.inspect
-	}
 	return c, nil
 }
 
