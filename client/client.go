@@ -141,6 +141,7 @@ type Client struct {
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 	synced  chan struct{} // closed after the first sync
+	fedAt   time.Duration // when Feed had filed its last response
 	once    sync.Once
 	fatal   error
 	closed  bool // Close was called, and Start not again

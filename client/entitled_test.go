@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"testing"
@@ -384,5 +385,49 @@ func TestKeyPackageServesOneWelcome(t *testing.T) {
 	}
 	if n := welcomes(); n != 0 || !lost.Settled {
 		t.Errorf("%d further Welcomes for a key package that served already", n)
+	}
+}
+
+// A key package of last resort opens its Welcome again. A device that left, and was invited again, must not go back into
+// an epoch that it was in: it would use the message keys of its leaf a second time.
+func TestOldWelcomeIsRefused(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	kept := maps.Clone(bob.ident.bundles)
+	room := w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+	if len(w.s.welcomes) != 1 {
+		t.Fatalf("%d Welcomes were sent", len(w.s.welcomes))
+	}
+	old := append(slices.Clone(w.s.welcomes[0][:len(w.s.welcomes[0])-1]), `,"again":1}`...) // another event to who looks at bytes
+	w.must(func() error { return bob.Leave(w.ctx, room) })
+	if !w.until(60, func() bool {
+		members, err := alice.Members(w.ctx, room)
+		return err == nil && !slices.ContainsFunc(members, func(m Member) bool { return m.User == bob.UserID() && m.Device != "" })
+	}) {
+		t.Fatal("bob's leaf stays")
+	}
+
+	w.s.held[rooms.TypeAccept] = true
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	bob.ident.bundles = kept
+	w.s.mu.Lock()
+	q := string(bob.UserID()) + "/" + string(bob.DeviceID())
+	w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: alice.UserID(), Content: old})
+	w.s.mu.Unlock()
+	for range 5 {
+		bob.turn()
+	}
+	bob.mu.Lock()
+	if n := len(bob.rooms[room].epochs); n != 0 {
+		t.Errorf("bob entered %d epochs by an old Welcome", n)
+	}
+	bob.mu.Unlock()
+	if n := bob.Refusals()[string(rooms.RuleWelcomeNotForUs)]; n != 1 {
+		t.Errorf("%d refusals, want 1: %v", n, bob.Refusals())
 	}
 }

@@ -3,6 +3,9 @@ package client
 import (
 	"encoding/json"
 	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -29,5 +32,53 @@ func TestLateJoinDoesNotUndoOwnBan(t *testing.T) {
 	}
 	if alice.Client.outdated(r, late) {
 		t.Error("what comes after the ban was shown is taken for old")
+	}
+}
+
+// A /sync that was under way when the homeserver confirmed our join, or our leave, shows our membership from before it.
+func TestLateSyncDoesNotUndoOwnMove(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.settle()
+	user := string(bob.UserID())
+	member := func(membership string, sender id.UserID) *Event {
+		return &Event{RoomID: room, Type: rooms.TypeMember, StateKey: &user, Sender: sender, Content: json.RawMessage(`{"membership":"` + membership + `"}`)}
+	}
+	invite := &syncBatch{Invite: map[id.RoomID][]*Event{room: {member("invite", alice.UserID())}}}
+	joined := &syncBatch{Join: map[id.RoomID]*syncRoom{room: {State: []*Event{member("join", bob.UserID())}}}}
+	left := &syncBatch{Leave: map[id.RoomID]*syncRoom{room: {State: []*Event{member("leave", alice.UserID())}}}}
+	for _, step := range []struct {
+		name  string
+		moved *move
+		batch *syncBatch
+		began time.Duration
+		want  string
+	}{
+		{"an invite from before the join", &move{"join", 100}, invite, 99, "join"},
+		{"an end from before the join", &move{"join", 100}, left, 99, "join"},
+		{"the join itself", &move{"join", 100}, joined, 99, "join"},
+		{"an end after the join", nil, left, 99, "leave"},
+		{"an invite", nil, invite, 100, "invite"},
+		{"an end asked for after the join", &move{"join", 100}, left, 100, "leave"},
+		{"a membership from before the leave", &move{"leave", 200}, joined, 199, "leave"},
+		{"an invite from before the leave", &move{"leave", 200}, invite, 199, "leave"},
+		{"an invite that comes late", &move{"join", 300}, invite, 300 + inviteLag - 1, "join"},
+		{"an invite asked for after the join", &move{"join", 300}, invite, 300 + inviteLag, "invite"},
+		{"an invite asked for after the leave", &move{"leave", 200}, invite, 200, "invite"},
+	} {
+		bob.mu.Lock()
+		r := bob.rooms[room]
+		if step.moved != nil {
+			r.moved, r.rec.Membership = step.moved, step.moved.to
+		}
+		bob.mu.Unlock()
+		if err := bob.file(w.ctx, step.batch, step.began, false); err != nil {
+			t.Fatal(err)
+		}
+		bob.mu.Lock()
+		if got := bob.rooms[room].rec.Membership; got != step.want {
+			t.Errorf("after %s the membership is %q, want %q", step.name, got, step.want)
+		}
+		bob.mu.Unlock()
 	}
 }

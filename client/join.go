@@ -9,6 +9,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -127,6 +128,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if !bytes.Equal(group.ConfirmationTag(), tag) {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
 	}
+	if err := c.firstTimeIn(ctx, r, ref); err != nil {
+		return err
+	}
 	config, era, ok := c.listAt(r, group.GroupID(), policy)
 	if !ok {
 		return &errWait{"head:"}
@@ -152,6 +156,20 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.joined(r, e, b)
 	r.rec.Refresh = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
+	return nil
+}
+
+// firstTimeIn refuses to enter an epoch that this device was in before, which a
+// Welcome for a key package of last resort allows again: the message keys of its
+// leaf would be used twice.
+func (c *Client) firstTimeIn(ctx context.Context, r *room, ref federation.Ref) error {
+	_, err := c.st.RejoinSecret(ctx, r.id, ref[:])
+	if err == nil {
+		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "this device was in that epoch before")
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: %w", errStore, err)
+	}
 	return nil
 }
 

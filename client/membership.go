@@ -355,6 +355,7 @@ func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (
 	r := c.room(roomID)
 	if r.rec.Membership != "join" {
 		r.rec.Membership = "join"
+		r.moved = &move{to: "join", at: c.mono()}
 		r.state.Known = false
 		r.comeBack()
 		r.want("state", &need{state: true})
@@ -380,6 +381,7 @@ func (c *Client) Leave(ctx context.Context, roomID id.RoomID) error {
 	}
 	b := &batch{}
 	r.rec.Phase, r.rec.Membership = phaseRemoved, "leave"
+	r.moved = &move{to: "leave", at: c.mono()}
 	delete(r.rec.Admissions, c.UserID())
 	c.dropGroup(r, b)
 	c.dropMessages(r, b)

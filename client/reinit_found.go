@@ -11,7 +11,6 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
-	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -444,10 +443,8 @@ func (c *Client) joinSuccessor(ctx context.Context, r *room, evt *Event, content
 	if public == nil || !bytes.Equal(group.GroupContext(), public.GroupContext()) || !bytes.Equal(group.ConfirmationTag(), public.ConfirmationTag()) {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "it opens another epoch than its commit makes")
 	}
-	if _, err := c.st.RejoinSecret(ctx, r.id, known.Ref[:]); err == nil {
-		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "this device was in that epoch before") // its message keys would be used twice
-	} else if !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("%w: %w", errStore, err)
+	if err := c.firstTimeIn(ctx, r, known.Ref); err != nil {
+		return err
 	}
 	b.do(func(ctx context.Context) error { return c.ident.ConsumeBundle(ctx, packRef) })
 	e := &epoch{ref: known.Ref, parent: known.Parent, number: group.Epoch(), group: group}

@@ -158,6 +158,7 @@ type room struct {
 	pendingRef   federation.Ref
 	lagLooked    bool
 	expelled     map[id.UserID]expulsion     // whom we removed, until /sync shows it
+	moved        *move                       // our own join or leave, until /sync shows it
 	quiet        map[id.UserID]time.Duration // users whose server joins: nothing is sent before that
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed

@@ -69,6 +69,7 @@ func (c *Client) syncOnce(ctx context.Context, timeout time.Duration) error {
 	default:
 		timeout = 0 // the first one after Start: nobody should wait for news
 	}
+	began := c.mono()
 	resp, err := c.ident.Sync(ctx, identity.SyncRequest{Since: string(since), Filter: syncFilter, Timeout: timeout})
 	if err != nil {
 		return err
@@ -76,7 +77,7 @@ func (c *Client) syncOnce(ctx context.Context, timeout time.Duration) error {
 	if err := c.ident.ProcessSync(ctx, resp); err != nil {
 		return fmt.Errorf("client: sync: %w", err)
 	}
-	if err := c.file(ctx, fromMautrixSync(&resp.RespSync), true); err != nil {
+	if err := c.file(ctx, fromMautrixSync(&resp.RespSync), began, true); err != nil {
 		return err
 	}
 	c.once.Do(func() { close(c.synced) })
@@ -90,9 +91,15 @@ func (c *Client) Feed(ctx context.Context, resp *mautrix.RespSync) error {
 	if err := c.ident.ProcessRespSync(ctx, resp); err != nil {
 		return fmt.Errorf("client: sync: %w", err)
 	}
-	if err := c.file(ctx, fromMautrixSync(resp), false); err != nil {
+	c.mu.Lock()
+	began := c.fedAt // a syncer asks again when it has handed over the last answer
+	c.mu.Unlock()
+	if err := c.file(ctx, fromMautrixSync(resp), began, false); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.fedAt = c.mono()
+	c.mu.Unlock()
 	c.once.Do(func() { close(c.synced) })
 	return nil
 }
@@ -104,8 +111,9 @@ type inboxData struct {
 	At       int64  `json:"at"` // unix milliseconds when it came
 }
 
-// file writes a response into inbox and room state.
-func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
+// file writes a response, whose request began at the given time, into inbox and
+// room state.
+func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration, token bool) error {
 	// Gaps are filled first, without the lock: what the homeserver left out
 	// goes before what it sent.
 	for roomID, joined := range resp.Join {
@@ -118,6 +126,9 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 	var steps []func(ctx context.Context) error
 	var touched []*room
 	for roomID, joined := range resp.Join {
+		if c.rooms[roomID].lags("join", began) {
+			continue
+		}
 		r := c.fileRoom(roomID, joined)
 		if r == nil {
 			continue
@@ -139,12 +150,14 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 		if r == nil {
 			continue
 		}
-		for _, evt := range slices.Concat(left.State, left.Timeline) {
-			r.state.set(evt)
-		}
-		r.rec.Membership = string(r.state.membership(c.UserID()))
-		if r.rec.Membership == "join" || r.rec.Membership == "" {
-			r.rec.Membership = "leave"
+		if !r.lags("leave", began) {
+			for _, evt := range slices.Concat(left.State, left.Timeline) {
+				r.state.set(evt)
+			}
+			r.rec.Membership = string(r.state.membership(c.UserID()))
+			if r.rec.Membership == "join" || r.rec.Membership == "" {
+				r.rec.Membership = "leave"
+			}
 		}
 		touched = append(touched, r)
 		for _, evt := range left.Timeline { // what came before the end
@@ -154,6 +167,9 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 		}
 	}
 	for roomID, stripped := range resp.Invite {
+		if c.rooms[roomID].lags("invite", began) {
+			continue
+		}
 		touched = append(touched, c.fileInvite(roomID, stripped))
 	}
 	for _, evt := range resp.ToDevice {
@@ -192,6 +208,35 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, token bool) error {
 	}
 	c.poke()
 	return nil
+}
+
+// A move is a join or leave of this user that the homeserver has confirmed and
+// no /sync has shown.
+type move struct {
+	to string        // "join" or "leave"
+	at time.Duration // when it was confirmed
+}
+
+// inviteLag is for how long after a join /sync may still show the invite alone:
+// homeservers fill it from a queue.
+const inviteLag = 5 * time.Second
+
+// lags tells whether a /sync whose request began at the given time shows the
+// user's membership as it was before a move of our own: such an answer was under
+// way meanwhile, and must not undo the move.
+func (r *room) lags(membership string, began time.Duration) bool {
+	if r == nil || r.moved == nil {
+		return false
+	}
+	before := r.moved.at
+	if membership == "invite" && r.moved.to == "join" {
+		before += inviteLag
+	}
+	if membership != r.moved.to && began < before {
+		return true
+	}
+	r.moved = nil
+	return false
 }
 
 func (c *Client) saveRoom(ctx context.Context, r *room) error {
