@@ -4,7 +4,8 @@
 //	benchplots [-dir docs]
 //
 // Run it in the project's folder on a machine with nothing else to do. It writes DIR/speed-OPERATION.svg, and prints a
-// Markdown table of how far above the floor each operation is, under the commit's name. Of three runs, each the median of its rounds, the least counts.
+// Markdown table of how far above the floor each operation is, under the commit's name. Of three runs, each the
+// median of its rounds, the median counts: the tables of benchpeers do the same.
 package main
 
 import (
@@ -98,7 +99,7 @@ func measure() (map[string]curve, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the benchmarks of mls: %w\n%s", err, raw)
 	}
-	curves := make(map[string]curve)
+	runs := make(map[string]map[int][]float64)
 	for line := range strings.Lines(string(raw)) {
 		m := benchLine.FindStringSubmatch(line)
 		if m == nil {
@@ -112,11 +113,17 @@ func measure() (map[string]curve, error) {
 		if err != nil {
 			return nil, err
 		}
-		if curves[m[1]] == nil {
-			curves[m[1]] = make(curve)
+		if runs[m[1]] == nil {
+			runs[m[1]] = make(map[int][]float64)
 		}
-		if least, ok := curves[m[1]][n]; !ok || ns < least {
-			curves[m[1]][n] = ns
+		runs[m[1]][n] = append(runs[m[1]][n], ns)
+	}
+	curves := make(map[string]curve, len(runs))
+	for name, byN := range runs {
+		curves[name] = make(curve, len(byN))
+		for n, all := range byN {
+			slices.Sort(all)
+			curves[name][n] = all[len(all)/2]
 		}
 	}
 	return curves, nil
