@@ -103,7 +103,7 @@ func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
 		sigs[i] = mustSignatureKey(b, cs)
 		_, pub := mustKeyPair(b, cs)
 		o := benchLeaf(i)
-		l, err := o.leaf(cfg, sigs[i], pub)
+		l, err := o.leaf(cfg.capabilities(), sigs[i], pub)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -117,7 +117,7 @@ func fullGroup(b testing.TB, cs CipherSuite, n int) (first, far, near *Group) {
 	for i := range LeafIndex(n) {
 		p, err := t.createPath(i, cfg.rand(), func(pub HPKEPublicKey, parentHash []byte) (*LeafNode, error) {
 			o := benchLeaf(int(i))
-			l, err := o.leaf(cfg, sigs[i], pub)
+			l, err := o.leaf(cfg.capabilities(), sigs[i], pub)
 			if err != nil {
 				return nil, err
 			}

@@ -158,6 +158,22 @@ func TestStoredCommitsThatDoNotFit(t *testing.T) {
 	if _, err := UnmarshalStagedCommit(w.cfg, elsewhere, raw); err == nil {
 		t.Error("a commit of another group is read")
 	}
+	_, branch := w.commit(gs, 1, CommitOptions{ForcePath: true})
+	_, other := w.commit(gs, 1, CommitOptions{ForcePath: true})
+	c, err = branch[0].Commit(CommitOptions{})
+	w.check(err)
+	raw, err = c.MarshalBinary()
+	w.check(err)
+	_, err = UnmarshalStagedCommit(w.cfg, branch[0], raw)
+	w.check(err)
+	if _, err := UnmarshalStagedCommit(w.cfg, other[0], raw); err == nil {
+		t.Error("a commit of another branch is read")
+	}
+	if _, err := UnmarshalStagedCommit(w.cfg, branch[2], raw); err == nil {
+		t.Error("a commit of another member is read")
+	}
+	c, err = gs[0].Commit(CommitOptions{})
+	w.check(err)
 	n := *c
 	n.committer = 3
 	raw, err = n.MarshalBinary()

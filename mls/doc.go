@@ -16,6 +16,11 @@
 //  4. Say who is who. [Config.Authenticator] decides whether a credential
 //     belongs to its owner (RFC 9420, Section 5.3.1).
 //
+// A Group or PublicGroup and the StagedCommits and later epochs that came from it
+// share caches, a KeyPackageBundle is used up: one goroutine at a time may use
+// them. Those of different groups, Messages and Configs may be used by any number;
+// the functions of a Config are called by the goroutine that calls the package.
+//
 // The package does no input or output, reads no clock but [Config.Now] and
 // writes no log; no goroutine outlives the call that started it. Every byte from outside is treated as
 // hostile: sizes are bounded by [Limits], and a refusal is a

@@ -15,7 +15,7 @@ type ExternalJoinOptions struct {
 	RatchetTree []byte
 
 	// Resync removes our old leaf at this place, which must be the same
-	// client's.
+	// client's. A client whose signature key is in the tree needs it.
 	Resync *LeafIndex
 
 	PSKs []PreSharedKeyID
@@ -91,7 +91,7 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 		commit.proposals = append(commit.proposals, proposalOrRef{ref: p.Ref})
 	}
 	// The proposals are checked against what our leaf will be.
-	draft, err := o.Leaf.leaf(cfg, key, nil)
+	draft, err := o.Leaf.leaf(cfg.capabilities(), key, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +114,9 @@ func ExternalJoin(cfg *Config, groupInfo *Message, key SignaturePrivateKey, o Ex
 	}
 	defer path.zero()
 	if err := t.check(t.committer, true); err != nil {
+		if v := new(ValidationError); o.Resync == nil && errors.As(err, &v) && v.Cause() == "leaf-node/signature-key-not-unique" {
+			return nil, fmt.Errorf("%w; if that leaf is our own, set ExternalJoinOptions.Resync", err)
+		}
 		return nil, err
 	}
 	t.finish(e)

@@ -334,10 +334,10 @@ func fillNonce(p Proposal, cs CipherSuite, rand io.Reader) (Proposal, error) {
 
 // newLeaf returns a leaf, not yet signed, that may follow our present one.
 func (g *Group) newLeaf(o *LeafOptions, key SignaturePrivateKey, pub HPKEPublicKey) (*LeafNode, error) {
-	if o != nil {
-		return o.leaf(g.cfg, key, pub)
-	}
 	old := g.OwnLeaf()
+	if o != nil {
+		return o.leaf(old.Capabilities, key, pub)
+	}
 	return &LeafNode{
 		EncryptionKey: pub,
 		SignatureKey:  key.Public(),

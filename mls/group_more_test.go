@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -412,5 +413,39 @@ func TestRandomnessFails(t *testing.T) {
 		if len(g.cache.list) > 0 {
 			break
 		}
+	}
+}
+
+// Who changes its credential keeps what it supports.
+func TestLeafOptionsKeepCapabilities(t *testing.T) {
+	w := newWorld(t, 1)
+	caps := DefaultCapabilities()
+	caps.Extensions = []ExtensionType{0xf00d}
+	o := w.options("a")
+	o.Capabilities = &caps
+	g, err := CreateGroup(w.cfg, w.cs, []byte("capabilities"), w.key(), o, nil)
+	w.check(err)
+	leaf := w.options("a")
+	leaf.LeafExtensions = []Extension{{Type: 0xf00e}}
+	c, err := g.Commit(CommitOptions{Leaf: &leaf})
+	w.check(err)
+	next := c.Merge()
+	if got := next.OwnLeaf().Capabilities.Extensions; !slices.Equal(got, []ExtensionType{0xf00d, 0xf00e}) {
+		t.Errorf("after a change of the leaf it supports the extensions %v", got)
+	}
+	if got := g.OwnLeaf().Capabilities.Extensions; !slices.Equal(got, []ExtensionType{0xf00d}) {
+		t.Errorf("the leaf of the epoch before supports %v now", got)
+	}
+}
+
+// The error about a signature key that is in the group already says what to do.
+func TestExternalJoinBesideOwnLeaf(t *testing.T) {
+	w := newWorld(t, 1)
+	gs := w.group(3)
+	info, err := gs[0].GroupInfo(GroupInfoOptions{RatchetTree: true, ExternalPub: true})
+	w.check(err)
+	_, err = ExternalJoin(w.cfg, w.parse(info), gs[1].signature, ExternalJoinOptions{Leaf: w.options("b")})
+	if !hasRule(err, "proposal-list/tree-invalid-after") || !strings.Contains(err.Error(), "Resync") {
+		t.Errorf("a second leaf of one client: %v", err)
 	}
 }

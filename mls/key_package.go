@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // ExtensionTypeLastResort marks a KeyPackage that may be used more than once
@@ -153,9 +154,9 @@ func (kp *KeyPackage) verifySignatures() error {
 type LeafOptions struct {
 	Credential Credential
 
-	// Capabilities of the leaf. Nil means DefaultCapabilities, to which the
-	// leaf's own extension and credential types are added, and experimental
-	// suites if the Config allows them.
+	// Capabilities of the leaf. Nil means those of the leaf that it replaces in
+	// the group, or DefaultCapabilities, with experimental suites if the Config
+	// allows them. The leaf's own extension and credential types are added.
 	Capabilities *Capabilities
 
 	// Lifetime of a KeyPackage. Nil means from an hour ago for 84 days.
@@ -168,8 +169,9 @@ type LeafOptions struct {
 	LastResort bool
 }
 
-// leaf returns an unsigned leaf with these options.
-func (o *LeafOptions) leaf(cfg *Config, key SignaturePrivateKey, encryptionKey HPKEPublicKey) (*LeafNode, error) {
+// leaf returns an unsigned leaf with these options. caps are its capabilities if
+// the options have none.
+func (o *LeafOptions) leaf(caps Capabilities, key SignaturePrivateKey, encryptionKey HPKEPublicKey) (*LeafNode, error) {
 	l := &LeafNode{
 		EncryptionKey: encryptionKey,
 		SignatureKey:  key.Public(),
@@ -179,13 +181,13 @@ func (o *LeafOptions) leaf(cfg *Config, key SignaturePrivateKey, encryptionKey H
 	if o.Capabilities != nil {
 		l.Capabilities = *o.Capabilities
 	} else {
-		l.Capabilities = cfg.capabilities()
-		if !l.Capabilities.SupportsCredential(o.Credential.Type) {
-			l.Capabilities.Credentials = append(l.Capabilities.Credentials, o.Credential.Type)
+		l.Capabilities = caps
+		if !caps.SupportsCredential(o.Credential.Type) {
+			l.Capabilities.Credentials = append(slices.Clip(caps.Credentials), o.Credential.Type)
 		}
 		for i := range o.LeafExtensions {
 			if t := o.LeafExtensions[i].Type; !l.Capabilities.SupportsExtension(t) {
-				l.Capabilities.Extensions = append(l.Capabilities.Extensions, t)
+				l.Capabilities.Extensions = append(slices.Clip(l.Capabilities.Extensions), t)
 			}
 		}
 	}
@@ -219,7 +221,7 @@ func NewKeyPackage(cfg *Config, cs CipherSuite, key SignaturePrivateKey, o LeafO
 	if b.leafKey, leafPub, err = cs.generateKeyPair(cfg.rand()); err != nil {
 		return nil, fmt.Errorf("mls: generating a leaf key: %w", err)
 	}
-	l, err := o.leaf(cfg, key, leafPub)
+	l, err := o.leaf(cfg.capabilities(), key, leafPub)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package mls
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -337,7 +338,9 @@ func (s *StagedCommit) MarshalBinary() ([]byte, error) {
 }
 
 // UnmarshalStagedCommit decodes what MarshalBinary gave, from our own store. g
-// is the group that the Commit was made from, nil for an external Commit.
+// is the group that the Commit was made from, in that epoch and branch and of that
+// member, which is checked; nil for an external Commit, and for one that founds a
+// group.
 func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, error) {
 	s := newReader(bytes.Clone(data))
 	if err := readFormat(s, stagedCommitFormat, "commit"); err != nil {
@@ -355,8 +358,8 @@ func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, e
 	if c.next, err = LoadGroup(cfg, epochState, ratchetState); err != nil {
 		return nil, fmt.Errorf("mls: reading a stored commit: %w", err)
 	}
-	if g != nil && (!bytes.Equal(g.context.groupID, c.next.context.groupID) || g.context.epoch+1 != c.next.context.epoch) {
-		return nil, errors.New("mls: the stored commit was not made from this group and epoch")
+	if g != nil && !g.leadsTo(c.next) {
+		return nil, errors.New("mls: the stored commit was not made from this group and epoch, or not by this member; drop it, and commit again")
 	}
 	c.epoch = c.next.context.epoch
 	c.confirmationTag = c.next.confirmationTag
@@ -367,6 +370,16 @@ func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, e
 		return nil, errors.New("mls: reading a stored commit: its committer is not in the group")
 	}
 	return c, nil
+}
+
+// leadsTo tells whether next came from a Commit of ours in this epoch: it holds the
+// epoch's resumption PSK, which no other branch of the group has.
+func (g *Group) leadsTo(next *Group) bool {
+	if !bytes.Equal(g.context.groupID, next.context.groupID) || g.context.epoch+1 != next.context.epoch || g.own != next.own || len(next.past) == 0 {
+		return false
+	}
+	last := next.past[len(next.past)-1]
+	return last.epoch == g.context.epoch && subtle.ConstantTimeCompare(last.psk, g.secrets.resumption) == 1
 }
 
 func (c *StagedCommit) unmarshal(s *reader) bool {

@@ -22,8 +22,11 @@ import (
 const (
 	epochHeadFormat   = 1
 	treeDeltaFormat   = 1
-	ratchetPageFormat = 1
+	ratchetPageFormat = 2
 	publicHeadFormat  = 1
+
+	// uncountedPages is the format of first pages that do not say how many follow.
+	uncountedPages = 1
 )
 
 // EpochHead returns what EpochState does, without the tree. It holds secrets. A
@@ -209,6 +212,7 @@ func (g *Group) RatchetChanges() []RatchetPage {
 	head = binary.BigEndian.AppendUint64(head, g.context.epoch)
 	head = appendOpaqueVec(head, g.context.confirmedTranscriptHash)
 	head = binary.BigEndian.AppendUint64(head, t.seq)
+	head = binary.BigEndian.AppendUint32(head, uint32(len(t.nodes)+len(t.ratchets)+len(g.cache.list)))
 	pages = append(pages, RatchetPage{pageID(pageHead, 0), head})
 	for id := range t.stale {
 		p := RatchetPage{ID: id}
@@ -263,12 +267,20 @@ func (g *Group) readPages(pages []RatchetPage) error {
 		ok := false
 		switch p.ID >> 32 {
 		case pageHead:
-			if err := readFormat(s, ratchetPageFormat, "ratchet page"); err != nil {
+			format := uint8(ratchetPageFormat)
+			if len(p.Data) > 0 && p.Data[0] == uncountedPages {
+				format = uncountedPages
+			}
+			if err := readFormat(s, format, "ratchet page"); err != nil {
 				return err
 			}
 			var n uint64
 			var transcript []byte
-			ok = s.ReadUint64(&n) && readOpaqueVec(s, &transcript) && s.ReadUint64(&t.seq)
+			var count uint32
+			ok = s.ReadUint64(&n) && readOpaqueVec(s, &transcript) && s.ReadUint64(&t.seq) && (format == uncountedPages || s.ReadUint32(&count))
+			if ok && format != uncountedPages && int64(count) != int64(len(pages)-1) {
+				return fmt.Errorf("mls: of %d stored ratchet pages %d are there; restore the state from a backup, or join again", count, len(pages)-1)
+			}
 			if ok && (n != g.context.epoch || !bytes.Equal(transcript, g.context.confirmedTranscriptHash)) {
 				return fmt.Errorf("mls: the stored ratchet pages are of epoch %d, the group is in epoch %d or on another branch", n, g.context.epoch)
 			}

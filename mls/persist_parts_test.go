@@ -292,6 +292,9 @@ func TestStoredGroupRefusesWrongParts(t *testing.T) {
 			}
 		},
 		"a node outside": func(st *StoredGroup) { st.Pages = append(st.Pages, RatchetPage{1<<32 | 999, make([]byte, 32)}) },
+		"another page missing": func(st *StoredGroup) {
+			st.Pages = slices.DeleteFunc(st.Pages, func(p RatchetPage) bool { return p.ID == lastPage(st.Pages) })
+		},
 		"ratchets of another": func(st *StoredGroup) {
 			p := make(pageStore)
 			p.save(one)
@@ -304,4 +307,23 @@ func TestStoredGroupRefusesWrongParts(t *testing.T) {
 			t.Errorf("%s: the group is loaded", name)
 		}
 	}
+	// First pages of the format before do not count the others.
+	st = good()
+	for i, p := range st.Pages {
+		if p.ID == 0 {
+			st.Pages[i].Data = slices.Concat([]byte{uncountedPages}, p.Data[1:len(p.Data)-4])
+		}
+	}
+	got, err := st.Load(cfg)
+	if err != nil {
+		t.Fatalf("pages of the format before: %v", err)
+	}
+	wantSameGroup(t, got, two)
+}
+
+func lastPage(pages []RatchetPage) (last uint64) {
+	for _, p := range pages {
+		last = max(last, p.ID)
+	}
+	return last
 }

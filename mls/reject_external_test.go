@@ -46,7 +46,7 @@ func (w *world) forgeExternal(g *Group, f externalForgery) *Message {
 		if f.leafKey != nil {
 			pub = f.leafKey
 		}
-		l, err := o.leaf(w.cfg, key, pub)
+		l, err := o.leaf(w.cfg.capabilities(), key, pub)
 		w.check(err)
 		l.Source, l.ParentHash = LeafNodeSourceCommit, parentHash
 		return l.sign(cs, key, g.context.groupID, t.committer)

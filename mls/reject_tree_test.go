@@ -153,7 +153,7 @@ var treeRejects = []rejectCase{
 			_, pub, err := w.cs.generateKeyPair(seeded(uint64(i) + 100))
 			w.check(err)
 			o := w.options("x")
-			l, err := o.leaf(w.cfg, key, pub)
+			l, err := o.leaf(w.cfg.capabilities(), key, pub)
 			w.check(err)
 			l.Source, l.ParentHash = LeafNodeSourceCommit, parentHash
 			if parentHash == nil {

@@ -2,6 +2,7 @@
 //
 //	fuzz -time 60s                            every target, and write what was done into the page
 //	fuzz -time 20s -sample 12 -seed COMMIT    some of them, chosen by the seed; nothing is written
+//	fuzz -time 20s -only mls                  those that match the expression, and write what was done into the page
 //
 // A target that finds something fails the run; the input is in the testdata/fuzz of its package.
 package main
@@ -30,7 +31,7 @@ func main() {
 	each := flag.Duration("time", time.Minute, "for how long to run each target")
 	sample := flag.Int("sample", 0, "run only this many targets, and write no totals")
 	seed := flag.String("seed", "", "chooses the sample, such as a commit's hash")
-	only := flag.String("only", "", "run only targets that match this expression")
+	only := flag.String("only", "", "run only targets that match this expression; the totals are written as with all")
 	workers := flag.Int("p", runtime.NumCPU(), "how many to run at a time")
 	page := flag.String("page", "docs/robustness.md", "where the totals stand")
 	list := flag.Bool("list", false, "list the targets and stop")
