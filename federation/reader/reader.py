@@ -1,400 +1,392 @@
 #!/usr/bin/env python3
-"""A second reader of epoch coordination, written from docs/epochs.md; the numbers in comments are its sections.
+"""A second reader of epoch coordination, written from docs/epochs.md alone; the numbers in comments are its sections.
 
     reader.py FILE...     for each test vector one line of JSON: {"name": …, "outcome": …, "as_expected": …}
 
-Standard library only; it shares nothing with the Go implementation.
+"outcome" has the shape of a vector's "expect". Standard library only (Python 3.10); it shares nothing with the Go implementation.
 """
-import base64, functools, hashlib, json, re, sys
-
-ZERO, PREFIX = bytes(32), "io.github.matrix-mls."
-
-# Ed25519 (RFC 8032), verification only.
-P, L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493  # the field, the group's order
-D, I = -121665 * pow(121666, -1, P) % P, pow(2, (P - 1) // 4, P)
-
-def point(b):
-    """Decodes a point into extended coordinates; None if it is none."""
-    y = int.from_bytes(b, "little")
-    sign, y = y >> 255, (y & (1 << 255) - 1) % P
-    x2 = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
-    x = pow(x2, (P + 3) // 8, P)
-    x = x * I % P if (x * x - x2) % P else x
-    x = x if x & 1 == sign else P - x
-    return (x, y, 1, x * y % P) if (x * x - x2) % P == 0 and x < P else None
-
-def add(p, q):
-    a, b = (p[1] - p[0]) * (q[1] - q[0]) % P, (p[1] + p[0]) * (q[1] + q[0]) % P
-    c, d = 2 * p[3] * q[3] * D % P, 2 * p[2] * q[2] % P
-    e, f, g, h = b - a, d - c, d + c, b + a
-    return e * f % P, g * h % P, f * g % P, e * h % P
-
-BASE = point((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
-
-@functools.cache
-def ed25519(key, content, sig):
-    a, s = point(key), int.from_bytes(sig[32:], "little")
-    if a is None or s >= L or len(key) != 32 or len(sig) != 64:
-        return False
-    k = int.from_bytes(hashlib.sha512(sig[:32] + key + content).digest(), "little") % L
-    minus = P - a[0], a[1], 1, P - a[3]
-    table, r = (None, BASE, minus, add(BASE, minus)), (0, 1, 1, 0)
-    for i in range(253, -1, -1):  # s·B − k·A, both at once
-        r = add(r, r)
-        if t := (s >> i & 1) + 2 * (k >> i & 1):
-            r = add(r, table[t])
-    z = pow(r[2], -1, P)
-    return (r[1] * z % P | (r[0] * z % P & 1) << 255).to_bytes(32, "little") == sig[:32]
-
-class Refused(Exception): """The event is in nobody's set."""
-class Waits(Exception): """The event names a commit that is not held."""
-def b64(b): return base64.b64encode(b).decode().rstrip("=")
-
-def need(ok):
-    if not ok:
-        raise Refused
-
-def unb64(s):
-    need(isinstance(s, str) and re.fullmatch("[A-Za-z0-9+/]*", s) and len(s) % 4 != 1)
-    b = base64.b64decode(s + "=" * (-len(s) % 4))
-    need(b64(b) == s)
+import base64, hashlib, itertools, json, struct, sys
+import ed25519
+P = "io.github.matrix-mls."
+ZERO = bytes(32)
+OK, WAIT, NOTHING = "ok", "wait", "nothing"        # what became of an event: it is in the set; it waits; it changes nothing
+class Bad(Exception): """A rule of section 4 is broken: the event is refused."""
+class Obj:
+    def __init__(self, **kw): self.__dict__.update(kw)
+# ---- 4, Everything: the form of JSON
+def need(cond):
+    if not cond: raise Bad()
+def b64(v):
+    need(isinstance(v, str))
+    try:
+        b = base64.b64decode(v + "=" * (-len(v) % 4), validate=True)
+    except ValueError:
+        raise Bad()
+    need(enc(b) == v)                              # no padding, no spare bits
     return b
-
-def ref_of(c, k, optional=False):
-    b = ZERO if optional and k not in c else unb64(c.get(k))
-    need(len(b) == 32 and (optional or b != ZERO))
-    return b
-
-def number(c, k, limit=2**53):
-    need(type(c.get(k, 0)) is int and 0 <= c.get(k, 0) < limit)
-    return c.get(k, 0)
-
-def ballot_of(c):
-    v = c.get("ballot", [0, 0])
-    need(isinstance(v, list) and len(v) == 2 and all(type(x) is int and x >= 0 for x in v) and v[1] < 16 and (v[0] > 0 or v[1] == 0))
-    return tuple(v)
-
-# 3: signed bytes
-def u8(v): return v.to_bytes(1, "big")
-def u32(v): return v.to_bytes(4, "big")
-def u64(v): return v.to_bytes(8, "big")
-def vec(b): return u32(len(b)) + b
-def ballot_bytes(b): return u64(b[0]) + u32(b[1])
-def start(kind, room, group=b""): return vec(f"matrix-mls {kind} v1".encode()) + vec(room.encode()) + vec(group)
-
-def with_label(content):
-    out = b""
-    for v in (f"MLS 1.0 {PREFIX}statement".encode(), content):
-        n = len(v)
-        out += (u8(n) if n < 64 else (n | 0x4000).to_bytes(2, "big") if n < 16384 else u32(n | 0x80000000)) + v
-    return out
-
-class Statement:
-    """An applied or reject statement."""
-    def __init__(self, kind, c):
-        self.kind, self.ref, self.leaf, self.sig = kind, ref_of(c, "ref"), number(c, "leaf", 2**32), unb64(c.get("sig"))
-        rule = c.get("rule", "")
-        need(0 < len(self.sig) <= 256 and len(rule) <= 100 and all(" " < x <= "~" for x in rule))
-        self.tail = ref_of(c, "hash") if kind == "applied" else vec(rule.encode())
-
-    def content(self, room, group): return start(self.kind, room, group) + self.ref + u32(self.leaf) + self.tail
-
-def proofs_of(c):
-    """The statements among proofs, and their bytes."""
-    statements, out = [], u32(len(c))
-    need(len(c) <= 128)
-    for p in c:
-        a = Statement("applied", p["applied"]) if "applied" in p else None
-        need(a is None or "commit" not in p)
-        statements += [a] if a else []
-        out += u8(1) + a.ref + u32(a.leaf) + a.tail + vec(a.sig) if a else u8(0) + ref_of(p, "commit")
-    return statements, out
-
-class Receipt:
-    def __init__(self, kind, c, room):
-        self.kind, self.cfg, self.rank, self.sig = kind, ref_of(c, "cfg"), number(c, "rank", 16), unb64(c.get("sig"))
-        counter, prev = number(c, "counter"), ref_of(c, "prev", True)
-        need(counter > 0 and (counter == 1) == (prev == ZERO) and len(self.sig) == 64)
-        self.promises, self.votes, self.statements, self.provisional, self.last = [], [], [], c.get("provisional", False), None
-        body = self.cfg
-        if kind == "accept":
-            need(("ballot" in c) != self.provisional)
-            self.ballot = (0, self.rank) if self.provisional else ballot_of(c)
-            self.ref, self.parent, self.epoch = ref_of(c, "ref"), ref_of(c, "parent", True), number(c, "epoch")
-            self.promises = [Receipt("promise", p, room) for p in c.get("promises", [])]
-            self.votes = [Receipt("vote", v, room) for v in c.get("votes", [])]
-            need(self.ballot[1] == self.rank and len(self.promises) <= 16 and len(self.votes) <= 8 and (self.ballot[0] or not self.promises))
-            body += ballot_bytes(self.ballot) + u8(self.provisional) + self.ref + self.parent + u64(self.epoch)
-            body += b"".join(u32(len(rs)) + b"".join(r.hash for r in rs) for rs in (self.promises, self.votes))
-        elif kind == "vote":
-            self.ballot, self.ref, (self.statements, proofs) = ballot_of(c), ref_of(c, "ref"), proofs_of(c.get("proofs", []))
-            body += ballot_bytes(self.ballot) + u32(self.rank) + self.ref + proofs
-        elif kind == "promise":
-            self.ballot = ballot_of(c)
-            need(self.ballot[0] > 0)
-            body += ballot_bytes(self.ballot) + u32(self.rank) + u8("last" in c)
-            if "last" in c:
-                last, (self.statements, proofs) = c["last"], proofs_of(c["last"].get("proofs", []))
-                self.last = ballot_of(last), ref_of(last, "ref"), number(last, "epoch")
-                body += ballot_bytes(self.last[0]) + self.last[1] + u64(self.last[2]) + proofs
-        else:
-            body += u32(self.rank)
-        self.signed = start(kind, room) + body + u64(counter) + prev
-        self.hash = hashlib.sha256(self.signed + self.sig).digest()
-
-def leaves_of(ls): return [(l["leaf"], l["user"], unb64(l["key"])) for l in ls]
-
-class Policy:
-    def __init__(self, c):
-        self.rest = {k: v for k, v in c.items() if k != "sequencers"}
-        self.list = [(s["server"], s["user"], unb64(s["receipt_key"])) for s in c["sequencers"]]
-        self.admins, self.heirs = c["admins"], [(h["user"], h["server"]) for h in c.get("heirs", [])]
-        self.window, self.freeze = c.get("window", 16), c.get("on_partition") == "freeze"
-        need(len(self.list) <= 16 and all(s and u and len(k) == 32 for s, u, k in self.list))
-        need(len({u for _, u, _ in self.list}) == len({k for _, _, k in self.list}) == len(self.list))
-
-class Node:
-    """A commit in the tree, or the base; all fields are set by Room."""
-    def path(self, cfg=None):
-        """The commit and its ancestors; with cfg, as far as that list governs."""
-        n = self
-        while n and (cfg is None or n.governing == cfg):
-            yield n
-            n = n.up
-
-    def extends(self, o): return any(n is o for n in self.path())
-    governing = property(lambda n: n.up.cfg if n.up and not n.era else None)
-    list_change = property(lambda n: n.sets and n.up and not n.era)
-    accepted = property(lambda n: n.ballot is not None or n.own is not None or n.indirect or n.below_final)
-
-class Nodes(dict):
-    """Commits by ref."""
-    def __missing__(self, ref): raise Waits
-
+def enc(b): return base64.b64encode(b).decode().rstrip("=")
+def num(o, k, lim=1 << 53):
+    v = 0 if o.get(k) is None else o[k]
+    return v if type(v) is int and 0 <= v < lim else need(False)
+def ref(o, k, zero_ok=False):
+    v = ZERO if o.get(k) is None else b64(o[k])
+    return v if len(v) == 32 and (zero_ok or v != ZERO) else need(False)
+def text(o, k):
+    need(o.get(k) is None or isinstance(o[k], str))
+    return o.get(k) or ""
+def items(o, k, most=1 << 30):
+    v = [] if o.get(k) is None else o[k]
+    return v if isinstance(v, list) and len(v) <= most else need(False)
+def obj(v): return v if isinstance(v, dict) else need(False)
+def ballot(v):
+    v = [0, 0] if v is None else v
+    need(isinstance(v, list) and len(v) == 2 and all(type(x) is int and 0 <= x < 1 << 53 for x in v))
+    return tuple(v) if v[1] < 16 and (v[0] > 0 or v[1] == 0) else need(False)
+# ---- 3: signed bytes
+def u32(n): return struct.pack(">I", n)
+def u64(n): return struct.pack(">Q", n)
+def blob(b): return u32(len(b)) + b
+def bal(b): return u64(b[0]) + u32(b[1])
+def vec(b):                                        # with the variable-length length of RFC 9420
+    n = len(b)
+    return (bytes([n]) if n < 64 else struct.pack(">H", n | 0x4000) if n < 16384 else u32(n | 0x80000000)) + b
+def start(kind, room, gid): return blob(b"matrix-mls %s v1" % kind.encode()) + blob(room.encode()) + blob(gid)
+def parse_statement(kind, c):
+    s = Obj(kind=kind, ref=ref(c, "ref"), leaf=num(c, "leaf", 1 << 32), sig=b64(c.get("sig")))
+    need(1 <= len(s.sig) <= 256)
+    rule = text(c, "rule") if kind == "reject" else ""
+    need(len(rule) <= 100 and all("!" <= x <= "~" for x in rule))
+    s.tail = s.ref + u32(s.leaf) + (ref(c, "hash") if kind == "applied" else blob(rule.encode()))
+    return s
+def parse_proofs(o):                               # the statements among the proofs, and the bytes of all
+    out, raw, ps = [], b"", items(o, "proofs", 128)
+    for p in ps:
+        a = obj(p).get("applied")
+        need((a is None) != (p.get("commit") is None))
+        if a is not None:
+            out.append(parse_statement("applied", obj(a)))
+        raw += b"\0" + ref(p, "commit") if a is None else b"\1" + out[-1].tail + blob(out[-1].sig)
+    return out, u32(len(ps)) + raw
+def parse_receipt(kind, c, room):
+    r = Obj(kind=kind, cfg=ref(c, "cfg"), rank=num(c, "rank", 16), counter=num(c, "counter"), sig=b64(c.get("sig")), stmts=[])
+    need(len(r.sig) == 64 and r.counter >= 1)
+    prev = ref(c, "prev", True)
+    need((prev == ZERO) == (r.counter == 1))
+    m = start(kind, room, b"") + r.cfg
+    if kind == "ready":
+        m += u32(r.rank)
+    elif kind == "vote":
+        r.ballot, r.ref = ballot(c.get("ballot")), ref(c, "ref")
+        r.stmts, raw = parse_proofs(c)
+        m += bal(r.ballot) + u32(r.rank) + r.ref + raw
+    elif kind == "promise":
+        r.ballot, last = ballot(c.get("ballot")), c.get("last")
+        need(r.ballot[0] >= 1)
+        m += bal(r.ballot) + u32(r.rank) + bytes([last is not None])
+        r.last = None if last is None else Obj(ballot=ballot(obj(last).get("ballot")), ref=ref(last, "ref"), epoch=num(last, "epoch"))
+        if last is not None:
+            r.stmts, raw = parse_proofs(last)
+            m += bal(r.last.ballot) + r.last.ref + u64(r.last.epoch) + raw
+    else:
+        prov = c.get("provisional")
+        need(prov is None or isinstance(prov, bool))
+        r.prov, r.ref, r.parent, r.epoch = bool(prov), ref(c, "ref"), ref(c, "parent", True), num(c, "epoch")
+        r.ballot = (0, r.rank) if r.prov else ballot(c.get("ballot"))
+        need((c.get("ballot") is None) == r.prov and r.ballot[1] == r.rank)
+        r.promises = [parse_receipt("promise", obj(x), room) for x in items(c, "promises", 16)]
+        r.votes = [parse_receipt("vote", obj(x), room) for x in items(c, "votes", 8)]
+        need(not r.promises or not r.prov and r.ballot[0] >= 1)
+        m += bal(r.ballot) + bytes([r.prov]) + r.ref + r.parent + u64(r.epoch)
+        m += b"".join(u32(len(part)) + b"".join(x.hash for x in part) for part in (r.promises, r.votes))
+    r.msg = m + u64(r.counter) + prev
+    r.hash = hashlib.sha256(r.msg + r.sig).digest()
+    return r
+# ---- 2: facts of commits
+def parse_policy(p):
+    p = obj(p)
+    seqs = [(text(s, "server"), text(s, "user"), b64(text(s, "receipt_key"))) for s in map(obj, items(p, "sequencers"))]
+    need(len(seqs) <= 16 and all(a and u and len(k) == 32 for a, u, k in seqs))
+    need(len({s[1] for s in seqs}) == len(seqs) == len({s[2] for s in seqs}))
+    admins, heirs = list(items(p, "admins")), [(text(h, "user"), text(h, "server")) for h in items(p, "heirs")]
+    times, window, freeze = (num(p, "takeover_ms"), num(p, "heirs_wait_ms")), num(p, "window"), text(p, "on_partition") == "freeze"
+    return Obj(seqs=seqs, admins=admins, heirs=heirs, window=window or 16, freeze=freeze, but_seqs=(admins, heirs, times, window, freeze))
+def parse_leaves(o, k):
+    ls = [(num(obj(x), "leaf", 1 << 32), text(x, "user"), b64(x.get("key"))) for x in items(o, k)]
+    need(all(user and key for _, user, key in ls))
+    return ls
+def parse_commit(c):
+    x = Obj(kind="commit", ref=ref(c, "ref"), parent=ref(c, "parent"), epoch=num(c, "epoch"), author=num(c, "author", 1 << 32),
+            user=text(c, "author_user"), external=bool(c.get("external")), only_removes=bool(c.get("only_removes")),
+            removed=[num({"x": i}, "x", 1 << 32) for i in items(c, "removed")], updated=parse_leaves(c, "updated"),
+            added=parse_leaves(c, "added"), era=None, founding=None, policy=None if c.get("policy") is None else parse_policy(c["policy"]))
+    need(x.ref != x.parent and x.user)
+    if c.get("era") is not None:
+        e = obj(c["era"])
+        x.era = Obj(number=num(e, "number"), heirs=bool(e.get("by_heirs")), signers=set(items(e, "signers")))
+        need(x.policy is not None and x.policy.seqs)
+    if c.get("founding") is not None:
+        f = obj(c["founding"])
+        x.founding = Obj(gid=b64(text(f, "group_id")), suite=num(f, "suite"), leaves=parse_leaves(f, "leaves"))
+        need(x.founding.gid and x.founding.leaves and len({l for l, _, _ in x.founding.leaves}) == len(x.founding.leaves))
+    return x
 class Room:
-    def __init__(self, vector):
-        self.room, b, n = vector["room"], vector["base"], Node()
-        self.base, n.up, n.depth, n.kids, n.era, n.author, n.only_removes, n.era_base = n, None, 0, [], None, None, False, n
-        n.ref, n.epoch, n.cfg, n.group, n.suite = unb64(b["ref"]), b["epoch"], unb64(b["cfg"]), unb64(b["group_id"]), b["suite"]
-        n.policy, n.era_no, n.sets, n.alone = Policy(b["policy"]), b["era"], n.cfg == n.ref, False
-        n.leaves = {i: (u, k, 0) for i, u, k in leaves_of(b["leaves"])}
-        self.whole, self.refounded = n.epoch == 0 and n.era_no == 0 and n.sets, False
-        self.nodes, self.receipts, self.applied, self.rejected = Nodes({n.ref: n}), {}, {}, set()
-        held, self.gone = 0, set()  # gone: refs of commits beside the base
-        while held < len(self.nodes) + len(self.gone):  # 4: again, until no further commit finds its parent
-            held = len(self.nodes) + len(self.gone)
-            self.refused = [i for i, ev in enumerate(vector["events"]) if self.refuses(ev["type"].removeprefix(PREFIX), ev["content"])]
-        self.order = sorted(self.nodes.values(), key=lambda n: (n.depth, n.ref))
-        self.evaluate()
-    def refuses(self, kind, c):
-        try:
-            if kind == "commit":
-                self.commit(c)
-            elif kind in ("applied", "reject"):
-                self.statement(Statement(kind, c))
-            else:
-                self.receipt(Receipt(kind, c, self.room))
-        except Waits:
-            pass
-        except Refused:
-            return True
-    def commit(self, c):
-        ref, parent, era, founding = ref_of(c, "ref"), ref_of(c, "parent"), c.get("era"), c.get("founding")
-        policy = Policy(c["policy"]) if "policy" in c else None
-        need(ref != parent and (not era or policy and policy.list))
-        if o := self.nodes.get(ref):
-            return need(o.up is None or o.up.ref == parent)
-        need(founding or self.refounded or c["epoch"] > self.base.epoch)
-        if parent in self.gone or parent not in self.nodes and not (founding or self.refounded or self.whole) and c["epoch"] == self.base.epoch + 1:
-            return self.gone.add(ref)
-        n, up = Node(), self.nodes[parent]
-        n.ref, n.up, n.depth, n.epoch, n.kids, n.era, n.author = ref, up, up.depth + 1, c["epoch"], [], era, c["author_user"]
-        n.group, n.suite, n.leaves, n.only_removes = up.group, up.suite, dict(up.leaves), c.get("only_removes", False)
-        n.policy, n.voucher = policy or up.policy, None
-        n.sets = bool(era) or n.policy.list != up.policy.list
-        n.cfg = ref if n.sets else up.cfg
-        n.era_no, n.era_base = (era["number"], n) if era else (up.era_no, up.era_base)
-        need(not era or n.era_no == up.era_no + 1 and (not era.get("by_heirs") or n.policy.rest == up.policy.rest))
-        if founding:
-            self.refounded, n.group, n.suite = True, unb64(founding["group_id"]), founding["suite"]
-            n.leaves = {i: (u, k, n.depth) for i, u, k in leaves_of(founding["leaves"])}
-        else:
-            need(n.epoch == up.epoch + 1 and (c.get("external") or c["author"] in up.leaves and up.leaves[c["author"]][0] == n.author))
-            for i in c.get("removed", []):
-                need(n.leaves.pop(i, None))
-            for i, u, k in leaves_of(c.get("updated", [])):
-                need(i in n.leaves and n.leaves[i][0] == u)
-                n.leaves[i] = u, k, n.leaves[i][2]
-            for i, u, k in leaves_of(c.get("added", [])):
-                need(i not in n.leaves)
-                n.leaves[i] = u, k, n.depth
-            need(n.leaves)
-            if c.get("external"):
-                need(c["author"] in n.leaves and n.leaves[c["author"]][::2] == (n.author, n.depth))
-            else:
-                n.voucher = up.leaves[c["author"]][::2]
-        n.alone = bool(founding) or all(u == n.author or since >= n.depth for u, _, since in n.leaves.values())
-        self.nodes[ref] = n
-        up.kids.append(n)
-    def list_of(self, cfg):
-        n = self.base if cfg == self.base.cfg else self.nodes[cfg]
-        return n.policy.list if n is self.base or n.sets else self.nodes[None]
-    def statement(self, s):
-        n = self.nodes[s.ref]
-        n = n if s.kind == "applied" else n.up
-        if n:
-            need(s.leaf in n.leaves and n.suite in (1, 3))  # of the suites, those with Ed25519
-            user, key, since = n.leaves[s.leaf]
-            need(ed25519(key, with_label(s.content(self.room, n.group)), s.sig))
-            self.applied.setdefault(s.ref, set()).add((user, since)) if s.kind == "applied" else self.rejected.add(s.ref)
-    def signed(self, r, seqs):
-        """What can be checked of a receipt without its commit."""
-        need(r.rank < len(seqs) and (r.kind == "ready" or r.ballot[1] < len(seqs)) and (r.last is None or r.last[0] < r.ballot))
-        need(ed25519(seqs[r.rank][2], r.signed, r.sig))
-    def receipt(self, r):
-        if r.kind in ("accept", "vote"):
-            if r.ref == self.base.ref:
-                return
-            need(r.kind == "vote" or self.refounded or r.epoch > self.base.epoch)
-            n, seqs = self.nodes[r.ref], self.list_of(r.cfg)
-            need(n.governing == r.cfg and (r.kind == "vote" or (n.up.ref, n.epoch) == (r.parent, r.epoch)))
-        else:
-            seqs = self.list_of(r.cfg)
-        need(all((p.cfg, p.ballot) == (r.cfg, r.ballot) for p in r.promises) and all((v.cfg, v.rank) == (r.cfg, r.rank) for v in r.votes))
-        for x in [r] + r.promises + r.votes:
-            self.signed(x, seqs)
-        self.receipts.setdefault(r.cfg, {})[r.hash] = r
-        for part in r.votes + r.promises + r.statements:
+    """A vector's base and events; outcome() is what section 5 makes of them."""
+    def __init__(self, v):
+        self.room, b = v["room"], v["base"]
+        self.base, cfg = r, _ = b64(b["ref"]), b64(b["cfg"])
+        self.above_root = bool(b.get("epoch") or b.get("era") or cfg != r)
+        leaves = {l: (u, k, 0) for l, u, k in parse_leaves(b, "leaves")}
+        pol = parse_policy(b["policy"])
+        # cfg: the list that governs the commit; below: the list that governs its children
+        self.tree = {r: Obj(ref=r, parent=None, depth=0, epoch=num(b, "epoch"), policy=pol, leaves=leaves, gid=b64(b["group_id"]),
+                            suite=b["suite"], era=None, founding=None, sets=cfg == r, cfg=None, below=cfg, era_base=r,
+                            era_number=num(b, "era"), user=None, kids=[])}
+        # a list: its sequencers, its base, and the commit that has to be final before it is in force (None: always in force)
+        self.lists = {cfg: Obj(seqs=pol.seqs, base=r, change=None)}
+        self.founded, self.got = False, {"vote": {}, "promise": {}, "accept": {}, "ready": {}}
+        self.said = {"applied": set(), "reject": set()}
+        self.load(v["events"])
+    # ---- 4: the set
+    def load(self, events):
+        self.refused, queue = [], []               # of pairs: an event's index, None if a receipt carried it; the event
+        for i, e in enumerate(events):
             try:
-                self.statement(part) if isinstance(part, Statement) else self.receipt(part)
-            except (Waits, Refused):
-                pass
-    # 5: the outcome
-    def evaluate(self):
-        for n in self.order:
-            n.vouchers = self.applied.get(n.ref, set()) | {k.voucher for k in n.kids if k.voucher}
-            n.final, n.ballot, n.own, n.indirect, n.below_final = n is self.base, None, None, False, False
-        for n in reversed(self.order):
-            n.all_vouchers = n.vouchers.union(*(k.all_vouchers for k in n.kids))
-            n.vouched = n is self.base or any(n.alone or since < n.depth and u != n.author for u, since in n.all_vouchers)
-        for n in self.order:
-            n.votable = n.vouched and (n.up is None or bool(n.era) or n.up.votable)
-            n.doubt = n.ref in self.rejected and not n.vouched
-        for n in self.order:
-            if n is self.base or n.sets and (n.era or n.final):
-                self.votes(n.cfg)
-                self.accepts(n.cfg, n)
-        for n in reversed(self.order):
-            n.below_final = n.final or any(k.below_final and not k.era for k in n.kids)
-        self.eras()
-        self.walk()
-    def of(self, cfg, kind): return [r for r in self.receipts.get(cfg, {}).values() if r.kind == kind]
-    def quorum(self, cfg): return len(self.list_of(cfg)) // 2 + 1
-    def votes(self, cfg):
-        voted = {}
-        for v in self.of(cfg, "vote"):
-            if self.nodes[v.ref].votable:
-                for x in self.nodes[v.ref].path(cfg):
-                    voted.setdefault((v.ballot, x), set()).add(v.rank)
-        for (_, x), who in voted.items():
-            x.final = x.final or len(who) >= self.quorum(cfg)
-    def accepts(self, cfg, base):
-        valid = {}  # by ballot: [(top, from)]
-        for a in sorted(self.of(cfg, "accept"), key=lambda a: a.ballot):
-            n = self.nodes[a.ref]
-            if a.provisional and not n.sets:
-                n.own = a.rank if n.own is None else min(n.own, a.rank)
-                for x in n.up.path(cfg):
-                    x.indirect = True
-            elif not a.provisional:
-                bound = base if a.ballot == (0, 0) else self.bound(a, valid, cfg, base)
-                if bound and n.extends(bound):
-                    valid.setdefault(a.ballot, []).append((n, bound))
-        for ballot, tops in valid.items():
-            for n, _ in tops:
-                lie = any(not n.extends(o) and not o.extends(n) for o, _ in tops)
-                for x in n.path(cfg):
-                    x.indirect = x.indirect or lie
-                    x.ballot = x.ballot if lie else max(ballot, x.ballot or ballot)
-    def bound(self, a, valid, cfg, base):
-        counted, best = set(), ((), base)
+                t, c = e["type"], obj(e["content"])
+                if t == "commit":
+                    queue.append((i, parse_commit(c)))
+                elif t in (P + "applied", P + "reject"):
+                    queue.append((i, parse_statement(t[len(P):], c)))
+                elif t in (P + "accept", P + "vote", P + "promise", P + "ready"):
+                    queue.append((i, parse_receipt(t[len(P):], c, self.room)))
+            except Bad:
+                self.refused.append(i)
+        moved = True
+        while moved:                               # what is too old stays so unless a founding commit came
+            waits, old, moved = [], [], False
+            for i, x in queue:                     # take() may append to it
+                try:
+                    how = self.take(x, queue) if not self.is_old(x) else old.append((i, x))
+                    moved |= how == OK
+                    waits += [(i, x)] * (how == WAIT)
+                except Bad:
+                    self.refused.append(i)
+            queue = waits + old
+        self.refused = sorted(i for i in self.refused + [i for i, _ in old] if i is not None)
+        late, self.beside = [x for _, x in waits if x.kind == "commit"] if self.above_root else [], set()       # 8
+        while more := {x.ref for x in late if x.parent in self.beside or not (x.founding or self.founded)
+                       and x.epoch == self.tree[self.base].epoch + 1} - self.beside:
+            self.beside |= more
+    def too_old(self, epoch): return not self.founded and epoch <= self.tree[self.base].epoch
+    def is_old(self, x): return (x.kind == "commit" and not x.founding or x.kind == "accept") and x.ref != self.base and self.too_old(x.epoch)
+    def take(self, x, queue):
+        if x.kind == "commit":
+            return self.take_commit(x)
+        if x.kind in ("applied", "reject"):
+            return self.take_statement(x)
+        if x.kind in ("accept", "vote") and x.ref == self.base:
+            return NOTHING
+        if x.kind in ("accept", "vote") and x.ref not in self.tree or x.cfg not in self.lists:
+            return WAIT
+        need(x.kind not in ("accept", "vote") or self.tree[x.ref].cfg == x.cfg)
+        self.check_receipt(x, self.lists[x.cfg].seqs)
+        queue += [(None, y) for y in (x.promises + x.votes if x.kind == "accept" else [])]
+        queue += [(None, s) for s in x.stmts]
+        self.got[x.kind].setdefault(x.cfg, {})[x.hash] = x
+        return OK
+    def take_statement(self, x):
+        if x.ref not in self.tree or x.ref == self.base and x.kind == "reject":
+            return NOTHING if x.ref in self.tree else WAIT
+        t = self.tree[x.ref] if x.kind == "applied" else self.tree[self.tree[x.ref].parent]
+        need(x.leaf in t.leaves and t.suite in (1, 3))   # the suites with Ed25519; no vector has another
+        msg = vec(b"MLS 1.0 " + (P + "statement").encode()) + vec(start(x.kind, self.room, t.gid) + x.tail)
+        need(ed25519.verify(t.leaves[x.leaf][1], msg, x.sig))
+        self.said[x.kind].add((x.ref, x.leaf))
+        return OK
+    def check_receipt(self, x, seqs):
+        need(x.rank < len(seqs) and ed25519.verify(seqs[x.rank][2], x.msg, x.sig))
+        need(x.kind == "ready" or x.ballot[1] < len(seqs))
+        need(x.kind != "promise" or x.last is None or x.last.ballot < x.ballot)
+        if x.kind == "accept":
+            need(x.parent == self.tree[x.ref].parent and x.epoch == self.tree[x.ref].epoch)
+            for y in x.promises + x.votes:
+                need(y.cfg == x.cfg and (y.ballot == x.ballot if y.kind == "promise" else y.rank == x.rank))
+                self.check_receipt(y, seqs)
+    def take_commit(self, x):
+        if x.ref in self.tree or x.parent not in self.tree:
+            need(x.ref == self.base or x.ref not in self.tree or self.tree[x.ref].parent == x.parent)
+            return NOTHING if x.ref in self.tree else WAIT
+        p = self.tree[x.parent]
+        x.depth, x.kids = p.depth + 1, []
+        if x.founding:
+            x.gid, x.suite = x.founding.gid, x.founding.suite
+            x.leaves = {l: (u, k, x.depth) for l, u, k in x.founding.leaves}
+        else:
+            need(x.epoch == p.epoch + 1 and (x.external or x.author in p.leaves and p.leaves[x.author][0] == x.user))
+            x.gid, x.suite, x.leaves = p.gid, p.suite, dict(p.leaves)
+            for l in x.removed:
+                need(l in x.leaves)
+                del x.leaves[l]
+            for l, u, k in x.updated:
+                need(l in x.leaves and x.leaves[l][0] == u)
+                x.leaves[l] = (u, k, x.leaves[l][2])
+            for l, u, k in x.added:
+                need(l not in x.leaves)
+                x.leaves[l] = (u, k, x.depth)
+            need(x.leaves and (not x.external or any(l == x.author and u == x.user for l, u, _ in x.added)))
+        if x.era:
+            need(x.era.number == p.era_number + 1 and (not x.era.heirs or x.policy.but_seqs == p.policy.but_seqs))
+        x.sets, x.policy = bool(x.era) or x.policy is not None and x.policy.seqs != p.policy.seqs, x.policy or p.policy
+        x.cfg, x.below = None if x.era else p.below, x.ref if x.sets else p.below
+        x.era_base, x.era_number = (x.ref, x.era.number) if x.era else (p.era_base, p.era_number)
+        if x.sets:
+            self.lists[x.ref] = Obj(seqs=x.policy.seqs, base=x.ref, change=None if x.era else x.ref)
+        self.tree[x.ref], self.founded = x, self.founded or bool(x.founding)
+        p.kids.append(x)
+        return OK
+    # ---- 5: the outcome
+    def chain(self, r):                            # r and what lies below it, downwards
+        while r is not None:
+            yield self.tree[r]
+            r = self.tree[r].parent
+    def under(self, r):                            # r and what lies below it while the same list governs
+        cfg = self.tree[r].cfg
+        return itertools.takewhile(lambda c: c.cfg == cfg and cfg is not None, self.chain(r))
+    def extends(self, a, b): return any(c.ref == b for c in self.chain(a))
+    def off(self, a, b): return not self.extends(a, b) and not self.extends(b, a)
+    def vouching(self):                            # 5.1
+        for c in self.tree.values():
+            c.alone = c.founding or not any(u != c.user and s < c.depth for u, _, s in c.leaves.values())
+            c.vouched = c.ref == self.base
+        stand = self.said["applied"] | {(c.parent, c.author) for c in self.tree.values() if c.parent and not c.external and not c.founding}
+        for d, leaf in stand:
+            user, _, since = self.tree[d].leaves[leaf]
+            for c in self.chain(d):
+                c.vouched = c.vouched or c.alone or since < c.depth and user != c.user
+        doubted = {r for r, _ in self.said["reject"]}
+        for c in sorted(self.tree.values(), key=lambda c: c.depth):
+            c.votable = bool(c.vouched and (c.ref == self.base or c.era or self.tree[c.parent].votable))
+            c.doubt = c.ref in doubted and not c.vouched
+    def finals(self, cfg, q):                      # 5.2
+        tally = {}
+        for v in self.got["vote"].get(cfg, {}).values():
+            if self.tree[v.ref].votable:
+                for c in self.under(v.ref):
+                    tally.setdefault((v.ballot, c.ref), set()).add(v.rank)
+        self.final |= {r for (_, r), who in tally.items() if len(who) >= q}
+    def bound(self, a, q, valid, base):            # 5.3: what the accept's ballot had to extend; None: too few promises count
+        counted, best = set(), []
         for p in a.promises:
-            n = self.nodes.get(p.last[1]) if p.last else None
-            backed = n and n.votable and any(top.extends(n) and n.extends(fr) for top, fr in valid.get(p.last[0], ()))
-            below = p.last and (p.last[1] in self.gone or p.last[2] <= self.base.epoch and not self.refounded)
-            if p.rank in counted or p.last and not backed and (self.whole or not (n is self.base or n.final if n else below)):
+            if p.rank in counted:
                 continue
+            if p.last is not None:
+                n, lb, held = p.last.ref, p.last.ballot, p.last.ref in self.tree
+                backed = held and self.tree[n].votable and any(
+                    o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)
+                if backed or self.above_root and n == self.base:
+                    best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
+                elif not (self.above_root and (n in self.final if held else self.too_old(p.last.epoch) or n in self.beside)):
+                    continue
             counted.add(p.rank)
-            if backed or n is self.base:
-                best = max(best, ((p.last[0], n.depth, [-x for x in n.ref]), n), key=lambda b: b[0])
-        return best[1] if len(counted) >= self.quorum(cfg) else None
-    def eras(self):
-        for n in self.order:
-            n.counts = n is self.base
-            n.newest = min((x for x in self.order if x.era_base is n and x.final), key=lambda x: (-x.depth, x.ref), default=n)
-        for n in self.order:
-            if n.era and n.vouched and self.entitled(n):
-                n.counts = n.final = True
-        self.era = min((n for n in self.order if n.counts), key=lambda n: (-n.era_no, bool(n.era and n.era.get("by_heirs")),
-                       -next((x.depth for x in n.path() if x is not n and x.final), 0), n.ref))
-    def entitled(self, n):
-        left = n.up.era_base
-        if not left.counts or n.up is not left and not n.up.accepted:
+        return None if len(counted) < q else min(best)[3] if best else base
+    def accepting(self, cfg, lst, q):              # 5.3, 5.4
+        valid, accepts = [], list(self.got["accept"].get(cfg, {}).values())
+        for a in sorted((a for a in accepts if not a.prov), key=lambda a: a.ballot):
+            a.start = lst.base if a.ballot == (0, 0) else self.bound(a, q, valid, lst.base)
+            if a.start is not None and self.extends(a.ref, a.start):
+                valid.append(a)
+        for a in valid + [a for a in accepts if a.prov and not self.tree[a.ref].sets]:
+            off = not a.prov and any(o.ballot == a.ballot and self.off(o.ref, a.ref) for o in valid)
+            for c in self.under(a.ref):
+                if off or a.prov and c.ref != a.ref:
+                    c.indirect = True
+                elif a.prov:
+                    c.own = a.rank if c.own is None else min(c.own, a.rank)
+                else:
+                    c.ballot = max(c.ballot or a.ballot, a.ballot)
+    def accepted(self, c): return c.ballot is not None or c.own is not None or c.indirect or c.below_final
+    def newest(self, era_base):                    # 5.5
+        return min((c for r, c in self.tree.items() if c.era_base == era_base and (r in self.final or r == era_base)),
+                   key=lambda c: (-c.depth, c.ref))
+    def counts(self, e, counting):                 # 5.6
+        left = self.tree[e.parent].era_base
+        if left not in counting or not (self.accepted(self.tree[e.parent]) or e.parent == left) or not e.vouched:
             return False
-        if not n.era.get("by_heirs"):
-            return n.author in n.up.policy.admins and n.author in left.newest.policy.admins
-        present, signed = {u for u, _, _ in left.newest.leaves.values()}, set(n.era.get("signers", [])) | {n.author}
-        heirs = [(u, s) for u, s in left.newest.policy.heirs if u in present]
-        return n.author in {u for u, _ in heirs} and 2 * len({s for u, s in heirs if u in signed}) > len({s for _, s in heirs})
-    def walk(self):
-        def first(n):
-            mark = (0, -n.ballot[0], -n.ballot[1]) if n.ballot else (1, n.own) if n.own is not None else (2,)
-            return bool(n.list_change and not n.final), mark, n.ref
-        head = self.final = self.era.newest
-        while kids := [k for k in head.kids if not k.era and k.accepted]:
-            head = min(kids, key=first)
-        self.head, doubted = head, [n for n in head.path() if n.doubt and n.depth > self.era.depth]
-        self.safe = doubted[-1].up if doubted else head
-        self.usable, votable = self.final, 0
-        for n in reversed([n for n in head.path() if n.depth > self.final.depth]):
-            votable += n.votable and not n.final and not n.only_removes
-            if not n.final and (n.list_change or n.up.policy.freeze) or votable > n.up.policy.window:
-                break
-            self.usable = n
-    def status(self, n):
-        on = self.head.extends(n)
-        words = (("final", on and n.final), ("in doubt", n.doubt), ("waiting", not n.accepted and not (n.era and on)), ("displaced", not on),
-                 ("side branch", n.ballot is None and not n.below_final), ("votable", n.votable), ("accepted", True))
-        return next(word for word, holds in words if holds)
-    def evidence(self):
-        def off(a, b):
-            x, y = self.nodes[a.ref], self.nodes[b.ref]
-            return a.ballot == b.ballot and not x.extends(y) and not y.extends(x)
-        def twice(p, o): return p is not o and p.ballot == o.ballot
-        def understated(p, v):
-            n = self.nodes.get(p.last[1]) if p.last else None
-            return v.ballot < p.ballot and (not p.last or p.last[0] < v.ballot or p.last[0] == v.ballot and n and not n.extends(self.nodes[v.ref]))
-        out = set()
-        for cfg in self.receipts:
-            accepts, votes, promises = [a for a in self.of(cfg, "accept") if not a.provisional], self.of(cfg, "vote"), self.of(cfg, "promise")
-            for kind, these, those, lie in (
-                    ("accepts-off-one-chain", accepts, accepts, off), ("votes-off-one-chain", votes, votes, off),
-                    ("vote-off-own-accepts", votes, accepts, off), ("two-promises-for-one-ballot", promises, promises, twice),
-                    ("vote-understated-in-promise", promises, votes, understated)):
-                out |= {f"{kind} {b64(cfg)} {a.rank}" for a in these for b in those if a.rank == b.rank and lie(a, b)}
-        return sorted(out)
+        new = self.newest(left)
+        if not e.era.heirs:
+            return e.user in self.tree[e.parent].policy.admins and e.user in new.policy.admins
+        there = {u for u, _, _ in new.leaves.values()}
+        heirs = [(u, s) for u, s in new.policy.heirs if u in there]
+        have = {s for u, s in heirs if u == e.user or u in e.era.signers}
+        return any(u == e.user for u, _ in heirs) and 2 * len(have) > len({s for _, s in heirs})
     def outcome(self):
-        commits = {}
-        for n in self.order[1:]:
-            flags = {"accepted": n.accepted or n.era and self.head.extends(n), "votable": n.votable, "in_doubt": n.doubt, "final": n.final}
-            commits[b64(n.ref)] = {"status": self.status(n)} | {k: True for k, v in flags.items() if v}
-        refs = {"head": self.head, "safe_head": self.safe, "usable_head": self.usable, "final": self.final, "era_base": self.era}
-        lists = {k: v for k, v in (("refused", self.refused), ("evidence", self.evidence())) if v}
-        return {k: b64(n.ref) for k, n in refs.items()} | {"era": self.era.era_no, "commits": commits} | lists
-
+        tree = self.tree
+        self.vouching()
+        self.final = {self.base}
+        for c in tree.values():
+            c.ballot, c.own, c.indirect, c.below_final = None, None, False, False
+        for cfg, lst in sorted(self.lists.items(), key=lambda kv: (tree[kv[1].base].depth, kv[1].base)):
+            if lst.change is None or lst.change in self.final:
+                self.finals(cfg, len(lst.seqs) // 2 + 1)
+                self.accepting(cfg, lst, len(lst.seqs) // 2 + 1)
+        for r in self.final:
+            for c in self.chain(r):
+                c.below_final = c.below_final or c.era_base == tree[r].era_base
+        counting = {self.base}
+        for e in sorted((c for c in tree.values() if c.era), key=lambda c: (c.depth, c.ref)):
+            if self.counts(e, counting):
+                counting.add(e.ref), self.final.add(e.ref)         # final, but no mark of 5.4
+        def rank_era(r):
+            e = tree[r]
+            anc = next((c.depth for c in self.chain(e.parent) if c.ref in self.final), -1) if e.parent else -1
+            return (-e.era_number, bool(e.era and e.era.heirs), -anc, r)
+        era = tree[min(counting, key=rank_era)]
+        new = head = self.newest(era.ref)
+        def order(c):                              # 5.7
+            b = c.ballot or (-1, 0)
+            return bool(c.sets and c.ref not in self.final), -b[0], -b[1], 99 if c.ballot or c.own is None else c.own, c.ref
+        while kids := [c for c in head.kids if self.accepted(c) and not c.era]:
+            head = min(kids, key=order)
+        chain = list(self.chain(head.ref))[::-1]
+        on = {c.ref for c in chain}
+        doubt = [c for c in chain if c.depth > era.depth and c.doubt]
+        safe, usable, n = tree[doubt[0].parent] if doubt else head, new, 0      # 5.8
+        for c in chain[new.depth + 1:]:
+            pol, final = tree[c.parent].policy, c.ref in self.final
+            one = c.votable and not final and not c.only_removes
+            if not final and (c.sets and not c.era or pol.freeze) or one and n + 1 > pol.window:
+                break
+            n, usable = n + one, c
+        out = {"head": enc(head.ref), "safe_head": enc(safe.ref), "usable_head": enc(usable.ref), "final": enc(new.ref),
+               "era": era.era_number, "era_base": enc(era.ref), "commits": {}}
+        for c in tree.values():                    # 5.9
+            if c.ref != self.base:
+                acc, o = bool(self.accepted(c) or c.era and c.ref in on), {}
+                o["status"] = ("final" if c.ref in on and c.ref in self.final else "in doubt" if c.doubt else "waiting" if not acc
+                               else "displaced" if c.ref not in on else "side branch" if c.ballot is None and not c.below_final
+                               else "votable" if c.votable else "accepted")
+                flags = {"accepted": acc, "votable": c.votable, "in_doubt": c.doubt, "final": c.ref in self.final}
+                out["commits"][enc(c.ref)] = {**o, **{k: True for k, f in flags.items() if f}}
+        more = {"refused": self.refused, "evidence": sorted(self.evidence())}
+        return {**out, **{k: v for k, v in more.items() if v}}
+    def evidence(self):                            # 5.10
+        found = set()
+        def same(x, y): return x.ballot == y.ballot and self.off(x.ref, y.ref)
+        def pairs(kind, xs, ys, test):
+            found.update("%s %s %d" % (kind, enc(x.cfg), x.rank) for x in xs for y in ys if x.rank == y.rank and test(x, y))
+        for cfg in self.lists:
+            acc, votes, proms = (list(self.got[k].get(cfg, {}).values()) for k in ("accept", "vote", "promise"))
+            acc = [a for a in acc if not a.prov]
+            pairs("accepts-off-one-chain", acc, acc, same)
+            pairs("votes-off-one-chain", votes, votes, same)
+            pairs("vote-off-own-accepts", votes, acc, same)
+            pairs("two-promises-for-one-ballot", proms, proms, lambda x, y: x.ballot == y.ballot and x.hash != y.hash)
+            pairs("vote-understated-in-promise", proms, votes, lambda p, v: v.ballot < p.ballot and (
+                p.last is None or p.last.ballot < v.ballot or
+                p.last.ballot == v.ballot and p.last.ref in self.tree and not self.extends(p.last.ref, v.ref)))
+        return found
 if __name__ == "__main__":
-    for file in sys.argv[1:]:
-        with open(file, encoding="utf-8") as f:
-            vector = json.load(f, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v is not None})
-        outcome = Room(vector).outcome()
-        print(json.dumps({"name": vector["name"], "outcome": outcome, "as_expected": outcome == vector["expect"]}))
+    for name in sys.argv[1:]:
+        with open(name, encoding="utf-8") as f:
+            v = json.load(f)
+        o = Room(v).outcome()
+        print(json.dumps({"name": v["name"], "outcome": o, "as_expected": o == v.get("expect")}, separators=(",", ":")))
