@@ -21,7 +21,7 @@ COMMIT = $(shell git rev-parse HEAD)
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## the programs, into bin/
@@ -80,6 +80,10 @@ bench-peers: bin/benchpeers ## mls beside OpenMLS and mls-rs, into docs/speed.md
 bench-plots: bin/benchplots ## cost against the size of the group, as docs/speed-*.svg
 	bin/benchplots -dir docs
 
+.PHONY: bench-federation
+bench-federation: bin/benchfederation ## what a commit costs in rooms of 3 to 100 servers, into docs/federation-cost.md
+	bin/benchfederation
+
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md
 	nice -n 15 bin/fuzz -time $(FUZZTIME)
@@ -120,7 +124,7 @@ peer: ## the interop partner, with OpenMLS and mls-rs in it
 	@MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh
 
 # The tools are a module of their own, so that the project does not depend on them.
-bin/testreport bin/rules bin/benchpeers bin/benchplots: bin/%: tools/%/main.go
+bin/testreport bin/rules bin/benchpeers bin/benchplots bin/benchfederation: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
 
 bin/fuzz bin/mutate: $(wildcard tools/fuzz/*.go tools/mutate/*.go)

@@ -8,8 +8,8 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
-// vouch posts P.applied for commits that wait for a member to vouch: at once
-// when a commit is in doubt, else by the committer timer.
+// vouch posts P.applied for commits that wait for a member to vouch, when this
+// device's turn has come: the first of those who could does so at once.
 func (c *Client) vouch(ctx context.Context, r *room) error {
 	now := c.mono()
 	for _, ref := range r.machine.NeedsVouching() {
@@ -40,7 +40,7 @@ func (c *Client) vouch(ctx context.Context, r *room) error {
 		}
 		at, set := r.vouchAt[ref]
 		if !set {
-			at = now + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+			at = now + rooms.VoucherDelay(ref, e.group.OwnLeafIndex(), r.machine.Vouchers(e.ref, ref))
 			r.vouchAt[ref] = at
 		}
 		if at > now {

@@ -69,7 +69,7 @@ func TestMain(m *testing.M) {
 
 // A story is a test with people in it.
 type story struct {
-	*testing.T
+	testing.TB
 	w   *e2e.World
 	ctx context.Context
 
@@ -83,7 +83,7 @@ func tell(t *testing.T, worldName string) *story {
 	w := world(t, worldName)
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	t.Cleanup(cancel)
-	return &story{T: t, w: w, ctx: ctx, began: time.Now()}
+	return &story{TB: t, w: w, ctx: ctx, began: time.Now()}
 }
 
 func (s *story) must(err error) {

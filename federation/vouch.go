@@ -2,6 +2,7 @@ package federation
 
 import (
 	"bytes"
+	"slices"
 	"sort"
 )
 
@@ -94,6 +95,25 @@ func (m *Machine) WouldVouch(at Ref, index uint32, ref Ref) bool {
 	}
 	l, ok := d.leaf(index)
 	return ok && m.covers(&voucher{user: l.user, leaf: index, since: l.since}, r)
+}
+
+// Vouchers returns, in order, the leaves of one commit's tree for which WouldVouch
+// holds: who can say what makes another commit votable, the same or one below it.
+func (m *Machine) Vouchers(at, ref Ref) []uint32 {
+	d, ok := m.nodes[at]
+	r, ok2 := m.nodes[ref]
+	if !ok || !ok2 || r.c == nil || !d.extends(r) {
+		return nil
+	}
+	out := make([]uint32, 0, d.leaves)
+	d.anyLeaf(func(index uint32, l *leaf) bool {
+		if m.covers(&voucher{user: l.user, leaf: index, since: l.since}, r) {
+			out = append(out, index)
+		}
+		return false
+	})
+	slices.Sort(out)
+	return out
 }
 
 // evaluateVouching sets the standing of every commit.

@@ -450,3 +450,30 @@ func CommitterDelay(parent federation.Ref, leaf mls.LeafIndex, leaves int) time.
 	t := 1 + math.Log(u)/math.Log(float64(leaves))
 	return time.Duration(max(0, t) * float64(CommitterSpan))
 }
+
+// VoucherStep is how long the second of those who could vouch for a commit gives
+// the first: a statement is everywhere by then.
+const VoucherStep = time.Second
+
+// VoucherDelay returns how long a member waits before it says that it applied a
+// commit. Those who could say so, in vouchers, are ranked by a hash of the
+// commit's ref and their leaf. The first does not wait, so that one statement is
+// enough; r places behind it a member waits min(r steps, T·ln(1+r)/ln(N)), at
+// most T, so that it does not matter how many of the N are online.
+func VoucherDelay(ref federation.Ref, leaf mls.LeafIndex, vouchers []uint32) time.Duration {
+	place := func(leaf uint32) uint64 {
+		h := sha256.Sum256(binary.BigEndian.AppendUint32(append([]byte("voucher"), ref[:]...), leaf))
+		return binary.BigEndian.Uint64(h[:])
+	}
+	own, before := place(uint32(leaf)), 0
+	for _, v := range vouchers {
+		if p := place(v); p < own || p == own && v < uint32(leaf) {
+			before++
+		}
+	}
+	if before == 0 {
+		return 0
+	}
+	t := float64(CommitterSpan) * math.Log(1+float64(before)) / math.Log(float64(len(vouchers)))
+	return min(time.Duration(before)*VoucherStep, time.Duration(t), CommitterSpan)
+}

@@ -418,3 +418,42 @@ func TestCommitterDelay(t *testing.T) {
 		t.Error("the delay does not depend on the parent")
 	}
 }
+
+func TestVoucherDelay(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 10, 100, 1000, 5000} {
+		ref := federation.Ref{byte(n), 1}
+		vouchers := make([]uint32, n)
+		for i := range vouchers {
+			vouchers[i] = uint32(3*i + 1)
+		}
+		var delays []time.Duration
+		for i := range min(n, 200) { // all, or enough of them to see the shape
+			delays = append(delays, VoucherDelay(ref, mls.LeafIndex(vouchers[i*n/min(n, 200)]), vouchers))
+		}
+		slices.Sort(delays)
+		if last := delays[len(delays)-1]; delays[0] < 0 || last > CommitterSpan {
+			t.Fatalf("%d vouchers: delays from %v to %v", n, delays[0], last)
+		}
+		if n > 200 {
+			continue
+		}
+		if delays[0] != 0 {
+			t.Errorf("%d vouchers: the first waits %v", n, delays[0])
+		}
+		if n > 1 && (delays[1] < 700*time.Millisecond || delays[1] > VoucherStep) {
+			t.Errorf("%d vouchers: the second waits %v: it would not have heard the first, or takes too long if that is away", n, delays[1])
+		}
+	}
+	some := []uint32{1, 4, 7, 10}
+	first := map[mls.LeafIndex]bool{}
+	for i := range 50 {
+		for _, leaf := range some {
+			if VoucherDelay(federation.Ref{byte(i), 2}, mls.LeafIndex(leaf), some) == 0 {
+				first[mls.LeafIndex(leaf)] = true
+			}
+		}
+	}
+	if len(first) != len(some) {
+		t.Errorf("only %v are ever the first", first)
+	}
+}

@@ -27,6 +27,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/tools/figures"
 )
 
 // A row compares one operation. ours is the benchmark in package mls, peer the operations of interop/bench that add up to
@@ -133,7 +135,7 @@ func run(peers, sizes, openmls string, rounds int, samples, write string) error 
 	if err := kept.read(samples); err != nil {
 		return err
 	}
-	before := load()
+	before := figures.Load()
 	modes := []int{runtime.NumCPU(), 1}
 	all := make([]results, len(modes))
 	for i := range all {
@@ -141,7 +143,7 @@ func run(peers, sizes, openmls string, rounds int, samples, write string) error 
 	}
 	for round := range rounds {
 		for i, threads := range modes {
-			fmt.Fprintf(os.Stderr, "benchpeers: round %d of %d, %d threads, load %s\n", round+1, rounds, threads, load())
+			fmt.Fprintf(os.Stderr, "benchpeers: round %d of %d, %d threads, load %s\n", round+1, rounds, threads, figures.Load())
 			if err := measureOurs(all[i], program, ns, threads); err != nil {
 				return err
 			}
@@ -157,9 +159,9 @@ func run(peers, sizes, openmls string, rounds int, samples, write string) error 
 		return err
 	}
 	fmt.Fprintf(&out, "Commit `%s`, %s, %s, Go %s. %s of %d rounds in turns. `make bench-peers BENCH_SIZES=%s BENCH_ROUNDS=%d`.\n",
-		strings.Join(kept.Commits, "`, `"), time.Now().UTC().Format("2006-01-02"), cpu(), strings.TrimPrefix(runtime.Version(), "go"),
+		strings.Join(kept.Commits, "`, `"), time.Now().UTC().Format("2006-01-02"), figures.Processors(), strings.TrimPrefix(runtime.Version(), "go"),
 		map[bool]string{true: "Least medians", false: "Medians"}[*least], kept.Rounds, sizes, kept.Rounds)
-	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes): %s.\n", strings.Join(append(kept.Loads, load()), ", then "))
+	fmt.Fprintf(&out, "Load of the machine (1, 5, 15 minutes): %s.\n", strings.Join(append(kept.Loads, figures.Load()), ", then "))
 	for i, threads := range modes {
 		fmt.Fprintf(&out, "\n%s\n\n", map[bool]string{true: "**One thread**", false: fmt.Sprintf("**%d threads**", threads)}[threads == 1])
 		table(&out, all[i], ns)
@@ -168,7 +170,7 @@ func run(peers, sizes, openmls string, rounds int, samples, write string) error 
 	if write == "" {
 		return nil
 	}
-	return replace(write, out.String())
+	return figures.Replace(write, "benchpeers", out.String())
 }
 
 // measured is what a file of samples holds.
@@ -397,43 +399,4 @@ func keys(m map[string]bool) func(yield func(string) bool) {
 			}
 		}
 	}
-}
-
-// load returns the load averages, for those who read the table.
-func load() string {
-	raw, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	f := strings.Fields(string(raw))
-	return strings.Join(f[:min(3, len(f))], " ")
-}
-
-func cpu() string {
-	raw, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return runtime.GOARCH
-	}
-	for line := range strings.Lines(string(raw)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return fmt.Sprintf("%s, %d processors", strings.TrimSpace(value), runtime.NumCPU())
-		}
-	}
-	return runtime.GOARCH
-}
-
-const begin, end = "<!-- benchpeers: begin -->\n", "<!-- benchpeers: end -->"
-
-// replace puts text between the marks of a file.
-func replace(name, text string) error {
-	raw, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(raw), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s lacks the marks %q and %q", name, strings.TrimSpace(begin), end)
-	}
-	return os.WriteFile(name, []byte(head+begin+text+end+tail), 0o644)
 }
