@@ -28,9 +28,10 @@ type Device struct {
 	Server   *lab.Server
 	Recovery string // the user's recovery key, where this device made it
 
-	dir string
-	st  *store.Store
-	log *os.File
+	dir    string
+	st     *store.Store
+	log    *os.File
+	suites []mls.CipherSuite
 
 	mu      sync.Mutex
 	updates []client.Update
@@ -58,8 +59,8 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 			return nil, err
 		}
 	}
-	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name)}
-	if err := d.open(ctx, o.Suites); err != nil {
+	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites}
+	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
 	err := d.Identity.LoginPassword(ctx, identity.Login{Homeserver: s.BaseURL, User: user.UserID, DeviceName: name}, user.Password)
@@ -71,7 +72,7 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 		d.Recovery, err = d.Identity.Bootstrap(ctx, identity.UIA{Password: user.Password}, "")
 	}
 	if err == nil {
-		err = d.run(ctx, o.Suites)
+		err = d.run(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("e2e: device %s of %s: %w", name, user.UserID, err), d.Stop())
@@ -80,7 +81,7 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 }
 
 // open opens the device's store and identity; the account may be there already or not.
-func (d *Device) open(ctx context.Context, suites []mls.CipherSuite) error {
+func (d *Device) open(ctx context.Context) error {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return fmt.Errorf("e2e: %w", err)
 	}
@@ -97,7 +98,7 @@ func (d *Device) open(ctx context.Context, suites []mls.CipherSuite) error {
 	}
 	if err == nil {
 		logger := d.logger()
-		d.Identity, err = identity.Open(ctx, identity.Options{Store: d.st, Log: &logger, Suites: suites})
+		d.Identity, err = identity.Open(ctx, identity.Options{Store: d.st, Log: &logger, Suites: d.suites})
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("e2e: open the device %s: %w", d.Name, err), d.Stop())
@@ -109,11 +110,11 @@ func (d *Device) logger() zerolog.Logger {
 	return zerolog.New(d.log).Level(zerolog.TraceLevel).With().Timestamp().Logger()
 }
 
-func (d *Device) run(ctx context.Context, suites []mls.CipherSuite) error {
+func (d *Device) run(ctx context.Context) error {
 	if d.came == nil {
 		d.came = make(chan struct{})
 	}
-	c, err := client.Open(ctx, client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle, Suites: suites})
+	c, err := client.Open(ctx, client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle})
 	if err != nil {
 		return err
 	}
@@ -157,10 +158,10 @@ func (d *Device) Restart(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.open(ctx, nil); err != nil {
+	if err := d.open(ctx); err != nil {
 		return err
 	}
-	return d.run(ctx, nil)
+	return d.run(ctx)
 }
 
 // StateDir is where the device keeps its state, in the form that mls-proxy reads, too.

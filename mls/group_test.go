@@ -547,6 +547,40 @@ func TestReInitAndBranch(t *testing.T) {
 	join(s, bs)
 }
 
+// TestReInitOfMoreMembersThanACommitMayAdd: a group can have grown, over many Commits, beyond what one of them may add.
+func TestReInitOfMoreMembersThanACommitMayAdd(t *testing.T) {
+	w := newWorld(t, 1)
+	gs := w.group(6)
+	w.cfg.Limits.MaxProposals = 3
+	re := &ReInit{GroupID: []byte("second"), Version: MLS10, CipherSuite: 3}
+	_, gs = w.commit(gs, 0, CommitOptions{Proposals: []Proposal{re.Proposal()}})
+	w.cs = 3
+	var bs []*KeyPackageBundle
+	var kps []*KeyPackage
+	for i := 1; i < 6; i++ {
+		b := w.bundle(fmt.Sprintf("member%d", i))
+		bs, kps = append(bs, b), append(kps, b.KeyPackage())
+	}
+	s, err := gs[0].ReInitGroup(w.key(), w.options("member0"), kps, CommitOptions{WelcomeRatchetTree: true})
+	w.check(err)
+	raw, err := s.MarshalBinary()
+	w.check(err)
+	s, err = UnmarshalStagedCommit(w.cfg, nil, raw)
+	w.check(err)
+	next := []*Group{s.Merge()}
+	for i, b := range bs {
+		g, err := JoinWelcome(w.cfg, w.parse(s.Welcome()), b, JoinOptions{Successor: gs[i+1]})
+		w.check(err)
+		next = append(next, g)
+	}
+	w.agree(next)
+	w.talk(next)
+	w.cfg.Limits.MaxMembers = 5
+	if _, err := gs[0].ReInitGroup(w.key(), w.options("member0"), kps, CommitOptions{}); !hasRule(err, "proposal-list/too-many") {
+		t.Errorf("a successor of more members than a group may have: %v", err)
+	}
+}
+
 func TestGroupContextExtensions(t *testing.T) {
 	w := newWorld(t, 1)
 	gs := w.group(2)

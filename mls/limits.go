@@ -9,7 +9,7 @@ type Limits struct {
 	MaxForwardTotal    int // generations one sender may skip in an epoch; default 10,000
 	MaxSkipped         int // unused message keys kept for each sender and content type; default 256
 	MaxSkippedTotal    int // unused message keys kept for the group's epoch; default 10,000
-	MaxProposals       int // proposals in one Commit; default 1,000
+	MaxProposals       int // proposals in one Commit; default 1,000. The one that founds a group's successor may have MaxMembers
 	MaxSenderProposals int // cached proposals of one member in an epoch, and of all who ask to be added; default 10. External senders are bound by MaxCachedProposals only
 	MaxCachedProposals int // cached proposals in an epoch; default 500
 	MaxPSKs            int // PSKs in one Commit or Welcome; default 32

@@ -45,8 +45,14 @@ func (c *change) removes(i LeafIndex) bool {
 // out on a copy of the tree. RFC 9420, Sections 12.2 and 12.3.
 func (e *epoch) applyProposals(list []CommittedProposal, committer LeafIndex, bootstrap ResumptionPSKUsage, received bool) (*change, error) {
 	lim := e.cfg.limits()
-	if len(list) > lim.MaxProposals {
-		return nil, invalid("proposal-list/too-many", "", "a Commit of %d proposals is over the limit of %d", len(list), lim.MaxProposals)
+	most := lim.MaxProposals
+	if bootstrap != 0 && !received {
+		// RFC 9420, Section 11.2: the first Commit of a group that continues another brings all members at once. Nobody
+		// but its founder handles it: the others join by its Welcome.
+		most = max(most, lim.MaxMembers)
+	}
+	if len(list) > most {
+		return nil, invalid("proposal-list/too-many", "", "a Commit of %d proposals is over the limit of %d", len(list), most)
 	}
 	var packages []*KeyPackage
 	pc := proposalContext{cfg: e.cfg, ctx: &e.context, tree: e.tree, keyPackages: &packages, bootstrap: bootstrap, received: received}

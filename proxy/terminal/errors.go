@@ -73,6 +73,9 @@ var knownErrors = []struct {
 	{client.ErrNoModuleOf, ExitRefused, "mls-proxy sequencers ROOM shows the modules in the room; mls-proxy sequencers ROOM add SERVER invites one"},
 	{client.ErrHeirsWait, ExitPending, "messages go on meanwhile; ask an admin, or try again later"},
 	{client.ErrNotReady, ExitPending, "it goes on while mls-proxy tail runs; mls-proxy sequencers ROOM shows who is missing, set ROOM with the present servers takes it back"},
+	{client.ErrSuiteChange, ExitPending, "run mls-proxy tail, which goes on; a member of another user has to be online"},
+	{client.ErrSuiteNotReady, ExitRefused, "mls-proxy suite ROOM SUITE --check looks again; with --drop instead, devices that cannot follow stay behind until they can"},
+	{client.ErrSuite, ExitRefused, "mls-proxy suite ROOM shows which suites the devices can use; an admin moves the room with mls-proxy suite ROOM SUITE"},
 	{client.ErrNotAllowed, ExitRefused, "an admin of the room can change that"},
 }
 

@@ -154,6 +154,14 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			})
 		}
 		t.line(ctx, u.Room, 0, "!! era %d%s", u.Era, eraChange(u))
+	case *client.SuiteChanged:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{"kind": "suite", "room_id": u.Room, "from": suiteName(u.From), "to": suiteName(u.To), "author": u.By})
+		}
+		t.line(ctx, u.Room, 0, "-- the room uses another cipher suite now%s", suiteChange(u))
 	case *client.Undecryptable:
 		if t.only != "" && u.Room != t.only {
 			return nil

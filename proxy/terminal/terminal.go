@@ -136,6 +136,7 @@ func verbs() []*verb {
 		{name: "repair", args: "ROOM", what: "give a room its module's new receipt key, after the old was lost", run: runRepair, login: true, share: true},
 		{name: "sequencers", args: "ROOM [add|drop|set SERVER… | auto on|off]", what: "show or change whose modules order a room's changes", run: runSequencers, login: true, share: true},
 		{name: "era", args: "ROOM SERVER…", what: "go on with other modules, after a majority of the old was lost for good", run: runEra, login: true, share: true},
+		{name: "suite", args: "ROOM [SUITE]", what: "show who can use which cipher suite, or move a room to another", run: runSuite, login: true, share: true},
 		{name: "backup", args: "FILE", what: "write this device's keys and messages into a sealed file", run: runBackup, login: true, share: true},
 		{name: "restore", args: "FILE", what: "bring a device back from a backup, with fresh keys", run: runRestore},
 		{name: "logout", what: "end this device's session and delete its keys", run: runLogout, login: true},
@@ -144,7 +145,6 @@ func verbs() []*verb {
 }
 
 const helpHead = `usage: mls-proxy [--state DIR] [--json] VERB …
-
   mls-proxy login @alice:example.org          # once
   mls-proxy verify --bootstrap                # once; from another device: verify
   mls-proxy create "Lunch" @bob:example.net

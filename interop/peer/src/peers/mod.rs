@@ -15,6 +15,10 @@ pub fn er<E: std::fmt::Debug>(what: &'static str) -> impl Fn(E) -> String {
 /// group_context_extensions proposals can be tried out.
 pub const TEST_EXTENSION: u16 = 0xF042;
 
+/// The group context extension of rooms (docs/events.md); both list it, so that
+/// they can be members of a room's group.
+pub const POLICY_EXTENSION: u16 = 0xF6D1;
+
 #[derive(Clone, Copy, Debug)]
 pub struct Opts {
     /// send proposals and commits as PrivateMessage
@@ -24,6 +28,24 @@ pub struct Opts {
     /// OpenMLS: for how many past epochs messages can still be read (its own
     /// default is 0). mls-rs keeps up to 3 past epochs in storage.
     pub past_epochs: usize,
+    /// the identity ends with the signature key, as a vector: the credential of
+    /// a Matrix device (MSC4256)
+    pub with_key: bool,
+}
+
+impl Opts {
+    /// The identity of a credential with the given signature key.
+    pub fn identity(&self, name: &[u8], key: &[u8]) -> Vec<u8> {
+        let mut id = name.to_vec();
+        if self.with_key {
+            if key.len() >= 64 {
+                id.push(0x40 | (key.len() >> 8) as u8);
+            }
+            id.push(key.len() as u8);
+            id.extend_from_slice(key);
+        }
+        id
+    }
 }
 
 #[derive(Default, Clone, Debug)]

@@ -1,0 +1,367 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/interop"
+	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// A stranger is a user whose client is a thin shell around another MLS library: that holds the keys, joins groups,
+// follows commits, encrypts and decrypts. Ours only speaks Matrix for it: it logs in, publishes the key of its one
+// cipher suite, and puts MLS messages into events and takes them out. It follows what the module accepts, and makes no
+// commits.
+type stranger struct {
+	s      *story
+	name   string
+	suite  mls.CipherSuite
+	peer   *interop.Peer
+	ident  *identity.Identity
+	server *lab.Server
+	user   lab.User
+	http   *client.Transport
+
+	mu      sync.Mutex
+	came    chan struct{}
+	joined  map[id.RoomID]*strangeRoom
+	texts   map[id.RoomID][]string
+	waiting map[id.RoomID][]*strangeEvent
+	fault   error
+}
+
+// strangeRoom is a room's group as the stranger knows it.
+type strangeRoom struct {
+	group interop.Hex
+	ref   federation.Ref
+}
+
+type strangeEvent struct {
+	ID      id.EventID      `json:"event_id"`
+	Type    string          `json:"type"`
+	Sender  id.UserID       `json:"sender"`
+	Content json.RawMessage `json:"content"`
+}
+
+// stranger makes a user with a client of another library that has one cipher suite.
+func (s *story) stranger(library, server string, suite mls.CipherSuite) *stranger {
+	s.Helper()
+	ctx := s.soon()
+	w := s.w.Server(server)
+	user, err := s.w.AddUser(ctx, server, fmt.Sprintf("%s%d", library, people.Add(1)))
+	s.must(err)
+	x := &stranger{
+		s: s, name: user.Localpart, suite: suite, server: w, user: user, came: make(chan struct{}),
+		joined: map[id.RoomID]*strangeRoom{}, texts: map[id.RoomID][]string{}, waiting: map[id.RoomID][]*strangeEvent{},
+	}
+	x.peer, err = interop.Start(ctx, library, nil)
+	s.must(err)
+	s.Cleanup(func() { s.must(x.peer.Close()) })
+
+	// The device comes first: its id stands in the credential.
+	raw, err := e2e.API(ctx, w, user, http.MethodPost, "/login", map[string]any{
+		"type": "m.login.password", "identifier": map[string]string{"type": "m.id.user", "user": user.Localpart}, "password": user.Password,
+		"initial_device_display_name": library,
+	})
+	s.must(err)
+	var login struct {
+		Token  string      `json:"access_token"`
+		Device id.DeviceID `json:"device_id"`
+	}
+	s.must(json.Unmarshal(raw, &login))
+	x.user.AccessToken = login.Token
+	made, err := x.peer.Call("new_client", interop.Args{
+		"client": x.name, "suite": uint16(suite), "tree_ext": false, "with_key": true,
+		"identity": interop.Hex(append(vector(user.UserID), vector(string(login.Device))...)),
+	})
+	s.must(err)
+	st, err := store.Open(ctx, store.Options{Path: filepath.Join(s.TempDir(), "stranger.db"), Key: make(store.Key, store.KeySize)})
+	s.must(err)
+	s.Cleanup(func() { s.must(st.Close()) })
+	x.ident, err = identity.Open(ctx, identity.Options{
+		Store: st, Suites: []mls.CipherSuite{}, Foreign: map[mls.CipherSuite]mls.SignaturePublicKey{suite: mls.SignaturePublicKey(made.SignatureKey)},
+	})
+	s.must(err)
+	s.must(x.ident.LoginToken(ctx, w.BaseURL, login.Token))
+	_, err = x.ident.Bootstrap(ctx, identity.UIA{Password: user.Password}, "")
+	s.must(err)
+	keys := map[string]string{}
+	for range 3 {
+		a, err := x.peer.Call("key_package", interop.Args{"client": x.name})
+		s.must(err)
+		m, err := mls.ParseMessage(a.KeyPackage)
+		s.must(err)
+		keys[string(rooms.KeyPackageID(suite, m.KeyPackage().Ref()))] = rooms.EncodeBase64(a.KeyPackage)
+	}
+	_, err = e2e.API(ctx, w, x.user, http.MethodPost, "/keys/upload", map[string]any{"one_time_keys": keys})
+	s.must(err)
+	transport := client.NewTransport(x.ident.Client())
+	x.http = &transport
+
+	loop, stop := context.WithCancel(s.ctx)
+	var done sync.WaitGroup
+	done.Go(func() { x.follow(loop) })
+	s.Cleanup(func() { stop(); done.Wait() })
+	s.step("%s is there", x.name)
+	return x
+}
+
+func (x *stranger) id() id.UserID { return id.UserID(x.user.UserID) }
+
+// vector writes a vector with the length of RFC 9420, Section 2.1.2.
+func vector(s string) []byte {
+	if len(s) < 64 {
+		return append([]byte{byte(len(s))}, s...)
+	}
+	return append([]byte{0x40 | byte(len(s)>>8), byte(len(s))}, s...)
+}
+
+// follow syncs and hands what comes to the library.
+func (x *stranger) follow(ctx context.Context) {
+	since := ""
+	for ctx.Err() == nil {
+		resp, err := x.ident.Sync(ctx, identity.SyncRequest{Since: since, Timeout: 10 * time.Second})
+		if err == nil {
+			err = x.ident.ProcessSync(ctx, resp)
+		}
+		if err != nil {
+			select { // a homeserver may fail now and then
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		since = resp.NextBatch
+		x.mu.Lock()
+		for _, evt := range resp.ToDevice.Events {
+			if evt.Type.Type == rooms.TypeWelcome {
+				x.note(x.welcome(ctx, evt.Content.VeryRaw))
+			}
+		}
+		for room, joined := range resp.Rooms.Join {
+			for _, evt := range joined.Timeline.Events {
+				if evt.StateKey == nil {
+					x.waiting[room] = append(x.waiting[room], &strangeEvent{evt.ID, evt.Type.Type, evt.Sender, evt.Content.VeryRaw})
+				}
+			}
+			x.note(x.take(ctx, room))
+		}
+		close(x.came)
+		x.came = make(chan struct{})
+		x.mu.Unlock()
+	}
+}
+
+func (x *stranger) note(err error) {
+	if err != nil && x.fault == nil {
+		x.fault = err
+	}
+}
+
+// welcome lets the library join a group.
+func (x *stranger) welcome(ctx context.Context, raw json.RawMessage) error {
+	content, err := rooms.DecodeWelcome(raw)
+	if err != nil {
+		return err
+	}
+	tree := []byte(content.Snapshot.Tree)
+	if f := content.Snapshot.File; f != nil {
+		if tree, err = (*x.http).Download(ctx, string(f.MXC), f.Size); err != nil {
+			return err
+		}
+	}
+	a, err := x.peer.Call("join", interop.Args{"client": x.name, "welcome": interop.Hex(content.Welcome), "ratchet_tree": interop.Hex(tree)})
+	if err != nil {
+		return err
+	}
+	x.joined[content.Room] = &strangeRoom{group: a.Group, ref: federation.Ref(content.Ref)}
+	return x.take(ctx, content.Room)
+}
+
+// take goes through a room's events until none of them can be used.
+func (x *stranger) take(ctx context.Context, room id.RoomID) error {
+	r := x.joined[room]
+	if r == nil {
+		return nil
+	}
+	commits := map[federation.Ref]*mls.Message{} // on the epoch that is held
+	for moved := true; moved; {
+		moved = false
+		var rest []*strangeEvent
+		clear(commits)
+		for _, evt := range x.waiting[room] {
+			if evt.Type != rooms.TypeCommit {
+				continue
+			}
+			if content, err := rooms.DecodeCommit(evt.Content); err == nil && federation.Ref(content.Parent) == r.ref {
+				if m, err := mls.ParseMessage(content.Message); err == nil {
+					if ref, err := rooms.CommitRef(m); err == nil {
+						commits[ref] = m
+					}
+				}
+			}
+		}
+		for _, evt := range x.waiting[room] {
+			used, err := x.use(room, r, evt, commits)
+			if err != nil {
+				return err
+			}
+			if !used {
+				rest = append(rest, evt)
+			}
+			moved = moved || used
+		}
+		x.waiting[room] = rest
+	}
+	return nil
+}
+
+// use hands one event to the library, if it is time for it.
+func (x *stranger) use(room id.RoomID, r *strangeRoom, evt *strangeEvent, commits map[federation.Ref]*mls.Message) (bool, error) {
+	switch evt.Type {
+	case rooms.TypeAccept:
+		accept, err := rooms.DecodeAccept(evt.Content)
+		if err != nil || commits[federation.Ref(accept.Ref)] == nil {
+			return false, err
+		}
+		_, err = x.peer.Call("process", interop.Args{"client": x.name, "group": r.group, "message": interop.Hex(commits[federation.Ref(accept.Ref)].Raw())})
+		if err != nil {
+			return false, err
+		}
+		r.ref = federation.Ref(accept.Ref)
+		clear(commits)
+		return true, nil
+	case rooms.TypeEncrypted:
+		content, err := rooms.DecodeEncrypted(evt.Content)
+		if err != nil {
+			return false, err
+		}
+		m, err := mls.ParseMessage(content.Ciphertext)
+		if err != nil {
+			return false, err
+		}
+		aad, err := rooms.DecodeMessageAAD(m.AuthenticatedData())
+		if err != nil || aad.Head != r.ref {
+			return false, err
+		}
+		a, err := x.peer.Call("process", interop.Args{"client": x.name, "group": r.group, "message": interop.Hex(content.Ciphertext)})
+		switch {
+		case errors.Is(err, interop.ErrRefused) && string(evt.Sender) == x.user.UserID:
+			return true, nil // its own
+		case err != nil:
+			return false, err
+		case a.Kind != "application":
+			return true, nil
+		}
+		plain, err := rooms.DecodePlaintext(a.Plaintext, room)
+		if err != nil {
+			return false, err
+		}
+		var body struct {
+			Body string `json:"body"`
+		}
+		if err := json.Unmarshal(plain.Content, &body); err != nil {
+			return false, err
+		}
+		x.texts[room] = append(x.texts[room], body.Body)
+		return true, nil
+	}
+	return false, nil
+}
+
+// accept joins a room on the homeserver, and, if asked, waits until the library is in the group.
+func (x *stranger) accept(room id.RoomID, via string) {
+	x.s.Helper()
+	ctx := x.s.soon()
+	for {
+		_, err := e2e.API(ctx, x.server, x.user, http.MethodPost, "/join/"+url.PathEscape(string(room))+"?server_name="+url.QueryEscape(via), map[string]any{})
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			x.s.Fatal(err)
+		}
+		x.s.pause()
+	}
+}
+
+// wait blocks until a condition, checked with the lock held, is true.
+func (x *stranger) wait(what string, cond func() bool) {
+	x.s.Helper()
+	ctx := x.s.soon()
+	for {
+		x.mu.Lock()
+		ok, came, fault := cond(), x.came, x.fault
+		var texts []string
+		for _, list := range x.texts {
+			texts = append(texts, list...)
+		}
+		x.mu.Unlock()
+		if ok {
+			return
+		}
+		if fault != nil {
+			x.s.Fatalf("%s waits for %s: %v", x.name, what, fault)
+		}
+		select {
+		case <-came:
+		case <-ctx.Done():
+			x.s.Fatalf("%s waits for %s; it read %q", x.name, what, texts)
+		}
+	}
+}
+
+// in waits until the library is in the room's group.
+func (x *stranger) in(room id.RoomID) {
+	x.s.Helper()
+	x.wait("a Welcome", func() bool { return x.joined[room] != nil })
+}
+
+// reads waits until the library has decrypted a message.
+func (x *stranger) reads(room id.RoomID, text string) {
+	x.s.Helper()
+	x.wait(fmt.Sprintf("the message %q", text), func() bool {
+		for _, t := range x.texts[room] {
+			if t == text {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// says lets the library encrypt a message, and sends it.
+func (x *stranger) says(room id.RoomID, text string) {
+	x.s.Helper()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	content, err := json.Marshal(map[string]string{"msgtype": "m.text", "body": text})
+	x.s.must(err)
+	plain := rooms.Plaintext{Type: "m.room.message", Content: content, Room: room, MessageID: base64.RawStdEncoding.EncodeToString([]byte(text))}
+	raw, err := plain.Encode()
+	x.s.must(err)
+	r := x.joined[room]
+	a, err := x.peer.Call("encrypt", interop.Args{"client": x.name, "group": r.group, "data": interop.Hex(raw), "aad": interop.Hex(rooms.MessageAAD{Head: r.ref}.Encode())})
+	x.s.must(err)
+	event, err := rooms.Encode(&rooms.EncryptedContent{Algorithm: rooms.Algorithm, Ciphertext: rooms.Bytes(a.Message)})
+	x.s.must(err)
+	_, err = (*x.http).Send(x.s.ctx, room, rooms.TypeEncrypted, fmt.Sprintf("stranger%d", people.Add(1)), event)
+	x.s.must(err)
+}
