@@ -221,7 +221,7 @@ func (r *room) arrived(what string) bool {
 	case "head":
 		return r.headSeen
 	case "displaced":
-		return r.machine == nil || r.elsewhere()
+		return r.machine == nil || r.displaced
 	case "epoch", "parent":
 		ref, err := federation.ParseRef(name)
 		if err != nil || r.machine == nil {
@@ -521,6 +521,7 @@ func (c *Client) recentEvents(ctx context.Context, roomID id.RoomID) ([]*Event, 
 
 const (
 	lagLook   = 3 * time.Second  // a module knows more than this device: look for it
+	lagOther  = 20 * time.Second // it was not found: it may be on another branch
 	lagRejoin = 45 * time.Second // it was not found: join again
 )
 
@@ -554,8 +555,18 @@ func (c *Client) watchLag(r *room) {
 			ahead = head
 		}
 	}
+	elsewhere := r.elsewhere()
+	defer func() {
+		// What a module shows may also lie above this device's head: only where it
+		// does not, or where the way there was not found, is it another branch.
+		was := r.displaced
+		r.displaced = elsewhere && (ahead == nil || r.lagSince > 0 && now >= r.lagSince+lagOther)
+		if r.displaced && !was {
+			c.poke() // a Welcome may wait for it
+		}
+	}()
 	switch {
-	case ahead == nil && !r.elsewhere():
+	case ahead == nil && !elsewhere:
 		r.lagSince, r.lagLooked = 0, false
 	case r.lagSince == 0:
 		r.lagSince = now
@@ -688,6 +699,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	if r.lagSince > 0 {
 		at(r.lagSince + lagLook)
+		at(r.lagSince + lagOther)
 		at(r.lagSince + lagRejoin)
 	}
 	for _, t := range r.vouchAt {

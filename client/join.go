@@ -54,7 +54,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		if !r.rec.Unconfirmed || r.machine.Held(federation.Ref(content.Ref)) {
 			return nil // in the group already
 		}
-		if !r.elsewhere() {
+		if !r.displaced {
 			return &errWait{"displaced:"} // the commit that added this device still stands
 		}
 	}

@@ -220,3 +220,46 @@ func TestNewcomersAreConfirmed(t *testing.T) {
 		t.Errorf("without votes: unconfirmed %v, phase %s, %v", info.Unconfirmed, info.Phase, err)
 	}
 }
+
+// TestHeadAboveIsNoOtherBranch: what modules show above a newcomer's head is for
+// some time what it has not seen yet. Were it another branch at once, a Welcome
+// that was under way for long would take the newcomer back to where it leads.
+func TestHeadAboveIsNoOtherBranch(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(nil)
+	w.rest()
+	w.module.noVouching, w.more[0].noVouching, w.more[1].noVouching = true, true, true
+	erin := w.device("erin:two.example", "ERIN1")
+	w.must(func() error { return alice.Invite(w.ctx, room, erin.UserID()) })
+	w.join(erin, room)
+	w.settle()
+	erin.mu.Lock()
+	defer erin.mu.Unlock()
+	r := erin.rooms[room]
+	if !r.rec.Unconfirmed || r.elsewhere() {
+		t.Fatalf("unconfirmed %v, elsewhere %v before anything is shown", r.rec.Unconfirmed, r.elsewhere())
+	}
+	show := func(epoch uint64) {
+		for _, server := range []string{testServer, "two.example", "three.example"} {
+			head := *r.state.head(botOf(server))
+			head.Accepted = &rooms.EventRef{Ref: rooms.Hash{byte(epoch)}, Event: "$other", Epoch: epoch}
+			(&strangeRoom{r}).put(t, botOf(server), &head)
+		}
+		erin.watchLag(r)
+	}
+	own := r.head().number
+	show(own + 1)
+	if !r.elsewhere() || r.displaced {
+		t.Errorf("a head above: elsewhere %v, displaced %v at once", r.elsewhere(), r.displaced)
+	}
+	w.now.add(lagOther)
+	show(own + 1)
+	if !r.displaced {
+		t.Error("a head that was looked for in vain does not count as another branch")
+	}
+	r.displaced = false
+	show(own)
+	if !r.displaced {
+		t.Error("a head of the same epoch does not count as another branch")
+	}
+}

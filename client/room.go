@@ -157,6 +157,7 @@ type room struct {
 	pendingSince time.Duration                    // when our commit began to wait
 	pendingRef   federation.Ref
 	lagLooked    bool
+	displaced    bool                        // what this device came in with is not on the branch that modules publish
 	expelled     map[id.UserID]expulsion     // whom we removed, until /sync shows it
 	moved        *move                       // our own join or leave, until /sync shows it
 	quiet        map[id.UserID]time.Duration // users whose server joins: nothing is sent before that
