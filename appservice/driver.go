@@ -66,15 +66,18 @@ func NewEngine(d Deps) *Engine {
 	if d.crash == nil {
 		d.crash = func(string) {}
 	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
 	e := &Engine{
 		d:     d,
 		rooms: make(map[id.RoomID]*room), failing: make(map[id.RoomID]*pause),
-		mls: &mls.Config{Rand: d.Rand, ExperimentalSuites: d.Config.Rooms.ExperimentalSuites, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
+		mls: &mls.Config{Rand: d.Rand, Now: d.Now, ExperimentalSuites: d.Config.Rooms.ExperimentalSuites, Authenticator: rooms.Authenticator{}, Limits: mls.Limits{
 			MaxMembers: d.Config.Limits.Leaves, MaxProposals: d.Config.Limits.CommitProposals,
 			MaxSenderProposals: d.Config.Limits.CachedProposalsPerSender, MaxCachedProposals: d.Config.Limits.CachedProposalsPerEpoch,
 		}},
 	}
-	e.jobs.wake = d.Wake
+	e.jobs.wake, e.jobs.inline = d.Wake, d.inline
 	e.media.limit = 64 << 20
 	return e
 }

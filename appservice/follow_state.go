@@ -365,13 +365,13 @@ func (e *Engine) leaveIdle(ctx context.Context, r *room) error {
 	case r.status != store.RoomJoined || r.m != nil:
 		return nil
 	case r.data.Joined == 0:
-		r.data.Joined, r.dirty = time.Now().Unix(), true
+		r.data.Joined, r.dirty = e.d.Now().Unix(), true
 		return e.update(ctx, r, func(context.Context) error { return nil })
 	case r.state.Encryption == "" && slices.ContainsFunc(e.d.Config.AppService.Admins, func(who string) bool {
 		return r.state.Members[id.UserID(who)].Membership == rooms.MembershipJoin
 	}):
 		return nil // an admin talks to the module here
-	case !r.loaded || !r.gap.complete || time.Since(time.Unix(r.data.Joined, 0)) < grouplessTime:
+	case !r.loaded || !r.gap.complete || e.d.Now().Sub(time.Unix(r.data.Joined, 0)) < grouplessTime:
 		return nil
 	}
 	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Msg("Leaving a room in which no group began")

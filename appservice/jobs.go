@@ -32,7 +32,8 @@ type job struct {
 // jobs runs jobs, at most one for each room and key at a time. One room has
 // at most jobsPerRoom of the places, so that it cannot keep the others waiting.
 type jobs struct {
-	wake func()
+	wake   func()
+	inline bool // for tests: nothing runs in a goroutine of its own
 
 	queue   []*job
 	pending map[string]bool // queued or running, by room and key
@@ -72,6 +73,17 @@ func (js *jobs) under(room id.RoomID, key string) bool {
 
 // start runs what may run.
 func (js *jobs) start(ctx context.Context) {
+	for _, j := range js.ready() {
+		if js.inline {
+			js.work(ctx, j)
+		} else {
+			js.wg.Go(func() { js.work(ctx, j) })
+		}
+	}
+}
+
+// ready takes those that may run out of the queue.
+func (js *jobs) ready() (out []*job) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	if js.rooms == nil {
@@ -88,10 +100,11 @@ func (js *jobs) start(ctx context.Context) {
 		if j.media {
 			js.media++
 		}
-		js.wg.Go(func() { js.work(ctx, j) })
+		out = append(out, j)
 	}
 	clear(js.queue[len(left):])
 	js.queue = left
+	return out
 }
 
 func (js *jobs) work(ctx context.Context, j *job) {

@@ -234,6 +234,9 @@ func (l *loop) handle(ctx context.Context, ev *store.InboxEvent) error {
 
 // catch turns a panic of the engine into an error.
 func (l *loop) catch(where string, err *error) {
+	if l.probe != nil {
+		return
+	}
 	if cause := recover(); cause != nil {
 		l.panicked("engine "+where, cause)
 		*err = fmt.Errorf("appservice: internal: the engine panicked in %s", where)

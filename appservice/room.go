@@ -387,7 +387,7 @@ func (e *Engine) Failed(ctx context.Context, row *store.OutboxRow) error {
 	}
 	again := &store.OutboxRow{
 		Room: row.Room, Kind: row.Kind, Type: row.Type, StateKey: row.StateKey, Content: row.Content, Tag: row.Tag, Priority: store.PriorityAgain,
-		NotUntil: time.Now().Add(time.Minute),
+		NotUntil: e.d.Now().Add(time.Minute),
 	}
 	return e.d.Store.PutOutbox(ctx, again)
 }

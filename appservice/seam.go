@@ -32,7 +32,10 @@ type Deps struct {
 	// NoteStatus hears what the module has become in a room.
 	NoteStatus func(room id.RoomID, status store.RoomStatus)
 
-	crash func(point string) // see crashPoints
+	Now func() time.Time // nil: time.Now
+
+	crash  func(point string) // see crashPoints
+	inline bool               // what asks the homeserver runs in the engine's goroutine
 }
 
 // roomEngine is the shell's view of the [Engine]. All methods are called from

@@ -24,6 +24,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -46,6 +47,8 @@ type Options struct {
 	// crash is called at each of crashPoints, and may not come back: tests end
 	// the module there.
 	crash func(point string)
+	// Probe is for the simulator.
+	Probe *probe.Module
 	// newEngine replaces the engine in tests of the shell.
 	newEngine func(Deps) roomEngine
 }
@@ -70,6 +73,7 @@ type Service struct {
 	stir    stir
 	rate    commandRate
 	version string
+	probe   *probe.Module
 
 	wake      chan struct{}
 	reconcile chan struct{}
@@ -98,6 +102,9 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
+	if o.Probe != nil {
+		o.crash = o.Probe.Point
+	}
 	if o.crash == nil {
 		o.crash = func(string) {}
 	}
@@ -115,7 +122,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	}
 	s := &Service{
 		cfg: o.Config, store: o.Store, hs: o.Homeserver, metrics: o.Metrics, log: o.Log, rand: o.Rand, keys: keys, now: o.Now,
-		started: time.Now(), crash: o.crash, version: o.Version, notify: newNotifier(o.Getenv),
+		started: time.Now(), crash: o.crash, version: o.Version, probe: o.Probe, notify: newNotifier(o.Getenv),
 		filter: &filter{
 			bot: o.Homeserver.UserID(), accepts: o.Config.AcceptsInviteFrom, maximum: o.Config.Rooms.Maximum,
 			now: o.Now, known: make(map[id.RoomID]struct{}, len(known)), left: make(map[id.RoomID]struct{}),
@@ -139,12 +146,15 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	deps := Deps{
 		HS: s.hs, Store: s.store, Keys: keys, Config: s.cfg, Metrics: s.metrics,
 		Monotonic: s.monotonic, Rand: o.Rand, Wake: s.Wake, WakeOutbox: s.outbox.Wake,
-		HoldRoom: s.outbox.HoldRoom, NoteStatus: s.noteStatus, crash: o.crash,
+		HoldRoom: s.outbox.HoldRoom, NoteStatus: s.noteStatus, Now: o.Now, crash: o.crash, inline: o.Probe != nil,
 	}
 	if o.newEngine != nil {
 		s.engine = o.newEngine(deps)
 	} else {
 		s.engine = NewEngine(deps)
+	}
+	if o.Probe != nil {
+		s.underProbe(o.Probe)
 	}
 	return s, nil
 }

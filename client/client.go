@@ -16,6 +16,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -90,6 +91,8 @@ type Options struct {
 	Rand      io.Reader
 	// OnSeal is mls.Config.OnSeal: a test records message keys by it.
 	OnSeal func(use, content [32]byte)
+	// Probe is for the simulator.
+	Probe *probe.Client
 }
 
 // Errors that callers branch on.
@@ -187,6 +190,9 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.ident.OnDevicesChanged(c.devicesChanged)
+	if o.Probe != nil {
+		c.crashAt, o.Probe.Inspect, o.Probe.Woken = o.Probe.Point, c.inspect, c.woken
+	}
 	return c, nil
 }
 

@@ -1,0 +1,62 @@
+// Package probe lets the simulator of whole rooms (package simulation) see what
+// clients and modules hold, drive them by hand, stop them between two writes and
+// leave out one of their rules. Being internal, it cannot be filled in by any
+// program outside of this project; a client or module that is given no probe is
+// as it always is.
+package probe
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Client is given to client.Open.
+type Client struct {
+	// Point hears of each point between two writes. An error undoes the write
+	// that is under way.
+	Point func(point string) error
+
+	// Inspect is set by Open. It returns what the client holds of a room, nil if
+	// it knows none. What it points to is the client's own: look, and change
+	// nothing.
+	Inspect func(room id.RoomID) *Held
+	// Woken is set by Open. It tells whether Step and Flush are asked for.
+	Woken func() (step, flush bool)
+}
+
+// Held is what a client holds of a room's group.
+type Held struct {
+	Phase       string
+	Machine     *federation.Machine // nil: none
+	Epochs      map[federation.Ref]*mls.Group
+	Join        federation.Ref // the commit that this device came in with
+	Unconfirmed bool
+	Pending     federation.Ref // the own commit that waits for its accept, zero if none does
+	Queued      int            // messages that are not sent
+	Blocked     []string       // why messages wait
+	Members     map[id.UserID]rooms.Member
+}
+
+// Module is given to appservice.New. The module is then not to be run: it does
+// one thing after another, when told to.
+type Module struct {
+	Clock func() time.Duration // monotonic
+	// Point hears of each point between two writes.
+	Point func(point string)
+
+	// These are set by New.
+	Start   func(ctx context.Context) error                           // after New, once
+	Deliver func(ctx context.Context, events []json.RawMessage) error // what a transaction of the homeserver does
+	Round   func(ctx context.Context) (next time.Duration, err error) // one round over the inbox, and what is due
+	Send    func(ctx context.Context) (wait time.Duration, err error) // sends what is due
+	Woken   func() bool                                               // whether another round is asked for
+	Machine func(room id.RoomID) *federation.Machine                  // nil: it follows no group
+	Group   func(room id.RoomID, ref federation.Ref) (*mls.PublicGroup, error)
+}
