@@ -111,7 +111,7 @@ func search(t *testing.T, name string, without rule, want func(*simFaults)) {
 		}
 		t.Logf("seed %d", seed)
 		if *simRecord {
-			record(t, "Coordination core", "| rule left out | property that breaks | seeds until then | steps left | when |",
+			record(t, "| rule left out | property that breaks | seeds until then | steps left | when |",
 				fmt.Sprintf("| %s | %s | %d | %d | %s |", name, v.property, seed, len(sc.steps), time.Now().UTC().Format("2006-01-02")))
 		}
 		return

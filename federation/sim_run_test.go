@@ -1,18 +1,16 @@
 package federation
 
 import (
-	"bufio"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/internal/simrecord"
 )
 
 var (
@@ -30,7 +28,7 @@ var (
 func TestSimulate(t *testing.T) {
 	var sum simStats
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // many small worlds that die at once
-	start, cpu := time.Now(), cpuTime()
+	start, cpu := time.Now(), simrecord.CPUTime()
 	failed, count := 0, *simSeeds
 	switch {
 	case testing.Short():
@@ -51,14 +49,14 @@ func TestSimulate(t *testing.T) {
 			}
 		})
 	}
-	wall, used := time.Since(start), cpuTime()-cpu
+	wall, used := time.Since(start), simrecord.CPUTime()-cpu
 	each := (used / time.Duration(count)).Round(100 * time.Microsecond)
 	t.Logf("%d seeds x %d steps in %v (%v of CPU time, %v a seed): %s", count, *simCount, wall.Round(time.Millisecond),
 		used.Round(time.Millisecond), each, &sum)
 	if *simRecord {
-		record(t, "Coordination core", "| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
-			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), revision(), *simFirst,
-				last, *simCount, failed, each, &sum, machine()))
+		record(t, "| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
+			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), simrecord.Revision(), *simFirst,
+				last, *simCount, failed, each, &sum, simrecord.Machine()))
 	}
 }
 
@@ -112,81 +110,10 @@ func readScript(t *testing.T, file string) simScript {
 	return sc
 }
 
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// record puts a row under the first table of a section of docs/robustness.md.
-func record(t *testing.T, section, head, row string) {
+// record puts a row into docs/robustness.md.
+func record(t *testing.T, head, row string) {
 	t.Helper()
-	const file = "../docs/robustness.md"
-	old, err := os.ReadFile(file)
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	if len(old) == 0 {
-		old = []byte("# Robustness\n\nWhat was run to break this, written here by the commands themselves.\n")
-	}
-	text, title := string(old), "\n## "+section+"\n"
-	if !strings.Contains(text, title) {
-		text = strings.TrimRight(text, "\n") + "\n" + title + "\nWritten by `go test ./federation -run 'TestSimulate|TestRulesMatter' -sim.record`.\n"
-	}
-	i := strings.Index(text, title) + len(title)
-	end := len(text)
-	if j := strings.Index(text[i:], "\n## "); j >= 0 {
-		end = i + j + 1
-	}
-	body := text[i:end]
-	if k := strings.Index(body, head); k >= 0 {
-		at := k
-		for at < len(body) && body[at] == '|' {
-			n := strings.IndexByte(body[at:], '\n')
-			if n < 0 {
-				at = len(body)
-				break
-			}
-			at += n + 1
-		}
-		body = body[:at] + row + "\n" + body[at:]
-	} else {
-		body = strings.TrimRight(body, "\n") + "\n\n" + head + "\n" + strings.Repeat("|---", strings.Count(head, "|")-1) + "|\n" + row + "\n"
-	}
-	if end < len(text) {
-		body = strings.TrimRight(body, "\n") + "\n\n"
-	}
-	if err := os.WriteFile(file, []byte(text[:i]+body+text[end:]), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func revision() string {
-	out, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
-	if err != nil {
-		return "unknown"
-	}
-	rev := strings.TrimSpace(string(out))
-	if exec.Command("git", "diff", "--quiet", "HEAD", "--", ".").Run() != nil {
-		rev += " and changes"
-	}
-	return rev
-}
-
-func machine() string {
-	model := runtime.GOARCH
-	if f, err := os.Open("/proc/cpuinfo"); err == nil {
-		defer f.Close()
-		for sc := bufio.NewScanner(f); sc.Scan(); {
-			if k, v, ok := strings.Cut(sc.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
-				model = strings.TrimSpace(v)
-				break
-			}
-		}
-	}
-	return fmt.Sprintf("%s, %d cores, %s", model, runtime.NumCPU(), runtime.Version())
+	simrecord.Add(t, "Coordination core", "Written by `go test ./federation -run 'TestSimulate|TestRulesMatter' -sim.record`.", head, row)
 }
 
 func (s *simStats) add(o *simStats) {

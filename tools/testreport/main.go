@@ -91,11 +91,11 @@ func exactly(folder string) func([]string) []string {
 	}
 }
 
-// seeds names the parts of TestSimulate that together run so many seeds.
-func seeds(count, steps int) []string {
+// seeds names the parts of TestSimulate, of so many seeds each, that together run so many.
+func seeds(count, steps, part int) []string {
 	var out []string
-	for first := 1; first <= count; first += 100 {
-		out = append(out, fmt.Sprintf("TestSimulate/steps=%d/seeds=%d-%d", steps, first, min(first+99, count)))
+	for first := 1; first <= count; first += part {
+		out = append(out, fmt.Sprintf("TestSimulate/steps=%d/seeds=%d-%d", steps, first, min(first+part-1, count)))
 	}
 	return out
 }
@@ -109,7 +109,9 @@ var stages = []stage{
 	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=45m"},
 		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
-		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300)},
+		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
+	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
+		args: []string{"-sim.seeds=50", "-sim.steps=60"}, require: seeds(50, 60, 10)},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
 		require: []string{"TestInterop"}},
 	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
@@ -158,7 +160,7 @@ func main() {
 		}
 	}
 	if len(todo) == 0 || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, interop, lab or e2e")
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, rooms, interop, lab or e2e")
 		os.Exit(2)
 	}
 	out, err := exec.Command("go", "list", "./...").Output()

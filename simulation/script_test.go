@@ -1,0 +1,228 @@
+package simulation
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// op is one kind of step.
+type op uint8
+
+const (
+	opRun    op = iota // time passes
+	opSend             // somebody says something
+	opInvite           // somebody lets a user in
+	opLeave            // a user leaves, is put out, or banned
+	opLogin            // a user gets one more device, or loses it
+	opPolicy           // an admin changes the policy
+	opCrash            // a process dies at one of its next writes
+	opAway             // a device is switched off for a while
+	opSplit            // the servers do not all reach each other any more
+	opHeal             // they do
+	opLinks            // how much the links hold up
+	opCount
+)
+
+var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links"}
+
+type step struct {
+	op      op
+	a, b, c uint32
+}
+
+// script is a run: a seed, what it may contain, and its steps. What a step does
+// depends on its own numbers and on the state, so that steps can be left out.
+type script struct {
+	seed   int64
+	faults faults
+	steps  []step
+}
+
+// faults says what a run may contain, and so which properties it claims.
+type faults struct {
+	servers, modules, users int
+	window                  int
+	history                 string
+	crash                   bool // processes die between two writes
+	split                   bool
+	loss                    bool // links hold events up, and show them in the history only
+	away                    bool // devices are switched off
+	members                 bool // users come and go
+	devices                 bool // devices come and go
+	skew                    bool // wall clocks are up to an hour wrong
+}
+
+func (f *faults) flags() map[string]*bool {
+	return map[string]*bool{
+		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
+	}
+}
+
+func (f faults) String() string {
+	s := fmt.Sprintf("servers=%d modules=%d users=%d window=%d history=%s", f.servers, f.modules, f.users, f.window, f.history)
+	flags := f.flags()
+	for _, name := range sortedKeys(flags) {
+		if *flags[name] {
+			s += " " + name
+		}
+	}
+	return s
+}
+
+func parseFaults(s string) (f faults, err error) {
+	for _, w := range strings.Fields(s) {
+		name, value, given := strings.Cut(w, "=")
+		numbers := map[string]*int{"servers": &f.servers, "modules": &f.modules, "users": &f.users, "window": &f.window}
+		switch {
+		case given && numbers[name] != nil:
+			_, err = fmt.Sscan(value, numbers[name])
+		case name == "history":
+			f.history = value
+		case f.flags()[w] != nil:
+			*f.flags()[w] = true
+		default:
+			err = fmt.Errorf("fault %q is unknown", w)
+		}
+		if err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// scriptOf makes the script of a seed.
+func scriptOf(seed int64, steps int) script {
+	rng := stepRand(seed, 1<<40)
+	half := func() bool { return rng.IntN(2) == 0 }
+	f := faults{servers: 1 + rng.IntN(4), window: []int{3, 6, 16}[rng.IntN(3)], history: []string{"shared", "invited", "joined"}[rng.IntN(3)]}
+	f.modules = 1 + rng.IntN(f.servers)
+	f.users = min(6, max(2, f.servers+rng.IntN(2)))
+	f.crash, f.split, f.loss, f.away, f.members, f.devices, f.skew = half(), half(), half(), half(), half(), half(), rng.IntN(4) == 0
+	return script{seed: seed, faults: f, steps: stepsOf(rng, &f, steps)}
+}
+
+func stepsOf(rng *rand.Rand, f *faults, steps int) []step {
+	weights := [opCount]int{opRun: 40, opSend: 24, opPolicy: 6, opHeal: 3}
+	if f.members {
+		weights[opInvite], weights[opLeave] = 6, 4
+	}
+	if f.devices {
+		weights[opLogin] = 3
+	}
+	if f.crash {
+		weights[opCrash] = 8
+	}
+	if f.away {
+		weights[opAway] = 5
+	}
+	if f.split {
+		weights[opSplit] = 4
+	}
+	if f.loss {
+		weights[opLinks] = 5
+	}
+	total := 0
+	for _, w := range weights {
+		total += w
+	}
+	out := make([]step, steps)
+	for i := range out {
+		k := rng.IntN(total)
+		o := op(0)
+		for k >= weights[o] {
+			k -= weights[o]
+			o++
+		}
+		out[i] = step{o, rng.Uint32() >> 8, rng.Uint32() >> 8, rng.Uint32() >> 8}
+	}
+	return out
+}
+
+func (f *faults) wrong(rng *rand.Rand) time.Duration {
+	if !f.skew {
+		return 0
+	}
+	return time.Duration(rng.IntN(7200)-3600) * time.Second
+}
+
+// policy changes the policy that the group begins with.
+func (f *faults) policy(p *rooms.Policy) {
+	if f.window > 0 {
+		p.Window = f.window
+	}
+}
+
+// stepRand is the chance of one step.
+func stepRand(seed int64, step uint64) *rand.Rand {
+	return rand.New(rand.NewPCG(uint64(seed)*0x9e3779b97f4a7c15+1, step))
+}
+
+// String writes a script in the form that parseScript reads.
+func (sc script) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d\nfaults %s\n", sc.seed, sc.faults)
+	for _, st := range sc.steps {
+		fmt.Fprintf(&b, "%s %d %d %d\n", opNames[st.op], st.a, st.b, st.c)
+	}
+	return b.String()
+}
+
+func parseScript(text string) (script, error) {
+	var sc script
+	for _, line := range strings.Split(text, "\n") {
+		word, rest, _ := strings.Cut(line, " ")
+		var err error
+		switch {
+		case line == "" || word == "#":
+		case word == "seed":
+			_, err = fmt.Sscan(rest, &sc.seed)
+		case word == "faults":
+			sc.faults, err = parseFaults(rest)
+		default:
+			o := slices.Index(opNames[:], word)
+			if o < 0 {
+				return sc, fmt.Errorf("step %q is unknown", line)
+			}
+			st := step{op: op(o)}
+			_, err = fmt.Sscan(rest, &st.a, &st.b, &st.c)
+			sc.steps = append(sc.steps, st)
+		}
+		if err != nil {
+			return sc, fmt.Errorf("line %q: %w", line, err)
+		}
+	}
+	return sc, nil
+}
+
+// stats counts what happened.
+type stats struct {
+	commits, finals, messages, ciphertexts, seals, crashes, events, welcomes int
+	accepts, provisional, votes, promises, rewinds, eras                     int
+}
+
+func (s *stats) add(o *stats) {
+	s.commits += o.commits
+	s.finals += o.finals
+	s.messages += o.messages
+	s.ciphertexts += o.ciphertexts
+	s.seals += o.seals
+	s.crashes += o.crashes
+	s.events += o.events
+	s.welcomes += o.welcomes
+	s.accepts += o.accepts
+	s.provisional += o.provisional
+	s.votes += o.votes
+	s.promises += o.promises
+	s.rewinds += o.rewinds
+	s.eras += o.eras
+}
+
+func (s *stats) String() string {
+	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d events",
+		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.events)
+}

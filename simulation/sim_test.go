@@ -1,0 +1,157 @@
+package simulation
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/internal/simrecord"
+)
+
+var (
+	simSeeds = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 50, or 3 with -race")
+	simFirst = flag.Int64("sim.first", 1, "first seed of TestSimulate")
+	simSteps = flag.Int("sim.steps", 60, "steps of a run")
+	simWhole = flag.Bool("sim.whole", false, "do not shrink what failed")
+	simWrite = flag.Bool("sim.record", false, "write what TestSimulate ran into docs/robustness.md")
+)
+
+// workDir is where a run keeps its databases: in memory, where there is a file
+// system for it.
+func workDir(t testing.TB) string {
+	for _, at := range []string{"/dev/shm", ""} {
+		if dir, err := os.MkdirTemp(at, "matrix-mls-sim-"); err == nil {
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			return dir
+		}
+	}
+	t.Fatal("no place for the databases")
+	return ""
+}
+
+// run runs a script in a directory of its own.
+func run(t testing.TB, sc script, sum *stats) (error, *world) {
+	dir := filepath.Join(workDir(t), "run")
+	defer os.RemoveAll(dir)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return simulate(sc, dir, sum)
+}
+
+// TestSimulate runs seeds and checks the properties after every step. A failure
+// prints the seed and a shrunk script; kept in testdata it is a test. Its subtests
+// say which seeds ran to their end.
+func TestSimulate(t *testing.T) {
+	var sum stats
+	start, cpu := time.Now(), simrecord.CPUTime()
+	failed, count := 0, *simSeeds
+	switch {
+	case testing.Short():
+		count = 3
+	case count == 0 && raceEnabled:
+		count = 3
+	case count == 0:
+		count = 50
+	}
+	last := *simFirst + int64(count) - 1
+	for first := *simFirst; first <= last; first += simBlock {
+		end := min(first+simBlock-1, last)
+		t.Run(fmt.Sprintf("steps=%d/seeds=%d-%d", *simSteps, first, end), func(t *testing.T) {
+			for seed := first; seed <= end && failed < 5; seed++ {
+				sc := scriptOf(seed, *simSteps)
+				began := simrecord.CPUTime()
+				err, _ := run(t, sc, &sum)
+				if testing.Verbose() {
+					fmt.Fprintf(os.Stderr, "seed %d: %v\n", seed, (simrecord.CPUTime() - began).Round(time.Millisecond))
+				}
+				if err == nil {
+					continue
+				}
+				failed++
+				t.Errorf("seed %d (%s): %v", seed, sc.faults, err)
+				if failed == 1 && !*simWhole {
+					small := shrink(t, sc, err.(*violation).property)
+					err, _ := run(t, small, nil)
+					t.Logf("shrunk, to keep as a file in testdata:\n# %v\n%s", err, small)
+				}
+			}
+		})
+	}
+	used := simrecord.CPUTime() - cpu
+	t.Logf("%d seeds x %d steps in %v (%v of CPU time a seed): %s", count, *simSteps, time.Since(start).Round(time.Millisecond),
+		(used / time.Duration(count)).Round(time.Millisecond), &sum)
+	if *simWrite {
+		simrecord.Add(t, "Whole rooms", "Written by `go test ./simulation -run TestSimulate -sim.record`.",
+			"| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
+			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), simrecord.Revision(), *simFirst,
+				last, *simSteps, failed, (used/time.Duration(count)).Round(time.Millisecond), &sum, simrecord.Machine()))
+	}
+}
+
+// TestRunsRepeat: a run follows from its script, byte for byte.
+func TestRunsRepeat(t *testing.T) {
+	for _, seed := range []int64{1, 4, 7} {
+		var sums [2]string
+		for i := range sums {
+			_, w := run(t, scriptOf(seed, *simSteps/2), nil)
+			sums[i] = fmt.Sprintf("%x after %d events", w.digest.Sum(nil), w.truth.events)
+		}
+		if sums[0] != sums[1] {
+			t.Errorf("seed %d: once %s, once %s", seed, sums[0], sums[1])
+		}
+	}
+}
+
+// simBlock is how many seeds a subtest of TestSimulate runs.
+const simBlock = 10
+
+// TestKeptScripts repeats what once failed, or is worth keeping.
+func TestKeptScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sc, err := parseScript(string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err, _ := run(t, sc, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// shrink leaves out steps while the same property still breaks.
+func shrink(t testing.TB, sc script, property string) script {
+	breaks := func(c script) bool {
+		err, _ := run(t, c, nil)
+		v, ok := err.(*violation)
+		return ok && v.property == property
+	}
+	tries := 0
+	for size := (len(sc.steps) + 1) / 2; size > 0; size /= 2 {
+		for i := 0; i+size <= len(sc.steps) && tries < 120; tries++ {
+			c := sc
+			c.steps = slices.Concat(sc.steps[:i], sc.steps[i+size:])
+			if breaks(c) {
+				sc = c
+			} else {
+				i += size
+			}
+		}
+	}
+	return sc
+}
