@@ -413,7 +413,6 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				c.confirmFinal(r)
 			}
 			c.policyDone(r)
-			c.forgetSent(b, r)
 			c.prune(b, r)
 		case federation.Doubt:
 			if e := r.epochs[act.Ref]; e != nil {
@@ -519,29 +518,6 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		notifyChan(c.outWake)
 	})
 	return nil
-}
-
-// requeue takes messages that were encrypted for epochs which left the head
-// back to be encrypted again, under the same message id.
-func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
-	for _, row := range c.roomRows(r.id) {
-		if row.data.Plain == nil || !slices.Contains(left, row.ref()) {
-			continue
-		}
-		data := row.data
-		data.Content, data.EventID = nil, ""
-		c.saveRow(b, row, stateQueued, federation.Ref{}, data)
-	}
-}
-
-// requeueAll takes back every message that is not known to be final: this device
-// leaves the branch it was on without knowing what of it stays.
-func (c *Client) requeueAll(b *batch, r *room) {
-	var refs []federation.Ref
-	for _, row := range c.roomRows(r.id) {
-		refs = append(refs, row.ref())
-	}
-	c.requeue(b, r, refs)
 }
 
 // noteRemovals remembers who was removed and when: an admission from before

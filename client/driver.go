@@ -341,6 +341,9 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 	}
 	switch evt.Type {
 	case rooms.TypeCommit:
+		if data.Late > 0 {
+			c.noteLate(r, evt, data.Late)
+		}
 		return c.handleCommit(ctx, r, evt, b)
 	case rooms.TypeProposal:
 		return c.handleProposal(r, evt, b)

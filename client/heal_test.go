@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -165,5 +166,51 @@ func (d *testDevice) wantReceived(want ...string) {
 	slices.Sort(want)
 	if got := d.received(); !slices.Equal(got, want) {
 		d.w.t.Errorf("%s got %q, want %q", d.ident.device, got, want)
+	}
+}
+
+// A message that was sent while the others could not be reached, in an epoch that both sides share, comes too late for
+// them once they have forgotten the keys of that epoch. Its author sees that by how late their commits come.
+func TestMessagesThatCameTooLateAreSentAgain(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		commits, again int
+	}{{"within what is kept", 3, 0}, {"beyond what is kept", 5, 1}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			room, u := w.apart(3, nil)
+			alice, bob, carol := u[0], u[1], u[2]
+			w.send(alice, room, "together")
+			w.settle()
+			shared := carol.headRef(room)
+			w.cut("s3.example")
+			w.send(carol, room, "unheard")
+			w.settle()
+			for range tc.commits {
+				w.must(func() error { return bob.ChangePolicySelf(room) })
+				w.settle()
+			}
+			if carol.headRef(room) != shared {
+				t.Fatal("carol's side went on by itself: the test proves nothing")
+			}
+			carol.skew = 10 * time.Minute // which the cut lasts
+			carol.turn()
+			w.mend()
+			w.settle()
+			w.sameEpoch(room, alice, bob, carol)
+			for _, d := range []*testDevice{alice, bob, carol} {
+				if got := d.received(); !slices.Equal(got, []string{"together", "unheard"}) {
+					t.Errorf("%s got %q", d.ident.device, got)
+				}
+			}
+			again := 0
+			for _, row := range carol.rows {
+				again += row.data.Late
+			}
+			if again != tc.again {
+				t.Errorf("sent again %d times, want %d", again, tc.again)
+			}
+			w.checkNonces()
+		})
 	}
 }

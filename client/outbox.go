@@ -43,7 +43,7 @@ func kindPriority(kind string) int {
 const (
 	stateQueued = "queued" // plaintext only: waits until the room can send
 	stateReady  = "ready"  // may be sent
-	stateSent   = "sent"   // an event; kept until its epoch is final
+	stateSent   = "sent"   // an event; kept until nobody can miss it (resend.go)
 )
 
 // outData is the sealed part of an outbox row.
@@ -56,6 +56,8 @@ type outData struct {
 	// transaction id of its own, or the homeserver would drop it as repeated.
 	Try int   `json:"try,omitempty"`
 	At  int64 `json:"at"` // unix milliseconds
+	// Late counts how often it was sent again because commits came late.
+	Late int `json:"late,omitempty"`
 
 	// Welcomes: who gets one, and the tree they need.
 	Welcomes []welcomeOut `json:"welcomes,omitempty"`
@@ -386,6 +388,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		data := row.data
 		data.EventID = evt
 		c.saveRow(b, row, stateSent, row.ref(), data)
+		r.pruneBy(c.mono() + c.limits.PastAge)
 		if row.item.Kind == kindChat {
 			c.addOwnMessage(b, r, row, evt)
 		}

@@ -167,6 +167,7 @@ func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
 	data.EventID = evt.ID
 	c.addOwnMessage(b, r, row, evt.ID)
 	c.saveRow(b, row, stateSent, row.ref(), data)
+	r.pruneBy(c.mono() + c.limits.PastAge)
 	b.then(func() { c.answer(row, sendResult{event: evt.ID}) })
 	return nil
 }

@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 )
 
-// prune wipes the epochs that nothing needs any more, and own commits of as
-// many. What stays is
+// prune wipes the epochs that nothing needs any more, own commits of as many, and
+// messages that were sent in them. What stays is
 //
 //   - above the newest final: the epochs of the head's chain, to go back to, and
 //     of branches beside it, each at most as many as the policy's window;
@@ -33,6 +34,7 @@ func (c *Client) prune(b *batch, r *room) {
 	}
 	var chain, beside []*epoch
 	r.pruneAt = 0
+	c.forgetSent(b, r, number)
 	for ref, e := range r.epochs {
 		if inUse(ref) {
 			continue
@@ -62,9 +64,7 @@ func (c *Client) prune(b *batch, r *room) {
 			c.dropEpoch(b, r, ref)
 			continue
 		}
-		if r.pruneAt == 0 || until < r.pruneAt {
-			r.pruneAt = until
-		}
+		r.pruneBy(until)
 	}
 	window := r.window()
 	for _, list := range [][]*epoch{chain, beside} {
@@ -99,6 +99,13 @@ func (c *Client) prune(b *batch, r *room) {
 		if r.epochs[key.ref] == nil {
 			delete(r.generations, key)
 		}
+	}
+}
+
+// pruneBy lets prune look again at a time, or before.
+func (r *room) pruneBy(at time.Duration) {
+	if r.pruneAt == 0 || at < r.pruneAt {
+		r.pruneAt = at
 	}
 }
 

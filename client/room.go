@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +72,7 @@ type roomRecord struct {
 	Events       map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
 	LastPath     int64                 `json:"last_path,omitempty"` // unix time of our last own path
 	Sent         uint64                `json:"sent,omitempty"`      // messages since then
+	Late         []lateCommit          `json:"late,omitempty"`      // commits that came late, the newest last
 	Warned       map[string]bool       `json:"warned,omitempty"`
 }
 
@@ -366,6 +368,12 @@ func (c *Client) load(ctx context.Context) error {
 		}
 	}
 	if err := c.loadOutbox(ctx); err != nil {
+		return err
+	}
+	switch at, err := c.st.GetKV(ctx, syncTimeKey); {
+	case err == nil && len(at) == 8:
+		c.syncAt = int64(binary.BigEndian.Uint64(at))
+	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return err
 	}
 	return c.markRestored(ctx)

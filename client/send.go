@@ -237,20 +237,6 @@ func (r *room) onChain(ref federation.Ref) bool {
 	return r.machine.Extends(r.machine.Head(), ref)
 }
 
-// forgetSent drops the plaintext of sent messages whose epoch is final.
-func (c *Client) forgetSent(b *batch, r *room) {
-	for _, row := range c.roomRows(r.id) {
-		if row.item.State != stateSent || row.data.Plain == nil {
-			continue
-		}
-		ref := row.ref()
-		_, known := r.machine.Known(ref)
-		if !known || r.machine.Final(ref) || (r.machine.Extends(r.machine.NewestFinal(), ref)) {
-			c.deleteRow(b, row)
-		}
-	}
-}
-
 // EncryptEvent encrypts an event for a room without sending it: the caller
 // sends the result as an m.room.encrypted event, once. It waits until the room
 // can send. Package mautrix's client does so through [CryptoHelper].

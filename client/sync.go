@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 
 const (
 	syncTokenKey = "sync/next_batch"
+	syncTimeKey  = "sync/at" // when the last response was filed, unix milliseconds
 	syncTimeout  = 30 * time.Second
 	syncFilter   = `{"presence":{"types":[]},"account_data":{"types":[]},"room":{"ephemeral":{"types":[]},"account_data":{"types":[]},"timeline":{"limit":100}}}`
 )
@@ -109,6 +111,9 @@ type inboxData struct {
 	Event    *Event `json:"event"`
 	ToDevice bool   `json:"to_device,omitempty"`
 	At       int64  `json:"at"` // unix milliseconds when it came
+	// Late is for how long it was under way, if that shows that servers did not
+	// reach each other.
+	Late time.Duration `json:"late,omitempty"`
 }
 
 // file writes a response, whose request began at the given time, into inbox and
@@ -177,6 +182,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			steps, touched = append(steps, step), append(touched, r)
 		}
 	}
+	now := c.now().UnixMilli()
 	err := c.st.Do(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		for _, step := range steps {
 			if err := step(ctx); err != nil {
@@ -193,6 +199,9 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 				return err
 			}
 		}
+		if err := c.st.PutKV(ctx, syncTimeKey, binary.BigEndian.AppendUint64(nil, uint64(now))); err != nil {
+			return err
+		}
 		return c.crashpoint("sync-filed")
 	})
 	if err != nil {
@@ -203,6 +212,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		}
 		return err
 	}
+	c.syncAt = now
 	for _, r := range touched {
 		r.notify()
 	}
@@ -401,12 +411,12 @@ func (c *Client) wanted(r *room, evt *Event) bool {
 
 // inboxStep files one event unless it was processed before.
 func (c *Client) inboxStep(roomID id.RoomID, evt *Event, toDevice bool) func(ctx context.Context) error {
-	at := c.now().UnixMilli()
+	at, late := c.now().UnixMilli(), c.lateness(evt)
 	return func(ctx context.Context) error {
 		if seen, err := c.st.Seen(ctx, roomID, evt.ID); err != nil || seen {
 			return err
 		}
-		raw, err := json.Marshal(inboxData{Event: evt, ToDevice: toDevice, At: at})
+		raw, err := json.Marshal(inboxData{Event: evt, ToDevice: toDevice, At: at, Late: late})
 		if err != nil {
 			return fmt.Errorf("client: inbox: %w", err)
 		}

@@ -64,7 +64,7 @@ type fakeDevice struct {
 }
 
 func newFakeServer() *fakeServer {
-	net := &fakeNet{clock: 1_700_000_000_000, before: map[id.EventID]id.EventID{}}
+	net := &fakeNet{clock: time.Now().UnixMilli(), before: map[id.EventID]id.EventID{}}
 	return net.add(testServer, &fakeServer{
 		media: map[string][]byte{}, toDevice: map[string][]*Event{}, users: map[id.UserID]*fakeUser{},
 	})

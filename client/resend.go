@@ -1,0 +1,145 @@
+package client
+
+import (
+	"slices"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// A message that was sent is kept, in the sealed outbox, until nobody can miss
+// it. It is encrypted again, under the same message id, when
+//
+//   - its epoch leaves the head: who is on the head cannot read it;
+//   - its epoch stays, and others have forgotten that epoch's keys before they
+//     can have seen it: the commits that made them forget were under way for
+//     long, so the message was as well.
+//
+// Receivers show a message id once.
+
+const (
+	// lateAfter is how old a commit has to be, when it comes to a device that was
+	// listening, to show that servers did not reach each other.
+	lateAfter = time.Minute
+	// maxLateSends bounds how often one message is sent again because commits came
+	// late: their age is what servers say.
+	maxLateSends = 2
+	// maxKeptSent bounds the messages of a room that are kept after their epoch
+	// became final.
+	maxKeptSent = 1000
+	// maxLateCommits bounds how many commits a room remembers as late.
+	maxLateCommits = 64
+)
+
+// A lateCommit came long after it was sent.
+type lateCommit struct {
+	Ref   rooms.Hash    `json:"ref"`
+	Level uint64        `json:"level"`
+	Delay time.Duration `json:"delay"` // between its sending and its coming
+}
+
+// lateness tells for how long an event was under way, if the last /sync answer
+// before it should have had it; else it is 0. A device that was not listening
+// learns nothing from an event's age. The caller holds c.mu.
+func (c *Client) lateness(evt *Event) time.Duration {
+	if c.syncAt == 0 || time.Duration(c.syncAt-evt.Timestamp)*time.Millisecond < lateAfter {
+		return 0
+	}
+	return time.Duration(c.now().UnixMilli()-evt.Timestamp) * time.Millisecond
+}
+
+// noteLate remembers a commit that came late.
+func (c *Client) noteLate(r *room, evt *Event, delay time.Duration) {
+	content, err := rooms.DecodeCommit(evt.Content)
+	if err != nil || r.machine == nil {
+		return
+	}
+	if content, err = c.inlined(r, content); err != nil {
+		return // it waits, and comes here again
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil || slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == rooms.Hash(ref) }) {
+		return
+	}
+	if level, ok := r.levelAt(federation.Ref(content.Parent)); ok && !r.machine.Held(ref) {
+		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay})
+		r.rec.Late = late[max(0, len(late)-maxLateCommits):]
+	}
+}
+
+// missed tells whether those who made the room's final commits forgot the keys of
+// an epoch of the given level before messages of ours could reach them.
+func (c *Client) missed(r *room, level uint64) bool {
+	return slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool {
+		forgotten := l.Level > level+uint64(c.limits.PastEpochs) || l.Level > level && l.Delay >= c.limits.PastAge
+		return forgotten && r.machine.Extends(r.machine.NewestFinal(), federation.Ref(l.Ref))
+	})
+}
+
+// stands tells whether an epoch cannot leave the head any more.
+func (r *room) stands(ref federation.Ref) bool {
+	return r.machine.Final(ref) || r.machine.Extends(r.machine.NewestFinal(), ref)
+}
+
+// forgetSent drops the plaintext of sent messages that nobody can miss, and takes
+// those back that others have missed. number is the newest final epoch's level.
+func (c *Client) forgetSent(b *batch, r *room, number uint64) {
+	kept := 0
+	rows := c.roomRows(r.id)
+	slices.Reverse(rows) // the newest first
+	for _, row := range rows {
+		if row.item.State != stateSent || row.data.Plain == nil {
+			continue
+		}
+		ref := row.ref()
+		if _, known := r.machine.Known(ref); !known {
+			c.deleteRow(b, row)
+			continue
+		}
+		level, ok := r.levelAt(ref)
+		left := c.limits.PastAge - c.now().Sub(time.UnixMilli(row.data.At))
+		switch {
+		case !r.stands(ref):
+		case ok && row.data.Late < maxLateSends && c.missed(r, level):
+			data := row.data
+			data.Late++
+			c.sendAgain(b, row, data)
+		case !ok || level+uint64(c.limits.PastEpochs) < number || kept >= maxKeptSent || left <= 0:
+			c.deleteRow(b, row)
+		default:
+			kept++
+			r.pruneBy(c.mono() + min(left, c.limits.PastAge)) // the clock may have been set back
+		}
+	}
+}
+
+// requeue takes messages that were encrypted for epochs which left the head
+// back to be encrypted again, under the same message id.
+func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
+	for _, row := range c.roomRows(r.id) {
+		if row.data.Plain != nil && slices.Contains(left, row.ref()) {
+			c.sendAgain(b, row, row.data)
+		}
+	}
+}
+
+// requeueAll takes back every message that is not known to be final: this device
+// leaves the branch it was on without knowing what of it stays.
+func (c *Client) requeueAll(b *batch, r *room) {
+	for _, row := range c.roomRows(r.id) {
+		if row.data.Plain != nil && !(row.item.State == stateSent && r.machine != nil && r.stands(row.ref())) {
+			c.sendAgain(b, row, row.data)
+		}
+	}
+}
+
+func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
+	data.Content, data.EventID = nil, ""
+	c.saveRow(b, row, stateQueued, federation.Ref{}, data)
+}
