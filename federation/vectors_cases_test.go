@@ -50,6 +50,7 @@ func VectorCases(t *testing.T, sign func(seed, content []byte) []byte) []VectorC
 		}
 	}
 	out = append(out, toldHere(t)...)
+	out = append(out, ruleCases()...)
 	for i := range 12 {
 		c := randomCase(int64(1000 + i))
 		c.Name = fmt.Sprintf("random-%02d", i)
