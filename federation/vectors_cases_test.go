@@ -21,7 +21,8 @@ type VectorCase struct {
 	Room        string
 	Base        Base
 	Events      []Event
-	Compacts    bool // the story drops what is old; its outcome is not that of the set
+	Edits       map[int]func(content string) string // of the JSON of some events, by index
+	Compacts    bool                                // the story drops what is old; its outcome is not that of the set
 }
 
 // VectorCases returns the rooms of the stories, of some that only this file

@@ -13,7 +13,7 @@ func ruleCases() []VectorCase {
 			out = append(out, VectorCase{Name: "rule-" + c.name, About: c.about, Room: testRoom, Base: base, Events: evs})
 		}
 	}
-	return out
+	return append(out, formCase())
 }
 
 type ruleCase struct {
@@ -140,6 +140,12 @@ var newcomerRules = []ruleCase{
 	}},
 }
 
+// waitingVote is a vote for a commit that never comes.
+func (w *world) waitingVote(by string) *Vote {
+	w.commit("never held", "root", "alice", commitSpec{})
+	return w.vote("never held", by, Ballot{}, nil)
+}
+
 // Section 4.
 var setRules = []ruleCase{
 	{"base", "what names the base changes nothing and carries nothing in", func(w *world) (Base, []Event) {
@@ -220,7 +226,7 @@ var setRules = []ruleCase{
 			w.commit("m", "l", "bob", commitSpec{}), w.commit("n", "l", "carol", commitSpec{}),
 			w.accept("m", "s4", Ballot{}, false, nil), w.accept("n", "s4", Ballot{}, false, nil))
 		return base, append(evs, w.one("s1", nil), w.one("s1", nil), w.vote("b", "s2", Ballot{}, nil), w.one("s2", lastVote("a", 0)),
-			w.vote("a", "s3", Ballot{}, nil), w.one("s3", lastVote("b", 0)))
+			w.vote("a", "s3", Ballot{}, nil), w.one("s3", lastVote("b", 0)), w.waitingVote("s1"))
 	}},
 	{"heirs-policy", "an era by heirs leaves the rest of the policy as it is written", func(w *world) (Base, []Event) {
 		w.heirs = []string{"bob/x"}

@@ -447,7 +447,15 @@ func vectorOf(t *testing.T, c *federation.VectorCase) *vector {
 	v := &vector{Name: c.Name, About: c.About, Room: c.Room, Base: baseOut(&c.Base)}
 	order := rand.New(rand.NewSource(int64(crc32.ChecksumIEEE([]byte(c.Name))))).Perm(len(c.Events))
 	for _, i := range order {
-		v.Events = append(v.Events, eventOut(t, c.Events[i]))
+		ev := eventOut(t, c.Events[i])
+		if edit := c.Edits[i]; edit != nil {
+			content := edit(string(ev.Content))
+			if content == string(ev.Content) {
+				t.Fatalf("%s: the edit of event %d changes nothing in %s", c.Name, i, content)
+			}
+			ev.Content = json.RawMessage(content)
+		}
+		v.Events = append(v.Events, ev)
 	}
 	slices.Sort(order)
 	v.Expect = v.outcome(t, order, 0)

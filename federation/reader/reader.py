@@ -8,7 +8,7 @@
 import base64, hashlib, itertools, json, struct, sys
 import ed25519
 P = "io.github.matrix-mls."
-ZERO = bytes(32)
+ZERO, NAN = bytes(32), float("nan")                # NAN: what canonical JSON does not have
 OK, WAIT, NOTHING = "ok", "wait", "nothing"        # what became of an event: it is in the set; it waits; it changes nothing
 class Bad(Exception): """A rule of section 4 is broken: the event is refused."""
 class Obj:
@@ -38,6 +38,8 @@ def items(o, k, most=1 << 30):
     v = [] if o.get(k) is None else o[k]
     return v if isinstance(v, list) and len(v) <= most else need(False)
 def obj(v): return v if isinstance(v, dict) else need(False)
+def once(pairs): return dict(pairs) if len(dict(pairs)) == len(pairs) else NAN
+def integer(s): return int(s) if s != "-0" and abs(int(s)) < 1 << 53 else NAN
 def ballot(v):
     v = [0, 0] if v is None else v
     need(isinstance(v, list) and len(v) == 2 and all(type(x) is int and 0 <= x < 1 << 53 for x in v))
@@ -72,6 +74,8 @@ def parse_receipt(kind, c, room):
     need(len(r.sig) == 64 and r.counter >= 1)
     prev = ref(c, "prev", True)
     need((prev == ZERO) == (r.counter == 1))
+    hint = text(c, "commit_event") if kind in ("accept", "vote") else ""
+    need(not hint or hint[0] == "$" and 2 <= len(hint.encode()) <= 255 and all("!" <= x != "\x7f" for x in hint))
     m = start(kind, room, b"") + r.cfg
     if kind == "ready":
         m += u32(r.rank)
@@ -152,13 +156,14 @@ class Room:
         for i, e in enumerate(events):
             try:
                 t, c = e["type"], obj(e["content"])
+                json.dumps(c, allow_nan=False)
                 if t == "commit":
                     queue.append((i, parse_commit(c)))
                 elif t in (P + "applied", P + "reject"):
                     queue.append((i, parse_statement(t[len(P):], c)))
                 elif t in (P + "accept", P + "vote", P + "promise", P + "ready"):
                     queue.append((i, parse_receipt(t[len(P):], c, self.room)))
-            except Bad:
+            except (Bad, ValueError):
                 self.refused.append(i)
         moved = True
         while moved:                               # what is too old stays so unless a founding commit came
@@ -387,6 +392,6 @@ class Room:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         with open(name, encoding="utf-8") as f:
-            v = json.load(f)
+            v = json.load(f, object_pairs_hook=once, parse_int=integer, parse_float=lambda _: NAN)
         o = Room(v).outcome()
         print(json.dumps({"name": v["name"], "outcome": o, "as_expected": o == v.get("expect")}, separators=(",", ":")))
