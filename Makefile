@@ -83,7 +83,7 @@ bench-plots: bin/benchplots ## cost against the size of the group, as docs/speed
 	bin/benchplots -dir docs
 
 .PHONY: bench-federation
-bench-federation: bin/benchfederation ## what a commit costs in rooms of 3 to 100 servers, into docs/federation-cost.md
+bench-federation: lab-install bin/benchfederation ## what a commit costs across three homeservers, and 3 to 100 simulated ones, into docs/federation-cost.md
 	bin/benchfederation
 
 .PHONY: fuzz fuzz-ci

@@ -2,12 +2,13 @@
 //
 //	benchfederation [-part simulated|real] [-page docs/federation-cost.md]
 //
-// Simulated: rooms of 3 to 100 servers in virtual time, by BenchmarkCost of federation; drawn beside the page as
-// federation-*.svg. Run it in the project's folder. The figures are those of the benchmarks, under the commit's name, with
-// the machine and its load.
+// Real: three homeservers with modules on this machine, by BenchmarkFederation of e2e. Simulated: rooms of 3 to 100 servers
+// in virtual time, by BenchmarkCost of federation; drawn beside the page as federation-*.svg. Run it in the project's
+// folder. The figures are those of the benchmarks, under the commit's name, with the machine and its load.
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/matrix-mls/matrix-mls/tools/figures"
@@ -33,6 +35,7 @@ var parts = []struct {
 	name    string
 	measure func(page string) (text string, err error)
 }{
+	{"real", real3},
 	{"simulated", simulated},
 }
 
@@ -44,33 +47,41 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	done := 0
-	for _, p := range parts {
-		if *part != "" && *part != p.name {
-			continue
-		}
-		done++
-		if err := run(p.name, *page, p.measure); err != nil {
-			fmt.Fprintf(os.Stderr, "benchfederation: %s: %v\n", p.name, err)
-			os.Exit(1)
-		}
-	}
-	if done == 0 {
-		fmt.Fprintf(os.Stderr, "benchfederation: no part is called %q\n", *part)
-		os.Exit(2)
+	if err := run(*part, *page); err != nil {
+		fmt.Fprintf(os.Stderr, "benchfederation: %v\n", err)
+		os.Exit(1)
 	}
 }
 
-func run(name, page string, measure func(string) (string, error)) error {
+// run measures the parts at the same time: the simulation is done long before the real servers, which have to wait for two
+// minutes, are measured; and its figures do not depend on the machine.
+func run(part, page string) error {
+	texts, errs := make([]string, len(parts)), make([]error, len(parts))
 	before := figures.Load()
-	text, err := measure(page)
-	if err != nil {
-		return err
+	var wg sync.WaitGroup
+	found := false
+	for i, p := range parts {
+		if part == "" || part == p.name {
+			found = true
+			wg.Go(func() { texts[i], errs[i] = p.measure(page) })
+		}
 	}
+	if !found {
+		return fmt.Errorf("no part is called %q", part)
+	}
+	wg.Wait()
 	head := fmt.Sprintf("%s, %s, %s, Go %s. `make bench-federation`.\nLoad of the machine (1, 5, 15 minutes): %s, then %s.\n\n", figures.Commit(),
 		time.Now().UTC().Format("2006-01-02"), figures.Processors(), strings.TrimPrefix(runtime.Version(), "go"), before, figures.Load())
-	fmt.Print(head + text)
-	return figures.Replace(page, "benchfederation "+name, head+text)
+	for i, p := range parts {
+		if errs[i] == nil && texts[i] != "" {
+			fmt.Print(head, texts[i], "\n")
+			errs[i] = figures.Replace(page, "benchfederation "+p.name, head+texts[i])
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("%s: %w", p.name, errs[i])
+		}
+	}
+	return errors.Join(errs...)
 }
 
 var benchLine = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+(.*)$`)
@@ -114,6 +125,49 @@ func (r result) param(key string) string {
 		}
 	}
 	return ""
+}
+
+// aim is the most that an epoch may take, in times of an ordinary event.
+const aim = 2.5
+
+func real3(string) (string, error) {
+	results, err := benchmark("./e2e", "Federation")
+	if err != nil {
+		return "", err
+	}
+	byName := make(map[string]map[string]float64, len(results))
+	for _, r := range results {
+		byName[strings.TrimPrefix(r.name, "Federation/")] = r.values
+	}
+	series, alone, idle := byName["series"], byName["alone"], byName["idle"]
+	if series == nil || alone == nil || idle == nil {
+		return "", fmt.Errorf("want the figures series, alone and idle, have those of %d benchmarks", len(byName))
+	}
+	var b strings.Builder
+	ms := func(unit string) string { return fmt.Sprintf("%.0f ms", series[unit]) }
+	verdict := "met"
+	if series["hops"] > aim {
+		verdict = "missed"
+	}
+	fmt.Fprintln(&b, "| time, median | |")
+	fmt.Fprintln(&b, "| --- | --- |")
+	fmt.Fprintf(&b, "| an ordinary event, sent until /sync at both other servers shows it | %s |\n", ms("ms-bare"))
+	fmt.Fprintf(&b, "| a commit, made until every client holds its epoch | %s |\n", ms("ms-epoch"))
+	fmt.Fprintf(&b, "| … by the client whose server's module accepts | %s |\n", ms("ms-epoch-own"))
+	fmt.Fprintf(&b, "| … by the clients of the other two | %s |\n", ms("ms-epoch-others"))
+	fmt.Fprintf(&b, "| commit / ordinary event | %.2f (aim: at most %.1f, %s) |\n", series["hops"], aim, verdict)
+	fmt.Fprintf(&b, "| a commit by itself, made until every client knows it to be final | %.1f s |\n", alone["s-to-final"])
+	fmt.Fprintf(&b, "\n| for each commit | one after the other, every %.1f s | each by itself |\n", series["s-between"])
+	fmt.Fprintln(&b, "| --- | --- | --- |")
+	for _, row := range []struct{ text, unit, format string }{
+		{"events", "events/commit", "%.2f"}, {"… accepts", "accepts/commit", "%.2f"}, {"… applied", "applied/commit", "%.2f"}, {"… votes", "votes/commit", "%.2f"},
+		{"… heads", "heads/commit", "%.2f"}, {"… others", "others/commit", "%.2f"}, {"bytes of federated events", "B/commit", "%.0f"},
+		{"… of these the commit", "B-itself/commit", "%.0f"}, {"bytes of media", "B-media/commit", "%.0f"}, {"least time between two votes of a module", "s-vote-gap", "%.1f s"},
+	} {
+		fmt.Fprintf(&b, "| %s | "+row.format+" | "+row.format+" |\n", row.text, series[row.unit], alone[row.unit])
+	}
+	fmt.Fprintf(&b, "\nThe idle room, watched for %.0f s on all three servers: %.0f events, %.0f bytes of media.\n", idle["s-idle"], idle["events-idle"], idle["B-media-idle"])
+	return b.String(), nil
 }
 
 var paces = map[string]string{"1m0s": "a minute", "1s": "a second"}
