@@ -223,7 +223,14 @@ func (s *sim) commit(x *simNode, kind uint32) *Commit {
 		return c
 	}
 	f := s.script.faults
+	if x.list.Equal(n.policy.Sequencers) {
+		x.list = nil
+	}
 	switch k := kind % 32; {
+	case x.list != nil && !s.calm && n.policy.admin(x.user) && s.rng.Intn(2) == 0:
+		p := clonePolicy(n.policy)
+		p.Sequencers = x.list
+		c.Policy = p
 	case k < 10:
 		c.Updated = []Leaf{{Index: leaf, User: x.user, Key: leafKey(leaf)}}
 	case k < 14:
@@ -240,6 +247,9 @@ func (s *sim) commit(x *simNode, kind uint32) *Commit {
 		p := clonePolicy(n.policy)
 		p.Sequencers = s.someList()
 		c.Policy = p
+		if f.relist {
+			x.list = p.Sequencers
+		}
 	case k < 24 && f.eras && n.policy.admin(x.user) && (n == n.eraBase || n.acc.any()):
 		p := clonePolicy(n.policy)
 		p.Sequencers = s.someList()

@@ -399,7 +399,7 @@ func (s *sim) fresh() {
 // lostAccepts: 16: which accepts of a ballot's chain somebody lost changes
 // nothing, as long as he has one further up. What they carried is known.
 func (s *sim) lostAccepts(up *simNode) {
-	if s.lied() || s.script.seed%4 != 0 {
+	if s.lied() {
 		return // accepts off one chain are compared with each other
 	}
 	top := map[Ref]map[Ballot]*Accept{}

@@ -71,6 +71,8 @@ type simFaults struct {
 	majority    bool // killed for good may be more than a majority survives
 	freeze      bool // on_partition
 	shortKeep   bool // modules drop what lies a few commits below the newest final
+	relist      bool // who changed the list and lost the race does it again
+	driver      bool // commits reach a machine once their parents did, as drivers give them (older scripts do without)
 }
 
 func (f simFaults) String() string {
@@ -81,7 +83,7 @@ func (f simFaults) String() string {
 	}{{f.crash, "crash"}, {f.split, "split"}, {f.loss, "loss"}, {f.eras, "eras"}, {f.listChange, "list-change"}, {f.badMember, "bad-member"},
 		{f.swapServer, "swap-server"}, {f.liar, "liar"}, {f.oldBackup, "old-backup"}, {f.killForGood, "killed"},
 		{f.softFail, "soft-fail"}, {f.newcomers, "newcomers"}, {f.heirs, "heirs"}, {f.majority, "majority"}, {f.freeze, "freeze"},
-		{f.shortKeep, "short-keep"}} {
+		{f.shortKeep, "short-keep"}, {f.relist, "relist"}, {f.driver, "driver"}} {
 		if x.on {
 			s += " " + x.name
 		}
@@ -95,7 +97,7 @@ func parseFaults(s string) (simFaults, error) {
 		on := map[string]*bool{"crash": &f.crash, "split": &f.split, "loss": &f.loss, "eras": &f.eras, "list-change": &f.listChange,
 			"bad-member": &f.badMember, "swap-server": &f.swapServer, "liar": &f.liar, "old-backup": &f.oldBackup, "killed": &f.killForGood,
 			"soft-fail": &f.softFail, "newcomers": &f.newcomers, "heirs": &f.heirs, "majority": &f.majority, "freeze": &f.freeze,
-			"short-keep": &f.shortKeep}
+			"short-keep": &f.shortKeep, "relist": &f.relist, "driver": &f.driver}
 		if p := on[w]; p != nil {
 			*p = true
 		} else if _, err := fmt.Sscanf(w, "n=%d", &f.n); err != nil {
@@ -133,6 +135,8 @@ func simScriptOf(seed int64, steps int) simScript {
 	f.majority = f.crash && f.n > 1 && (f.eras || f.heirs) && rng.Intn(2) == 0
 	f.freeze = rng.Intn(10) == 0
 	f.shortKeep = rng.Intn(4) == 0 && !f.eras && !f.heirs // an era may begin below what is kept
+	f.relist = f.listChange && rng.Intn(3) > 0
+	f.driver = true
 	return simScript{seed: seed, faults: f, steps: simSteps(rng, f, steps)}
 }
 
@@ -223,6 +227,7 @@ type simNode struct {
 	told     map[Ref]bool // commits whose rejoin was asked for
 	last     Ref          // own newest commit
 	sent     []int
+	list     List   // that it wants, with relist
 	removes  []Leaf // to do after a heal, before adds
 	adds     []Leaf
 }
@@ -723,7 +728,7 @@ func (s *sim) feed(x *simNode, id int) {
 
 func (s *sim) step1(x *simNode, id int) {
 	ev := s.log[id]
-	if c, ok := ev.(*Commit); ok && !x.m.Held(c.Parent) && !x.m.TooOld(c.Epoch) {
+	if c, ok := ev.(*Commit); ok && s.script.faults.driver && !x.m.Held(c.Parent) && !x.m.TooOld(c.Epoch) {
 		if !x.m.Beside(c.Parent, c.Epoch) {
 			if !slices.Contains(x.orphans, id) {
 				x.orphans = append(x.orphans, id)
