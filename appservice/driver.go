@@ -559,7 +559,7 @@ func (e *Engine) takeWaiting(ctx context.Context, r *room) (progress bool, err e
 			since = now
 			r.waitSince[ev.EventID] = now
 		}
-		if e.stillWaits(r, ev) {
+		if e.stillWaits(ctx, r, ev) {
 			if late > 0 && r.gap.complete && now-since > late {
 				if err := e.d.Store.FinishInbox(ctx, ev.EventID, store.InboxRefused, ruleWaitedTooLong); err != nil {
 					return false, err
@@ -581,7 +581,7 @@ func (e *Engine) takeWaiting(ctx context.Context, r *room) (progress bool, err e
 }
 
 // stillWaits tells at little cost that an event has to wait on.
-func (e *Engine) stillWaits(r *room, ev *store.InboxEvent) bool {
+func (e *Engine) stillWaits(ctx context.Context, r *room, ev *store.InboxEvent) bool {
 	parsed, err := homeserver.ParseEvent(ev.Raw, r.id)
 	if err != nil {
 		return false
@@ -608,18 +608,31 @@ func (e *Engine) stillWaits(r *room, ev *store.InboxEvent) bool {
 	case r.m == nil:
 		return true
 	}
-	if r.m.TooOld(c.Epoch) {
-		return false
-	}
+	parent := federation.Ref(c.Parent)
+	held := r.m.Held(parent)
 	if c.File != nil {
-		if _, _, ok := e.media.get(c.File.SHA256); !ok {
+		if !held && r.m.TooOld(c.Epoch) {
+			return false
+		}
+		data, bad, ok := e.media.get(c.File.SHA256)
+		if !ok {
 			e.download(r, c.File)
 			return true
 		}
+		b, err := rooms.DecodeCommitBundle(data)
+		if bad != nil || err != nil {
+			return false
+		}
+		c.SetInline(b)
 	}
-	if parent := federation.Ref(c.Parent); !r.m.Held(parent) && !r.m.Beside(parent, c.Epoch) {
-		r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
-		return true
+	if held {
+		return false
 	}
-	return false
+	if !c.Founding {
+		if place, err := e.outside(ctx, r, c); err != nil || place.settled {
+			return false
+		}
+	}
+	r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
+	return true
 }

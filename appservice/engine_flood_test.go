@@ -19,7 +19,12 @@ func (r *mlsRoom) junk(by *device, n int) {
 	content, err := rooms.DecodeCommit(r.make(by, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}).raw)
 	must(r.t, err)
 	for i := range n {
-		content.Parent, content.ParentEvent = rooms.Hash{0xff, byte(i), byte(i >> 8)}, ""
+		parent := rooms.Hash{0xff, byte(i), byte(i >> 8)}
+		aad, err := (&rooms.CommitAAD{Parent: federation.Ref(parent)}).Encode()
+		must(r.t, err)
+		staged, err := by.group.Commit(mls.CommitOptions{AuthenticatedData: aad, ForcePath: true})
+		must(r.t, err)
+		content.Parent, content.ParentEvent, content.Message = parent, "", staged.Message()
 		raw, err := rooms.Encode(content)
 		must(r.t, err)
 		r.hs.add(r.id, by.cred.User, rooms.TypeCommit, nil, raw)

@@ -80,15 +80,14 @@ func (e *Engine) takeContent(ctx context.Context, r *room, msg *message) (outcom
 		}
 		err = e.step(ctx, r, ev)
 		if federationRule(err) == string(federation.RuleTooOld) {
-			if a, ok := ev.(*federation.Accept); ok && !r.m.Held(a.Parent) {
-				// In the group that follows a ReInit epochs begin again.
-				if tree, err := e.group(ctx, r, r.m.Head()); err != nil || tree.ReInit() == nil {
-					return ignored, nil
-				}
-			} else if !ok {
-				return ignored, nil
+			return ignored, nil
+		}
+		if a, ok := ev.(*federation.Accept); ok && err == nil && r.m.TooOld(a.Epoch) && !r.m.Held(a.Ref) {
+			// Epochs begin again in the group that follows a ReInit.
+			if tree, err := e.group(ctx, r, r.m.Head()); err == nil && tree.ReInit() != nil {
+				return waiting, nil // of a founding, or above one, that has not come yet
 			}
-			return waiting, nil // of a founding, or above one, that has not come yet
+			return ignored, nil
 		}
 		if err == nil {
 			err = e.keepReceipt(ctx, r, msg, ev)
@@ -180,21 +179,6 @@ func (sc *storedCommit) content() (*rooms.CommitContent, error) {
 	return c, nil
 }
 
-// takeOutside notes a commit on a branch that the room left before what is kept
-// begins: a sequencer that comes back may report a vote for it.
-func (e *Engine) takeOutside(ctx context.Context, r *room, c *rooms.CommitContent) (outcome, error) {
-	scope, _ := r.m.ScopeAt(r.m.Base())
-	o, ok, err := rooms.OutsideCommit(c, scope.Group)
-	switch {
-	case err != nil:
-		return done, err
-	case !ok:
-		return waiting, nil // of a group that is still to come
-	}
-	r.retryWaiting = true // for what is built on it
-	return ignored, e.step(ctx, r, o)
-}
-
 // takeCommit follows a commit: it is checked against its parent's tree, given
 // to the machine as a fact, and the group's state after it is kept.
 func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome, error) {
@@ -204,6 +188,9 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	}
 	sc := &storedCommit{Event: msg.content}
 	if c.File != nil {
+		if r.m != nil && !c.Founding && r.m.TooOld(c.Epoch) && !r.m.Held(federation.Ref(c.Parent)) {
+			return ignored, nil // not worth the file; a later one in a new group asks for it again
+		}
 		data, bad, ok := e.media.get(c.File.SHA256)
 		if !ok {
 			e.download(r, c.File)
@@ -225,22 +212,19 @@ func (e *Engine) takeCommit(ctx context.Context, r *room, msg *message) (outcome
 	case c.Epoch == 0:
 		return e.takeRoot(ctx, r, msg, c, sc)
 	}
-	if r.m != nil && r.m.TooOld(c.Epoch) {
-		if next, err := e.ofNextGroup(ctx, r, c); err != nil || next {
-			return waiting, err
-		}
-		return ignored, nil // it was dealt with, or lost, long ago
-	}
 	parent := federation.Ref(c.Parent)
-	if r.m == nil || !r.m.Held(parent) {
-		if r.m != nil && r.m.Beside(parent, c.Epoch) {
-			return e.takeOutside(ctx, r, c)
+	switch {
+	case r.m == nil:
+		r.gap.wanted = true
+		return waiting, nil
+	case !r.m.Held(parent):
+		switch place, err := e.outside(ctx, r, c); {
+		case err != nil:
+			return done, err
+		case place.settled:
+			return ignored, e.stepOutside(ctx, r, place)
 		}
-		if r.m != nil {
-			r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
-		} else {
-			r.gap.wanted = true
-		}
+		r.want(federation.Fetch{Commit: parent, EventID: string(c.ParentEvent)})
 		return waiting, nil
 	}
 	m, err := mls.ParseMessage(c.Message)
@@ -436,17 +420,6 @@ func (e *Engine) begin(ctx context.Context, r *room, base federation.Base, pg *m
 	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("ref", base.Ref.Short()).Bool("listed", m.Listed()).Msg("Following the group of a room")
 	r.moved = 100 * reopenAtOnce
 	return e.putCommit(ctx, r, base.Ref, "", base.Epoch, msg, sc)
-}
-
-// ofNextGroup tells whether a commit is made in the group that follows one which
-// a ReInit closed: its founding has not come yet.
-func (e *Engine) ofNextGroup(ctx context.Context, r *room, c *rooms.CommitContent) (bool, error) {
-	tree, err := e.group(ctx, r, r.m.Head())
-	if err != nil || tree.ReInit() == nil {
-		return false, err
-	}
-	m, err := mls.ParseMessage(c.Message)
-	return err == nil && bytes.Equal(m.GroupID(), tree.ReInit().GroupID), err
 }
 
 // takeFounding takes the founding commit of a group's successor.

@@ -54,25 +54,24 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		return nil
 	}
 	parent := federation.Ref(content.Parent)
-	if r.rec.Phase == phaseMember && r.before(msg.GroupID(), content.Epoch) {
-		return nil // from before this device was in the group
-	}
-	if !r.machine.Held(parent) && r.epochs[parent] == nil {
-		if r.machine.Beside(parent, content.Epoch) {
-			scope, _ := r.machine.ScopeAt(r.machine.Base())
-			o, ok, err := rooms.OutsideCommit(content, scope.Group)
+	held := r.machine.Held(parent) || r.epochs[parent] != nil
+	if !held {
+		if o, ok, err := c.outside(r, msg, content); err != nil || ok {
+			if err != nil || o == nil {
+				return err
+			}
+			acts, err := r.machine.Step(*o)
 			if err != nil {
 				return err
 			}
-			if ok { // on a branch that the room left before what is kept begins
-				acts, err := r.machine.Step(o)
-				if err != nil {
-					return err
-				}
-				b.machine = true
-				return c.act(ctx, r, acts, b)
-			}
+			b.machine = true
+			return c.act(ctx, r, acts, b)
 		}
+	}
+	if r.rec.Phase == phaseMember && r.before(msg.GroupID(), content.Epoch) {
+		return nil // from before this device was in the group
+	}
+	if !held {
 		if content.ParentEvent != "" {
 			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
 		}
@@ -116,6 +115,28 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 	}
 	r.staged[ref] = staged
 	return c.takeCommit(ctx, r, facts, content, evt, b)
+}
+
+// outside reports whether a commit whose parent is not held never will be: it is
+// from before this device was in the group, or on a branch that the room left. If
+// the coordination has to know of it, what it is told is returned. Epochs compare
+// within a group: those of the next begin again.
+func (c *Client) outside(r *room, msg *mls.Message, content *rooms.CommitContent) (*federation.Outside, bool, error) {
+	base, _ := r.machine.ScopeAt(r.machine.Base())
+	var past []byte
+	if _, inTree := r.level(msg.GroupID(), content.Epoch); !inTree && r.former(msg.GroupID()) {
+		past = msg.GroupID()
+	}
+	o, ok, err := rooms.OutsideCommit(content, base.Group, past)
+	switch {
+	case err != nil || !ok:
+		return nil, false, err
+	case !o.Past && r.machine.TooOld(o.Epoch):
+		return nil, true, nil
+	case o.Past || r.machine.Beside(o.Parent, o.Epoch):
+		return &o, true, nil
+	}
+	return nil, false, nil
 }
 
 // takeCommit gives a checked commit to the coordination.
@@ -361,7 +382,7 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		if err := c.object(r, ev.Ref, ev.Parent, b); err != nil {
 			return err
 		}
-		if ev.EventID != "" && !r.machine.Held(ev.Ref) {
+		if ev.EventID != "" && !r.machine.Held(ev.Ref) && !r.machine.TooOld(ev.Epoch) {
 			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID)})
 		}
 	case *federation.Applied:

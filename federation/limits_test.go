@@ -265,3 +265,51 @@ func TestLastVotesBesideTheBase(t *testing.T) {
 		}
 	}
 }
+
+// TestAcceptsBeforeTheirGroup: a group is founded anew, and its epochs begin again
+// below those that a newcomer knows. Accepts that come before the founding commit,
+// whose tree may have to be fetched, count once it is there.
+func TestAcceptsBeforeTheirGroup(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1"}, []string{"alice"}, []string{"alice", "bob"})
+	base.Ref, base.Epoch, base.Config = testRef("a"), 9, testRef("root")
+	w.epochs["a"], w.epochs["f"], w.config["a"] = 9, 1, "root"
+	f := w.commit("f", "a", "alice", commitSpec{})
+	f.Founding = &Founding{GroupID: []byte("next"), Suite: 1, Leaves: base.Leaves}
+	c := w.commit("c", "f", "alice", commitSpec{})
+	m, err := New(testConfig(""), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ev := range []Event{w.accept("f", "s1", Ballot{}, false, nil), w.accept("c", "s1", Ballot{}, false, nil)} {
+		if acts, err := m.Step(ev); err != nil {
+			t.Fatal(err)
+		} else if a := ev.(*Accept); a.Ref == c.Ref && len(acts) > 0 {
+			t.Errorf("an accept that may be about anything asks for something: %s", w.actions(acts))
+		}
+	}
+	for i := range 1000 { // of long ago
+		name := fmt.Sprint("old", i)
+		w.commit(name, fmt.Sprint("older", i), "alice", commitSpec{})
+		if _, err := m.Step(w.accept(name, "s1", Ballot{}, false, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(m.waiting) > m.cfg.Limits.Waiting {
+		t.Errorf("%d events wait", len(m.waiting))
+	}
+	if _, err := m.Step(f); err != nil {
+		t.Fatal(err)
+	}
+	if m.Head() != f.Ref {
+		t.Errorf("head %s, want the founding commit: its accept came first", w.name(m.Head()))
+	}
+	for _, ev := range []Event{c, w.accept("c", "s1", Ballot{}, false, nil)} {
+		if _, err := m.Step(ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.Head() != c.Ref {
+		t.Errorf("head %s, want c", w.name(m.Head()))
+	}
+}

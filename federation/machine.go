@@ -236,7 +236,7 @@ func (m *Machine) put(ev Event, b *batch) (changed bool, added Ref, err error) {
 	case *Rejected:
 		changed, err = m.putRejected(ev, b)
 	case Outside:
-		if _, ok := m.nodes[ev.Ref]; !ok && m.Beside(ev.Parent, ev.Epoch) {
+		if _, ok := m.nodes[ev.Ref]; !ok && !m.complete && (ev.Past || m.Beside(ev.Parent, ev.Epoch)) {
 			changed = m.drop(ev.Ref, ev.Epoch)
 		}
 	case Resume, Reported:
@@ -281,23 +281,29 @@ func (m *Machine) wait(on Ref, ev Event) bool {
 		}
 	}
 	m.waiting = append(m.waiting, waitingEvent{on, ev})
-	commits, others := 0, 0
-	for _, w := range m.waiting {
-		if _, ok := w.ev.(*Commit); ok {
-			commits++
-		} else {
-			others++
+	// Commits, receipts and statements, and accepts that are most likely too old
+	// have places of their own.
+	kind := func(ev Event) int {
+		switch ev := ev.(type) {
+		case *Commit:
+			return 0
+		case *Accept:
+			if m.oldAccept(ev) {
+				return 1
+			}
 		}
+		return 2
 	}
-	_, isCommit := ev.(*Commit)
-	if isCommit && commits <= m.cfg.Limits.Waiting || !isCommit && others <= m.cfg.Limits.Waiting {
-		return true
-	}
+	same, first := 0, -1
 	for i, w := range m.waiting {
-		if _, ok := w.ev.(*Commit); ok == isCommit {
-			m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
-			break
+		if kind(w.ev) == kind(ev) {
+			if same++; first < 0 {
+				first = i
+			}
 		}
+	}
+	if same > m.cfg.Limits.Waiting || kind(ev) == 1 && same > m.cfg.Limits.Waiting/4 {
+		m.waiting = append(m.waiting[:first], m.waiting[first+1:]...)
 	}
 	return true
 }
@@ -425,7 +431,7 @@ const maxGone = 1024
 
 // Beside reports whether a commit that was made on parent and makes the given
 // epoch is known to lie beside what is kept, and so never comes. It is about
-// commits whose parent is not held; see Outside.
+// commits of the base's group whose parent is not held; see Outside.
 func (m *Machine) Beside(parent Ref, epoch uint64) bool { return m.beside(parent, epoch, false) }
 
 func (m *Machine) beside(parent Ref, epoch uint64, founding bool) bool {
@@ -445,7 +451,7 @@ func (m *Machine) drop(ref Ref, epoch uint64) bool {
 	fresh := false
 	for todo := []Outside{{Ref: ref, Epoch: epoch}}; len(todo) > 0; todo = todo[1:] {
 		at := todo[0]
-		if _, ok := m.gone[at.Ref]; !ok && !m.TooOld(at.Epoch) && len(m.gone) < maxGone {
+		if _, ok := m.gone[at.Ref]; !ok && !m.below(at.Epoch) && len(m.gone) < maxGone {
 			m.gone[at.Ref], fresh = at.Epoch, true
 		}
 		rest := m.waiting[:0]
@@ -463,15 +469,18 @@ func (m *Machine) drop(ref Ref, epoch uint64) bool {
 }
 
 // dropped reports whether a commit that is not held lies beside or below what is
-// kept, and is not still to come.
+// kept, and is not still to come. Above a founding commit epochs begin again, so
+// one that has yet to come may be taken for one below until it does.
 func (m *Machine) dropped(ref Ref, epoch uint64) bool {
 	_, ok := m.gone[ref]
-	return !m.complete && (ok || m.TooOld(epoch))
+	return !m.complete && (ok || m.below(epoch))
 }
+
+func (m *Machine) below(epoch uint64) bool { return epoch <= m.base.epoch }
 
 // TooOld reports whether a commit that makes the given epoch lies below
 // everything that is kept.
-func (m *Machine) TooOld(epoch uint64) bool { return !m.refounded && epoch <= m.base.epoch }
+func (m *Machine) TooOld(epoch uint64) bool { return !m.refounded && m.below(epoch) }
 
 // Status returns where a commit stands.
 func (m *Machine) Status(ref Ref) Status {

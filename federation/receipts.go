@@ -183,8 +183,9 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 	if a.Ref == m.base.ref {
 		return false, nil
 	}
-	if m.TooOld(a.Epoch) {
-		return false, refuse(RuleTooOld, a.Ref, "epoch %d, and nothing at or below epoch %d is kept", a.Epoch, m.base.epoch)
+	if m.oldAccept(a) {
+		m.wait(a.Ref, a) // most likely in vain, so neither written at once nor fetched
+		return false, nil
 	}
 	list, n, on, err := m.governed(a.Config, a.Ref, a.EventID, b)
 	if err != nil {
@@ -240,6 +241,14 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		m.chain(a, list[a.Ballot.Rank], b)
 	}
 	return changed, nil
+}
+
+// oldAccept reports whether an accept is about a commit below everything that is
+// kept, or about one of a group that is still to be founded.
+func (m *Machine) oldAccept(a *Accept) bool {
+	_, held := m.nodes[a.Ref]
+	_, next := m.nodes[a.Parent]
+	return !held && !next && m.TooOld(a.Epoch)
 }
 
 func (m *Machine) checkProofs(ref Ref, ps []Proof) error {

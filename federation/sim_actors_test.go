@@ -3,6 +3,7 @@ package federation
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"slices"
 )
 
@@ -36,6 +37,10 @@ func (x *simNode) buildOn() *node {
 func (s *sim) canApply(x *simNode, n *node) bool {
 	if n.c.External && slices.Contains(x.leaves, n.c.Author) {
 		return true
+	}
+	if n.c.Founding != nil { // by its Welcome, and the secrets of the group before
+		_, in := x.device(n)
+		return in && x.holds[n.up.ref]
 	}
 	if !x.holds[n.up.ref] {
 		return false
@@ -180,7 +185,11 @@ func (s *sim) newRef() Ref {
 func (s *sim) put(x *simNode, c *Commit) {
 	s.commits[c.Ref] = c
 	s.depth[c.Ref] = s.depth[c.Parent] + 1
-	s.era[c.Ref] = s.era[c.Parent]
+	s.era[c.Ref], s.group[c.Ref] = s.era[c.Parent], s.group[c.Parent]
+	if c.Founding != nil {
+		s.group[c.Ref]++
+		s.stats.groups++
+	}
 	if c.Era != nil {
 		s.era[c.Ref] = c.Ref
 		s.stats.eras++
@@ -254,6 +263,14 @@ func (s *sim) commit(x *simNode, kind uint32) *Commit {
 		p := clonePolicy(n.policy)
 		p.Sequencers = s.someList()
 		c.Policy, c.Era = p, &Era{Number: n.eraNo + 1}
+	case k >= 25 && f.refound && n == x.m.final && n.c != nil && n.c.Founding == nil:
+		c.Epoch = 1
+		c.Founding = &Founding{GroupID: fmt.Appendf(nil, "group %d", s.nextRef), Suite: 1}
+		for i := range n.table() {
+			l, _ := n.leaf(i)
+			c.Founding.Leaves = append(c.Founding.Leaves, Leaf{Index: i, User: l.user, Key: leafKey(i)})
+		}
+		sortLeaves(c.Founding.Leaves)
 	case k == 24 && x.user == "alice":
 		p := clonePolicy(n.policy)
 		if p.admin("bob") {
@@ -368,7 +385,7 @@ func (s *sim) misbehave(st simStep) {
 		// A twin of a waiting commit: same content, another tag, another ref.
 		var waiting []*Commit
 		for _, ev := range s.log {
-			if c, ok := ev.(*Commit); ok && c.Era == nil && !c.External && s.cannot[c.Ref] == "" {
+			if c, ok := ev.(*Commit); ok && c.Era == nil && c.Founding == nil && !c.External && s.cannot[c.Ref] == "" {
 				waiting = append(waiting, c)
 			}
 		}

@@ -112,11 +112,11 @@ func (s *sim) joined() {
 		x.inbox = append(x.inbox, x.lost...)
 		x.lost = nil
 		for _, id := range x.inbox {
-			_, _ = x.m.Step(s.log[id])
+			s.feed(x, id)
 		}
 		for id := range s.log {
 			if !slices.Contains(x.inbox, id) {
-				_, _ = x.m.Step(s.log[id])
+				s.feed(x, id)
 			}
 		}
 		if s.extends(a.m.head.ref, x.at) {

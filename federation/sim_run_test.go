@@ -133,10 +133,11 @@ func (s *simStats) add(o *simStats) {
 	s.joined += o.joined
 	s.compared += o.compared
 	s.rewinds += o.rewinds
+	s.groups += o.groups
 }
 
 func (s *simStats) String() string {
-	return fmt.Sprintf("%d commits, %d of them bad, %d finals, %d takeovers asked for, %d provisional accepts, %d list changes, %d eras, %d crashes, "+
-		"%d keys retired, %d messages, %d sent again, %d newcomers, heads gave way %d times, %d equal sets compared, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.crashes,
+	return fmt.Sprintf("%d commits, %d of them bad, %d finals, %d takeovers asked for, %d provisional accepts, %d list changes, %d eras, %d founding commits, %d crashes, "+
+		"%d keys retired, %d messages, %d sent again, %d newcomers, heads gave way %d times, %d equal sets compared, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.groups, s.crashes,
 		s.retired, s.messages, s.resent, s.joined, s.rewinds, s.compared, s.events)
 }

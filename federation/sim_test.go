@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand"
 	"slices"
 	"strings"
@@ -72,6 +73,7 @@ type simFaults struct {
 	freeze      bool // on_partition
 	shortKeep   bool // modules drop what lies a few commits below the newest final
 	relist      bool // who changed the list and lost the race does it again
+	refound     bool // groups are closed for new ones, whose epochs begin again
 	driver      bool // commits reach a machine once their parents did, as drivers give them (older scripts do without)
 }
 
@@ -83,7 +85,7 @@ func (f simFaults) String() string {
 	}{{f.crash, "crash"}, {f.split, "split"}, {f.loss, "loss"}, {f.eras, "eras"}, {f.listChange, "list-change"}, {f.badMember, "bad-member"},
 		{f.swapServer, "swap-server"}, {f.liar, "liar"}, {f.oldBackup, "old-backup"}, {f.killForGood, "killed"},
 		{f.softFail, "soft-fail"}, {f.newcomers, "newcomers"}, {f.heirs, "heirs"}, {f.majority, "majority"}, {f.freeze, "freeze"},
-		{f.shortKeep, "short-keep"}, {f.relist, "relist"}, {f.driver, "driver"}} {
+		{f.shortKeep, "short-keep"}, {f.relist, "relist"}, {f.refound, "refound"}, {f.driver, "driver"}} {
 		if x.on {
 			s += " " + x.name
 		}
@@ -97,7 +99,7 @@ func parseFaults(s string) (simFaults, error) {
 		on := map[string]*bool{"crash": &f.crash, "split": &f.split, "loss": &f.loss, "eras": &f.eras, "list-change": &f.listChange,
 			"bad-member": &f.badMember, "swap-server": &f.swapServer, "liar": &f.liar, "old-backup": &f.oldBackup, "killed": &f.killForGood,
 			"soft-fail": &f.softFail, "newcomers": &f.newcomers, "heirs": &f.heirs, "majority": &f.majority, "freeze": &f.freeze,
-			"short-keep": &f.shortKeep, "relist": &f.relist, "driver": &f.driver}
+			"short-keep": &f.shortKeep, "relist": &f.relist, "refound": &f.refound, "driver": &f.driver}
 		if p := on[w]; p != nil {
 			*p = true
 		} else if _, err := fmt.Sscanf(w, "n=%d", &f.n); err != nil {
@@ -136,6 +138,7 @@ func simScriptOf(seed int64, steps int) simScript {
 	f.freeze = rng.Intn(10) == 0
 	f.shortKeep = rng.Intn(4) == 0 && !f.eras && !f.heirs // an era may begin below what is kept
 	f.relist = f.listChange && rng.Intn(3) > 0
+	f.refound = rng.Intn(4) == 0
 	f.driver = true
 	return simScript{seed: seed, faults: f, steps: simSteps(rng, f, steps)}
 }
@@ -259,6 +262,7 @@ type sim struct {
 	commits  map[Ref]*Commit
 	depth    map[Ref]int
 	era      map[Ref]Ref // base of the era a commit lies in
+	group    map[Ref]int // which of the room's groups, one after the other, made a commit
 	cannot   map[Ref]string
 	someCan  map[Ref]int
 	finals   map[Ref]Ref           // deepest final anyone saw, by era
@@ -290,7 +294,7 @@ type sim struct {
 
 type simStats struct {
 	commits, finals, takeovers, provisionals, lists, eras, bads, crashes, evidence, events int
-	retired, messages, resent, joined, compared, rewinds                                   int
+	retired, messages, resent, joined, compared, rewinds, groups                           int
 }
 
 // simSigned is what an honest module is held to.
@@ -335,7 +339,7 @@ var simKeys = func() map[string]ed25519.PrivateKey {
 }()
 
 func newSim(script simScript, without rule) *sim {
-	s := &sim{script: script, without: without, commits: map[Ref]*Commit{}, depth: map[Ref]int{}, era: map[Ref]Ref{}, cannot: map[Ref]string{},
+	s := &sim{script: script, without: without, commits: map[Ref]*Commit{}, depth: map[Ref]int{}, era: map[Ref]Ref{}, group: map[Ref]int{}, cannot: map[Ref]string{},
 		someCan: map[Ref]int{}, finals: map[Ref]Ref{}, verify: map[Ref]string{}, proof: map[string]bool{},
 		outcome: map[uint64]simOutcome{}, chainOf: map[string]map[uint64]Ref{}, signed: map[string]*simSigned{}, root: testRef("sim root")}
 	s.rng = rand.New(rand.NewSource(script.seed))
@@ -717,7 +721,7 @@ func (s *sim) feed(x *simNode, id int) {
 	for again := true; again && x.up; {
 		again = false
 		for i, o := range x.orphans {
-			if c := s.log[o].(*Commit); x.m.Held(c.Parent) || x.m.Beside(c.Parent, c.Epoch) {
+			if c := s.log[o].(*Commit); x.m.Held(c.Parent) || s.placeOf(x, c) != placeOpen {
 				x.orphans, again = slices.Delete(x.orphans, i, i+1), true
 				s.step1(x, o)
 				break
@@ -726,16 +730,44 @@ func (s *sim) feed(x *simNode, id int) {
 	}
 }
 
+// placeOf says what a driver knows of a commit whose parent its machine does not
+// hold. Epochs compare within a group.
+func (s *sim) placeOf(x *simNode, c *Commit) simPlace {
+	switch group := s.group[x.m.base.ref]; {
+	case c.Founding != nil && !x.m.Beside(c.Parent, math.MaxUint64), s.group[c.Ref] > group:
+		return placeOpen
+	case s.group[c.Ref] == group && c.Founding == nil && x.m.TooOld(c.Epoch):
+		return placeBelow
+	case s.group[c.Ref] < group:
+		return placeBeside
+	case x.m.Beside(c.Parent, c.Epoch):
+		return placeBeside
+	}
+	return placeOpen
+}
+
+type simPlace uint8
+
+const (
+	placeOpen   simPlace = iota // it may still come
+	placeBelow                  // too old
+	placeBeside                 // beside what is kept
+)
+
 func (s *sim) step1(x *simNode, id int) {
 	ev := s.log[id]
-	if c, ok := ev.(*Commit); ok && s.script.faults.driver && !x.m.Held(c.Parent) && !x.m.TooOld(c.Epoch) {
-		if !x.m.Beside(c.Parent, c.Epoch) {
+	if c, ok := ev.(*Commit); ok && s.script.faults.driver && !x.m.Held(c.Parent) {
+		switch place := s.placeOf(x, c); place {
+		case placeOpen:
 			if !slices.Contains(x.orphans, id) {
 				x.orphans = append(x.orphans, id)
 			}
 			return
+		case placeBelow:
+			return
+		case placeBeside:
+			ev = Outside{Ref: c.Ref, Parent: c.Parent, Epoch: c.Epoch, Past: s.group[c.Ref] < s.group[x.m.base.ref]}
 		}
-		ev = Outside{Ref: c.Ref, Parent: c.Parent, Epoch: c.Epoch}
 	}
 	acts, err := x.m.Step(ev)
 	if err != nil {

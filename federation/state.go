@@ -334,7 +334,7 @@ func (m *Machine) compact() []Ref {
 		}
 	}
 	for r, epoch := range m.gone {
-		if m.TooOld(epoch) {
+		if m.below(epoch) {
 			delete(m.gone, r)
 		}
 	}

@@ -229,12 +229,14 @@ type Reported struct {
 }
 
 // Outside tells the machine of a commit that could not be checked because its
-// parent is not held, and will not be: Beside says so. Ref, parent and epoch are
-// what the commit's author signed. Votes for it, which promises report, are then
-// not waited for any more.
+// parent is not held, and will not be: it is of the base's group, and Beside says
+// so, or of a group that came before it (Past). Ref, parent and epoch are what the
+// commit's author signed. Votes for it, which promises report, are then not waited
+// for any more.
 type Outside struct {
 	Ref, Parent Ref
 	Epoch       uint64
+	Past        bool
 }
 
 func (Outside) event()   {}

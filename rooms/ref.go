@@ -34,9 +34,10 @@ func CommitRef(m *mls.Message) (federation.Ref, error) {
 }
 
 // OutsideCommit reads what a commit event says of its place in the tree, without
-// its parent's epoch: the author signed it, and the ref is over it. It counts for
-// a commit of the given group only; ok is false for another's.
-func OutsideCommit(c *CommitContent, group []byte) (out federation.Outside, ok bool, err error) {
+// its parent's epoch: the author signed it, and the ref is over it. base is the
+// group at the commit where what is kept begins, before the one that it continues,
+// if any. ok is false for a commit of another group, which may still be founded.
+func OutsideCommit(c *CommitContent, base, before []byte) (out federation.Outside, ok bool, err error) {
 	m, err := mls.ParseMessage(c.Message)
 	if err != nil {
 		return out, false, err
@@ -52,7 +53,8 @@ func OutsideCommit(c *CommitContent, group []byte) (out federation.Outside, ok b
 	if aad.Parent != federation.Ref(c.Parent) || m.Epoch()+1 != c.Epoch {
 		return out, false, refuse(RuleParentMismatch, "commit "+ref.Short(), "the event names parent and epoch, its author signed others")
 	}
-	return federation.Outside{Ref: ref, Parent: aad.Parent, Epoch: c.Epoch}, bytes.Equal(m.GroupID(), group), nil
+	past := len(before) > 0 && bytes.Equal(m.GroupID(), before)
+	return federation.Outside{Ref: ref, Parent: aad.Parent, Epoch: c.Epoch, Past: past}, past || bytes.Equal(m.GroupID(), base), nil
 }
 
 // RootRef returns the ref of an epoch that no commit made: SHA-256 over the

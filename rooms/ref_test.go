@@ -12,13 +12,16 @@ func TestOutsideCommit(t *testing.T) {
 	g := newGroup(t, testPolicy())
 	m := g.commit(g.creator, nil, mls.CommitOptions{ForcePath: true})
 	group := g.creator.group.GroupID()
-	got, ok, err := OutsideCommit(m.in.Content, group)
+	got, ok, err := OutsideCommit(m.in.Content, group, []byte("before"))
 	must(t, err)
 	if want := (federation.Outside{Ref: m.in.Ref, Parent: g.head, Epoch: m.staged.Epoch()}); got != want || !ok {
 		t.Errorf("got %v, %v, want %v", got, ok, want)
 	}
-	if _, ok, err := OutsideCommit(m.in.Content, []byte("another")); ok || err != nil {
+	if _, ok, err := OutsideCommit(m.in.Content, []byte("another"), nil); ok || err != nil {
 		t.Errorf("a commit of another group: %v, %v", ok, err)
+	}
+	if got, ok, err := OutsideCommit(m.in.Content, []byte("another"), group); !ok || !got.Past || err != nil {
+		t.Errorf("a commit of the group before: %v, %v, %v", got, ok, err)
 	}
 	for name, change := range map[string]func(*CommitContent){
 		"another parent": func(c *CommitContent) { c.Parent[0]++ },
@@ -26,7 +29,7 @@ func TestOutsideCommit(t *testing.T) {
 	} {
 		c := *m.in.Content
 		change(&c)
-		_, _, err := OutsideCommit(&c, group)
+		_, _, err := OutsideCommit(&c, group, nil)
 		if RuleOf(err) != RuleParentMismatch {
 			t.Errorf("%s: %v", name, err)
 		}

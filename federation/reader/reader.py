@@ -182,7 +182,7 @@ class Room:
                        and x.epoch == self.tree[self.base].epoch + 1} - self.beside:
             self.beside |= more
     def too_old(self, epoch): return not self.founded and epoch <= self.tree[self.base].epoch
-    def is_old(self, x): return (x.kind == "commit" and not x.founding or x.kind == "accept") and x.ref != self.base and self.too_old(x.epoch)
+    def is_old(self, x): return x.kind == "commit" and not x.founding and x.ref != self.base and self.too_old(x.epoch)
     def take(self, x, queue):
         if x.kind == "commit":
             return self.take_commit(x)
@@ -289,7 +289,7 @@ class Room:
                     o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)
                 if backed or self.above_root and n == self.base:
                     best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
-                elif not (self.above_root and (n in self.final if held else self.too_old(p.last.epoch) or n in self.beside)):
+                elif not (self.above_root and (n in self.final if held else p.last.epoch <= self.tree[self.base].epoch or n in self.beside)):
                     continue
             counted.add(p.rank)
         return None if len(counted) < q else min(best)[3] if best else base
