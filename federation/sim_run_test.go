@@ -29,7 +29,7 @@ func TestSimulate(t *testing.T) {
 	var sum simStats
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // many small worlds that die at once
 	start, cpu := time.Now(), simrecord.CPUTime()
-	failed, count := 0, *simSeeds
+	failed, count, rev := 0, *simSeeds, simrecord.Revision() // not what the tree is set to meanwhile
 	switch {
 	case testing.Short():
 		count = 15
@@ -55,7 +55,7 @@ func TestSimulate(t *testing.T) {
 		used.Round(time.Millisecond), each, &sum)
 	if *simRecord {
 		record(t, "| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
-			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), simrecord.Revision(), *simFirst,
+			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), rev, *simFirst,
 				last, *simCount, failed, each, &sum, simrecord.Machine()))
 	}
 }
