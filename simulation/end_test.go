@@ -279,32 +279,11 @@ func (w *world) read() {
 			if w.left[d.user] || !slices.ContainsFunc(last.leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == d.user && l.Cred.Device == d.id }) || !w.wasIn(d, m.refs[len(m.refs)-1]) {
 				continue
 			}
-			if texts[m.text] != 1 && !w.tooLate(d, m) {
+			if texts[m.text] != 1 {
 				broken("4 no lost message", "%q of %s, sent in epoch %d, is not read by %s (%s)", m.text, m.author.name, last.number, d.name, w.became(d, m))
 			}
 		}
 	}
-}
-
-// tooLate tells whether more than pastEpochs commits above a message's epoch, all
-// of them final now, were at a device's server before any copy of the message: its
-// key is deleted then, and its author, whose epoch stands, does not send it again.
-// docs/robustness.md lists this as known and not mended; 4 is not claimed there.
-func (w *world) tooLate(d *device, m *message) bool {
-	at := m.refs[len(m.refs)-1]
-	passed := 0
-	era, _ := d.held().Machine.EraOf()
-	for ref := w.finals[era]; ref != at; {
-		c := w.commits[ref]
-		if c == nil {
-			return false // the epoch is not below what is final
-		}
-		if !slices.ContainsFunc(m.events, func(e id.EventID) bool { return !d.server.Before(w.room, c.event, e) }) {
-			passed++
-		}
-		ref = c.parent
-	}
-	return passed > pastEpochs
 }
 
 // became tells what became of a message at a device.
