@@ -572,7 +572,9 @@ func (c *Client) noteRemovals(r *room, e *epoch) {
 
 // tellEpoch reports an epoch on the head.
 func (c *Client) tellEpoch(r *room, e *epoch, lost bool) {
-	change := &EpochChanged{Room: r.id, Epoch: e.number, Ref: e.ref, Status: r.machine.Status(e.ref), Lost: lost, Joined: r.rec.JoinRef == rooms.Hash(e.ref)}
+	change := &EpochChanged{
+		Room: r.id, Epoch: e.number, Ref: e.ref, Parent: e.parent, Status: r.machine.Status(e.ref), Lost: lost, Joined: r.rec.JoinRef == rooms.Hash(e.ref),
+	}
 	if known, ok := r.machine.Known(e.ref); ok {
 		change.Author = id.UserID(known.AuthorUser)
 		for _, leaf := range known.Added {

@@ -430,10 +430,13 @@ type RoomInfo struct {
 	MLS        bool
 	Phase      string // where this device stands: "", founding, joining, member, removed
 	Epoch      uint64
+	Head       federation.Ref    // the commit that made the epoch
 	Suite      mls.CipherSuite   // of the head
 	Status     federation.Status // of the head
-	Members    int               // users joined or invited
-	Devices    int               // leaves of the group
+	Final      uint64            // epoch of the newest final commit
+	Era        uint64
+	Members    int // users joined or invited
+	Devices    int // leaves of the group
 	Inviter    id.UserID
 	Modules    []string // servers whose modules order the commits
 	Blocked    []string // why messages wait
@@ -486,7 +489,9 @@ func (c *Client) info(r *room) RoomInfo {
 		}
 	}
 	if e := r.head(); e != nil {
-		info.Epoch, info.Devices, info.Suite = e.number, e.group.MemberCount(), e.group.CipherSuite()
+		info.Epoch, info.Devices, info.Head, info.Suite = e.number, e.group.MemberCount(), e.ref, e.group.CipherSuite()
+		info.Final = r.epochOf(r.machine.NewestFinal())
+		info.Era, _ = r.machine.EraOf()
 		info.Status = r.machine.Status(e.ref)
 		if policy, err := rooms.PolicyOf(e.group); err == nil {
 			for _, seq := range policy.Sequencers {

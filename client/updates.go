@@ -89,6 +89,7 @@ type EpochChanged struct {
 	Room    id.RoomID
 	Epoch   uint64
 	Ref     federation.Ref
+	Parent  federation.Ref // of the epoch before it on this branch
 	Status  federation.Status
 	Author  id.UserID
 	Added   []id.UserID // one entry for each device
