@@ -439,7 +439,10 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 			if e := r.epochs[act.Ref]; e != nil {
 				r.vouchAt[act.Ref] = 1 // at once
 			}
-			c.warn(r, "doubt/"+act.Ref.String(), &Warning{Rule: act.Rule, Text: "a member could not apply a commit; messages wait until it is settled"})
+			by := r.authorOf(act.Ref)
+			c.warn(r, "doubt/"+act.Ref.String(), &Warning{
+				Sender: by, Rule: act.Rule, Text: fmt.Sprintf("a member could not apply a commit of %s; messages wait until it is settled", by),
+			})
 		case federation.Fetch:
 			if act.EventID != "" {
 				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID)})

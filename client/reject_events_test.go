@@ -347,6 +347,14 @@ func rejectSharedRatchets(t *testing.T) {
 		d.mu.Unlock()
 	}
 	x.settle()
+	for _, d := range []*testDevice{x.bob, x.carol} {
+		if !slices.ContainsFunc(d.got, func(u Update) bool {
+			warning, ok := u.(*Warning)
+			return ok && warning.Sender == x.alice.UserID() && strings.Contains(warning.Text, "commit of "+string(x.alice.UserID()))
+		}) {
+			t.Errorf("%s was not told whose commit could not be applied", d.ident.device)
+		}
+	}
 	x.module.noVouching = false
 	x.s.held[rooms.TypeApplied] = false
 	x.settle()

@@ -3,6 +3,9 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -122,9 +125,16 @@ func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b 
 	if err != nil {
 		return err
 	}
-	c.warn(r, "failed/"+ref.String(), &Warning{Rule: rule, Text: "a commit could not be applied here; this device said so"})
+	by := r.authorOf(ref)
+	c.warn(r, "failed/"+ref.String(), &Warning{Sender: by, Rule: rule, Text: fmt.Sprintf("a commit of %s could not be applied here; this device said so", by)})
 	_, err = c.addRow(b, r, kindProof, stateReady, ref, outData{Type: rooms.TypeReject, Content: raw})
 	return err
+}
+
+// authorOf names who signed a commit.
+func (r *room) authorOf(ref federation.Ref) id.UserID {
+	known, _ := r.machine.Known(ref)
+	return id.UserID(known.AuthorUser)
 }
 
 // object posts P.reject for an accepted commit that this device cannot, or
