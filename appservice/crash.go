@@ -1,5 +1,7 @@
 package appservice
 
+import "slices"
+
 // The points between two writes at which a test kills the module. Each lies
 // after a write to the database or to the homeserver and before the next; those
 // called "…ing" lie inside a transaction, which the crash undoes.
@@ -19,6 +21,9 @@ const (
 	crashUploaded     = "uploaded"      // a tree is in media, the database does not know
 	crashRekeyed      = "rekeyed"       // a room has a new receipt key, which is about to be kept
 )
+
+// CrashPoints returns their names.
+func CrashPoints() []string { return slices.Clone(crashPoints) }
 
 var crashPoints = []string{
 	crashKeysMade, crashInboxStoring, crashInboxStored, crashRoomStoring, crashRoomStored, crashSigned, crashSending, crashSent,

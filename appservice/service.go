@@ -106,7 +106,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		o.crash = o.Probe.Point
 	}
 	if o.crash == nil {
-		o.crash = func(string) {}
+		o.crash = atPoint
 	}
 	keys, made, err := EnsureKeys(ctx, o.Store, o.Rand)
 	if err != nil {
