@@ -407,7 +407,7 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID, timeout tim
 				return err
 			}
 			devices, answered := resp.DeviceKeys[u]
-			if _, silent := resp.Failures[u.Homeserver()]; silent || !answered && len(resp.Failures) > 0 {
+			if _, silent := resp.Failures[u.Homeserver()]; silent || !answered && len(resp.Failures) > 0 || i.nothing(u, old, &resp) {
 				failed = append(failed, u)
 				i.log.Info().Stringer("user_id", u).Msg("The devices of a user could not be asked for; using what is known")
 				if old == nil {
@@ -432,6 +432,18 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID, timeout tim
 		return nil
 	})
 	return failed, err
+}
+
+// nothing tells whether an answer knows nothing of a user of another server about
+// whom something was known. Dendrite names no server that it could not reach as
+// long as it has an answer about anybody. Who logs out everywhere keeps the master
+// key, so that is no answer.
+func (i *Identity) nothing(u id.UserID, old *userRecord, resp *queriedKeys) bool {
+	if old == nil || u.Homeserver() == i.UserID().Homeserver() || len(resp.DeviceKeys[u]) > 0 || len(resp.Master[u]) > 0 {
+		return false
+	}
+	_, answered := resp.DeviceKeys[u]
+	return old.FirstMaster != "" || !answered && len(old.Devices) > 0
 }
 
 // merge keeps what was seen first.

@@ -125,6 +125,29 @@ func TestAvoidedServerIsAskedAlone(t *testing.T) {
 	}
 }
 
+func TestServerThatIsHiddenKeepsWhatIsKnown(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:two")
+	if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	h.Hidden["two"] = true
+	// Our own list is asked for with it, so that there is an answer.
+	if err := a.listsChanged(t.Context(), []id.UserID{a.UserID(), b.UserID()}, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Devices(t.Context(), b.UserID())
+	if err != nil || u.Devices[b.DeviceID()] == nil || !u.Stale {
+		t.Errorf("got %+v, %v: who cannot be asked for is taken for logged out", u, err)
+	}
+	delete(h.Hidden, "two")
+	now := time.Now().Add(StaleAfter)
+	a.now = func() time.Time { return now }
+	if u, err = a.Devices(t.Context(), b.UserID()); err != nil || u.Stale || u.Devices[b.DeviceID()] == nil {
+		t.Errorf("when the server is back: got %+v, %v", u, err)
+	}
+}
+
 func TestMasterStates(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")

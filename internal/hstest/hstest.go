@@ -28,6 +28,7 @@ type Server struct {
 	Limited     int                        // requests answered with 429 next
 	Failures    map[string]bool            // servers that /keys/query cannot reach
 	Avoided     map[string]bool            // servers that it asks only 10 s later for each user, as Dendrite does after a cut
+	Hidden      map[string]bool            // servers that it cannot reach and does not name, as Dendrite does beside another answer
 	NextLogin   int                        // the next device is one more
 	LastKeys    map[string]json.RawMessage // device keys as last uploaded, by device
 
@@ -58,7 +59,7 @@ func AlgorithmOf(keyID string) string { a, _, _ := strings.Cut(keyID, ":"); retu
 // New starts a server that ends with the test.
 func New(t testing.TB, fallback bool) *Server {
 	h := &Server{
-		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{}, Avoided: map[string]bool{},
+		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{}, Avoided: map[string]bool{}, Hidden: map[string]bool{},
 		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}),
 		LastKeys: map[string]json.RawMessage{},
 	}
@@ -290,6 +291,9 @@ func (h *Server) query(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 			failures[user.Homeserver()] = map[string]any{}
 			continue
 		}
+		if h.Hidden[user.Homeserver()] {
+			continue
+		}
 		devices[user] = map[string]json.RawMessage{}
 		for name, d := range h.Devices[user] {
 			if d.Keys != nil {
@@ -298,6 +302,11 @@ func (h *Server) query(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 		}
 		for usage, key := range h.Cross[user] {
 			keys[usage][user] = key
+		}
+	}
+	for user := range ask {
+		if h.Hidden[user.Homeserver()] && len(devices) == 0 {
+			failures[user.Homeserver()] = map[string]any{}
 		}
 	}
 	return 200, map[string]any{
