@@ -40,20 +40,22 @@ type device struct {
 	server *simnet.Server
 	clock  clock
 
-	st      *store.Store
-	c       *client.Client
-	probe   *probe.Client
-	up      bool
-	away    time.Duration // it is switched off until then
-	gone    bool          // logged out, or left to itself: for good
-	life    int           // how often it was started
-	next    time.Duration // when it wants to be called, on the world's clock
-	stepAt  time.Duration // the same for Step and Flush
-	flushAt time.Duration
-	seen    int // changes of its server that it has seen
-	devices func(user id.UserID)
-	random  io.Reader // for key packages
-	key     []byte    // public signature key
+	st       *store.Store
+	c        *client.Client
+	probe    *probe.Client
+	up       bool
+	away     time.Duration // it is switched off until then
+	gone     bool          // logged out, or left to itself: for good
+	life     int           // how often it was started
+	bad      bool          // its user's commits may be such that nobody can apply them
+	stranger bool          // a server let its user in
+	next     time.Duration // when it wants to be called, on the world's clock
+	stepAt   time.Duration // the same for Step and Flush
+	flushAt  time.Duration
+	seen     int // changes of its server that it has seen
+	devices  func(user id.UserID)
+	random   io.Reader // for key packages
+	key      []byte    // public signature key
 
 	sealing, sealed []sealed // message keys used: not durable yet, and durable
 	updates         []client.Update
@@ -305,7 +307,7 @@ func (t *transport) Send(_ context.Context, room id.RoomID, eventType, txnID str
 		}
 		evt = s.Once(t.d.user, txnID, func() id.EventID {
 			m := t.d.w.judgeSend(t.d, eventType, content)
-			e := s.Send(t.d.user, room, eventType, nil, slices.Clone(content))
+			e := s.Send(t.d.user, room, eventType, nil, t.d.w.tamper(t.d, eventType, slices.Clone(content)))
 			if m != nil {
 				m.events = append(m.events, e.ID)
 			}

@@ -25,10 +25,12 @@ const (
 	opSplit            // the servers do not all reach each other any more
 	opHeal             // they do
 	opLinks            // how much the links hold up
+	opSoft             // what servers keep to themselves
+	opForge            // a server lets a stranger in
 	opCount
 )
 
-var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links"}
+var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge"}
 
 type step struct {
 	op      op
@@ -55,11 +57,15 @@ type faults struct {
 	members                 bool // users come and go
 	devices                 bool // devices come and go
 	skew                    bool // wall clocks are up to an hour wrong
+	soft                    bool // servers soft-fail events of ours
+	forge                   bool // servers invite strangers
+	bad                     bool // a member makes commits that nobody can apply
 }
 
 func (f *faults) flags() map[string]*bool {
 	return map[string]*bool{
 		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
+		"soft": &f.soft, "forge": &f.forge, "bad": &f.bad,
 	}
 }
 
@@ -95,6 +101,9 @@ func parseFaults(s string) (f faults, err error) {
 	return f, nil
 }
 
+// firstLie is the first seed in whose rooms members and servers may lie.
+const firstLie = 100_000
+
 // scriptOf makes the script of a seed.
 func scriptOf(seed int64, steps int) script {
 	rng := stepRand(seed, 1<<40)
@@ -103,6 +112,9 @@ func scriptOf(seed int64, steps int) script {
 	f.modules = 1 + rng.IntN(f.servers)
 	f.users = min(6, max(2, f.servers+rng.IntN(2)))
 	f.crash, f.split, f.loss, f.away, f.members, f.devices, f.skew = half(), half(), half(), half(), half(), half(), rng.IntN(4) == 0
+	if seed >= firstLie {
+		f.soft, f.forge, f.bad = half(), half(), half()
+	}
 	return script{seed: seed, faults: f, steps: stepsOf(rng, &f, steps)}
 }
 
@@ -125,6 +137,12 @@ func stepsOf(rng *rand.Rand, f *faults, steps int) []step {
 	}
 	if f.loss {
 		weights[opLinks] = 5
+	}
+	if f.soft {
+		weights[opSoft] = 4
+	}
+	if f.forge {
+		weights[opForge] = 2
 	}
 	total := 0
 	for _, w := range weights {
@@ -202,7 +220,7 @@ func parseScript(text string) (script, error) {
 // stats counts what happened.
 type stats struct {
 	commits, finals, messages, ciphertexts, seals, crashes, events, welcomes int
-	accepts, provisional, votes, promises, rewinds, eras                     int
+	accepts, provisional, votes, promises, rewinds, eras, lies               int
 }
 
 func (s *stats) add(o *stats) {
@@ -220,9 +238,10 @@ func (s *stats) add(o *stats) {
 	s.promises += o.promises
 	s.rewinds += o.rewinds
 	s.eras += o.eras
+	s.lies += o.lies
 }
 
 func (s *stats) String() string {
-	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d events",
-		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.events)
+	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d lies, %d events",
+		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.lies, s.events)
 }

@@ -28,6 +28,10 @@ func simulate(sc script, dir string, sum *stats) (err error, w *world) {
 		}
 	}()
 	w.found()
+	w.lying = true
+	if n := sc.faults.users; sc.faults.bad {
+		w.devices[n-1].bad = true
+	}
 	for i, st := range sc.steps {
 		w.rng = stepRand(sc.seed, uint64(st.a)<<32+uint64(st.b)<<8+uint64(st.op)+1)
 		w.trace("step %d: %s %d %d %d", i, opNames[st.op], st.a, st.b, st.c)
@@ -83,6 +87,10 @@ func (w *world) step(st step) {
 		w.net.Split(groups)
 	case opHeal:
 		w.net.Heal()
+	case opSoft:
+		w.softFail([]int{0, 10, 30}[st.a%3])
+	case opForge:
+		w.forgeInvite(st.a)
 	case opLinks:
 		w.net.Links = simnet.Links{
 			Delay: 20 * time.Millisecond, Jitter: []time.Duration{60, 500, 3000}[st.a%3] * time.Millisecond,
@@ -95,7 +103,7 @@ func (w *world) step(st step) {
 // comes.
 func (w *world) stepInvite(someone *device, st step) {
 	invited := pick(w.devices, st.b, func(d *device) bool {
-		return d.up && !d.gone && d.server.Membership(w.room, d.user) == "invite"
+		return d.up && !d.gone && !d.stranger && d.server.Membership(w.room, d.user) == "invite"
 	})
 	if invited != nil && st.c%4 > 0 {
 		_ = w.join(invited)
@@ -106,7 +114,7 @@ func (w *world) stepInvite(someone *device, st step) {
 	}
 	out := pick(w.devices, st.b, func(d *device) bool {
 		m := someone.server.Membership(w.room, d.user)
-		return !d.gone && (m == "" || m == "leave")
+		return !d.gone && !d.stranger && (m == "" || m == "leave")
 	})
 	switch {
 	case out != nil:

@@ -34,6 +34,7 @@ type truth struct {
 	messages []*message
 	welcomed map[string][]byte // key package → the Welcome that was sent for it
 	accepted map[federation.Ref]bool
+	spoiled  map[federation.Ref]bool // commits that nobody can apply
 	secrets  secrets
 	events   int
 	digest   hash.Hash // of everything that was sent
@@ -43,6 +44,7 @@ func (t *truth) init(w *world) {
 	*t = truth{
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
+		spoiled: map[federation.Ref]bool{},
 		secrets: secrets{known: map[string][]byte{}}, digest: sha256.New(),
 	}
 }
@@ -285,6 +287,7 @@ func (w *world) epoch(ref federation.Ref, number uint64, treeHash []byte, by str
 		e = &epoch{number: number, treeHash: bytes.Clone(treeHash), leaves: leaves(), by: by, holders: map[id.UserID]bool{}}
 		w.epochs[ref] = e
 		w.membership(ref, e)
+		w.unforged(ref, e)
 		return e
 	}
 	if e.number != number || !bytes.Equal(e.treeHash, treeHash) {
@@ -324,6 +327,23 @@ func (w *world) membership(ref federation.Ref, e *epoch) {
 		if key := w.keyOf(leaf.Cred.User, leaf.Cred.Device); !bytes.Equal(key, leaf.Cred.Key) {
 			broken("8 membership soundness", "commit %s has a leaf of %s, which is no device of that user", ref.Short(), leaf.Cred.String())
 		}
+	}
+}
+
+// unforged: 9, a leaf goes only if its user has left or was put out. Where devices
+// come and go, members may also remove one whose keys their server does not list.
+func (w *world) unforged(ref federation.Ref, e *epoch) {
+	c := w.commits[ref]
+	if c == nil || w.epochs[c.parent] == nil || w.script.faults.devices {
+		return
+	}
+	for _, leaf := range w.epochs[c.parent].leaves {
+		if w.left[leaf.Cred.User] || slices.ContainsFunc(e.leaves, func(l rooms.GroupLeaf) bool {
+			return l.Cred.User == leaf.Cred.User && l.Cred.Device == leaf.Cred.Device
+		}) {
+			continue
+		}
+		broken("9 no forgery", "commit %s removes %s, who never left", ref.Short(), leaf.Cred.String())
 	}
 }
 
@@ -372,6 +392,9 @@ func (w *world) judgeFinals(from, to federation.Ref) {
 			return
 		}
 		w.stats.finals++
+		if w.spoiled[ref] {
+			broken("2 finality", "commit %s is final, which nobody can apply", ref.Short())
+		}
 		ref = c.parent
 	}
 }

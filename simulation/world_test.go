@@ -29,6 +29,7 @@ type world struct {
 	devices []*device
 	room    id.RoomID
 	calm    bool // nothing bad happens any more
+	lying   bool // who may lie does
 
 	page     int // events of a page of /messages
 	timeline int // events of a room in one /sync

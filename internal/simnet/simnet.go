@@ -162,7 +162,6 @@ type room struct {
 	hidden  map[id.EventID]bool
 	dropped map[id.EventID]bool // state events that resolution forgot
 	history []*Event            // by depth
-	arrived map[id.EventID]int  // in which order events came
 	state   map[stateKey][]*Event
 	members map[id.UserID][]change // memberships of this server's users over time
 	outside []*Event               // came while no user of this server was in the room
@@ -378,7 +377,7 @@ func (s *Server) room(roomID id.RoomID) *room {
 	r := s.rooms[roomID]
 	if r == nil {
 		r = &room{
-			id: roomID, known: map[id.EventID]*Event{}, arrived: map[id.EventID]int{}, hidden: map[id.EventID]bool{}, dropped: map[id.EventID]bool{},
+			id: roomID, known: map[id.EventID]*Event{}, hidden: map[id.EventID]bool{}, dropped: map[id.EventID]bool{},
 			state: map[stateKey][]*Event{}, members: map[id.UserID][]change{}, invites: map[id.UserID]*Event{},
 		}
 		s.rooms[roomID] = r
@@ -709,7 +708,6 @@ func (s *Server) JoinRoom(roomID id.RoomID, user id.UserID) error {
 // put adds an event to the room.
 func (r *room) put(e *Event) {
 	r.known[e.ID] = e
-	r.arrived[e.ID] = len(r.arrived)
 	at, _ := slices.BinarySearchFunc(r.history, e, compareEvents)
 	r.history = slices.Insert(r.history, at, e)
 	if e.StateKey != nil {
@@ -737,15 +735,6 @@ func (r *room) public() bool {
 
 // Knows returns an event that this server shows, nil if it does not.
 func (s *Server) Knows(roomID id.RoomID, event id.EventID) *Event { return s.room(roomID).known[event] }
-
-// Before tells whether an event came to this server before another, or the other
-// never did.
-func (s *Server) Before(roomID id.RoomID, event, other id.EventID) bool {
-	r := s.room(roomID)
-	at, here := r.arrived[event]
-	then, came := r.arrived[other]
-	return here && (!came || at < then)
-}
 
 // All returns what this server shows of a room, oldest first.
 func (s *Server) All(roomID id.RoomID) []*Event { return s.room(roomID).history }
