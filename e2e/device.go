@@ -28,10 +28,11 @@ type Device struct {
 	Server   *lab.Server
 	Recovery string // the user's recovery key, where this device made it
 
-	dir    string
-	st     *store.Store
-	log    *os.File
-	suites []mls.CipherSuite
+	dir     string
+	st      *store.Store
+	log     *os.File
+	suites  []mls.CipherSuite
+	through func(client.Transport) client.Transport
 
 	mu      sync.Mutex
 	updates []client.Update
@@ -46,6 +47,8 @@ type DeviceOptions struct {
 	Unsigned bool
 	// Suites it offers; nil: all.
 	Suites []mls.CipherSuite
+	// Through puts something between the client and its homeserver; nil: nothing.
+	Through func(client.Transport) client.Transport
 }
 
 // NewDevice logs a user in on a new device, makes it cross-signed, and starts its client. The account is made if it is
@@ -59,7 +62,7 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 			return nil, err
 		}
 	}
-	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites}
+	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through}
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
@@ -114,7 +117,11 @@ func (d *Device) run(ctx context.Context) error {
 	if d.came == nil {
 		d.came = make(chan struct{})
 	}
-	c, err := client.Open(ctx, client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle})
+	o := client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle}
+	if d.through != nil {
+		o.Transport = d.through(client.NewTransport(d.Identity.Client()))
+	}
+	c, err := client.Open(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,14 @@
 package e2e_test
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -12,9 +17,16 @@ import (
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/interop"
 	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
-const suite2 = mls.MLS_128_DHKEMP256_AES128GCM_SHA256_P256
+const (
+	suite2 = mls.MLS_128_DHKEMP256_AES128GCM_SHA256_P256
+	hybrid = mls.CipherSuite(0xf0d1) // X-Wing with Ed25519
+)
+
+// everySuite is offered by devices that switch experimental suites on.
+var everySuite = append(mls.SupportedCipherSuites(), hybrid)
 
 // move lets an admin move a room to another suite, and waits until all are there.
 func (s *story) move(room id.RoomID, suite mls.CipherSuite, admin *e2e.Device, others ...*e2e.Device) {
@@ -103,4 +115,88 @@ func TestStrangersOfAnotherSuite(t *testing.T) {
 		strangers[1-i].reads(room, text)
 	}
 	s.agree(room, alice, bob)
+}
+
+// A holder is between a client and its homeserver, and lets no founding commit through until it is told to.
+type holder struct {
+	client.Transport
+	open *atomic.Bool
+	held func() // called when one is held
+}
+
+func (h *holder) Send(ctx context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error) {
+	if eventType == rooms.TypeCommit && !h.open.Load() {
+		if c, err := rooms.DecodeCommit(content); err == nil && c.Founding {
+			h.held()
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+	}
+	return h.Transport.Send(ctx, room, eventType, txnID, content)
+}
+
+// TestChangeOfSuite moves a room on three servers to a post-quantum hybrid. The admin's client ends when it has closed
+// the group and is about to send the commit that founds the next. Another founds it; what was sent meanwhile arrives.
+func TestChangeOfSuite(t *testing.T) {
+	s := tell(t, "sqlite")
+	var open atomic.Bool
+	held := make(chan struct{})
+	hold := sync.OnceFunc(func() { close(held) })
+	modern := func(server, name string, o e2e.DeviceOptions) *e2e.Device {
+		o.Suites = everySuite
+		return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, o)
+	}
+	alice := modern("syn1", "alice", e2e.DeviceOptions{Through: func(to client.Transport) client.Transport { return &holder{to, &open, hold} }})
+	bob, carol := modern("syn2", "bob", e2e.DeviceOptions{}), modern("den1", "carol", e2e.DeviceOptions{})
+	all := []*e2e.Device{alice, bob, carol}
+	room := s.room(client.CreateOptions{}, alice, bob, carol)
+	s.say(room, "in the first suite", bob, all...)
+	s.step("the room is there")
+
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	changed := make(chan error, 1)
+	go func() {
+		_, err := alice.ChangeSuite(ctx, room, hybrid, client.SuiteOptions{})
+		changed <- err
+	}()
+	select {
+	case <-held:
+	case err := <-changed:
+		t.Fatalf("the change ended before the founding commit: %v", err)
+	case <-s.soon().Done():
+		t.Fatal("the old group was not closed")
+	}
+	cancel()
+	<-changed
+	s.must(alice.Stop())
+	s.step("the group is closed, and %s is gone", alice.Name)
+	for _, d := range []*e2e.Device{bob, carol} {
+		_, err := d.SendText(s.soon(), room, "meanwhile, "+d.Name)
+		s.must(err)
+	}
+	s.arrive(room, hybrid, bob, carol)
+	s.step("another founded the group")
+	open.Store(true)
+	s.must(alice.Restart(s.soon()))
+	s.arrive(room, hybrid, all...)
+	for _, d := range []*e2e.Device{bob, carol} {
+		s.read(room, "meanwhile, "+d.Name, d, all...)
+	}
+	s.talk(room, "in the hybrid", all...)
+
+	s.remembers(room, "in the first suite", all...)
+	for _, d := range all {
+		list, err := d.Messages(s.ctx, room, "", 100)
+		s.must(err)
+		count := map[string]int{}
+		for _, m := range list {
+			count[m.Body()]++
+		}
+		for body, n := range count {
+			if n != 1 {
+				t.Errorf("%s shows %q %d times", d.Name, body, n)
+			}
+		}
+	}
 }

@@ -21,7 +21,10 @@ import (
 // Worlds are shared by the tests, which use rooms and users of their own: homeservers take longer to start than most
 // stories to tell. Two Synapse and one Dendrite each, all with the module.
 var worlds = map[string]*shared{
-	"sqlite":     {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}},
+	"sqlite": {options: e2e.Options{
+		Options:        lab.Options{Synapse: 2, Dendrite: 1, Proxy: true},
+		ModuleSettings: map[string]string{"MATRIX_MLS_ROOMS_EXPERIMENTAL_SUITES": "true"},
+	}},
 	"postgres":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true}, ModulePostgres: true}},
 	"sequencers": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}}, // its modules are stopped
 	"limits":     {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
