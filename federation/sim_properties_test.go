@@ -306,12 +306,15 @@ func (s *sim) end() {
 	}
 }
 
-// settle runs until nothing happens for longer than the longest wait.
+// settle runs until nothing happens for longer than the longest wait of a
+// takeover. The modules of a list that waits to be set say ever more rarely that
+// they are ready, each side by itself: until five leave a gap of that length takes
+// some ten hours, 300 turns.
 func (s *sim) settle() { s.settleFor(20) }
 
 func (s *sim) settleFor(patience int) {
 	for i, idle := 0, 0; idle < patience; i++ {
-		if i == 130+patience {
+		if i == 380+patience {
 			if s.lied() && s.proof[s.liar.name] {
 				// Votes split by a proven liar can hold up a list until an era
 				// leaves it: progress is not claimed, equal heads are.
