@@ -93,8 +93,32 @@ func simCase(t *testing.T, seed int64, part bool) VectorCase {
 	return c
 }
 
+// lateCase is a room seen by who begins at one of its commits above the root.
+func lateCase(t *testing.T, c VectorCase, seed int64) VectorCase {
+	t.Helper()
+	m, err := New(Config{Room: c.Room, Verify: func(uint16, []byte, []byte, []byte) error { return nil }}, c.Base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ev := range c.Events {
+		_, _ = m.Step(ev)
+	}
+	if len(m.order) < 2 {
+		return c
+	}
+	at := m.order[1+rand.New(rand.NewSource(seed)).Intn((len(m.order)+1)/2)]
+	c.Base = Base{Ref: at.ref, Epoch: at.epoch, Era: at.eraNo, Config: at.config, GroupID: at.group, Suite: at.suite, Policy: *at.policy}
+	for i, l := range at.table() {
+		c.Base.Leaves = append(c.Base.Leaves, Leaf{Index: i, User: l.user, Key: l.key})
+	}
+	slices.SortFunc(c.Base.Leaves, func(a, b Leaf) int { return int(a.Index) - int(b.Index) })
+	c.Name, c.About = "late-"+c.Name, c.About+fmt.Sprintf("; seen from depth %d", at.depth)
+	return c
+}
+
 // FreshCases returns rooms that are in no vector: random ones, whole runs of the
-// simulator and parts of runs, in turn.
+// simulator and parts of runs, in turn; the second half of each twelve is seen
+// from above the root.
 func FreshCases(t *testing.T, first, n int64, sign func(seed, content []byte) []byte) []VectorCase {
 	t.Helper()
 	var out []VectorCase
@@ -105,6 +129,9 @@ func FreshCases(t *testing.T, first, n int64, sign func(seed, content []byte) []
 			c = randomCase(seed)
 		default:
 			c = simCase(t, seed, seed%3 == 1)
+		}
+		if seed%12 >= 6 {
+			c = lateCase(t, c, seed)
 		}
 		newResigner(&c, sign).all()
 		out = append(out, c)
