@@ -57,6 +57,11 @@ func VectorCases(t *testing.T, sign func(seed, content []byte) []byte) []VectorC
 		c.Name = fmt.Sprintf("random-%02d", i)
 		out = append(out, c)
 	}
+	for i := range 6 {
+		c := lateCase(t, randomCase(int64(2000+i)), int64(i))
+		c.Name = fmt.Sprintf("late-%02d", i)
+		out = append(out, c)
+	}
 	for i, seed := range vectorSeeds {
 		c := simCase(t, seed, i%2 == 1)
 		c.Name = fmt.Sprintf("run-%02d", i)

@@ -123,6 +123,7 @@ var newcomerRules = []ruleCase{
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "a", "carol", "bob")),
 			w.accept("b", "s1", Ballot{}, false, nil), w.opened("c", w.one("s2", lastVote("root", 0)), w.one("s3", nil)))
 	}},
+	{"newcomer-new-group", "above a founding commit epochs begin again; a last vote for a commit of the group before still counts", afterNewGroup},
 	{"newcomer-beside", "a commit of the epoch after the base's on an unknown parent lies beside, one above it waits", func(w *world) (Base, []Event) {
 		base := w.lateBase()
 		w.commit("z1", "root", "bob", commitSpec{})
@@ -140,6 +141,26 @@ var newcomerRules = []ruleCase{
 	}},
 }
 
+// afterNewGroup is a room that a newcomer enters at epoch 3, and in which a group
+// is founded anew.
+func afterNewGroup(w *world) (Base, []Event) {
+	base := w.plainBase()
+	for i, n := range []string{"a", "b", "c"} {
+		w.commit(n, append([]string{"root"}, "a", "b")[i], "alice", commitSpec{})
+	}
+	base.Ref, base.Epoch, base.Config = testRef("c"), 3, testRef("root")
+	evs := append(w.vouched("close", "c", "alice", "bob"), w.commit("b", "a", "alice", commitSpec{}), w.accept("b", "s1", Ballot{}, false, nil),
+		w.accept("close", "s1", Ballot{}, false, nil))
+	f := w.commit("found", "close", "alice", commitSpec{})
+	f.Epoch, w.epochs["found"] = 1, 1
+	f.Founding = &Founding{GroupID: []byte("group two"), Suite: 1, Leaves: []Leaf{w.leaf("alice/2"), w.leaf("bob/2"), w.leaf("carol/2")}}
+	w.group = []byte("group two")
+	evs = append(evs, f, w.applied("found", "bob/2"), w.accept("found", "s1", Ballot{}, false, nil))
+	evs = append(evs, slices.Concat(w.vouched("next", "found", "bob/2", "alice/2"), w.vouched("other", "found", "carol/2", "bob/2"))...)
+	return base, append(evs, w.accept("next", "s1", Ballot{}, false, nil), w.opened("other", w.one("s2", lastVote("b", 0)), w.one("s3", nil)),
+		w.vote("found", "s1", Ballot{}, nil), w.vote("found", "s2", Ballot{}, nil))
+}
+
 // waitingVote is a vote for a commit that never comes.
 func (w *world) waitingVote(by string) *Vote {
 	w.commit("never held", "root", "alice", commitSpec{})
@@ -151,7 +172,7 @@ var setRules = []ruleCase{
 	{"base", "what names the base changes nothing and carries nothing in", func(w *world) (Base, []Event) {
 		base := w.lateBase()
 		other := w.commit("a", "elsewhere", "alice", commitSpec{})
-		w.parent["a"] = "root"
+		w.parent["a"], w.config["a"] = "root", "root"
 		evs := append(w.vouched("b", "a", "bob", "carol"), other, w.commit("x", "a", "alice", commitSpec{}), w.accept("b", "s1", Ballot{}, false, nil))
 		accept := w.accept("a", "s1", Ballot{}, false, nil)
 		accept.Votes = []*Vote{w.vote("b", "s1", Ballot{}, nil)}
@@ -203,7 +224,10 @@ var setRules = []ruleCase{
 		late := w.accept("g", "s1", Ballot{}, false, nil)
 		zero := w.commit("z", "y", "bob", commitSpec{})
 		zero.Epoch = 0
-		return base, append(w.vouched("a", "root", "alice", "bob"), late, zero)
+		early := w.accept("g", "s1", Ballot{}, false, nil) // waits, as any accept without its commit
+		early.Epoch = 0
+		w.signed("s1", early)
+		return base, append(w.vouched("a", "root", "alice", "bob"), late, zero, early)
 	}},
 	{"cfg", "under a commit that sets no list a receipt waits for ever, under a list that does not govern its commit it is refused", func(w *world) (Base, []Event) {
 		base := w.plainBase()
