@@ -58,12 +58,16 @@ func (w *world) end() {
 	w.blind()
 }
 
+// in tells whether a device is in the group and its user in the room. Who was put
+// out and asked back before it looked has a group, and may not send.
+func (d *device) in() bool { return d.member() && d.server.Membership(d.w.room, d.user) == "join" }
+
 // lasting counts the users with a device that is there and whose leaf was in the
 // group since the newest final commit: progress is claimed for two.
 func (w *world) lasting() int {
 	users := map[id.UserID]bool{}
 	for _, d := range w.devices {
-		if !d.member() {
+		if !d.in() {
 			continue
 		}
 		m := d.held().Machine
@@ -97,7 +101,7 @@ func (w *world) stuck() bool {
 		return false
 	}
 	return slices.ContainsFunc(w.devices, func(d *device) bool {
-		return d.member() && d.held().Machine.NewestFinal() != d.held().Machine.Head()
+		return d.in() && d.held().Machine.NewestFinal() != d.held().Machine.Head()
 	})
 }
 
@@ -154,7 +158,7 @@ func (w *world) rest(when string) {
 		return
 	}
 	for _, d := range w.devices {
-		if !d.member() {
+		if !d.in() {
 			continue
 		}
 		if h := d.held(); !h.Pending.IsZero() || h.Queued > 0 {
@@ -193,7 +197,7 @@ func (w *world) converged(when string) {
 		}
 	}
 	for _, d := range w.devices {
-		if d.member() && d.server.Membership(w.room, d.user) == "join" { // who was put out and asked back has not noticed yet
+		if d.in() {
 			h := d.held()
 			compare(d.name, h.Machine)
 			if h.Epochs[h.Machine.Head()] == nil {
@@ -206,7 +210,7 @@ func (w *world) converged(when string) {
 // included: 11 and 6, who is out of the room has no leaf; and who is in it and was
 // let in has one for each device.
 func (w *world) included() {
-	d := pick(w.devices, 0, func(d *device) bool { return d.member() })
+	d := pick(w.devices, 0, func(d *device) bool { return d.in() })
 	if d == nil {
 		return
 	}
