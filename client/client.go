@@ -133,6 +133,7 @@ type Client struct {
 	plain    map[id.RoomID]bool       // rooms that the guard found to be none of ours
 	steps    uint64                   // rounds of the engine
 	crashAt  func(point string) error // set by tests
+	without  map[string]bool          // rules that the simulator leaves out
 
 	handler func(ctx context.Context, update Update)
 	updates []Update // not durable; bounded
@@ -192,7 +193,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	}
 	c.ident.OnDevicesChanged(c.devicesChanged)
 	if o.Probe != nil {
-		c.crashAt, o.Probe.Inspect, o.Probe.Woken = o.Probe.Point, c.inspect, c.woken
+		c.crashAt, o.Probe.Inspect, o.Probe.Woken, c.without = o.Probe.Point, c.inspect, c.woken, o.Probe.Without
 	}
 	return c, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -318,6 +319,9 @@ func (c *Client) plan(r *room) {
 		if err := rooms.MakePlan(in).Barrier(); err != nil {
 			r.blocked = append(r.blocked, err.Error())
 		}
+	}
+	if c.without[probe.Barrier] {
+		r.blocked = nil
 	}
 	for _, user := range unchecked {
 		r.blocked = append(r.blocked, fmt.Sprintf("the devices of %s cannot be checked, their server does not answer; it is asked again every minute", user))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 )
 
@@ -24,7 +25,7 @@ import (
 func (c *Client) prune(b *batch, r *room) {
 	final := r.machine.NewestFinal()
 	number, ok := r.levelAt(final)
-	if !ok {
+	if !ok || c.without[probe.Forget] {
 		return
 	}
 	now, past := c.mono(), uint64(c.limits.PastEpochs)

@@ -87,7 +87,7 @@ func (d *device) start() {
 	if err != nil {
 		d.w.fail("open the store of %s: %v", d.name, err)
 	}
-	d.st, d.probe, d.up, d.dead = st, &probe.Client{Point: d.point}, true, false
+	d.st, d.probe, d.up, d.dead = st, &probe.Client{Point: d.point, Without: map[string]bool{}}, true, false
 	d.c, err = client.Open(d.w.ctx, client.Options{
 		Store: st, Identity: &account{d}, Transport: &transport{d}, Log: d.w.logger(d.name),
 		Handler: func(_ context.Context, u client.Update) { d.updates = append(d.updates, u) },
@@ -307,6 +307,9 @@ func (t *transport) Send(_ context.Context, room id.RoomID, eventType, txnID str
 		}
 		evt = s.Once(t.d.user, txnID, func() id.EventID {
 			m := t.d.w.judgeSend(t.d, eventType, content)
+			if eventType == rooms.TypeEncrypted {
+				t.d.w.leak(t.d, room)
+			}
 			e := s.Send(t.d.user, room, eventType, nil, t.d.w.tamper(t.d, eventType, slices.Clone(content)))
 			if m != nil {
 				m.events = append(m.events, e.ID)
@@ -427,6 +430,9 @@ func (t *transport) Leave(_ context.Context, room id.RoomID) error {
 }
 
 func (t *transport) Kick(_ context.Context, room id.RoomID, user id.UserID, _ string) error {
+	if t.d.w.script.without == kickSwallowed {
+		return nil
+	}
 	return t.member(room, user, "leave")
 }
 

@@ -18,7 +18,9 @@ import (
 func (w *world) end() {
 	w.rng, w.calm = stepRand(w.script.seed, 2), true
 	w.net.Links = links
-	w.net.Hide = nil
+	if w.script.without == "" {
+		w.net.Hide = nil
+	}
 	w.honest()
 	w.net.Heal()
 	for _, m := range w.modules {

@@ -43,6 +43,8 @@ type script struct {
 	seed   int64
 	faults faults
 	steps  []step
+
+	without mutant // for tests of the properties; it is not written down
 }
 
 // faults says what a run may contain, and so which properties it claims.
@@ -207,7 +209,8 @@ func parseScript(text string) (script, error) {
 				return sc, fmt.Errorf("step %q is unknown", line)
 			}
 			st := step{op: op(o)}
-			_, err = fmt.Sscan(rest, &st.a, &st.b, &st.c)
+			numbers := []any{&st.a, &st.b, &st.c} // those at the end may be left out
+			_, err = fmt.Sscan(rest, numbers[:min(len(strings.Fields(rest)), len(numbers))]...)
 			sc.steps = append(sc.steps, st)
 		}
 		if err != nil {

@@ -29,6 +29,7 @@ func simulate(sc script, dir string, sum *stats) (err error, w *world) {
 	}()
 	w.found()
 	w.lying = true
+	w.mutate()
 	if n := sc.faults.users; sc.faults.bad {
 		w.devices[n-1].bad = true
 	}

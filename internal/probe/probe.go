@@ -22,6 +22,8 @@ type Client struct {
 	// Point hears of each point between two writes. An error undoes the write
 	// that is under way.
 	Point func(point string) error
+	// Without names rules to leave out: see the constants below.
+	Without map[string]bool
 
 	// Inspect is set by Open. It returns what the client holds of a room, nil if
 	// it knows none. What it points to is the client's own: look, and change
@@ -30,6 +32,12 @@ type Client struct {
 	// Woken is set by Open. It tells whether Step and Flush are asked for.
 	Woken func() (step, flush bool)
 }
+
+// Rules that a client can be told to leave out, so that a property breaks.
+const (
+	Barrier = "barrier" // nothing is sent to whom the room has put out
+	Forget  = "forget"  // epochs are forgotten beyond the window
+)
 
 // Held is what a client holds of a room's group.
 type Held struct {

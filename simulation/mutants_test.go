@@ -1,0 +1,115 @@
+package simulation
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/internal/probe"
+	"github.com/matrix-mls/matrix-mls/internal/simnet"
+	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// mutant names a rule that a run leaves out, of clients (package probe) or of what
+// servers, modules and disks do here.
+type mutant string
+
+const (
+	acceptsKept   mutant = "a server keeps accepts to itself, whoever posts them"
+	appliedKept   mutant = "a server keeps what members vouch for to itself"
+	messagesKept  mutant = "a server keeps messages to itself"
+	plaintext     mutant = "a device sends what it encrypts in the clear, too"
+	strangersKey  mutant = "who has a user's self-signing key adds a device"
+	kickSwallowed mutant = "a server says that it put somebody out, and does not"
+)
+
+// TestPropertiesTurnRed: without a rule the property breaks that rests on it, in a
+// script that holds with the rule.
+func TestPropertiesTurnRed(t *testing.T) {
+	const two = "servers=2 modules=1 users=2 window=16 history=shared"
+	for _, test := range []struct {
+		without  mutant
+		faults   string
+		steps    string
+		property string
+	}{
+		{acceptsKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "7 bounded forks"},
+		{appliedKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "2 a live majority regains finality"},
+		{messagesKept, two, "send 0\nrun 7\n", "4 no lost message"},
+		{plaintext, two, "send 0\nrun 2\n", "5 server blindness"},
+		{probe.Barrier, "servers=2 modules=1 users=3 window=16 history=shared members", "crash 1 0\nleave 0 1 1\nsend 0\nrun 3\n", "6 removal"},
+		{probe.Forget, "servers=1 modules=1 users=2 window=3 history=shared", manyPolicies, "7 bounded forks"},
+		{strangersKey, two, "run 5\nrun 9\n", "8 membership soundness"},
+		{kickSwallowed, "servers=2 modules=1 users=3 window=16 history=shared members", "leave 0 2 1\nrun 9\n", "9 no forgery"},
+	} {
+		if raceEnabled && test.without != probe.Barrier {
+			continue // all of them run without the race detector
+		}
+		t.Run(string(test.without), func(t *testing.T) {
+			sc, err := parseScript("seed 1\nfaults " + test.faults + "\n" + test.steps)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err, _ := run(t, sc, nil); err != nil {
+				t.Fatalf("with all rules: %v", err)
+			}
+			sc.without = test.without
+			err, _ = run(t, sc, nil)
+			var v *violation
+			if !errors.As(err, &v) || v.property != test.property {
+				t.Errorf("got %v, want a violation of %s", err, test.property)
+			}
+		})
+	}
+}
+
+const manyPolicies = "policy 0 0 0\nrun 7\npolicy 0 2 0\nrun 7\n" + fourPolicies + fourPolicies + fourPolicies + fourPolicies + fourPolicies
+
+const fourPolicies = "policy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\npolicy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\n"
+
+// mutate leaves the run's rule out from here on.
+func (w *world) mutate() {
+	keep := func(kinds ...string) {
+		last := w.net.Servers[len(w.net.Servers)-1]
+		if kinds[0] == rooms.TypeApplied {
+			last = w.net.Servers[0]
+		}
+		w.net.Hide = func(at *simnet.Server, e *simnet.Event) bool { return at == last && slices.Contains(kinds, e.Type) }
+	}
+	switch w.script.without {
+	case acceptsKept:
+		keep(rooms.TypeAccept, rooms.TypeRepost)
+	case appliedKept:
+		keep(rooms.TypeApplied, rooms.TypeRepost)
+	case messagesKept:
+		keep(rooms.TypeEncrypted)
+	case strangersKey:
+		user := w.devices[1].user
+		random := w.reader("stranger")
+		at, err := w.net.Login(user, "STRANGER", random, suite)
+		if err != nil {
+			w.fail("%v", err)
+		}
+		leaf := rooms.LeafOptions(rooms.Credential{User: user, Device: "STRANGER", Key: at.MLS[suite].Public()})
+		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random, Now: w.devices[1].clock.wall}, suite, at.MLS[suite], leaf)
+		if err != nil {
+			w.fail("%v", err)
+		}
+		at.Packages = append(at.Packages, bundle.KeyPackage())
+	case probe.Barrier, probe.Forget:
+		for _, d := range w.devices {
+			d.probe.Without[string(w.script.without)] = true
+		}
+	}
+}
+
+// leak says in the clear what a device encrypts.
+func (w *world) leak(d *device, room id.RoomID) {
+	if w.lying && w.script.without == plaintext {
+		d.server.Send(d.user, room, "m.room.message", nil, json.RawMessage(`{"body":"`+planted+`"}`))
+	}
+}
