@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -33,6 +34,8 @@ type Device struct {
 	log     *os.File
 	suites  []mls.CipherSuite
 	through func(client.Transport) client.Transport
+	journal *journal
+	skipped atomic.Int64 // of the client's monotonic clock
 
 	mu      sync.Mutex
 	updates []client.Update
@@ -62,7 +65,10 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 			return nil, err
 		}
 	}
-	d := &Device{Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through}
+	d := &Device{
+		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through,
+		journal: &journal{since: w.since},
+	}
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
@@ -93,6 +99,9 @@ func (d *Device) open(ctx context.Context) error {
 		return fmt.Errorf("e2e: %w", err)
 	}
 	d.log = log
+	if err := d.journal.open(d.dir); err != nil {
+		return errors.Join(err, d.Stop())
+	}
 	// Laid out as mls-proxy does, which can go on with the state.
 	path := filepath.Join(d.dir, "client.db")
 	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(d.dir, "store.key"), Store: path})
@@ -117,7 +126,11 @@ func (d *Device) run(ctx context.Context) error {
 	if d.came == nil {
 		d.came = make(chan struct{})
 	}
-	o := client.Options{Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle}
+	began := time.Now()
+	o := client.Options{
+		Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle,
+		Monotonic: func() time.Duration { return time.Since(began) + time.Duration(d.skipped.Load()) },
+	}
 	if d.through != nil {
 		o.Transport = d.through(client.NewTransport(d.Identity.Client()))
 	}
@@ -126,6 +139,7 @@ func (d *Device) run(ctx context.Context) error {
 		return err
 	}
 	d.Client = c
+	d.journal.note(Entry{Kind: Opened, Sender: d.UserID(), Device: d.DeviceID()})
 	if err := c.Start(context.WithoutCancel(ctx)); err != nil { // until Stop
 		return err
 	}
@@ -133,6 +147,7 @@ func (d *Device) run(ctx context.Context) error {
 }
 
 func (d *Device) handle(_ context.Context, u client.Update) {
+	d.journal.noteUpdate(u)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.updates = append(d.updates, u)
@@ -146,6 +161,7 @@ func (d *Device) Stop() error {
 	if d.Client != nil {
 		err = d.Client.Close()
 		d.Client = nil
+		d.journal.note(Entry{Kind: Closed})
 	}
 	if d.st != nil {
 		err = errors.Join(err, d.st.Close())
@@ -155,7 +171,7 @@ func (d *Device) Stop() error {
 		err = errors.Join(err, d.log.Close())
 		d.log = nil
 	}
-	return err
+	return errors.Join(err, d.journal.close())
 }
 
 // Restart runs the device again from what it has on disk.
@@ -170,6 +186,10 @@ func (d *Device) Restart(ctx context.Context) error {
 	}
 	return d.run(ctx)
 }
+
+// Skip sets the client's monotonic clock forward, for what a person would wait for; it looks at its clock when something
+// comes next.
+func (d *Device) Skip(t time.Duration) { d.skipped.Add(int64(t)) }
 
 // StateDir is where the device keeps its state, in the form that mls-proxy reads, too.
 func (d *Device) StateDir() string { return d.dir }
@@ -252,7 +272,7 @@ func (d *Device) summary() string {
 }
 
 // Soon is how long a story waits for something that should happen at once, on a machine with other work.
-const Soon = 90 * time.Second
+const Soon = 3 * time.Minute
 
 // Kept is a copy of a device's group states, as a dishonest owner would have made: it outlives what the client forgets.
 type Kept []*mls.Group
@@ -265,24 +285,9 @@ func (d *Device) Keep(ctx context.Context, room id.RoomID) (Kept, error) {
 	}
 	var kept Kept
 	for _, e := range epochs {
-		full, err := d.st.Epoch(ctx, room, e.Ref)
+		g, err := d.loadGroup(ctx, room, e.Ref)
 		if err != nil {
-			return nil, fmt.Errorf("e2e: %w", err)
-		}
-		stored := mls.StoredGroup{Head: full.State}
-		if stored.Tree, stored.Deltas, _, _, err = d.st.Tree(ctx, room, e.Ref); err != nil {
-			return nil, fmt.Errorf("e2e: %w", err)
-		}
-		pages, err := d.st.RatchetPages(ctx, room, e.Ref)
-		if err != nil {
-			return nil, fmt.Errorf("e2e: %w", err)
-		}
-		for _, p := range pages {
-			stored.Pages = append(stored.Pages, mls.RatchetPage{ID: p.ID, Data: p.Data})
-		}
-		g, err := stored.Load(nil)
-		if err != nil {
-			return nil, fmt.Errorf("e2e: %w", err)
+			return nil, err
 		}
 		kept = append(kept, g)
 	}
@@ -290,6 +295,30 @@ func (d *Device) Keep(ctx context.Context, room id.RoomID) (Kept, error) {
 		return nil, fmt.Errorf("e2e: %s keeps no state of %s: a test of what it opens would show nothing", d.Name, room)
 	}
 	return kept, nil
+}
+
+// loadGroup reads one of the group states that the device holds.
+func (d *Device) loadGroup(ctx context.Context, room id.RoomID, ref []byte) (*mls.Group, error) {
+	full, err := d.st.Epoch(ctx, room, ref)
+	if err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	stored := mls.StoredGroup{Head: full.State}
+	if stored.Tree, stored.Deltas, _, _, err = d.st.Tree(ctx, room, ref); err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	pages, err := d.st.RatchetPages(ctx, room, ref)
+	if err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	for _, p := range pages {
+		stored.Pages = append(stored.Pages, mls.RatchetPage{ID: p.ID, Data: p.Data})
+	}
+	g, err := stored.Load(nil)
+	if err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	return g, nil
 }
 
 // Opens reports whether any of the states opens an MLS message.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/matrix-mls/matrix-mls/lab"
@@ -27,6 +28,8 @@ type Options struct {
 	WithoutModule []string
 	// Bin is a directory with built programs (matrix-mls); empty: they are built into the work directory.
 	Bin string
+	// CrashPoints builds the modules so that they can be killed between any two writes; see [World.CrashAt].
+	CrashPoints bool
 	// ModuleSettings are environment variables for the modules, which override their configuration.
 	ModuleSettings map[string]string
 	// Progress is told what goes on; nil: nobody.
@@ -38,7 +41,11 @@ type World struct {
 	*lab.Servers
 	modules map[string]*Module
 	bin     string
+	began   time.Time
 }
+
+// since is the clock of the devices' journals.
+func (w *World) since() time.Duration { return time.Since(w.began) }
 
 // Module is the module of one server.
 type Module struct {
@@ -66,7 +73,7 @@ func Start(ctx context.Context, o Options) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin}
+	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin, began: time.Now()}
 	if err := w.startModules(ctx, o, say); err != nil {
 		return nil, errors.Join(err, w.giveUp(o))
 	}
@@ -89,7 +96,7 @@ func Attach(dir string) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Servers: hs, modules: map[string]*Module{}}
+	w := &World{Servers: hs, modules: map[string]*Module{}, began: time.Now()}
 	for _, s := range hs.All() {
 		m := w.module(s)
 		if _, err := os.Stat(m.Config); err == nil {
@@ -114,7 +121,11 @@ func (w *World) startModules(ctx context.Context, o Options, say func(string, ..
 	} else {
 		w.bin = filepath.Join(w.Dir(), "bin")
 		say("building the module")
-		if err := build(ctx, w.bin, "./cmd/matrix-mls"); err != nil {
+		tags := "goolm"
+		if o.CrashPoints {
+			tags += ",crashpoints"
+		}
+		if err := build(ctx, w.bin, "-tags="+tags, "./cmd/matrix-mls"); err != nil {
 			return err
 		}
 	}
@@ -152,7 +163,7 @@ func (w *World) startModules(ctx context.Context, o Options, say func(string, ..
 	}
 	for _, name := range changed {
 		m := w.modules[name]
-		argv := []string{"env"}
+		argv := []string{"env", "MLSTEST_CRASH_POINTS=" + m.crashFile()}
 		for _, k := range slices.Sorted(maps.Keys(o.ModuleSettings)) {
 			argv = append(argv, k+"="+o.ModuleSettings[k])
 		}
@@ -236,8 +247,9 @@ func get(ctx context.Context, url string) error {
 	return err
 }
 
-// build compiles programs of the project into dir, with the race detector when this program has it.
-func build(ctx context.Context, dir string, packages ...string) error {
+// build compiles programs of the project into dir, with the race detector when this program has it. Arguments are those
+// of go build.
+func build(ctx context.Context, dir string, arguments ...string) error {
 	root, err := lab.Root()
 	if err != nil {
 		return err
@@ -246,10 +258,10 @@ func build(ctx context.Context, dir string, packages ...string) error {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
+	cmd := exec.CommandContext(ctx, "go", append(args, arguments...)...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("e2e: build %s: %w: %s", strings.Join(packages, " "), err, out)
+		return fmt.Errorf("e2e: build %s: %w: %s", strings.Join(arguments, " "), err, out)
 	}
 	return nil
 }
@@ -277,6 +289,36 @@ func (w *World) StartModule(ctx context.Context, server string) error {
 		return err
 	}
 	return w.waitReady(ctx, m)
+}
+
+func (m *Module) crashFile() string { return filepath.Join(m.Dir, "crash-points") }
+
+// CrashAt lets a module of a world with CrashPoints end with SIGKILL when it comes to each of these points, once.
+func (w *World) CrashAt(server string, points ...string) error {
+	path := w.modules[server].crashFile()
+	err := os.WriteFile(path+".new", []byte(strings.Join(points, "\n")), 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("e2e: %w", err)
+	}
+	return nil
+}
+
+// CrashPointsLeft returns the points that a module has not come to.
+func (w *World) CrashPointsLeft(server string) ([]string, error) {
+	raw, err := os.ReadFile(w.modules[server].crashFile())
+	if err != nil {
+		return nil, fmt.Errorf("e2e: %w", err)
+	}
+	return strings.Fields(string(raw)), nil
+}
+
+// Answers tells whether a module's process is there, ready or not.
+func (w *World) Answers(ctx context.Context, server string) bool {
+	err := get(ctx, w.modules[server].URL+"/_matrix/mau/live")
+	return !errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // LoseModuleDatabase stops a module and deletes what it remembers, as a broken disk does. Its configuration and

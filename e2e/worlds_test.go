@@ -27,6 +27,7 @@ var worlds = map[string]*shared{
 	}},
 	"postgres":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true}, ModulePostgres: true}},
 	"sequencers": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}}, // its modules are stopped
+	"partition":  {options: e2e.Options{Options: lab.Options{Synapse: 2, Proxy: true}}},              // its servers are lost
 	"limits":     {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
 }
 
@@ -84,7 +85,7 @@ var people atomic.Uint64
 func tell(t *testing.T, worldName string) *story {
 	t.Helper()
 	w := world(t, worldName)
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	t.Cleanup(cancel)
 	return &story{TB: t, w: w, ctx: ctx, began: time.Now()}
 }
@@ -148,6 +149,14 @@ func (s *story) room(o client.CreateOptions, founder *e2e.Device, others ...*e2e
 // join lets a user join as soon as the device shows the invite, and waits until the device is in the group.
 func (s *story) join(d *e2e.Device, room id.RoomID, via *e2e.Device) {
 	s.Helper()
+	s.enter(d, room, via)
+	s.must(d.Settle(s.soon(), room))
+	s.step("%s joined", d.Name)
+}
+
+// enter lets a user join, and does not wait for the group.
+func (s *story) enter(d *e2e.Device, room id.RoomID, via *e2e.Device) {
+	s.Helper()
 	_, err := d.Wait(s.soon(), "the invite", func(u client.Update) bool {
 		i, ok := u.(*client.Invited)
 		return ok && i.Room == room
@@ -155,8 +164,6 @@ func (s *story) join(d *e2e.Device, room id.RoomID, via *e2e.Device) {
 	s.must(err)
 	_, err = d.Join(s.soon(), string(room), []string{via.Server.ServerName})
 	s.must(err)
-	s.must(d.Settle(s.soon(), room))
-	s.step("%s joined", d.Name)
 }
 
 // step notes how far the story is, and how long it took to get there.
