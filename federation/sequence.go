@@ -84,7 +84,7 @@ func (m *Machine) runTimers() {
 		if !n.listChange() {
 			continue
 		}
-		n.heldUpT.run(n.acc.any() && m.heldUp(n) && m.siblingWaits(n), m.now)
+		n.heldUpT.run(n.acc.any() && m.heldUp(n) && m.siblingInstead(n), m.now)
 		if rs := m.lists[n.ref]; rs != nil {
 			for _, r := range rs.readies {
 				r.age.run(!n.final, m.now)
@@ -106,6 +106,22 @@ func (m *Machine) siblingWaits(n *node) bool {
 	}
 	return false
 }
+
+// siblingInstead reports whether a sibling waits that the owner would accept in
+// place of a list change that is held up. One that had its turn, too, is none as
+// long as n is acceptable: they would take turns for ever.
+func (m *Machine) siblingInstead(n *node) bool {
+	for _, k := range n.up.kids {
+		if k != n && m.acceptable(k) && !(hadItsTurn(k) && m.acceptable(n)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hadItsTurn reports whether n is a list change that was accepted and not vouched
+// for: others go first.
+func hadItsTurn(n *node) bool { return n.listChange() && n.acc.any() && !n.votable }
 
 // serving returns the name of the list that is in force at the head.
 func (m *Machine) serving() Ref {
@@ -262,8 +278,8 @@ func (m *Machine) acceptNext(b *batch, config Ref, rank uint32, base *node, o *o
 	for _, k := range tip.kids {
 		switch {
 		case !m.acceptable(k) || !k.c.OnlyRemoves && m.windowFull(tip):
-		case k.listChange() && k.acc.any() && !k.votable:
-			held = append(held, k) // it had its turn
+		case hadItsTurn(k):
+			held = append(held, k)
 		default:
 			due = append(due, k)
 		}

@@ -325,6 +325,9 @@ func (s *sim) settleFor(patience int) {
 			broken("2 a live majority regains finality", "the room does not come to rest")
 		}
 		before := len(s.log)
+		if before > flood {
+			broken("2 a live majority regains finality", "the room is flooded: %d events", before)
+		}
 		waits := false
 		for _, x := range s.nodes {
 			s.pump(x, 1<<20)
@@ -340,6 +343,9 @@ func (s *sim) settleFor(patience int) {
 		}
 	}
 }
+
+// flood is how many events no room of a few hundred steps comes to.
+const flood = 5000
 
 // drain gives everyone what is on its way, until nothing is.
 func (s *sim) drain() {
