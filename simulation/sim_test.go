@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 50, or 3 with -race")
+	simSeeds = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 50, or 2 with -race")
 	simFirst = flag.Int64("sim.first", 1, "first seed of TestSimulate")
 	simSteps = flag.Int("sim.steps", 60, "steps of a run")
 	simWhole = flag.Bool("sim.whole", false, "do not shrink what failed")
@@ -55,7 +55,7 @@ func TestSimulate(t *testing.T) {
 	case testing.Short():
 		count = 3
 	case count == 0 && raceEnabled:
-		count = 3
+		count = 2
 	case count == 0:
 		count = 50
 	}
@@ -96,14 +96,14 @@ func TestSimulate(t *testing.T) {
 
 // TestRunsRepeat: a run follows from its script, byte for byte.
 func TestRunsRepeat(t *testing.T) {
-	seeds := []int64{1, 4, 7}
+	seeds, steps := []int64{1, 4, 7}, *simSteps/2
 	if raceEnabled {
-		seeds = seeds[:1]
+		seeds, steps = seeds[:1], *simSteps/6
 	}
 	for _, seed := range seeds {
 		var sums [2]string
 		for i := range sums {
-			_, w := run(t, scriptOf(seed, *simSteps/2), nil)
+			_, w := run(t, scriptOf(seed, steps), nil)
 			sums[i] = fmt.Sprintf("%x after %d events", w.digest.Sum(nil), w.truth.events)
 		}
 		if sums[0] != sums[1] {
@@ -118,8 +118,8 @@ const simBlock = 10
 // TestKeptScripts repeats what once failed, or is worth keeping.
 func TestKeptScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts in testdata: %v", err)
 	}
 	for _, f := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
