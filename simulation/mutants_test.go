@@ -54,11 +54,11 @@ func TestPropertiesTurnRed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err, _ := run(t, sc, nil); err != nil {
+			if _, err := run(t, sc, nil); err != nil {
 				t.Fatalf("with all rules: %v", err)
 			}
 			sc.without = test.without
-			err, _ = run(t, sc, nil)
+			_, err = run(t, sc, nil)
 			var v *violation
 			if !errors.As(err, &v) || v.property != test.property {
 				t.Errorf("got %v, want a violation of %s", err, test.property)

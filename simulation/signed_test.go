@@ -11,7 +11,6 @@ import (
 // accept contradicts one before, whatever crashes there were.
 type signed struct {
 	counters map[uint64]federation.Ref
-	newest   uint64
 	promised map[federation.Ref]federation.Ballot
 	votes    map[federation.Ref]*federation.Vote
 	accepts  map[federation.Ref]map[federation.Ballot]*federation.Accept

@@ -35,7 +35,7 @@ func workDir(t testing.TB) string {
 }
 
 // run runs a script in a directory of its own.
-func run(t testing.TB, sc script, sum *stats) (error, *world) {
+func run(t testing.TB, sc script, sum *stats) (*world, error) {
 	dir := filepath.Join(workDir(t), "run")
 	defer os.RemoveAll(dir)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -66,7 +66,7 @@ func TestSimulate(t *testing.T) {
 			for seed := first; seed <= end && failed < 5; seed++ {
 				sc := scriptOf(seed, *simSteps)
 				began := simrecord.CPUTime()
-				err, _ := run(t, sc, &sum)
+				_, err := run(t, sc, &sum)
 				if testing.Verbose() {
 					fmt.Fprintf(os.Stderr, "seed %d: %v\n", seed, (simrecord.CPUTime() - began).Round(time.Millisecond))
 				}
@@ -77,7 +77,7 @@ func TestSimulate(t *testing.T) {
 				t.Errorf("seed %d (%s): %v", seed, sc.faults, err)
 				if failed == 1 && !*simWhole {
 					small := shrink(t, sc, err.(*violation).property)
-					err, _ := run(t, small, nil)
+					_, err := run(t, small, nil)
 					t.Logf("shrunk, to keep as a file in testdata:\n# %v\n%s", err, small)
 				}
 			}
@@ -103,7 +103,7 @@ func TestRunsRepeat(t *testing.T) {
 	for _, seed := range seeds {
 		var sums [2]string
 		for i := range sums {
-			_, w := run(t, scriptOf(seed, steps), nil)
+			w, _ := run(t, scriptOf(seed, steps), nil)
 			sums[i] = fmt.Sprintf("%x after %d events", w.digest.Sum(nil), w.truth.events)
 		}
 		if sums[0] != sums[1] {
@@ -131,7 +131,7 @@ func TestKeptScripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err, _ := run(t, sc, nil); err != nil {
+			if _, err := run(t, sc, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -141,7 +141,7 @@ func TestKeptScripts(t *testing.T) {
 // shrink leaves out steps while the same property still breaks.
 func shrink(t testing.TB, sc script, property string) script {
 	breaks := func(c script) bool {
-		err, _ := run(t, c, nil)
+		_, err := run(t, c, nil)
 		v, ok := err.(*violation)
 		return ok && v.property == property
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // simulate runs a script and returns the property that broke, nil if all hold.
-func simulate(sc script, dir string, sum *stats) (err error, w *world) {
+func simulate(sc script, dir string, sum *stats) (w *world, err error) {
 	w = newWorld(sc, dir)
 	defer w.close()
 	defer func() {
@@ -39,7 +39,7 @@ func simulate(sc script, dir string, sum *stats) (err error, w *world) {
 		w.step(st)
 	}
 	w.end()
-	return nil, w
+	return w, nil
 }
 
 // pick chooses one of those for which ok holds, nil if there is none.

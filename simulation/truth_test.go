@@ -90,7 +90,6 @@ type observed struct {
 	final   federation.Ref
 	head    federation.Ref
 	joined  map[federation.Ref]bool // commits that it came in with, and that were confirmed
-	rejoins int
 }
 
 func (o *observed) init() { o.checked, o.joined = map[federation.Ref]bool{}, map[federation.Ref]bool{} }
