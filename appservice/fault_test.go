@@ -324,12 +324,16 @@ func faultAnswerLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "Bearer "+hsToken)
+		gone := make(chan struct{})
 		b.crashPoint(func(point string) {
 			if point == crashInboxStored {
 				hangUp()
+				<-gone // else the answer may be faster
 			}
 		})
-		if _, err := client.Do(req); err == nil {
+		_, err = client.Do(req)
+		close(gone)
+		if err == nil {
 			t.Fatal("the answer came all the same")
 		}
 		b.crashPoint(nil)
