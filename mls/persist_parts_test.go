@@ -292,6 +292,11 @@ func TestStoredGroupRefusesWrongParts(t *testing.T) {
 			}
 		},
 		"a node outside": func(st *StoredGroup) { st.Pages = append(st.Pages, RatchetPage{1<<32 | 999, make([]byte, 32)}) },
+		"a page in the place of another": func(st *StoredGroup) {
+			last := lastPage(st.Pages)
+			st.Pages = slices.DeleteFunc(st.Pages, func(p RatchetPage) bool { return p.ID == last })
+			st.Pages = append(st.Pages, st.Pages[0])
+		},
 		"another page missing": func(st *StoredGroup) {
 			st.Pages = slices.DeleteFunc(st.Pages, func(p RatchetPage) bool { return p.ID == lastPage(st.Pages) })
 		},
