@@ -227,8 +227,8 @@ type move struct {
 	at time.Duration // when it was confirmed
 }
 
-// inviteLag is for how long after a join /sync may still show the invite alone:
-// homeservers fill it from a queue.
+// inviteLag is for how long after a join an invite in /sync is taken for the one
+// that was followed: a homeserver may tell /sync of the join a moment later.
 const inviteLag = 5 * time.Second
 
 // lags tells whether a /sync whose request began at the given time shows the
