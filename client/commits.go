@@ -608,6 +608,9 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	r.settleFresh(own, e)
 	if len(own.Welcomes) > 0 && own.staged != nil {
 		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
+		config, _ := r.machine.ConfigAt(e.ref)
+		data.Config = rooms.Hash(config)
+		data.Era, _ = r.machine.EraOf()
 		for _, w := range own.Welcomes {
 			if r.served(own, w.KeyPackage) {
 				continue // the device used it up; it finds its leaf without a Welcome and joins again

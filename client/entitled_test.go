@@ -60,7 +60,7 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	mallory := w.device("mallory", "MALLORY1")
 	welcome := func(room id.RoomID, n int) json.RawMessage {
 		raw, err := rooms.Encode(&rooms.WelcomeContent{
-			Room: room, CommitEvent: id.EventID(fmt.Sprintf("$nothing%d", n)), Ref: rooms.Hash{1}, Welcome: []byte{1},
+			Room: room, CommitEvent: id.EventID(fmt.Sprintf("$nothing%d", n)), Ref: rooms.Hash{1}, Cfg: rooms.Hash{1}, Welcome: []byte{1},
 			Snapshot: rooms.Snapshot{Tree: []byte{1}, TreeHash: make([]byte, 32), AtCommit: rooms.Hash{1}},
 		})
 		if err != nil {

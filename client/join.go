@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -131,11 +132,10 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err := c.firstTimeIn(ctx, r, ref); err != nil {
 		return err
 	}
-	config, era, ok := c.listAt(r, group.GroupID(), policy)
-	if !ok {
+	if !c.listShown(r, group.GroupID(), policy) {
 		return &errWait{"head:"}
 	}
-	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, era, config)
+	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, content.Era, federation.Ref(content.Cfg))
 	if err != nil {
 		return err
 	}
@@ -223,26 +223,16 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 	})
 }
 
-// listAt returns the ref that names the list of sequencers in force and the
-// number of the era: as a proof shows, or else as the listed modules say.
-func (c *Client) listAt(r *room, group []byte, policy *rooms.Policy) (config federation.Ref, era uint64, ok bool) {
-	r.headSeen = true
+// listShown tells whether a module of the list that a Welcome's group sets has
+// shown a head. Which commit set that list says the Welcome: the heads may be
+// newer, and under another one.
+func (c *Client) listShown(r *room, group []byte, policy *rooms.Policy) bool {
 	s := c.shownBy(r, group)
-	for _, p := range s.by {
-		if p.Era == s.era && bytes.Equal(p.Groups[len(p.Groups)-1], group) && federation.List(p.Policy.Sequencers).Equal(policy.Sequencers) {
-			return p.Config, p.Era, true
-		}
-	}
-	for _, seq := range policy.Sequencers {
+	r.headSeen = slices.ContainsFunc(policy.Sequencers, func(seq federation.Sequencer) bool {
 		head := r.state.head(id.UserID(seq.User))
-		if head == nil || head.Root == nil || s.bad[id.UserID(seq.User)] {
-			continue
-		}
-		config, era = headList(head)
-		return config, era, true
-	}
-	r.headSeen = false
-	return config, 0, false
+		return s.by[id.UserID(seq.User)] != nil || head != nil && head.Root != nil && !s.bad[id.UserID(seq.User)]
+	})
+	return r.headSeen
 }
 
 // boundTo returns the only group of the room that this device may enter, nil if
@@ -449,7 +439,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 			return err
 		}
 	}
-	plan, err := c.planRejoin(ctx, roomID, parent, public.GroupID(), public.Epoch(), resync)
+	plan, err := c.planRejoin(ctx, roomID, bot, head, resync)
 	if err != nil {
 		return err
 	}

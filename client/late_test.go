@@ -8,6 +8,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -81,5 +82,71 @@ func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {
 	}
 	if kept[rooms.TypeCommit] != dave.limits.Waiting || kept[rooms.TypeWelcome] != maxWelcomesWaiting || kept["the first"] != 1 {
 		t.Errorf("kept %v, want %d events and %d Welcomes with the first", kept, dave.limits.Waiting, maxWelcomesWaiting)
+	}
+}
+
+// TestInviteAcceptedAfterTheListChanged: the Welcome of somebody who takes their
+// time opens an epoch under the list of that time, though the modules show heads
+// under another one by then.
+func TestInviteAcceptedAfterTheListChanged(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob, carol)
+	w.send(bob, room, "under the first list")
+	w.rest()
+	w.wantServers(room, []*testDevice{alice, bob, carol}, testServer, "two.example", "three.example")
+	w.send(carol, room, "under the second list")
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	dave.wantTexts("under the first list", "under the second list")
+	w.wantServers(room, []*testDevice{dave}, testServer, "two.example", "three.example")
+	joined := federation.Ref(dave.rooms[room].rec.JoinRef)
+	got, _ := dave.rooms[room].machine.ConfigAt(joined)
+	if want, _ := alice.rooms[room].machine.ConfigAt(joined); got != want {
+		t.Errorf("dave takes the list of then for that of %s, want %s", got.Short(), want.Short())
+	}
+	if n := dave.Refusals()[string(rooms.RuleReceiptForged)]; n != 0 {
+		t.Errorf("%d receipts count as forged", n)
+	}
+}
+
+// TestNewcomerIsNotMisledForGood: a Welcome may come with the wrong list, whose
+// receipts then seem to be forged. Its device joins again by what modules prove.
+func TestNewcomerIsNotMisledForGood(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob, carol)
+	w.s.mu.Lock()
+	changed := 0
+	for _, evt := range w.s.toDevice[string(dave.UserID())+"/"+string(dave.DeviceID())] {
+		if welcome, err := rooms.DecodeWelcome(evt.Content); err == nil {
+			welcome.Cfg[0] ^= 1
+			if evt.Content, err = rooms.Encode(welcome); err != nil {
+				t.Fatal(err)
+			}
+			changed++
+		}
+	}
+	w.s.mu.Unlock()
+	if changed != 1 {
+		t.Fatalf("%d Welcomes for dave, want 1", changed)
+	}
+	w.rest()
+	w.join(dave, room)
+	w.settle()
+	for range 5 {
+		w.now.add(lagRejoin)
+		w.settle()
+	}
+	w.send(alice, room, "hello dave")
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	if texts := dave.texts(); len(texts) == 0 || texts[len(texts)-1] != "hello dave" {
+		t.Errorf("dave reads %q", texts)
 	}
 }

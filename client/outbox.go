@@ -61,6 +61,8 @@ type outData struct {
 
 	// Welcomes: who gets one, and the tree they need.
 	Welcomes []welcomeOut `json:"welcomes,omitempty"`
+	Config   rooms.Hash   `json:"config,omitzero"` // that governs what follows the epoch they open
+	Era      uint64       `json:"era,omitempty"`
 	Tree     rooms.Bytes  `json:"tree,omitempty"`
 	TreeHash rooms.Bytes  `json:"tree_hash,omitempty"`
 	File     *rooms.File  `json:"file,omitempty"`
@@ -427,7 +429,7 @@ func (c *Client) sendWelcomes(ctx context.Context, row *outRow) error {
 	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
 	for _, w := range row.data.Welcomes {
 		content, err := rooms.Encode(&rooms.WelcomeContent{
-			Room: row.item.Room, CommitEvent: row.data.EventID, Ref: rooms.Hash(row.ref()), Welcome: w.Welcome, Snapshot: snapshot,
+			Room: row.item.Room, CommitEvent: row.data.EventID, Ref: rooms.Hash(row.ref()), Cfg: row.data.Config, Era: row.data.Era, Welcome: w.Welcome, Snapshot: snapshot,
 		})
 		if err != nil {
 			return fmt.Errorf("%w: %w", errRefused, err)

@@ -493,7 +493,7 @@ func rejectUnsolicitedKey(t *testing.T) {
 	x.join(dave, x.room)
 	dave.turn()
 	raw, err := rooms.Encode(&rooms.WelcomeContent{
-		Room: x.room, CommitEvent: "$nothing", Ref: rooms.Hash{1}, Welcome: []byte{1},
+		Room: x.room, CommitEvent: "$nothing", Ref: rooms.Hash{1}, Cfg: rooms.Hash{1}, Welcome: []byte{1},
 		Snapshot: rooms.Snapshot{Tree: []byte{1}, TreeHash: make([]byte, 32), AtCommit: rooms.Hash{1}},
 	})
 	if err != nil {

@@ -56,7 +56,8 @@ type rejoin struct {
 
 // planRejoin checks that a head on which this device would come back does not
 // undo what it knows, and finds what shows that it was in the group before.
-func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federation.Ref, group []byte, epoch uint64, own *mls.LeafIndex) (*rejoin, error) {
+func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, own *mls.LeafIndex) (*rejoin, error) {
+	parent, group, epoch := federation.Ref(head.Accepted.Ref), []byte(head.Group), head.Accepted.Epoch
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := &rejoin{}
@@ -72,6 +73,9 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federa
 		}
 		switch {
 		case r.machine.Held(parent):
+			if !r.machine.Accepted(parent) && r.machine.Extends(parent, final) && (r.rec.Unconfirmed || c.provenAbove(r, bot, head, final)) {
+				break // the Welcome it came by misled it about the list: it begins anew
+			}
 			if !r.machine.Extends(parent, final) || !r.machine.Extends(r.machine.SafeHead(), parent) {
 				return nil, errRefusedUpdate(ruleStaleGroupInfo, "the module shows a commit that is not on the accepted chain, or lies below the newest final one")
 			}
@@ -100,6 +104,13 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, parent federa
 	}
 	out.proof = rooms.NewRejoinProof(common, parent, secret)
 	return out, nil
+}
+
+// provenAbove tells whether a module proves its head, with a final commit that is
+// held here above the given one.
+func (c *Client) provenAbove(r *room, bot id.UserID, head *rooms.HeadContent, final federation.Ref) bool {
+	p, err := c.proofOf(r, bot, head)
+	return err == nil && p.Accepted == federation.Ref(head.Accepted.Ref) && p.Final != final && r.machine.Extends(p.Final, final)
 }
 
 // ruleStaleGroupInfo is the rule of heads that would undo what is known.

@@ -550,7 +550,7 @@ func (e *EncryptionContent) validate() error {
 
 func (w *WelcomeContent) validate() error {
 	return firstError(checkID("room_id", string(w.Room), '!'), checkID("commit_event", string(w.CommitEvent), '$'), needHash("ref", w.Ref),
-		needBytes("welcome", w.Welcome, MaxInline), w.Snapshot.validate())
+		needHash("cfg", w.Cfg), needBytes("welcome", w.Welcome, MaxInline), w.Snapshot.validate())
 }
 
 func (r *RejoinRequestContent) validate() error {

@@ -143,7 +143,7 @@ func contents() map[string]struct {
 		"module profile":  {&ModuleProfile{Version: 1, ReceiptKey: make(Bytes, 32)}, func(r json.RawMessage) (any, error) { return any2(DecodeModuleProfile(r)) }},
 		"encrypted":       {&EncryptedContent{Algorithm: Algorithm, Ciphertext: Bytes{1}, CommitEvent: "$c", RelatesTo: json.RawMessage(`{"rel_type":"m.thread"}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeEncrypted(r)) }},
 		"receipt payload": {&ReceiptPayload{Acks: []Ack{{Ref: h, Leaf: 1, Generation: 5}}}, func(r json.RawMessage) (any, error) { return any2(DecodeReceiptPayload(r)) }},
-		"welcome":         {&WelcomeContent{Room: testRoom, CommitEvent: "$c", Ref: h, Welcome: Bytes{1}, Snapshot: snapshot}, func(r json.RawMessage) (any, error) { return any2(DecodeWelcome(r)) }},
+		"welcome":         {&WelcomeContent{Room: testRoom, CommitEvent: "$c", Ref: h, Cfg: h, Era: 1, Welcome: Bytes{1}, Snapshot: snapshot}, func(r json.RawMessage) (any, error) { return any2(DecodeWelcome(r)) }},
 		"rejoin request":  {&RejoinRequestContent{Room: testRoom, Need: NeedWelcome, Ref: h, Reason: "x", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeRejoinRequest(r)) }},
 		"key package":     {&KeyPackageContent{Room: testRoom, Suite: 1, RequestID: "a", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeKeyPackage(r)) }},
 		"history bundle":  {&HistoryBundleContent{Room: testRoom, Ref: h, Salt: Bytes{1}, File: file}, func(r json.RawMessage) (any, error) { return any2(DecodeHistoryBundle(r)) }},

@@ -272,7 +272,9 @@ type WelcomeContent struct {
 	Room        id.RoomID  `json:"room_id"`
 	CommitEvent id.EventID `json:"commit_event"`
 	Ref         Hash       `json:"ref"`
-	Welcome     Bytes      `json:"welcome"` // MLSMessage with one recipient, without tree
+	Cfg         Hash       `json:"cfg"`           // ref of the commit that set the list governing what follows Ref
+	Era         uint64     `json:"era,omitempty"` // number of the era Ref lies in
+	Welcome     Bytes      `json:"welcome"`       // MLSMessage with one recipient, without tree
 	Snapshot    Snapshot   `json:"snapshot"`
 }
 
