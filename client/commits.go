@@ -75,6 +75,9 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		if content.ParentEvent != "" {
 			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
 		}
+		if e := r.head(); e != nil {
+			c.look(r, e.ref, lookPages, false)
+		}
 		return waitParent(parent)
 	}
 	own := r.own[ref]
@@ -486,6 +489,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	if lost {
 		left := r.machine.Path(act.Fork, act.From)
 		c.requeue(b, r, left)
+		c.look(r, act.Fork, c.limits.GapPages, true)
 	}
 	for ref, kept := range r.rec.Proposals {
 		if federation.Ref(kept.On) != act.To {

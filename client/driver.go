@@ -24,6 +24,7 @@ type need struct {
 	file   *rooms.File
 	state  bool
 	recent bool // the newest events, by /messages
+	look   *lookback
 	users  []id.UserID
 	fail   int
 	notFor time.Duration // monotonic time before which it is not tried again
@@ -103,7 +104,8 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 	return c.mono() + time.Second
 }
 
-// drain processes the room's inbox in order until nothing moves.
+// drain processes the room's inbox in order until nothing moves, or until the
+// history has to be read first.
 func (c *Client) drain(ctx context.Context, r *room) error {
 	items, err := c.st.Inbox(ctx, r.id)
 	if err != nil || len(items) == 0 {
@@ -112,6 +114,9 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 	for moved := true; moved; {
 		moved = false
 		for i, item := range items {
+			if r.looking() {
+				return nil
+			}
 			if item == nil || item.WaitsFor != "" && !r.arrived(item.WaitsFor) {
 				continue
 			}
@@ -430,6 +435,16 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 					if err := c.inboxStep(roomID, evt, false)(ctx); err != nil {
 						c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file a fetched event")
 					}
+				}
+			}
+		}
+	case n.look != nil:
+		var events []*Event
+		var held map[id.EventID]bool
+		if events, held, err = c.history(ctx, roomID, n.look); err == nil {
+			apply = func(r *room) {
+				if err := c.fileHistory(ctx, r, key, n.look, events, held); err != nil {
+					c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file the history of a room")
 				}
 			}
 		}

@@ -146,6 +146,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	key := genKey{e.ref, uint32(app.Sender)}
 	if last, seen := r.generations[key]; seen && app.Generation > last+1 {
 		msg.Missing = app.Generation - last - 1
+		c.look(r, e.ref, lookPages, false)
 	}
 	if last, seen := r.generations[key]; !seen || app.Generation > last {
 		r.generations[key] = app.Generation

@@ -510,6 +510,21 @@ func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
 	return r
 }
 
+// begins tells whether a room's history begins with an event for this user: it
+// made the room, turned encryption on or invited the user.
+func (c *Client) begins(evt *Event) bool {
+	if evt.Type == rooms.TypeCreate || isMLSEncryption(evt) {
+		return true
+	}
+	if evt.Type != rooms.TypeMember || evt.StateKey == nil || *evt.StateKey != string(c.UserID()) {
+		return false
+	}
+	var content struct {
+		Membership string `json:"membership"`
+	}
+	return json.Unmarshal(evt.Content, &content) == nil && content.Membership == "invite"
+}
+
 // gapQuiet is how many pages in sequence have to bring nothing new before a gap
 // counts as filled.
 const gapQuiet = 3
@@ -531,19 +546,7 @@ func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom
 	if !tracked && !slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption) {
 		return nil
 	}
-	begins := func(evt *Event) bool {
-		if evt.Type == rooms.TypeCreate || isMLSEncryption(evt) {
-			return true
-		}
-		if evt.Type == rooms.TypeMember && evt.StateKey != nil && *evt.StateKey == string(c.UserID()) {
-			var content struct {
-				Membership string `json:"membership"`
-			}
-			return json.Unmarshal(evt.Content, &content) == nil && content.Membership == "invite"
-		}
-		return false
-	}
-	if slices.ContainsFunc(joined.Timeline, begins) {
+	if slices.ContainsFunc(joined.Timeline, c.begins) {
 		return nil
 	}
 	from := joined.PrevBatch
@@ -561,7 +564,7 @@ pages:
 		fresh := false
 		for _, evt := range events {
 			older = append(older, evt)
-			if begins(evt) {
+			if c.begins(evt) {
 				break pages
 			}
 			if !c.wanted(r, evt) {

@@ -46,7 +46,9 @@ type fakeServer struct {
 	users    map[id.UserID]*fakeUser
 	txns     map[string]id.EventID
 	held     map[string]bool // event types that are not shown by /sync (a gap)
-	sent     [][]byte        // contents of all message events, to look for plaintext in
+	// leftOut, if set, names events that are in the history and never shown by /sync.
+	leftOut func(evt *Event) bool
+	sent    [][]byte // contents of all message events, to look for plaintext in
 }
 
 type fakeUser struct {
@@ -240,7 +242,7 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 		var timeline []*Event
 		first := len(s.log)
 		for i := len(s.log) - 1; i >= start; i-- {
-			if s.log[i].RoomID != evt.RoomID || s.held[s.log[i].Type] {
+			if s.log[i].RoomID != evt.RoomID || s.held[s.log[i].Type] || s.leftOut != nil && s.leftOut(s.log[i]) {
 				continue
 			}
 			if len(timeline) >= limit {
@@ -366,6 +368,9 @@ func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.Even
 }
 
 func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string, limit int) ([]*Event, string, error) {
+	if t.before != nil {
+		t.before("messages")
+	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	at := len(t.s.log)
