@@ -288,6 +288,9 @@ func (c *Client) plan(r *room) {
 			// Whom the member admitted is who holds this key, not whom a
 			// homeserver shows under that name later.
 			if err := list.CheckAdmission(&admission); err != nil {
+				if list.MasterKey == "" {
+					continue // the homeserver has not got the keys yet: that is no other identity
+				}
 				c.warn(r, "admitted/"+string(user)+"/"+list.MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Text: err.Error()})
 				continue
 			}

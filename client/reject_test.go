@@ -539,6 +539,32 @@ func rejectChangedIdentity(t *testing.T) {
 			t.Error("nobody is told")
 		}
 	})
+	t.Run("not of whose keys are not known yet", func(t *testing.T) {
+		w := newWorld(t)
+		room, alice, bob, _ := w.three("joined")
+		dave := w.device("dave", "DAVE1")
+		w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+		unknown := func(yes bool) {
+			w.s.mu.Lock()
+			w.s.users[dave.UserID()].unknown = yes
+			w.s.mu.Unlock()
+			for _, d := range []*testDevice{alice, bob} {
+				d.ident.changed(dave.UserID())
+			}
+		}
+		unknown(true)
+		w.join(dave, room)
+		w.settle(alice, bob)
+		if info, _ := bob.Room(w.ctx, room); info.Devices != 3 {
+			t.Errorf("%d devices in the group, want 3: the keys were known, and the test proves nothing", info.Devices)
+		}
+		unknown(false)
+		w.settle()
+		if bob.warned(rooms.RuleIdentityChanged) || alice.warned(rooms.RuleIdentityChanged) {
+			t.Error("somebody is warned of another identity while the homeserver shows none")
+		}
+		w.sameEpoch(room, alice, bob, dave)
+	})
 	t.Run("of who was verified", func(t *testing.T) {
 		x := newRefusing(t)
 		x.honest()

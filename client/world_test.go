@@ -55,6 +55,7 @@ type fakeUser struct {
 	master, self ed25519.PrivateKey
 	devices      map[id.DeviceID]*fakeDevice
 	known        rooms.Known // what others learned of the user before
+	unknown      bool        // the homeserver has not got the user's keys yet
 }
 
 type fakeDevice struct {
@@ -125,7 +126,7 @@ func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.users[user]
-	if u == nil {
+	if u == nil || u.unknown {
 		return identity.NewUserDevices(user, nil, nil, rooms.Known{})
 	}
 	crossKey := func(usage string, key ed25519.PrivateKey) json.RawMessage {
