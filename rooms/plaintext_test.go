@@ -101,7 +101,7 @@ func TestUnencryptedEvents(t *testing.T) {
 		wantRule(t, CheckUnencrypted(typ, false), RulePlaintext)
 		must(t, CheckUnencrypted(typ, true))
 	}
-	for _, typ := range []string{TypeEncrypted, "m.room.redaction", TypeCommit, TypeAccept} {
+	for _, typ := range []string{TypeEncrypted, "m.room.redaction", "org.matrix.dummy_event", TypeCommit, TypeAccept} {
 		must(t, CheckUnencrypted(typ, false))
 	}
 	for _, typ := range []string{"m.room_key", "m.forwarded_room_key", "m.room.encrypted", TypeCommit} {
