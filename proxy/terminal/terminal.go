@@ -131,6 +131,7 @@ func verbs() []*verb {
 		{name: "send", args: "ROOM TEXT… | ROOM --file PATH", what: "send a message or a file; - reads standard input", run: runSend, login: true, share: true},
 		{name: "get", args: "ROOM EVENT", what: "save the file that a message carries", run: runGet, login: true, share: true},
 		{name: "tail", args: "[ROOM]", what: "show messages as they come, with epoch and verification", run: runTail, login: true},
+		{name: "run", args: "--homeserver URL", what: "let clients without MLS log in on this machine (docs/proxy.md)", run: runProxy},
 		{name: "members", args: "ROOM", what: "list who is in a room's group: device, epoch, verified or not", run: runMembers, login: true, share: true},
 		{name: "epochs", args: "ROOM", what: "draw a room's epochs: forks, who accepted what, what is final, who is behind", run: runEpochs, login: true, share: true},
 		{name: "repair", args: "ROOM", what: "give a room its module's new receipt key, after the old was lost", run: runRepair, login: true, share: true},
@@ -153,8 +154,7 @@ const helpHead = `usage: mls-proxy [--state DIR] [--json] VERB …
 
 `
 
-const helpTail = `
-ROOM is an id, an alias, or a name that only one room has. --json prints JSON lines. Keys
+const helpTail = `ROOM is an id, an alias, or a name that only one room has. --json prints JSON lines. Keys
 and messages are in $XDG_DATA_HOME/mls-proxy, sealed with store.key (MLS_STORE_KEY_FILE).
 VERB -h lists the verb's flags. Exit codes: 0 done, 1 failed, 2 usage, 3 not logged in,
 4 refused, 5 unreachable, 6 not verified, 7 state in use, 8 not done yet: goes on later.

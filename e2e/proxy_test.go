@@ -1,0 +1,184 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/proxy/terminal"
+)
+
+// A localProxy is a run of `mls-proxy run`.
+type localProxy struct {
+	s      *story
+	server *lab.Server
+	state  string
+	url    string
+	stderr *output
+	stop   context.CancelFunc
+	ended  chan int
+}
+
+func (s *story) proxy(server string) *localProxy {
+	s.Helper()
+	p := &localProxy{s: s, server: s.w.Server(server), state: filepath.Join(s.TempDir(), "state")}
+	p.start()
+	return p
+}
+
+var proxyAddress = regexp.MustCompile(`clients log in at (http://\S+),`)
+
+func (p *localProxy) start() {
+	p.s.Helper()
+	ctx, cancel := context.WithCancel(p.s.ctx)
+	p.stop, p.stderr, p.ended = cancel, newOutput(), make(chan int, 1)
+	env := &terminal.Env{Stdin: strings.NewReader(""), Stdout: newOutput(), Stderr: p.stderr, Getenv: func(string) string { return "" }, Cwd: p.s.TempDir()}
+	ended := p.ended
+	go func() {
+		ended <- terminal.Main(ctx, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", "127.0.0.1:0"}, env)
+	}()
+	p.s.Cleanup(func() { p.end() })
+	p.s.must(p.stderr.wait(p.s.soon(), "clients log in at"))
+	p.url = proxyAddress.FindStringSubmatch(p.stderr.String())[1]
+}
+
+// end stops the program and waits for it.
+func (p *localProxy) end() {
+	p.s.Helper()
+	if p.ended == nil {
+		return
+	}
+	p.stop()
+	if code := <-p.ended; code != terminal.ExitOK {
+		p.s.Errorf("mls-proxy run: exit code %d\n%s", code, p.stderr)
+	}
+	p.ended = nil
+}
+
+// login logs a client in that has no encryption of its own.
+func (p *localProxy) login(user lab.User) *mautrix.Client {
+	p.s.Helper()
+	cli, err := mautrix.NewClient(p.url, "", "")
+	p.s.must(err)
+	cli.Client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := cli.Login(p.s.soon(), &mautrix.ReqLogin{
+		Type: mautrix.AuthTypePassword, Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.UserID},
+		Password: user.Password, InitialDeviceDisplayName: "a plain client", StoreCredentials: true,
+	})
+	if err != nil {
+		p.s.Fatalf("log in through the proxy: %v\n%s", err, p.stderr)
+	}
+	if resp.WellKnown == nil || resp.WellKnown.Homeserver.BaseURL != p.url {
+		p.s.Errorf("the answer to the login leads to %+v, want %s", resp.WellKnown, p.url)
+	}
+	return cli
+}
+
+// devices lists a user's devices as the homeserver has them.
+func (s *story) devices(server *lab.Server, user lab.User) map[string]bool {
+	s.Helper()
+	cli, err := mautrix.NewClient(server.BaseURL, id.UserID(user.UserID), user.AccessToken)
+	s.must(err)
+	list, err := cli.GetDevicesInfo(s.soon())
+	s.must(err)
+	out := map[string]bool{}
+	for _, d := range list.Devices {
+		out[d.DeviceID.String()] = true
+	}
+	return out
+}
+
+// TestProxyLogin is the life of a session: a login through the proxy makes a second device that is cross-signed, both
+// survive a restart of the proxy, and the last logout ends both.
+func TestProxyLogin(t *testing.T) {
+	for _, server := range []string{"syn1", "den1"} {
+		t.Run(server, func(t *testing.T) {
+			s := tell(t, "sqlite")
+			user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("proxied%d", people.Add(1)))
+			s.must(err)
+			p := s.proxy(server)
+			before := s.devices(p.server, user)
+			cli := p.login(user)
+			s.step("logged in")
+			after := s.devices(p.server, user)
+			if len(after) != len(before)+2 || !after[cli.DeviceID.String()] {
+				t.Fatalf("the user had the devices %v, and after the login %v: want the client's and one more", before, after)
+			}
+			recovery := filepath.Join(p.state, "accounts", "*", "recovery-key")
+			if files, _ := filepath.Glob(recovery); len(files) != 1 {
+				t.Errorf("no recovery key in %s", recovery)
+			} else if info, err := os.Stat(files[0]); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("the recovery key has the mode %v, %v", info.Mode(), err)
+			}
+
+			// A second client of the same user shares the MLS device.
+			second := p.login(user)
+			if n := len(s.devices(p.server, user)); n != len(after)+1 {
+				t.Errorf("a second login made %d devices, want 1", n-len(after))
+			}
+			who, err := second.Whoami(s.soon())
+			if err != nil || who.DeviceID != second.DeviceID {
+				t.Errorf("whoami: %+v, %v", who, err)
+			}
+
+			p.end()
+			p.start()
+			for _, c := range []*mautrix.Client{cli, second} {
+				c.HomeserverURL, err = c.HomeserverURL.Parse(p.url)
+				s.must(err)
+			}
+			s.step("the proxy ran anew")
+			_, err = second.Logout(s.soon())
+			s.must(err)
+			if left := s.devices(p.server, user); len(left) != len(after) || left[second.DeviceID.String()] {
+				t.Errorf("after the first logout: %v, want %v", left, after)
+			}
+			_, err = cli.Logout(s.soon())
+			s.must(err)
+			if left := s.devices(p.server, user); len(left) != len(before) {
+				t.Errorf("after the last logout: %v, want %v", left, before)
+			}
+
+			// A wrong password makes nothing.
+			wrong := user
+			wrong.Password += "x"
+			_, err = cli.Login(s.soon(), &mautrix.ReqLogin{
+				Type: mautrix.AuthTypePassword, Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: wrong.UserID}, Password: wrong.Password,
+			})
+			if !errors.Is(err, mautrix.MForbidden) {
+				t.Errorf("a login with a wrong password: %v", err)
+			}
+			if left := s.devices(p.server, user); len(left) != len(before) {
+				t.Errorf("a refused login left %v, want %v", left, before)
+			}
+		})
+	}
+}
+
+// TestProxyRefusesSessionsThatAreNotItsOwn: a token that was not made through the proxy has no MLS device behind it.
+func TestProxyRefusesSessionsThatAreNotItsOwn(t *testing.T) {
+	s := tell(t, "sqlite")
+	user, err := s.w.AddUser(s.ctx, "syn1", fmt.Sprintf("proxied%d", people.Add(1)))
+	s.must(err)
+	p := s.proxy("syn1")
+	direct := *p.server
+	direct.BaseURL = p.url
+	_, err = e2e.API(s.soon(), &direct, user, http.MethodGet, "/sync", nil)
+	if err == nil || !strings.Contains(err.Error(), "M_UNKNOWN_TOKEN") || !strings.Contains(err.Error(), "through the proxy") {
+		t.Errorf("a session made elsewhere: %v", err)
+	}
+	if _, err = e2e.API(s.soon(), &direct, user, http.MethodGet, "/account/whoami", nil); err != nil {
+		t.Errorf("whoami: %v", err)
+	}
+}

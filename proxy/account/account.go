@@ -1,0 +1,333 @@
+// Package account holds the MLS devices behind the proxy: for each account that
+// logged in through it one SDK client, a Matrix device of its own with its own
+// /sync and its own sealed store.
+package account
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+// Options says where accounts live and what they talk to.
+type Options struct {
+	// Dir has a folder for each account.
+	Dir string
+	// Homeserver is the base URL.
+	Homeserver string
+	// DeviceName is shown in the users' lists of sessions.
+	DeviceName string
+	// HTTP is the client for the homeserver, nil for the SDK's own.
+	HTTP *http.Client
+	Log  zerolog.Logger
+	// Getenv finds the store key; see store.LoadKey.
+	Getenv func(string) string
+	// Note tells the person who runs the proxy something, in one line.
+	Note func(format string, args ...any)
+}
+
+// ErrNoDevice reports a user for whom the proxy has no MLS device.
+var ErrNoDevice = errors.New("account: this proxy has no device of that user; log in through the proxy")
+
+// Set is the accounts of one proxy. It is safe for concurrent use.
+type Set struct {
+	o Options
+
+	mu       sync.Mutex
+	accounts map[id.UserID]*Account
+	making   map[id.UserID]*sync.Mutex
+}
+
+// Open opens and starts every account that is there. An account that cannot be
+// opened is left out, with a note; the others serve.
+func Open(ctx context.Context, o Options) (*Set, error) {
+	s := &Set{o: o, accounts: map[id.UserID]*Account{}, making: map[id.UserID]*sync.Mutex{}}
+	entries, err := os.ReadDir(o.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("account: %w", err)
+	}
+	for _, e := range entries {
+		dir := filepath.Join(o.Dir, e.Name())
+		if _, err := os.Stat(filepath.Join(dir, storeName)); err != nil {
+			continue
+		}
+		a, err := s.open(ctx, dir)
+		if err == nil && !a.ident.LoggedIn() { // logged out, or a login that did not come to its end
+			a.Close()
+			continue
+		}
+		if err == nil {
+			err = a.start(ctx)
+		}
+		if err != nil {
+			if a != nil {
+				a.Close()
+			}
+			o.Note("the account in %s is left out: %v", dir, err)
+			continue
+		}
+		s.accounts[a.ident.UserID()] = a
+	}
+	return s, nil
+}
+
+// Close stops all accounts.
+func (s *Set) Close() {
+	s.mu.Lock()
+	all := s.accounts
+	s.accounts = map[id.UserID]*Account{}
+	s.mu.Unlock()
+	for _, a := range all {
+		a.Close()
+	}
+}
+
+// Get returns the account of a user, or ErrNoDevice.
+func (s *Set) Get(user id.UserID) (*Account, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.accounts[user]; a != nil {
+		return a, nil
+	}
+	return nil, ErrNoDevice
+}
+
+// lock keeps logins and logouts of one user apart.
+func (s *Set) lock(user id.UserID) (unlock func()) {
+	s.mu.Lock()
+	m := s.making[user]
+	if m == nil {
+		m = new(sync.Mutex)
+		s.making[user] = m
+	}
+	s.mu.Unlock()
+	m.Lock()
+	return m.Unlock
+}
+
+// Login makes sure that a user who has just proven the password has an MLS
+// device that the homeserver accepts, and notes the session of the client that
+// logged in. Where the user has no cross-signing, it is set up, and the recovery
+// key is left in the account's folder.
+func (s *Set) Login(ctx context.Context, user id.UserID, password string, session id.DeviceID) (*Account, error) {
+	defer s.lock(user)()
+	a, err := s.Get(user)
+	if err == nil {
+		switch _, err := a.ident.Client().Whoami(ctx); {
+		case err == nil:
+			return a, a.addSession(ctx, session)
+		case !errors.Is(err, mautrix.MUnknownToken):
+			return nil, fmt.Errorf("account: is the MLS device of %s still there: %w", user, err)
+		}
+		// The homeserver ended the device: rooms let a new one in.
+		s.forget(user)
+		err := a.end(ctx, true)
+		a.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	if a, err = s.open(ctx, filepath.Join(s.o.Dir, folder(user))); err != nil {
+		return nil, err
+	}
+	if err := s.enter(ctx, a, user, password, session); err != nil {
+		err = errors.Join(err, a.end(context.WithoutCancel(ctx), true))
+		a.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	s.accounts[user] = a
+	s.mu.Unlock()
+	return a, nil
+}
+
+// enter logs an opened account in, makes the device cross-signed if it can, and
+// starts it.
+func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password string, session id.DeviceID) error {
+	if !a.ident.LoggedIn() {
+		l := identity.Login{Homeserver: s.o.Homeserver, User: user.String(), DeviceName: s.o.DeviceName}
+		if err := a.ident.LoginPassword(ctx, l, password); err != nil {
+			return err
+		}
+	}
+	if a.ident.UserID() != user {
+		return fmt.Errorf("account: the folder of %s holds a device of %s", user, a.ident.UserID())
+	}
+	status, err := a.ident.Status(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !status.HasCrossSigning:
+		key, err := a.ident.Bootstrap(ctx, identity.UIA{Password: password}, "")
+		if errors.Is(err, identity.ErrSecretStorageExists) {
+			s.o.Note("%s has a recovery key but no cross-signing: mls-proxy --state %s verify --bootstrap, while this program does not run", user, a.dir)
+			break
+		}
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(a.dir, "recovery-key")
+		if err := os.WriteFile(path, []byte(key+"\n"), 0o600); err != nil {
+			return fmt.Errorf("account: keep the recovery key: %w", err)
+		}
+		s.o.Note("cross-signing of %s is set up; the recovery key is in %s: write it down and delete the file", user, path)
+	case !status.DeviceSigned:
+		s.o.Note("the MLS device of %s is not verified, so rooms do not let it in yet: stop this program, then mls-proxy --state %s verify --recovery-key", user, a.dir)
+	}
+	if err := a.start(ctx); err != nil {
+		return err
+	}
+	return a.addSession(ctx, session)
+}
+
+// Logout notes that the session of a client has ended. With the last one, the
+// MLS device ends too: its keys and messages are deleted, even if the homeserver
+// cannot be told.
+func (s *Set) Logout(ctx context.Context, user id.UserID, session id.DeviceID) error {
+	defer s.lock(user)()
+	a, err := s.Get(user)
+	if err != nil {
+		return nil // nothing to end
+	}
+	left, err := a.dropSession(ctx, session)
+	if err != nil || left > 0 {
+		return err
+	}
+	return s.finish(ctx, user, a)
+}
+
+// LogoutAll ends the MLS device of a user all of whose sessions have ended.
+func (s *Set) LogoutAll(ctx context.Context, user id.UserID) error {
+	defer s.lock(user)()
+	a, err := s.Get(user)
+	if err != nil {
+		return nil
+	}
+	return s.finish(ctx, user, a)
+}
+
+func (s *Set) finish(ctx context.Context, user id.UserID, a *Account) error {
+	s.forget(user)
+	err := a.end(ctx, true)
+	a.Close()
+	return err
+}
+
+func (s *Set) forget(user id.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.accounts, user)
+}
+
+// open opens the files of an account, or makes them.
+func (s *Set) open(ctx context.Context, dir string) (*Account, error) {
+	path := filepath.Join(dir, storeName)
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(dir, "store.key"), Store: path, Getenv: s.o.Getenv})
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, store.Options{Path: path, Key: key, Log: &s.o.Log})
+	clear(key)
+	if err != nil {
+		return nil, err
+	}
+	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &s.o.Log, HTTP: s.o.HTTP})
+	if err != nil {
+		st.Close()
+		return nil, err
+	}
+	return newAccount(dir, st, ident, s.o.Log), nil
+}
+
+// storeName is what the other verbs of mls-proxy call it, too: an account's
+// folder is a state directory for them.
+const storeName = "client.db"
+
+// folder is the name of an account's folder.
+func folder(user id.UserID) string {
+	name := url.PathEscape(user.String())
+	if len(name) > 200 {
+		sum := sha256.Sum256([]byte(user))
+		return hex.EncodeToString(sum[:])
+	}
+	return name
+}
+
+// Account is one MLS device.
+type Account struct {
+	dir   string
+	st    *store.Store
+	ident *identity.Identity
+	log   zerolog.Logger
+	cli   *client.Client
+
+	sessionMu sync.Mutex // a session is added or dropped
+	close     sync.Once
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced with every update
+	reasons reasons
+}
+
+func newAccount(dir string, st *store.Store, ident *identity.Identity, log zerolog.Logger) *Account {
+	return &Account{dir: dir, st: st, ident: ident, log: log, changed: make(chan struct{}), reasons: newReasons()}
+}
+
+// start runs the device's client until Close.
+func (a *Account) start(ctx context.Context) error {
+	cli, err := client.Open(ctx, client.Options{Store: a.st, Identity: a.ident, Log: a.log, Handler: a.handle})
+	if err != nil {
+		return err
+	}
+	a.cli = cli
+	// It ends with the account, not with the request that began it.
+	return cli.Start(context.WithoutCancel(ctx))
+}
+
+// Close stops the client and closes the files.
+func (a *Account) Close() {
+	a.close.Do(func() {
+		if a.cli != nil {
+			_ = a.cli.Close()
+		}
+		_ = a.st.Close()
+	})
+}
+
+// end stops the client, ends the device's session and deletes its keys. With
+// force, the keys go even if the homeserver cannot be told.
+func (a *Account) end(ctx context.Context, force bool) error {
+	if a.cli != nil {
+		_ = a.cli.Close()
+	}
+	if !a.ident.LoggedIn() {
+		return nil
+	}
+	if err := a.ident.Logout(ctx, force); err != nil {
+		return fmt.Errorf("account: end the MLS device: %w", err)
+	}
+	return nil
+}
+
+// Client is the SDK client of the device.
+func (a *Account) Client() *client.Client { return a.cli }
+
+// UserID is the user whose device this is.
+func (a *Account) UserID() id.UserID { return a.ident.UserID() }

@@ -1,0 +1,74 @@
+package account
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+// sessionsKey keeps the devices of the clients that use the proxy.
+const sessionsKey = "proxy/sessions"
+
+// maxSessions bounds them: the oldest is forgotten.
+const maxSessions = 100
+
+func (a *Account) sessions(ctx context.Context) (all []id.DeviceID, err error) {
+	raw, err := a.st.GetKV(ctx, sessionsKey)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("account: sessions: %w", err)
+	}
+	return all, nil
+}
+
+func (a *Account) putSessions(ctx context.Context, all []id.DeviceID) error {
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return fmt.Errorf("account: sessions: %w", err)
+	}
+	return a.st.PutKV(ctx, sessionsKey, raw)
+}
+
+// addSession notes that a client uses the account.
+func (a *Account) addSession(ctx context.Context, session id.DeviceID) error {
+	a.sessionMu.Lock()
+	defer a.sessionMu.Unlock()
+	all, err := a.sessions(ctx)
+	if err != nil || slices.Contains(all, session) {
+		return err
+	}
+	all = append(all, session)
+	if n := len(all) - maxSessions; n > 0 {
+		all = slices.Delete(all, 0, n)
+	}
+	return a.putSessions(ctx, all)
+}
+
+// dropSession forgets a client and returns how many are left.
+func (a *Account) dropSession(ctx context.Context, session id.DeviceID) (left int, err error) {
+	a.sessionMu.Lock()
+	defer a.sessionMu.Unlock()
+	all, err := a.sessions(ctx)
+	if err != nil {
+		return 0, err
+	}
+	all = slices.DeleteFunc(all, func(d id.DeviceID) bool { return d == session })
+	return len(all), a.putSessions(ctx, all)
+}
+
+// Has tells whether a client's session was made through this proxy.
+func (a *Account) Has(ctx context.Context, session id.DeviceID) (bool, error) {
+	all, err := a.sessions(ctx)
+	return slices.Contains(all, session), err
+}

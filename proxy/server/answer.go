@@ -1,0 +1,159 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// answer writes JSON.
+func answer(w http.ResponseWriter, status int, body any) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the proxy could not write its answer")
+		return
+	}
+	answerRaw(w, status, raw)
+}
+
+func answerRaw(w http.ResponseWriter, status int, raw []byte) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(raw)
+}
+
+// refuse writes a Matrix error. The text says what to do next.
+func refuse(w http.ResponseWriter, status int, code, text string) {
+	answer(w, status, map[string]string{"errcode": code, "error": "mls-proxy: " + text})
+}
+
+// wait asks the client to send the same request again in a moment.
+func wait(w http.ResponseWriter, text string) {
+	answer(w, http.StatusTooManyRequests, map[string]any{"errcode": "M_LIMIT_EXCEEDED", "error": "mls-proxy: " + text, "retry_after_ms": 2000})
+}
+
+// failed answers a request that did not reach the homeserver.
+func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case r.Context().Err() != nil: // the client went away
+	case errors.As(err, &tooLarge):
+		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", fmt.Sprintf("the request has more than %d bytes", tooLarge.Limit))
+	default:
+		s.o.Log.Warn().Str("error", redact(err)).Msg("The homeserver did not answer")
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver "+s.o.Homeserver.Host+" does not answer; check the network, the client tries again")
+	}
+}
+
+// redact writes an error without the address that it happened at: a query may
+// hold what is nobody's business.
+func redact(err error) string {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err.Error()
+	}
+	return err.Error()
+}
+
+// tokenOf is the access token of a request (Matrix client-server API, "Using
+// access tokens").
+func tokenOf(header http.Header, query url.Values) string {
+	if value := header.Get("Authorization"); value != "" {
+		scheme, token, _ := strings.Cut(value, " ")
+		if strings.EqualFold(scheme, "Bearer") {
+			return strings.TrimSpace(token)
+		}
+		return ""
+	}
+	return query.Get("access_token")
+}
+
+// reply is what the homeserver said.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// code is the Matrix error code of a refusal.
+func (r *reply) code() string {
+	var e struct {
+		Code string `json:"errcode"`
+	}
+	_ = json.Unmarshal(r.body, &e)
+	return e.Code
+}
+
+// pass hands an answer on as it is.
+func (r *reply) pass(w http.ResponseWriter) {
+	if kind := r.header.Get("Content-Type"); kind != "" {
+		w.Header().Set("Content-Type", kind)
+	}
+	if after := r.header.Get("Retry-After"); after != "" {
+		w.Header().Set("Retry-After", after)
+	}
+	w.WriteHeader(r.status)
+	_, _ = w.Write(r.body)
+}
+
+var errTooLarge = errors.New("server: the homeserver's answer is too large")
+
+// ask makes a request of the proxy's own to the homeserver.
+func (s *Server) ask(ctx context.Context, method, path string, query url.Values, token string, body []byte) (*reply, error) {
+	var in io.Reader
+	if body != nil {
+		in = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, s.o.Homeserver.String(), in)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	req.URL.RawQuery = query.Encode()
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	s.direct(req, path)
+	resp, err := s.o.Transport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > maxResponse {
+		return nil, errTooLarge
+	}
+	return &reply{status: resp.StatusCode, header: resp.Header, body: raw}, nil
+}
+
+// again makes the client's own request, and reads the answer.
+func (s *Server) again(r *http.Request, body []byte) (*reply, error) {
+	query := r.URL.Query()
+	return s.ask(r.Context(), r.Method, pathOf(r.Context()), query, tokenOf(r.Header, query), body)
+}
+
+// read reads a request's body.
+func read(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", fmt.Sprintf("the request has more than %d bytes", limit))
+		} else {
+			refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request broke off")
+		}
+		return nil, false
+	}
+	return raw, true
+}

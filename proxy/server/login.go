@@ -1,0 +1,166 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+)
+
+const passwordLogin = "m.login.password"
+
+// maxLogin bounds the body of a login.
+const maxLogin = 64 << 10
+
+// refusedFeatures begin the names of unstable features that clients prefer to
+// what the proxy rewrites.
+var refusedFeatures = []string{"org.matrix.simplified_msc3575", "org.matrix.msc3575", "org.matrix.msc4140", "org.matrix.msc2965", "org.matrix.msc3814"}
+
+// versions hands on what the homeserver can, without what the proxy refuses.
+func (s *Server) versions(w http.ResponseWriter, r *http.Request) {
+	resp, err := s.again(r, nil)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	var body map[string]json.RawMessage
+	var features map[string]json.RawMessage
+	if resp.status != http.StatusOK || json.Unmarshal(resp.body, &body) != nil || json.Unmarshal(body["unstable_features"], &features) != nil {
+		resp.pass(w)
+		return
+	}
+	for name := range features {
+		for _, prefix := range refusedFeatures {
+			if strings.HasPrefix(name, prefix) {
+				delete(features, name)
+			}
+		}
+	}
+	if body["unstable_features"], err = json.Marshal(features); err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, body)
+}
+
+// loginFlows offers what gives the proxy a device of its own: the password.
+func (s *Server) loginFlows(w http.ResponseWriter, r *http.Request) {
+	resp, err := s.again(r, nil)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	var body struct {
+		Flows []struct {
+			Type string `json:"type"`
+		} `json:"flows"`
+	}
+	if resp.status != http.StatusOK || json.Unmarshal(resp.body, &body) != nil {
+		resp.pass(w)
+		return
+	}
+	flows := []map[string]string{}
+	for _, f := range body.Flows {
+		if f.Type == passwordLogin {
+			flows = append(flows, map[string]string{"type": passwordLogin})
+		}
+	}
+	answer(w, http.StatusOK, map[string]any{"flows": flows})
+}
+
+// login logs the client in, and makes the MLS device by the same password.
+func (s *Server) login(w http.ResponseWriter, r *http.Request) {
+	body, ok := read(w, r, maxLogin)
+	if !ok {
+		return
+	}
+	var req struct {
+		Type     string `json:"type"`
+		Password string `json:"password"`
+	}
+	if err := json.Unmarshal(body, &req); err != nil {
+		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the login is not JSON")
+		return
+	}
+	if req.Type != passwordLogin {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "only a login with a password gives the proxy a device of its own; others are not served yet")
+		return
+	}
+	resp, err := s.again(r, body)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if resp.status != http.StatusOK {
+		resp.pass(w)
+		return
+	}
+	var made struct {
+		User   id.UserID   `json:"user_id"`
+		Device id.DeviceID `json:"device_id"`
+		Token  string      `json:"access_token"`
+	}
+	var full map[string]json.RawMessage
+	if err := json.Unmarshal(resp.body, &made); err != nil || json.Unmarshal(resp.body, &full) != nil || made.User == "" || made.Device == "" || made.Token == "" {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer to the login is not one")
+		return
+	}
+	if _, err := s.o.Accounts.Login(r.Context(), made.User, req.Password, made.Device); err != nil {
+		s.o.Log.Warn().Err(err).Msg("The MLS device could not be made")
+		// Without it the session is of no use, and nobody else knows it yet.
+		if _, err := s.ask(context.WithoutCancel(r.Context()), http.MethodPost, "/_matrix/client/v3/logout", nil, made.Token, []byte("{}")); err != nil {
+			s.o.Log.Warn().Str("error", redact(err)).Msg("A session that was given up is still there")
+		}
+		text := "the MLS device of the account could not be made; log in again, and see what mls-proxy run printed"
+		if errors.Is(err, identity.ErrPasswordRefused) {
+			text = "the homeserver does not take the password for a second device"
+		}
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", text)
+		return
+	}
+	// Clients take the address from here, if it is there.
+	full["well_known"], _ = json.Marshal(map[string]any{"m.homeserver": map[string]string{"base_url": base(r)}})
+	answer(w, http.StatusOK, full)
+}
+
+// logout ends the client's session; with the last one, the MLS device ends.
+func (s *Server) logout(w http.ResponseWriter, r *http.Request, all bool) {
+	token := tokenOf(r.Header, r.URL.Query())
+	if token == "" {
+		refuse(w, http.StatusUnauthorized, "M_MISSING_TOKEN", "there is no session to end")
+		return
+	}
+	o, err := s.owner(r.Context(), w, token)
+	if errors.Is(err, errAnswered) {
+		return
+	}
+	var resp *reply
+	if err == nil {
+		resp, err = s.again(r, []byte("{}"))
+	}
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if resp.status != http.StatusOK {
+		resp.pass(w)
+		return
+	}
+	s.sessions.drop(sessionTag(token))
+	ctx := context.WithoutCancel(r.Context())
+	if all {
+		err = s.o.Accounts.LogoutAll(ctx, o.user)
+	} else {
+		err = s.o.Accounts.Logout(ctx, o.user, o.device)
+	}
+	if err != nil {
+		// The client's own session is over all the same.
+		s.o.Log.Err(err).Msg("The MLS device could not be ended")
+	}
+	resp.pass(w)
+}

@@ -1,0 +1,223 @@
+// Package server is the local proxy: it speaks the Matrix client-server API on
+// the loopback interface to clients that know nothing of MLS, and passes what
+// they say on to their homeserver. Package route says what is done with each
+// path, package account has the MLS devices.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
+)
+
+// Options configures a Server. Homeserver and Accounts are required.
+type Options struct {
+	Homeserver *url.URL
+	Accounts   *account.Set
+	// Origins are those of web pages that may use the proxy besides pages from
+	// this machine, such as https://app.element.io.
+	Origins []string
+	// Transport goes to the homeserver; nil means http.DefaultTransport.
+	Transport http.RoundTripper
+	// Log never gets a token, a body or a query.
+	Log zerolog.Logger
+}
+
+// Bounds of what is held in memory of one request.
+const (
+	maxRequest  = 1 << 20  // of a body that the proxy reads
+	maxStreamed = 64 << 20 // of one that goes through
+	maxResponse = 64 << 20 // of an answer that the proxy rewrites
+)
+
+// Server is an http.Handler.
+type Server struct {
+	o        Options
+	stream   *httputil.ReverseProxy
+	sessions *sessions
+}
+
+// New makes a Server.
+func New(o Options) *Server {
+	if o.Transport == nil {
+		o.Transport = http.DefaultTransport
+	}
+	s := &Server{o: o, sessions: newSessions()}
+	s.stream = s.reverse(o.Transport)
+	return s
+}
+
+// reverse passes requests on to the homeserver.
+func (s *Server) reverse(through http.RoundTripper) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Transport: through,
+		Rewrite: func(r *httputil.ProxyRequest) {
+			s.direct(r.Out, pathOf(r.In.Context()))
+		},
+		FlushInterval: -1,
+		ErrorLog:      log.New(io.Discard, "", 0), // it would name addresses; ErrorHandler says what happened
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			s.failed(w, r, err)
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			for name := range resp.Header {
+				if strings.HasPrefix(name, "Access-Control-") {
+					resp.Header.Del(name)
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// direct points a request at the homeserver. The token goes into the header,
+// whichever way it came.
+func (s *Server) direct(out *http.Request, path string) {
+	query := out.URL.Query()
+	token := tokenOf(out.Header, query)
+	query.Del("access_token")
+	u := *s.o.Homeserver
+	u.RawPath = strings.TrimRight(u.EscapedPath(), "/") + path
+	u.Path, _ = url.PathUnescape(u.RawPath)
+	u.RawQuery = query.Encode()
+	out.URL, out.Host = &u, ""
+	out.Header.Del("Authorization")
+	if token != "" {
+		out.Header.Set("Authorization", "Bearer "+token)
+	}
+	for _, name := range []string{"Origin", "Referer", "Cookie", "Accept-Encoding"} {
+		out.Header.Del(name)
+	}
+}
+
+type pathKey struct{}
+
+func pathOf(ctx context.Context) string {
+	path, _ := ctx.Value(pathKey{}).(string)
+	return path
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !local(r.Host) {
+		// A page whose name leads to this machine (DNS rebinding) is not this machine's.
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the proxy is reached as 127.0.0.1, [::1] or localhost only")
+		return
+	}
+	if !s.allowOrigin(w, r) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "web pages of this origin may not use the proxy; mls-proxy run --origin allows one")
+		return
+	}
+	if r.Method == http.MethodOptions {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	m := route.Classify(r.Method, r.URL.EscapedPath())
+	r = r.WithContext(context.WithValue(r.Context(), pathKey{}, m.Path))
+	r.Body = http.MaxBytesReader(w, r.Body, maxStreamed)
+	s.handle(w, r, m)
+}
+
+func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
+	switch m.Kind {
+	case route.Stream:
+		s.stream.ServeHTTP(w, r)
+	case route.WellKnown:
+		answer(w, http.StatusOK, map[string]any{"m.homeserver": map[string]string{"base_url": base(r)}})
+	case route.Versions:
+		s.versions(w, r)
+	case route.LoginFlows:
+		s.loginFlows(w, r)
+	case route.Login:
+		s.login(w, r)
+	case route.Logout:
+		s.logout(w, r, false)
+	case route.LogoutAll:
+		s.logout(w, r, true)
+	case route.Refused:
+		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", m.Why)
+	case route.Unknown:
+		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", "this proxy does not know that path, so it cannot tell whether events would go through it unencrypted")
+	default:
+		s.withSession(w, r, m)
+	}
+}
+
+// base is the proxy's own base URL, as the client wrote it.
+func base(r *http.Request) string { return "http://" + r.Host }
+
+// local tells whether a Host header names this machine.
+func local(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	name = strings.TrimSuffix(strings.TrimPrefix(name, "["), "]")
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(name)
+	return ip != nil && ip.IsLoopback()
+}
+
+// allowOrigin lets pages from this machine and named ones use the API, and
+// tells browsers so. A request without an origin is no page's.
+func (s *Server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	if err != nil || !slices.Contains(s.o.Origins, origin) && (u.Scheme != "http" || !local(u.Host)) {
+		return false
+	}
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Add("Vary", "Origin")
+	h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS")
+	h.Set("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization")
+	if r.Header.Get("Access-Control-Request-Private-Network") != "" {
+		h.Set("Access-Control-Allow-Private-Network", "true")
+	}
+	return true
+}
+
+// Serve answers clients on a listener of the loopback interface until ctx ends.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	addr, ok := listener.Addr().(*net.TCPAddr)
+	if !ok || !addr.IP.IsLoopback() {
+		return fmt.Errorf("server: %s is not an address of this machine alone", listener.Addr())
+	}
+	srv := &http.Server{
+		Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Minute, WriteTimeout: 15 * time.Minute,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	err := srv.Serve(listener)
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

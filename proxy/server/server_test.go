@@ -1,0 +1,205 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/rs/zerolog"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+)
+
+// world is a proxy in front of a homeserver that notes what it is asked.
+type world struct {
+	t     *testing.T
+	proxy *httptest.Server
+	hs    *httptest.Server
+	asked []string
+	reply func(w http.ResponseWriter, r *http.Request)
+	log   strings.Builder
+}
+
+func newWorld(t *testing.T, origins ...string) *world {
+	t.Helper()
+	w := &world{t: t, reply: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) }}
+	w.hs = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		w.asked = append(w.asked, r.Method+" "+r.URL.EscapedPath()+" "+r.URL.RawQuery+" "+r.Header.Get("Authorization"))
+		w.reply(out, r)
+	}))
+	t.Cleanup(w.hs.Close)
+	accounts, err := account.Open(t.Context(), account.Options{Dir: t.TempDir(), Homeserver: w.hs.URL, Note: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(accounts.Close)
+	base, err := url.Parse(w.hs.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.proxy = httptest.NewServer(New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Log: zerolog.New(&w.log)}))
+	t.Cleanup(w.proxy.Close)
+	return w
+}
+
+func (w *world) do(method, path string, header ...string) (*http.Response, string) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), method, w.proxy.URL+path, strings.NewReader("{}"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+			continue
+		}
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+func code(body string) string {
+	var e struct {
+		Code string `json:"errcode"`
+	}
+	_ = json.Unmarshal([]byte(body), &e)
+	return e.Code
+}
+
+func TestWhatIsListedGoesThroughWithItsTokenInTheHeader(t *testing.T) {
+	w := newWorld(t)
+	resp, body := w.do("GET", "/_matrix/client/r0/profile/@a%2Fb:x/displayname?access_token=secret&x=%26", "Accept", "application/json")
+	if resp.StatusCode != http.StatusOK || body != "{}" {
+		t.Fatalf("%s %s", resp.Status, body)
+	}
+	if want := "GET /_matrix/client/r0/profile/@a%2Fb:x/displayname x=%26 Bearer secret"; len(w.asked) != 1 || w.asked[0] != want {
+		t.Errorf("the homeserver was asked %q, want %q", w.asked, want)
+	}
+}
+
+func TestRequestsThatNeverReachTheHomeserver(t *testing.T) {
+	for _, tt := range []struct {
+		name, method, path string
+		header             []string
+		status             int
+		code               string
+	}{
+		{"a path that is not listed", "GET", "/_matrix/client/unstable/com.example/x", nil, 404, "M_UNRECOGNIZED"},
+		{"search", "POST", "/_matrix/client/v3/search", nil, 404, "M_UNRECOGNIZED"},
+		{"link preview", "GET", "/_matrix/media/v3/preview_url?url=x", nil, 404, "M_UNRECOGNIZED"},
+		{"the homeserver's admin API", "GET", "/_synapse/admin/v1/users/@a:x", nil, 404, "M_UNRECOGNIZED"},
+		{"registration", "POST", "/_matrix/client/v3/register", nil, 404, "M_UNRECOGNIZED"},
+		{"a login without password", "POST", "/_matrix/client/v3/login", nil, 403, "M_FORBIDDEN"},
+		{"events without a token", "GET", "/_matrix/client/v3/sync", nil, 401, "M_MISSING_TOKEN"},
+		{"a token that is none", "GET", "/_matrix/client/v3/sync", []string{"Authorization", "Basic x"}, 401, "M_MISSING_TOKEN"},
+		{"another name for this machine", "GET", "/_matrix/client/versions", []string{"Host", "evil.example"}, 403, "M_FORBIDDEN"},
+		{"another page", "GET", "/_matrix/client/versions", []string{"Origin", "https://evil.example"}, 403, "M_FORBIDDEN"},
+		{"a page without origin", "GET", "/_matrix/client/versions", []string{"Origin", "null"}, 403, "M_FORBIDDEN"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			resp, body := w.do(tt.method, tt.path, tt.header...)
+			if resp.StatusCode != tt.status || code(body) != tt.code {
+				t.Errorf("%d %s, want %d %s", resp.StatusCode, body, tt.status, tt.code)
+			}
+			if len(w.asked) != 0 {
+				t.Errorf("the homeserver was asked %q", w.asked)
+			}
+		})
+	}
+}
+
+func TestPagesThatAreAllowed(t *testing.T) {
+	w := newWorld(t, "https://app.element.io")
+	for _, origin := range []string{"https://app.element.io", "http://localhost:8080", "http://127.0.0.1"} {
+		resp, _ := w.do("OPTIONS", "/_matrix/client/v3/sync", "Origin", origin)
+		if resp.StatusCode != http.StatusNoContent || resp.Header.Get("Access-Control-Allow-Origin") != origin {
+			t.Errorf("%s: %d, allowed %q", origin, resp.StatusCode, resp.Header.Get("Access-Control-Allow-Origin"))
+		}
+	}
+	w.reply = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		fmt.Fprint(w, `{}`)
+	}
+	resp, _ := w.do("GET", "/_matrix/client/v3/capabilities", "Origin", "http://localhost:8080")
+	if got := resp.Header.Values("Access-Control-Allow-Origin"); len(got) != 1 || got[0] != "http://localhost:8080" {
+		t.Errorf("the homeserver's own rule came through: %q", got)
+	}
+}
+
+func TestTheProxyNamesItself(t *testing.T) {
+	w := newWorld(t)
+	_, body := w.do("GET", "/.well-known/matrix/client")
+	if want := `{"m.homeserver":{"base_url":"` + w.proxy.URL + `"}}`; body != want {
+		t.Errorf("got %s, want %s", body, want)
+	}
+}
+
+func TestFeaturesAndFlowsThatAreNotServedAreNotOffered(t *testing.T) {
+	w := newWorld(t)
+	w.reply = func(out http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/versions") {
+			fmt.Fprint(out, `{"versions":["v1.11"],"unstable_features":{"org.matrix.simplified_msc3575":true,"org.matrix.e2e_cross_signing":true}}`)
+			return
+		}
+		fmt.Fprint(out, `{"flows":[{"type":"m.login.sso"},{"type":"m.login.password"},{"type":"m.login.token"}]}`)
+	}
+	if _, body := w.do("GET", "/_matrix/client/versions"); body != `{"unstable_features":{"org.matrix.e2e_cross_signing":true},"versions":["v1.11"]}` {
+		t.Errorf("versions: %s", body)
+	}
+	if _, body := w.do("GET", "/_matrix/client/v3/login"); body != `{"flows":[{"type":"m.login.password"}]}` {
+		t.Errorf("flows: %s", body)
+	}
+}
+
+func TestAHomeserverThatIsAway(t *testing.T) {
+	w := newWorld(t)
+	w.hs.Close()
+	for _, path := range []string{"/_matrix/client/v3/capabilities?access_token=secret", "/_matrix/client/v3/sync?access_token=secret", "/_matrix/client/versions"} {
+		resp, body := w.do("GET", path)
+		if resp.StatusCode != http.StatusBadGateway || code(body) != "M_UNKNOWN" || strings.Contains(body, "secret") {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	if strings.Contains(w.log.String(), "secret") {
+		t.Errorf("the token is in the log: %s", w.log.String())
+	}
+}
+
+func TestATokenOfNobodyIsRefusedByTheHomeserver(t *testing.T) {
+	w := newWorld(t)
+	w.reply = func(out http.ResponseWriter, _ *http.Request) {
+		out.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprint(out, `{"errcode":"M_UNKNOWN_TOKEN","error":"no"}`)
+	}
+	resp, body := w.do("GET", "/_matrix/client/v3/sync?access_token=x")
+	if resp.StatusCode != http.StatusUnauthorized || body != `{"errcode":"M_UNKNOWN_TOKEN","error":"no"}` {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
+
+func TestServeListensOnThisMachineOnly(t *testing.T) {
+	listener, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := New(Options{Homeserver: &url.URL{Scheme: "http", Host: "x"}}).Serve(t.Context(), listener); err == nil {
+		t.Error("it serves other machines")
+	}
+}

@@ -1,0 +1,150 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
+)
+
+// whoPath is where a homeserver says whose a token is.
+const whoPath = "/_matrix/client/v3/account/whoami"
+
+// session is one client's login, made through this proxy.
+type session struct {
+	user    id.UserID
+	device  id.DeviceID
+	token   string
+	tag     [32]byte // SHA-256 of the token
+	account *account.Account
+}
+
+// owner is whose a token is.
+type owner struct {
+	user   id.UserID
+	device id.DeviceID
+	until  time.Time
+}
+
+// sessions remembers whose tokens are, by their hashes: the homeserver is asked
+// again after a while.
+type sessions struct {
+	mu     sync.Mutex
+	owners map[[32]byte]owner
+	order  [][32]byte
+}
+
+const (
+	ownerTime = 30 * time.Second
+	maxOwners = 1000
+)
+
+func newSessions() *sessions { return &sessions{owners: map[[32]byte]owner{}} }
+
+func (s *sessions) get(tag [32]byte) (owner, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := s.owners[tag]
+	return o, ok && time.Now().Before(o.until)
+}
+
+func (s *sessions) put(tag [32]byte, o owner) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.owners[tag]; !known {
+		s.order = append(s.order, tag)
+	}
+	s.owners[tag] = o
+	for len(s.order) > maxOwners {
+		delete(s.owners, s.order[0])
+		s.order = s.order[1:]
+	}
+}
+
+func (s *sessions) drop(tag [32]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.owners, tag)
+	s.order = slices.DeleteFunc(s.order, func(t [32]byte) bool { return t == tag })
+}
+
+func sessionTag(token string) [32]byte { return sha256.Sum256([]byte(token)) }
+
+// errAnswered says that the client has its answer already.
+var errAnswered = errors.New("server: answered")
+
+// owner asks the homeserver whose a token is. A refusal of the homeserver's is
+// handed on to the client.
+func (s *Server) owner(ctx context.Context, w http.ResponseWriter, token string) (owner, error) {
+	tag := sessionTag(token)
+	if o, ok := s.sessions.get(tag); ok {
+		return o, nil
+	}
+	resp, err := s.ask(ctx, http.MethodGet, whoPath, nil, token, nil)
+	if err != nil {
+		return owner{}, err
+	}
+	if resp.status != http.StatusOK {
+		resp.pass(w)
+		return owner{}, errAnswered
+	}
+	var who struct {
+		User   id.UserID   `json:"user_id"`
+		Device id.DeviceID `json:"device_id"`
+	}
+	if err := json.Unmarshal(resp.body, &who); err != nil || who.User == "" || who.Device == "" {
+		return owner{}, errors.New("server: the homeserver does not say whose a token is")
+	}
+	o := owner{user: who.User, device: who.Device, until: time.Now().Add(ownerTime)}
+	s.sessions.put(tag, o)
+	return o, nil
+}
+
+// withSession serves what needs the account's MLS device.
+func (s *Server) withSession(w http.ResponseWriter, r *http.Request, m route.Match) {
+	token := tokenOf(r.Header, r.URL.Query())
+	if token == "" {
+		refuse(w, http.StatusUnauthorized, "M_MISSING_TOKEN", "log in first")
+		return
+	}
+	o, err := s.owner(r.Context(), w, token)
+	if errors.Is(err, errAnswered) {
+		return
+	}
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	a, err := s.o.Accounts.Get(o.user)
+	if err == nil {
+		var has bool
+		if has, err = a.Has(r.Context(), o.device); err == nil && !has {
+			err = account.ErrNoDevice
+		}
+	}
+	if errors.Is(err, account.ErrNoDevice) {
+		refuse(w, http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "this session was not made through the proxy, which has no MLS device for it: log out and in again through the proxy")
+		return
+	}
+	if err != nil {
+		s.o.Log.Err(err).Msg("The state of an account cannot be read")
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the state of this account cannot be read")
+		return
+	}
+	s.serve(w, r, m, &session{user: o.user, device: o.device, token: token, tag: sessionTag(token), account: a})
+}
+
+// serve does what a path asks for.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, _ *session) {
+	refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", fmt.Sprintf("%s %s carries events, which this proxy does not rewrite yet", r.Method, m.Path))
+}

@@ -1,0 +1,105 @@
+package terminal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"maunium.net/go/mautrix"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/server"
+)
+
+// accountsFolder holds the accounts of mls-proxy run, below the state
+// directory.
+const accountsFolder = "accounts"
+
+// defaultListen is where clients find the proxy.
+const defaultListen = "127.0.0.1:8009"
+
+func runProxy(ctx context.Context, c *call) error {
+	homeserver := c.flags.String("homeserver", "", "base `URL` of the homeserver, or a server name")
+	listen := c.flags.String("listen", defaultListen, "`ADDRESS` for clients, on this machine")
+	var origins []string
+	c.flags.Func("origin", "`URL` of a web client that may use the proxy, such as https://app.element.io; may be repeated", func(v string) error {
+		u, err := url.Parse(v)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" {
+			return errors.New("an origin is like https://app.element.io")
+		}
+		origins = append(origins, v)
+		return nil
+	})
+	err := c.parse(ctx, 0, 0, func() error {
+		if *homeserver == "" {
+			return usagef("run needs --homeserver URL")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	base, err := homeserverURL(ctx, *homeserver)
+	if err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", *listen)
+	if err != nil {
+		return failf(ExitFailure, "--listen ADDRESS takes another; a second mls-proxy run may have this one", "listen for clients: %w", err)
+	}
+	defer listener.Close()
+	if addr, ok := listener.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+		return usagef("--listen %s can be reached from other machines, where what clients send would go over the network unencrypted: use 127.0.0.1:PORT", clean(*listen))
+	}
+	name := "mls-proxy"
+	if host, err := os.Hostname(); err == nil {
+		name += " on " + host
+	}
+	// Requests of several clients tell the person something at a time.
+	var notes sync.Mutex
+	accounts, err := account.Open(ctx, account.Options{
+		Dir: filepath.Join(c.state, accountsFolder), Homeserver: base.String(), DeviceName: name, Log: c.log, Getenv: c.env.Getenv,
+		Note: func(format string, args ...any) {
+			notes.Lock()
+			defer notes.Unlock()
+			c.notef("%s", clean(fmt.Sprintf(format, args...)))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer accounts.Close()
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 64
+	defer transport.CloseIdleConnections()
+	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Log: c.log})
+	notes.Lock()
+	c.notef("clients log in at http://%s, with a password, instead of at %s", listener.Addr(), base)
+	notes.Unlock()
+	return proxy.Serve(ctx, listener)
+}
+
+// homeserverURL finds the base URL of what a person calls their homeserver.
+func homeserverURL(ctx context.Context, name string) (*url.URL, error) {
+	if !strings.Contains(name, "://") {
+		found, err := mautrix.DiscoverClientAPI(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("find the homeserver %s: %w", clean(name), err)
+		}
+		if name = "https://" + name; found != nil && found.Homeserver.BaseURL != "" {
+			name = found.Homeserver.BaseURL
+		}
+	}
+	u, err := url.Parse(strings.TrimRight(name, "/"))
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return nil, usagef("%s is not the base URL of a homeserver, such as https://matrix.example.org", clean(name))
+	}
+	return u, nil
+}
