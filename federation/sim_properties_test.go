@@ -275,7 +275,8 @@ func (s *sim) end() {
 	}
 	s.settle()
 	s.converged("after healing")
-	if !s.restless && s.live() {
+	s.leave()
+	if s.claimed() {
 		s.progressed()
 		for i, y := range s.members {
 			if y == s.bad || i > 1 {
@@ -290,7 +291,7 @@ func (s *sim) end() {
 			s.settle()
 			s.converged("after a commit")
 			s.progressed()
-			if s.restless {
+			if !s.claimed() {
 				break
 			}
 			if c != nil && !y.m.Final(c.Ref) {
@@ -303,6 +304,56 @@ func (s *sim) end() {
 	s.readAll()
 	if s.conflict && !s.proof[s.liar.name] {
 		broken("2 evidence", "two finals conflict and nothing proves it")
+	}
+}
+
+// shut reports whether a proven liar shut the list: the room does not come to rest,
+// or every ballot has to extend a commit beside the newest final. Honest modules
+// vote for neither then, so progress is claimed again above an era only.
+func (s *sim) shut(m *Machine) bool {
+	if !s.lied() || !s.proof[s.liar.name] {
+		return false
+	}
+	n := m.boundTo(m.serving())
+	return s.restless || n != nil && !n.extends(m.final) && !m.final.extends(n)
+}
+
+// leave lets an admin leave a list that a liar shut, by an era on the head with the
+// honest modules.
+func (s *sim) leave() {
+	up := s.upMember()
+	if up == nil || !s.shut(up.m) {
+		return
+	}
+	live := s.twoHonest()
+	for _, y := range s.members {
+		if !y.up || y == s.bad {
+			continue
+		}
+		s.follow(y)
+		n := y.m.head
+		leaf, in := y.device(n)
+		if !in || !y.holds[n.ref] || !n.policy.admin(y.user) || !y.m.final.policy.admin(y.user) || n != n.eraBase && !n.acc.any() {
+			continue
+		}
+		p := clonePolicy(n.policy)
+		p.Sequencers = nil
+		for _, x := range s.modules {
+			if x.up && !x.m.retired && x != s.liar {
+				p.Sequencers = append(p.Sequencers, testSequencerOf(x.name))
+			}
+		}
+		if len(p.Sequencers) == 0 {
+			return
+		}
+		s.restless = false
+		s.put(y, &Commit{Ref: s.newRef(), Parent: n.ref, Epoch: n.epoch + 1, Author: leaf, AuthorUser: y.user, Policy: p, Era: &Era{Number: n.eraNo + 1}})
+		s.settle()
+		s.converged("after an era")
+		if live && s.shut(up.m) {
+			broken("2 a live majority regains finality", "an era by %s does not leave the list that a liar shut", y.user)
+		}
+		return
 	}
 }
 
@@ -445,26 +496,16 @@ func (s *sim) lostAccepts(up *simNode) {
 	}
 }
 
+// claimed reports whether what is votable becomes final, and commits get there.
+func (s *sim) claimed() bool { return !s.restless && s.live() && !s.shut(s.upMember().m) }
+
 // live reports whether the list at the head has a majority of honest, running
 // sequencers, and two honest users hold the head.
 func (s *sim) live() bool {
-	var m *Machine
-	users := map[string]bool{}
-	for _, x := range s.members {
-		if !x.up || x == s.bad {
-			continue
-		}
-		m = x.m
-		n := m.head
-		if i, in := x.device(n); in && x.holds[n.ref] {
-			if l, ok := m.final.leaf(i); ok && l.user == x.user {
-				users[x.user] = true
-			}
-		}
-	}
-	if len(users) < 2 {
+	if !s.twoHonest() {
 		return false
 	}
+	m := s.upMember().m
 	for x := m.boundTo(m.serving()); x != nil && x != m.final && x.up != nil; x = x.up {
 		if x.listChange() && !x.final && !s.majority(x.policy.Sequencers) {
 			return false // a minority's vote may have made it final: it waits for its list, or for an era
@@ -472,6 +513,24 @@ func (s *sim) live() bool {
 	}
 	list, _, _ := m.list(m.serving())
 	return s.majority(list)
+}
+
+// twoHonest reports whether two honest users hold the head, with leaves that
+// lasted since the newest final.
+func (s *sim) twoHonest() bool {
+	users := map[string]bool{}
+	for _, x := range s.members {
+		if !x.up || x == s.bad {
+			continue
+		}
+		n := x.m.head
+		if i, in := x.device(n); in && x.holds[n.ref] {
+			if l, ok := x.m.final.leaf(i); ok && l.user == x.user {
+				users[x.user] = true
+			}
+		}
+	}
+	return len(users) >= 2
 }
 
 // majority reports whether a list has a majority of honest, running sequencers.
@@ -489,7 +548,7 @@ func (s *sim) majority(list List) bool {
 
 // progressed: 2: a live majority regains finality, for all that is votable.
 func (s *sim) progressed() {
-	if s.restless || !s.live() {
+	if !s.claimed() {
 		return
 	}
 	for _, x := range s.members {
