@@ -2,6 +2,7 @@ package federation
 
 import (
 	"bytes"
+	"math/bits"
 	"slices"
 )
 
@@ -155,7 +156,7 @@ func (m *Machine) step(n *node) (ProofStep, bool) {
 	} else {
 		s.Config = n.governing()
 		votes, top := m.votesFor(n)
-		if votes == nil || top.depth-n.depth > maxAbove {
+		if votes == nil {
 			return s, false
 		}
 		for _, v := range votes {
@@ -223,9 +224,10 @@ func (m *Machine) addKeys(s *ProofStep, ps []Proof) {
 	}
 }
 
-// votesFor returns votes of q modules, in one ballot, for n or commits above it,
-// and the highest commit they name. Of several such sets it is the one that
-// reaches least far above n, of the lowest ballot.
+// votesFor returns votes of q modules, in one ballot, for n or commits above it on
+// one chain, and the highest commit they name. Of several such sets it is the one
+// that reaches least far above n, of the lowest ballot. Where a lying owner accepted
+// two chains, votes on both may make n final that are no set of this kind.
 func (m *Machine) votesFor(n *node) ([]heldVote, *node) {
 	config := n.governing()
 	rs := m.lists[config]
@@ -236,22 +238,38 @@ func (m *Machine) votesFor(n *node) ([]heldVote, *node) {
 	var best []heldVote
 	var top *node
 	for i, j := 0, 0; i < len(rs.votes); i = j {
-		nearest := make([]heldVote, len(list)) // of each voter
+		voters := make(map[*node]uint64)
 		for ; j < len(rs.votes) && rs.votes[j].Ballot == rs.votes[i].Ballot; j++ {
 			v := rs.votes[j]
-			if v.node.votable && v.node.extends(n) && (nearest[v.Voter].Vote == nil || v.node.depth < nearest[v.Voter].node.depth) {
+			if v.node.votable && v.node.depth <= n.depth+maxAbove && v.node.extends(n) {
+				voters[v.node] |= 1 << v.Voter
+			}
+		}
+		var high *node
+		for x := range voters {
+			if high != nil && (x.depth > high.depth || x.depth == high.depth && less(high.ref, x.ref)) {
+				continue
+			}
+			var who uint64
+			for y := x; y != n.up; y = y.up {
+				who |= voters[y]
+			}
+			if bits.OnesCount64(who) >= list.Quorum() {
+				high = x
+			}
+		}
+		if high == nil || top != nil && high.depth >= top.depth {
+			continue
+		}
+		nearest := make([]heldVote, len(list)) // of each voter
+		for _, v := range rs.votes[i:j] {
+			if voters[v.node] != 0 && high.extends(v.node) && (nearest[v.Voter].Vote == nil || v.node.depth < nearest[v.Voter].node.depth) {
 				nearest[v.Voter] = v
 			}
 		}
 		votes := slices.DeleteFunc(nearest, func(v heldVote) bool { return v.Vote == nil })
-		if len(votes) < list.Quorum() {
-			continue
-		}
 		slices.SortStableFunc(votes, func(a, b heldVote) int { return a.node.depth - b.node.depth })
-		votes = votes[:list.Quorum()]
-		if high := votes[len(votes)-1].node; best == nil || high.depth < top.depth {
-			best, top = votes, high
-		}
+		best, top = votes[:list.Quorum()], high
 	}
 	slices.SortFunc(best, func(a, b heldVote) int { return int(a.Voter) - int(b.Voter) })
 	return best, top

@@ -224,6 +224,30 @@ func TestProofChainOfVotesAbove(t *testing.T) {
 	}
 }
 
+// TestProofChainKeepsToOneChain: where a lying owner accepted two chains, honest
+// votes in its ballot lie on both. They make final what is below, but a proof
+// shows one way.
+func TestProofChainKeepsToOneChain(t *testing.T) {
+	c, base, _ := newChainWorld(t, Limits{}, "s1", "s2", "s3", "s4", "s5")
+	c.step(c.commit("a", "root", "alice", commitSpec{}), c.commit("b", "a", "alice", commitSpec{}), c.commit("c", "a", "alice", commitSpec{}),
+		c.accept("b", "s1", Ballot{}, false, nil), c.accept("c", "s1", Ballot{}, false, nil), c.applied("b", "bob"), c.applied("c", "bob"))
+	vote := func(by, name string) { c.step(c.vote(name, by, Ballot{}, []Proof{{Applied: c.applied(name, "bob")}})) }
+	vote("s1", "b")
+	vote("s2", "c")
+	vote("s3", "c")
+	p := c.m.ProofChain()
+	checkChain(t, base.Ref, base.Policy.Sequencers, p)
+	if p.Final != testRef("a") || p.Proven || len(p.Steps) != 0 {
+		t.Fatalf("final %s, proven %v, %d steps", c.name(p.Final), p.Proven, len(p.Steps))
+	}
+	vote("s4", "a")
+	p = c.m.ProofChain()
+	checkChain(t, base.Ref, base.Policy.Sequencers, p)
+	if p.Final != testRef("a") || !p.Proven || len(p.Steps) != 1 || len(p.Steps[0].Above) != 1 || p.Steps[0].Above[0].Ref != testRef("c") {
+		t.Fatalf("final %s, proven %v, steps %+v", c.name(p.Final), p.Proven, p.Steps)
+	}
+}
+
 // TestVotesInANewBallotShowTheirProofs: a vote that repeats the last one in a
 // higher ballot stands alone in a newcomer's proof.
 func TestVotesInANewBallotShowTheirProofs(t *testing.T) {
