@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -89,5 +90,82 @@ func TestNobodyVotesBelowWhatABallotMustExtend(t *testing.T) {
 	_, all = readinessRunsOut(t, ruleBallotBase)
 	if !all.Final(testRef("x")) || !all.Final(testRef("l")) {
 		t.Error("without the rule the story is the same")
+	}
+}
+
+// TestWhoStartsHigherJudgesBallotsAsOthersDo: a last vote for what lies below the
+// base sets aside those of lower ballots for what lies above it, as it does where
+// both are held.
+func TestWhoStartsHigherJudgesBallotsAsOthersDo(t *testing.T) {
+	w := newWorld()
+	root := w.plainBase()
+	_, evs := w.outvoted(root)
+	starts := []Base{root}
+	for i, n := range []string{"a", "b"} {
+		late := root
+		late.Ref, late.Epoch, late.Config = testRef(n), uint64(1+i), root.Ref
+		starts = append(starts, late)
+	}
+	for _, base := range starts {
+		m, err := New(testConfig(""), base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ev := range evs {
+			if _, err := m.Step(ev); err != nil && base.Ref == root.Ref {
+				t.Fatal(err)
+			}
+		}
+		if w.name(m.NewestFinal()) != "b" || w.name(m.Head()) != "e" {
+			t.Errorf("from %s:\n%s", w.name(base.Ref), w.state(m))
+		}
+	}
+}
+
+// TestNobodyVotesBesideAHeldLastVote: a last vote that nobody can judge any more may
+// be a lie. Readers take it, but who votes above the root extends what the others
+// report as well.
+func TestNobodyVotesBesideAHeldLastVote(t *testing.T) {
+	for _, last := range []*LastVote{nil, lastVote("c", 0)} {
+		w := newWorld()
+		base := w.plainBase()
+		_, evs := w.outvoted(base)
+		base.Ref, base.Epoch, base.Config = testRef("b"), 2, base.Ref
+		m, err := New(testConfig("s3"), base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ev := range evs {
+			switch ev := ev.(type) {
+			case *Commit, *Applied:
+				_, _ = m.Step(ev) // a is too old
+			}
+		}
+		never := &LastVote{Ballot: Ballot{Round: 1}, Ref: testRef("a")}
+		for _, ev := range []Event{w.accept("c", "s1", Ballot{}, false, nil), w.opened("d", w.one("s1", last), w.one("s2", never))} {
+			if _, err := m.Step(ev); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if w.name(m.Head()) != "d" {
+			t.Fatalf("head %s, want d", w.name(m.Head()))
+		}
+		var votes []string
+		for i := range 20 {
+			for _, a := range m.Tick(time.Duration(i) * time.Second) {
+				if s, ok := a.(Send); ok {
+					if v, ok := s.Receipt.(*Vote); ok {
+						votes = append(votes, w.name(v.Ref)+"@"+v.Ballot.String())
+					}
+				}
+			}
+		}
+		want := []string{"d@1.1"}
+		if last != nil {
+			want = nil
+		}
+		if !slices.Equal(votes, want) {
+			t.Errorf("last vote %v: votes %v, want %v", last, votes, want)
+		}
 	}
 }

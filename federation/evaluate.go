@@ -101,14 +101,14 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			}
 			continue
 		}
-		from := base
+		from, known := base, base
 		if a.Ballot.Round > 0 {
 			var ok bool
-			if from, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil); !ok {
+			if from, known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil); !ok {
 				continue
 			}
 		}
-		rs.addValid(a.Ballot, covered{n, from})
+		rs.addValid(a.Ballot, covered{n, from, known})
 	}
 	for i := range rs.valid {
 		v := &rs.valid[i]
@@ -142,9 +142,10 @@ type accepted struct {
 	covers []covered
 }
 
-// covered is what a valid accept covers: the commit that it names, and what its
-// ballot had to extend.
-type covered struct{ top, from *node }
+// covered is what a valid accept covers: the commit that it names, what its ballot
+// had to extend, and what it would have had to without the last votes that this
+// machine cannot judge.
+type covered struct{ top, from, known *node }
 
 func (rs *receipts) addValid(b Ballot, c covered) {
 	if k := len(rs.valid); k > 0 && rs.valid[k-1].ballot == b {
@@ -221,27 +222,33 @@ func (m *Machine) mark(top *node, low int) {
 
 // ballotBase returns the commit that the first accept of a ballot must extend,
 // as the promises show it, and whether q of them count. A target, if there is
-// one, must extend it. Those that count are added to counted.
-func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise) (*node, bool) {
+// one, must extend it. Those that count are added to counted. Known is what it
+// would be without last votes for what lies below what is held: from, or above it.
+func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise) (from, known *node, ok bool) {
 	var seen uint64
-	out, highest := base, (*LastVote)(nil)
+	from, known = base, base
+	var highest, highestKnown *LastVote
 	for _, p := range promises {
 		if p.Ballot != b || int(p.Promiser) >= len(list) || seen&(1<<p.Promiser) != 0 {
 			continue
 		}
-		n := base
+		var n *node
 		if v := p.LastVote; v != nil {
-			var ok bool
-			switch n, ok = m.nodes[v.Ref]; {
+			held := false
+			switch n, held = m.nodes[v.Ref]; {
 			case !v.Ballot.Less(b):
 				continue
-			case !ok && !m.dropped(v.Ref, v.Epoch):
+			case !held && !m.dropped(v.Ref, v.Epoch):
 				continue // fetched; the accept waits
-			case !ok:
-				n = nil // what is held begins above it: it binds to nothing that is not final
+			case !held && base == m.base && m.TooOld(v.Epoch):
+				// What backed it may have been dropped. Who holds it is bound to it, and so
+				// to no more than lies below all that is held here.
+				if m.outweighs(v, base, highest, from) {
+					from, highest = base, v
+				}
+				n = nil
+			case !held: // beside what is held: it binds to nothing
 			case !m.complete && n == m.base, n.votable && m.backed(rs, v.Ballot, n):
-			case !m.complete && n.final:
-				n = nil // its accept may have been dropped, or be a lie: it binds to nothing
 			default:
 				continue
 			}
@@ -250,17 +257,22 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 		if counted != nil {
 			*counted = append(*counted, p)
 		}
-		if v := p.LastVote; v != nil && n != nil && m.outweighs(v, n, highest, out) {
-			out, highest = n, v
+		if v := p.LastVote; v != nil && n != nil {
+			if m.outweighs(v, n, highest, from) {
+				from, highest = n, v
+			}
+			if m.outweighs(v, n, highestKnown, known) {
+				known, highestKnown = n, v
+			}
 		}
 	}
 	if bits.OnesCount64(seen) < list.Quorum() && m.keeps(ruleQuorumPromises) {
-		return nil, false
+		return nil, nil, false
 	}
 	if !m.keeps(rulePromisedValue) {
-		out = base
+		from, known = base, base
 	}
-	return out, target == nil || target.extends(out)
+	return from, known, target == nil || target.extends(from)
 }
 
 // outweighs reports whether a reported vote for n binds a new owner, and not the

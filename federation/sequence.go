@@ -202,13 +202,13 @@ func (m *Machine) tip(base *node, o *ownState) *node {
 // another one that comes later could name another base.
 func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
 	var counted []*Promise
-	if _, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil, &counted); !ok || !m.space(config, 2) {
+	if _, _, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil, &counted); !ok || !m.space(config, 2) {
 		return false
 	}
 	if len(counted) > list.Quorum() {
 		counted = counted[:list.Quorum()]
 	}
-	from, ok := m.ballotBase(rs, list, base, o.promised, counted, nil, nil)
+	from, _, ok := m.ballotBase(rs, list, base, o.promised, counted, nil, nil)
 	if !ok {
 		return false
 	}
@@ -382,7 +382,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	}
 	for _, v := range rs.in(ballot) {
 		if top == nil || v.top.depth > top.depth {
-			top, from = v.top, v.from
+			top, from = v.top, v.known
 		}
 	}
 	// The head may be elsewhere: a list change that is not final ranks below every
@@ -392,6 +392,9 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 	}
 	if !m.keeps(ruleBallotBase) {
 		from = base
+	}
+	if !top.extends(from) {
+		return nil // a last vote that cannot be judged here set from aside: it may be a lie
 	}
 	// A later owner takes the vote in the highest ballot for all that was voted:
 	// one below what this ballot had to extend would drop the rest.

@@ -112,13 +112,18 @@ var newcomerRules = []ruleCase{
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "a", "carol", "bob")),
 			w.accept("b", "s1", Ballot{}, false, nil), w.opened("c", w.one("s2", lastVote("b", 0)), w.one("s3", lastVote("a", 1))))
 	}},
-	{"newcomer-final", "a last vote for a final commit counts, backed or not", func(w *world) (Base, []Event) {
+	{"newcomer-final", "a last vote for a final commit above the base counts only if it is backed, as for who starts at the root", func(w *world) (Base, []Event) {
 		base := w.lateBase()
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "b", "carol", "bob"), w.vouched("d", "b", "alice", "bob")),
 			w.accept("c", "s1", Ballot{}, false, nil), w.vote("b", "s1", Ballot{}, nil), w.vote("b", "s2", Ballot{}, nil),
 			w.opened("d", w.one("s2", nil), w.one("s3", lastVote("b", 1))))
 	}},
-	{"newcomer-old", "a last vote for a commit below the base counts and binds to nothing", func(w *world) (Base, []Event) {
+	{"newcomer-below", "a last vote for what lies below the base binds like one for the base, and sets aside those of lower ballots", func(w *world) (Base, []Event) {
+		base := w.lateBase()
+		base.Ref, base.Epoch = testRef("b"), 2
+		return w.outvoted(base)
+	}},
+	{"newcomer-old", "a last vote for a commit below the base counts", func(w *world) (Base, []Event) {
 		base := w.lateBase()
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "a", "carol", "bob")),
 			w.accept("b", "s1", Ballot{}, false, nil), w.opened("c", w.one("s2", lastVote("root", 0)), w.one("s3", nil)))
@@ -139,6 +144,29 @@ var newcomerRules = []ruleCase{
 		}
 		return base, evs
 	}},
+}
+
+// outvoted is a room whose list's first sequencer, cut off, voted for c, and whose
+// third one, in the next round, for a alone: ballot 2.2 is bound to a, goes on beside
+// c, and stays. Nobody lies. It begins at a commit of the way a, b, d, e.
+func (w *world) outvoted(base Base) (Base, []Event) {
+	evs := slices.Concat(w.vouched("a", "root", "alice", "bob"), w.vouched("b", "a", "bob", "carol"), w.vouched("c", "b", "carol", "bob"),
+		w.vouched("d", "b", "alice", "bob"), w.vouched("e", "d", "bob", "carol"))
+	two := Ballot{Round: 2, Rank: 2}
+	for _, n := range []string{"a", "b", "c"} {
+		evs = append(evs, w.accept(n, "s1", Ballot{}, false, nil))
+	}
+	evs = append(evs, w.vote("c", "s1", Ballot{}, nil))
+	opened := []*Promise{w.one("s2", nil), w.one("s3", nil)}
+	for _, n := range []string{"a", "b", "d"} {
+		evs = append(evs, w.opened(n, opened...))
+	}
+	evs = append(evs, w.vote("a", "s3", oneOne, nil))
+	again := []*Promise{w.promise("root", "s1", two, lastVote("c", 0)), w.promise("root", "s3", two, &LastVote{Ballot: oneOne, Ref: testRef("a")})}
+	for _, n := range []string{"d", "e"} {
+		evs = append(evs, w.accept(n, "s3", two, false, again))
+	}
+	return base, append(evs, w.vote("b", "s1", two, nil), w.vote("b", "s3", two, nil))
 }
 
 // afterNewGroup is a room that a newcomer enters at epoch 3, and in which a group

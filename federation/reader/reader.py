@@ -287,9 +287,11 @@ class Room:
                 n, lb, held = p.last.ref, p.last.ballot, p.last.ref in self.tree
                 backed = held and self.tree[n].votable and any(
                     o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)
-                if backed or self.above_root and n == self.base:
+                low = not held and self.too_old(p.last.epoch)
+                if backed or self.above_root and (n == self.base or low and base == self.base):
+                    n = base if low else n
                     best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
-                elif not (self.above_root and (n in self.final if held else p.last.epoch <= self.tree[self.base].epoch or n in self.beside)):
+                elif not (self.above_root and not held and (p.last.epoch <= self.tree[self.base].epoch or n in self.beside)):
                     continue
             counted.add(p.rank)
         return None if len(counted) < q else min(best)[3] if best else base
