@@ -222,7 +222,8 @@ func (m *Machine) mark(top *node, low int) {
 
 // ballotBase returns the commit that the first accept of a ballot must extend,
 // as the promises show it, and whether q of them count. A target, if there is
-// one, must extend it. Those that count are added to counted. Known is what it
+// one, must extend it, and has no promises beside these. Those that count are added
+// to counted. Known is what it
 // would be without last votes for what lies below what is held: from, or above it.
 func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise) (from, known *node, ok bool) {
 	var seen uint64
@@ -266,7 +267,10 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 			}
 		}
 	}
-	if bits.OnesCount64(seen) < list.Quorum() && m.keeps(ruleQuorumPromises) {
+	// Had an accept more promises than it needs, one that does not count yet could
+	// bind it later, and those who voted for it meanwhile would have no accept.
+	q := list.Quorum()
+	if (bits.OnesCount64(seen) < q || target != nil && len(promises) > q) && m.keeps(ruleQuorumPromises) {
 		return nil, nil, false
 	}
 	if !m.keeps(rulePromisedValue) {

@@ -494,8 +494,11 @@ func (s *sim) lie(st simStep) {
 		}
 		a := &Accept{Config: config, Ballot: ballot, Ref: n.ref, Parent: n.c.Parent, Epoch: n.epoch}
 		if ballot.Round > 0 {
-			if a.Promises = x.m.promisesFor(rs, ballot); len(a.Promises) < list.Quorum() {
+			a.Promises = x.m.promisesFor(rs, ballot)
+			if q := list.Quorum(); len(a.Promises) < q {
 				return
+			} else if st.c/3%4 < 3 {
+				a.Promises = a.Promises[:q] // more make it void
 			}
 		}
 		r = a

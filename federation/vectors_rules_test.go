@@ -91,15 +91,15 @@ var boundRules = []ruleCase{
 			w.accept("c", "s3", two, false, []*Promise{
 				w.promise("root", "s2", two, &LastVote{Ballot: oneOne, Ref: testRef("a")}), w.promise("root", "s3", two, nil)}))
 	}},
-	{"bound-once", "of one promiser the first promise that counts is taken", func(w *world) (Base, []Event) {
+	{"bound-once", "two promises of one promiser, and another: more than q, so the accept is not valid", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		return base, append(w.fork(), w.opened("x", w.one("s1", nil), w.one("s1", lastVote("a", 0)), w.one("s3", nil)))
 	}},
-	{"bound-next", "a promise that does not count leaves room for another of its promiser", func(w *world) (Base, []Event) {
+	{"bound-next", "a promise that does not count and q that do: more than q, so the accept is not valid", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		return base, append(w.fork(), w.opened("x", w.one("s1", lastVote("never held", 0)), w.one("s1", nil), w.one("s3", nil)))
 	}},
-	{"bound-all", "all promises count, not the first q", func(w *world) (Base, []Event) {
+	{"bound-all", "an accept that shows more than q promises is not valid", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		return base, append(w.fork(), w.opened("x", w.one("s2", nil), w.one("s3", nil), w.one("s1", lastVote("a", 0))))
 	}},

@@ -294,7 +294,7 @@ class Room:
                 elif not (self.above_root and not held and (p.last.epoch <= self.tree[self.base].epoch or n in self.beside)):
                     continue
             counted.add(p.rank)
-        return None if len(counted) < q else min(best)[3] if best else base
+        return None if len(counted) < q or len(a.promises) > q else min(best)[3] if best else base
     def accepting(self, cfg, lst, q):              # 5.3, 5.4
         valid, accepts = [], list(self.got["accept"].get(cfg, {}).values())
         for a in sorted((a for a in accepts if not a.prov), key=lambda a: a.ballot):
