@@ -299,6 +299,7 @@ func (m *Machine) compact() []Ref {
 		return nil // a base must be an ordinary final commit; the next step will do
 	}
 	m.keepProofs(to)
+	past := m.pastVotes()
 	table, list := to.table(), to.config
 	kept := map[Ref]bool{list: true}
 	var forgotten []Ref
@@ -333,6 +334,11 @@ func (m *Machine) compact() []Ref {
 			m.drop(c.Ref, c.Epoch)
 		}
 	}
+	for _, v := range past { // in a group that was founded anew their epochs may lie above the base's
+		if !m.dropped(v.Ref, v.Epoch) {
+			m.drop(v.Ref, v.Epoch)
+		}
+	}
 	for r, epoch := range m.gone {
 		if m.below(epoch) {
 			delete(m.gone, r)
@@ -348,6 +354,27 @@ func (m *Machine) compact() []Ref {
 	m.evaluate()
 	sort.Slice(forgotten, func(i, j int) bool { return less(forgotten[i], forgotten[j]) })
 	return forgotten
+}
+
+// pastVotes returns the last votes, in promises that are held, for what lies below
+// or beside what is kept.
+func (m *Machine) pastVotes() []*LastVote {
+	var out []*LastVote
+	note := func(ps []*Promise) {
+		for _, p := range ps {
+			if v := p.LastVote; v != nil && m.nodes[v.Ref] == nil && m.dropped(v.Ref, v.Epoch) {
+				out = append(out, v)
+			}
+		}
+	}
+	for _, config := range sortedRefs(m.lists) {
+		rs := m.lists[config]
+		note(rs.promises)
+		for _, a := range rs.accepts {
+			note(a.Promises)
+		}
+	}
+	return out
 }
 
 // dropReceipts forgets receipts about commits that are not held any more, and
