@@ -208,6 +208,11 @@ func (m *Machine) takeOver(b *batch, config Ref, rank uint32, list List, o *ownS
 	if mark.accepted != t.mark.accepted && t.running {
 		t.asked, t.unanswered = false, 0
 	}
+	if o.promised.Rank != rank && len(m.promisesFor(rs, o.promised)) >= list.Quorum() {
+		// A majority is there: it answered somebody, and no request of this module
+		// stands any more. If that owner is gone, all who asked in vain ask again.
+		t.asked, t.unanswered = false, 0
+	}
 	unready := m.boundUnready(config)
 	if !unready {
 		t.held = 0

@@ -382,3 +382,37 @@ func TestBoundToUnreadyListChange(t *testing.T) {
 		t.Errorf("newest final %s, want l; sent %q", got, p.sent)
 	}
 }
+
+// TestAskedTwiceAndOvertaken: three of four, each cut off, ask twice in vain. The
+// owner asks for a higher ballot and dies. When they meet they answer that one, see
+// that a majority did, and ask again.
+func TestAskedTwiceAndOvertaken(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3", "s4"}, []string{"alice"}, []string{"alice", "bob"})
+	p := newPeers(t, w, base, "s2", "s3", "s4")
+	p.step(w.commit("a", "root", "alice", commitSpec{}), w.applied("a", "bob"))
+	both, all := p.ms, []Event{}
+	for _, n := range []string{"s2", "s3", "s4"} {
+		p.ms = map[string]*Machine{n: both[n]}
+		for range 4000 {
+			p.now += time.Second
+			for _, a := range both[n].Tick(p.now) {
+				if s, ok := a.(Send); ok {
+					all = append(all, s.Receipt)
+				}
+			}
+		}
+		if !both[n].Provisional() {
+			t.Fatalf("%s has not asked twice in vain", n)
+		}
+	}
+	p.ms = both
+	p.step(all...)
+	p.step(w.promise("root", "s1", Ballot{Round: 9}, nil))
+	p.run(2000, "s2", "s3", "s4")
+	for n, m := range both {
+		if !m.Final(testRef("a")) {
+			t.Errorf("%s: a is %s, after %q", n, m.Status(testRef("a")), p.sent)
+		}
+	}
+}
