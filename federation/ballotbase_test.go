@@ -169,3 +169,47 @@ func TestNobodyVotesBesideAHeldLastVote(t *testing.T) {
 		}
 	}
 }
+
+// TestLiesPartWhoStartsElsewhere: what is not claimed with a liar. It promises with a
+// vote for a in a ballot that nobody accepted it in, or accepts beside a and above it:
+// who starts at a cannot tell. Votes bring them together.
+func TestLiesPartWhoStartsElsewhere(t *testing.T) {
+	for _, lie := range []string{"last vote", "two accepts"} {
+		t.Run(lie, func(t *testing.T) {
+			w := newWorld()
+			root := w.plainBase()
+			evs := append(w.fork(), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s2", Ballot{}, nil))
+			heads := [2]string{"b", "c"}
+			if lie == "last vote" {
+				evs = append(evs, w.opened("c", w.one("s2", lastVote("a", 0)), w.one("s3", lastVote("a", 1))))
+			} else {
+				heads = [2]string{"c", "b"}
+				evs = append(evs, w.accept("x", "s1", Ballot{}, false, nil), w.accept("c", "s2", Ballot{Rank: 1}, true, nil))
+			}
+			votes := []Event{w.vote("c", "s2", oneOne, nil), w.vote("c", "s3", oneOne, nil)}
+			late := root
+			late.Ref, late.Epoch, late.Config = testRef("a"), 1, root.Ref
+			for i, base := range []Base{root, late} {
+				m, err := New(testConfig(""), base)
+				if err != nil {
+					t.Fatal(err)
+				}
+				step := func(evs []Event) {
+					for _, ev := range evs {
+						if _, err := m.Step(ev); err != nil && i == 0 {
+							t.Fatal(err)
+						}
+					}
+				}
+				step(evs)
+				if got := w.name(m.Head()); got != heads[i] {
+					t.Errorf("from %s: head %s, want %s", w.name(base.Ref), got, heads[i])
+				}
+				step(votes)
+				if w.name(m.NewestFinal()) != "c" || w.name(m.Head()) != "c" {
+					t.Errorf("from %s, with votes:\n%s", w.name(base.Ref), w.state(m))
+				}
+			}
+		})
+	}
+}
