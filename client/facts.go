@@ -253,14 +253,15 @@ func (c *Client) plan(r *room) {
 		if list == nil || !r.devices[user] {
 			continue
 		}
-		if list.Stale {
+		inGroup := len(rooms.LeavesOf(e.group, user)) > 0
+		if list.Stale && (inGroup || len(list.Devices) > 0 || !list.Nothing) {
 			if at := c.mono() + identity.StaleAfter; r.staleAt == 0 {
 				r.staleAt = at
 			}
 			if len(list.Devices) == 0 {
 				// Nothing is known: a server that is down logs nobody out, but
 				// a leaf that cannot be checked gets no messages either.
-				if len(rooms.LeavesOf(e.group, user)) > 0 {
+				if inGroup {
 					unchecked = append(unchecked, user)
 				}
 				continue

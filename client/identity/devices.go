@@ -46,6 +46,10 @@ type UserDevices struct {
 	// Stale: the user's server could not be asked. What is here was known
 	// before; without devices it says nothing about which ones there are.
 	Stale bool
+	// Nothing: the homeserver answered, but has nothing about the user, who is of
+	// another server. Either they have no keys, or it does not say that it could
+	// not reach their server.
+	Nothing bool
 
 	cross *rooms.CrossSigning
 	known rooms.Known
@@ -105,6 +109,7 @@ type userRecord struct {
 	FirstMaster string                          `json:"first_master,omitempty"`
 	WasVerified bool                            `json:"was_verified,omitempty"` // FirstMaster was verified by a person
 	FirstKeys   map[id.DeviceID]string          `json:"first_keys,omitempty"`   // Ed25519 keys of devices
+	Nothing     bool                            `json:"nothing,omitempty"`      // see UserDevices
 }
 
 // deviceLists caches what the store holds.
@@ -273,7 +278,7 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 			return nil, err
 		}
 		if outdated {
-			out[u].Stale, out[u].until = true, i.now().Add(StaleAfter)
+			out[u].Stale, out[u].Nothing, out[u].until = true, record.Nothing, i.now().Add(StaleAfter)
 		}
 		if err := i.noteVerified(ctx, out[u], record); err != nil {
 			return nil, err
@@ -413,6 +418,7 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID, timeout tim
 				if old == nil {
 					old = new(userRecord)
 				}
+				old.Nothing = !silent && len(resp.Failures) == 0
 				if err := i.putRecord(ctx, u, old, true); err != nil {
 					return err
 				}
@@ -434,16 +440,16 @@ func (i *Identity) queryKeys(ctx context.Context, users []id.UserID, timeout tim
 	return failed, err
 }
 
-// nothing tells whether an answer knows nothing of a user of another server about
-// whom something was known. Dendrite names no server that it could not reach as
-// long as it has an answer about anybody. Who logs out everywhere keeps the master
-// key, so that is no answer.
+// nothing tells whether an answer knows nothing of a user of another server.
+// Dendrite names no server that it could not reach as long as it has an answer
+// about anybody. Who logs out everywhere keeps the master key, so that is no
+// answer; without one it is if their devices were known, and none are left.
 func (i *Identity) nothing(u id.UserID, old *userRecord, resp *queriedKeys) bool {
-	if old == nil || u.Homeserver() == i.UserID().Homeserver() || len(resp.DeviceKeys[u]) > 0 || len(resp.Master[u]) > 0 {
+	if u.Homeserver() == i.UserID().Homeserver() || len(resp.DeviceKeys[u]) > 0 || len(resp.Master[u]) > 0 {
 		return false
 	}
 	_, answered := resp.DeviceKeys[u]
-	return old.FirstMaster != "" || !answered && len(old.Devices) > 0
+	return !answered || old == nil || old.FirstMaster != "" || len(old.FirstKeys) == 0
 }
 
 // merge keeps what was seen first.

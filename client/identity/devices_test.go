@@ -148,6 +148,36 @@ func TestServerThatIsHiddenKeepsWhatIsKnown(t *testing.T) {
 	}
 }
 
+// TestServerThatIsHiddenIsNoAnswerAboutNewcomers: of somebody whose keys were never seen a homeserver that hides their
+// server says nothing: not that they have none.
+func TestServerThatIsHiddenIsNoAnswerAboutNewcomers(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b, c := h.loginDevice("@a:one"), h.loginDevice("@b:two"), h.loginDevice("@c:one")
+	h.Hidden["two"] = true
+	all, err := a.DevicesOf(t.Context(), []id.UserID{b.UserID(), c.UserID(), "@ghost:one", "@ghost:three"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := all[b.UserID()]; len(u.Devices) > 0 || !u.Stale || u.Nothing {
+		t.Errorf("got %+v: who cannot be asked for is taken for somebody without keys", u)
+	}
+	if u := all[c.UserID()]; u.Stale || u.Nothing || u.Devices[c.DeviceID()] == nil {
+		t.Errorf("of the own server: got %+v", u)
+	}
+	if u := all["@ghost:one"]; u.Stale || u.Nothing {
+		t.Errorf("without keys, of the own server: got %+v", u)
+	}
+	if u := all["@ghost:three"]; !u.Stale || !u.Nothing {
+		t.Errorf("without keys, of a server that answers: got %+v", u)
+	}
+	h.Hidden, h.Avoided["two"] = map[string]bool{}, true // it answers about one user at a time
+	now := time.Now().Add(StaleAfter)
+	a.now = func() time.Time { return now }
+	if u, err := a.Devices(t.Context(), b.UserID()); err != nil || u.Stale || u.Nothing || u.Devices[b.DeviceID()] == nil {
+		t.Errorf("when the server is back: got %+v, %v", u, err)
+	}
+}
+
 func TestMasterStates(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
