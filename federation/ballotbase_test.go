@@ -170,20 +170,20 @@ func TestNobodyVotesBesideAHeldLastVote(t *testing.T) {
 	}
 }
 
-// TestLiesPartWhoStartsElsewhere: what is not claimed with a liar. It promises with a
-// vote for a in a ballot that nobody accepted it in, or accepts beside a and above it:
-// who starts at a cannot tell. Votes bring them together.
-func TestLiesPartWhoStartsElsewhere(t *testing.T) {
+// TestLiesAndWhereOneStarts: a liar that accepts beside the final a and above it parts
+// nobody. One that promises with a vote for a in a ballot that nobody accepted it in
+// does: who starts at a cannot tell. Votes bring them together.
+func TestLiesAndWhereOneStarts(t *testing.T) {
 	for _, lie := range []string{"last vote", "two accepts"} {
 		t.Run(lie, func(t *testing.T) {
 			w := newWorld()
 			root := w.plainBase()
 			evs := append(w.fork(), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s2", Ballot{}, nil))
-			heads := [2]string{"b", "c"}
+			heads := [2]string{"b", "b"}
 			if lie == "last vote" {
+				heads[1] = "c"
 				evs = append(evs, w.opened("c", w.one("s2", lastVote("a", 0)), w.one("s3", lastVote("a", 1))))
 			} else {
-				heads = [2]string{"c", "b"}
 				evs = append(evs, w.accept("x", "s1", Ballot{}, false, nil), w.accept("c", "s2", Ballot{Rank: 1}, true, nil))
 			}
 			votes := []Event{w.vote("c", "s2", oneOne, nil), w.vote("c", "s3", oneOne, nil)}

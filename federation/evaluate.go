@@ -110,12 +110,13 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 		}
 		rs.addValid(a.Ballot, covered{n, from, known})
 	}
+	newest := m.newestOf(config, base)
 	for i := range rs.valid {
 		v := &rs.valid[i]
 		chain := !m.keeps(ruleEquivocatorLast) || m.oneChain(v)
 		for _, c := range v.covers {
 			n := c.top
-			liar := !chain && v.besides(n)
+			liar := !chain && v.besides(n, newest)
 			for x := n; x != nil && x.governing() == config; x = x.up {
 				if liar {
 					if x.acc.equivocal {
@@ -201,10 +202,26 @@ func (m *Machine) oneChain(v *accepted) bool {
 	return true
 }
 
+// newestOf returns the newest final commit of a list: its base if it made none final.
+func (m *Machine) newestOf(config Ref, base *node) *node {
+	newest := base
+	for _, n := range m.order { // by depth, then ref
+		if n.final && n.depth > newest.depth && n.governing() == config {
+			newest = n
+		}
+	}
+	return newest
+}
+
 // besides reports whether another accept of the ballot neither extends n nor is
-// extended by it.
-func (v *accepted) besides(n *node) bool {
+// extended by it. Above the newest final commit of the list those count alone that
+// lie there, too: who starts at it holds no others.
+func (v *accepted) besides(n, newest *node) bool {
+	above := n.extends(newest)
 	for _, c := range v.covers {
+		if above && !c.top.extends(newest) {
+			continue
+		}
 		if !c.top.extends(n) && !n.extends(c.top) {
 			return true
 		}

@@ -333,7 +333,7 @@ func (m *Machine) surveyAccepts(rs *receipts, list List, config Ref, at func(*no
 		v := &rs.valid[i]
 		chain := m.oneChain(v)
 		for _, c := range v.covers {
-			note(c.top, v.ballot.Rank, SurveyedAccept{Ballot: v.ballot, Liar: !chain && v.besides(c.top)})
+			note(c.top, v.ballot.Rank, SurveyedAccept{Ballot: v.ballot, Liar: !chain && v.besides(c.top, m.base)})
 		}
 	}
 	for _, a := range rs.accepts {

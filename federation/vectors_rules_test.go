@@ -316,6 +316,11 @@ var choiceRules = []ruleCase{
 		base := w.plainBase()
 		return base, append(w.fork(), w.accept("c", "s1", Ballot{}, false, nil), w.accept("x", "s2", Ballot{}, true, nil))
 	}},
+	{"equivocal-final", "above the newest final of the list an accept beside it proves nothing; below, and beside, it does", func(w *world) (Base, []Event) {
+		base := w.plainBase()
+		return base, append(w.fork(), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s2", Ballot{}, nil),
+			w.accept("x", "s1", Ballot{}, false, nil), w.accept("c", "s2", Ballot{Rank: 1}, true, nil))
+	}},
 	{"change-last", "a list change that is not final comes after every other accepted child", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		l := w.commit("l", "root", "alice", commitSpec{list: []string{"s1", "s4"}, admins: []string{"alice"}})

@@ -281,8 +281,7 @@ class Room:
     def bound(self, a, q, valid, base):            # 5.3: what the accept's ballot had to extend; None: too few promises count
         counted, best = set(), []
         for p in a.promises:
-            if p.rank in counted:
-                continue
+            if p.rank in counted: continue
             if p.last is not None:
                 n, lb, held = p.last.ref, p.last.ballot, p.last.ref in self.tree
                 backed = held and self.tree[n].votable and any(
@@ -301,8 +300,10 @@ class Room:
             a.start = lst.base if a.ballot == (0, 0) else self.bound(a, q, valid, lst.base)
             if a.start is not None and self.extends(a.ref, a.start):
                 valid.append(a)
+        top = min((-c.depth, c.ref) for c in self.tree.values() if c.cfg == cfg and c.ref in self.final or c.ref == lst.base)[1]
         for a in valid + [a for a in accepts if a.prov and not self.tree[a.ref].sets]:
-            off = not a.prov and any(o.ballot == a.ballot and self.off(o.ref, a.ref) for o in valid)
+            off = not a.prov and any(o.ballot == a.ballot and self.off(o.ref, a.ref)
+                                     and self.extends(o.ref, top) >= self.extends(a.ref, top) for o in valid)
             for c in self.under(a.ref):
                 if off or a.prov and c.ref != a.ref:
                     c.indirect = True
