@@ -177,9 +177,12 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
 				return err
 			}
+			if err := c.st.PutKV(ctx, refusedKey(r.id, item.EventID), []byte(ruleOverLimit)); err != nil {
+				return err
+			}
 			return c.st.DeleteInbox(ctx, r.id, item.EventID)
 		})
-		c.count("client/waiting-over-limit")
+		c.count(ruleOverLimit)
 		if err := c.commitBatch(ctx, r, b); err != nil {
 			return err
 		}
@@ -287,7 +290,7 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 			b = c.keepEntered(r, b)
 		}
 		if data.Event != nil {
-			c.refused(r, data.Event, err)
+			c.refused(r, data.Event, err, b)
 		}
 	}
 	b.do(func(ctx context.Context) error {

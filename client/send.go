@@ -38,23 +38,54 @@ func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, c
 	if err != nil {
 		return "", err
 	}
+	return c.sendPlain(ctx, roomID, plain, false)
+}
+
+// SendOnce does what Send does, once for each key: called again with the same
+// key it sends nothing, whatever the content, and returns the event of the first
+// call, or goes on waiting for it. It holds over restarts, for as long as the
+// store keeps the message.
+func (c *Client) SendOnce(ctx context.Context, roomID id.RoomID, eventType string, content any, key string) (id.EventID, error) {
+	raw, err := contentJSON(content)
+	if err != nil {
+		return "", err
+	}
+	// The message id does not depend on chance, so that the first one is found.
+	sum := sha256.Sum256([]byte("client: send once\x00" + string(c.DeviceID()) + "\x00" + string(roomID) + "\x00" + key))
+	plain, err := checkedPlaintext(roomID, eventType, raw, rooms.NewMessageID([16]byte(sum[:16])))
+	if err != nil {
+		return "", err
+	}
+	return c.sendPlain(ctx, roomID, plain, true)
+}
+
+// sendPlain queues a message and waits for its event. With once, one that was
+// queued under the same message id before is waited for instead.
+func (c *Client) sendPlain(ctx context.Context, roomID id.RoomID, plain *rooms.Plaintext, once bool) (id.EventID, error) {
 	c.mu.Lock()
 	r, err := c.sendable(roomID)
 	if err == nil && c.closed {
 		err = ErrClosed
 	}
-	if err != nil {
-		c.mu.Unlock()
-		return "", err
+	var row *outRow
+	var sent id.EventID
+	if err == nil && once {
+		row, sent, err = c.sentBefore(ctx, roomID, plain.MessageID)
 	}
-	b := &batch{}
-	row, err := c.addRow(b, r, kindChat, stateQueued, federation.Ref{}, outData{Type: rooms.TypeEncrypted, Plain: plain})
-	if err == nil {
-		err = c.commitBatch(ctx, r, b)
-	}
-	if err != nil {
+	if err != nil || sent != "" {
 		c.mu.Unlock()
-		return "", err
+		return sent, err
+	}
+	if row == nil {
+		b := &batch{}
+		row, err = c.addRow(b, r, kindChat, stateQueued, federation.Ref{}, outData{Type: rooms.TypeEncrypted, Plain: plain})
+		if err == nil {
+			err = c.commitBatch(ctx, r, b)
+		}
+		if err != nil {
+			c.mu.Unlock()
+			return "", err
+		}
 	}
 	answer := make(chan sendResult, 1)
 	c.waiters[row.item.ID] = append(c.waiters[row.item.ID], answer)
@@ -77,6 +108,27 @@ func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, c
 		}
 		return "", fmt.Errorf("client: the message waits in the outbox: %w", ctx.Err())
 	}
+}
+
+// sentBefore finds an own message by its id: in the outbox, or where it was sent.
+func (c *Client) sentBefore(ctx context.Context, roomID id.RoomID, mid string) (*outRow, id.EventID, error) {
+	for _, row := range c.roomRows(roomID) {
+		if row.data.Plain == nil || row.data.Plain.MessageID != mid {
+			continue
+		}
+		if row.item.State == stateSent && row.data.EventID != "" {
+			return nil, row.data.EventID, nil
+		}
+		return row, "", nil
+	}
+	item, err := c.st.TimelineByMid(ctx, roomID, c.UserID(), mid)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return nil, item.EventID, nil
 }
 
 // stopWaiting forgets one who waited for a row: how it ends is told as an
@@ -110,7 +162,11 @@ func (c *Client) newPlaintext(roomID id.RoomID, eventType string, content json.R
 	if _, err := io.ReadFull(c.rand, random[:]); err != nil {
 		return nil, fmt.Errorf("client: randomness: %w", err)
 	}
-	plain := &rooms.Plaintext{Type: eventType, Content: content, Room: roomID, MessageID: rooms.NewMessageID(random)}
+	return checkedPlaintext(roomID, eventType, content, rooms.NewMessageID(random))
+}
+
+func checkedPlaintext(roomID id.RoomID, eventType string, content json.RawMessage, mid string) (*rooms.Plaintext, error) {
+	plain := &rooms.Plaintext{Type: eventType, Content: content, Room: roomID, MessageID: mid}
 	if _, err := plain.Encode(); err != nil {
 		if rooms.RuleOf(err) == rooms.RuleEventTooLarge {
 			return nil, fmt.Errorf("%w: %w", ErrTooLarge, err)

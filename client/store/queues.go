@@ -23,6 +23,8 @@ const (
 	inboxRoomsQuery   = `SELECT DISTINCT room_id FROM inbox ORDER BY room_id`
 	deleteInboxQuery  = `DELETE FROM inbox WHERE room_id = $1 AND event_id = $2`
 
+	inInboxQuery = `SELECT COUNT(*) FROM inbox WHERE room_id = $1 AND event_id = $2`
+
 	markSeenQuery = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	isSeenQuery   = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
 )
@@ -126,6 +128,13 @@ func (s *Store) InboxRooms(ctx context.Context) (rooms []id.RoomID, err error) {
 // DeleteInbox removes a waiting event.
 func (s *Store) DeleteInbox(ctx context.Context, room id.RoomID, event id.EventID) error {
 	return s.exec(ctx, "inbox", deleteInboxQuery, room, event)
+}
+
+// InInbox reports whether an event waits to be processed.
+func (s *Store) InInbox(ctx context.Context, room id.RoomID, event id.EventID) (bool, error) {
+	var n int
+	err := s.one(ctx, "inbox", inInboxQuery, []any{room, event}, &n)
+	return n > 0, err
 }
 
 // MarkSeen notes that an event was processed and reports whether this is the

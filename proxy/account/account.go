@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix"
@@ -280,14 +282,14 @@ type Account struct {
 
 	sessionMu sync.Mutex // a session is added or dropped
 	close     sync.Once
+	ready     atomic.Bool
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every update
-	reasons reasons
 }
 
 func newAccount(dir string, st *store.Store, ident *identity.Identity, log zerolog.Logger) *Account {
-	return &Account{dir: dir, st: st, ident: ident, log: log, changed: make(chan struct{}), reasons: newReasons()}
+	return &Account{dir: dir, st: st, ident: ident, log: log, changed: make(chan struct{})}
 }
 
 // start runs the device's client until Close.
@@ -325,6 +327,23 @@ func (a *Account) end(ctx context.Context, force bool) error {
 	}
 	return nil
 }
+
+// Ready waits until the device has heard from the homeserver since it was
+// started: only then it is known what happened meanwhile.
+func (a *Account) Ready(ctx context.Context) error {
+	if a.ready.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	if err := a.cli.Synced(ctx); err != nil {
+		return err
+	}
+	a.ready.Store(true)
+	return nil
+}
+
+const readyWait = 20 * time.Second
 
 // Client is the SDK client of the device.
 func (a *Account) Client() *client.Client { return a.cli }

@@ -2,48 +2,105 @@ package account
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
-// maxReasons bounds the events of which it is known why they cannot be read.
-const maxReasons = 4096
+// State is what became of an encrypted event.
+type State int
 
-type place struct {
-	room  id.RoomID
-	event id.EventID
+// The states of encrypted events.
+const (
+	Waiting  State = iota // the device has not come to it, or lacks the keys
+	Opened                // Message has it
+	Repeated              // it repeats a message that came under another event id
+	Refused               // Reason says why
+	Before                // it is from before the device was in the group
+)
+
+// Reading is what became of an encrypted event.
+type Reading struct {
+	State   State
+	Message *client.Message
+	Reason  string
 }
 
-// reasons says why events cannot be read. Of the bounded number the ones noted
-// last are kept.
-type reasons struct {
-	why   map[place]*client.Undecryptable
-	order []place
-}
+// beyondRetention is the SDK's reason for an event of an epoch that the device
+// was not in, or has forgotten.
+const beyondRetention = "matrix/epoch-beyond-retention"
 
-func newReasons() reasons { return reasons{why: map[place]*client.Undecryptable{}} }
+// Recent tells whether the device may not have heard yet of an event that was
+// sent at the given time: its /sync may be behind the client's.
+func Recent(at time.Time) bool { return time.Since(at) < 2*time.Minute }
 
-func (r *reasons) note(u *client.Undecryptable) {
-	p := place{u.Room, u.EventID}
-	if r.why[p] == nil {
-		r.order = append(r.order, p)
+// Read tells what became of an encrypted event that was sent at the given time.
+func (a *Account) Read(ctx context.Context, room id.RoomID, event id.EventID, at time.Time) Reading {
+	msg, err := a.cli.Message(ctx, room, event)
+	if err == nil {
+		return Reading{State: Opened, Message: msg}
 	}
-	r.why[p] = u
-	for len(r.order) > maxReasons {
-		delete(r.why, r.order[0])
-		r.order = r.order[1:]
+	if !errors.Is(err, store.ErrNotFound) {
+		a.log.Err(err).Msg("A message cannot be read from the store")
+		return Reading{State: Waiting}
+	}
+	rule, refused, err := a.cli.Refused(ctx, room, event)
+	if err != nil {
+		a.log.Err(err).Msg("Why a message was refused cannot be read from the store")
+		return Reading{State: Waiting}
+	}
+	switch {
+	case rule == beyondRetention:
+		return Reading{State: Before}
+	case refused:
+		return Reading{State: Refused, Reason: rule}
+	}
+	seen, err := a.st.Seen(ctx, room, event)
+	if err == nil && seen {
+		return Reading{State: Repeated}
+	}
+	if Recent(at) {
+		return Reading{State: Waiting}
+	}
+	if waits, err := a.st.InInbox(ctx, room, event); err == nil && !waits {
+		return Reading{State: Before} // it never came by the device's own /sync
+	}
+	return Reading{State: Waiting}
+}
+
+// Await returns once the device has come to the events, or ctx ends.
+func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID) {
+	// A repeated message is no update: look again now and then.
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		changed := a.Changed()
+		left := events[:0:0]
+		for _, event := range events {
+			if a.Read(ctx, room, event, time.Now()).State == Waiting {
+				left = append(left, event)
+			}
+		}
+		if events = left; len(events) == 0 {
+			return
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
 // handle takes the client's updates.
-func (a *Account) handle(_ context.Context, u client.Update) {
+func (a *Account) handle(context.Context, client.Update) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if u, ok := u.(*client.Undecryptable); ok {
-		a.reasons.note(u)
-	}
 	close(a.changed)
 	a.changed = make(chan struct{})
 }

@@ -24,6 +24,7 @@ const (
 	Logout                    // ends one session
 	LogoutAll                 // ends all sessions, the MLS device's too
 	Sync                      // events come back
+	Filter                    // says which events come back
 	Messages                  // events come back
 	Context                   // events come back
 	Event                     // an event comes back
@@ -192,7 +193,7 @@ var rows = []struct {
 	{"GET PUT DELETE", "c/profile/{user}/{field}", Stream, ""},
 	{"GET PUT", "c/presence/{user}/status", Stream, ""},
 	{"POST", "c/user_directory/search", Stream, ""},
-	{"POST", "c/user/{user}/filter", Stream, ""},
+	{"POST", "c/user/{user}/filter", Filter, ""},
 	{"GET", "c/user/{user}/filter/{filter}", Stream, ""},
 	{"POST", "c/user/{user}/openid/request_token", Stream, ""},
 	{"GET PUT", "c/user/{user}/account_data/{type}", Stream, ""},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -49,6 +50,13 @@ func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 		s.o.Log.Warn().Str("error", redact(err)).Msg("The homeserver did not answer")
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver "+s.o.Homeserver.Host+" does not answer; check the network, the client tries again")
 	}
+}
+
+// isNetwork tells whether an error is of the way to the homeserver.
+func isNetwork(err error) bool {
+	var u *url.Error
+	var op *net.OpError
+	return errors.As(err, &u) || errors.As(err, &op)
 }
 
 // redact writes an error without the address that it happened at: a query may

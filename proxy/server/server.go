@@ -49,6 +49,8 @@ type Server struct {
 	o        Options
 	stream   *httputil.ReverseProxy
 	sessions *sessions
+	sent     *sent
+	shown    *shown
 }
 
 // New makes a Server.
@@ -56,7 +58,7 @@ func New(o Options) *Server {
 	if o.Transport == nil {
 		o.Transport = http.DefaultTransport
 	}
-	s := &Server{o: o, sessions: newSessions()}
+	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown()}
 	s.stream = s.reverse(o.Transport)
 	return s
 }

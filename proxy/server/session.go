@@ -145,6 +145,40 @@ func (s *Server) withSession(w http.ResponseWriter, r *http.Request, m route.Mat
 }
 
 // serve does what a path asks for.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, _ *session) {
-	refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", fmt.Sprintf("%s %s carries events, which this proxy does not rewrite yet", r.Method, m.Path))
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, sess *session) {
+	room := id.RoomID(m.Params["room"])
+	switch m.Kind {
+	case route.Sync:
+		s.sync(w, r, sess)
+	case route.Filter:
+		s.filter(w, r)
+	case route.Messages:
+		s.messages(w, r, sess, room)
+	case route.Context:
+		s.context(w, r, sess, room)
+	case route.Event:
+		s.event(w, r, sess, room)
+	case route.Relations:
+		s.relations(w, r, sess, m)
+	case route.State:
+		s.state(w, r, sess, room)
+	case route.StateEvent:
+		s.stateEvent(w, r, sess, m)
+	case route.Send:
+		s.send(w, r, sess, m)
+	case route.SetState:
+		s.setState(w, r, sess, m)
+	case route.Redact, route.DownloadMedia:
+		s.stream.ServeHTTP(w, r)
+	case route.Invite, route.Join, route.Leave, route.Kick, route.Ban:
+		s.member(w, r, sess, m)
+	case route.CreateRoom:
+		s.createRoom(w, r, sess)
+	case route.Upgrade:
+		s.upgrade(w, r, sess, room)
+	case route.UploadMedia:
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this proxy does not encrypt attachments yet, and at the time of an upload nobody knows whether the file is for an encrypted room")
+	default:
+		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", fmt.Sprintf("%s %s is not served", r.Method, m.Path))
+	}
 }

@@ -1,0 +1,349 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+// plainClient is a client without any encryption, and what it has been told.
+type plainClient struct {
+	*mautrix.Client
+	s      *story
+	since  string
+	filter string
+	seen   []*event.Event
+}
+
+func (p *localProxy) client(user lab.User) *plainClient {
+	p.s.Helper()
+	return &plainClient{Client: p.login(user), s: p.s}
+}
+
+// follow points the client at a proxy that has started anew.
+func (c *plainClient) follow(p *localProxy) {
+	c.s.Helper()
+	var err error
+	c.HomeserverURL, err = c.HomeserverURL.Parse(p.url)
+	c.s.must(err)
+}
+
+// sync makes one /sync and keeps the room's events.
+func (c *plainClient) sync(ctx context.Context, room id.RoomID) (*mautrix.RespSync, error) {
+	resp, err := c.SyncRequest(ctx, 5000, c.since, c.filter, false, "")
+	if err != nil {
+		return nil, err
+	}
+	c.since = resp.NextBatch
+	if joined := resp.Rooms.Join[room]; joined != nil {
+		c.seen = append(c.seen, joined.State.Events...)
+		c.seen = append(c.seen, joined.Timeline.Events...)
+	}
+	return resp, nil
+}
+
+// until syncs until the client has been told of an event that fits.
+func (c *plainClient) until(what string, room id.RoomID, fits func(*event.Event) bool) *event.Event {
+	c.s.Helper()
+	ctx := c.s.soon()
+	for {
+		if i := slices.IndexFunc(c.seen, fits); i >= 0 {
+			return c.seen[i]
+		}
+		if _, err := c.sync(ctx, room); err != nil {
+			c.s.Fatalf("the client was not told of %s: %v; it knows %s", what, err, c.summary())
+		}
+	}
+}
+
+func (c *plainClient) summary() string {
+	var out []string
+	for _, e := range c.seen {
+		out = append(out, e.Type.Type+" "+string(e.Content.VeryRaw))
+	}
+	return strings.Join(out, "\n")
+}
+
+// reads waits for a message with a text.
+func (c *plainClient) reads(room id.RoomID, text string) *event.Event {
+	c.s.Helper()
+	return c.until("the message "+text, room, func(e *event.Event) bool { return e.Type.Type == "m.room.message" && body(e) == text })
+}
+
+func body(e *event.Event) string {
+	var c struct {
+		Body string `json:"body"`
+	}
+	_ = json.Unmarshal(e.Content.VeryRaw, &c)
+	return c.Body
+}
+
+// hears waits until a device of the SDK has an event by its content.
+func (s *story) hears(d *e2e.Device, from id.UserID, evt id.EventID) *client.Message {
+	s.Helper()
+	u, err := d.Wait(s.soon(), "the event "+evt.String(), func(u client.Update) bool {
+		m, ok := u.(*client.Message)
+		return ok && m.EventID == evt
+	})
+	s.must(err)
+	m := u.(*client.Message)
+	if m.Sender != from {
+		s.Errorf("%s heard %s from %s, want %s", d.Name, evt, m.Sender, from)
+	}
+	return m
+}
+
+// TestProxyConversation: a client that knows nothing of MLS joins an MLS room through the proxy, reads and writes in
+// it, and reads it again after a restart; nothing of it lies readable at the servers, and nothing but MLS was sent.
+func TestProxyConversation(t *testing.T) {
+	for _, servers := range [][2]string{{"syn1", "den1"}, {"den1", "syn1"}} {
+		t.Run(servers[0]+" to "+servers[1], func(t *testing.T) {
+			s := tell(t, "sqlite")
+			alice := s.person(servers[0], "alice")
+			user, err := s.w.AddUser(s.ctx, servers[1], fmt.Sprintf("plain%d", people.Add(1)))
+			s.must(err)
+			p := s.proxy(servers[1])
+			bob := p.client(user)
+			room, err := alice.CreateRoom(s.soon(), client.CreateOptions{Name: "Through the proxy"})
+			s.must(err)
+			s.must(alice.Invite(s.soon(), room, bob.UserID))
+			ctx := s.soon()
+			for {
+				resp, err := bob.sync(ctx, room)
+				s.must(err)
+				if invited := resp.Rooms.Invite[room]; invited != nil {
+					for _, e := range invited.State.Events {
+						if e.Type.Type == "m.room.encryption" {
+							t.Errorf("the invite shows %s", e.Content.VeryRaw)
+						}
+					}
+					break
+				}
+			}
+			_, err = bob.JoinRoomByID(s.soon(), room)
+			s.must(err)
+			s.step("the plain client joined")
+			_, err = alice.WaitEpoch(s.soon(), room, "the plain client's device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, bob.UserID) })
+			s.must(err)
+			secret := token("planted")
+			for i := range 5 {
+				_, err := alice.SendText(s.soon(), room, fmt.Sprintf("message %d: %s", i, secret))
+				s.must(err)
+			}
+			var first *event.Event
+			for i := range 5 {
+				e := bob.reads(room, fmt.Sprintf("message %d: %s", i, secret))
+				if first == nil {
+					first = e
+				}
+			}
+			if first.Sender != alice.UserID() {
+				t.Errorf("it is from %s", first.Sender)
+			}
+			s.step("it read five messages")
+			for _, e := range bob.seen {
+				if e.Type.Type == "m.room.encryption" || e.Type.Type == "m.room.encrypted" || strings.HasPrefix(e.Type.Type, "io.github.matrix-mls.") {
+					t.Errorf("the client was told of %s: %s", e.Type.Type, e.Content.VeryRaw)
+				}
+			}
+
+			// Text, reply, edit, reaction.
+			text, reply, edit, key := token("text"), token("reply"), token("edit"), token("key")
+			sent := bob.send(room, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": text})
+			if again := bob.send(room, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": text}); again != sent {
+				t.Errorf("the same transaction made two events, %s and %s", sent, again)
+			}
+			replied := bob.send(room, "m.room.message", "2", map[string]any{"msgtype": "m.text", "body": reply, "m.relates_to": map[string]any{"m.in_reply_to": map[string]any{"event_id": first.ID}}})
+			edited := bob.send(room, "m.room.message", "3", map[string]any{
+				"msgtype": "m.text", "body": "* " + edit, "m.new_content": map[string]any{"msgtype": "m.text", "body": edit},
+				"m.relates_to": map[string]any{"rel_type": "m.replace", "event_id": sent},
+			})
+			reacted := bob.send(room, "m.reaction", "4", map[string]any{"m.relates_to": map[string]any{"rel_type": "m.annotation", "event_id": first.ID, "key": key}})
+			for _, want := range []struct {
+				event id.EventID
+				text  string
+			}{{sent, text}, {replied, string(first.ID)}, {edited, edit}, {reacted, key}} {
+				if m := s.hears(alice, bob.UserID, want.event); !strings.Contains(string(m.Content), want.text) {
+					t.Errorf("alice heard %s, want %q in it", m.Content, want.text)
+				}
+			}
+			s.step("it spoke")
+			own := bob.reads(room, text)
+			if own.ID != sent || own.Unsigned.TransactionID != "1" {
+				t.Errorf("its own message came back as %s of transaction %q, want %s of 1", own.ID, own.Unsigned.TransactionID, sent)
+			}
+			bob.until("its reaction", room, func(e *event.Event) bool { return e.ID == reacted && e.Type.Type == "m.reaction" })
+			bob.lookAround(room, first, secret)
+			odd := bob.refusals(p, room)
+
+			// After a restart the whole history is there.
+			p.end()
+			p.start()
+			bob.follow(p)
+			bob.since, bob.seen = "", nil
+			history := bob.history(room)
+			for _, want := range []string{"message 0: " + secret, "message 4: " + secret, text, reply, "* " + edit} {
+				if !slices.ContainsFunc(history, func(e *event.Event) bool { return body(e) == want }) {
+					t.Errorf("%q is not in the history", want)
+				}
+			}
+			for _, e := range history {
+				if e.Type.Type == "m.room.encryption" || e.Type.Type == "m.room.encrypted" || strings.HasPrefix(e.Type.Type, "io.github.matrix-mls.") {
+					t.Errorf("the history has %s: %s", e.Type.Type, e.Content.VeryRaw)
+				}
+			}
+			after := token("after the restart")
+			s.hears(alice, bob.UserID, bob.send(room, "m.room.message", "5", map[string]any{"msgtype": "m.text", "body": after}))
+			s.step("it spoke after a restart")
+
+			s.onlyMLS(alice, room)
+			s.blind([]string{secret, text, reply, edit, key, odd, after})
+			_, err = bob.Logout(s.soon())
+			s.must(err)
+		})
+	}
+}
+
+func (c *plainClient) send(room id.RoomID, eventType, txn string, content any) id.EventID {
+	c.s.Helper()
+	resp, err := c.SendMessageEvent(c.s.soon(), room, event.NewEventType(eventType), content, mautrix.ReqSendEvent{TransactionID: txn})
+	c.s.must(err)
+	return resp.EventID
+}
+
+// get makes a request of the client-server API.
+func (c *plainClient) get(path ...any) (json.RawMessage, error) {
+	var raw json.RawMessage
+	_, err := c.MakeRequest(c.s.soon(), http.MethodGet, c.BuildClientURL(append([]any{"v3"}, path...)...), nil, &raw)
+	return raw, err
+}
+
+// lookAround reads an event in every other way there is.
+func (c *plainClient) lookAround(room id.RoomID, first *event.Event, secret string) {
+	c.s.Helper()
+	got, err := c.GetEvent(c.s.soon(), room, first.ID)
+	c.s.must(err)
+	if got.Type.Type != "m.room.message" || !strings.Contains(string(got.Content.VeryRaw), secret) {
+		c.s.Errorf("/event shows %s %s", got.Type.Type, got.Content.VeryRaw)
+	}
+	around, err := c.get("rooms", room, "context", first.ID)
+	c.s.must(err)
+	if !strings.Contains(string(around), "message 0: "+secret) || !strings.Contains(string(around), "message 2: "+secret) ||
+		strings.Contains(string(around), `"type":"m.room.encrypt`) || strings.Contains(string(around), `"type":"io.github.matrix-mls.`) {
+		c.s.Errorf("/context shows %s", around)
+	}
+	state, err := c.get("rooms", room, "state")
+	c.s.must(err)
+	if strings.Contains(string(state), `"type":"m.room.encryption"`) || strings.Contains(string(state), `"type":"io.github.matrix-mls.`) {
+		c.s.Errorf("/state shows %s", state)
+	}
+	if _, err := c.get("rooms", room, "state", "m.room.encryption"); !errors.Is(err, mautrix.MNotFound) {
+		c.s.Errorf("/state/m.room.encryption: %v", err)
+	}
+	// As many events as asked for, though most of the room's are not for the client.
+	page, err := c.Messages(c.s.soon(), room, "", "", mautrix.DirectionBackward, nil, 5)
+	c.s.must(err)
+	if len(page.Chunk) != 5 || page.End == "" {
+		c.s.Errorf("/messages shows %d events, end %q; want 5", len(page.Chunk), page.End)
+	}
+}
+
+// refusals tries what must not be possible, and sends a message by a path that is escaped in an odd way: it returns what
+// that said.
+func (c *plainClient) refusals(p *localProxy, room id.RoomID) string {
+	c.s.Helper()
+	_, err := c.SendStateEvent(c.s.soon(), room, event.StateEncryption, "", map[string]string{"algorithm": "m.megolm.v1.aes-sha2"})
+	if !errors.Is(err, mautrix.MForbidden) || !strings.Contains(err.Error(), "encrypted already") {
+		c.s.Errorf("turning Megolm on: %v", err)
+	}
+	_, err = c.SendMessageEvent(c.s.soon(), room, event.EventEncrypted, map[string]string{"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "x", "session_id": "y"})
+	if !errors.Is(err, mautrix.MForbidden) {
+		c.s.Errorf("a Megolm message: %v", err)
+	}
+	// Another way to write the same path leads to the same place.
+	odd := token("odd-path")
+	raw, err := http.NewRequestWithContext(c.s.soon(), http.MethodPut, p.url+"/_matrix/client/r0/rooms/"+url.PathEscape(string(room))+"/%73end/m.room%2Emessage/odd?access_token="+c.AccessToken,
+		strings.NewReader(`{"msgtype":"m.text","body":"`+odd+`"}`))
+	c.s.must(err)
+	resp, err := c.Client.Client.Do(raw)
+	c.s.must(err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		c.s.Errorf("an escaped path: %s", resp.Status)
+	}
+	c.reads(room, odd)
+	return odd
+}
+
+// history pages back to the beginning of what the client may see.
+func (c *plainClient) history(room id.RoomID) []*event.Event {
+	c.s.Helper()
+	// Synapse answers a first sync that is like the one before with what it said then.
+	stored, err := c.CreateFilter(c.s.soon(), &mautrix.Filter{Room: &mautrix.RoomFilter{Timeline: &mautrix.FilterPart{Limit: 20}}})
+	c.s.must(err)
+	c.filter = stored.FilterID
+	resp, err := c.sync(c.s.soon(), room)
+	c.s.must(err)
+	joined := resp.Rooms.Join[room]
+	if joined == nil {
+		c.s.Fatalf("the room is not in the initial sync")
+	}
+	all, from := slices.Clone(joined.Timeline.Events), joined.Timeline.PrevBatch
+	for pages := 0; from != ""; pages++ {
+		page, err := c.Messages(c.s.soon(), room, from, "", mautrix.DirectionBackward, nil, 20)
+		c.s.must(err)
+		all = append(all, page.Chunk...)
+		if pages > 50 {
+			c.s.Fatalf("the history does not end")
+		}
+		if page.End == from || len(page.Chunk) == 0 {
+			break
+		}
+		from = page.End
+	}
+	return all
+}
+
+// onlyMLS looks at all messages of a room as the homeserver has them.
+func (s *story) onlyMLS(d *e2e.Device, room id.RoomID) {
+	s.Helper()
+	raw, err := e2e.API(s.soon(), d.Server, d.User, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit=1000", nil)
+	s.must(err)
+	var page struct {
+		Chunk []struct {
+			Type     string  `json:"type"`
+			StateKey *string `json:"state_key"`
+			Content  struct {
+				Algorithm string `json:"algorithm"`
+			} `json:"content"`
+		} `json:"chunk"`
+	}
+	s.must(json.Unmarshal(raw, &page))
+	ciphertexts := 0
+	for _, e := range page.Chunk {
+		switch {
+		case e.StateKey != nil || strings.HasPrefix(e.Type, "io.github.matrix-mls."):
+		case e.Type == "m.room.encrypted" && e.Content.Algorithm == "io.github.matrix-mls.v1":
+			ciphertexts++
+		default:
+			s.Errorf("the room has an event %s with the algorithm %q", e.Type, e.Content.Algorithm)
+		}
+	}
+	if ciphertexts < 10 {
+		s.Errorf("only %d ciphertexts in the room", ciphertexts)
+	}
+}

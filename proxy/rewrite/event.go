@@ -1,0 +1,355 @@
+// Package rewrite turns what a homeserver says of rooms encrypted with MLS into
+// what it would say if they were not encrypted: ciphertexts become messages, the
+// protocol's own events are left out. It is pure: bodies in, bodies out; what
+// was decrypted comes from a [View].
+package rewrite
+
+import (
+	"encoding/json"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// View is what the account's MLS device knows.
+type View interface {
+	// MLS tells whether a room has, or by its state should have, an MLS group.
+	MLS(room id.RoomID) bool
+	// Read tells what became of an encrypted event, which was sent at the given
+	// time as the homeserver says (milliseconds).
+	Read(room id.RoomID, event id.EventID, at int64) Reading
+}
+
+// State is what became of an encrypted event.
+type State int
+
+// The states of encrypted events.
+const (
+	Closed State = iota // it cannot be read; Text says why
+	Opened              // it was decrypted
+	Again               // it repeats a message that came under another event id
+)
+
+// Reading is what became of an encrypted event.
+type Reading struct {
+	State       State
+	Sender      id.UserID // of the credential that opened it
+	Type        string
+	Content     json.RawMessage
+	Transaction string // of the client that is answered, if it sent the event
+	Text        string // for people: why it cannot be read, and what to do
+	Later       bool   // it may be readable later
+}
+
+// KeyUnreadable marks the notice in the place of an event that cannot be read.
+const KeyUnreadable = rooms.Prefix + "unreadable"
+
+// Event is what became of one event.
+type Event struct {
+	Raw    json.RawMessage // nil: it is left out
+	ID     id.EventID
+	Sender id.UserID
+	Time   int64 // as the homeserver says, milliseconds
+	Notice bool  // it stands for one that cannot be read
+	Later  bool  // that may be readable later
+}
+
+// fields is a JSON object whose values are left as they came. Keys are told
+// apart by case, unlike those of a struct.
+type fields map[string]json.RawMessage
+
+func parse(raw json.RawMessage) (fields, bool) {
+	var f fields
+	return f, json.Unmarshal(raw, &f) == nil && f != nil
+}
+
+func (f fields) text(key string) string {
+	var s string
+	if json.Unmarshal(f[key], &s) != nil {
+		return ""
+	}
+	return s
+}
+
+func (f fields) has(key string) bool {
+	raw, ok := f[key]
+	return ok && string(raw) != "null"
+}
+
+func (f fields) object(key string) fields {
+	out, _ := parse(f[key])
+	return out
+}
+
+func (f fields) raw() json.RawMessage {
+	out, err := json.Marshal(f)
+	if err != nil {
+		return json.RawMessage("{}") // not of what came in as JSON
+	}
+	return out
+}
+
+func quote(s string) json.RawMessage {
+	out, _ := json.Marshal(s)
+	return out
+}
+
+// One rewrites an event of a room. An event that is no JSON object is left out.
+func One(room id.RoomID, raw json.RawMessage, v View) Event {
+	f, ok := parse(raw)
+	if !ok {
+		return Event{}
+	}
+	out := Event{ID: id.EventID(f.text("event_id")), Sender: id.UserID(f.text("sender"))}
+	_ = json.Unmarshal(f["origin_server_ts"], &out.Time)
+	eventType := f.text("type")
+	isState := f.has("state_key")
+	switch {
+	case strings.HasPrefix(eventType, rooms.Prefix):
+		return out
+	case isState:
+		out.Raw = stateEvent(room, eventType, raw, f, v)
+		return out
+	}
+	content := f.object("content")
+	mls := v.MLS(room)
+	redacted := f.object("unsigned").has("redacted_because") || len(content) == 0
+	switch {
+	case eventType == rooms.TypeEncrypted && (mls || content.text("algorithm") == rooms.Algorithm):
+		if !encrypted(room, &out, f, redacted, v) {
+			return out
+		}
+	case mls && !redacted && eventType != "m.room.redaction":
+		if !plaintext(eventType, f, content) {
+			return out
+		}
+	case !mls:
+		out.Raw = raw
+		return out
+	}
+	bundles(room, f, v)
+	out.Raw = f.raw()
+	return out
+}
+
+// stateEvent leaves out what would make a client encrypt by itself.
+func stateEvent(room id.RoomID, eventType string, raw json.RawMessage, f fields, v View) json.RawMessage {
+	content := f.object("content")
+	switch eventType {
+	case rooms.TypeEncryption:
+		if content.text("algorithm") == rooms.Algorithm || v.MLS(room) {
+			return nil
+		}
+	case rooms.TypeCreate:
+		if content.text(rooms.KeyCreateAlgorithm) == rooms.Algorithm {
+			delete(content, rooms.KeyCreateAlgorithm)
+			f["content"] = content.raw()
+			return f.raw()
+		}
+	}
+	return raw
+}
+
+// encrypted puts what an event says in the place of its ciphertext. It returns
+// false if the event is to be left out.
+func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool {
+	r := v.Read(room, out.ID, out.Time)
+	if redacted {
+		f["type"], f["content"] = quote("m.room.message"), json.RawMessage("{}")
+		if r.State == Opened && r.Sender == out.Sender {
+			f["type"] = quote(r.Type)
+		}
+		return true
+	}
+	if r.State == Again {
+		return false
+	}
+	if r.State == Opened && r.Sender == out.Sender {
+		f["type"], f["content"] = quote(r.Type), r.Content
+		if r.Transaction != "" {
+			unsigned := f.object("unsigned")
+			if unsigned == nil {
+				unsigned = fields{}
+			}
+			unsigned["transaction_id"] = quote(r.Transaction)
+			f["unsigned"] = unsigned.raw()
+		}
+		return true
+	}
+	if r.State == Opened {
+		r.Text = Text(WrongSender, string(r.Sender))
+	}
+	out.Notice, out.Later = true, r.Later
+	f["type"], f["content"] = quote("m.room.message"), noticeContent(r.Text)
+	return true
+}
+
+func noticeContent(text string) json.RawMessage {
+	return fields{"msgtype": quote("m.notice"), "body": quote(text), KeyUnreadable: json.RawMessage("true")}.raw()
+}
+
+// plaintext marks a message that came unencrypted into an encrypted room. Anyone
+// between the sender and this program can have written it, so it changes nothing
+// else: it is no edit, reply or reaction. It returns false if the event is to be
+// left out.
+func plaintext(eventType string, f, content fields) bool {
+	if eventType != "m.room.message" && eventType != "m.sticker" {
+		return false
+	}
+	body := content.text("body")
+	f["type"] = quote("m.room.message")
+	f["content"] = fields{"msgtype": quote("m.text"), "body": quote(Text(NotEncrypted, body))}.raw()
+	return true
+}
+
+// bundles rewrites the events that a homeserver bundles with an event
+// ("m.relations" in unsigned).
+func bundles(room id.RoomID, f fields, v View) {
+	unsigned := f.object("unsigned")
+	relations := unsigned.object("m.relations")
+	if relations == nil {
+		return
+	}
+	// The homeserver counts what it can see: annotations are inside ciphertexts.
+	delete(relations, "m.annotation")
+	if relations.has("m.replace") {
+		edit := One(room, relations["m.replace"], v)
+		if edit.Raw == nil || edit.Notice || edit.Sender != id.UserID(f.text("sender")) || !isEditOf(edit.Raw, f.text("event_id")) {
+			delete(relations, "m.replace")
+		} else {
+			relations["m.replace"] = edit.Raw
+		}
+	}
+	if thread := relations.object("m.thread"); thread.has("latest_event") {
+		latest := One(room, thread["latest_event"], v)
+		if latest.Raw == nil {
+			delete(relations, "m.thread")
+		} else {
+			thread["latest_event"] = latest.Raw
+			relations["m.thread"] = thread.raw()
+		}
+	}
+	unsigned["m.relations"] = relations.raw()
+	f["unsigned"] = unsigned.raw()
+}
+
+func isEditOf(raw json.RawMessage, event string) bool {
+	f, _ := parse(raw)
+	relates := f.object("content").object("m.relates_to")
+	return relates.text("rel_type") == "m.replace" && relates.text("event_id") == event
+}
+
+// List rewrites events in their order and leaves out what is to be left out.
+// Removed counts those.
+func List(room id.RoomID, events []json.RawMessage, v View) (out []Event, removed int) {
+	out = make([]Event, 0, len(events))
+	for _, raw := range events {
+		e := One(room, raw, v)
+		if e.Raw == nil {
+			removed++
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, removed
+}
+
+// Raws are the events themselves.
+func Raws(events []Event) []json.RawMessage {
+	out := make([]json.RawMessage, 0, len(events))
+	for _, e := range events {
+		out = append(out, e.Raw)
+	}
+	return out
+}
+
+// Replacement is an event that puts what was read meanwhile in the place of a
+// notice: an edit by the same sender, under an id of the proxy's own.
+func Replacement(notice Event, r Reading) json.RawMessage {
+	content, ok := parse(r.Content)
+	if !ok || r.Type != "m.room.message" {
+		content = fields{"msgtype": quote("m.notice"), "body": quote(Text(CameLate, r.Type))}
+	}
+	if fresh := content.object("m.new_content"); fresh != nil {
+		content = fresh
+	}
+	delete(content, "m.relates_to")
+	edit := fields{
+		"msgtype": quote("m.text"), "body": quote("* " + content.text("body")), "m.new_content": content.raw(),
+		"m.relates_to": fields{"rel_type": quote("m.replace"), "event_id": quote(string(notice.ID))}.raw(),
+	}
+	if content.has("msgtype") {
+		edit["msgtype"] = content["msgtype"]
+	}
+	at, _ := json.Marshal(notice.Time)
+	return fields{
+		"type": quote("m.room.message"), "sender": quote(string(notice.Sender)), "origin_server_ts": at, "content": edit.raw(),
+		"event_id": quote("$mls-proxy-" + strings.TrimPrefix(string(notice.ID), "$")),
+	}.raw()
+}
+
+// IsCiphertext tells whether an event is a ciphertext that may still have to be
+// opened, and when it was sent.
+func IsCiphertext(raw json.RawMessage) (event id.EventID, at int64, ok bool) {
+	f, isObject := parse(raw)
+	if !isObject || f.text("type") != rooms.TypeEncrypted || f.object("content").text("algorithm") != rooms.Algorithm {
+		return "", 0, false
+	}
+	_ = json.Unmarshal(f["origin_server_ts"], &at)
+	return id.EventID(f.text("event_id")), at, true
+}
+
+// HidesState tells whether a client must not see a state event's content, as
+// the homeserver gives it for GET …/state/{type}.
+func HidesState(room id.RoomID, eventType string, body json.RawMessage, v View) bool {
+	if strings.HasPrefix(eventType, rooms.Prefix) {
+		return true
+	}
+	if eventType != rooms.TypeEncryption {
+		return false
+	}
+	f, _ := parse(body)
+	return v.MLS(room) || f.text("algorithm") == rooms.Algorithm || f.object("content").text("algorithm") == rooms.Algorithm
+}
+
+// Filter lets a client's filter pass ciphertexts, which may be anything that
+// the client asks for (Matrix client-server API, "Filtering").
+func Filter(raw json.RawMessage) json.RawMessage {
+	f, ok := parse(raw)
+	if !ok {
+		return raw
+	}
+	passCiphertexts(f) // of /messages and the like
+	if room := f.object("room"); room != nil {
+		if timeline := room.object("timeline"); timeline != nil {
+			passCiphertexts(timeline)
+			room["timeline"] = timeline.raw()
+			f["room"] = room.raw()
+		}
+	}
+	return f.raw()
+}
+
+func passCiphertexts(f fields) {
+	var types, not []string
+	if f.has("types") && json.Unmarshal(f["types"], &types) == nil && len(types) > 0 {
+		f["types"], _ = json.Marshal(append(types, rooms.TypeEncrypted))
+	}
+	if f.has("not_types") && json.Unmarshal(f["not_types"], &not) == nil {
+		kept := []string{}
+		for _, t := range not {
+			if t != rooms.TypeEncrypted && t != "*" && t != "m.room.*" && t != "m.*" {
+				kept = append(kept, t)
+			}
+		}
+		f["not_types"], _ = json.Marshal(kept)
+	}
+}
+
+// TypeOf is the type of an event.
+func TypeOf(raw json.RawMessage) string {
+	f, _ := parse(raw)
+	return f.text("type")
+}

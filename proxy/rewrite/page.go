@@ -1,0 +1,77 @@
+package rewrite
+
+import (
+	"encoding/json"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Page is an answer with lists of events of one room: /messages, /context,
+// /relations.
+type Page struct {
+	body fields
+	room id.RoomID
+}
+
+// ParsePage reads an answer about a room.
+func ParsePage(room id.RoomID, raw []byte) (*Page, error) {
+	body, ok := parse(raw)
+	if !ok {
+		return nil, ErrNotAnObject
+	}
+	return &Page{body: body, room: room}, nil
+}
+
+// Came are the events of a list as the homeserver sent them.
+func (p *Page) Came(list string) []json.RawMessage {
+	var events []json.RawMessage
+	_ = json.Unmarshal(p.body[list], &events)
+	return events
+}
+
+// Text is a value of the answer such as "end", empty if there is none.
+func (p *Page) Text(key string) string { return p.body.text(key) }
+
+// SetText changes such a value, and takes it away if it is empty.
+func (p *Page) SetText(key, value string) {
+	if value == "" {
+		delete(p.body, key)
+		return
+	}
+	p.body[key] = quote(value)
+}
+
+// Set puts events in the place of a list.
+func (p *Page) Set(list string, events []Event) {
+	p.body[list], _ = json.Marshal(Raws(events))
+}
+
+// Rewrite rewrites lists that are there.
+func (p *Page) Rewrite(v View, lists ...string) (notices []Event) {
+	for _, list := range lists {
+		if !p.body.has(list) {
+			continue
+		}
+		events, _ := List(p.room, p.Came(list), v)
+		for _, e := range events {
+			if e.Notice {
+				notices = append(notices, e)
+			}
+		}
+		p.Set(list, events)
+	}
+	return notices
+}
+
+// RewriteOne rewrites the event under a key. It returns false if that is to be
+// left out.
+func (p *Page) RewriteOne(v View, key string) (Event, bool) {
+	e := One(p.room, p.body[key], v)
+	if e.Raw != nil {
+		p.body[key] = e.Raw
+	}
+	return e, e.Raw != nil
+}
+
+// Encode writes the answer.
+func (p *Page) Encode() ([]byte, error) { return json.Marshal(p.body) }

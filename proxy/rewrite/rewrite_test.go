@@ -1,0 +1,233 @@
+package rewrite
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const mlsRoom = "!mls:x"
+
+// known is a View of one MLS room.
+type known map[id.EventID]Reading
+
+func (k known) MLS(room id.RoomID) bool { return room == mlsRoom }
+func (k known) Read(_ id.RoomID, event id.EventID, _ int64) Reading {
+	if r, ok := k[event]; ok {
+		return r
+	}
+	return Reading{Text: "not yet", Later: true}
+}
+
+func opened(sender, eventType, content string) Reading {
+	return Reading{State: Opened, Sender: id.UserID(sender), Type: eventType, Content: json.RawMessage(content)}
+}
+
+var view = known{
+	"$open":  opened("@a:x", "m.room.message", `{"body":"hello","msgtype":"m.text"}`),
+	"$react": opened("@a:x", "m.reaction", `{"m.relates_to":{"key":"+"}}`),
+	"$own":   {State: Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"mine"}`), Transaction: "t1"},
+	"$again": {State: Again},
+	"$edit":  opened("@a:x", "m.room.message", `{"body":"* new","m.new_content":{"body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}`),
+}
+
+const cipher = `{"algorithm":"` + rooms.Algorithm + `","ciphertext":"AAAA"}`
+
+func evt(room, eventID, sender, eventType, content, rest string) (id.RoomID, json.RawMessage) {
+	return id.RoomID(room), json.RawMessage(`{"event_id":"` + eventID + `","sender":"` + sender + `","type":"` + eventType + `","content":` + content + `,"origin_server_ts":5` + rest + `}`)
+}
+
+func TestOne(t *testing.T) {
+	type in struct{ room, event, sender, kind, content, rest string }
+	for _, tt := range []struct {
+		name    string
+		in      in
+		want    []string // in what comes out; nil: it is left out
+		not     string
+		notice  bool
+		touched bool
+	}{
+		{"a message", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"age":7}`}, []string{`"type":"m.room.message"`, `"body":"hello"`, `"age":7`, `"origin_server_ts":5`}, "ciphertext", false, true},
+		{"a room that is not known yet", in{"!new:x", "$open", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"body":"hello"`}, "ciphertext", false, true},
+		{"a reaction", in{mlsRoom, "$react", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"type":"m.reaction"`}, "ciphertext", false, true},
+		{"an own message", in{mlsRoom, "$own", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"transaction_id":"t1"`}, "ciphertext", false, true},
+		{"one that cannot be read", in{mlsRoom, "$unknown", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"m.notice"`, `not yet`, KeyUnreadable}, "ciphertext", true, true},
+		{"one under another sender's name", in{mlsRoom, "$open", "@evil:x", "m.room.encrypted", cipher, ""}, []string{`"m.notice"`, "@a:x"}, "hello", true, true},
+		{"one that was sent again", in{mlsRoom, "$again", "@a:x", "m.room.encrypted", cipher, ""}, nil, "", false, true},
+		{"a redacted one", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", "{}", `,"unsigned":{"redacted_because":{"type":"m.room.redaction"}}`}, []string{`"content":{}`, `"type":"m.room.message"`}, "hello", false, true},
+		{"Megolm in an MLS room", in{mlsRoom, "$x", "@a:x", "m.room.encrypted", `{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"BBBB"}`, ""}, []string{`"m.notice"`}, "BBBB", true, true},
+		{"Megolm in its own room", in{"!megolm:x", "$x", "@a:x", "m.room.encrypted", `{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"BBBB"}`, ""}, []string{"BBBB"}, "notice", false, false},
+		{"a message in a plain room", in{"!plain:x", "$x", "@a:x", "m.room.message", `{"body":"hi"}`, ""}, []string{`"body":"hi"`}, "encrypted", false, false},
+		{"plaintext in an MLS room", in{mlsRoom, "$x", "@a:x", "m.room.message", `{"body":"hi","formatted_body":"<b>hi</b>","m.relates_to":{"rel_type":"m.replace","event_id":"$open"},"m.new_content":{"body":"forged"}}`, ""}, []string{"[not encrypted] hi"}, "relates_to", false, true},
+		{"a plaintext reaction in an MLS room", in{mlsRoom, "$x", "@a:x", "m.reaction", `{"m.relates_to":{}}`, ""}, nil, "", false, true},
+		{"a redaction", in{mlsRoom, "$x", "@a:x", "m.room.redaction", `{"redacts":"$open"}`, ""}, []string{`"m.room.redaction"`, `"redacts":"$open"`}, "", false, true},
+		{"an event of the protocol", in{mlsRoom, "$x", "@a:x", rooms.TypeCommit, `{"a":1}`, ""}, nil, "", false, true},
+		{"state of the protocol", in{"!plain:x", "$x", "@a:x", rooms.TypeHead, `{"a":1}`, `,"state_key":"@a:x"`}, nil, "", false, true},
+		{"the room's encryption", in{"!new:x", "$x", "@a:x", "m.room.encryption", `{"algorithm":"` + rooms.Algorithm + `"}`, `,"state_key":""`}, nil, "", false, true},
+		{"a contested encryption", in{mlsRoom, "$x", "@a:x", "m.room.encryption", `{"algorithm":"m.megolm.v1.aes-sha2"}`, `,"state_key":""`}, nil, "", false, true},
+		{"another room's encryption", in{"!megolm:x", "$x", "@a:x", "m.room.encryption", `{"algorithm":"m.megolm.v1.aes-sha2"}`, `,"state_key":""`}, []string{"megolm"}, "", false, false},
+		{"the create event", in{mlsRoom, "$x", "@a:x", "m.room.create", `{"room_version":"11","` + rooms.KeyCreateAlgorithm + `":"` + rooms.Algorithm + `"}`, `,"state_key":""`}, []string{`"room_version":"11"`}, rooms.KeyCreateAlgorithm, false, true},
+		{"a module's membership", in{mlsRoom, "$x", "@_mls_bot:x", "m.room.member", `{"membership":"join"}`, `,"state_key":"@_mls_bot:x"`}, []string{`"membership":"join"`}, "", false, false},
+		{"a bundled edit", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.annotation":{"chunk":[]},"m.replace":{"event_id":"$edit","sender":"@a:x","type":"m.room.encrypted","content":` + cipher + `}}}`}, []string{`"* new"`, `"hello"`}, "m.annotation", false, true},
+		{"a bundled edit by another", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.replace":{"event_id":"$edit","sender":"@evil:x","type":"m.room.encrypted","content":` + cipher + `}}}`}, []string{`"hello"`}, "m.replace", false, true},
+		{"a bundled plaintext edit", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.replace":{"event_id":"$forged","sender":"@a:x","type":"m.room.message","content":{"body":"* x","m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}}}}`}, []string{`"hello"`}, "m.replace", false, true},
+		{"a bundled thread", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.thread":{"count":1,"latest_event":{"event_id":"$own","sender":"@a:x","type":"m.room.encrypted","content":` + cipher + `}}}}`}, []string{`"mine"`, `"count":1`}, "ciphertext", false, true},
+		{"keys that differ in case", in{mlsRoom, "$x", "@a:x", "m.room.message", `{"body":"hi"}`, `,"Type":"m.room.redaction","State_Key":""`}, []string{"[not encrypted] hi"}, "", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			room, raw := evt(tt.in.room, tt.in.event, tt.in.sender, tt.in.kind, tt.in.content, tt.in.rest)
+			got := One(room, raw, view)
+			if (got.Raw == nil) != (tt.want == nil) {
+				t.Fatalf("got %s", got.Raw)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(string(got.Raw), want) {
+					t.Errorf("%s\nlacks %s", got.Raw, want)
+				}
+			}
+			if tt.not != "" && strings.Contains(string(got.Raw), tt.not) {
+				t.Errorf("%s\nhas %s", got.Raw, tt.not)
+			}
+			if got.Notice != tt.notice || got.ID != id.EventID(tt.in.event) {
+				t.Errorf("notice %v, id %s", got.Notice, got.ID)
+			}
+			if !tt.touched && string(got.Raw) != string(raw) {
+				t.Errorf("%s\nbecame\n%s", raw, got.Raw)
+			}
+		})
+	}
+}
+
+func TestSyncIsRewrittenAndTheRestKept(t *testing.T) {
+	_, message := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, "")
+	_, commit := evt(mlsRoom, "$c", "@a:x", rooms.TypeCommit, "{}", "")
+	_, encryption := evt(mlsRoom, "$e", "@a:x", "m.room.encryption", `{"algorithm":"`+rooms.Algorithm+`"}`, `,"state_key":""`)
+	raw := `{"next_batch":"n","to_device":{"events":[{"type":"x"}]},"device_lists":{"changed":["@b:x"]},"unknown":1,"rooms":{
+		"join":{"` + mlsRoom + `":{"summary":{"m.joined_member_count":2},"state":{"events":[` + string(encryption) + `]},"timeline":{"events":[` + string(message) + `,` + string(commit) + `],"limited":true,"prev_batch":"p"},"unread_notifications":{"highlight_count":1}}},
+		"invite":{"!i:x":{"invite_state":{"events":[` + string(encryption) + `,{"type":"m.room.name","state_key":"","content":{"name":"N"}}]}}}}}`
+	s, err := ParseSync([]byte(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Rewrite(view)
+	w := s.Windows()[0]
+	if w.Removed != 1 || !w.Limited || w.PrevBatch != "p" || len(w.Events) != 1 {
+		t.Errorf("window %+v", w)
+	}
+	w.Prepend([]Event{{Raw: json.RawMessage(`{"event_id":"$earlier"}`)}}, "q")
+	s.Add("!other:x", Event{Raw: json.RawMessage(`{"event_id":"$added"}`)})
+	out, err := s.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Rooms struct {
+			Join map[string]struct {
+				State, Timeline struct {
+					Events    []struct{ Event_ID, Type string }
+					Limited   bool
+					PrevBatch string `json:"prev_batch"`
+				}
+			}
+			Invite map[string]struct {
+				State struct {
+					Events []struct{ Type string }
+				} `json:"invite_state"`
+			}
+		}
+	}
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	joined := got.Rooms.Join[mlsRoom]
+	if len(joined.State.Events) != 0 || len(joined.Timeline.Events) != 2 || joined.Timeline.Events[0].Event_ID != "$earlier" || joined.Timeline.Events[1].Type != "m.room.message" ||
+		!joined.Timeline.Limited || joined.Timeline.PrevBatch != "q" {
+		t.Errorf("the room became %+v", joined)
+	}
+	if other := got.Rooms.Join["!other:x"]; len(other.Timeline.Events) != 1 {
+		t.Errorf("the added event: %+v", other)
+	}
+	if invite := got.Rooms.Invite["!i:x"]; len(invite.State.Events) != 1 || invite.State.Events[0].Type != "m.room.name" {
+		t.Errorf("the invite became %+v", invite)
+	}
+	for _, want := range []string{`"to_device":{"events":[{"type":"x"}]}`, `"device_lists"`, `"unknown":1`, `"m.joined_member_count":2`, `"highlight_count":1`, `"next_batch":"n"`} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s\nlacks %s", out, want)
+		}
+	}
+}
+
+func TestSyncWithoutWhatItUsuallyHas(t *testing.T) {
+	for _, raw := range []string{`{}`, `{"next_batch":"n"}`, `{"next_batch":"n","rooms":{}}`, `{"next_batch":"n","rooms":{"join":{"!r:x":{}}}}`, `{"next_batch":"n","rooms":{"join":{"!r:x":{"timeline":{}}}}}`,
+		`{"rooms":null}`, `{"rooms":{"join":{"!r:x":null}}}`, `{"rooms":{"invite":{"!r:x":{}}}}`} {
+		s, err := ParseSync([]byte(raw))
+		if err != nil {
+			t.Errorf("%s: %v", raw, err)
+			continue
+		}
+		s.Rewrite(view)
+		if out, err := s.Encode(); err != nil || !json.Valid(out) {
+			t.Errorf("%s: %s, %v", raw, out, err)
+		}
+	}
+	for _, raw := range []string{``, `[]`, `null`, `{`, `1`} {
+		if _, err := ParseSync([]byte(raw)); err == nil {
+			t.Errorf("%q is taken for an answer", raw)
+		}
+	}
+}
+
+func TestReplacementIsAnEditOfTheNotice(t *testing.T) {
+	notice := Event{ID: "$e", Sender: "@a:x", Time: 9}
+	got := string(Replacement(notice, opened("@a:x", "m.room.message", `{"body":"late","msgtype":"m.emote","m.relates_to":{"x":1}}`)))
+	for _, want := range []string{`"sender":"@a:x"`, `"origin_server_ts":9`, `"m.new_content":{"body":"late","msgtype":"m.emote"}`, `"m.relates_to":{"event_id":"$e","rel_type":"m.replace"}`, `"event_id":"$mls-proxy-e"`, `"body":"* late"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nlacks %s", got, want)
+		}
+	}
+	got = string(Replacement(notice, view["$edit"]))
+	if !strings.Contains(got, `"m.new_content":{"body":"new"}`) {
+		t.Errorf("of an edit: %s", got)
+	}
+	if got = string(Replacement(notice, view["$react"])); !strings.Contains(got, "came late: m.reaction") {
+		t.Errorf("of a reaction: %s", got)
+	}
+}
+
+func TestFilterLetsCiphertextsPass(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{`{"room":{"timeline":{"types":["m.room.message"],"limit":5}}}`, `{"room":{"timeline":{"limit":5,"types":["m.room.message","m.room.encrypted"]}}}`},
+		{`{"room":{"timeline":{"not_types":["m.room.encrypted","m.x"]}}}`, `{"room":{"timeline":{"not_types":["m.x"]}}}`},
+		{`{"types":["m.room.message"]}`, `{"types":["m.room.message","m.room.encrypted"]}`},
+		{`{"room":{"timeline":{"types":[]}}}`, `{"room":{"timeline":{"types":[]}}}`},
+		{`{"a":1}`, `{"a":1}`},
+		{`nonsense`, `nonsense`},
+	} {
+		if got := string(Filter(json.RawMessage(tt.in))); got != tt.want {
+			t.Errorf("Filter(%s) = %s, want %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+func FuzzRewrite(f *testing.F) {
+	_, message := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, "")
+	f.Add([]byte(`{"next_batch":"n","rooms":{"join":{"` + mlsRoom + `":{"timeline":{"events":[` + string(message) + `]}}}}}`))
+	f.Add([]byte(message))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if e := One(mlsRoom, raw, view); e.Raw != nil && !json.Valid(e.Raw) {
+			t.Fatalf("%q became %q", raw, e.Raw)
+		}
+		s, err := ParseSync(raw)
+		if err != nil {
+			return
+		}
+		s.Rewrite(view)
+		if out, err := s.Encode(); err != nil || !json.Valid(out) {
+			t.Fatalf("%q became %q, %v", raw, out, err)
+		}
+	})
+}

@@ -1,0 +1,139 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
+)
+
+const notFound = "there is no such event in this room"
+
+// fetch makes the client's request. It returns nil if the client has its answer
+// already.
+func (s *Server) fetch(w http.ResponseWriter, r *http.Request, sess *session) []byte {
+	resp, err := s.again(r, nil)
+	if err != nil {
+		s.failed(w, r, err)
+		return nil
+	}
+	if resp.status != http.StatusOK {
+		s.passed(w, resp, sess)
+		return nil
+	}
+	return resp.body
+}
+
+// context answers GET /rooms/{room}/context/{event}.
+func (s *Server) context(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
+		return
+	}
+	v := s.view(r.Context(), sess)
+	page, err := rewrite.ParsePage(room, body)
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	for _, list := range []string{"events_before", "events_after"} {
+		v.await(r.Context(), room, page.Came(list))
+	}
+	notices := page.Rewrite(v, "events_before", "events_after", "state")
+	event, ok := page.RewriteOne(v, "event")
+	if !ok {
+		refuse(w, http.StatusNotFound, "M_NOT_FOUND", notFound)
+		return
+	}
+	s.shown.note(sess.tag, room, append(notices, event))
+	s.encode(w, page)
+}
+
+// event answers GET /rooms/{room}/event/{event}.
+func (s *Server) event(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
+		return
+	}
+	v := s.view(r.Context(), sess)
+	v.await(r.Context(), room, []json.RawMessage{body})
+	event := rewrite.One(room, body, v)
+	if event.Raw == nil {
+		refuse(w, http.StatusNotFound, "M_NOT_FOUND", notFound)
+		return
+	}
+	s.shown.note(sess.tag, room, []rewrite.Event{event})
+	answerRaw(w, http.StatusOK, event.Raw)
+}
+
+// relations answers GET /rooms/{room}/relations/{event}. The homeserver sees
+// only ciphertexts, so it is not asked for a type of events; it knows the
+// relations that stand outside the ciphertexts: edits, threads and references.
+func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	room := id.RoomID(m.Params["room"])
+	v := s.view(r.Context(), sess)
+	path, wanted := m.Path, m.Params["type"]
+	if wanted != "" && v.MLS(room) {
+		path = path[:strings.LastIndexByte(path, '/')]
+	}
+	resp, err := s.ask(r.Context(), http.MethodGet, path, r.URL.Query(), sess.token, nil)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if resp.status != http.StatusOK {
+		s.passed(w, resp, sess)
+		return
+	}
+	page, err := rewrite.ParsePage(room, resp.body)
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	v.await(r.Context(), room, page.Came("chunk"))
+	events, _ := rewrite.List(room, page.Came("chunk"), v)
+	if wanted != "" {
+		kept := events[:0]
+		for _, e := range events {
+			if rewrite.TypeOf(e.Raw) == wanted {
+				kept = append(kept, e)
+			}
+		}
+		events = kept
+	}
+	page.Set("chunk", events)
+	s.encode(w, page)
+}
+
+// state answers GET /rooms/{room}/state.
+func (s *Server) state(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
+		return
+	}
+	var events []json.RawMessage
+	if err := json.Unmarshal(body, &events); err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	kept, _ := rewrite.List(room, events, s.view(r.Context(), sess))
+	answer(w, http.StatusOK, rewrite.Raws(kept))
+}
+
+// stateEvent answers GET /rooms/{room}/state/{type}/{key}.
+func (s *Server) stateEvent(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	resp, err := s.again(r, nil)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if resp.status == http.StatusOK && rewrite.HidesState(id.RoomID(m.Params["room"]), m.Params["type"], resp.body, s.view(r.Context(), sess)) {
+		refuse(w, http.StatusNotFound, "M_NOT_FOUND", "the room has no such state")
+		return
+	}
+	s.passed(w, resp, sess)
+}

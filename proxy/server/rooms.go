@@ -1,0 +1,278 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+const (
+	// sendWait is for how long a client waits for a message that cannot be sent
+	// yet, before it is asked to come again.
+	sendWait = 25 * time.Second
+	// changeWait is for how long a change of a room may take, whether the client
+	// waits for it or not.
+	changeWait = 2 * time.Minute
+)
+
+// send takes a message into a room (PUT …/send/{type}/{txnId}). In an MLS room
+// it goes out through the MLS device, encrypted, or not at all.
+func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	room, eventType, txn := id.RoomID(m.Params["room"]), m.Params["type"], m.Params["txn"]
+	cli := sess.account.Client()
+	if strings.HasPrefix(eventType, rooms.Prefix) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
+		return
+	}
+	if !cli.IsMLS(room) {
+		// The device may not have heard yet that it is one now.
+		if s.isPlain(w, r, sess, room) {
+			s.guarded(sess).ServeHTTP(w, r)
+		}
+		return
+	}
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
+	switch why := unsendable(eventType, body); {
+	case why != "":
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", why)
+		return
+	case eventType == "m.room.redaction":
+		refuse(w, http.StatusBadRequest, "M_UNKNOWN", "redactions go by PUT …/redact/{eventId}/{txnId}")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), sendWait)
+	defer cancel()
+	event, err := cli.SendOnce(ctx, room, eventType, json.RawMessage(body), string(sess.device)+"/"+txn)
+	if err != nil {
+		s.refusal(w, r, err)
+		return
+	}
+	s.sent.note(sess.tag, room, event, txn)
+	answer(w, http.StatusOK, map[string]id.EventID{"event_id": event})
+}
+
+// isPlain asks the homeserver whether a room that the MLS device does not know as
+// an MLS room is none. It answers the client if that is not certain.
+func (s *Server) isPlain(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) bool {
+	path := "/_matrix/client/v3/rooms/" + url.PathEscape(string(room)) + "/state/" + rooms.TypeEncryption + "/"
+	resp, err := s.ask(r.Context(), http.MethodGet, path, nil, sess.token, nil)
+	switch {
+	case err != nil:
+		s.failed(w, r, err)
+	case resp.status == http.StatusOK && asksForMLS(resp.body):
+		wait(w, "the room is encrypted with MLS, and the MLS device has not come to it yet")
+	case resp.status == http.StatusOK, resp.status == http.StatusNotFound && resp.code() == "M_NOT_FOUND":
+		return true
+	default:
+		s.passed(w, resp, sess)
+	}
+	return false
+}
+
+// unsendable says why an event must not go into an MLS room.
+func unsendable(eventType string, body []byte) string {
+	if eventType == rooms.TypeEncrypted {
+		return "the client has encrypted this message by itself, for a room that is encrypted with MLS: nobody in it could read it. Turn the client's own encryption off for this room, or log in without it"
+	}
+	var content map[string]json.RawMessage
+	if json.Unmarshal(body, &content) != nil || content == nil {
+		return "the content of an event is a JSON object"
+	}
+	if _, ok := content["url"]; ok && (eventType == "m.room.message" || eventType == "m.sticker") {
+		return "this proxy does not encrypt attachments yet; the file would lie unencrypted at the homeserver"
+	}
+	return ""
+}
+
+// guarded passes a message on into a room that is not known to be an MLS room.
+func (s *Server) guarded(sess *session) http.Handler {
+	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: s.o.Transport})
+	proxy.ErrorHandler = s.refusal
+	return proxy
+}
+
+// refusal tells the client why the MLS device did not do something.
+func (s *Server) refusal(w http.ResponseWriter, r *http.Request, err error) {
+	var limited *client.RateLimitError
+	var homeserver mautrix.HTTPError
+	switch {
+	case r.Context().Err() != nil: // the client went away; what waits goes out later
+	case errors.As(err, &limited):
+		wait(w, "the homeserver limits how much is sent")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, client.ErrClosed), errors.Is(err, client.ErrNoGroup),
+		errors.Is(err, client.ErrBarrier), errors.Is(err, client.ErrSuiteChange):
+		wait(w, "not yet: "+plain(err))
+	case errors.Is(err, client.ErrTooLarge):
+		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", plain(err))
+	case errors.As(err, &homeserver) && homeserver.RespError != nil && homeserver.Response != nil:
+		refuse(w, homeserver.Response.StatusCode, homeserver.RespError.ErrCode, homeserver.RespError.Err)
+	case errors.Is(err, client.ErrRemoved), errors.Is(err, client.ErrNotAllowed), errors.Is(err, client.ErrNoModule), errors.Is(err, client.ErrNoRoom):
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", plain(err))
+	case isNetwork(err):
+		s.failed(w, r, err)
+	default:
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", plain(err))
+	}
+}
+
+// plain is an error without the names of packages.
+func plain(err error) string {
+	text := redact(err)
+	for _, prefix := range []string{"client: ", "guard: ", "identity: ", "rooms: "} {
+		text = strings.ReplaceAll(text, prefix, "")
+	}
+	return text
+}
+
+// setState takes a state event into a room. State is not encrypted, in MLS
+// rooms either; how a room is encrypted is not the client's to change.
+func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	room, eventType := id.RoomID(m.Params["room"]), m.Params["type"]
+	if strings.HasPrefix(eventType, rooms.Prefix) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
+		return
+	}
+	if eventType == rooms.TypeEncryption {
+		if sess.account.Client().IsMLS(room) {
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this room is encrypted already, with MLS, by the proxy; the client has nothing to turn on")
+			return
+		}
+		body, ok := read(w, r, maxRequest)
+		if !ok {
+			return
+		}
+		if asksForMLS(body) {
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "mls-proxy enable turns a room into an MLS room: it takes more than this event")
+			return
+		}
+		s.forward(w, r, sess, body)
+		return
+	}
+	s.stream.ServeHTTP(w, r)
+}
+
+func asksForMLS(content []byte) bool {
+	var c struct {
+		Algorithm string `json:"algorithm"`
+	}
+	return json.Unmarshal(content, &c) == nil && c.Algorithm == rooms.Algorithm
+}
+
+// forward makes the client's request with a body that was read.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, sess *session, body []byte) {
+	resp, err := s.again(r, body)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	s.passed(w, resp, sess)
+}
+
+// member changes who is in a room, through the MLS device where the room is an
+// MLS room.
+func (s *Server) member(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	room := id.RoomID(m.Params["room"])
+	cli := sess.account.Client()
+	info, err := cli.Room(r.Context(), room)
+	if err != nil || !info.MLS || m.Kind == route.Join && info.Membership == "join" {
+		s.stream.ServeHTTP(w, r)
+		return
+	}
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
+	var req struct {
+		User   id.UserID `json:"user_id"`
+		Reason string    `json:"reason"`
+	}
+	if len(body) > 0 && json.Unmarshal(body, &req) != nil {
+		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request is not JSON")
+		return
+	}
+	if req.User == "" && m.Kind != route.Join && m.Kind != route.Leave {
+		if m.Kind == route.Invite {
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "only a user's id can be invited to an MLS room")
+		} else {
+			refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "whom? user_id is missing")
+		}
+		return
+	}
+	// Begun is done, whether the client waits for it or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeWait)
+	defer cancel()
+	result := map[string]string{}
+	switch m.Kind {
+	case route.Join:
+		var joined id.RoomID
+		query := r.URL.Query()
+		joined, err = cli.Join(ctx, string(room), append(query["via"], query["server_name"]...))
+		result["room_id"] = string(joined)
+	case route.Leave:
+		err = cli.Leave(ctx, room)
+	case route.Invite:
+		err = cli.Invite(ctx, room, req.User)
+	case route.Kick:
+		err = cli.Kick(ctx, room, req.User, req.Reason)
+	case route.Ban:
+		err = cli.Ban(ctx, room, req.User, req.Reason)
+	default:
+		err = fmt.Errorf("server: internal: no way to do %d", m.Kind)
+	}
+	if err != nil {
+		s.refusal(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, result)
+}
+
+// upgrade refuses to upgrade an MLS room: the new one would have the encryption
+// and nobody's keys.
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	if sess.account.Client().IsMLS(room) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this proxy cannot upgrade MLS rooms; make a new one and invite its members")
+		return
+	}
+	s.stream.ServeHTTP(w, r)
+}
+
+// createRoom makes the room that the client asks for. One with MLS takes more
+// than the event that names it.
+func (s *Server) createRoom(w http.ResponseWriter, r *http.Request, sess *session) {
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
+	var req struct {
+		State []struct {
+			Type    string          `json:"type"`
+			Content json.RawMessage `json:"content"`
+		} `json:"initial_state"`
+	}
+	if json.Unmarshal(body, &req) != nil {
+		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request is not JSON")
+		return
+	}
+	for _, e := range req.State {
+		if e.Type == rooms.TypeEncryption && asksForMLS(e.Content) || strings.HasPrefix(e.Type, rooms.Prefix) {
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this proxy does not make MLS rooms for clients yet: mls-proxy create does")
+			return
+		}
+	}
+	s.forward(w, r, sess, body)
+}

@@ -1,0 +1,227 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+)
+
+// Bounds of what is read from the homeserver to fill one answer.
+const (
+	maxPages = 20
+	maxFill  = 200 // events put into one window of a /sync
+	maxLimit = 1000
+)
+
+// sync answers GET /sync. While the homeserver has no news, a message that could
+// not be read before and can be now is an answer of its own.
+func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if err := sess.account.Ready(ctx); err != nil {
+		wait(w, "the MLS device has not heard from the homeserver since the proxy began")
+		return
+	}
+	v := s.view(ctx, sess)
+	query := withFilter(r.URL.Query())
+	since := query.Get("since")
+	type result struct {
+		resp *reply
+		err  error
+	}
+	news := make(chan result, 1)
+	go func() {
+		resp, err := s.ask(ctx, http.MethodGet, pathOf(ctx), query, sess.token, nil)
+		news <- result{resp, err}
+	}()
+	var got result
+	for waiting := true; waiting; {
+		changed := sess.account.Changed()
+		if since != "" {
+			// What the homeserver may have said meanwhile it says again: the
+			// position stays the same.
+			if quiet := rewrite.Quiet(since); s.replace(quiet, v) {
+				s.encode(w, quiet)
+				return
+			}
+		}
+		select {
+		case got = <-news:
+			waiting = false
+		case <-changed:
+		}
+	}
+	if got.err != nil {
+		s.failed(w, r, got.err)
+		return
+	}
+	if got.resp.status != http.StatusOK {
+		s.passed(w, got.resp, sess)
+		return
+	}
+	answer, err := rewrite.ParseSync(got.resp.body)
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	soon, done := context.WithTimeout(ctx, openWait)
+	for _, window := range answer.Windows() {
+		v.await(soon, window.Room, window.Came())
+	}
+	done()
+	answer.Rewrite(v)
+	for _, window := range answer.Windows() {
+		s.fill(v, window, since)
+		s.shown.note(sess.tag, window.Room, window.Events)
+	}
+	s.replace(answer, v)
+	s.encode(w, answer)
+}
+
+// replace adds to an answer what puts readable messages in the place of
+// notices.
+func (s *Server) replace(answer *rewrite.Sync, v *view) bool {
+	notices, readings := s.shown.readable(v.sess.tag, v)
+	for i, n := range notices {
+		answer.Add(n.room, rewrite.Event{Raw: rewrite.Replacement(n.event, readings[i])})
+	}
+	return len(notices) > 0
+}
+
+func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) {
+	raw, err := answer.Encode()
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be rewritten")
+		return
+	}
+	answerRaw(w, http.StatusOK, raw)
+}
+
+// fill reads earlier events into a window that lost some: it would look as if
+// nothing had been said.
+func (s *Server) fill(v *view, window *rewrite.Window, since string) {
+	if !window.Limited || window.Removed == 0 || !window.Joined {
+		return
+	}
+	need := min(window.Removed, maxFill)
+	for range maxPages {
+		if need <= 0 || window.PrevBatch == "" {
+			return
+		}
+		query := url.Values{"dir": {"b"}, "from": {window.PrevBatch}, "limit": {strconv.Itoa(need)}}
+		if since != "" {
+			query.Set("to", since)
+		}
+		path := "/_matrix/client/v3/rooms/" + url.PathEscape(string(window.Room)) + "/messages"
+		resp, err := s.ask(v.ctx, http.MethodGet, path, query, v.sess.token, nil)
+		if err != nil || resp.status != http.StatusOK {
+			return // the window is shorter, and the client asks for more by itself
+		}
+		page, err := rewrite.ParsePage(window.Room, resp.body)
+		if err != nil {
+			return
+		}
+		came := page.Came("chunk")
+		slices.Reverse(came)
+		earlier, _ := rewrite.List(window.Room, came, v)
+		end := page.Text("end")
+		if end == "" || len(came) == 0 {
+			end = window.PrevBatch
+		}
+		stuck := end == window.PrevBatch
+		window.Prepend(earlier, end)
+		need -= len(earlier)
+		if stuck {
+			return
+		}
+	}
+}
+
+// withFilter lets a filter that stands in a query pass ciphertexts.
+func withFilter(query url.Values) url.Values {
+	if f := query.Get("filter"); strings.HasPrefix(f, "{") {
+		query.Set("filter", string(rewrite.Filter(json.RawMessage(f))))
+	}
+	return query
+}
+
+// filter stores a client's filter, so that it lets ciphertexts pass.
+func (s *Server) filter(w http.ResponseWriter, r *http.Request) {
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
+	resp, err := s.again(r, rewrite.Filter(body))
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	resp.pass(w)
+}
+
+// passed hands on a refusal of the homeserver's.
+func (s *Server) passed(w http.ResponseWriter, resp *reply, sess *session) {
+	if resp.status == http.StatusUnauthorized {
+		s.sessions.drop(sess.tag)
+	}
+	resp.pass(w)
+}
+
+// messages answers GET /rooms/{room}/messages. It reads on until the page has
+// as many events as the client asked for, or there are no more.
+func (s *Server) messages(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	v := s.view(r.Context(), sess)
+	query := withFilter(r.URL.Query())
+	limit, err := strconv.Atoi(query.Get("limit"))
+	if err != nil || limit < 1 {
+		limit = 10
+	}
+	limit = min(limit, maxLimit)
+	var first *rewrite.Page
+	var all []rewrite.Event
+	for range maxPages {
+		query.Set("limit", strconv.Itoa(limit-len(all)))
+		resp, err := s.ask(r.Context(), http.MethodGet, pathOf(r.Context()), query, sess.token, nil)
+		if err != nil || resp.status != http.StatusOK {
+			if first != nil {
+				break // the client asks for the rest
+			}
+			if err != nil {
+				s.failed(w, r, err)
+				return
+			}
+			s.passed(w, resp, sess)
+			return
+		}
+		page, err := rewrite.ParsePage(room, resp.body)
+		if err != nil {
+			refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+			return
+		}
+		if first == nil {
+			first = page
+			first.Rewrite(v, "state")
+		}
+		came := page.Came("chunk")
+		v.await(r.Context(), room, came)
+		events, _ := rewrite.List(room, came, v)
+		all = append(all, events...)
+		end := page.Text("end")
+		first.SetText("end", end)
+		if len(all) >= limit || len(came) == 0 || end == "" || end == query.Get("from") {
+			break
+		}
+		query.Set("from", end)
+	}
+	s.shown.note(sess.tag, room, all)
+	first.Set("chunk", all)
+	s.encode(w, first)
+}

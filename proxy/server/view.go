@@ -1,0 +1,181 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+)
+
+// view is what a session's MLS device knows, for package rewrite.
+type view struct {
+	s    *Server
+	ctx  context.Context
+	sess *session
+}
+
+func (s *Server) view(ctx context.Context, sess *session) *view {
+	return &view{s: s, ctx: ctx, sess: sess}
+}
+
+// MLS implements rewrite.View.
+func (v *view) MLS(room id.RoomID) bool { return v.sess.account.Client().IsMLS(room) }
+
+// Read implements rewrite.View.
+func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading {
+	r := v.sess.account.Read(v.ctx, room, event, time.UnixMilli(at))
+	switch r.State {
+	case account.Opened:
+		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: r.Message.Content}
+		out.Transaction = v.s.sent.txn(v.sess.tag, room, event)
+		return out
+	case account.Repeated:
+		return rewrite.Reading{State: rewrite.Again}
+	case account.Refused:
+		return rewrite.Reading{Text: rewrite.Text(rewrite.RefusedFor, r.Reason)}
+	case account.Before:
+		return rewrite.Reading{Text: rewrite.Text(rewrite.BeforeUs)}
+	}
+	return rewrite.Reading{Text: rewrite.Text(rewrite.Waiting), Later: true}
+}
+
+// openWait is for how long an answer waits for the MLS device to open what is
+// new.
+const openWait = 3 * time.Second
+
+// await gives the MLS device a moment to open events that have just come: it
+// has its own /sync, which may be behind the client's.
+func (v *view) await(ctx context.Context, room id.RoomID, events []json.RawMessage) {
+	var fresh []id.EventID
+	for _, raw := range events {
+		event, at, ok := rewrite.IsCiphertext(raw)
+		if ok && account.Recent(time.UnixMilli(at)) {
+			fresh = append(fresh, event)
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, openWait)
+	defer cancel()
+	v.sess.account.Await(ctx, room, fresh)
+}
+
+// sent remembers which of a client's transactions made an event: the client
+// knows its own messages by that.
+type sent struct {
+	mu    sync.Mutex
+	txns  map[sentKey]string
+	order []sentKey
+}
+
+type sentKey struct {
+	tag   [32]byte
+	room  id.RoomID
+	event id.EventID
+}
+
+const maxSent = 4096
+
+func newSent() *sent { return &sent{txns: map[sentKey]string{}} }
+
+func (s *sent) note(tag [32]byte, room id.RoomID, event id.EventID, txn string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := sentKey{tag, room, event}
+	if _, known := s.txns[key]; !known {
+		s.order = append(s.order, key)
+	}
+	s.txns[key] = txn
+	for len(s.order) > maxSent {
+		delete(s.txns, s.order[0])
+		s.order = s.order[1:]
+	}
+}
+
+func (s *sent) txn(tag [32]byte, room id.RoomID, event id.EventID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.txns[sentKey{tag, room, event}]
+}
+
+// shown are the notices that a client has in the place of events that could not
+// be read, and that may be readable later.
+type shown struct {
+	mu    sync.Mutex
+	all   map[[32]byte][]notice
+	order [][32]byte
+}
+
+type notice struct {
+	room  id.RoomID
+	event rewrite.Event
+}
+
+// maxShown bounds the notices of one session; of more, the newest count.
+const maxShown = 500
+
+func newShown() *shown { return &shown{all: map[[32]byte][]notice{}} }
+
+func (s *shown) note(tag [32]byte, room id.RoomID, events []rewrite.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range events {
+		if !e.Later || e.ID == "" {
+			continue
+		}
+		list, known := s.all[tag]
+		if !known {
+			s.order = append(s.order, tag)
+		}
+		at := -1
+		for i := range list {
+			if list[i].event.ID == e.ID && list[i].room == room {
+				at = i
+			}
+		}
+		if at < 0 {
+			list = append(list, notice{room: room, event: e})
+		}
+		if n := len(list) - maxShown; n > 0 {
+			list = list[n:]
+		}
+		s.all[tag] = list
+	}
+	for len(s.order) > maxOwners {
+		delete(s.all, s.order[0])
+		s.order = s.order[1:]
+	}
+}
+
+// readable takes out the notices that can be replaced now.
+func (s *shown) readable(tag [32]byte, v rewrite.View) (out []notice, now []rewrite.Reading) {
+	s.mu.Lock()
+	list := s.all[tag]
+	s.mu.Unlock()
+	gone := map[id.EventID]bool{}
+	for _, n := range list {
+		if r := v.Read(n.room, n.event.ID, n.event.Time); r.State == rewrite.Opened && r.Sender == n.event.Sender {
+			out, now = append(out, n), append(now, r)
+			gone[n.event.ID] = true
+		}
+	}
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var left []notice
+	for _, n := range s.all[tag] {
+		if !gone[n.event.ID] {
+			left = append(left, n)
+		}
+	}
+	s.all[tag] = left
+	return out, now
+}

@@ -1,0 +1,70 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+)
+
+// readings is a View whose events become readable as a test goes on.
+type readings map[id.EventID]rewrite.Reading
+
+func (readings) MLS(id.RoomID) bool { return true }
+func (r readings) Read(_ id.RoomID, event id.EventID, _ int64) rewrite.Reading {
+	if got, ok := r[event]; ok {
+		return got
+	}
+	return rewrite.Reading{Later: true}
+}
+
+func TestANoticeIsReplacedOnceWhenItsMessageCanBeRead(t *testing.T) {
+	s, view, tag, other := newShown(), readings{}, [32]byte{1}, [32]byte{2}
+	later := func(event string) rewrite.Event {
+		return rewrite.Event{ID: id.EventID(event), Sender: "@a:x", Notice: true, Later: true}
+	}
+	s.note(tag, "!r:x", []rewrite.Event{later("$1"), later("$2"), {ID: "$read", Sender: "@a:x"}, {ID: "$never", Sender: "@a:x", Notice: true}})
+	s.note(tag, "!r:x", []rewrite.Event{later("$1")}) // shown again
+	s.note(other, "!r:x", []rewrite.Event{later("$1")})
+	if out, _ := s.readable(tag, view); len(out) != 0 {
+		t.Errorf("nothing can be read, and %d are replaced", len(out))
+	}
+	text := rewrite.Reading{State: rewrite.Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"x"}`)}
+	view["$1"], view["$read"], view["$never"] = text, text, text
+	forged := text
+	forged.Sender = "@evil:x"
+	view["$2"] = forged
+	out, with := s.readable(tag, view)
+	if len(out) != 1 || out[0].event.ID != "$1" || string(with[0].Content) != `{"body":"x"}` {
+		t.Errorf("replaced: %+v with %+v", out, with)
+	}
+	if out, _ := s.readable(tag, view); len(out) != 0 {
+		t.Errorf("replaced twice: %+v", out)
+	}
+	if out, _ := s.readable(other, view); len(out) != 1 {
+		t.Errorf("the other session got %d", len(out))
+	}
+}
+
+func TestWhatIsRememberedIsBounded(t *testing.T) {
+	shown, sent, sessions := newShown(), newSent(), newSessions()
+	for i := range 3 * maxSent {
+		event := id.EventID(fmt.Sprintf("$%d", i))
+		tag := [32]byte{byte(i), byte(i >> 8), byte(i >> 16)}
+		shown.note([32]byte{}, "!r:x", []rewrite.Event{{ID: event, Notice: true, Later: true}})
+		sent.note([32]byte{}, "!r:x", event, "t")
+		sessions.put(tag, owner{user: "@a:x"})
+	}
+	if n := len(shown.all[[32]byte{}]); n != maxShown {
+		t.Errorf("%d notices, want %d", n, maxShown)
+	}
+	if len(sent.txns) != maxSent || len(sent.order) != maxSent {
+		t.Errorf("%d transactions", len(sent.txns))
+	}
+	if len(sessions.owners) != maxOwners || len(sessions.order) != maxOwners {
+		t.Errorf("%d owners", len(sessions.owners))
+	}
+}
