@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ import (
 type plainClient struct {
 	*mautrix.Client
 	s      *story
+	server *lab.Server
 	since  string
 	filter string
 	seen   []*event.Event
@@ -31,7 +33,7 @@ type plainClient struct {
 
 func (p *localProxy) client(user lab.User) *plainClient {
 	p.s.Helper()
-	return &plainClient{Client: p.login(user), s: p.s}
+	return &plainClient{Client: p.login(user), s: p.s, server: p.server}
 }
 
 // follow points the client at a proxy that has started anew.
@@ -50,8 +52,10 @@ func (c *plainClient) sync(ctx context.Context, room id.RoomID) (*mautrix.RespSy
 	}
 	c.since = resp.NextBatch
 	if joined := resp.Rooms.Join[room]; joined != nil {
-		c.seen = append(c.seen, joined.State.Events...)
-		c.seen = append(c.seen, joined.Timeline.Events...)
+		for _, e := range slices.Concat(joined.State.Events, joined.Timeline.Events) {
+			e.RoomID = room
+			c.seen = append(c.seen, e)
+		}
 	}
 	return resp, nil
 }
@@ -189,6 +193,7 @@ func TestProxyConversation(t *testing.T) {
 			bob.until("its reaction", room, func(e *event.Event) bool { return e.ID == reacted && e.Type.Type == "m.reaction" })
 			bob.lookAround(room, first, secret)
 			odd := bob.refusals(p, room)
+			inside := s.files(alice, bob, room)
 
 			// After a restart the whole history is there.
 			p.end()
@@ -211,7 +216,7 @@ func TestProxyConversation(t *testing.T) {
 			s.step("it spoke after a restart")
 
 			s.onlyMLS(alice, room)
-			s.blind([]string{secret, text, reply, edit, key, odd, after})
+			s.blind([]string{secret, text, reply, edit, key, odd, after, inside})
 			_, err = bob.Logout(s.soon())
 			s.must(err)
 		})
@@ -287,6 +292,63 @@ func (c *plainClient) refusals(p *localProxy, room id.RoomID) string {
 	}
 	c.reads(room, odd)
 	return odd
+}
+
+// files sends a file of a megabyte each way, and one into a room without encryption, which stays one. It returns a text
+// that the encrypted ones hold.
+func (s *story) files(alice *e2e.Device, bob *plainClient, room id.RoomID) string {
+	s.Helper()
+	inside := token("in-the-file")
+	data := bytes.Repeat([]byte(inside+"\n"), (1<<20)/(len(inside)+1)+1)[:1<<20]
+
+	up, err := bob.UploadBytesWithName(s.soon(), data, "text/plain", inside+".txt")
+	s.must(err)
+	sent := bob.send(room, "m.room.message", "file", map[string]any{
+		"msgtype": "m.file", "body": "a file", "url": up.ContentURI.CUString(), "info": map[string]any{"size": len(data), "mimetype": "text/plain"},
+	})
+	content, got, err := alice.DownloadFile(s.soon(), s.hears(alice, bob.UserID, sent))
+	s.must(err)
+	if !bytes.Equal(got, data) || content.MsgType != event.MsgFile || content.URL != "" {
+		s.Errorf("alice got a %s of %d bytes, url %q", content.MsgType, len(got), content.URL)
+	}
+	s.step("the plain client sent a file")
+
+	sent, err = alice.SendFile(s.soon(), room, client.File{Name: "note.txt", MIME: "text/plain", Body: bytes.NewReader(data)})
+	s.must(err)
+	came := bob.until("the file", room, func(e *event.Event) bool { return e.ID == sent })
+	var file struct {
+		URL  id.ContentURIString `json:"url"`
+		File json.RawMessage     `json:"file"`
+	}
+	s.must(json.Unmarshal(came.Content.VeryRaw, &file))
+	if file.File != nil {
+		s.Errorf("the client was told of the key: %s", came.Content.VeryRaw)
+	}
+	mxc, err := file.URL.Parse()
+	s.must(err)
+	if got, err = bob.DownloadBytes(s.soon(), mxc); err != nil || !bytes.Equal(got, data) {
+		s.Errorf("the client got %d bytes, %v", len(got), err)
+	}
+	s.step("the plain client got a file")
+
+	// Where nothing is encrypted, a file is what it was.
+	open := []byte(token("public"))
+	up, err = bob.UploadBytesWithName(s.soon(), open, "text/plain", "open.txt")
+	s.must(err)
+	plainRoom, err := bob.CreateRoom(s.soon(), &mautrix.ReqCreateRoom{Preset: "private_chat"})
+	s.must(err)
+	bob.send(plainRoom.RoomID, "m.room.message", "plain", map[string]any{"msgtype": "m.file", "body": "a file", "url": up.ContentURI.CUString()})
+	came = bob.until("the file in the plain room", plainRoom.RoomID, func(e *event.Event) bool { return body(e) == "a file" && e.RoomID == plainRoom.RoomID })
+	s.must(json.Unmarshal(came.Content.VeryRaw, &file))
+	if mxc, err = file.URL.Parse(); err != nil || mxc == up.ContentURI {
+		s.Fatalf("the file in a plain room is at %s, %v", file.URL, err)
+	}
+	direct, err := mautrix.NewClient(bob.server.BaseURL, bob.UserID, bob.AccessToken)
+	s.must(err)
+	if got, err := direct.DownloadBytes(s.soon(), mxc); err != nil || !bytes.Equal(got, open) {
+		s.Errorf("in a plain room the file is %q, %v; want %q", got, err, open)
+	}
+	return inside
 }
 
 // history pages back to the beginning of what the client may see.

@@ -281,6 +281,7 @@ type Account struct {
 	cli   *client.Client
 
 	sessionMu sync.Mutex // a session is added or dropped
+	mediaMu   sync.Mutex // the key of a file is written
 	close     sync.Once
 	ready     atomic.Bool
 

@@ -33,6 +33,7 @@ const (
 	StateEvent                // the content of a state event comes back
 	Send                      // an event goes out
 	SetState                  // a state event goes out
+	SetProfile                // may name a file that the client uploaded
 	Redact                    // a redaction goes out; it is not encrypted anywhere
 	Invite                    // changes who may be in a group
 	Join                      // …
@@ -149,6 +150,7 @@ const (
 	whyNotYet   = "this proxy does not rewrite that path yet, and events of encrypted rooms would come through unreadable"
 	whyRegister = "make the account with your homeserver directly, then log in through the proxy with its password"
 	whySSO      = "this proxy logs in with a password only: single sign-on would give it no device of its own"
+	whyAsync    = "this proxy encrypts files before it knows their address: upload them by POST /_matrix/media/v3/upload"
 	whyPreview  = "a preview would tell the homeserver which links are in encrypted messages"
 )
 
@@ -190,7 +192,8 @@ var rows = []struct {
 	{"GET PUT DELETE", "c/devices/{device}", Stream, ""},
 	{"POST", "c/delete_devices", Stream, ""},
 	{"GET", "c/profile/{user}", Stream, ""},
-	{"GET PUT DELETE", "c/profile/{user}/{field}", Stream, ""},
+	{"GET DELETE", "c/profile/{user}/{field}", Stream, ""},
+	{"PUT", "c/profile/{user}/{field}", SetProfile, ""},
 	{"GET PUT", "c/presence/{user}/status", Stream, ""},
 	{"POST", "c/user_directory/search", Stream, ""},
 	{"POST", "c/user/{user}/filter", Filter, ""},
@@ -290,8 +293,8 @@ var rows = []struct {
 	{"GET", "m/preview_url", Refused, whyPreview},
 	{"GET", "_matrix/client/v1/media/preview_url", Refused, whyPreview},
 	{"POST", "m/upload", UploadMedia, ""},
-	{"PUT", "m/upload/{server}/{media}", UploadMedia, ""},
-	{"POST", "m/create", UploadMedia, ""},
+	{"PUT", "m/upload/{server}/{media}", Refused, whyAsync},
+	{"POST", "m/create", Refused, whyAsync},
 	{"GET", "m/download/{server}/{media}", DownloadMedia, ""},
 	{"GET", "m/download/{server}/{media}/{name}", DownloadMedia, ""},
 	{"GET", "m/thumbnail/{server}/{media}", DownloadMedia, ""},

@@ -1,10 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -36,15 +38,15 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
 		return
 	}
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
 	if !cli.IsMLS(room) {
 		// The device may not have heard yet that it is one now.
 		if s.isPlain(w, r, sess, room) {
-			s.guarded(sess).ServeHTTP(w, r)
+			s.sendPlain(w, r, sess, body)
 		}
-		return
-	}
-	body, ok := read(w, r, maxRequest)
-	if !ok {
 		return
 	}
 	switch why := unsendable(eventType, body); {
@@ -57,7 +59,13 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), sendWait)
 	defer cancel()
-	event, err := cli.SendOnce(ctx, room, eventType, json.RawMessage(body), string(sess.device)+"/"+txn)
+	content, err := s.attach(ctx, sess, body)
+	if err != nil {
+		s.o.Log.Err(err).Msg("The key of a file cannot be read")
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the attached file cannot be read")
+		return
+	}
+	event, err := cli.SendOnce(ctx, room, eventType, content, string(sess.device)+"/"+txn)
 	if err != nil {
 		s.refusal(w, r, err)
 		return
@@ -93,17 +101,22 @@ func unsendable(eventType string, body []byte) string {
 	if json.Unmarshal(body, &content) != nil || content == nil {
 		return "the content of an event is a JSON object"
 	}
-	if _, ok := content["url"]; ok && (eventType == "m.room.message" || eventType == "m.sticker") {
-		return "this proxy does not encrypt attachments yet; the file would lie unencrypted at the homeserver"
-	}
 	return ""
 }
 
-// guarded passes a message on into a room that is not known to be an MLS room.
-func (s *Server) guarded(sess *session) http.Handler {
+// sendPlain passes a message on into a room that is no MLS room. The guard lets
+// nothing out in clear if it has become one meanwhile.
+func (s *Server) sendPlain(w http.ResponseWriter, r *http.Request, sess *session, body []byte) {
+	body, err := s.publish(r.Context(), sess, body)
+	if err != nil {
+		s.unpublished(w, err)
+		return
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.TransferEncoding = nil
 	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: s.o.Transport})
 	proxy.ErrorHandler = s.refusal
-	return proxy
+	proxy.ServeHTTP(w, r)
 }
 
 // refusal tells the client why the MLS device did not do something.
@@ -147,23 +160,28 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
 		return
 	}
+	body, ok := read(w, r, maxRequest)
+	if !ok {
+		return
+	}
 	if eventType == rooms.TypeEncryption {
 		if sess.account.Client().IsMLS(room) {
 			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this room is encrypted already, with MLS, by the proxy; the client has nothing to turn on")
-			return
-		}
-		body, ok := read(w, r, maxRequest)
-		if !ok {
 			return
 		}
 		if asksForMLS(body) {
 			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "mls-proxy enable turns a room into an MLS room: it takes more than this event")
 			return
 		}
-		s.forward(w, r, sess, body)
-		return
 	}
-	s.stream.ServeHTTP(w, r)
+	s.published(w, r, sess, body)
+}
+
+// setProfile takes a display name or an avatar, which everybody may see.
+func (s *Server) setProfile(w http.ResponseWriter, r *http.Request, sess *session) {
+	if body, ok := read(w, r, maxRequest); ok {
+		s.published(w, r, sess, body)
+	}
 }
 
 func asksForMLS(content []byte) bool {
@@ -274,5 +292,5 @@ func (s *Server) createRoom(w http.ResponseWriter, r *http.Request, sess *sessio
 			return
 		}
 	}
-	s.forward(w, r, sess, body)
+	s.published(w, r, sess, body)
 }

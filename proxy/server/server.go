@@ -40,7 +40,7 @@ type Options struct {
 // Bounds of what is held in memory of one request.
 const (
 	maxRequest  = 1 << 20  // of a body that the proxy reads
-	maxStreamed = 64 << 20 // of one that goes through
+	maxStreamed = maxMedia // of one that goes through
 	maxResponse = 64 << 20 // of an answer that the proxy rewrites
 )
 

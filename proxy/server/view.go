@@ -31,7 +31,7 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	r := v.sess.account.Read(v.ctx, room, event, time.UnixMilli(at))
 	switch r.State {
 	case account.Opened:
-		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: r.Message.Content}
+		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: v.detach(r.Message.Content)}
 		out.Transaction = v.s.sent.txn(v.sess.tag, room, event)
 		return out
 	case account.Repeated:
@@ -42,6 +42,23 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 		return rewrite.Reading{Text: rewrite.Text(rewrite.BeforeUs)}
 	}
 	return rewrite.Reading{Text: rewrite.Text(rewrite.Waiting), Later: true}
+}
+
+// detach keeps the keys of a message's files, so that the client can download
+// them as if they were not encrypted.
+func (v *view) detach(content json.RawMessage) json.RawMessage {
+	out, files := rewrite.Detach(content)
+	for _, f := range files {
+		media := &account.Media{MIME: f.MIME}
+		err := json.Unmarshal(f.File, &media.File)
+		if err == nil {
+			err = v.sess.account.KeepMedia(v.ctx, f.MXC, media)
+		}
+		if err != nil {
+			v.s.o.Log.Warn().Err(err).Msg("The key of an attachment cannot be kept")
+		}
+	}
+	return out
 }
 
 // openWait is for how long an answer waits for the MLS device to open what is

@@ -1,0 +1,242 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"maunium.net/go/mautrix/crypto/attachment"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
+)
+
+const (
+	maxMedia   = 100 << 20 // bytes of one file
+	anyMIME    = "application/octet-stream"
+	uploadPath = "/_matrix/media/v3/upload"
+)
+
+// upload encrypts every file, since nobody knows yet what it is for. It is
+// uploaded once more, in clear, if it is then used where nothing is encrypted:
+// see publish.
+func (s *Server) upload(w http.ResponseWriter, r *http.Request, sess *session) {
+	data, ok := read(w, r, maxMedia)
+	if !ok {
+		return
+	}
+	kind := r.Header.Get("Content-Type")
+	if kind == "" {
+		kind = anyMIME
+	}
+	file := attachment.NewEncryptedFile()
+	file.EncryptInPlace(data)
+	// Its name and type stay here.
+	mxc, resp, err := s.put(r.Context(), sess, anyMIME, data)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if mxc == "" {
+		s.passed(w, resp, sess)
+		return
+	}
+	media := &account.Media{File: &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(mxc)}, MIME: kind, Own: true}
+	if err := sess.account.KeepMedia(context.WithoutCancel(r.Context()), mxc, media); err != nil {
+		s.o.Log.Err(err).Msg("The key of a file could not be stored")
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the file could not be stored; is the disk full?")
+		return
+	}
+	answer(w, http.StatusOK, map[string]string{"content_uri": mxc})
+}
+
+// put uploads a file. Without an error and an address, the homeserver refused.
+func (s *Server) put(ctx context.Context, sess *session, kind string, data []byte) (mxc string, resp *reply, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.o.Homeserver.String(), bytes.NewReader(data))
+	if err != nil {
+		return "", nil, fmt.Errorf("server: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+sess.token)
+	req.Header.Set("Content-Type", kind)
+	s.direct(req, uploadPath)
+	if resp, err = s.do(req, maxRequest); err != nil || resp.status != http.StatusOK {
+		return "", resp, err
+	}
+	var made struct {
+		URI string `json:"content_uri"`
+	}
+	if json.Unmarshal(resp.body, &made) != nil || !strings.HasPrefix(made.URI, "mxc://") {
+		return "", nil, errors.New("server: the homeserver answered an upload without an address")
+	}
+	return made.URI, resp, nil
+}
+
+// do makes a request and reads an answer of at most limit bytes.
+func (s *Server) do(req *http.Request, limit int64) (*reply, error) {
+	resp, err := s.o.Transport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(raw)) > limit {
+		return nil, errTooLarge
+	}
+	return &reply{status: resp.StatusCode, header: resp.Header, body: raw}, nil
+}
+
+// open fetches an encrypted file and decrypts it. A file that is not the one its
+// sender encrypted is refused. Without data and error, the homeserver refused.
+func (s *Server) open(ctx context.Context, sess *session, mxc string, media *account.Media) (data []byte, resp *reply, err error) {
+	uri, err := id.ParseContentURI(mxc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("server: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.o.Homeserver.String(), nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("server: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+sess.token)
+	s.direct(req, "/_matrix/client/v1/media/download/"+url.PathEscape(uri.Homeserver)+"/"+url.PathEscape(uri.FileID))
+	if resp, err = s.do(req, maxMedia); err != nil || resp.status != http.StatusOK {
+		return nil, resp, err
+	}
+	file := media.File.EncryptedFile
+	if err := file.DecryptInPlace(resp.body); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errNotTheFile, err)
+	}
+	return resp.body, resp, nil
+}
+
+var errNotTheFile = errors.New("server: the file at the homeserver is not the one that was encrypted")
+
+// download decrypts files whose key this device has. A thumbnail of one is the
+// file itself: the homeserver cannot make another.
+func (s *Server) download(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
+	mxc := "mxc://" + m.Params["server"] + "/" + m.Params["media"]
+	media, err := sess.account.Media(r.Context(), mxc)
+	if err != nil {
+		s.o.Log.Err(err).Msg("The key of a file cannot be read")
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the file cannot be read")
+		return
+	}
+	if media == nil {
+		s.stream.ServeHTTP(w, r)
+		return
+	}
+	data, resp, err := s.open(r.Context(), sess, mxc, media)
+	switch {
+	case errors.Is(err, errNotTheFile):
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the file at the homeserver is not the one that its sender encrypted")
+		return
+	case errors.Is(err, errTooLarge):
+		refuse(w, http.StatusBadGateway, "M_TOO_LARGE", fmt.Sprintf("the file has more than %d bytes", maxMedia))
+		return
+	case err != nil:
+		s.failed(w, r, err)
+		return
+	case data == nil && resp.status != http.StatusOK:
+		s.passed(w, resp, sess)
+		return
+	}
+	h := w.Header()
+	kind, disposition := shownAs(media.MIME)
+	h.Set("Content-Type", kind)
+	h.Set("Content-Disposition", disposition)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "sandbox; default-src 'none'; script-src 'none'; style-src 'unsafe-inline'")
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	h.Set("Cache-Control", "private, no-store")
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(data)
+}
+
+// shownAs says how a browser may show a file: what could run in the proxy's name
+// is only saved.
+func shownAs(claimed string) (kind, disposition string) {
+	kind, _, err := mime.ParseMediaType(claimed)
+	if err != nil {
+		return anyMIME, "attachment"
+	}
+	switch major, minor, _ := strings.Cut(kind, "/"); {
+	case major == "image" && (minor == "jpeg" || minor == "png" || minor == "gif" || minor == "webp" || minor == "avif"), major == "audio", major == "video":
+		return kind, "inline"
+	case major == "image" || major == "text" || major == "application" && strings.Contains(minor, "xml"):
+		return anyMIME, "attachment"
+	}
+	return kind, "attachment"
+}
+
+// attach gives a message for an MLS room the keys of the files that the client
+// uploaded for it.
+func (s *Server) attach(ctx context.Context, sess *session, content json.RawMessage) (json.RawMessage, error) {
+	var failed error
+	out := rewrite.Attach(content, func(mxc string) (json.RawMessage, bool) {
+		media, err := sess.account.Media(ctx, mxc)
+		if err != nil || media == nil {
+			failed = errors.Join(failed, err)
+			return nil, false
+		}
+		raw, err := json.Marshal(media.File)
+		failed = errors.Join(failed, err)
+		return raw, err == nil
+	})
+	return out, failed
+}
+
+// publish uploads files once more, in clear, that the client uses where nothing
+// is encrypted: in a room without MLS, as an avatar, in the state of a room.
+func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessage) (json.RawMessage, error) {
+	return rewrite.Publish(body, func(mxc string) (string, error) {
+		media, err := sess.account.Media(ctx, mxc)
+		if err != nil || media == nil || !media.Own {
+			return mxc, err // of others, what they encrypted stays so
+		}
+		if media.Public != "" {
+			return media.Public, nil
+		}
+		data, resp, err := s.open(ctx, sess, mxc, media)
+		if err == nil && resp.status != http.StatusOK {
+			err = fmt.Errorf("server: the homeserver answers %d when a file is fetched", resp.status)
+		}
+		if err != nil {
+			return "", err
+		}
+		public, resp, err := s.put(ctx, sess, media.MIME, data)
+		if err == nil && public == "" {
+			err = fmt.Errorf("server: the homeserver answers %d when a file is uploaded", resp.status)
+		}
+		if err != nil {
+			return "", err
+		}
+		return public, sess.account.KeepMedia(context.WithoutCancel(ctx), mxc, &account.Media{Public: public})
+	})
+}
+
+// published makes the client's request with a body in which files are public.
+func (s *Server) published(w http.ResponseWriter, r *http.Request, sess *session, body []byte) {
+	out, err := s.publish(r.Context(), sess, body)
+	if err != nil {
+		s.unpublished(w, err)
+		return
+	}
+	s.forward(w, r, sess, out)
+}
+
+func (s *Server) unpublished(w http.ResponseWriter, err error) {
+	s.o.Log.Warn().Str("error", redact(err)).Msg("A file could not be made public")
+	refuse(w, http.StatusBadGateway, "M_UNKNOWN", "a file that this names could not be uploaded unencrypted; try again")
+}
