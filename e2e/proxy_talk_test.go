@@ -363,6 +363,7 @@ func (c *plainClient) history(room id.RoomID) []*event.Event {
 	joined := resp.Rooms.Join[room]
 	if joined == nil {
 		c.s.Fatalf("the room is not in the initial sync")
+		return nil
 	}
 	all, from := slices.Clone(joined.Timeline.Events), joined.Timeline.PrevBatch
 	for pages := 0; from != ""; pages++ {
