@@ -16,14 +16,25 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
-// gather makes a room as [story.room] does, but the others come in side by side.
+// quick is the policy of rooms in which a test waits for what takes 30 seconds elsewhere; admins name the modules.
+func quick(admins ...*e2e.Device) func(p *rooms.Policy) {
+	return func(p *rooms.Policy) {
+		p.Takeover, p.Manual = 2*time.Second, true
+		for _, d := range admins {
+			p.Admins = append(p.Admins, d.UserID())
+		}
+	}
+}
+
+// gather makes a room as [story.room] does, but the others are invited with it, and come in side by side.
 func (s *story) gather(o client.CreateOptions, founder *e2e.Device, others ...*e2e.Device) id.RoomID {
 	s.Helper()
+	for _, d := range others {
+		o.Invite = append(o.Invite, d.UserID())
+	}
 	room, err := founder.CreateRoom(s.soon(), o)
 	s.must(err)
-	for _, d := range others {
-		s.must(founder.Invite(s.soon(), room, d.UserID()))
-	}
+	s.step("the room is founded")
 	for _, d := range others {
 		s.enter(d, room, founder)
 	}

@@ -16,7 +16,7 @@ import (
 func (s *story) listed(room id.RoomID, servers []string, all ...*e2e.Device) {
 	s.Helper()
 	want := slices.Sorted(slices.Values(servers))
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(e2e.Soon)
 	for {
 		var open []string
 		for _, d := range all {
@@ -47,7 +47,7 @@ func (s *story) listed(room id.RoomID, servers []string, all ...*e2e.Device) {
 // confirmed waits until a newcomer's room is: a module's head proves, from the room's beginning on, that it is in no dead branch.
 func (s *story) confirmed(d *e2e.Device, room id.RoomID) {
 	s.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(e2e.Soon)
 	for {
 		info, err := d.Room(s.ctx, room)
 		s.must(err)

@@ -27,8 +27,12 @@ var worlds = map[string]*shared{
 	}},
 	"postgres":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true}, ModulePostgres: true}},
 	"sequencers": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}}, // its modules are stopped
-	"partition":  {options: e2e.Options{Options: lab.Options{Synapse: 2, Proxy: true}}},              // its servers are lost
-	"limits":     {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
+	"partition": {options: e2e.Options{ // its servers are lost, and its modules killed
+		Options:       lab.Options{Synapse: 3, Dendrite: 1, Proxy: true},
+		WithoutModule: []string{"syn3"},
+		CrashPoints:   true,
+	}},
+	"limits": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
 }
 
 type shared struct {
