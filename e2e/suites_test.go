@@ -71,7 +71,7 @@ func (s *story) remembers(room id.RoomID, text string, all ...*e2e.Device) {
 // TestStrangersOfAnotherSuite: clients of two other MLS libraries, which have one other suite only, are refused, and the
 // admin with them; the room moves to that suite, everybody talks, the newcomers too, and the history stays.
 func TestStrangersOfAnotherSuite(t *testing.T) {
-	s := tell(t, "sqlite")
+	s := tell(t, "postgres")
 	alice, bob := s.person("syn1", "alice"), s.person("den1", "bob")
 	room := s.room(client.CreateOptions{}, alice, bob)
 	s.talk(room, "in the first suite", alice, bob)
