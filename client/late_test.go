@@ -3,6 +3,7 @@ package client
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -36,6 +37,27 @@ func TestLateMessageOfWhoWasRemovedIsMarked(t *testing.T) {
 			t.Errorf("message of %s: late %v, of a removed device %v", msg.Sender, msg.Late, msg.Removed)
 		}
 	}
+}
+
+// hide takes the first event of a kind out of the room, as if its server could
+// not be reached; show brings it to the end.
+func (w *world) hide(which func(evt *Event) bool) *Event {
+	w.t.Helper()
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	at := slices.IndexFunc(w.s.log, which)
+	if at < 0 {
+		w.t.Fatal("there is no such event")
+	}
+	hidden := w.s.log[at]
+	w.s.log[at] = &Event{ID: "$elsewhere", RoomID: "!elsewhere:example.org", Sender: hidden.Sender, Type: hidden.Type}
+	return hidden
+}
+
+func (w *world) show(hidden *Event) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.log = append(w.s.log, hidden)
 }
 
 func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {

@@ -18,7 +18,9 @@ import (
 // know where the group lies among the room's.
 func (r *room) level(group []byte, epoch uint64) (uint64, bool) {
 	if len(r.rec.Offsets) == 0 {
-		return epoch, true // the room has had one group, as far as this device knows
+		// The room has had one group, as far as this device knows: what comes of
+		// another one may be of the next, whose founding is still under way.
+		return epoch, len(r.rec.Group) == 0 || bytes.Equal(group, r.rec.Group)
 	}
 	offset, ok := r.rec.Offsets[rooms.EncodeBase64(group)]
 	return offset + epoch, ok

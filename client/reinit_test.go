@@ -349,6 +349,47 @@ func TestLostWelcomeIntoTheNewGroup(t *testing.T) {
 	}
 }
 
+func isFounding(evt *Event) bool {
+	content, err := rooms.DecodeCommit(evt.Content)
+	return evt.Type == rooms.TypeCommit && err == nil && content.Founding
+}
+
+// TestEventsBeforeTheirFounding: in the group that follows epochs begin again.
+// Until the founding commit is there, none of its messages and commits counts as
+// old, low as their epochs are.
+func TestEventsBeforeTheirFounding(t *testing.T) {
+	w := suitesWorld(t, suite1, suite3)
+	room, alice, bob, carol := w.three("shared")
+	carol.dead = true
+	w.s.held[rooms.TypeHead] = true // the modules are beyond the cut too
+	w.changeSuite(alice, room, suite3, SuiteOptions{})
+	w.send(bob, room, "in the new group")
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.send(dave, room, "after a commit")
+	w.settle()
+	founding := w.hide(isFounding)
+	key := string(carol.UserID()) + "/" + string(carol.DeviceID())
+	w.s.mu.Lock()
+	welcomes := w.s.toDevice[key]
+	w.s.toDevice[key] = nil
+	w.s.mu.Unlock()
+	carol.dead = false
+	w.settle()
+	if info, err := carol.Room(w.ctx, room); err != nil || info.Suite != suite1 {
+		t.Fatalf("carol is in a group of %v already: %v", info.Suite, err)
+	}
+	w.s.mu.Lock()
+	w.s.toDevice[key] = welcomes
+	w.s.mu.Unlock()
+	w.show(founding)
+	w.settle()
+	w.wantSuite(room, suite3, alice, bob, carol, dave)
+	carol.wantTexts("in the new group", "after a commit")
+}
+
 // TestLostWelcomesOfAll: nobody gets a Welcome into the founding that was
 // accepted. They object to it, and another founding takes its place.
 func TestLostWelcomesOfAll(t *testing.T) {
