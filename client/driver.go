@@ -8,6 +8,7 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -26,13 +27,16 @@ type need struct {
 	recent bool // the newest events, by /messages
 	look   *lookback
 	users  []id.UserID
+	late   bool // the homeserver may get it yet: that it has none is no answer
 	fail   int
 	notFor time.Duration // monotonic time before which it is not tried again
 }
 
 // want asks for something to be fetched.
 func (r *room) want(key string, n *need) {
-	if _, asked := r.needs[key]; !asked && len(r.needs) < maxNeeds {
+	if asked := r.needs[key]; asked != nil {
+		asked.late = asked.late || n.late
+	} else if len(r.needs) < maxNeeds {
 		r.needs[key] = n
 	}
 }
@@ -140,8 +144,13 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 // apart, or the events of a busy room would push out the way into it.
 const maxWelcomesWaiting = 64
 
+// welcomeAge is how long a Welcome waits for the commit that it belongs to. The
+// two come by ways of their own, and after a cut one may be much the later.
+const welcomeAge = 24 * time.Hour
+
 // trimInbox bounds what waits: above the limit the oldest events are given up,
-// and the newest Welcomes, so that a flood does not reach one that is there.
+// and the newest Welcomes, so that a flood does not reach one that is there; of
+// these also what has waited for its commit for too long.
 func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
 	var waiting, over []*store.InboxItem
 	welcomes := 0
@@ -153,7 +162,12 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		var data inboxData
 		err := json.Unmarshal(item.Data, &data)
 		if err == nil && data.ToDevice {
-			if welcomes++; welcomes > maxWelcomesWaiting {
+			kind, _, _ := strings.Cut(item.WaitsFor, ":")
+			lost := (kind == "welcomed" || kind == "parent") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
+			if !lost {
+				welcomes++
+			}
+			if lost || welcomes > maxWelcomesWaiting {
 				over = append(over, item)
 			}
 			continue
@@ -219,7 +233,7 @@ func (r *room) arrived(what string) bool {
 		return ok
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
-		return ok
+		return ok || r.needs[what] == nil // not asked for any more: given up, or since a restart
 	case "founded":
 		return r.machine == nil || !r.machine.TooOld(0)
 	case "decided":
@@ -230,6 +244,9 @@ func (r *room) arrived(what string) bool {
 		return r.headSeen
 	case "displaced":
 		return r.machine == nil || r.displaced
+	case "welcomed":
+		ref, event, _ := strings.Cut(name, "/")
+		return r.arrived("event:"+event) || r.arrived("parent:"+ref)
 	case "epoch", "parent":
 		ref, err := federation.ParseRef(name)
 		if err != nil || r.machine == nil {
@@ -503,7 +520,7 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	}
 	n.notFor = c.mono() + wait
 	c.log.Debug().Err(err).Stringer("room_id", roomID).Int("attempt", n.fail).Msg("Failed to fetch something")
-	if n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 {
+	if n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 && !n.late {
 		delete(r.needs, key)
 		if len(r.tried) >= maxTried {
 			now := c.mono()

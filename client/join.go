@@ -78,7 +78,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		if r.tried["need/event:"+string(content.CommitEvent)] > c.mono() {
 			return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the commit it names is not in the room")
 		}
-		r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent})
+		r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent, late: true})
 		return &errWait{"event:" + string(content.CommitEvent)}
 	}
 	ref, tag, err := c.welcomedBy(r, content, commitEvent)

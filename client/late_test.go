@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -58,6 +59,82 @@ func (w *world) show(hidden *Event) {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
 	w.s.log = append(w.s.log, hidden)
+}
+
+// waiting lists what the events in a device's inbox wait for.
+func (d *testDevice) waiting(room id.RoomID) (what []string) {
+	d.w.t.Helper()
+	items, err := d.st.Inbox(d.w.ctx, room)
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	for _, item := range items {
+		what = append(what, item.WaitsFor)
+	}
+	return what
+}
+
+// TestWelcomeBeforeItsCommit: the homeserver of who is added may get the Welcome
+// some seconds before the commit. What was said in between is read all the same.
+func TestWelcomeBeforeItsCommit(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	before := alice.epoch(room)
+	dave := w.device("dave", "DAVE1")
+	dave.dead = true
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	w.send(bob, room, "to dave")
+	w.settle()
+	commit := w.hide(func(evt *Event) bool {
+		content, err := rooms.DecodeCommit(evt.Content)
+		return evt.Type == rooms.TypeCommit && err == nil && content.Epoch == before+1
+	})
+	dave.dead = false
+	dave.turn()
+	w.join(dave, room)
+	for range 6 {
+		dave.turn()
+		w.now.add(time.Second)
+	}
+	if dave.epoch(room) != 0 {
+		t.Fatal("dave is in already")
+	}
+	w.show(commit)
+	w.settle()
+	dave.wantTexts("to dave")
+	if now := alice.epoch(room); now != before+1 {
+		t.Errorf("epoch %d, want %d: dave came in by itself", now, before+1)
+	}
+}
+
+// TestWelcomeWithoutItsCommit is given up one day.
+func TestWelcomeWithoutItsCommit(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	welcome, err := rooms.Encode(&rooms.WelcomeContent{
+		Room: room, Ref: rooms.Hash{7}, CommitEvent: "$nowhere", Welcome: rooms.Bytes{1},
+		Snapshot: rooms.Snapshot{Tree: rooms.Bytes{1}, TreeHash: rooms.Bytes{1}, AtCommit: rooms.Hash{7}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.s.mu.Lock()
+	q := string(bob.UserID()) + "/" + string(bob.DeviceID())
+	w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: alice.UserID(), Content: welcome})
+	w.s.mu.Unlock()
+	for range 10 {
+		w.now.add(30 * time.Second)
+		w.settle()
+	}
+	if waiting := bob.waiting(room); len(waiting) != 1 {
+		t.Fatalf("%d events wait, want the Welcome: %v", len(waiting), waiting)
+	}
+	bob.skew = welcomeAge + time.Minute
+	w.settle()
+	if waiting := bob.waiting(room); len(waiting) != 0 {
+		t.Errorf("after a day they still wait for %v", waiting)
+	}
 }
 
 func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {

@@ -22,6 +22,12 @@ func (e *errWait) Error() string { return "client: waits for " + e.what }
 func waitEpoch(ref federation.Ref) error  { return &errWait{"epoch:" + ref.String()} }
 func waitParent(ref federation.Ref) error { return &errWait{"parent:" + ref.String()} }
 
+// waitWelcomed is for a Welcome whose commit is not at hand: it comes as an event
+// that is asked for, or becomes known in any other way.
+func waitWelcomed(ref federation.Ref, event id.EventID) error {
+	return &errWait{"welcomed:" + ref.String() + "/" + string(event)}
+}
+
 var errWaitGroup error = &errWait{"group"}
 
 // handleEncrypted opens an m.room.encrypted (or delivery receipt) event.

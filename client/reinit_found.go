@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -376,14 +377,18 @@ func (c *Client) foundingWelcome(ctx context.Context, r *room, evt *Event, conte
 		if r.machine.Held(ref) || r.state.membership(evt.Sender) != rooms.MembershipJoin {
 			return false, nil
 		}
-		// It may have come before the commit that it belongs to.
+		if r.machine.Beside(ref, math.MaxUint64) {
+			return false, nil // on a branch that the room left
+		}
+		// It may have come before the commit that it belongs to: across a cut, long
+		// before. That is asked for, and it may come by any other way.
 		commit, ok := r.fetched[content.CommitEvent]
 		if !ok {
-			if r.tried["need/event:"+string(content.CommitEvent)] > c.mono() {
-				return false, nil
+			key := "event:" + string(content.CommitEvent)
+			if _, gone := r.tried["need/"+key]; !gone {
+				r.want(key, &need{event: content.CommitEvent, late: true})
 			}
-			r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent})
-			return true, &errWait{"event:" + string(content.CommitEvent)}
+			return true, waitWelcomed(ref, content.CommitEvent)
 		}
 		if commit.Type != rooms.TypeCommit {
 			return false, nil

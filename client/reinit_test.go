@@ -349,6 +349,62 @@ func TestLostWelcomeIntoTheNewGroup(t *testing.T) {
 	}
 }
 
+// TestWelcomeBeforeItsFounding: after a cut between servers the Welcome may come
+// long before the homeserver has the founding commit. What was said in between
+// is read all the same.
+func TestWelcomeBeforeItsFounding(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		later   time.Duration
+		restart bool
+		repost  bool
+	}{
+		{name: "at once", later: 0},
+		{name: "when nobody asks for it any more", later: 5 * time.Minute},
+		{name: "after a restart", later: 5 * time.Minute, restart: true},
+		{name: "posted again", later: 5 * time.Minute, repost: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := suitesWorld(t, suite1, suite3)
+			room, alice, bob, carol := w.three("shared")
+			carol.dead = true
+			w.s.held[rooms.TypeHead] = true // the modules' servers are beyond the cut too
+			w.changeSuite(alice, room, suite3, SuiteOptions{})
+			w.send(bob, room, "in the new group")
+			w.settle()
+			founding := w.hide(isFounding)
+			carol.dead = false
+			w.settle()
+			for range test.later / (30 * time.Second) {
+				w.now.add(30 * time.Second)
+				w.settle()
+			}
+			if info, err := carol.Room(w.ctx, room); err != nil || info.Suite != suite1 {
+				t.Fatalf("carol is in a group of %v already: %v", info.Suite, err)
+			}
+			if test.restart {
+				carol.restart()
+				w.settle()
+			}
+			if test.repost {
+				raw, err := rooms.Encode(&rooms.RepostContent{Type: founding.Type, Sender: founding.Sender, Content: founding.Content})
+				if err != nil {
+					t.Fatal(err)
+				}
+				founding = &Event{ID: "$again", RoomID: room, Type: rooms.TypeRepost, Sender: bob.UserID(), Content: raw}
+			}
+			w.show(founding)
+			w.now.add(foundWelcomeWait)
+			w.settle()
+			w.wantSuite(room, suite3, alice, bob, carol)
+			carol.wantTexts("in the new group")
+			if waiting := carol.waiting(room); len(waiting) > 0 {
+				t.Errorf("still waits: %v", waiting)
+			}
+		})
+	}
+}
+
 func isFounding(evt *Event) bool {
 	content, err := rooms.DecodeCommit(evt.Content)
 	return evt.Type == rooms.TypeCommit && err == nil && content.Founding
