@@ -181,12 +181,19 @@ func (c *Client) confirm(r *room) {
 }
 
 // confirmFinal ends that time when what this device joined with became final
-// under the list that it was told: never on a branch that a proven era left.
+// under the list that it was told: never on a branch that a proven era left. The
+// base of an era is final without a vote, and another era of the same number,
+// beside the commit this device joined at, may be the one that counts: of that
+// only a module's proof tells.
 func (c *Client) confirmFinal(r *room) {
 	if !r.rec.Unconfirmed {
 		return
 	}
-	if era, _ := r.machine.EraOf(); c.shownBy(r, r.rec.Group).era <= era {
+	era, base := r.machine.EraOf()
+	if r.machine.NewestFinal() == base {
+		return
+	}
+	if c.shownBy(r, r.rec.Group).era <= era {
 		r.rec.Unconfirmed, r.rec.OldHeads = false, nil
 	}
 }

@@ -221,6 +221,47 @@ func TestNewcomersAreConfirmed(t *testing.T) {
 	}
 }
 
+// TestBaseOfAnEraConfirmsNoNewcomer: it is final by its author's word, and beside
+// what a newcomer joined at there may be another one of the same number.
+func TestBaseOfAnEraConfirmsNoNewcomer(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(nil)
+	w.rest()
+	w.module.noVouching, w.more[0].noVouching, w.more[1].noVouching = true, true, true
+	erin := w.device("erin:two.example", "ERIN1")
+	w.must(func() error { return alice.Invite(w.ctx, room, erin.UserID()) })
+	w.join(erin, room)
+	w.settle()
+	w.s.held[rooms.TypeHead] = true
+	w.module.noVouching, w.more[0].noVouching, w.more[1].noVouching = false, false, false
+	w.must(func() error { return alice.OpenEra(w.ctx, room, "two.example") })
+	w.settle()
+	erin.mu.Lock()
+	r := erin.rooms[room]
+	era, base := r.machine.EraOf()
+	if era != 1 || r.machine.NewestFinal() != base {
+		t.Fatalf("era %d, whose base is not the newest final", era)
+	}
+	if !r.rec.Unconfirmed {
+		t.Error("confirmed without anybody's proof")
+	}
+	// Were it the other one that counts, this device would find its way there.
+	bot := botOf("two.example")
+	head := *r.state.head(bot)
+	head.Accepted = &rooms.EventRef{Ref: rooms.Hash{1}, Event: "$other", Epoch: r.head().number}
+	(&strangeRoom{r}).put(t, bot, &head)
+	erin.watchLag(r)
+	if !r.displaced {
+		t.Error("an era beside the one it is in does not count as another branch")
+	}
+	r.state.Known = false // it asks for the room's state, with the heads
+	erin.mu.Unlock()
+	w.settle()
+	if info, err := erin.Room(w.ctx, room); err != nil || info.Unconfirmed {
+		t.Errorf("a module's proof does not confirm it: %v", err)
+	}
+}
+
 // TestHeadAboveIsNoOtherBranch: what modules show above a newcomer's head is for
 // some time what it has not seen yet. Were it another branch at once, a Welcome
 // that was under way for long would take the newcomer back to where it leads.
