@@ -171,6 +171,9 @@ func RoomText(ctx context.Context, st *store.Store, room id.RoomID) (string, err
 	if usable := m.UsableHead(); usable != head {
 		fmt.Fprintf(&b, "frozen: clients send in %s, %d commits below the head\n", usable.Short(), len(m.Path(usable, head)))
 	}
+	if ref, ok := m.Unvouched(); ok {
+		fmt.Fprintf(&b, "unvouched: whoever could vouch for %s has left, so that nothing becomes final; an admin of the room opens a new era: mls-proxy era\n", ref.Short())
+	}
 	marks := make(map[string]uint64)
 	for _, mark := range m.NewestReceipts() {
 		marks[string(mark.Key)] = mark.Counter

@@ -119,3 +119,36 @@ func (r *worldRoom) wantDrawn(server int, words string) {
 		r.t.Errorf("server %d does not draw %q:\n%s", server, words, text)
 	}
 }
+
+// TestUnvouchedRoomsAreCounted: whoever could vouch for a commit leaves before doing
+// so, and the module says that nothing becomes final any more.
+func TestUnvouchedRoomsAreCounted(t *testing.T) {
+	w := sqliteWorld(t, 2)
+	r := w.newRoom(1, nil)
+	alone := []string{troubleUnvouched}
+	waits := r.update(r.head, 0)
+	w.run(2 * time.Minute)
+	r.apply(waits)
+	w.wantMetric("while somebody may vouch", 0, metrics.RoomsTroubled, alone, 0, 1)
+	leaf := r.groups[r.devices[1]][waits.ref].OwnLeafIndex()
+	gone := r.commitOn(waits.ref, r.devices[0], rooms.CommitAAD{}, mls.CommitOptions{Proposals: []mls.Proposal{mls.Remove(leaf)}})
+	w.run(30 * time.Second)
+	heads, _ := r.heads()
+	for i, head := range heads {
+		if head != gone.ref {
+			t.Fatalf("server %d: head %s, want %s", i, head.Short(), gone.ref.Short())
+		}
+	}
+	w.wantMetric("at once", 0, metrics.RoomsTroubled, alone, 0, 1)
+	w.run(2 * time.Minute)
+	w.wantMetric("after a while", 1, metrics.RoomsTroubled, alone, 0, 1)
+	s := w.servers[0]
+	text, err := RoomText(s.ctx, s.st, r.id)
+	must(t, err)
+	if want := "unvouched: whoever could vouch for " + waits.ref.Short() + " has left"; !strings.Contains(text, want) {
+		t.Errorf("the module says of the room:\n%s\nwant %q", text, want)
+	}
+	r.vouch(r.devices[1], waits.ref) // his word was under way
+	w.run(30 * time.Second)
+	w.wantMetric("a late word", 0, metrics.RoomsTroubled, alone, 0, 1)
+}

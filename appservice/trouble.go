@@ -18,10 +18,11 @@ const (
 	troubleStalled     = "stalled"
 	troubleFrozen      = "frozen"
 	troubleProvisional = "provisional"
+	troubleUnvouched   = "unvouched"
 	troubleHeld        = "held"
 )
 
-var troubles = []string{troubleStalled, troubleFrozen, troubleProvisional, troubleHeld}
+var troubles = []string{troubleStalled, troubleFrozen, troubleProvisional, troubleUnvouched, troubleHeld}
 
 // troubled tells what is wrong with a room at the moment.
 func (r *room) troubled(kind string) bool {
@@ -35,6 +36,9 @@ func (r *room) troubled(kind string) bool {
 		return r.m.UsableHead() != r.m.Head()
 	case troubleProvisional:
 		return r.m.Provisional()
+	case troubleUnvouched:
+		_, is := r.m.Unvouched()
+		return is
 	default:
 		return !r.resumed
 	}

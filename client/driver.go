@@ -680,6 +680,7 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		if err := c.vouch(ctx, r); err != nil {
 			return err
 		}
+		c.watchUnvouched(r)
 		c.watchCopy(r)
 		c.plan(r)
 		if err := c.supportEras(ctx, r); err != nil {
@@ -734,6 +735,9 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	if r.pending != nil && r.pending.List {
 		at(r.pendingSince + listWait)
+	}
+	if r.unvouchedSince > 0 {
+		at(r.unvouchedSince + unvouchedWait)
 	}
 	if r.lagSince > 0 {
 		at(r.lagSince + lagLook)

@@ -194,6 +194,9 @@ type room struct {
 	finalRef    federation.Ref
 	listSeen    federation.Ref // the list change that is on the head and not final
 	listSince   time.Duration
+
+	unvouched      federation.Ref // what nobody in the group could vouch for
+	unvouchedSince time.Duration  // 0: nothing
 }
 
 func (c *Client) newRoom(roomID id.RoomID) *room {

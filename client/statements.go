@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -59,6 +60,43 @@ func (c *Client) vouch(ctx context.Context, r *room) error {
 		}
 	}
 	return nil
+}
+
+// ruleUnvouched is the rule of a commit for which whoever could vouch has left.
+const ruleUnvouched = "client/unvouched"
+
+// unvouchedWait is how long the word of one who left may be under way.
+const unvouchedWait = time.Minute
+
+// watchUnvouched tells an admin that nothing becomes final any more, since whoever
+// could vouch for a commit has left: an era above it ends that.
+func (c *Client) watchUnvouched(r *room) {
+	ref, ok := r.machine.Unvouched()
+	if !ok {
+		r.unvouchedSince = 0
+		return
+	}
+	now := c.mono()
+	if r.unvouchedSince == 0 || r.unvouched != ref {
+		r.unvouched, r.unvouchedSince = ref, now
+	}
+	e := r.head()
+	if now < r.unvouchedSince+unvouchedWait || e == nil {
+		return
+	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil || !policy.IsAdmin(c.UserID()) {
+		return
+	}
+	command := fmt.Sprintf("mls-proxy era '%s'", r.id)
+	for _, seq := range policy.Sequencers {
+		command += " " + seq.Server
+	}
+	by := r.authorOf(ref)
+	c.warn(r, "unvouched/"+ref.String(), &Warning{
+		Sender: by, Rule: ruleUnvouched,
+		Text: fmt.Sprintf("everybody who could confirm a commit of %s has left the room, so nothing becomes final any more; an admin, as you are, opens a new era with the same modules: %s", by, command),
+	})
 }
 
 // lowestAbove returns the lowest epoch at hand between a commit and the head: who

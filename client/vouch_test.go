@@ -2,6 +2,7 @@ package client
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/matrix-mls/matrix-mls/federation"
@@ -40,5 +41,65 @@ func TestVouchingForAnEpochNotKept(t *testing.T) {
 	w.settle()
 	if f, head := final(); f != head {
 		t.Errorf("newest final %s, head %s: nobody vouched", f.Short(), head.Short())
+	}
+}
+
+// TestAdminIsToldThatNobodyCanVouch: a commit waits for the word of a member who is
+// away, which is no trouble. Once he has left, nothing becomes final any more; an
+// admin is told what to do about it, and it helps.
+func TestAdminIsToldThatNobodyCanVouch(t *testing.T) {
+	w := newWorld(t)
+	alice, bob, carol := w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("carol", "CAROL1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	bob.dead = true
+	w.must(func() error { return alice.Refresh(w.ctx, room) })
+	w.must(func() error { return alice.Invite(w.ctx, room, carol.UserID()) })
+	w.join(carol, room)
+	told := func(d *testDevice) (text string) {
+		for _, u := range d.got {
+			if warning, ok := u.(*Warning); ok && warning.Rule == ruleUnvouched {
+				text += warning.Text
+			}
+		}
+		return text
+	}
+	final := func() bool {
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		m := alice.rooms[room].machine
+		return m.NewestFinal() == m.Head()
+	}
+	w.settle()
+	w.now.add(2 * unvouchedWait)
+	w.settle()
+	if text := told(alice); text != "" || final() {
+		t.Fatalf("while bob may still vouch: final %v, alice is told: %s", final(), text)
+	}
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.settle()
+	if text := told(alice); text != "" {
+		t.Errorf("alice is told while bob's word may be under way: %s", text)
+	}
+	w.now.add(unvouchedWait)
+	w.settle()
+	text := told(alice)
+	if want := "mls-proxy era '" + string(room) + "' " + testServer; strings.Count(text, want) != 1 || final() {
+		t.Errorf("final %v, alice is told %q, want %q once", final(), text, want)
+	}
+	if text := told(carol); text != "" {
+		t.Errorf("carol, who is no admin, is told: %s", text)
+	}
+	w.must(func() error { return alice.OpenEra(w.ctx, room, testServer) })
+	w.settle()
+	if !final() {
+		t.Error("the era does not help")
+	}
+	w.now.add(2 * unvouchedWait)
+	w.settle()
+	if again := told(alice); again != text {
+		t.Errorf("after the era alice is told again: %s", again)
 	}
 }

@@ -116,6 +116,25 @@ func (m *Machine) Vouchers(at, ref Ref) []uint32 {
 	return out
 }
 
+// Unvouched returns the lowest commit on the head's branch above the newest final
+// one that nobody has vouched for, and for which no leaf of the head's tree could:
+// whoever could has left. Neither it nor what lies above it becomes final, unless
+// the word of one who left is still under way, the head moves to another branch,
+// or an era is opened above it. ok is false if there is none.
+func (m *Machine) Unvouched() (ref Ref, ok bool) {
+	for x := m.head; x != m.final && x != nil; x = x.up {
+		if x.c == nil || x.vouched {
+			continue
+		}
+		if !m.head.anyLeaf(func(index uint32, l *leaf) bool {
+			return m.covers(&voucher{user: l.user, leaf: index, since: l.since}, x)
+		}) {
+			ref, ok = x.ref, true
+		}
+	}
+	return ref, ok
+}
+
 // evaluateVouching sets the standing of every commit.
 func (m *Machine) evaluateVouching() {
 	since := m.keeps(ruleSinceParent)

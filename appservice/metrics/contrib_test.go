@@ -107,7 +107,7 @@ func TestAlertRulesNameWhatExists(t *testing.T) {
 		}
 	}
 	// Frozen rooms and the like are an alert each.
-	for _, trouble := range []string{"stalled", "frozen", "provisional", "held"} {
+	for _, trouble := range []string{"stalled", "frozen", "provisional", "unvouched", "held"} {
 		if !strings.Contains(string(raw), RoomsTroubled+`{trouble="`+trouble+`"}`) {
 			t.Errorf("no alert looks at rooms that are %s", trouble)
 		}
