@@ -153,7 +153,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	c.dropUnready(r, now)
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
-		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) {
+		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) || r.quietUntil() > now { // not sent yet
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
 		} else if now-r.pendingSince > acceptWait {
 			text := "the module has not accepted a change of the group for a while; it waits until the module answers"
@@ -537,7 +537,7 @@ func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
 }
 
 // await waits until check, called with the lock held, returns nil. When ctx
-// ends, or the client is closed, it returns check's last error too.
+// ends, or the client is closed, it returns why check still fails, too.
 func (c *Client) await(ctx context.Context, roomID id.RoomID, check func(r *room) error) error {
 	for {
 		c.mu.Lock()
@@ -563,9 +563,23 @@ func (c *Client) await(ctx context.Context, roomID id.RoomID, check func(r *room
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			// The room may have changed since this goroutine last looked.
+			if why = c.checked(roomID, check); why == nil {
+				return nil
+			}
 			return fmt.Errorf("%w (%w)", why, ctx.Err())
 		}
 	}
+}
+
+// checked asks once what await waits for.
+func (c *Client) checked(roomID id.RoomID, check func(r *room) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.rooms[roomID]; r != nil {
+		return check(r)
+	}
+	return fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -117,6 +117,7 @@ func TestRefusedEraSupport(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.federated(nil)
 	w.rest()
+	w.wantServers(room, []*testDevice{bob}, testServer, "two.example", "three.example")
 	r := bob.rooms[room]
 	e := r.head()
 	support, err := bob.signEra(e, 1, mustPolicy(t, e).Sequencers)

@@ -113,7 +113,7 @@ func TestWelcomeWithoutItsCommit(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, _ := w.three("shared")
 	welcome, err := rooms.Encode(&rooms.WelcomeContent{
-		Room: room, Ref: rooms.Hash{7}, CommitEvent: "$nowhere", Welcome: rooms.Bytes{1},
+		Room: room, Ref: rooms.Hash{7}, Cfg: rooms.Hash{8}, CommitEvent: "$nowhere", Welcome: rooms.Bytes{1},
 		Snapshot: rooms.Snapshot{Tree: rooms.Bytes{1}, TreeHash: rooms.Bytes{1}, AtCommit: rooms.Hash{7}},
 	})
 	if err != nil {
