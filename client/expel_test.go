@@ -82,3 +82,28 @@ func TestLateSyncDoesNotUndoOwnMove(t *testing.T) {
 		bob.mu.Unlock()
 	}
 }
+
+// TestInviteThatIsAnsweredAtOnce: /sync may show the join before the answer to the
+// invite is here. The user, or the module, is not taken for invited again.
+func TestInviteThatIsAnsweredAtOnce(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	is := func(user id.UserID) rooms.Membership {
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		return alice.rooms[room].state.membership(user)
+	}
+	for _, user := range []id.UserID{bob.UserID(), w.module.bot} {
+		if m := is(user); m != rooms.MembershipJoin {
+			t.Fatalf("%s is %q, want in the room", user, m)
+		}
+		alice.noteMembership(room, user, rooms.MembershipInvite)
+		if m := is(user); m != rooms.MembershipJoin {
+			t.Errorf("%s is %q after the answer to an invite that was taken up", user, m)
+		}
+	}
+	alice.noteMembership(room, "@dave:"+testServer, rooms.MembershipInvite)
+	if m := is("@dave:" + testServer); m != rooms.MembershipInvite {
+		t.Errorf("dave is %q, want invited", m)
+	}
+}

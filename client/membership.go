@@ -311,8 +311,8 @@ func (c *Client) noteMembership(roomID id.RoomID, user id.UserID, membership roo
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.rooms[roomID]
-	if r == nil {
-		return
+	if r == nil || membership == rooms.MembershipInvite && r.state.membership(user) == rooms.MembershipJoin {
+		return // the invite was answered, and /sync showed that first
 	}
 	key := string(user)
 	content, _ := json.Marshal(map[string]string{"membership": string(membership)})
