@@ -230,7 +230,7 @@ func (r *room) arrived(what string) bool {
 		return r.rec.Membership == "join"
 	case "media":
 		_, ok := r.media[name]
-		return ok
+		return ok || r.needs[what] == nil // given up, or not asked for since a restart
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
 		return ok || r.needs[what] == nil // not asked for any more: given up, or since a restart

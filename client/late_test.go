@@ -249,3 +249,49 @@ func TestNewcomerIsNotMisledForGood(t *testing.T) {
 		t.Errorf("dave reads %q", texts)
 	}
 }
+
+// TestMediaThatCannotBeHad: what waits for a file goes on when the program was
+// started anew, and is refused once the file cannot be had.
+func TestMediaThatCannotBeHad(t *testing.T) {
+	for _, restart := range []bool{true, false} {
+		t.Run(map[bool]string{true: "started anew", false: "given up"}[restart], func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, _ := w.three("shared")
+			w.module.down = true
+			bob.mu.Lock()
+			head := bob.rooms[room].machine.Head()
+			bob.mu.Unlock()
+			data := []byte("no bundle of a commit")
+			const mxc = "mxc://" + testServer + "/later"
+			raw, err := rooms.Encode(&rooms.CommitContent{Epoch: bob.epoch(room) + 1, Parent: rooms.Hash(head), File: rooms.NewFile(mxc, data)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := alice.hs.Send(w.ctx, room, rooms.TypeCommit, "by-media", raw); err != nil {
+				t.Fatal(err)
+			}
+			bob.turn()
+			if waiting := bob.waiting(room); !slices.Equal(waiting, []string{"media:" + mxc}) {
+				t.Fatalf("bob waits for %q, want the file", waiting)
+			}
+			want := string(rooms.RuleMediaHash)
+			if restart {
+				w.s.mu.Lock()
+				w.s.media[mxc] = data
+				w.s.mu.Unlock()
+				bob.restart()
+				want = string(rooms.RuleContentMalformed) // it was looked at
+			}
+			for range 12 {
+				bob.turn()
+				w.now.add(10 * time.Second)
+			}
+			if waiting := bob.waiting(room); len(waiting) != 0 {
+				t.Errorf("bob still waits for %q", waiting)
+			}
+			if n := bob.Refusals()[want]; n == 0 {
+				t.Errorf("no event was refused by %s: %v", want, bob.Refusals())
+			}
+		})
+	}
+}
