@@ -127,7 +127,7 @@ var stages = []stage{
 		require: []string{"TestInterop"}},
 	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
 		require: []string{"TestFederatedServers"}},
-	{name: "e2e", packages: only("e2e"), flags: []string{"-race", "-timeout=40m"},
+	{name: "e2e", packages: only("e2e"), flags: []string{"-race", "-timeout=60m"},
 		require: []string{"TestConversation"}},
 }
 
