@@ -223,6 +223,42 @@ func TestProxyConversation(t *testing.T) {
 	}
 }
 
+// TestProxyCreatesEncryptedRooms: what a client takes for a room with Megolm is an MLS room.
+func TestProxyCreatesEncryptedRooms(t *testing.T) {
+	s := tell(t, "sqlite")
+	alice := s.person("syn1", "alice")
+	user, err := s.w.AddUser(s.ctx, "den1", fmt.Sprintf("plain%d", people.Add(1)))
+	s.must(err)
+	p := s.proxy("den1")
+	bob := p.client(user)
+	empty := ""
+	made, err := bob.CreateRoom(s.soon(), &mautrix.ReqCreateRoom{
+		Preset: "private_chat", Topic: "A topic", Invite: []id.UserID{alice.UserID()}, InitialState: []*event.Event{
+			{Type: event.StateEncryption, StateKey: &empty, Content: event.Content{Raw: map[string]any{"algorithm": "m.megolm.v1.aes-sha2"}}},
+			{Type: event.StateGuestAccess, StateKey: &empty, Content: event.Content{Raw: map[string]any{"guest_access": "forbidden"}}},
+		},
+	})
+	s.must(err)
+	s.step("the room is made")
+	s.join(alice, made.RoomID, &e2e.Device{Server: p.server})
+	word := token("said")
+	s.hears(alice, bob.UserID, bob.send(made.RoomID, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": word}))
+	said, err := alice.SendText(s.soon(), made.RoomID, "answer to "+word)
+	s.must(err)
+	if e := bob.reads(made.RoomID, "answer to "+word); e.ID != said {
+		t.Errorf("the answer is %s, want %s", e.ID, said)
+	}
+	if state, err := bob.get("rooms", made.RoomID, "state", "m.room.guest_access"); err != nil || !strings.Contains(string(state), "forbidden") {
+		t.Errorf("guest access: %s, %v", state, err)
+	}
+	// A kick through the proxy is a removal from the group.
+	_, err = bob.KickUser(s.soon(), made.RoomID, &mautrix.ReqKickUser{UserID: alice.UserID()})
+	s.must(err)
+	s.gone(alice, made.RoomID)
+	_, err = bob.LeaveRoom(s.soon(), made.RoomID)
+	s.must(err)
+}
+
 func (c *plainClient) send(room id.RoomID, eventType, txn string, content any) id.EventID {
 	c.s.Helper()
 	resp, err := c.SendMessageEvent(c.s.soon(), room, event.NewEventType(eventType), content, mautrix.ReqSendEvent{TransactionID: txn})

@@ -29,6 +29,7 @@ const (
 	Context                   // events come back
 	Event                     // an event comes back
 	Relations                 // events come back
+	Threads                   // events come back
 	State                     // state events come back
 	StateEvent                // the content of a state event comes back
 	Send                      // an event goes out
@@ -240,7 +241,7 @@ var rows = []struct {
 	{"GET", "c/rooms/{room}/state", State, ""},
 	{"GET", "c/rooms/{room}/state/{type}", StateEvent, ""},
 	{"GET", "c/rooms/{room}/state/{type}/{key}", StateEvent, ""},
-	{"GET", "_matrix/client/v1/rooms/{room}/threads", Refused, whyNotYet},
+	{"GET", "_matrix/client/v1/rooms/{room}/threads", Threads, ""},
 	{"POST", "c/search", Refused, whyNotYet},
 	{"GET", "c/notifications", Refused, whyNotYet},
 	{"GET", "c/events", Refused, whyNotYet},

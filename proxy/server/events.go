@@ -109,6 +109,21 @@ func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session
 	s.encode(w, page)
 }
 
+// threads answers GET /rooms/{room}/threads.
+func (s *Server) threads(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
+		return
+	}
+	page, err := rewrite.ParsePage(room, body)
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	page.Rewrite(s.view(r.Context(), sess), "chunk")
+	s.encode(w, page)
+}
+
 // state answers GET /rooms/{room}/state.
 func (s *Server) state(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
 	body := s.fetch(w, r, sess)

@@ -268,29 +268,3 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, sess *session, 
 	}
 	s.stream.ServeHTTP(w, r)
 }
-
-// createRoom makes the room that the client asks for. One with MLS takes more
-// than the event that names it.
-func (s *Server) createRoom(w http.ResponseWriter, r *http.Request, sess *session) {
-	body, ok := read(w, r, maxRequest)
-	if !ok {
-		return
-	}
-	var req struct {
-		State []struct {
-			Type    string          `json:"type"`
-			Content json.RawMessage `json:"content"`
-		} `json:"initial_state"`
-	}
-	if json.Unmarshal(body, &req) != nil {
-		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request is not JSON")
-		return
-	}
-	for _, e := range req.State {
-		if e.Type == rooms.TypeEncryption && asksForMLS(e.Content) || strings.HasPrefix(e.Type, rooms.Prefix) {
-			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this proxy does not make MLS rooms for clients yet: mls-proxy create does")
-			return
-		}
-	}
-	s.published(w, r, sess, body)
-}
