@@ -54,10 +54,30 @@ func (c *plainClient) sync(ctx context.Context, room id.RoomID) (*mautrix.RespSy
 	if joined := resp.Rooms.Join[room]; joined != nil {
 		for _, e := range slices.Concat(joined.State.Events, joined.Timeline.Events) {
 			e.RoomID = room
-			c.seen = append(c.seen, e)
+			c.take(e)
 		}
 	}
 	return resp, nil
+}
+
+// take notes an event. Of a message that came late, the notice is edited, as every client does.
+func (c *plainClient) take(e *event.Event) {
+	var late struct {
+		New     json.RawMessage `json:"m.new_content"`
+		Relates struct {
+			Event id.EventID `json:"event_id"`
+		} `json:"m.relates_to"`
+	}
+	if !strings.HasPrefix(string(e.ID), "$mls-proxy-") || json.Unmarshal(e.Content.VeryRaw, &late) != nil {
+		c.seen = append(c.seen, e)
+		return
+	}
+	c.s.step("a notice was edited")
+	for _, notice := range c.seen {
+		if notice.ID == late.Relates.Event && notice.Sender == e.Sender {
+			notice.Content.VeryRaw = late.New
+		}
+	}
 }
 
 // until syncs until the client has been told of an event that fits.

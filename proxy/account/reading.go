@@ -97,6 +97,22 @@ func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID
 	}
 }
 
+// AwaitRoom returns once the device knows a room, or ctx ends. For what is no
+// room id, such as an alias, it does not wait.
+func (a *Account) AwaitRoom(ctx context.Context, room id.RoomID) {
+	for {
+		changed := a.Changed()
+		if _, err := a.cli.Room(ctx, room); err == nil || room == "" || room[0] != '!' {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // handle takes the client's updates.
 func (a *Account) handle(context.Context, client.Update) {
 	a.mu.Lock()

@@ -27,6 +27,9 @@ const (
 	// changeWait is for how long a change of a room may take, whether the client
 	// waits for it or not.
 	changeWait = 2 * time.Minute
+	// inviteWait is for how long a join waits for the MLS device to hear of the
+	// invite, if there is one.
+	inviteWait = time.Second
 )
 
 // send takes a message into a room (PUT …/send/{type}/{txnId}). In an MLS room
@@ -206,6 +209,12 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, sess *session, 
 func (s *Server) member(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
 	room := id.RoomID(m.Params["room"])
 	cli := sess.account.Client()
+	if m.Kind == route.Join {
+		// The client may have heard of an invite before the device.
+		soon, cancel := context.WithTimeout(r.Context(), inviteWait)
+		sess.account.AwaitRoom(soon, room)
+		cancel()
+	}
 	info, err := cli.Room(r.Context(), room)
 	if err != nil || !info.MLS || m.Kind == route.Join && info.Membership == "join" {
 		s.stream.ServeHTTP(w, r)
