@@ -122,6 +122,17 @@ func TestProxyLogin(t *testing.T) {
 				t.Errorf("the recovery key has the mode %v, %v", info.Mode(), err)
 			}
 
+			// The other verbs work beside it.
+			stdout, stderr := newOutput(), newOutput()
+			env := &terminal.Env{Stdin: strings.NewReader(""), Stdout: stdout, Stderr: stderr, Getenv: func(string) string { return "" }, Cwd: s.TempDir()}
+			folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"))
+			if len(folders) != 1 {
+				t.Fatalf("the accounts are %v", folders)
+			}
+			if code := terminal.Main(s.soon(), []string{"--state", folders[0], "verify", "--json"}, env); code != terminal.ExitOK || !strings.Contains(stdout.String(), `"verified":true`) {
+				t.Errorf("verify on the account's folder: exit code %d\n%s%s", code, stdout, stderr)
+			}
+
 			// A second client of the same user shares the MLS device.
 			second := p.login(user)
 			if n := len(s.devices(p.server, user)); n != len(after)+1 {

@@ -40,8 +40,19 @@ type Options struct {
 	Log  zerolog.Logger
 	// Getenv finds the store key; see store.LoadKey.
 	Getenv func(string) string
+	// Serve, if set, lets other programs of the same person use a device that
+	// has started, until the function it returns is called.
+	Serve func(ctx context.Context, d Device) (stop func(), err error)
 	// Note tells the person who runs the proxy something, in one line.
 	Note func(format string, args ...any)
+}
+
+// Device is an MLS device that has started.
+type Device struct {
+	Dir      string
+	Store    *store.Store
+	Identity *identity.Identity
+	Client   *client.Client
 }
 
 // ErrNoDevice reports a user for whom the proxy has no MLS device.
@@ -179,7 +190,7 @@ func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password st
 	case !status.HasCrossSigning:
 		key, err := a.ident.Bootstrap(ctx, identity.UIA{Password: password}, "")
 		if errors.Is(err, identity.ErrSecretStorageExists) {
-			s.o.Note("%s has a recovery key but no cross-signing: mls-proxy --state %s verify --bootstrap, while this program does not run", user, a.dir)
+			s.o.Note("%s has a recovery key but no cross-signing: mls-proxy --state %s verify --bootstrap", user, a.dir)
 			break
 		}
 		if err != nil {
@@ -191,7 +202,7 @@ func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password st
 		}
 		s.o.Note("cross-signing of %s is set up; the recovery key is in %s: write it down and delete the file", user, path)
 	case !status.DeviceSigned:
-		s.o.Note("the MLS device of %s is not verified, so rooms do not let it in yet: stop this program, then mls-proxy --state %s verify --recovery-key", user, a.dir)
+		s.o.Note("the MLS device of %s is not verified, so rooms do not let it in yet: mls-proxy --state %s verify --recovery-key, or verify to compare emoji with another device", user, a.dir)
 	}
 	if err := a.start(ctx); err != nil {
 		return err
@@ -255,7 +266,7 @@ func (s *Set) open(ctx context.Context, dir string) (*Account, error) {
 		st.Close()
 		return nil, err
 	}
-	return newAccount(dir, st, ident, s.o.Log), nil
+	return &Account{dir: dir, st: st, ident: ident, o: &s.o, log: s.o.Log, changed: make(chan struct{})}, nil
 }
 
 // storeName is what the other verbs of mls-proxy call it, too: an account's
@@ -277,20 +288,22 @@ type Account struct {
 	dir   string
 	st    *store.Store
 	ident *identity.Identity
+	o     *Options
 	log   zerolog.Logger
 	cli   *client.Client
+	stop  func() // ends Options.Serve
 
 	sessionMu sync.Mutex // a session is added or dropped
 	mediaMu   sync.Mutex // the key of a file is written
 	close     sync.Once
 	ready     atomic.Bool
 
+	verifiedMu sync.Mutex // and what it guards
+	verified   bool
+	verifiedAt time.Time
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every update
-}
-
-func newAccount(dir string, st *store.Store, ident *identity.Identity, log zerolog.Logger) *Account {
-	return &Account{dir: dir, st: st, ident: ident, log: log, changed: make(chan struct{})}
 }
 
 // start runs the device's client until Close.
@@ -301,25 +314,41 @@ func (a *Account) start(ctx context.Context) error {
 	}
 	a.cli = cli
 	// It ends with the account, not with the request that began it.
-	return cli.Start(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx)
+	if err := cli.Start(ctx); err != nil || a.o.Serve == nil {
+		return err
+	}
+	stop, err := a.o.Serve(ctx, Device{Dir: a.dir, Store: a.st, Identity: a.ident, Client: cli})
+	if err != nil {
+		a.o.Note("other verbs do not work on %s while this runs: %v", a.dir, err)
+		return nil
+	}
+	a.stop = sync.OnceFunc(stop)
+	return nil
 }
 
 // Close stops the client and closes the files.
 func (a *Account) Close() {
 	a.close.Do(func() {
-		if a.cli != nil {
-			_ = a.cli.Close()
-		}
+		a.quit()
 		_ = a.st.Close()
 	})
+}
+
+// quit stops what runs.
+func (a *Account) quit() {
+	if a.stop != nil {
+		a.stop()
+	}
+	if a.cli != nil {
+		_ = a.cli.Close()
+	}
 }
 
 // end stops the client, ends the device's session and deletes its keys. With
 // force, the keys go even if the homeserver cannot be told.
 func (a *Account) end(ctx context.Context, force bool) error {
-	if a.cli != nil {
-		_ = a.cli.Close()
-	}
+	a.quit()
 	if !a.ident.LoggedIn() {
 		return nil
 	}

@@ -72,6 +72,32 @@ func (a *Account) Read(ctx context.Context, room id.RoomID, event id.EventID, at
 	return Reading{State: Waiting}
 }
 
+// verifiedTime is for how long it is not asked again whether the device is
+// signed.
+const verifiedTime = 5 * time.Second
+
+// Verified tells whether the device is signed by its user, as far as is known:
+// rooms do not let others in.
+func (a *Account) Verified(ctx context.Context) bool {
+	a.verifiedMu.Lock()
+	defer a.verifiedMu.Unlock()
+	if time.Since(a.verifiedAt) < verifiedTime {
+		return a.verified
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	own, err := a.ident.Devices(ctx, a.ident.UserID())
+	if err != nil {
+		return true // not known
+	}
+	d := own.Devices[a.ident.DeviceID()]
+	a.verified, a.verifiedAt = d != nil && d.CrossSigned, time.Now()
+	return a.verified
+}
+
+// Dir is the folder of the account.
+func (a *Account) Dir() string { return a.dir }
+
 // Await returns once the device has come to the events, or ctx ends.
 func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID) {
 	// A repeated message is no update: look again now and then.

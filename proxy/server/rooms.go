@@ -69,6 +69,10 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		return
 	}
 	event, err := cli.SendOnce(ctx, room, eventType, content, string(sess.device)+"/"+txn)
+	if err != nil && errors.Is(err, client.ErrNoGroup) && !sess.account.Verified(r.Context()) {
+		wait(w, "the message waits: rooms do not let the proxy's device in until it is verified; on its machine: mls-proxy --state '"+sess.account.Dir()+"' verify --recovery-key")
+		return
+	}
 	if err != nil {
 		s.refusal(w, r, err)
 		return

@@ -41,6 +41,9 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	case account.Before:
 		return rewrite.Reading{Text: rewrite.Text(rewrite.BeforeUs)}
 	}
+	if !v.sess.account.Verified(v.ctx) {
+		return rewrite.Reading{Text: rewrite.Text(rewrite.NotVerified, v.sess.account.Dir()), Later: true}
+	}
 	return rewrite.Reading{Text: rewrite.Text(rewrite.Waiting), Later: true}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"maunium.net/go/mautrix"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
 )
@@ -70,6 +71,11 @@ func runProxy(ctx context.Context, c *call) error {
 			notes.Lock()
 			defer notes.Unlock()
 			c.notef("%s", clean(fmt.Sprintf(format, args...)))
+		},
+		// The other verbs work on an account's folder while this runs.
+		Serve: func(ctx context.Context, d account.Device) (func(), error) {
+			s := &session{dir: d.Dir, log: c.log, st: d.Store, ident: d.Identity, cli: d.Client, subs: make(map[chan client.Update]context.Context)}
+			return s.listen(ctx, c)
 		},
 	})
 	if err != nil {
