@@ -244,6 +244,25 @@ func TestMarkSeenTellsTheFirstTime(t *testing.T) {
 	}
 }
 
+func TestInInboxUntilDeleted(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	look := func(step string, want bool) {
+		t.Helper()
+		if got, err := s.InInbox(t.Context(), room, "$e"); err != nil || got != want {
+			t.Errorf("%s: %v, %v", step, got, err)
+		}
+	}
+	look("before", false)
+	if err := s.AddInbox(t.Context(), &InboxItem{Room: room, EventID: "$e", Data: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	look("added", true)
+	if err := s.DeleteInbox(t.Context(), room, "$e"); err != nil {
+		t.Fatal(err)
+	}
+	look("deleted", false)
+}
+
 func TestTimelinePages(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
 	ctx := t.Context()

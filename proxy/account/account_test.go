@@ -1,0 +1,138 @@
+package account
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+// stored is an account with a store and nothing else.
+func stored(t *testing.T, path string, key store.Key) *Account {
+	t.Helper()
+	st, err := store.Open(t.Context(), store.Options{Path: path, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Account{st: st, changed: make(chan struct{})}
+	t.Cleanup(a.Close)
+	return a
+}
+
+func newKey(t *testing.T) store.Key {
+	t.Helper()
+	key := make(store.Key, store.KeySize)
+	if _, err := rand.Read(key); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestSessionsAreCountedOverRestarts(t *testing.T) {
+	path, key := filepath.Join(t.TempDir(), storeName), newKey(t)
+	a := stored(t, path, key)
+	for _, session := range []id.DeviceID{"ONE", "TWO", "ONE"} {
+		if err := a.addSession(t.Context(), session); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Close()
+	a = stored(t, path, key)
+	for _, tt := range []struct {
+		session id.DeviceID
+		want    bool
+	}{{"ONE", true}, {"TWO", true}, {"OTHER", false}, {"", false}} {
+		if has, err := a.Has(t.Context(), tt.session); err != nil || has != tt.want {
+			t.Errorf("Has(%q) = %v, %v", tt.session, has, err)
+		}
+	}
+	for _, tt := range []struct {
+		session id.DeviceID
+		left    int
+	}{{"OTHER", 2}, {"ONE", 1}, {"ONE", 1}, {"TWO", 0}} {
+		if left, err := a.dropSession(t.Context(), tt.session); err != nil || left != tt.left {
+			t.Errorf("dropping %q leaves %d, %v; want %d", tt.session, left, err, tt.left)
+		}
+	}
+	for i := range maxSessions + 5 {
+		if err := a.addSession(t.Context(), id.DeviceID(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := a.sessions(t.Context()); err != nil || len(all) != maxSessions || all[0] != "5" {
+		t.Errorf("%d sessions from %s on, %v", len(all), all[0], err)
+	}
+}
+
+func TestTheFirstKeyOfAFileCountsAndLiesSealed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), storeName)
+	a := stored(t, path, newKey(t))
+	media := func(mime string) *Media {
+		return &Media{MIME: mime, File: &event.EncryptedFileInfo{URL: "mxc://h/a"}}
+	}
+	if m, err := a.Media(t.Context(), "mxc://h/a"); m != nil || err != nil {
+		t.Errorf("a file of which nothing is known: %+v, %v", m, err)
+	}
+	for _, m := range []*Media{media("first/planted"), media("second/x"), {Public: "mxc://h/public"}, {Public: "mxc://h/other"}} {
+		if err := a.KeepMedia(t.Context(), "mxc://h/a", m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := a.Media(t.Context(), "mxc://h/a")
+	if err != nil || m.MIME != "first/planted" || m.Public != "mxc://h/public" || m.File.URL != "mxc://h/a" {
+		t.Errorf("kept %+v, %v", m, err)
+	}
+	a.Close()
+	raw, err := os.ReadFile(path)
+	if err != nil || strings.Contains(string(raw), "first/planted") {
+		t.Errorf("the key of a file is not sealed (%v)", err)
+	}
+}
+
+func TestFoldersOfUsers(t *testing.T) {
+	long := id.UserID("@" + strings.Repeat("/", 200) + ":x")
+	seen := map[string]bool{}
+	for _, user := range []id.UserID{"@alice:example.org", "@a/../b:x", "@A:x", "@a:x", "@..:x", long} {
+		name := folder(user)
+		if seen[name] || name != filepath.Base(name) || name == "." || name == ".." || len(name) > 200 {
+			t.Errorf("%q lives in %q", user, name)
+		}
+		seen[name] = true
+	}
+	if got := folder("@alice:example.org"); got != "@alice:example.org" {
+		t.Errorf("a usual name becomes %q", got)
+	}
+}
+
+func TestOpenLeavesOutWhatCannotBeOpened(t *testing.T) {
+	dir := t.TempDir()
+	broken := filepath.Join(dir, "@broken:x")
+	if err := os.MkdirAll(broken, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(broken, storeName), []byte("this is no database"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var notes []string
+	s, err := Open(t.Context(), Options{Dir: dir, Homeserver: "http://127.0.0.1:1", Getenv: func(string) string { return "" }, Note: func(format string, args ...any) {
+		notes = append(notes, fmt.Sprintf(format, args...))
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if len(notes) != 1 || !strings.Contains(notes[0], broken) {
+		t.Errorf("notes %q", notes)
+	}
+	if _, err := s.Get("@broken:x"); !errors.Is(err, ErrNoDevice) {
+		t.Errorf("Get: %v", err)
+	}
+}
