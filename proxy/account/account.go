@@ -159,8 +159,11 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 	if a, err = s.open(ctx, filepath.Join(s.o.Dir, folder(user))); err != nil {
 		return nil, err
 	}
+	was := a.ident.LoggedIn()
 	if err := s.enter(ctx, a, user, password, session); err != nil {
-		err = errors.Join(err, a.end(context.WithoutCancel(ctx), true))
+		if !was { // a device that was there keeps its keys
+			err = errors.Join(err, a.end(context.WithoutCancel(ctx), true))
+		}
 		a.Close()
 		return nil, err
 	}
