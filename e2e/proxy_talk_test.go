@@ -316,6 +316,16 @@ func (c *plainClient) lookAround(room id.RoomID, first *event.Event, secret stri
 	if _, err := c.get("rooms", room, "state", "m.room.encryption"); !errors.Is(err, mautrix.MNotFound) {
 		c.s.Errorf("/state/m.room.encryption: %v", err)
 	}
+	for _, path := range [][]any{{"v1", "rooms", room, "threads"}, {"v3", "notifications"}} {
+		var raw json.RawMessage
+		_, err := c.MakeRequest(c.s.soon(), http.MethodGet, c.BuildClientURL(path...), nil, &raw)
+		if path[0] == "v1" && errors.Is(err, mautrix.MUnrecognized) {
+			continue // Dendrite lists no threads
+		}
+		if err != nil || strings.Contains(string(raw), `"type":"m.room.encrypted"`) || strings.Contains(string(raw), `"type":"io.github.matrix-mls.`) {
+			c.s.Errorf("%v: %v %s", path, err, raw)
+		}
+	}
 	// As many events as asked for, though most of the room's are not for the client.
 	page, err := c.Messages(c.s.soon(), room, "", "", mautrix.DirectionBackward, nil, 5)
 	c.s.must(err)

@@ -30,6 +30,7 @@ const (
 	Event                     // an event comes back
 	Relations                 // events come back
 	Threads                   // events come back
+	Notifications             // events of several rooms come back
 	State                     // state events come back
 	StateEvent                // the content of a state event comes back
 	Send                      // an event goes out
@@ -243,7 +244,7 @@ var rows = []struct {
 	{"GET", "c/rooms/{room}/state/{type}/{key}", StateEvent, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/threads", Threads, ""},
 	{"POST", "c/search", Refused, whyNotYet},
-	{"GET", "c/notifications", Refused, whyNotYet},
+	{"GET", "c/notifications", Notifications, ""},
 	{"GET", "c/events", Refused, whyNotYet},
 	{"GET", "c/initialSync", Refused, whyNotYet},
 	{"GET", "c/rooms/{room}/initialSync", Refused, whyNotYet},

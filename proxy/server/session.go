@@ -166,6 +166,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.relations(w, r, sess, m)
 	case route.Threads:
 		s.threads(w, r, sess, room)
+	case route.Notifications:
+		s.notifications(w, r, sess)
 	case route.State:
 		s.state(w, r, sess, room)
 	case route.StateEvent:
