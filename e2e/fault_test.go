@@ -19,7 +19,10 @@ import (
 
 // TestFault makes happen to whole installations what takes long.
 func TestFault(t *testing.T) {
-	faults.Run(t, "e2e", map[string]func(t *testing.T){"F13-module-away": faultModuleAway})
+	faults.Run(t, "e2e", map[string]func(t *testing.T){
+		"F13-module-away":           faultModuleAway,
+		"F15-servers-gone-for-good": serversLostForGood,
+	})
 }
 
 // faultModuleAway: the module is away while 10,000 events of ours come into a room of a real Synapse, which keeps them

@@ -156,6 +156,53 @@ func (s *story) verdict(room id.RoomID, all ...*e2e.Device) *e2e.Verdict {
 	}
 }
 
+// serversLostForGood: of three servers with modules and one without, that of the leading module is lost for good, and
+// the room goes on by itself; then another one, so that a majority is lost, and the room goes on in an era that an admin
+// opens; when the lost ones come back they join that era.
+func serversLostForGood(t *testing.T) {
+	s := tell(t, "partition")
+	s.whole()
+	a, b, c, d := s.person("syn1", "alice"), s.person("syn2", "bob"), s.person("den1", "carol"), s.person("syn3", "dave")
+	room := s.gather(client.CreateOptions{Policy: quick(b)}, a, b, c, d)
+	one, two, three := a.Server.ServerName, b.Server.ServerName, c.Server.ServerName
+	s.must(a.SetSequencers(s.soon(), room, one, two, three))
+	s.listed(room, []string{one, two, three}, a, b, c, d)
+	s.talk(room, "four servers", a, b, c, d)
+
+	s.kill([]string{"syn1"}, a)
+	e := s.person("syn2", "erin")
+	s.must(b.Invite(s.soon(), room, e.UserID()))
+	s.join(e, room, b)
+	f := s.person("syn3", "frank") // by a user of the server without a module
+	s.must(d.Invite(s.soon(), room, f.UserID()))
+	s.join(f, room, d)
+	s.final(room, b, c, d, e, f) // by two of three
+	s.conclude(room, b, c, d, e, f)
+
+	s.kill([]string{"den1"}, c)
+	g := s.person("syn2", "gina")
+	s.must(b.OpenEra(s.soon(), room, two))
+	s.step("bob opened an era")
+	s.must(b.Invite(s.soon(), room, g.UserID()))
+	s.join(g, room, b)
+	s.final(room, b, d, e, f, g)
+	s.conclude(room, b, d, e, f, g)
+
+	s.back([]string{"syn1", "den1"}, a, c)
+	all := []*e2e.Device{a, b, c, d, e, f, g}
+	for _, d := range slices.DeleteFunc(slices.Clone(all), func(d *e2e.Device) bool { return d == g }) { // gina came in with it
+		_, err := d.Wait(s.soon(), "the new era", func(u client.Update) bool {
+			era, ok := u.(*client.EraOpened)
+			return ok && era.Room == room && era.Era == 1 && era.By == b.UserID() && slices.Equal(era.Servers, []string{two})
+		})
+		s.must(err)
+	}
+	s.step("everybody is in the new era")
+	s.must(a.AddSequencers(s.soon(), room, one, three))
+	s.listed(room, []string{one, two, three}, all...)
+	s.conclude(room, all...)
+}
+
 // TestCreatorLostForGood: in a room as it is by default, of two servers with modules, the creator's server is lost; an heir
 // on the other one goes on without it. When it comes back it follows.
 func TestCreatorLostForGood(t *testing.T) {
