@@ -614,7 +614,7 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
 		config, _ := r.machine.ConfigAt(e.ref)
 		data.Config = rooms.Hash(config)
-		data.Era, _ = r.machine.EraOf()
+		data.Era, _ = r.machine.EraAt(e.ref) // the head may lie in a later one
 		for _, w := range own.Welcomes {
 			if r.served(own, w.KeyPackage) {
 				continue // the device used it up; it finds its leaf without a Welcome and joins again

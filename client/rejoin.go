@@ -73,7 +73,7 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, bot id.UserID
 		}
 		switch {
 		case r.machine.Held(parent):
-			if !r.machine.Accepted(parent) && r.machine.Extends(parent, final) && (r.rec.Unconfirmed || c.provenAbove(r, bot, head, final)) {
+			if !r.machine.Accepted(parent) && r.machine.Extends(parent, final) && c.provenAbove(r, bot, head, final) {
 				break // the Welcome it came by misled it about the list: it begins anew
 			}
 			if !r.machine.Extends(parent, final) || !r.machine.Extends(r.machine.SafeHead(), parent) {
@@ -107,10 +107,11 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, bot id.UserID
 }
 
 // provenAbove tells whether a module proves its head, with a final commit that is
-// held here above the given one.
+// held here above the given one, or, where it is not proven yet that this device
+// joined at a final one, at it.
 func (c *Client) provenAbove(r *room, bot id.UserID, head *rooms.HeadContent, final federation.Ref) bool {
 	p, err := c.proofOf(r, bot, head)
-	return err == nil && p.Accepted == federation.Ref(head.Accepted.Ref) && p.Final != final && r.machine.Extends(p.Final, final)
+	return err == nil && p.Accepted == federation.Ref(head.Accepted.Ref) && (r.rec.Unconfirmed || p.Final != final) && r.machine.Extends(p.Final, final)
 }
 
 // ruleStaleGroupInfo is the rule of heads that would undo what is known.

@@ -423,6 +423,15 @@ func (m *Machine) NewestFinal() Ref { return m.final.ref }
 // EraOf returns the number and the base of the head's era.
 func (m *Machine) EraOf() (number uint64, base Ref) { return m.era.eraNo, m.era.ref }
 
+// EraAt returns the number of the era that a held commit lies in.
+func (m *Machine) EraAt(ref Ref) (number uint64, ok bool) {
+	n, ok := m.nodes[ref]
+	if !ok {
+		return 0, false
+	}
+	return n.eraNo, true
+}
+
 // Base returns the commit where what is kept begins.
 func (m *Machine) Base() Ref { return m.base.ref }
 

@@ -41,6 +41,14 @@ func TestUnvouched(t *testing.T) {
 	if m.NewestFinal() != testRef("E") {
 		t.Errorf("the newest final commit is %s", w.name(m.NewestFinal()))
 	}
+	for name, want := range map[string]uint64{"d": 0, "E": 1} { // a Welcome into d names the era of d
+		if got, ok := m.EraAt(testRef(name)); !ok || got != want {
+			t.Errorf("%s lies in era %d (%v), want %d", name, got, ok, want)
+		}
+	}
+	if _, ok := m.EraAt(testRef("nothing")); ok {
+		t.Error("a commit that is not held lies in an era")
+	}
 
 	// Without an era: his word was under way when he left.
 	w = newWorld()
