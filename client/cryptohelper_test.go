@@ -206,7 +206,12 @@ func TestGuard(t *testing.T) {
 		{"prefix in front", "PUT", "../../proxy/rooms/x/_matrix/client/v3/rooms/" + escaped + "/send/m.room.message/t13", `{"body":"secret"}`, true, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			rec := &recorder{state: func(string) (int, string) { return 404, `{"errcode":"M_NOT_FOUND"}` }}
+			rec := &recorder{state: func(path string) (int, string) {
+				if strings.HasSuffix(path, "/state/m.room.create/") {
+					return 200, `{"room_version":"11"}`
+				}
+				return 404, `{"errcode":"M_NOT_FOUND"}`
+			}}
 			guard := &Guard{Client: alice.Client, Base: rec}
 			req, err := http.NewRequestWithContext(t.Context(), tc.method, base+tc.path, strings.NewReader(tc.body))
 			if err != nil {
@@ -252,30 +257,46 @@ func TestGuardAsksAboutRoomsThatNoSyncHasShown(t *testing.T) {
 		_, err = (&Guard{Client: alice.Client, Base: rec}).RoundTrip(req)
 		return err
 	}
+	const made = `{"room_version":"11"}`
 	for _, tc := range []struct {
-		name, room, body string
-		status           int
-		sent             bool
+		name, room, create, body string
+		status                   int
+		sent                     bool
 	}{
-		{"MLS", "!mls:x", `{"algorithm":"` + rooms.Algorithm + `"}`, 200, false},
-		{"none", "!none:x", `{"errcode":"M_NOT_FOUND"}`, 404, true},
-		{"Megolm", "!megolm:x", `{"algorithm":"m.megolm.v1.aes-sha2"}`, 200, true}, // the other helper's
-		{"forbidden", "!forbidden:x", `{"errcode":"M_FORBIDDEN"}`, 403, false},
-		{"not a homeserver", "!proxy:x", `<html>`, 404, false},
-		{"down", "!down:x", `{}`, 502, false},
+		{"MLS", "!mls:x", made, `{"algorithm":"` + rooms.Algorithm + `"}`, 200, false},
+		{"none", "!none:x", made, `{"errcode":"M_NOT_FOUND"}`, 404, true},
+		{"Megolm", "!megolm:x", made, `{"algorithm":"m.megolm.v1.aes-sha2"}`, 200, true}, // the other helper's
+		{"made for MLS, contested", "!contested:x", `{"` + rooms.KeyCreateAlgorithm + `":"` + rooms.Algorithm + `"}`, `{"algorithm":"m.megolm.v1.aes-sha2"}`, 200, false},
+		{"made for MLS, not set", "!unset:x", `{"` + rooms.KeyCreateAlgorithm + `":"` + rooms.Algorithm + `"}`, `{"errcode":"M_NOT_FOUND"}`, 404, false},
+		{"encrypted with nothing", "!nothing:x", made, `{}`, 200, false},
+		{"without a beginning", "!unmade:x", "", `{"errcode":"M_NOT_FOUND"}`, 404, false},
+		{"forbidden", "!forbidden:x", made, `{"errcode":"M_FORBIDDEN"}`, 403, false},
+		{"not a homeserver", "!proxy:x", made, `<html>`, 404, false},
+		{"down", "!down:x", made, `{}`, 502, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			var path string
-			rec := &recorder{state: func(p string) (int, string) { path = p; return tc.status, tc.body }}
+			var paths []string
+			rec := &recorder{state: func(p string) (int, string) {
+				paths = append(paths, p)
+				switch {
+				case !strings.HasSuffix(p, "/m.room.create/"):
+					return tc.status, tc.body
+				case tc.create == "":
+					return 404, `{"errcode":"M_NOT_FOUND"}`
+				}
+				return 200, tc.create
+			}}
 			err := put(rec, tc.room)
 			if tc.sent != (err == nil) || tc.sent != (len(rec.reqs) == 1) {
 				t.Fatalf("sent %d, error %v", len(rec.reqs), err)
 			}
-			if want := "/_matrix/client/v3/rooms/" + tc.room + "/state/m.room.encryption/"; path != want {
-				t.Errorf("asked for %s, want %s", path, want)
+			at := "/_matrix/client/v3/rooms/" + tc.room + "/state/"
+			if paths[0] != at+"m.room.create/" || len(paths) > 1 && paths[1] != at+"m.room.encryption/" {
+				t.Errorf("asked for %q", paths)
 			}
+			once := rec.asked
 			_ = put(rec, tc.room)
-			if again := rec.asked == 2; again == tc.sent {
+			if again := rec.asked > once; again == tc.sent {
 				t.Errorf("asked %d times; only an answer that it is no MLS room is kept", rec.asked)
 			}
 		})

@@ -98,35 +98,54 @@ func (g *Guard) ask(req *http.Request, base http.RoundTripper, target sendTarget
 	fail := func(err error) (bool, error) {
 		return false, fmt.Errorf("client: guard: %s: whether the room is encrypted is not known yet, so nothing is sent; try again after the next sync: %w", target.room, err)
 	}
-	get := req.Clone(req.Context())
-	get.Method, get.Body, get.GetBody, get.ContentLength = http.MethodGet, nil, nil, 0
-	get.Header.Del("Content-Type")
-	get.Header.Del("Content-Length")
-	get.URL = target.state(req.URL, rooms.TypeEncryption)
-	resp, err := base.RoundTrip(get)
-	if err != nil {
-		return fail(err)
+	for _, eventType := range []string{rooms.TypeCreate, rooms.TypeEncryption} {
+		get := req.Clone(req.Context())
+		get.Method, get.Body, get.GetBody, get.ContentLength = http.MethodGet, nil, nil, 0
+		get.Header.Del("Content-Type")
+		get.Header.Del("Content-Length")
+		get.URL = target.state(req.URL, eventType)
+		resp, err := base.RoundTrip(get)
+		if err != nil {
+			return fail(err)
+		}
+		body, err := io.ReadAll(io.LimitReader(resp.Body, rooms.MaxEventSize))
+		resp.Body.Close()
+		if err != nil {
+			return fail(err)
+		}
+		if err := CheckPlain(eventType, resp.StatusCode, body); err != nil {
+			return fail(err)
+		}
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, rooms.MaxEventSize))
-	if err != nil {
-		return fail(err)
-	}
-	var answer struct {
-		Algorithm string `json:"algorithm"`
-		Code      string `json:"errcode"`
+	g.Client.notePlain(target.room)
+	return false, nil
+}
+
+// CheckPlain reads a homeserver's answer to GET …/state/{eventType}/ for
+// m.room.create and m.room.encryption. Both together show that a room is no MLS
+// room if it returns nil for each: whoever changes the encryption of a room that
+// was made for MLS does not make it a plain one. The error is [ErrNoGroup] for an
+// MLS room.
+func CheckPlain(eventType string, status int, body []byte) error {
+	var answer map[string]json.RawMessage
+	text := func(key string) (s string) {
+		_ = json.Unmarshal(answer[key], &s)
+		return s
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return fail(err)
+		return fmt.Errorf("%s: the homeserver answers %d without JSON", eventType, status)
 	}
 	switch {
-	case resp.StatusCode == http.StatusOK && answer.Algorithm == rooms.Algorithm:
-		return fail(ErrNoGroup)
-	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusNotFound && answer.Code == "M_NOT_FOUND":
-		g.Client.notePlain(target.room)
-		return false, nil
+	case status == http.StatusOK && (text("algorithm") == rooms.Algorithm || text(rooms.KeyCreateAlgorithm) == rooms.Algorithm):
+		return ErrNoGroup
+	case status == http.StatusOK && (eventType == rooms.TypeCreate || text("algorithm") != ""):
+		return nil
+	case status == http.StatusOK:
+		return fmt.Errorf("%s names no algorithm", eventType)
+	case status == http.StatusNotFound && text("errcode") == "M_NOT_FOUND" && eventType == rooms.TypeEncryption:
+		return nil
 	}
-	return fail(fmt.Errorf("the homeserver answers %d %q", resp.StatusCode, answer.Code))
+	return fmt.Errorf("%s: the homeserver answers %d %q", eventType, status, text("errcode"))
 }
 
 func (c *Client) notePlain(roomID id.RoomID) {

@@ -58,19 +58,24 @@ type Device struct {
 // ErrNoDevice reports a user for whom the proxy has no MLS device.
 var ErrNoDevice = errors.New("account: this proxy has no device of that user; log in through the proxy")
 
+// ErrUnavailable reports a user whose MLS device is there and cannot be used now.
+var ErrUnavailable = errors.New("account: the MLS device of that user cannot be used now; the proxy said why when it started")
+
 // Set is the accounts of one proxy. It is safe for concurrent use.
 type Set struct {
 	o Options
 
 	mu       sync.Mutex
 	accounts map[id.UserID]*Account
+	broken   map[string]bool // folders of accounts that could not be opened
+	closed   bool
 	making   map[id.UserID]*sync.Mutex
 }
 
 // Open opens and starts every account that is there. An account that cannot be
 // opened is left out, with a note; the others serve.
 func Open(ctx context.Context, o Options) (*Set, error) {
-	s := &Set{o: o, accounts: map[id.UserID]*Account{}, making: map[id.UserID]*sync.Mutex{}}
+	s := &Set{o: o, accounts: map[id.UserID]*Account{}, broken: map[string]bool{}, making: map[id.UserID]*sync.Mutex{}}
 	entries, err := os.ReadDir(o.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("account: %w", err)
@@ -92,6 +97,7 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 			if a != nil {
 				a.Close()
 			}
+			s.broken[e.Name()] = true
 			o.Note("the account in %s is left out: %v", dir, err)
 			continue
 		}
@@ -104,19 +110,23 @@ func Open(ctx context.Context, o Options) (*Set, error) {
 func (s *Set) Close() {
 	s.mu.Lock()
 	all := s.accounts
-	s.accounts = map[id.UserID]*Account{}
+	s.accounts, s.closed = map[id.UserID]*Account{}, true
 	s.mu.Unlock()
 	for _, a := range all {
 		a.Close()
 	}
 }
 
-// Get returns the account of a user, or ErrNoDevice.
+// Get returns the account of a user, ErrNoDevice, or ErrUnavailable: a client
+// that was told that it is logged out might delete what it has.
 func (s *Set) Get(user id.UserID) (*Account, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.accounts[user]; a != nil {
 		return a, nil
+	}
+	if s.closed || s.broken[folder(user)] {
+		return nil, ErrUnavailable
 	}
 	return nil, ErrNoDevice
 }
@@ -169,6 +179,7 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 	}
 	s.mu.Lock()
 	s.accounts[user] = a
+	delete(s.broken, folder(user))
 	s.mu.Unlock()
 	return a, nil
 }

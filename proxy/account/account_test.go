@@ -132,7 +132,14 @@ func TestOpenLeavesOutWhatCannotBeOpened(t *testing.T) {
 	if len(notes) != 1 || !strings.Contains(notes[0], broken) {
 		t.Errorf("notes %q", notes)
 	}
-	if _, err := s.Get("@broken:x"); !errors.Is(err, ErrNoDevice) {
-		t.Errorf("Get: %v", err)
+	if _, err := s.Get("@broken:x"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Get of what cannot be opened: %v", err)
+	}
+	if _, err := s.Get("@nobody:x"); !errors.Is(err, ErrNoDevice) {
+		t.Errorf("Get of nobody: %v", err)
+	}
+	s.Close()
+	if _, err := s.Get("@nobody:x"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Get after the end: %v", err)
 	}
 }

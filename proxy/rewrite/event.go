@@ -6,6 +6,7 @@ package rewrite
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -109,19 +110,23 @@ func One(room id.RoomID, raw json.RawMessage, v View) Event {
 	switch {
 	case strings.HasPrefix(eventType, rooms.Prefix):
 		return out
+	case isState && IsMessage(eventType) && v.MLS(room):
+		return out // state is not encrypted, and messages are none
 	case isState:
 		out.Raw = stateEvent(room, eventType, raw, f, v)
 		return out
 	}
 	content := f.object("content")
 	mls := v.MLS(room)
-	redacted := f.object("unsigned").has("redacted_because") || len(content) == 0
+	redacted := len(f.object("unsigned").object("redacted_because")) > 0 || len(content) == 0
 	switch {
 	case eventType == rooms.TypeEncrypted && (mls || content.text("algorithm") == rooms.Algorithm):
 		if !encrypted(room, &out, f, redacted, v) {
 			return out
 		}
-	case mls && !redacted && eventType != "m.room.redaction":
+	case mls && redacted:
+		f["content"] = json.RawMessage("{}")
+	case mls && eventType != "m.room.redaction":
 		if !plaintext(eventType, f, content) {
 			return out
 		}
@@ -132,6 +137,16 @@ func One(room id.RoomID, raw json.RawMessage, v View) Event {
 	bundles(room, f, v)
 	out.Raw = f.raw()
 	return out
+}
+
+// IsMessage tells whether events of a type are messages, which are encrypted in
+// MLS rooms, and so are no state there.
+func IsMessage(eventType string) bool {
+	switch eventType {
+	case "m.room.message", "m.sticker", "m.reaction", rooms.TypeEncrypted:
+		return true
+	}
+	return false
 }
 
 // stateEvent leaves out what would make a client encrypt by itself.
@@ -165,6 +180,9 @@ func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool
 	}
 	if r.State == Again {
 		return false
+	}
+	if r.State == Opened && (strings.HasPrefix(r.Type, rooms.Prefix) || r.Type == "m.room.redaction" || r.Type == rooms.TypeEncrypted) {
+		r = Reading{Text: Text(RefusedFor, r.Type)} // not what a message can be
 	}
 	if r.State == Opened && r.Sender == out.Sender {
 		f["type"], f["content"] = quote(r.Type), r.Content
@@ -213,7 +231,10 @@ func bundles(room id.RoomID, f fields, v View) {
 		return
 	}
 	// The homeserver counts what it can see: annotations are inside ciphertexts.
-	delete(relations, "m.annotation")
+	// What is not known here may hold events.
+	maps.DeleteFunc(relations, func(kind string, _ json.RawMessage) bool {
+		return kind != "m.replace" && kind != "m.thread" && kind != "m.reference"
+	})
 	if relations.has("m.replace") {
 		edit := One(room, relations["m.replace"], v)
 		if edit.Raw == nil || edit.Notice || edit.Sender != id.UserID(f.text("sender")) || !isEditOf(edit.Raw, f.text("event_id")) {

@@ -28,11 +28,12 @@ func opened(sender, eventType, content string) Reading {
 }
 
 var view = known{
-	"$open":  opened("@a:x", "m.room.message", `{"body":"hello","msgtype":"m.text"}`),
-	"$react": opened("@a:x", "m.reaction", `{"m.relates_to":{"key":"+"}}`),
-	"$own":   {State: Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"mine"}`), Transaction: "t1"},
-	"$again": {State: Again},
-	"$edit":  opened("@a:x", "m.room.message", `{"body":"* new","m.new_content":{"body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}`),
+	"$open":    opened("@a:x", "m.room.message", `{"body":"hello","msgtype":"m.text"}`),
+	"$react":   opened("@a:x", "m.reaction", `{"m.relates_to":{"key":"+"}}`),
+	"$own":     {State: Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"mine"}`), Transaction: "t1"},
+	"$again":   {State: Again},
+	"$redacts": opened("@a:x", "m.room.redaction", `{"redacts":"$open"}`),
+	"$edit":    opened("@a:x", "m.room.message", `{"body":"* new","m.new_content":{"body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}`),
 }
 
 const cipher = `{"algorithm":"` + rooms.Algorithm + `","ciphertext":"AAAA"}`
@@ -76,6 +77,12 @@ func TestOne(t *testing.T) {
 		{"a bundled edit by another", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.replace":{"event_id":"$edit","sender":"@evil:x","type":"m.room.encrypted","content":` + cipher + `}}}`}, []string{`"hello"`}, "m.replace", false, true},
 		{"a bundled plaintext edit", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.replace":{"event_id":"$forged","sender":"@a:x","type":"m.room.message","content":{"body":"* x","m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}}}}`}, []string{`"hello"`}, "m.replace", false, true},
 		{"a bundled thread", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.thread":{"count":1,"latest_event":{"event_id":"$own","sender":"@a:x","type":"m.room.encrypted","content":` + cipher + `}}}}`}, []string{`"mine"`, `"count":1`}, "ciphertext", false, true},
+		{"a message as state", in{mlsRoom, "$x", "@a:x", "m.room.message", `{"body":"forged"}`, `,"state_key":""`}, nil, "", false, true},
+		{"a message as state of a plain room", in{"!plain:x", "$x", "@a:x", "m.room.message", `{"body":"hi"}`, `,"state_key":""`}, []string{`"body":"hi"`}, "", false, false},
+		{"plaintext that is not quite redacted", in{mlsRoom, "$x", "@a:x", "m.room.message", `{"body":"hi"}`, `,"unsigned":{"redacted_because":false}`}, []string{"[not encrypted] hi"}, "", false, true},
+		{"a redacted plaintext that is still there", in{mlsRoom, "$x", "@a:x", "m.reaction", `{"m.relates_to":{"key":"forged"}}`, `,"unsigned":{"redacted_because":{"type":"m.room.redaction"}}`}, []string{`"content":{}`}, "forged", false, true},
+		{"bundled events of a kind not known", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"com.example.thread":{"latest_event":{"type":"m.room.message","content":{"body":"forged"}}},"m.reference":{"chunk":[]}}}`}, []string{`"hello"`, "m.reference"}, "forged", false, true},
+		{"an encrypted redaction", in{mlsRoom, "$redacts", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"m.notice"`}, `"redacts"`, true, true},
 		{"keys that differ in case", in{mlsRoom, "$x", "@a:x", "m.room.message", `{"body":"hi"}`, `,"Type":"m.room.redaction","State_Key":""`}, []string{"[not encrypted] hi"}, "", false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -43,7 +43,8 @@ func wait(w http.ResponseWriter, text string) {
 func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 	var tooLarge *http.MaxBytesError
 	switch {
-	case r.Context().Err() != nil: // the client went away
+	case r.Context().Err() != nil:
+		s.stopped(w)
 	case errors.As(err, &tooLarge):
 		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", fmt.Sprintf("the request has more than %d bytes", tooLarge.Limit))
 	default:
@@ -52,11 +53,34 @@ func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
+// stopped answers a request that was broken off: the client went away and does
+// not see it, or the proxy stops.
+func (s *Server) stopped(w http.ResponseWriter) {
+	refuse(w, http.StatusServiceUnavailable, "M_UNKNOWN", "it is being stopped; try again")
+}
+
+// upstream marks the errors of the way to the homeserver.
+type upstream struct{ http.RoundTripper }
+
+type upstreamError struct{ error }
+
+func (e *upstreamError) Unwrap() error { return e.error }
+
+// RoundTrip implements http.RoundTripper.
+func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := u.RoundTripper.RoundTrip(r)
+	if err != nil {
+		err = &upstreamError{err}
+	}
+	return resp, err
+}
+
 // isNetwork tells whether an error is of the way to the homeserver.
 func isNetwork(err error) bool {
 	var u *url.Error
 	var op *net.OpError
-	return errors.As(err, &u) || errors.As(err, &op)
+	var up *upstreamError
+	return errors.As(err, &u) || errors.As(err, &op) || errors.As(err, &up)
 }
 
 // redact writes an error without the address that it happened at: a query may

@@ -25,7 +25,8 @@ type createRequest struct {
 	Alias      string            `json:"room_alias_name"`
 	Invite3PID []json.RawMessage `json:"invite_3pid"`
 	Creation   struct {
-		Type string `json:"type"`
+		Type     string `json:"type"`
+		Federate *bool  `json:"m.federate"`
 	} `json:"creation_content"`
 	State []createState `json:"initial_state"`
 }
@@ -77,6 +78,8 @@ func (req *createRequest) unfit() string {
 		return "only a user's id can be invited to an encrypted room"
 	case req.Creation.Type != "":
 		return "a room of the type " + req.Creation.Type + " cannot be encrypted"
+	case req.Creation.Federate != nil && !*req.Creation.Federate:
+		return "this proxy makes encrypted rooms that other servers can take part in; a room for this server alone it does not make"
 	}
 	return ""
 }

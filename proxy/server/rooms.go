@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -48,13 +49,16 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	if !cli.IsMLS(room) {
 		// The device may not have heard yet that it is one now.
 		if s.isPlain(w, r, sess, room) {
-			s.sendPlain(w, r, sess, body)
+			s.sendPlain(w, r, sess, room, body)
 		}
 		return
 	}
 	switch why := unsendable(eventType, body); {
 	case why != "":
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", why)
+		return
+	case r.URL.Query().Has("org.matrix.msc4140.delay"):
+		refuse(w, http.StatusBadRequest, "M_UNRECOGNIZED", "a message of an MLS room is sent at once or not at all")
 		return
 	case eventType == "m.room.redaction":
 		refuse(w, http.StatusBadRequest, "M_UNKNOWN", "redactions go by PUT …/redact/{eventId}/{txnId}")
@@ -68,7 +72,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the attached file cannot be read")
 		return
 	}
-	event, err := cli.SendOnce(ctx, room, eventType, content, string(sess.device)+"/"+txn)
+	event, err := cli.SendOnce(ctx, room, eventType, content, string(sess.device)+"/"+eventType+"/"+txn)
 	if err != nil && errors.Is(err, client.ErrNoGroup) && !sess.account.Verified(r.Context()) {
 		wait(w, "the message waits: rooms do not let the proxy's device in until it is verified; on its machine: mls-proxy --state '"+sess.account.Dir()+"' verify --recovery-key")
 		return
@@ -84,19 +88,25 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 // isPlain asks the homeserver whether a room that the MLS device does not know as
 // an MLS room is none. It answers the client if that is not certain.
 func (s *Server) isPlain(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) bool {
-	path := "/_matrix/client/v3/rooms/" + url.PathEscape(string(room)) + "/state/" + rooms.TypeEncryption + "/"
-	resp, err := s.ask(r.Context(), http.MethodGet, path, nil, sess.token, nil)
-	switch {
-	case err != nil:
-		s.failed(w, r, err)
-	case resp.status == http.StatusOK && asksForMLS(resp.body):
-		wait(w, "the room is encrypted with MLS, and the MLS device has not come to it yet")
-	case resp.status == http.StatusOK, resp.status == http.StatusNotFound && resp.code() == "M_NOT_FOUND":
-		return true
-	default:
-		s.passed(w, resp, sess)
+	for _, eventType := range []string{rooms.TypeCreate, rooms.TypeEncryption} {
+		path := "/_matrix/client/v3/rooms/" + url.PathEscape(string(room)) + "/state/" + eventType + "/"
+		resp, err := s.ask(r.Context(), http.MethodGet, path, nil, sess.token, nil)
+		if err != nil {
+			s.failed(w, r, err)
+			return false
+		}
+		err = client.CheckPlain(eventType, resp.status, resp.body)
+		switch {
+		case err == nil:
+		case resp.status == http.StatusOK:
+			wait(w, "nothing goes out in clear: "+plain(err))
+			return false
+		default:
+			s.passed(w, resp, sess)
+			return false
+		}
 	}
-	return false
+	return true
 }
 
 // unsendable says why an event must not go into an MLS room.
@@ -113,15 +123,22 @@ func unsendable(eventType string, body []byte) string {
 
 // sendPlain passes a message on into a room that is no MLS room. The guard lets
 // nothing out in clear if it has become one meanwhile.
-func (s *Server) sendPlain(w http.ResponseWriter, r *http.Request, sess *session, body []byte) {
+func (s *Server) sendPlain(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID, body []byte) {
 	body, err := s.publish(r.Context(), sess, body)
 	if err != nil {
 		s.unpublished(w, err)
 		return
 	}
-	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	r.TransferEncoding = nil
-	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: s.o.Transport})
+	if sess.account.Client().IsMLS(room) { // while a file was made public for it
+		wait(w, "the room has just become an MLS room")
+		return
+	}
+	// A connection that the homeserver has closed meanwhile is no refusal: the
+	// request is made again.
+	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	r.Body, _ = r.GetBody()
+	r.ContentLength, r.TransferEncoding = int64(len(body)), nil
+	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: upstream{s.o.Transport}})
 	proxy.ErrorHandler = s.refusal
 	proxy.ServeHTTP(w, r)
 }
@@ -131,7 +148,8 @@ func (s *Server) refusal(w http.ResponseWriter, r *http.Request, err error) {
 	var limited *client.RateLimitError
 	var homeserver mautrix.HTTPError
 	switch {
-	case r.Context().Err() != nil: // the client went away; what waits goes out later
+	case r.Context().Err() != nil: // what waits goes out later
+		s.stopped(w)
 	case errors.As(err, &limited):
 		wait(w, "the homeserver limits how much is sent")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, client.ErrClosed), errors.Is(err, client.ErrNoGroup),
@@ -180,6 +198,13 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "mls-proxy enable turns a room into an MLS room: it takes more than this event")
 			return
 		}
+		if !s.isPlain(w, r, sess, room) { // the device may not have heard yet that it is one
+			return
+		}
+	}
+	if rewrite.IsMessage(eventType) && sess.account.Client().IsMLS(room) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "state is not encrypted, so messages of an MLS room are none; send them by PUT …/send/{type}/{txnId}")
+		return
 	}
 	s.published(w, r, sess, body)
 }

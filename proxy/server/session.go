@@ -140,6 +140,10 @@ func (s *Server) withSession(w http.ResponseWriter, r *http.Request, m route.Mat
 		refuse(w, http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "this session was not made through the proxy, which has no MLS device for it: log out and in again through the proxy")
 		return
 	}
+	if errors.Is(err, account.ErrUnavailable) {
+		refuse(w, http.StatusServiceUnavailable, "M_UNKNOWN", "the MLS device of this account cannot be used now; what the proxy printed when it started says why")
+		return
+	}
 	if err != nil {
 		s.o.Log.Err(err).Msg("The state of an account cannot be read")
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the state of this account cannot be read")
