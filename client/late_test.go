@@ -189,24 +189,46 @@ func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {
 // under another one by then.
 func TestInviteAcceptedAfterTheListChanged(t *testing.T) {
 	w := newWorld(t)
-	room, alice, bob, carol := w.federated(nil)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
 	dave := w.device("dave:two.example", "DAVE1")
 	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
 	w.settle(alice, bob, carol)
 	w.send(bob, room, "under the first list")
-	w.rest()
+	first, ok := alice.rooms[room].machine.ConfigAt(alice.rooms[room].machine.Head())
+	if !ok {
+		t.Fatal("alice does not know the list")
+	}
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, testServer, "two.example", "three.example") })
+	w.settle(alice, bob, carol)
 	w.wantServers(room, []*testDevice{alice, bob, carol}, testServer, "two.example", "three.example")
 	w.send(carol, room, "under the second list")
+	// What dave enters is looked at before anything above it is final here.
+	receipts := []string{rooms.TypeAccept, rooms.TypeVote, rooms.TypeReady}
+	w.s.mu.Lock()
+	for _, kind := range receipts {
+		w.s.held[kind] = true
+	}
+	w.s.mu.Unlock()
 	w.join(dave, room)
+	for range 10 {
+		dave.turn()
+	}
+	dave.mu.Lock()
+	if m := dave.rooms[room].machine; m == nil {
+		t.Error("dave did not enter by the Welcome")
+	} else if got, ok := m.ConfigAt(federation.Ref(dave.rooms[room].rec.JoinRef)); !ok || got != first {
+		t.Errorf("dave takes the list of then for that of %s (%v), want %s", got.Short(), ok, first.Short())
+	}
+	dave.mu.Unlock()
+	w.s.mu.Lock()
+	for _, kind := range receipts {
+		w.s.held[kind] = false
+	}
+	w.s.mu.Unlock()
 	w.settle()
 	w.sameEpoch(room, alice, bob, carol, dave)
 	dave.wantTexts("under the first list", "under the second list")
 	w.wantServers(room, []*testDevice{dave}, testServer, "two.example", "three.example")
-	joined := federation.Ref(dave.rooms[room].rec.JoinRef)
-	got, _ := dave.rooms[room].machine.ConfigAt(joined)
-	if want, _ := alice.rooms[room].machine.ConfigAt(joined); got != want {
-		t.Errorf("dave takes the list of then for that of %s, want %s", got.Short(), want.Short())
-	}
 	if n := dave.Refusals()[string(rooms.RuleReceiptForged)]; n != 0 {
 		t.Errorf("%d receipts count as forged", n)
 	}
