@@ -39,6 +39,35 @@ func TestEngineJoinsAndSaysWhoItIs(t *testing.T) {
 	})
 }
 
+// TestEngineSaysItAgainOnceItMaySetState: what stands in the timeline only is
+// missed by whoever begins to follow the room later.
+func TestEngineSaysItAgainOnceItMaySetState(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
+		hs := newRoomHS()
+		m := newModule(t, dbCfg, hs)
+		const room = "!plain:mls.test"
+		hs.state(room, alice, rooms.TypeCreate, "", map[string]any{"creator": alice})
+		hs.state(room, alice, rooms.TypeMember, string(alice), map[string]any{"membership": "join"})
+		hs.state(room, alice, rooms.TypePowerLevels, "", map[string]any{"users": map[id.UserID]int{alice: 100}})
+		hs.state(room, alice, rooms.TypeMember, string(bot), map[string]any{"membership": "invite"})
+		m.settle()
+		if heads := hs.events(room, rooms.TypeHead); len(heads) != 1 || heads[0].StateKey != nil {
+			t.Fatalf("got %d heads without power, want one in the timeline", len(heads))
+		}
+		m.start() // what it remembers of its head outlives a restart
+		hs.state(room, alice, rooms.TypePowerLevels, "", map[string]any{"users": map[id.UserID]int{alice: 100}, "events": map[string]int{rooms.TypeHead: 0}})
+		m.settleFor(5 * time.Second)
+		heads := hs.events(room, rooms.TypeHead)
+		if len(heads) != 2 || heads[1].StateKey == nil || *heads[1].StateKey != string(bot) {
+			t.Fatalf("got %d heads, want a second one, as state", len(heads))
+		}
+		m.settleFor(time.Minute)
+		if got := len(hs.events(room, rooms.TypeHead)); got != len(heads) {
+			t.Errorf("the module said it %d times more", got-len(heads))
+		}
+	})
+}
+
 func TestEngineLeavesARoomOfAnotherAlgorithm(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
 		hs := newRoomHS()

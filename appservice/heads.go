@@ -49,6 +49,9 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 	if !r.publishPause.ready(now) {
 		return r.publishPause.until, nil
 	}
+	if r.data.Loose && r.data.Announced && r.state.CanSend(e.d.HS.UserID(), rooms.TypeHead, true) {
+		r.data.Announced = false // who follows the room only now did not see the one in the timeline
+	}
 	if !r.live() {
 		if r.data.Announced || !r.gap.complete {
 			return 0, nil
@@ -237,7 +240,7 @@ func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadConte
 				}
 			}
 		}
-		r.data.Announced, r.dirty = true, true
+		r.data.Announced, r.data.Loose, r.dirty = true, row.Kind == store.OutboxEvent, true
 		if then != nil {
 			then()
 		}

@@ -88,6 +88,7 @@ type roomData struct {
 	Root      *rooms.EventRef `json:"root,omitempty"`
 	Late      bool            `json:"late,omitempty"`      // it began at a published head, and Root was not seen
 	Announced bool            `json:"announced,omitempty"` // the module's keys are in the room
+	Loose     bool            `json:"loose,omitempty"`     // they are in its timeline only: the bot could not set state
 	Published federation.Ref  `json:"published"`           // head of the newest publication
 	Final     federation.Ref  `json:"final"`               // newest final of that one
 	WithTree  bool            `json:"with_tree,omitempty"` // that one held a tree of the head itself

@@ -273,6 +273,46 @@ func TestSwitchingAnUnencryptedRoom(t *testing.T) {
 	alice.wantTexts("now encrypted")
 }
 
+// TestSwitchingLetsTheModuleShowItsKeys: when the module is invited it may set its
+// head as state, or a device that follows the room only afterwards never sees
+// it; and the room is not encrypted yet, or one without a module would stay so.
+func TestSwitchingLetsTheModuleShowItsKeys(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	room := id.RoomID("!plain:" + testServer)
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+	alice.hs.putState(room, rooms.TypeMember, string(alice.UserID()), map[string]string{"membership": "join"})
+	alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+	w.s.mu.Unlock()
+	w.settle()
+	w.must(func() error { return alice.EnableMLS(w.ctx, room) })
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	bot := botOf(testServer)
+	state, invited := rooms.NewRoomState(room), false
+	for _, evt := range w.s.log {
+		if evt.RoomID != room || evt.StateKey == nil {
+			continue
+		}
+		if err := state.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content); err != nil {
+			t.Fatal(err)
+		}
+		if state.Members[bot].Membership != "" && !invited {
+			invited = true
+			if !state.CanSend(bot, rooms.TypeHead, true) {
+				t.Error("the module was invited before it could set its head as state")
+			}
+			if state.Encryption != "" {
+				t.Error("the room was encrypted before the module was invited")
+			}
+		}
+	}
+	if !invited {
+		t.Fatal("no module was invited")
+	}
+}
+
 func TestGapIsFilled(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")

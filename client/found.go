@@ -125,12 +125,23 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 	if err != nil {
 		return err
 	}
-	if m := state.Members[bot].Membership; m != rooms.MembershipJoin && m != rooms.MembershipInvite {
+	// The module comes in after it was given the power to show its keys as
+	// state, and before the room is encrypted: without one it stays as it is.
+	invite := func() error {
+		if m := state.Members[bot].Membership; m == rooms.MembershipJoin || m == rooms.MembershipInvite {
+			return nil
+		}
 		if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
 			return fmt.Errorf("%w: %w", ErrNoModule, err)
 		}
+		return nil
 	}
 	for _, change := range changes {
+		if change.Type == rooms.TypeEncryption {
+			if err := invite(); err != nil {
+				return err
+			}
+		}
 		if err := c.retry(ctx, func() error {
 			_, err := c.hs.SendState(ctx, roomID, change.Type, change.StateKey, change.Content)
 			return err
