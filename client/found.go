@@ -24,6 +24,9 @@ type CreateOptions struct {
 	Direct      bool
 	History     string // history visibility; "invited" if empty
 	Version     string // room version; DefaultRoomVersion if empty
+	// Power, if set, is laid over the room's power levels, as
+	// power_level_content_override is; see rooms.CreateOptions.
+	Power json.RawMessage
 	// Announcement lets only moderators send messages.
 	Announcement bool
 	// Policy, if set, changes the policy the group is founded with.
@@ -54,6 +57,7 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 	req, err := rooms.CreateRequest(rooms.CreateOptions{
 		Name: o.Name, Topic: o.Topic, Preset: preset, Direct: o.Direct, Version: o.Version, HistoryVisibility: o.History,
 		Bots: []id.UserID{botOf(serverOf(c.UserID()))}, Announcement: o.Announcement, Nonce: nonce,
+		Power: o.Power,
 	})
 	if err != nil {
 		return "", err

@@ -26,6 +26,9 @@ type CreateOptions struct {
 	Announcement       bool        // only moderators may send messages; handshakes stay open to all
 	Nonce              string      // unique: state with equal content is swallowed by some homeservers
 	InitialState       []StateEvent
+	// Power, if set, is laid over the power levels, as the specification says of
+	// power_level_content_override. The levels that a room with MLS needs stay.
+	Power json.RawMessage
 }
 
 // createRequest is the body of POST /createRoom.
@@ -78,7 +81,10 @@ func CreateRequest(o CreateOptions) (json.RawMessage, error) {
 	for _, t := range PowerLevelTypes() {
 		events[t] = 0
 	}
-	power := map[string]any{"events": events}
+	power, err := overridePower(o.Power, events)
+	if err != nil {
+		return nil, err
+	}
 	if o.Announcement {
 		power["events_default"] = 50
 	}
@@ -92,6 +98,54 @@ func CreateRequest(o CreateOptions) (json.RawMessage, error) {
 		Name: o.Name, Topic: o.Topic, Alias: o.Alias, Preset: o.Preset, Direct: o.Direct, Invite: invite, Version: o.Version,
 		CreationContent: map[string]any{KeyCreateAlgorithm: Algorithm}, InitialState: state, PowerLevels: power,
 	})
+}
+
+// overridePower returns power levels with those of events, and with what a
+// client wants of others.
+func overridePower(want json.RawMessage, events map[string]int) (map[string]any, error) {
+	power := map[string]any{}
+	if len(want) > 0 {
+		var all map[string]json.RawMessage
+		var known struct {
+			Events       map[string]json.RawMessage `json:"events"`
+			UsersDefault json.RawMessage            `json:"users_default"`
+		}
+		if err := decodeObject(want, &all, anyNumbers); err != nil {
+			return nil, inContent("power levels", err)
+		}
+		if err := decodeObject(want, &known, anyNumbers); err != nil {
+			return nil, inContent("power levels", err)
+		}
+		if level, err := powerLevel(known.UsersDefault); err != nil || level < 0 {
+			return nil, inContent("power levels", malformed("users_default", "is not an integer from 0 on: every member has to send handshakes"))
+		}
+		for key, value := range all {
+			power[key] = value
+		}
+		for t, raw := range known.Events {
+			level, err := powerLevel(raw)
+			if err != nil {
+				return nil, inContent("power levels", err)
+			}
+			if slices.Contains(PowerLevelTypes(), t) || t == TypeEncryption && level < 100 {
+				continue
+			}
+			events[t] = level
+		}
+	}
+	power["events"] = events
+	return power, nil
+}
+
+// powerLevel reads one level; absent is 0.
+func powerLevel(raw json.RawMessage) (level int, err error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return 0, nil
+	}
+	if err := json.Unmarshal(raw, &level); err != nil {
+		return 0, malformed("level", "is not an integer")
+	}
+	return level, nil
 }
 
 func encryptionEvent(nonce string, group []byte) (StateEvent, error) {

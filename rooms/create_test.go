@@ -47,6 +47,33 @@ func TestCreateRequest(t *testing.T) {
 	wantRule(t, err, RuleContentMalformed)
 }
 
+func TestCreateRequestWithPowerLevelsOfTheClients(t *testing.T) {
+	want := json.RawMessage(`{"users":{"@alice:example.org":100,"` + string(bob) + `":50},"invite":50,"events":{"m.room.name":0,"` + TypeCommit + `":100,"` + TypeEncryption + `":0}}`)
+	raw, err := CreateRequest(CreateOptions{Nonce: "n", Power: want})
+	must(t, err)
+	var got struct {
+		Power struct {
+			Users  map[id.UserID]int `json:"users"`
+			Events map[string]int    `json:"events"`
+			Invite int               `json:"invite"`
+		} `json:"power_level_content_override"`
+	}
+	must(t, json.Unmarshal(raw, &got))
+	p := got.Power
+	if p.Users[bob] != 50 || p.Invite != 50 || p.Events["m.room.name"] != 0 || p.Events["m.room.avatar"] != 50 {
+		t.Errorf("what was asked for is lost: %s", raw)
+	}
+	if p.Events[TypeCommit] != 0 || p.Events[TypeEncryption] != 100 {
+		t.Errorf("handshakes need %d, the encryption %d", p.Events[TypeCommit], p.Events[TypeEncryption])
+	}
+	for _, bad := range []string{`[]`, `{"users_default":-1}`, `{"users_default":"x"}`, `{"events":{"a":"b"}}`} {
+		_, err := CreateRequest(CreateOptions{Nonce: "n", Power: json.RawMessage(bad)})
+		wantRule(t, err, RuleContentMalformed)
+	}
+	_, err = CreateRequest(CreateOptions{Nonce: "n", Power: json.RawMessage(`{"events":{},"events":{}}`)})
+	wantRule(t, err, RuleHostileJSON)
+}
+
 func TestSwitchState(t *testing.T) {
 	power := json.RawMessage(`{"users":{"@alice:example.org":100},"events":{"m.room.name":30,"` + TypeCommit + `":0},"org.example.more":{"x":1},"state_default":50}`)
 	s := NewRoomState(testRoom)

@@ -441,6 +441,13 @@ func appendCanonicalString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
+// DecodeObject parses a JSON object into *out, a struct with json tags, as the
+// contents of events are parsed: keys match exactly, no key stands twice, null
+// counts as absent, unknown keys are ignored. Any number is taken. It is for
+// what is looked at here and acted on by somebody else, who might read keys that
+// differ in case, or stand twice, in another way.
+func DecodeObject(raw []byte, out any) error { return decodeObject(raw, out, anyNumbers) }
+
 // decodeObject parses a JSON object strictly into *out, a struct with json
 // tags. Keys match exactly (package encoding/json would fold case); unknown
 // keys are ignored; null counts as absent.

@@ -108,8 +108,10 @@ func (p *Plaintext) validate() error {
 // OuterRelation returns the m.relates_to of a content as far as a homeserver
 // needs it to list threads and relations: the kind of relation and the event it
 // names. A reaction has none: it is counted by its key, which stays inside, and
-// homeservers refuse an annotation without one. It returns nil if there is
-// nothing to tell. What is inside the ciphertext alone counts; see
+// homeservers refuse an annotation without one. Nothing else goes out: kinds of
+// relations that homeservers do not know, and what does not look like the id of
+// an event, stay inside. It returns nil if there is nothing to tell. What is
+// inside the ciphertext alone counts; see
 // [Plaintext.Event].
 func OuterRelation(content json.RawMessage) json.RawMessage {
 	var c struct {
@@ -127,19 +129,38 @@ func OuterRelation(content json.RawMessage) json.RawMessage {
 	}
 	r := c.Relation
 	out := map[string]any{}
-	if r.Type != "" && r.Type != "m.annotation" && r.Event != "" {
+	if (r.Type == "m.thread" || r.Type == "m.replace" || r.Type == "m.reference") && isEventID(r.Event) {
 		out["rel_type"], out["event_id"] = r.Type, r.Event
 		if r.Fallback {
 			out["is_falling_back"] = true
 		}
 	}
-	if r.Reply != nil && r.Reply.Event != "" {
+	if r.Reply != nil && isEventID(r.Reply.Event) {
 		out["m.in_reply_to"] = map[string]any{"event_id": r.Reply.Event}
 	}
-	if len(out) == 0 || optionalID("", string(r.Event), '$') != nil {
+	if len(out) == 0 {
 		return nil
 	}
 	return mustJSON(out)
+}
+
+// isEventID tells whether an id is an event's: a SHA-256 in Base64 (room
+// versions from 3 on), or a name and a server (1 and 2).
+func isEventID(event id.EventID) bool {
+	rest, ok := strings.CutPrefix(string(event), "$")
+	if !ok || len(event) > 255 {
+		return false
+	}
+	for _, c := range []byte(rest) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case strings.IndexByte("-_+/.:[]=", c) >= 0:
+		default:
+			return false
+		}
+	}
+	local, server, named := strings.Cut(rest, ":")
+	return len(rest) == 43 && !named || named && local != "" && server != ""
 }
 
 // CheckUnencrypted tells whether an event may stand unencrypted in the timeline

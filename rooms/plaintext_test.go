@@ -82,13 +82,21 @@ func TestPlaintextRefusals(t *testing.T) {
 }
 
 func TestOuterRelation(t *testing.T) {
+	one, two := "$"+strings.Repeat("A", 43), "$name:example.org"
 	for in, want := range map[string]string{
 		`{"body":"x"}`: "",
-		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"$e","key":"👍"}}`:                                                       "",
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"}},"body":"x"}`: `{"event_id":"$t","is_falling_back":true,"m.in_reply_to":{"event_id":"$r"},"rel_type":"m.thread"}`,
-		`{"m.relates_to":{"m.in_reply_to":{"event_id":"$r"}}}`:                                                                         `{"m.in_reply_to":{"event_id":"$r"}}`,
-		`{"m.relates_to":{"rel_type":"m.replace"}}`:                                                                                    "",
+		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"` + one + `","key":"👍"}}`:                                                                "",
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + two + `"}},"body":"x"}`: `{"event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + two + `"},"rel_type":"m.thread"}`,
+		`{"m.relates_to":{"m.in_reply_to":{"event_id":"` + one + `"}}}`:                                                                                  `{"m.in_reply_to":{"event_id":"` + one + `"}}`,
+		`{"m.relates_to":{"rel_type":"m.replace"}}`:                                                                                                      "",
 		`{"m.relates_to":"x"}`: "",
+		// What a client calls a relation or an event may be a text of the user's.
+		`{"m.relates_to":{"rel_type":"we meet at nine","event_id":"` + one + `"}}`:                                      "",
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$we meet at nine"}}`:                                        "",
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$we-meet-at-nine"}}`:                                        "",
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","m.in_reply_to":{"event_id":"we meet at 9"}}}`: `{"event_id":"` + one + `","rel_type":"m.thread"}`,
+		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$mls-proxy-x","m.in_reply_to":{"event_id":"` + two + `"}}}`: `{"m.in_reply_to":{"event_id":"` + two + `"}}`,
+		`{"m.relates_to":{"m.in_reply_to":{"event_id":"$` + strings.Repeat("x", 300) + `:x"}}}`:                         "",
 	} {
 		if got := string(OuterRelation(json.RawMessage(in))); got != want {
 			t.Errorf("OuterRelation(%s) = %s, want %s", in, got, want)
