@@ -253,7 +253,7 @@ func TestProxyCreatesEncryptedRooms(t *testing.T) {
 	bob := p.client(user)
 	empty := ""
 	made, err := bob.CreateRoom(s.soon(), &mautrix.ReqCreateRoom{
-		Preset: "private_chat", Topic: "A topic", Invite: []id.UserID{alice.UserID()}, InitialState: []*event.Event{
+		Preset: "private_chat", PowerLevelOverride: &event.PowerLevelsEventContent{Users: map[id.UserID]int{bob.UserID: 100, alice.UserID(): 50}}, Topic: "A topic", RoomVersion: "10", Visibility: "public", Invite: []id.UserID{alice.UserID()}, InitialState: []*event.Event{
 			{Type: event.StateEncryption, StateKey: &empty, Content: event.Content{Raw: map[string]any{"algorithm": "m.megolm.v1.aes-sha2"}}},
 			{Type: event.StateGuestAccess, StateKey: &empty, Content: event.Content{Raw: map[string]any{"guest_access": "forbidden"}}},
 		},
@@ -265,6 +265,18 @@ func TestProxyCreatesEncryptedRooms(t *testing.T) {
 		return e.Type.Type == "m.room.guest_access" && strings.Contains(string(e.Content.VeryRaw), "forbidden")
 	})
 	s.join(alice, made.RoomID, &e2e.Device{Server: p.server})
+	var listed struct{ Visibility string }
+	raw, err := bob.get("directory", "list", "room", made.RoomID)
+	s.must(err)
+	s.must(json.Unmarshal(raw, &listed))
+	if listed.Visibility != "public" {
+		t.Errorf("in the directory the room is %q", listed.Visibility)
+	}
+	for eventType, want := range map[string]string{"m.room.power_levels": `"` + string(alice.UserID()) + `":50`, "m.room.create": `"room_version":"10"`} {
+		if raw, err = bob.get("rooms", made.RoomID, "state", eventType); err != nil || !strings.Contains(string(raw), want) || strings.Contains(string(raw), "matrix-mls.v1") {
+			t.Errorf("%s is %s, %v", eventType, raw, err)
+		}
+	}
 	word := token("said")
 	s.hears(alice, bob.UserID, bob.send(made.RoomID, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": word}))
 	said, err := alice.SendText(s.soon(), made.RoomID, "answer to "+word)
@@ -325,6 +337,28 @@ func (c *plainClient) lookAround(room id.RoomID, first *event.Event, secret stri
 		if err != nil || strings.Contains(string(raw), `"type":"m.room.encrypted"`) || strings.Contains(string(raw), `"type":"io.github.matrix-mls.`) {
 			c.s.Errorf("%v: %v %s", path, err, raw)
 		}
+	}
+	// Of what the ciphertexts hold, only what the client asks for; receipts and events by the id of an edit of the proxy's.
+	stored, err := c.CreateFilter(c.s.soon(), &mautrix.Filter{Room: &mautrix.RoomFilter{Timeline: &mautrix.FilterPart{Limit: 3, Types: []event.Type{event.EventReaction}}}})
+	c.s.must(err)
+	if kept, err := c.get("user", c.UserID, "filter", stored.FilterID); err != nil || strings.Contains(string(kept), "m.room.encrypted") || !strings.Contains(string(kept), "m.reaction") {
+		c.s.Errorf("the stored filter is %s, %v", kept, err)
+	}
+	only, err := c.SyncRequest(c.s.soon(), 0, "", stored.FilterID, false, "")
+	c.s.must(err)
+	if joined := only.Rooms.Join[room]; joined == nil || len(joined.Timeline.Events) != 1 || joined.Timeline.Events[0].Type.Type != "m.reaction" {
+		c.s.Errorf("a filter for reactions gives %+v", joined)
+	}
+	own := "$mls-proxy-" + strings.TrimPrefix(string(first.ID), "$")
+	if got, err = c.GetEvent(c.s.soon(), room, id.EventID(own)); err != nil || got.ID != first.ID {
+		c.s.Errorf("the event of an edit of the proxy's: %v, %v", got, err)
+	}
+	_, err = c.MakeRequest(c.s.soon(), http.MethodPost, c.BuildClientURL("v3", "rooms", room, "receipt", "m.read", own), map[string]any{}, nil)
+	c.s.must(err)
+	_, err = c.MakeRequest(c.s.soon(), http.MethodPost, c.BuildClientURL("v3", "rooms", room, "read_markers"), map[string]any{"m.fully_read": own}, nil)
+	c.s.must(err)
+	if marker, err := c.get("user", c.UserID, "rooms", room, "account_data", "m.fully_read"); err != nil || !strings.Contains(string(marker), `"`+string(first.ID)+`"`) {
+		c.s.Errorf("the read marker is at %s, %v; want %s", marker, err, first.ID)
 	}
 	// As many events as asked for, though most of the room's are not for the client.
 	page, err := c.Messages(c.s.soon(), room, "", "", mautrix.DirectionBackward, nil, 5)
@@ -414,6 +448,16 @@ func (s *story) files(alice *e2e.Device, bob *plainClient, room id.RoomID) strin
 	s.must(err)
 	if got, err := direct.DownloadBytes(s.soon(), mxc); err != nil || !bytes.Equal(got, open) {
 		s.Errorf("in a plain room the file is %q, %v; want %q", got, err, open)
+	}
+	// A member who claims to have its key does not take it away.
+	claimed, err := alice.Send(s.soon(), room, "m.room.message", map[string]any{"msgtype": "m.file", "body": "claimed", "file": map[string]any{
+		"url": mxc.String(), "v": "v2", "iv": strings.Repeat("A", 22), "hashes": map[string]string{"sha256": strings.Repeat("A", 43)},
+		"key": map[string]any{"kty": "oct", "alg": "A256CTR", "ext": true, "key_ops": []string{"encrypt", "decrypt"}, "k": strings.Repeat("A", 43)},
+	}})
+	s.must(err)
+	bob.until("the claim", room, func(e *event.Event) bool { return e.ID == claimed })
+	if got, err := bob.DownloadBytes(s.soon(), mxc); err != nil || !bytes.Equal(got, open) {
+		s.Errorf("after a member's claim the file is %q, %v; want %q", got, err, open)
 	}
 	return inside
 }

@@ -161,6 +161,16 @@ func TestProxyLogin(t *testing.T) {
 				t.Errorf("after the last logout: %v, want %v", left, before)
 			}
 
+			// A session that another one ended does not keep the MLS device.
+			third, fourth := p.login(user), p.login(user)
+			_, err = e2e.API(s.soon(), p.server, lab.User{UserID: user.UserID, AccessToken: third.AccessToken}, http.MethodPost, "/logout", nil)
+			s.must(err)
+			_, err = fourth.Logout(s.soon())
+			s.must(err)
+			if left := s.devices(p.server, user); len(left) != len(before) {
+				t.Errorf("after the last logout with one ended elsewhere: %v, want %v", left, before)
+			}
+
 			// A wrong password makes nothing.
 			wrong := user
 			wrong.Password += "x"

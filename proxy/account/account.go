@@ -234,6 +234,9 @@ func (s *Set) Logout(ctx context.Context, user id.UserID, session id.DeviceID) e
 		return nil // nothing to end
 	}
 	left, err := a.dropSession(ctx, session)
+	if err == nil && left > 0 {
+		left, err = a.pruneSessions(ctx)
+	}
 	if err != nil || left > 0 {
 		return err
 	}

@@ -67,6 +67,33 @@ func (a *Account) dropSession(ctx context.Context, session id.DeviceID) (left in
 	return len(all), a.putSessions(ctx, all)
 }
 
+// pruneSessions forgets the clients whose devices the homeserver no longer has,
+// because another session ended theirs or the password was changed, and returns
+// how many are left. If the homeserver cannot be asked, all are.
+func (a *Account) pruneSessions(ctx context.Context) (left int, err error) {
+	resp, err := a.ident.Client().GetDevicesInfo(ctx)
+	there := map[id.DeviceID]bool{}
+	if err == nil {
+		for _, d := range resp.Devices {
+			there[d.DeviceID] = true
+		}
+	}
+	a.sessionMu.Lock()
+	defer a.sessionMu.Unlock()
+	all, listErr := a.sessions(ctx)
+	if listErr != nil {
+		return 0, listErr
+	}
+	if err != nil || !there[a.ident.DeviceID()] { // no list, or not this account's
+		return len(all), nil
+	}
+	kept := slices.DeleteFunc(slices.Clone(all), func(d id.DeviceID) bool { return !there[d] })
+	if len(kept) == len(all) {
+		return len(all), nil
+	}
+	return len(kept), a.putSessions(ctx, kept)
+}
+
 // Has tells whether a client's session was made through this proxy.
 func (a *Account) Has(ctx context.Context, session id.DeviceID) (bool, error) {
 	all, err := a.sessions(ctx)

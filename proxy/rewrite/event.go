@@ -307,7 +307,7 @@ func Replacement(notice Event, r Reading) json.RawMessage {
 	at, _ := json.Marshal(notice.Time)
 	return fields{
 		"type": quote("m.room.message"), "sender": quote(string(notice.Sender)), "origin_server_ts": at, "content": edit.raw(),
-		"event_id": quote("$mls-proxy-" + strings.TrimPrefix(string(notice.ID), "$")),
+		"event_id": quote(ownPrefix + strings.TrimPrefix(string(notice.ID), "$")),
 	}.raw()
 }
 
@@ -322,51 +322,35 @@ func IsCiphertext(raw json.RawMessage) (event id.EventID, at int64, ok bool) {
 	return id.EventID(f.text("event_id")), at, true
 }
 
-// HidesState tells whether a client must not see a state event's content, as
-// the homeserver gives it for GET …/state/{type}.
-func HidesState(room id.RoomID, eventType string, body json.RawMessage, v View) bool {
+// StateContent rewrites what a homeserver gives for GET …/state/{type}: a
+// content, or (format=event) a whole event. It returns nil if the client must not
+// see that.
+func StateContent(room id.RoomID, eventType string, body json.RawMessage, v View) json.RawMessage {
 	if strings.HasPrefix(eventType, rooms.Prefix) {
-		return true
+		return nil
 	}
-	if eventType != rooms.TypeEncryption {
-		return false
-	}
-	f, _ := parse(body)
-	return v.MLS(room) || f.text("algorithm") == rooms.Algorithm || f.object("content").text("algorithm") == rooms.Algorithm
-}
-
-// Filter lets a client's filter pass ciphertexts, which may be anything that
-// the client asks for (Matrix client-server API, "Filtering").
-func Filter(raw json.RawMessage) json.RawMessage {
-	f, ok := parse(raw)
+	f, ok := parse(body)
 	if !ok {
-		return raw
+		return body
 	}
-	passCiphertexts(f) // of /messages and the like
-	if room := f.object("room"); room != nil {
-		if timeline := room.object("timeline"); timeline != nil {
-			passCiphertexts(timeline)
-			room["timeline"] = timeline.raw()
-			f["room"] = room.raw()
+	inner := f.object("content")
+	switch eventType {
+	case rooms.TypeEncryption:
+		if v.MLS(room) || f.text("algorithm") == rooms.Algorithm || inner.text("algorithm") == rooms.Algorithm {
+			return nil
+		}
+	case rooms.TypeCreate:
+		if f.text(rooms.KeyCreateAlgorithm) == rooms.Algorithm {
+			delete(f, rooms.KeyCreateAlgorithm)
+			return f.raw()
+		}
+		if inner.text(rooms.KeyCreateAlgorithm) == rooms.Algorithm {
+			delete(inner, rooms.KeyCreateAlgorithm)
+			f["content"] = inner.raw()
+			return f.raw()
 		}
 	}
-	return f.raw()
-}
-
-func passCiphertexts(f fields) {
-	var types, not []string
-	if f.has("types") && json.Unmarshal(f["types"], &types) == nil && len(types) > 0 {
-		f["types"], _ = json.Marshal(append(types, rooms.TypeEncrypted))
-	}
-	if f.has("not_types") && json.Unmarshal(f["not_types"], &not) == nil {
-		kept := []string{}
-		for _, t := range not {
-			if t != rooms.TypeEncrypted && t != "*" && t != "m.room.*" && t != "m.*" {
-				kept = append(kept, t)
-			}
-		}
-		f["not_types"], _ = json.Marshal(kept)
-	}
+	return body
 }
 
 // TypeOf is the type of an event.

@@ -1,14 +1,41 @@
 package rewrite
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"strings"
 )
 
 // Attachment is an encrypted file that a message names.
 type Attachment struct {
-	MXC  string
+	MXC  string          // as the client is told, see [Keyed]
 	File json.RawMessage // the EncryptedFile, with its key (Matrix specification, "Sending encrypted attachments")
 	MIME string          // as the sender says
+}
+
+// keyedMark stands in addresses between a file's and the hash of its key.
+const keyedMark = "_mls_"
+
+// Keyed is an address for a file together with one key, which the homeserver does
+// not know. The same file has another address with another key: a member who
+// claims to have the key of somebody else's file makes that one no less readable.
+func Keyed(mxc string, file json.RawMessage) string {
+	sum := sha256.Sum256(file)
+	return mxc + keyedMark + hex.EncodeToString(sum[:16])
+}
+
+// Unkeyed is the address that the homeserver knows, of an address or the last
+// part of one.
+func Unkeyed(mxc string) string {
+	i := strings.LastIndex(mxc, keyedMark)
+	if i < 0 {
+		return mxc
+	}
+	if sum, err := hex.DecodeString(mxc[i+len(keyedMark):]); err != nil || len(sum) != 16 {
+		return mxc
+	}
+	return mxc[:i]
 }
 
 // Detach puts the addresses of a message's encrypted files where a client
@@ -34,6 +61,7 @@ func detach(f fields, all *[]Attachment) {
 		if mxc == "" || !file.has("key") {
 			return false
 		}
+		mxc = Keyed(mxc, in[from])
 		*all = append(*all, Attachment{MXC: mxc, File: in[from], MIME: mime})
 		in[to] = quote(mxc)
 		delete(in, from)

@@ -10,7 +10,11 @@ import (
 func TestDetachAndAttachAreOpposites(t *testing.T) {
 	sealed := `{"body":"x","file":{"url":"mxc://h/a","key":{"k":"1"},"v":"v2"},"info":{"mimetype":"image/png","thumbnail_file":{"url":"mxc://h/t","key":{"k":"2"}},"thumbnail_info":{"mimetype":"image/jpeg"}},"m.new_content":{"file":{"url":"mxc://h/n","key":{"k":"3"}}}}`
 	open, files := Detach(json.RawMessage(sealed))
-	if want := `{"body":"x","info":{"mimetype":"image/png","thumbnail_info":{"mimetype":"image/jpeg"},"thumbnail_url":"mxc://h/t"},"m.new_content":{"url":"mxc://h/n"},"url":"mxc://h/a"}`; string(open) != want {
+	at := func(mxc, key string) string {
+		return Keyed(mxc, json.RawMessage(`{"url":"`+mxc+`","key":{"k":"`+key+`"}`+map[bool]string{true: `,"v":"v2"`}[key == "1"]+`}`))
+	}
+	file, thumbnail, fresh := at("mxc://h/a", "1"), at("mxc://h/t", "2"), at("mxc://h/n", "3")
+	if want := `{"body":"x","info":{"mimetype":"image/png","thumbnail_info":{"mimetype":"image/jpeg"},"thumbnail_url":"` + thumbnail + `"},"m.new_content":{"url":"` + fresh + `"},"url":"` + file + `"}`; string(open) != want {
 		t.Errorf("detached\n%s, want\n%s", open, want)
 	}
 	keys := map[string]json.RawMessage{}
@@ -18,7 +22,7 @@ func TestDetachAndAttachAreOpposites(t *testing.T) {
 	for _, f := range files {
 		keys[f.MXC], types[f.MXC] = f.File, f.MIME
 	}
-	if len(files) != 3 || types["mxc://h/a"] != "image/png" || types["mxc://h/t"] != "image/jpeg" {
+	if len(files) != 3 || types[file] != "image/png" || types[thumbnail] != "image/jpeg" {
 		t.Errorf("files %v", types)
 	}
 	again := Attach(open, func(mxc string) (json.RawMessage, bool) { f, ok := keys[mxc]; return f, ok })
@@ -30,6 +34,22 @@ func TestDetachAndAttachAreOpposites(t *testing.T) {
 	b, _ := json.Marshal(want)
 	if string(a) != string(b) {
 		t.Errorf("attached\n%s, want\n%s", a, b)
+	}
+}
+
+func TestAnAddressGoesWithOneKey(t *testing.T) {
+	one, two := Keyed("mxc://h/a", json.RawMessage(`{"k":1}`)), Keyed("mxc://h/a", json.RawMessage(`{"k":2}`))
+	if one == two || Keyed("mxc://h/a", json.RawMessage(`{"k":1}`)) != one {
+		t.Errorf("the addresses are %s and %s", one, two)
+	}
+	for in, want := range map[string]string{
+		one: "mxc://h/a", two: "mxc://h/a", "mxc://h/a": "mxc://h/a", "mxc://h/a_mls_": "mxc://h/a_mls_", "mxc://h/a_mls_00": "mxc://h/a_mls_00",
+		"a_mls_" + strings.Repeat("0", 32): "a", "a_mls_" + strings.Repeat("x", 32): "a_mls_" + strings.Repeat("x", 32), "": "",
+		"a_mls_b_mls_" + strings.Repeat("0", 32): "a_mls_b",
+	} {
+		if got := Unkeyed(in); got != want {
+			t.Errorf("%s is %s, want %s", in, got, want)
+		}
 	}
 }
 

@@ -46,6 +46,26 @@ func (p *Page) Set(list string, events []Event) {
 	p.body[list], _ = json.Marshal(Raws(events))
 }
 
+// SetState puts state events in the place of the page's, if there are any.
+func (p *Page) SetState(events []json.RawMessage) {
+	if len(events) > 0 {
+		p.body["state"], _ = json.Marshal(events)
+	}
+}
+
+// Select leaves out of a list what was not asked for.
+func (p *Page) Select(list string, asked Selection) {
+	if !p.body.has(list) {
+		return
+	}
+	var events []Event
+	for _, raw := range p.Came(list) {
+		events = append(events, Event{Raw: raw})
+	}
+	kept, _ := asked.Keep(events)
+	p.Set(list, kept)
+}
+
 // Rewrite rewrites lists that are there.
 func (p *Page) Rewrite(v View, lists ...string) (notices []Event) {
 	for _, list := range lists {

@@ -75,10 +75,12 @@ func (s *Sync) NextBatch() string { return s.body.text("next_batch") }
 // Came are the timeline's events as the homeserver sent them.
 func (w *Window) Came() []json.RawMessage { return w.raws }
 
-// Rewrite rewrites all events.
-func (s *Sync) Rewrite(v View) {
+// Rewrite rewrites all events. Of the timelines only what was asked for stays.
+func (s *Sync) Rewrite(v View, asked Selection) {
 	for _, w := range s.windows {
 		w.Events, w.Removed = List(w.Room, w.raws, v)
+		kept, more := asked.Keep(w.Events)
+		w.Events, w.Removed = kept, w.Removed+more
 		for _, name := range stateLists {
 			if list := w.room.object(name); list != nil {
 				list["events"] = rewriteList(w.Room, list["events"], v)
@@ -121,6 +123,49 @@ func rewriteList(room id.RoomID, raw json.RawMessage, v View) json.RawMessage {
 func (w *Window) Prepend(earlier []Event, prevBatch string) {
 	w.Events = append(slices.Clone(earlier), w.Events...)
 	w.PrevBatch = prevBatch
+}
+
+// AddState adds state events, the members who sent a window's earlier events, to
+// a window.
+func (w *Window) AddState(events []Event) {
+	if len(events) == 0 {
+		return
+	}
+	name := stateLists[0]
+	for _, other := range stateLists[1:] {
+		if w.room.has(other) {
+			name = other
+		}
+	}
+	list := w.room.object(name)
+	if list == nil {
+		list = fields{}
+	}
+	var all []json.RawMessage
+	_ = json.Unmarshal(list["events"], &all)
+	raws := MergeState(all, Raws(events))
+	list["events"], _ = json.Marshal(raws)
+	w.room[name] = list.raw()
+}
+
+// MergeState adds state events to a list that has others: for each type and key
+// the first counts.
+func MergeState(have, more []json.RawMessage) []json.RawMessage {
+	key := func(raw json.RawMessage) string {
+		f, _ := parse(raw)
+		return f.text("type") + "\x00" + f.text("state_key")
+	}
+	known := map[string]bool{}
+	for _, raw := range have {
+		known[key(raw)] = true
+	}
+	for _, raw := range more {
+		if k := key(raw); !known[k] {
+			known[k] = true
+			have = append(have, raw)
+		}
+	}
+	return have
 }
 
 // Add puts an event of the proxy's own at the end of a joined room's window. A

@@ -25,6 +25,7 @@ const (
 	LogoutAll                 // ends all sessions, the MLS device's too
 	Sync                      // events come back
 	Filter                    // says which events come back
+	FilterOf                  // says which filter was stored
 	Messages                  // events come back
 	Context                   // events come back
 	Event                     // an event comes back
@@ -36,6 +37,7 @@ const (
 	Send                      // an event goes out
 	SetState                  // a state event goes out
 	SetProfile                // may name a file that the client uploaded
+	Marker                    // names events
 	Redact                    // a redaction goes out; it is not encrypted anywhere
 	Invite                    // changes who may be in a group
 	Join                      // …
@@ -199,7 +201,7 @@ var rows = []struct {
 	{"GET PUT", "c/presence/{user}/status", Stream, ""},
 	{"POST", "c/user_directory/search", Stream, ""},
 	{"POST", "c/user/{user}/filter", Filter, ""},
-	{"GET", "c/user/{user}/filter/{filter}", Stream, ""},
+	{"GET", "c/user/{user}/filter/{filter}", FilterOf, ""},
 	{"POST", "c/user/{user}/openid/request_token", Stream, ""},
 	{"GET PUT", "c/user/{user}/account_data/{type}", Stream, ""},
 	{"GET PUT", "c/user/{user}/rooms/{room}/account_data/{type}", Stream, ""},
@@ -275,8 +277,8 @@ var rows = []struct {
 	{"GET", "_matrix/client/v1/rooms/{room}/hierarchy", Stream, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/timestamp_to_event", Stream, ""},
 	{"PUT", "c/rooms/{room}/typing/{user}", Stream, ""},
-	{"POST", "c/rooms/{room}/receipt/{type}/{event}", Stream, ""},
-	{"POST", "c/rooms/{room}/read_markers", Stream, ""},
+	{"POST", "c/rooms/{room}/receipt/{type}/{event}", Marker, ""},
+	{"POST", "c/rooms/{room}/read_markers", Marker, ""},
 	{"POST", "c/rooms/{room}/report", Stream, ""},
 	{"POST", "c/rooms/{room}/report/{event}", Stream, ""},
 	{"GET PUT DELETE", "c/directory/room/{alias}", Stream, ""},

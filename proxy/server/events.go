@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -16,7 +17,12 @@ const notFound = "there is no such event in this room"
 // fetch makes the client's request. It returns nil if the client has its answer
 // already.
 func (s *Server) fetch(w http.ResponseWriter, r *http.Request, sess *session) []byte {
-	resp, err := s.again(r, nil)
+	return s.fetchWith(w, r, sess, r.URL.Query())
+}
+
+// fetchWith makes the client's request with another query.
+func (s *Server) fetchWith(w http.ResponseWriter, r *http.Request, sess *session, query url.Values) []byte {
+	resp, err := s.ask(r.Context(), r.Method, pathOf(r.Context()), query, sess.token, nil)
 	if err != nil {
 		s.failed(w, r, err)
 		return nil
@@ -30,7 +36,8 @@ func (s *Server) fetch(w http.ResponseWriter, r *http.Request, sess *session) []
 
 // context answers GET /rooms/{room}/context/{event}.
 func (s *Server) context(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
-	body := s.fetch(w, r, sess)
+	query, asked := inline(r.URL.Query())
+	body := s.fetchWith(w, r, sess, query)
 	if body == nil {
 		return
 	}
@@ -44,6 +51,8 @@ func (s *Server) context(w http.ResponseWriter, r *http.Request, sess *session, 
 		v.await(r.Context(), room, page.Came(list))
 	}
 	notices := page.Rewrite(v, "events_before", "events_after", "state")
+	page.Select("events_before", asked)
+	page.Select("events_after", asked)
 	event, ok := page.RewriteOne(v, "event")
 	if !ok {
 		refuse(w, http.StatusNotFound, "M_NOT_FOUND", notFound)
@@ -160,9 +169,12 @@ func (s *Server) stateEvent(w http.ResponseWriter, r *http.Request, sess *sessio
 		s.failed(w, r, err)
 		return
 	}
-	if resp.status == http.StatusOK && rewrite.HidesState(id.RoomID(m.Params["room"]), m.Params["type"], resp.body, s.view(r.Context(), sess)) {
-		refuse(w, http.StatusNotFound, "M_NOT_FOUND", "the room has no such state")
-		return
+	if resp.status == http.StatusOK {
+		resp.body = rewrite.StateContent(id.RoomID(m.Params["room"]), m.Params["type"], resp.body, s.view(r.Context(), sess))
+		if resp.body == nil {
+			refuse(w, http.StatusNotFound, "M_NOT_FOUND", "the room has no such state")
+			return
+		}
 	}
 	s.passed(w, resp, sess)
 }

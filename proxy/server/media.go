@@ -101,7 +101,7 @@ func (s *Server) do(req *http.Request, limit int64) (*reply, error) {
 // open fetches an encrypted file and decrypts it. A file that is not the one its
 // sender encrypted is refused. Without data and error, the homeserver refused.
 func (s *Server) open(ctx context.Context, sess *session, mxc string, media *account.Media) (data []byte, resp *reply, err error) {
-	uri, err := id.ParseContentURI(mxc)
+	uri, err := id.ParseContentURI(rewrite.Unkeyed(mxc))
 	if err != nil {
 		return nil, nil, fmt.Errorf("server: %w", err)
 	}
@@ -123,11 +123,30 @@ func (s *Server) open(ctx context.Context, sess *session, mxc string, media *acc
 
 var errNotTheFile = errors.New("server: the file at the homeserver is not the one that was encrypted")
 
+// known finds the key of a file: one that this user's client uploaded, or one at
+// an address that the client was given together with that key.
+func known(ctx context.Context, sess *session, mxc string) (*account.Media, error) {
+	media, err := sess.account.Media(ctx, mxc)
+	if media != nil && !media.Own && rewrite.Unkeyed(mxc) == mxc {
+		return nil, err // a member named it; it may be anybody's
+	}
+	return media, err
+}
+
+// ciphertext hands on a file as the homeserver has it.
+func (s *Server) ciphertext(w http.ResponseWriter, r *http.Request, m route.Match) {
+	segments := strings.Split(m.Path, "/")
+	for i, segment := range segments {
+		segments[i] = rewrite.Unkeyed(segment)
+	}
+	s.stream.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), pathKey{}, strings.Join(segments, "/"))))
+}
+
 // download decrypts files whose key this device has. A thumbnail of one is the
 // file itself: the homeserver cannot make another.
 func (s *Server) download(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
 	mxc := "mxc://" + m.Params["server"] + "/" + m.Params["media"]
-	media, err := sess.account.Media(r.Context(), mxc)
+	media, err := known(r.Context(), sess, mxc)
 	if err != nil {
 		s.o.Log.Err(err).Msg("The key of a file cannot be read")
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the file cannot be read")
@@ -185,7 +204,7 @@ func shownAs(claimed string) (kind, disposition string) {
 func (s *Server) attach(ctx context.Context, sess *session, content json.RawMessage) (json.RawMessage, error) {
 	var failed error
 	out := rewrite.Attach(content, func(mxc string) (json.RawMessage, bool) {
-		media, err := sess.account.Media(ctx, mxc)
+		media, err := known(ctx, sess, mxc)
 		if err != nil || media == nil {
 			failed = errors.Join(failed, err)
 			return nil, false
@@ -203,7 +222,7 @@ func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessag
 	return rewrite.Publish(body, func(mxc string) (string, error) {
 		media, err := sess.account.Media(ctx, mxc)
 		if err != nil || media == nil || !media.Own {
-			return mxc, err // of others, what they encrypted stays so
+			return rewrite.Unkeyed(mxc), err // of others, what they encrypted stays so
 		}
 		if media.Public != "" {
 			return media.Public, nil

@@ -46,6 +46,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	if !ok {
 		return
 	}
+	body = rewrite.Originals(body)
 	if !cli.IsMLS(room) {
 		// The device may not have heard yet that it is one now.
 		if s.isPlain(w, r, sess, room) {
@@ -202,6 +203,7 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 			return
 		}
 	}
+	body = rewrite.Originals(body)
 	if rewrite.IsMessage(eventType) && sess.account.Client().IsMLS(room) {
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "state is not encrypted, so messages of an MLS room are none; send them by PUT …/send/{type}/{txnId}")
 		return
@@ -220,7 +222,14 @@ func asksForMLS(content []byte) bool {
 	var c struct {
 		Algorithm string `json:"algorithm"`
 	}
-	return json.Unmarshal(content, &c) == nil && c.Algorithm == rooms.Algorithm
+	return rooms.DecodeObject(content, &c) == nil && c.Algorithm == rooms.Algorithm
+}
+
+// marker takes a receipt or a read marker.
+func (s *Server) marker(w http.ResponseWriter, r *http.Request, sess *session) {
+	if body, ok := read(w, r, maxRequest); ok {
+		s.forward(w, r, sess, rewrite.Originals(body))
+	}
 }
 
 // forward makes the client's request with a body that was read.
@@ -257,7 +266,7 @@ func (s *Server) member(w http.ResponseWriter, r *http.Request, sess *session, m
 		User   id.UserID `json:"user_id"`
 		Reason string    `json:"reason"`
 	}
-	if len(body) > 0 && json.Unmarshal(body, &req) != nil {
+	if len(body) > 0 && rooms.DecodeObject(body, &req) != nil {
 		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request is not JSON")
 		return
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
 )
 
@@ -129,6 +130,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := route.Classify(r.Method, r.URL.EscapedPath())
+	if event := m.Params["event"]; rewrite.Original(event) != event {
+		m = route.Classify(r.Method, strings.Replace(m.Path, "/"+event, "/"+rewrite.Original(event), 1))
+	}
 	r = r.WithContext(context.WithValue(r.Context(), pathKey{}, m.Path))
 	r.Body = http.MaxBytesReader(w, r.Body, maxStreamed)
 	s.handle(w, r, m)

@@ -114,7 +114,7 @@ func (s *Server) owner(ctx context.Context, w http.ResponseWriter, token string)
 func (s *Server) withSession(w http.ResponseWriter, r *http.Request, m route.Match) {
 	token := tokenOf(r.Header, r.URL.Query())
 	if token == "" && m.Kind == route.DownloadMedia {
-		s.stream.ServeHTTP(w, r) // what is encrypted stays so
+		s.ciphertext(w, r, m) // what is encrypted stays so
 		return
 	}
 	if token == "" {
@@ -159,7 +159,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 	case route.Sync:
 		s.sync(w, r, sess)
 	case route.Filter:
-		s.filter(w, r)
+		s.filter(w, r, sess)
+	case route.FilterOf:
+		s.filterOf(w, r, sess, m)
+	case route.Marker:
+		s.marker(w, r, sess)
 	case route.Messages:
 		s.messages(w, r, sess, room)
 	case route.Context:

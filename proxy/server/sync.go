@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -31,7 +30,12 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		return
 	}
 	v := s.view(ctx, sess)
-	query := withFilter(r.URL.Query())
+	query, asked, err := s.filtered(r, sess)
+	if err != nil {
+		s.o.Log.Err(err).Msg("A client's filter cannot be read")
+		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the stored filter cannot be read")
+		return
+	}
 	since := query.Get("since")
 	type result struct {
 		resp *reply
@@ -77,9 +81,9 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		v.await(soon, window.Room, window.Came())
 	}
 	done()
-	answer.Rewrite(v)
+	answer.Rewrite(v, asked)
 	for _, window := range answer.Windows() {
-		s.fill(v, window, since)
+		s.fill(v, window, since, asked)
 		s.shown.note(sess.tag, window.Room, window.Events)
 	}
 	s.replace(answer, v)
@@ -107,7 +111,7 @@ func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byt
 
 // fill reads earlier events into a window that lost some: it would look as if
 // nothing had been said.
-func (s *Server) fill(v *view, window *rewrite.Window, since string) {
+func (s *Server) fill(v *view, window *rewrite.Window, since string, asked rewrite.Selection) {
 	if !window.Limited || window.Removed == 0 || !window.Joined {
 		return
 	}
@@ -119,6 +123,9 @@ func (s *Server) fill(v *view, window *rewrite.Window, since string) {
 		query := url.Values{"dir": {"b"}, "from": {window.PrevBatch}, "limit": {strconv.Itoa(need)}}
 		if since != "" {
 			query.Set("to", since)
+		}
+		if asked.More != nil {
+			query.Set("filter", string(asked.More))
 		}
 		path := "/_matrix/client/v3/rooms/" + url.PathEscape(string(window.Room)) + "/messages"
 		resp, err := s.ask(v.ctx, http.MethodGet, path, query, v.sess.token, nil)
@@ -132,6 +139,9 @@ func (s *Server) fill(v *view, window *rewrite.Window, since string) {
 		came := page.Came("chunk")
 		slices.Reverse(came)
 		earlier, _ := rewrite.List(window.Room, came, v)
+		earlier, _ = asked.Keep(earlier)
+		members, _ := rewrite.List(window.Room, page.Came("state"), v)
+		window.AddState(members)
 		end := page.Text("end")
 		if end == "" || len(came) == 0 {
 			end = window.PrevBatch
@@ -143,28 +153,6 @@ func (s *Server) fill(v *view, window *rewrite.Window, since string) {
 			return
 		}
 	}
-}
-
-// withFilter lets a filter that stands in a query pass ciphertexts.
-func withFilter(query url.Values) url.Values {
-	if f := query.Get("filter"); strings.HasPrefix(f, "{") {
-		query.Set("filter", string(rewrite.Filter(json.RawMessage(f))))
-	}
-	return query
-}
-
-// filter stores a client's filter, so that it lets ciphertexts pass.
-func (s *Server) filter(w http.ResponseWriter, r *http.Request) {
-	body, ok := read(w, r, maxRequest)
-	if !ok {
-		return
-	}
-	resp, err := s.again(r, rewrite.Filter(body))
-	if err != nil {
-		s.failed(w, r, err)
-		return
-	}
-	resp.pass(w)
 }
 
 // passed hands on a refusal of the homeserver's.
@@ -179,7 +167,7 @@ func (s *Server) passed(w http.ResponseWriter, resp *reply, sess *session) {
 // as many events as the client asked for, or there are no more.
 func (s *Server) messages(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
 	v := s.view(r.Context(), sess)
-	query := withFilter(r.URL.Query())
+	query, asked := inline(r.URL.Query())
 	limit, err := strconv.Atoi(query.Get("limit"))
 	if err != nil || limit < 1 {
 		limit = 10
@@ -187,6 +175,7 @@ func (s *Server) messages(w http.ResponseWriter, r *http.Request, sess *session,
 	limit = min(limit, maxLimit)
 	var first *rewrite.Page
 	var all []rewrite.Event
+	var members []json.RawMessage // lazily loaded, of all pages
 	for range maxPages {
 		query.Set("limit", strconv.Itoa(limit-len(all)))
 		resp, err := s.ask(r.Context(), http.MethodGet, pathOf(r.Context()), query, sess.token, nil)
@@ -208,11 +197,12 @@ func (s *Server) messages(w http.ResponseWriter, r *http.Request, sess *session,
 		}
 		if first == nil {
 			first = page
-			first.Rewrite(v, "state")
 		}
+		members = rewrite.MergeState(members, page.Came("state"))
 		came := page.Came("chunk")
 		v.await(r.Context(), room, came)
 		events, _ := rewrite.List(room, came, v)
+		events, _ = asked.Keep(events)
 		all = append(all, events...)
 		end := page.Text("end")
 		first.SetText("end", end)
@@ -223,5 +213,7 @@ func (s *Server) messages(w http.ResponseWriter, r *http.Request, sess *session,
 	}
 	s.shown.note(sess.tag, room, all)
 	first.Set("chunk", all)
+	first.SetState(members)
+	first.Rewrite(v, "state")
 	s.encode(w, first)
 }

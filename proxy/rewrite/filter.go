@@ -1,0 +1,137 @@
+package rewrite
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// Filter lets a client's filter, of /sync or of one room, pass ciphertexts, which
+// may be anything that the client asks for (Matrix client-server API,
+// "Filtering"). What the client did not ask for is then left out by a
+// [Selection].
+func Filter(raw json.RawMessage) json.RawMessage {
+	f, ok := parse(raw)
+	if !ok {
+		return raw
+	}
+	passCiphertexts(f) // of /messages and the like
+	if room := f.object("room"); room != nil {
+		if timeline := room.object("timeline"); timeline != nil {
+			passCiphertexts(timeline)
+			room["timeline"] = timeline.raw()
+			f["room"] = room.raw()
+		}
+	}
+	return f.raw()
+}
+
+func passCiphertexts(f fields) {
+	var types, not []string
+	if f.has("types") && json.Unmarshal(f["types"], &types) == nil && len(types) > 0 && !matches(types, rooms.TypeEncrypted) {
+		f["types"], _ = json.Marshal(append(types, rooms.TypeEncrypted))
+	}
+	if f.has("not_types") && json.Unmarshal(f["not_types"], &not) == nil {
+		kept := []string{}
+		for _, t := range not {
+			if !glob(t, rooms.TypeEncrypted) {
+				kept = append(kept, t)
+			}
+		}
+		f["not_types"], _ = json.Marshal(kept)
+	}
+	delete(f, "contains_url") // it is inside
+}
+
+// Selection is what a client's filter says of events that may be ciphertexts at
+// the homeserver. The zero value lets all pass.
+type Selection struct {
+	types, not []string
+	some       bool // types counts
+	url        *bool
+	// More is the filter of one room, for the homeserver, by which more of a
+	// window's events are to be had; nil if there is none.
+	More json.RawMessage
+}
+
+// SelectionOf reads a filter of one room (/messages, /context).
+func SelectionOf(filter json.RawMessage) Selection {
+	f, _ := parse(filter)
+	return selection(f)
+}
+
+// TimelineOf reads a filter of /sync.
+func TimelineOf(filter json.RawMessage) Selection {
+	f, _ := parse(filter)
+	room := f.object("room")
+	timeline := room.object("timeline")
+	s := selection(timeline)
+	if timeline == nil {
+		timeline = fields{}
+	}
+	passCiphertexts(timeline)
+	delete(timeline, "limit")
+	if string(room.object("state")["lazy_load_members"]) == "true" {
+		timeline["lazy_load_members"] = json.RawMessage("true")
+	}
+	if len(timeline) > 0 {
+		s.More = timeline.raw()
+	}
+	return s
+}
+
+func selection(f fields) (s Selection) {
+	s.some = f.has("types") && json.Unmarshal(f["types"], &s.types) == nil
+	if json.Unmarshal(f["not_types"], &s.not) != nil {
+		s.not = nil
+	}
+	if json.Unmarshal(f["contains_url"], &s.url) != nil {
+		s.url = nil
+	}
+	return s
+}
+
+// Keep leaves out the events that were not asked for, and counts them.
+func (s *Selection) Keep(events []Event) (kept []Event, removed int) {
+	if !s.some && len(s.not) == 0 && s.url == nil {
+		return events, 0
+	}
+	kept = slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !s.passes(e.Raw) })
+	return kept, len(events) - len(kept)
+}
+
+func (s *Selection) passes(raw json.RawMessage) bool {
+	f, _ := parse(raw)
+	t := f.text("type")
+	if s.some && !matches(s.types, t) || matches(s.not, t) {
+		return false
+	}
+	return s.url == nil || *s.url == (f.object("content").text("url") != "")
+}
+
+func matches(patterns []string, t string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return glob(p, t) })
+}
+
+// glob matches a type with a pattern, in which * stands for any text.
+func glob(pattern, t string) bool {
+	first, rest, ok := strings.Cut(pattern, "*")
+	if !ok {
+		return pattern == t
+	}
+	if t, ok = strings.CutPrefix(t, first); !ok {
+		return false
+	}
+	parts := strings.Split(rest, "*")
+	last := parts[len(parts)-1]
+	for _, part := range parts[:len(parts)-1] {
+		_, after, found := strings.Cut(t, part)
+		if !found {
+			return false
+		}
+		t = after
+	}
+	return strings.HasSuffix(t, last)
+}
