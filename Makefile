@@ -15,6 +15,8 @@ BENCH_SIZES ?= 1000,5000
 BENCH_ROUNDS ?= 3
 # -least: of the rounds take the fastest instead of the median, on a machine that does other things, too.
 BENCH_LEAST ?=
+N ?= 50
+SCALE_DIR ?= .lab/scale-$(N)
 SOAK ?= 10
 FUZZTIME ?= 1m
 COMMIT = $(shell git rev-parse HEAD)
@@ -85,6 +87,12 @@ bench-plots: bin/benchplots ## cost against the size of the group, as docs/speed
 .PHONY: bench-federation
 bench-federation: lab-install bin/benchfederation ## what a commit costs across three homeservers, and 3 to 100 simulated ones, into docs/federation-cost.md
 	bin/benchfederation
+
+.PHONY: scale
+scale: lab-install ## one room of N=50 devices on three homeservers, what single acts cost there, and Megolm beside it (docs/scale.md)
+	@mkdir -p bin
+	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/scale
+	bin/scale -n $(N) -dir $(SCALE_DIR) -bin bin -json $(SCALE_DIR).json
 
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,6 +35,7 @@ type Device struct {
 	log     *os.File
 	suites  []mls.CipherSuite
 	through func(client.Transport) client.Transport
+	http    *http.Client
 	journal *journal
 	skipped atomic.Int64 // of the client's monotonic clock
 
@@ -52,6 +54,8 @@ type DeviceOptions struct {
 	Suites []mls.CipherSuite
 	// Through puts something between the client and its homeserver; nil: nothing.
 	Through func(client.Transport) client.Transport
+	// HTTP makes the requests; nil: a client of the device's own.
+	HTTP *http.Client
 }
 
 // NewDevice logs a user in on a new device, makes it cross-signed, and starts its client. The account is made if it is
@@ -65,10 +69,7 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 			return nil, err
 		}
 	}
-	d := &Device{
-		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through,
-		journal: &journal{since: w.since},
-	}
+	d := w.newDevice(s, user, name, o)
 	if err := d.open(ctx); err != nil {
 		return nil, err
 	}
@@ -85,6 +86,27 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("e2e: device %s of %s: %w", name, user.UserID, err), d.Stop())
+	}
+	return d, nil
+}
+
+func (w *World) newDevice(s *lab.Server, user lab.User, name string, o DeviceOptions) *Device {
+	return &Device{
+		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through, http: o.HTTP,
+		journal: &journal{since: w.since},
+	}
+}
+
+// ReopenDevice starts the client of a device that a program before this one made with NewDevice in the same work
+// directory. It keeps the user's password and recovery key to itself: the caller who needs them has written them down.
+func (w *World) ReopenDevice(ctx context.Context, server string, user lab.User, name string, o DeviceOptions) (*Device, error) {
+	d := w.newDevice(w.Server(server), user, name, o)
+	err := d.open(ctx)
+	if err == nil {
+		err = d.run(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("e2e: reopen device %s of %s: %w", name, user.UserID, err), d.Stop())
 	}
 	return d, nil
 }
@@ -110,7 +132,7 @@ func (d *Device) open(ctx context.Context) error {
 	}
 	if err == nil {
 		logger := d.logger()
-		d.Identity, err = identity.Open(ctx, identity.Options{Store: d.st, Log: &logger, Suites: d.suites})
+		d.Identity, err = identity.Open(ctx, identity.Options{Store: d.st, Log: &logger, Suites: d.suites, HTTP: d.http})
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("e2e: open the device %s: %w", d.Name, err), d.Stop())

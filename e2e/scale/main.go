@@ -1,0 +1,98 @@
+// Scale grows one MLS room on three real homeservers to many devices, measures what single acts cost there, and puts
+// beside them what Megolm costs for the same acts on the same servers.
+//
+//	scale [-n 50] [-dir .lab/scale] [-json scale.json]
+//
+// A few dozen members are whole clients of the SDK, which this one process drives. The other leaves of the tree are real
+// users and devices of the homeservers, joined to the room, cross-signed, with key packages that are claimed the ordinary
+// way; nobody runs them. What was reached is written down in the work directory: started again with the same -dir after a
+// crash, or a kill, the program goes on from there.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	o := options{}
+	flag.IntVar(&o.leaves, "n", 50, "leaves of the tree")
+	flag.IntVar(&o.perUser, "per-user", 4, "devices of each user that is not driven")
+	flag.IntVar(&o.driven, "driven", 0, "whole clients; 0: a quarter of the leaves, at least 6, at most 24")
+	flag.StringVar(&o.dir, "dir", ".lab/scale", "work directory")
+	flag.StringVar(&o.bin, "bin", "", "directory with the built programs; empty: they are built")
+	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
+	flag.BoolVar(&o.megolm, "megolm", true, "measure Megolm beside it")
+	flag.BoolVar(&o.keep, "keep", false, "leave the homeservers running")
+	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of the driven clients to this file")
+	flag.DurationVar(&o.limit, "limit", time.Hour, "give up after this time")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "scale: %v\n", err)
+		fmt.Fprintf(os.Stderr, "hint: the same command goes on where this one ended; logs are in %s\n", o.dir)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	leaves, perUser, driven int
+	dir, bin, json, profile string
+	megolm, keep            bool
+	limit                   time.Duration
+}
+
+// check completes the options.
+func (o *options) check() error {
+	if o.driven == 0 {
+		o.driven = min(max(o.leaves/4, 6), 24)
+	}
+	switch {
+	case o.driven < 3:
+		return errors.New("at least 3 clients are driven, one on each server: raise -driven")
+	case o.leaves < o.driven+2*o.perUser:
+		return fmt.Errorf("a tree of %d leaves has no room for %d driven clients and two users with %d devices each: raise -n", o.leaves, o.driven, o.perUser)
+	case o.perUser < 1 || o.perUser > 20:
+		return errors.New("-per-user takes 1 to 20")
+	}
+	var err error
+	o.dir, err = filepath.Abs(o.dir)
+	return err
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.limit)
+	defer cancel()
+	s, err := open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close(err == nil && !o.keep)) }()
+	stopProfile, err := profile(o.profile)
+	if err != nil {
+		return err
+	}
+	defer stopProfile()
+	for _, part := range []func(context.Context) error{s.people, s.build, s.measure, s.beside} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	return s.report()
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestDevicesFillTheTree(t *testing.T) {
+	for _, o := range []options{{leaves: 50, perUser: 4, driven: 12}, {leaves: 51, perUser: 4, driven: 12}, {leaves: 10, perUser: 1, driven: 3}, {leaves: 5000, perUser: 4, driven: 24}} {
+		if err := o.check(); err != nil {
+			t.Fatal(err)
+		}
+		s := &scale{options: o}
+		users, devices := 0, o.driven
+		for have := o.driven; have < o.leaves; have += o.perUser {
+			n := s.devicesOf(users)
+			if n < 1 || n > o.perUser {
+				t.Errorf("%+v: user %d has %d devices", o, users, n)
+			}
+			users, devices = users+1, devices+n
+		}
+		if devices != o.leaves {
+			t.Errorf("%+v: %d devices", o, devices)
+		}
+	}
+	for _, o := range []options{{leaves: 10, perUser: 4}, {leaves: 50, perUser: 0}, {leaves: 50, perUser: 4, driven: 2}} {
+		if err := o.check(); err == nil {
+			t.Errorf("%+v was taken", o)
+		}
+	}
+}
+
+// TestCounterCountsToDeviceMessages: one for each device, and the request arrives as it was.
+func TestCounterCountsToDeviceMessages(t *testing.T) {
+	const body = `{"messages":{"@a:x":{"D1":{"k":1},"D2":{"k":22}},"@b:x":{"D3":{}}}}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got, err := io.ReadAll(r.Body)
+		if err != nil || r.Method == http.MethodPut && string(got) != body {
+			t.Errorf("%s came as %q (%v)", r.URL.Path, got, err)
+		}
+		_, _ = io.WriteString(w, "1234567")
+	}))
+	defer server.Close()
+	c := newCounter()
+	for _, r := range []struct{ method, path, body string }{
+		{http.MethodPut, "/_matrix/client/v3/sendToDevice/m.x/1", body}, {http.MethodGet, "/_matrix/client/v3/sync", ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), r.method, server.URL+r.path, strings.NewReader(r.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	want := traffic{Requests: 1, Up: int64(len(body)), Down: 14, ToDevice: 3, ToDeviceBytes: int64(len(`{"k":1}{"k":22}{}`))}
+	if got := c.now(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// TestSpentAfterARestart: a process that was started anew counts from nothing.
+func TestSpentAfterARestart(t *testing.T) {
+	from := moment{cpu: map[string]float64{"module-syn1": 10, "module-syn2": 3, "syn1": 50}}
+	to := moment{cpu: map[string]float64{"module-syn1": 2, "module-syn2": 4, "syn1": 51}}
+	if got := spent("module-", from, to); got != 3 {
+		t.Errorf("the modules used %g s, want 3", got)
+	}
+}
+
+func TestMemoryOfThisProcess(t *testing.T) {
+	rss, peak, err := memory(os.Getpid())
+	if err != nil || rss <= 0 || peak < rss {
+		t.Errorf("%d bytes, at most %d: %v", rss, peak, err)
+	}
+}
+
+// TestReportHasARowForEachAct: and no figure is lost on the way into the table.
+func TestReportHasARowForEachAct(t *testing.T) {
+	r := &report{Leaves: 7, Costs: []*cost{{Name: "an act", Seconds: 1.5, Events: map[string]int{"a": 2, "b": 3}, Media: 2_000_000, Traffic: traffic{ToDevice: 9, ToDeviceBytes: 1234}}}, Megolm: []*cost{{Name: "another", Seconds: 12}}}
+	for _, want := range []string{"| an act | 1.50 s | 0.00 s | 0.00 s | 0.00 s | 0 B | 5 | 0 B | 2.0 MB | 9 | 1.2 kB |\n", "| another | 12 s |"} {
+		if text := r.text(); !bytes.Contains([]byte(text), []byte(want)) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	if got := median([]*cost{{Seconds: 3}, {Seconds: 1}, {Seconds: 2}}).Seconds; got != 2 {
+		t.Errorf("the median is %g", got)
+	}
+}
