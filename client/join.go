@@ -251,15 +251,18 @@ func (r *room) boundTo(own id.UserID) []byte {
 
 // usableHead returns the P.head that a newcomer joins at: of those that are
 // proven from the group's beginning the newest, in the newest era; where none is,
-// the newest that shows nothing wrong. One that lies below a final commit that
-// another proves is stale: an external commit there would undo what happened
-// since. coming means that a proof is being fetched.
+// the newest that shows nothing wrong; in either case rather of a module that is
+// on the list of the group it shows, since nobody can join at the others. One
+// that lies below a final commit that another proves is stale: an external commit
+// there would undo what happened since. coming means that a proof is being
+// fetched.
 func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, coming bool) {
 	bound := r.boundTo(c.UserID())
 	s := c.shownBy(r, bound)
 	if s.coming {
 		return "", nil, true
 	}
+	bestListed := false
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
 		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil || s.bad[bot] {
@@ -269,10 +272,15 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		if head.Snapshot.AtCommit != head.Accepted.Ref || proven == nil && bound != nil && !bytes.Equal(bound, head.Group) || s.stale(head, proven) {
 			continue
 		}
+		listed := head.Lists(bot)
 		switch had := s.by[by]; {
 		case best == nil, proven != nil && had == nil:
 		case proven == nil && had != nil:
 			continue
+		case listed != bestListed:
+			if bestListed {
+				continue
+			}
 		case head.Era != best.Era:
 			if head.Era < best.Era {
 				continue
@@ -284,7 +292,7 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		case head.Accepted.Epoch <= best.Accepted.Epoch:
 			continue
 		}
-		best, by = head, bot
+		best, by, bestListed = head, bot, listed
 	}
 	return by, best, false
 }
@@ -391,11 +399,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	if policy.Room != roomID {
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "the module shows a group of another room")
 	}
-	listed := false
-	for _, seq := range policy.Sequencers {
-		listed = listed || seq.User == string(bot)
-	}
-	if !listed {
+	if !head.Lists(bot) {
 		return errRefusedUpdate(rooms.RuleReceiptForged, fmt.Sprintf("%s is no module of the group it shows", bot))
 	}
 	parent := federation.Ref(head.Accepted.Ref)

@@ -195,6 +195,44 @@ func (d *testDevice) shownOf(r *strangeRoom) *shown {
 	return d.shownBy(r.room, nil)
 }
 
+// TestNewcomersJoinAtTheHeadOfAListedModule: a module that was taken off the list
+// follows the room and shows heads as new as the others', or newer.
+func TestNewcomersJoinAtTheHeadOfAListedModule(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.must(func() error { return alice.AddSequencers(w.ctx, room, "two.example", "three.example") })
+	w.settle()
+	w.must(func() error { return alice.DropSequencers(w.ctx, room, testServer) })
+	w.settle()
+	dropped, listed := botOf(testServer), botOf("two.example")
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 8 }) })
+	w.settle()
+	w.rest()
+	r := newcomer(w, bob, room)
+	for _, bot := range []id.UserID{dropped, listed} {
+		head := r.state.head(bot)
+		if s := bob.shownOf(r); head == nil || head.Snapshot == nil || s.by[bot] == nil {
+			t.Fatalf("%s shows no proven head: %+v", bot, head)
+		}
+		if head.Lists(bot) != (bot == listed) {
+			t.Errorf("%s is on the list of what it shows: %t", bot, head.Lists(bot))
+		}
+	}
+	if by, head := bob.look(r); head == nil || !head.Lists(by) {
+		t.Errorf("it would join at the head of %s, which is not on the list", by)
+	}
+	// The listed ones have not shown the newest epoch yet.
+	old := *r.state.head(listed)
+	for _, bot := range r.state.bots() {
+		if bot != dropped {
+			r.put(t, bot, &old)
+		}
+	}
+	if by, head := bob.look(r); head == nil || by == dropped {
+		t.Errorf("it would join at the head of %s, which is not on the list", by)
+	}
+}
+
 // TestNewcomersAreConfirmed: who joins is shown as unconfirmed until a module
 // proves the epoch, or one above it, final.
 func TestNewcomersAreConfirmed(t *testing.T) {

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"bytes"
+	"slices"
 
 	"maunium.net/go/mautrix/id"
 
@@ -53,6 +54,24 @@ func (h *HeadContent) Parse() (*mls.Message, error) {
 		return nil, refuse(RuleMediaHash, "head", "its snapshot names another tree than its GroupInfo")
 	}
 	return m, nil
+}
+
+// Lists tells whether the group that a head shows names a user as the module of
+// one of its sequencers. A module that was taken off the list goes on posting
+// heads, at which nobody can join.
+func (h *HeadContent) Lists(user id.UserID) bool {
+	m, err := h.Parse()
+	if err != nil {
+		return false
+	}
+	for _, e := range m.GroupInfo().GroupExtensions() {
+		if e.Type != ExtensionPolicy {
+			continue
+		}
+		p, err := DecodePolicy(e.Data)
+		return err == nil && slices.ContainsFunc(p.Sequencers, func(s federation.Sequencer) bool { return s.User == string(user) })
+	}
+	return false
 }
 
 // CheckSnapshot compares the hash of a tree that was fetched with the one its
