@@ -16,6 +16,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -129,11 +130,12 @@ type Client struct {
 	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
 	devs     map[id.UserID]*identity.UserDevices // as last read
 	refusals map[string]uint64
-	creating int                      // rooms that are being made
-	plain    map[id.RoomID]bool       // rooms that the guard found to be none of ours
-	steps    uint64                   // rounds of the engine
-	crashAt  func(point string) error // set by tests
-	without  map[string]bool          // rules that the simulator leaves out
+	creating int                       // rooms that are being made
+	plain    map[id.RoomID]bool        // rooms that the guard found to be none of ours
+	steps    uint64                    // rounds of the engine
+	crashAt  func(point string) error  // set by tests
+	without  map[string]bool           // rules that the simulator leaves out
+	blind    func(federation.Ref) bool // commits that it lets this device not open; nil: none
 
 	handler func(ctx context.Context, update Update)
 	updates []Update // not durable; bounded
@@ -193,7 +195,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	}
 	c.ident.OnDevicesChanged(c.devicesChanged)
 	if o.Probe != nil {
-		c.crashAt, o.Probe.Inspect, o.Probe.Woken, c.without = o.Probe.Point, c.inspect, c.woken, o.Probe.Without
+		c.crashAt, o.Probe.Inspect, o.Probe.Woken, c.without, c.blind = o.Probe.Point, c.inspect, c.woken, o.Probe.Without, o.Probe.Blind
 	}
 	return c, nil
 }

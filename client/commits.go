@@ -186,7 +186,7 @@ func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, 
 	if staged := r.staged[ref]; staged != nil {
 		return staged, nil
 	}
-	if r.blind && r.own[ref] == nil {
+	if (r.blind || c.blind != nil && c.blind(ref)) && r.own[ref] == nil {
 		return nil, errBlind
 	}
 	if own := r.own[ref]; own != nil {

@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -33,6 +34,9 @@ var errNotSynced = errors.New("client: the first sync is not done")
 
 // copied notes that another copy of this device's state is ahead.
 func (c *Client) copied(r *room, why string) {
+	if c.without[probe.Copies] {
+		return
+	}
 	fresh := !r.rec.Copied
 	r.rec.Copied, r.rec.FreshFrom, r.rec.Refresh = true, rooms.Hash{}, true
 	for _, own := range r.own {

@@ -55,6 +55,10 @@ func (w *world) policy(d *device, change func(p *rooms.Policy)) error {
 	return d.act(func(ctx context.Context) error { return d.c.ChangePolicy(ctx, w.room, change) })
 }
 
+func (w *world) list(d *device, servers []string) error {
+	return d.act(func(ctx context.Context) error { return d.c.SetSequencers(ctx, w.room, servers...) })
+}
+
 func (w *world) era(d *device, servers []string) error {
 	return d.act(func(ctx context.Context) error { return d.c.OpenEra(ctx, w.room, servers...) })
 }

@@ -49,6 +49,8 @@ type device struct {
 	life     int           // how often it was started
 	bad      bool          // its user's commits may be such that nobody can apply them
 	stranger bool          // a server let its user in
+	backup   image         // a copy of its disk; nil: none
+	restored time.Duration // when it was put back last
 	next     time.Duration // when it wants to be called, on the world's clock
 	stepAt   time.Duration // the same for Step and Flush
 	flushAt  time.Duration
@@ -87,7 +89,10 @@ func (d *device) start() {
 	if err != nil {
 		d.w.fail("open the store of %s: %v", d.name, err)
 	}
-	d.st, d.probe, d.up, d.dead = st, &probe.Client{Point: d.point, Without: map[string]bool{}}, true, false
+	d.st, d.probe, d.up, d.dead = st, &probe.Client{Point: d.point, Without: map[string]bool{}, Blind: d.blind}, true, false
+	if without := string(d.w.script.without); without != "" && d.w.lying {
+		d.probe.Without[without] = true // the others know nothing of it
+	}
 	d.c, err = client.Open(d.w.ctx, client.Options{
 		Store: st, Identity: &account{d}, Transport: &transport{d}, Log: d.w.logger(d.name),
 		Handler: func(_ context.Context, u client.Update) { d.updates = append(d.updates, u) },
@@ -170,6 +175,7 @@ func (d *device) turn() {
 			return
 		}
 		d.flushSeals()
+		d.w.raise()
 		if syncErr != nil {
 			d.w.fail("sync of %s: %v", d.name, syncErr)
 		}
@@ -199,6 +205,7 @@ func (d *device) act(fn func(ctx context.Context) error) error {
 		return errDown
 	}
 	d.flushSeals()
+	d.w.raise()
 	d.next, d.stepAt = d.w.net.Now, d.w.net.Now
 	return err
 }
@@ -310,7 +317,8 @@ func (t *transport) Send(_ context.Context, room id.RoomID, eventType, txnID str
 			if eventType == rooms.TypeEncrypted {
 				t.d.w.leak(t.d, room)
 			}
-			e := s.Send(t.d.user, room, eventType, nil, t.d.w.tamper(t.d, eventType, slices.Clone(content)))
+			sent := t.d.w.tamper(t.d, eventType, slices.Clone(content))
+			e := s.Send(t.d.user, room, eventType, nil, t.d.w.swapTag(t.d, eventType, sent))
 			if m != nil {
 				m.events = append(m.events, e.ID)
 			}

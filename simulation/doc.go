@@ -19,26 +19,35 @@
 // soft (servers soft-fail receipts, commits and statements of others, each server
 // different ones), forge (a server invites a stranger in the name of one of its
 // users, and the stranger comes) and bad (half of a member's commits are such that
-// nobody can apply them, and only members can tell). Links always delay and
-// reorder.
+// nobody can apply them, and only members can tell). From seed 200,000 on there may
+// also be half (commits of a member that half of the others cannot apply), swap
+// (servers swap the confirmation tags of their users' commits), propose (members
+// propose what is not theirs to propose), lists (an admin names the modules by
+// hand), hang (modules do nothing for minutes, and one is lost for good, so that
+// others take over), reset (state resolution forgets memberships), backup (the disk
+// of a module or a device is put back to what it was, without a word to the
+// program) and liar (a listed module accepts and votes beside what it signed,
+// withholds receipts, shows old and forged heads and proposes to remove members).
+// Links always delay and reorder.
 //
 // # Properties
 //
 // The numbers are the design's. What is claimed under fewer faults than those of
-// a run says so. Not here, but in the core's simulator (package federation) and in
-// tests of client and appservice: modules that lie, commits that half of the
-// members can apply, swapped tags, list changes by hand, backups; and with them
-// the part of 14 about stale heads.
+// a run says so.
 //
 //	 1 convergence          equal trees and keys of an epoch at all who hold it, after every turn; one head, newest final and era, at the end
 //	 2 finality             one chain of finals in an era, a final stays on the head, after every turn; no bad commit is final; progress
-//	                        at the end, claimed for two users whose leaves lasted since the newest final, else after an admin's era
+//	                        at the end, claimed for two users whose leaves lasted since the newest final, else after an admin's era;
+//	                        with a liar, and where a majority of the list is lost or was put back, after an admin's era, too. With a
+//	                        liar two commits of an era may be final, and then a device was told who lied
 //	 3 epoch monotonicity   after every turn of a device
 //	 4 no lost message      at the end: once at every device that was in by the epoch it was sent in last; nobody shows one twice;
-//	                        with soft: at every device that entered that epoch
+//	                        with soft and half: at every device that entered that epoch. A device that was put back is asked for what
+//	                        was sent since
 //	 5 server blindness     at the end: planted texts and private keys of key packages in events, media, databases and logs
 //	 6 removal              each ciphertext, where it is sent: no leaf of whom its sender has seen leave; no device holds an epoch without its leaf
-//	 7 bounded forks        the epochs that a device keeps, after every turn; the room comes to rest, and who was let in is in, at the end
+//	 7 bounded forks        the epochs that a device keeps, after every turn; the room comes to rest, and who was let in is in, at the
+//	                        end, but devices that were put back and saw that they had gone on without: they say so, and stay out
 //	 8 membership           each leaf of each epoch is a device of its user
 //	 9 no forgery           each commit removes only leaves of who has left; without devices
 //	10 bounded censorship   no commit and no message waits for ever, at the end

@@ -1,6 +1,8 @@
 package simulation
 
 import (
+	"bytes"
+	"crypto/ed25519"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,9 +34,11 @@ func (w *world) end() {
 	w.rest("after healing")
 	w.converged("after healing")
 	if w.stuck() && w.openEra() {
+		w.cured = true
 		w.rest("in a new era")
 		w.converged("in a new era")
 	}
+	w.evident()
 	w.included()
 	// Everybody says one thing more, and an admin changes something.
 	for _, d := range w.devices {
@@ -52,7 +56,7 @@ func (w *world) end() {
 	}
 	w.rest("after a commit")
 	w.converged("after a commit")
-	if after := w.finalOf(w.devices[0]); w.devices[0].member() && after == before && lasting > 1 {
+	if after := w.finalOf(w.devices[0]); w.devices[0].member() && after == before && lasting > 1 && !w.shut() {
 		broken("2 a live majority regains finality", "nothing became final after everything settled")
 	}
 	w.newcomers()
@@ -99,11 +103,46 @@ func (w *world) lasting() int {
 // vouch for what is not final, and so nothing becomes final, and beyond the
 // window nothing is committed.
 func (w *world) stuck() bool {
+	if w.shut() {
+		return true
+	}
 	if w.lasting() > 1 {
 		return false
 	}
 	return slices.ContainsFunc(w.devices, func(d *device) bool {
 		return d.in() && d.held().Machine.NewestFinal() != d.held().Machine.Head()
+	})
+}
+
+// shut tells whether the room's list of modules can make nothing final: a majority
+// of it is lost, or one of them has lied and no era has left it yet.
+func (w *world) shut() bool {
+	if w.liar() != nil && !w.cured {
+		return true
+	}
+	for _, d := range w.devices {
+		if !d.in() {
+			continue
+		}
+		m := d.held().Machine
+		if p, ok := m.PolicyAt(m.Head()); ok {
+			alive := 0
+			for _, s := range p.Sequencers {
+				if w.serves(s.Server, s.ReceiptKey) {
+					alive++
+				}
+			}
+			return alive < p.Sequencers.Quorum()
+		}
+	}
+	return false
+}
+
+// serves tells whether a server has a module that is not lost, and whose key is
+// the one that the group lists, if one is given: one that was put back has another.
+func (w *world) serves(server string, key []byte) bool {
+	return slices.ContainsFunc(w.modules, func(m *module) bool {
+		return m.server.Name == server && !m.lost && (key == nil || m.up && bytes.Equal(m.receiptKey().Public().(ed25519.PublicKey), key))
 	})
 }
 
@@ -121,7 +160,17 @@ func (w *world) openEra() bool {
 	}
 	var servers []string
 	for _, s := range p.Sequencers {
-		servers = append(servers, s.Server)
+		if w.serves(s.Server, nil) {
+			servers = append(servers, s.Server)
+		}
+	}
+	for _, m := range w.modules {
+		if len(servers) == 0 && !m.lost && m.server.Membership(w.room, m.user) == "join" {
+			servers = append(servers, m.server.Name)
+		}
+	}
+	if len(servers) == 0 {
+		return false
 	}
 	w.stats.eras++
 	_ = w.era(admin, servers)
@@ -231,6 +280,9 @@ func (w *world) included() {
 		if x.gone || w.left[x.user] || d.server.Membership(w.room, x.user) != "join" || !slices.ContainsFunc(w.admitted[x.user], stays) {
 			continue
 		}
+		if x.superseded() {
+			continue // until somebody logs in anew there
+		}
 		if !x.member() || !slices.ContainsFunc(leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == x.user && l.Cred.Device == x.id }) {
 			broken("7 bounded forks", "%s is in the room and not in the group: %+v", x.name, x.held())
 		}
@@ -275,15 +327,15 @@ func (w *world) read() {
 		}
 	}
 	for _, m := range w.messages {
-		if got[m.author] == nil || w.left[m.author.user] {
-			continue
+		if got[m.author] == nil || w.left[m.author.user] || m.at <= m.author.restored {
+			continue // or it is no more in the store that was put back
 		}
 		if len(m.refs) == 0 {
 			broken("4 no lost message", "%q of %s was never sent", m.text, m.author.name)
 		}
 		last := w.epochs[m.refs[len(m.refs)-1]]
 		for d, texts := range got {
-			if w.left[d.user] || !slices.ContainsFunc(last.leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == d.user && l.Cred.Device == d.id }) || !w.wasIn(d, m.refs[len(m.refs)-1]) {
+			if w.left[d.user] || m.at <= d.restored || !slices.ContainsFunc(last.leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == d.user && l.Cred.Device == d.id }) || !w.wasIn(d, m.refs[len(m.refs)-1]) {
 				continue
 			}
 			if texts[m.text] != 1 {
@@ -291,6 +343,15 @@ func (w *world) read() {
 			}
 		}
 	}
+}
+
+// superseded tells whether a device that was put back has seen that what it was
+// before has gone on without it: it stays out.
+func (d *device) superseded() bool {
+	return d.restored > 0 && slices.ContainsFunc(d.updates, func(u client.Update) bool {
+		warning, ok := u.(*client.Warning)
+		return ok && strings.Contains(warning.Text, "this copy stays out")
+	})
 }
 
 // became tells what became of a message at a device.
@@ -319,7 +380,7 @@ func (w *world) became(d *device, m *message) string {
 // Where servers kept commits to themselves until a module posted them again, a
 // device may have joined once more; it reads what was sent in epochs it entered.
 func (w *world) wasIn(d *device, at federation.Ref) bool {
-	if w.script.faults.soft {
+	if w.script.faults.soft || w.script.faults.half {
 		return d.checked[at]
 	}
 	for ref := range d.checked {

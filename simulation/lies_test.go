@@ -16,8 +16,9 @@ import (
 // What members and servers do that lie.
 
 // tamper changes what is sent: of the commits of a bad member half are such that
-// nobody can apply them. Their confirmation tag is wrong, and the member's signature
-// of it right, so that servers and modules see nothing of it.
+// nobody can apply them, or only some. Of the first kind the confirmation tag is
+// wrong, and the member's signature of it right, so that servers and modules see
+// nothing of it.
 func (w *world) tamper(d *device, kind string, content json.RawMessage) json.RawMessage {
 	if kind != rooms.TypeCommit || !w.lying || !d.bad || w.rng.IntN(2) == 0 {
 		return content
@@ -31,6 +32,10 @@ func (w *world) tamper(d *device, kind string, content json.RawMessage) json.Raw
 		return content
 	}
 	if s, ok := msg.Sender(); !ok || s.Type != mls.SenderTypeMember {
+		return content
+	}
+	if f := w.script.faults; f.half && (!f.bad || w.rng.IntN(2) == 0) {
+		w.halve(d, msg)
 		return content
 	}
 	const tag = 1 + 32 // a length and a SHA-256
@@ -51,6 +56,7 @@ func (w *world) tamper(d *device, kind string, content json.RawMessage) json.Raw
 	w.spoiled[ref] = true
 	w.stats.lies++
 	w.trace("%s spoils its commit: %s", d.name, ref.Short())
+	w.vouch(d, ref)
 	return raw
 }
 
@@ -115,6 +121,11 @@ func (w *world) forgeInvite(n uint32) {
 // honest ends what lies do: who lied is off from now on.
 func (w *world) honest() {
 	w.lying = false
+	clear(w.swapping)
+	if m := w.liar(); m != nil {
+		m.stop()
+		m.lost = true
+	}
 	for _, d := range w.devices {
 		if d.bad || d.stranger {
 			d.stop()

@@ -43,6 +43,12 @@ type module struct {
 	next     time.Duration
 	seen     int
 	withhold bool // it keeps its receipts to itself
+	liar     bool
+	forged   map[id.EventID]bool // what it sent behind its own back
+	posted   []json.RawMessage   // its heads
+	accept   *federation.Accept  // the newest that it signed
+	vote     *federation.Vote
+	backup   image // a copy of its disk; nil: none
 	observed
 	signed
 }
@@ -50,6 +56,7 @@ type module struct {
 func (w *world) newModule(server *simnet.Server) *module {
 	m := &module{w: w, name: "module " + server.Name, user: id.UserID("@" + rooms.BotLocalpart + ":" + server.Name), server: server, clock: w.newClock()}
 	m.disk = disk{path: filepath.Join(w.dir, fmt.Sprintf("module%d.db", len(w.modules))), node: m.name}
+	m.forged = map[id.EventID]bool{}
 	m.observed.init()
 	m.signed.init()
 	server.Bot = m.user
@@ -118,7 +125,7 @@ func (m *module) turn() {
 		}
 		if m.seen != m.server.Changes {
 			m.seen = m.server.Changes
-			for _, batch := range batches(m.server.Pushes(), 50) {
+			for _, batch := range batches(m.unaware(m.server.Pushes()), 50) {
 				if err := m.probe.Deliver(m.ctx(), batch); err != nil && !m.dead {
 					m.w.fail("%s: a transaction failed: %v", m.name, err)
 				}
@@ -132,6 +139,7 @@ func (m *module) turn() {
 			m.w.fail("%s: %v", m.name, err)
 		}
 		wait, err := m.probe.Send(m.ctx())
+		m.w.raise()
 		if err != nil && !m.dead {
 			m.w.fail("%s: %v", m.name, err)
 		}
@@ -204,9 +212,9 @@ func toModule(e *simnet.Event) *homeserver.Event {
 	return ev
 }
 
-func toModuleAll(list []*simnet.Event) (out []*homeserver.Event) {
+func (m *module) toModuleAll(list []*simnet.Event) (out []*homeserver.Event) {
 	for _, e := range list {
-		if ev := toModule(e); ev != nil {
+		if ev := toModule(e); ev != nil && !m.forged[e.ID] && !m.kept(e) {
 			out = append(out, ev)
 		}
 	}
@@ -230,6 +238,7 @@ func (b *bot) SendEvent(_ context.Context, room id.RoomID, eventType, txnID stri
 		}
 		evt = b.m.server.Once(b.m.user, txnID, func() id.EventID {
 			b.m.w.judgeModule(b.m, eventType, content)
+			b.m.note(eventType, content)
 			if b.m.withhold && b.m.withholds(eventType) {
 				return id.EventID("$withheld-" + txnID)
 			}
@@ -245,6 +254,7 @@ func (b *bot) SendState(_ context.Context, room id.RoomID, eventType, stateKey s
 		if err := b.joined(room); err != nil {
 			return err
 		}
+		b.m.note(eventType, content)
 		evt = b.m.server.Send(b.m.user, room, eventType, &stateKey, slices.Clone(content)).ID
 		return nil
 	})
@@ -254,7 +264,7 @@ func (b *bot) SendState(_ context.Context, room id.RoomID, eventType, stateKey s
 func (b *bot) Event(_ context.Context, room id.RoomID, event id.EventID) (out *homeserver.Event, err error) {
 	err = b.request("event", func() error {
 		e := b.m.server.Knows(room, event)
-		if e == nil {
+		if e == nil || b.m.forged[event] {
 			return errNone
 		}
 		out = toModule(e)
@@ -270,7 +280,7 @@ func (b *bot) Messages(_ context.Context, room id.RoomID, req homeserver.Message
 		}
 		page = &homeserver.MessagesPage{}
 		list, next := b.m.server.Page(room, b.m.user, req.From, min(req.Limit, b.m.w.page))
-		for _, e := range toModuleAll(list) {
+		for _, e := range b.m.toModuleAll(list) {
 			if len(req.Types) == 0 || slices.Contains(req.Types, e.Type) {
 				page.Events = append(page.Events, e)
 			}
@@ -286,7 +296,7 @@ func (b *bot) State(_ context.Context, room id.RoomID) (out []*homeserver.Event,
 		if err := b.joined(room); err != nil {
 			return err
 		}
-		out = toModuleAll(b.m.server.State(room))
+		out = b.m.toModuleAll(b.m.server.State(room))
 		return nil
 	})
 	return out, err

@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -25,6 +26,12 @@ const (
 	plaintext     mutant = "a device sends what it encrypts in the clear, too"
 	strangersKey  mutant = "who has a user's self-signing key adds a device"
 	kickSwallowed mutant = "a server says that it put somebody out, and does not"
+
+	promisesKept    mutant = "servers keep promises to themselves"
+	readyKept       mutant = "servers keep to themselves that modules are ready"
+	vouchedFalsely  mutant = "a second member vouches for what nobody can apply"
+	ownReceiptsKept mutant = "a server shows a module nothing of what it signed"
+	forgottenUntold mutant = "a server tells nobody of a membership that it forgot"
 )
 
 // TestPropertiesTurnRed: without a rule the property breaks that rests on it, in a
@@ -44,6 +51,13 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{probe.Barrier, "servers=2 modules=1 users=3 window=16 history=shared members", "crash 1 0\nleave 0 1 1\nsend 0\nrun 3\n", "6 removal"},
 		{probe.Forget, "servers=1 modules=1 users=2 window=3 history=shared", manyPolicies, "7 bounded forks"},
 		{strangersKey, two, "run 5\nrun 9\n", "8 membership soundness"},
+		{promisesKept, "servers=3 modules=3 users=3 window=16 history=shared lists hang", "list 0 7 0\nrun 12\nhang 0 0 0\npolicy 0 1 0\nrun 12\n", "2 a live majority regains finality"},
+		{readyKept, "servers=3 modules=3 users=3 window=16 history=shared lists", "list 0 7 0\nrun 12\n", "7 bounded forks"},
+		{vouchedFalsely, "servers=2 modules=1 users=3 window=16 history=shared bad members", "invite 2 0 0\nrun 12\n", "2 finality"},
+		{probe.Rejoin, "servers=2 modules=1 users=3 window=16 history=shared half members", "invite 2 0 0\nrun 12\n", "1 convergence"},
+		{probe.Copies, "servers=1 modules=1 users=2 window=16 history=shared backup", "backup 1 0 0\nsend 0 0 0\nrun 3\nbackup 1 0 0\nsend 0 0 0\nrun 3\n", "15 crash safety"},
+		{ownReceiptsKept, "servers=1 modules=1 users=2 window=16 history=shared backup", "backup 0 0 0\npolicy 0 1 0\nrun 9\nbackup 0 0 0\npolicy 0 0 0\nrun 9\n", "15 crash safety"},
+		{forgottenUntold, "servers=2 modules=1 users=3 window=16 history=joined members reset", "leave 0 2 1\nrun 9\ninvite 0 0 0\nrun 3\ninvite 0 0 1\nrun 9\nreset 1 1 0\nrun 9\n", "11 live proposals"},
 		{kickSwallowed, "servers=2 modules=1 users=3 window=16 history=shared members", "leave 0 2 1\nrun 9\n", "9 no forgery"},
 	} {
 		if raceEnabled && test.without != probe.Barrier {
@@ -80,7 +94,14 @@ func (w *world) mutate() {
 		}
 		w.net.Hide = func(at *simnet.Server, e *simnet.Event) bool { return at == last && slices.Contains(kinds, e.Type) }
 	}
+	everywhere := func(kind string) {
+		w.net.Hide = func(_ *simnet.Server, e *simnet.Event) bool { return e.Type == kind || e.Type == rooms.TypeRepost }
+	}
 	switch w.script.without {
+	case promisesKept:
+		everywhere(rooms.TypePromise)
+	case readyKept:
+		everywhere(rooms.TypeReady)
 	case acceptsKept:
 		keep(rooms.TypeAccept, rooms.TypeRepost)
 	case appliedKept:
@@ -100,11 +121,36 @@ func (w *world) mutate() {
 			w.fail("%v", err)
 		}
 		at.Packages = append(at.Packages, bundle.KeyPackage())
-	case probe.Barrier, probe.Forget:
+	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies:
 		for _, d := range w.devices {
 			d.probe.Without[string(w.script.without)] = true
 		}
 	}
+}
+
+// kept tells whether a server keeps an event from its module.
+func (m *module) kept(e *simnet.Event) bool {
+	return m.w.lying && m.w.script.without == ownReceiptsKept && e.Sender == m.user
+}
+
+// vouch lets a second member say that it applied what nobody can apply.
+func (w *world) vouch(by *device, ref federation.Ref) {
+	d := pick(w.devices, 0, func(d *device) bool { return d.user != by.user && d.member() })
+	if w.script.without != vouchedFalsely || d == nil {
+		return
+	}
+	h := d.held()
+	group := h.Epochs[h.Machine.Head()]
+	scope := federation.Scope{Room: string(w.room), Group: group.GroupID()}
+	a, err := rooms.SignApplied(suite, w.net.User(d.user).Devices[d.id].MLS[suite], scope, ref, group.OwnLeafIndex(), make([]byte, 32))
+	if err != nil {
+		w.fail("%v", err)
+	}
+	raw, err := rooms.Encode(rooms.AppliedOf(a))
+	if err != nil {
+		w.fail("%v", err)
+	}
+	d.server.Send(d.user, w.room, rooms.TypeApplied, nil, raw)
 }
 
 // leak says in the clear what a device encrypts.

@@ -14,23 +14,30 @@ import (
 type op uint8
 
 const (
-	opRun    op = iota // time passes
-	opSend             // somebody says something
-	opInvite           // somebody lets a user in
-	opLeave            // a user leaves, is put out, or banned
-	opLogin            // a user gets one more device, or loses it
-	opPolicy           // an admin changes the policy
-	opCrash            // a process dies at one of its next writes
-	opAway             // a device is switched off for a while
-	opSplit            // the servers do not all reach each other any more
-	opHeal             // they do
-	opLinks            // how much the links hold up
-	opSoft             // what servers keep to themselves
-	opForge            // a server lets a stranger in
+	opRun     op = iota // time passes
+	opSend              // somebody says something
+	opInvite            // somebody lets a user in
+	opLeave             // a user leaves, is put out, or banned
+	opLogin             // a user gets one more device, or loses it
+	opPolicy            // an admin changes the policy
+	opCrash             // a process dies at one of its next writes
+	opAway              // a device is switched off for a while
+	opSplit             // the servers do not all reach each other any more
+	opHeal              // they do
+	opLinks             // how much the links hold up
+	opSoft              // what servers keep to themselves
+	opForge             // a server lets a stranger in
+	opList              // an admin changes the list of sequencers by hand
+	opHang              // a module does nothing for a while, or is lost for good
+	opReset             // state resolution forgets somebody's newest membership
+	opBackup            // a disk is copied, or the copy put back
+	opPropose           // somebody proposes what is not theirs to propose
+	opSwap              // a server swaps confirmation tags, or does no more
+	opLie               // a module signs what it should not, or keeps what it should not
 	opCount
 )
 
-var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge"}
+var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge", "list", "hang", "reset", "backup", "propose", "swap", "lie"}
 
 type step struct {
 	op      op
@@ -62,12 +69,22 @@ type faults struct {
 	soft                    bool // servers soft-fail events of ours
 	forge                   bool // servers invite strangers
 	bad                     bool // a member makes commits that nobody can apply
+	half                    bool // a member makes commits that only some can apply
+	lists                   bool // lists of sequencers are changed by hand
+	hang                    bool // modules hang for minutes, and one is lost for good
+	reset                   bool // state resolution drops memberships
+	backup                  bool // disks are put back to what they were
+	propose                 bool // proposals are forged
+	swap                    bool // servers swap confirmation tags
+	liar                    bool // a listed module lies
 }
 
 func (f *faults) flags() map[string]*bool {
 	return map[string]*bool{
 		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
 		"soft": &f.soft, "forge": &f.forge, "bad": &f.bad,
+		"half": &f.half, "lists": &f.lists, "hang": &f.hang, "reset": &f.reset, "backup": &f.backup, "propose": &f.propose, "swap": &f.swap,
+		"liar": &f.liar,
 	}
 }
 
@@ -106,6 +123,11 @@ func parseFaults(s string) (f faults, err error) {
 // firstLie is the first seed in whose rooms members and servers may lie.
 const firstLie = 100_000
 
+// firstWorse is the first seed in whose rooms modules may lie and be lost, disks
+// are put back, lists are changed by hand and so on: each of these in a third of
+// the rooms, and each fault from before in a third, too.
+const firstWorse = 200_000
+
 // scriptOf makes the script of a seed.
 func scriptOf(seed int64, steps int) script {
 	rng := stepRand(seed, 1<<40)
@@ -117,7 +139,27 @@ func scriptOf(seed int64, steps int) script {
 	if seed >= firstLie {
 		f.soft, f.forge, f.bad = half(), half(), half()
 	}
+	if seed >= firstWorse {
+		f.worsen(rng)
+	}
 	return script{seed: seed, faults: f, steps: stepsOf(rng, &f, steps)}
+}
+
+// worsen draws the faults of a room from firstWorse on.
+func (f *faults) worsen(rng *rand.Rand) {
+	third := func() bool { return rng.IntN(3) == 0 }
+	f.skew = false
+	for _, b := range []*bool{
+		&f.crash, &f.split, &f.loss, &f.away, &f.members, &f.devices, &f.soft, &f.forge, &f.bad,
+		&f.half, &f.lists, &f.hang, &f.reset, &f.backup, &f.propose, &f.swap, &f.liar,
+	} {
+		*b = third()
+	}
+	if f.hang || f.liar || f.lists { // who is left goes on
+		f.servers = 3 + rng.IntN(2)
+		f.modules = f.servers
+		f.users = f.servers + rng.IntN(2)
+	}
 }
 
 func stepsOf(rng *rand.Rand, f *faults, steps int) []step {
@@ -145,6 +187,11 @@ func stepsOf(rng *rand.Rand, f *faults, steps int) []step {
 	}
 	if f.forge {
 		weights[opForge] = 2
+	}
+	for o, on := range map[op]bool{opList: f.lists, opHang: f.hang, opReset: f.reset, opBackup: f.backup, opPropose: f.propose, opSwap: f.swap, opLie: f.liar} {
+		if on {
+			weights[o] = 5
+		}
 	}
 	total := 0
 	for _, w := range weights {
@@ -224,6 +271,7 @@ func parseScript(text string) (script, error) {
 type stats struct {
 	commits, finals, messages, ciphertexts, seals, crashes, events, welcomes int
 	accepts, provisional, votes, promises, rewinds, eras, lies               int
+	lists, hangs, restores, resets                                           int
 }
 
 func (s *stats) add(o *stats) {
@@ -242,9 +290,13 @@ func (s *stats) add(o *stats) {
 	s.rewinds += o.rewinds
 	s.eras += o.eras
 	s.lies += o.lies
+	s.lists += o.lists
+	s.hangs += o.hangs
+	s.restores += o.restores
+	s.resets += o.resets
 }
 
 func (s *stats) String() string {
-	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d lies, %d events",
-		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.lies, s.events)
+	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d restores, %d modules that hung, %d lists by hand, %d memberships forgotten, %d lies, %d events",
+		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.restores, s.hangs, s.lists, s.resets, s.lies, s.events)
 }

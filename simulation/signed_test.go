@@ -10,15 +10,21 @@ import (
 // signed is what an honest module is held to: 15, no counter, promise, vote or
 // accept contradicts one before, whatever crashes there were.
 type signed struct {
-	counters map[uint64]federation.Ref
+	counters map[numbered]federation.Ref
 	promised map[federation.Ref]federation.Ballot
 	votes    map[federation.Ref]*federation.Vote
 	accepts  map[federation.Ref]map[federation.Ballot]*federation.Accept
 }
 
+// numbered is a place in the chain of receipts of one of a module's keys.
+type numbered struct {
+	key     int // 0: the first
+	counter uint64
+}
+
 func (s *signed) init() {
 	*s = signed{
-		counters: map[uint64]federation.Ref{}, promised: map[federation.Ref]federation.Ballot{},
+		counters: map[numbered]federation.Ref{}, promised: map[federation.Ref]federation.Ballot{},
 		votes: map[federation.Ref]*federation.Vote{}, accepts: map[federation.Ref]map[federation.Ballot]*federation.Accept{},
 	}
 }
@@ -34,6 +40,11 @@ func (w *world) judgeModule(m *module, kind string, content json.RawMessage) {
 	default:
 		return
 	}
+	defer func() { // the module sends from a goroutine of its own
+		if v, ok := recover().(*violation); ok {
+			w.later = v
+		}
+	}()
 	ev, err := rooms.DecodeReceipt(kind, "", content)
 	if err != nil {
 		w.fail("%s sends what is no receipt: %v", m.name, err)
@@ -49,13 +60,14 @@ func (w *world) judgeReceipt(m *module, r federation.Receipt) {
 		}
 	}
 	link, hash := r.Link(), r.Hash(federation.Scope{Room: string(w.room)})
-	if old, ok := s.counters[link.Counter]; ok {
+	at := numbered{m.keyOf(r), link.Counter}
+	if old, ok := s.counters[at]; ok {
 		if old != hash {
 			broken("15 crash safety", "%s signed two receipts with counter %d", m.name, link.Counter)
 		}
 		return // sent again, unchanged
 	}
-	s.counters[link.Counter] = hash
+	s.counters[at] = hash
 	switch r := r.(type) {
 	case *federation.Promise:
 		w.stats.promises++
@@ -75,7 +87,7 @@ func (w *world) judgeReceipt(m *module, r federation.Receipt) {
 		if last := s.votes[r.Config]; last != nil && last.Ballot == r.Ballot && (last.Ref == r.Ref || !w.extends(r.Ref, last.Ref)) {
 			broken("15 crash safety", "%s voted twice in %s", m.name, r.Ballot)
 		}
-		s.votes[r.Config] = r
+		s.votes[r.Config], m.vote = r, r
 	case *federation.Accept:
 		w.stats.accepts++
 		if r.Provisional {
@@ -91,6 +103,6 @@ func (w *world) judgeReceipt(m *module, r federation.Receipt) {
 		if last := s.accepts[r.Config][r.Ballot]; last != nil && !w.extends(r.Ref, last.Ref) {
 			broken("15 crash safety", "%s accepted two chains in %s", m.name, r.Ballot)
 		}
-		s.accepts[r.Config][r.Ballot] = r
+		s.accepts[r.Config][r.Ballot], m.accept = r, r
 	}
 }

@@ -30,9 +30,10 @@ func simulate(sc script, dir string, sum *stats) (w *world, err error) {
 	w.found()
 	w.lying = true
 	w.mutate()
-	if n := sc.faults.users; sc.faults.bad {
+	if n := sc.faults.users; sc.faults.bad || sc.faults.half {
 		w.devices[n-1].bad = true
 	}
+	w.chooseLiar()
 	for i, st := range sc.steps {
 		w.rng = stepRand(sc.seed, uint64(st.a)<<32+uint64(st.b)<<8+uint64(st.op)+1)
 		w.trace("step %d: %s %d %d %d", i, opNames[st.op], st.a, st.b, st.c)
@@ -92,6 +93,21 @@ func (w *world) step(st step) {
 		w.softFail([]int{0, 10, 30}[st.a%3])
 	case opForge:
 		w.forgeInvite(st.a)
+	case opList:
+		w.stepList(st)
+	case opHang:
+		w.stepHang(st)
+	case opReset:
+		w.stepReset(st)
+	case opBackup:
+		w.stepBackup(st)
+	case opPropose:
+		w.stepPropose(st)
+	case opSwap:
+		s := w.net.Servers[int(st.a)%len(w.net.Servers)]
+		w.swapping[s.Name] = !w.swapping[s.Name]
+	case opLie:
+		w.stepLie(st)
 	case opLinks:
 		w.net.Links = simnet.Links{
 			Delay: 20 * time.Millisecond, Jitter: []time.Duration{60, 500, 3000}[st.a%3] * time.Millisecond,

@@ -34,7 +34,9 @@ type truth struct {
 	messages []*message
 	welcomed map[string][]byte // key package → the Welcome that was sent for it
 	accepted map[federation.Ref]bool
-	spoiled  map[federation.Ref]bool // commits that nobody can apply
+	order    []federation.Ref                    // commits as they were sent
+	spoiled  map[federation.Ref]bool             // commits that nobody can apply
+	half     map[federation.Ref]map[*device]bool // commits that these cannot apply
 	secrets  secrets
 	events   int
 	digest   hash.Hash // of everything that was sent
@@ -44,7 +46,7 @@ func (t *truth) init(w *world) {
 	*t = truth{
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
-		spoiled: map[federation.Ref]bool{},
+		spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
 		secrets: secrets{known: map[string][]byte{}}, digest: sha256.New(),
 	}
 }
@@ -53,6 +55,7 @@ func (t *truth) init(w *world) {
 type commit struct {
 	ref, parent federation.Ref
 	depth       int
+	epoch       uint64
 	external    bool
 	sender      id.UserID
 	event       id.EventID
@@ -105,9 +108,16 @@ func (w *world) queued(d *device, text string) {
 func (w *world) use(d *device, s sealed) {
 	w.stats.seals++
 	if old, used := w.uses[s.use]; used && old.content != s.content {
-		broken("15 crash safety", "%s uses a key and nonce that %s has used for something else", d.name, old.by)
+		w.later = &violation{"15 crash safety", fmt.Sprintf("%s uses a key and nonce that %s has used for something else", d.name, old.by)}
 	}
 	w.uses[s.use] = usedKey{s.content, d.name}
+}
+
+// raise ends the run for what broke inside of a transaction, once that has ended.
+func (w *world) raise() {
+	if w.later != nil {
+		panic(w.later)
+	}
 }
 
 // sent hears of every event.
@@ -189,7 +199,7 @@ func (w *world) noteCommit(e *simnet.Event) {
 		}
 		content.SetInline(bundle)
 	}
-	c := &commit{sender: e.Sender, event: e.ID, at: w.net.Now}
+	c := &commit{sender: e.Sender, event: e.ID, at: w.net.Now, epoch: content.Epoch}
 	if content.Epoch == 0 {
 		info, err := mls.ParseMessage(content.GroupInfo)
 		if err != nil {
@@ -218,6 +228,7 @@ func (w *world) noteCommit(e *simnet.Event) {
 	}
 	if w.commits[c.ref] == nil {
 		w.commits[c.ref] = c
+		w.order = append(w.order, c.ref)
 		w.stats.commits++
 	}
 }
@@ -366,7 +377,7 @@ func (w *world) finality(name string, o *observed, m *federation.Machine) {
 	if !m.Extends(m.Head(), final) {
 		broken("2 finality", "%s: final %s is not on the head", name, final.Short())
 	}
-	if o.era == era && !o.final.IsZero() && !w.extends(final, o.final) && !w.extends(o.final, final) {
+	if o.era == era && !o.final.IsZero() && !w.extends(final, o.final) && !w.extends(o.final, final) && w.liar() == nil {
 		broken("2 finality", "%s: final %s gave way to %s", name, o.final.Short(), final.Short())
 	}
 	known, ok := w.finals[era]
@@ -377,6 +388,8 @@ func (w *world) finality(name string, o *observed, m *federation.Machine) {
 	case w.extends(final, known):
 		w.judgeFinals(known, final)
 		w.finals[era] = final
+	case !w.extends(known, final) && w.liar() != nil:
+		w.conflict = final // evidence of it has to be there: see evident
 	case !w.extends(known, final):
 		broken("2 finality", "%s and %s are final in one era, seen by %s", final.Short(), known.Short(), name)
 	}

@@ -31,6 +31,12 @@ type world struct {
 	calm    bool // nothing bad happens any more
 	lying   bool // who may lie does
 
+	swapping map[string]bool // servers that swap tags
+	lost     *module         // for good
+	later    *violation      // to be raised after the turn
+	cured    bool            // an era has left the list that was shut
+	conflict federation.Ref  // a final beside another, where a module lies
+
 	page     int // events of a page of /messages
 	timeline int // events of a room in one /sync
 	log      bytes.Buffer
@@ -79,8 +85,11 @@ type disk struct {
 	path, node string
 	dead       bool
 	fuse       int // points until it dies; 0: it lives
-	image      map[string][]byte
+	image      image
 }
+
+// image is what is on a disk.
+type image map[string][]byte
 
 var diskFiles = []string{"", "-wal"}
 
@@ -99,8 +108,8 @@ func (k *disk) strike(w *world, point string) bool {
 }
 
 // copy returns what is on the disk.
-func (k *disk) copy() map[string][]byte {
-	out := map[string][]byte{}
+func (k *disk) copy() image {
+	out := image{}
 	for _, suffix := range diskFiles {
 		if data, err := os.ReadFile(k.path + suffix); err == nil {
 			out[suffix] = data
@@ -248,7 +257,7 @@ func (w *world) until(limit time.Duration, cond func() bool) bool {
 func newWorld(sc script, dir string) *world {
 	w := &world{
 		script: sc, ctx: context.Background(), dir: dir, net: simnet.New(uint64(sc.seed)), rng: stepRand(sc.seed, 0), room: "!room:s1.test",
-		page: 20, timeline: 20,
+		page: 20, timeline: 20, swapping: map[string]bool{},
 	}
 	w.truth.init(w)
 	w.net.Wall = 1_790_000_000_000

@@ -24,6 +24,9 @@ type Client struct {
 	Point func(point string) error
 	// Without names rules to leave out: see the constants below.
 	Without map[string]bool
+	// Blind tells of a commit of others whether this device cannot open it: its
+	// author encrypted no path secret, or a wrong one, to it.
+	Blind func(ref federation.Ref) bool
 
 	// Inspect is set by Open. It returns what the client holds of a room, nil if
 	// it knows none. What it points to is the client's own: look, and change
@@ -37,6 +40,8 @@ type Client struct {
 const (
 	Barrier = "barrier" // nothing is sent to whom the room has put out
 	Forget  = "forget"  // epochs are forgotten beyond the window
+	Rejoin  = "rejoin"  // who cannot follow joins again
+	Copies  = "copies"  // who runs on an old copy sends nothing before it has fresh keys
 )
 
 // Held is what a client holds of a room's group.

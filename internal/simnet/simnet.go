@@ -645,14 +645,24 @@ func (s *Server) State(roomID id.RoomID) (out []*Event) {
 }
 
 // Forget lets state resolution at this server forget a user's newest membership.
-// No event tells of that.
-func (s *Server) Forget(roomID id.RoomID, user id.UserID) bool {
+// No event tells of that: clients learn of it by the state of a /sync, or, where
+// they are not told, not at all.
+func (s *Server) Forget(roomID id.RoomID, user id.UserID, told bool) bool {
 	r := s.room(roomID)
 	e := r.current(typeMember, string(user))
-	if e == nil || len(r.state[stateKey{typeMember, string(user)}]) < 2 {
+	kept := 0
+	for _, old := range r.state[stateKey{typeMember, string(user)}] {
+		if !r.dropped[old.ID] {
+			kept++
+		}
+	}
+	if e == nil || kept < 2 {
 		return false
 	}
 	r.dropped[e.ID] = true
+	if !told {
+		return true
+	}
 	s.note(r, user)
 	s.stream = append(s.stream, item{room: roomID, user: user})
 	s.Changes++
