@@ -319,7 +319,7 @@ def cmd_down(a):
 
 
 def cmd_install(a):
-    programs.install_packages(dendrite=True, synapse=True, postgres=True)
+    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=True)
     programs.synapse_python()
     programs.dendrite_program()
     programs.log("everything is installed in %s" % programs.cache_dir())

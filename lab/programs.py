@@ -71,7 +71,7 @@ def have_venv():
     return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
 
 
-def install_packages(dendrite=False, synapse=False, postgres=False):
+def install_packages(dendrite=False, synapse=False, postgres=False, browser=False):
     want = []
     if not shutil.which("openssl"):
         want.append("openssl")
@@ -83,6 +83,8 @@ def install_packages(dendrite=False, synapse=False, postgres=False):
         want.append("postgresql")
     if postgres and os.geteuid() == 0 and not shutil.which("setpriv"):
         want.append("util-linux")
+    if browser and not shutil.which("chromium"):
+        want.append("chromium")
     if not want:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):

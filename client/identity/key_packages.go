@@ -101,6 +101,24 @@ func (p *packages) expireCounts(now time.Time, after time.Duration) {
 	}
 }
 
+// Stock tells how many key packages of each suite lie at the homeserver, as it
+// said last, and how many should. Have is nil while it has not said.
+func (i *Identity) Stock() (have, want map[mls.CipherSuite]int) {
+	i.packages.mu.Lock()
+	defer i.packages.mu.Unlock()
+	want = make(map[mls.CipherSuite]int, len(i.suites))
+	if i.packages.counts != nil {
+		have = make(map[mls.CipherSuite]int, len(i.suites))
+	}
+	for _, cs := range i.suites {
+		want[cs] = i.stock[cs]
+		if have != nil {
+			have[cs] = i.packages.counts[string(rooms.SuiteKeyAlgorithm(cs))]
+		}
+	}
+	return have, want
+}
+
 // EnsureKeyPackages tops the stock at the homeserver up, and uploads a key
 // package of last resort per suite as fallback key. A homeserver without
 // fallback keys ignores those.

@@ -34,6 +34,8 @@ type Options struct {
 	Origins []string
 	// Transport goes to the homeserver; nil means http.DefaultTransport.
 	Transport http.RoundTripper
+	// Status is the page about the proxy.
+	Status Status
 	// Log never gets a token, a body or a query.
 	Log zerolog.Logger
 }
@@ -119,6 +121,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !local(r.Host) {
 		// A page whose name leads to this machine (DNS rebinding) is not this machine's.
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the proxy is reached as 127.0.0.1, [::1] or localhost only")
+		return
+	}
+	if r.URL.Path == strings.TrimSuffix(StatusPath, "/") || strings.HasPrefix(r.URL.Path, StatusPath) {
+		s.status(w, r)
 		return
 	}
 	if !s.allowOrigin(w, r) {

@@ -43,7 +43,7 @@ func newWorld(t *testing.T, origins ...string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.proxy = httptest.NewServer(New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Log: zerolog.New(&w.log)}))
+	w.proxy = httptest.NewServer(New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "it is in a file"}, Log: zerolog.New(&w.log)}))
 	t.Cleanup(w.proxy.Close)
 	return w
 }

@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -85,11 +86,42 @@ func runProxy(ctx context.Context, c *call) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
 	defer transport.CloseIdleConnections()
-	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Log: c.log})
+	status, err := c.writeStatusAddress(listener.Addr())
+	if err != nil {
+		return err
+	}
+	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Status: status, Log: c.log})
 	notes.Lock()
 	c.notef("clients log in at http://%s, with a password, instead of at %s", listener.Addr(), base)
+	c.notef("%s", clean(status.Where))
 	notes.Unlock()
 	return proxy.Serve(ctx, listener)
+}
+
+// statusName is the file with the address of the status page, whose last part is
+// a secret.
+const statusName = "status-page"
+
+// writeStatusAddress makes the address of this run's status page, and leaves it
+// where only the user of the state directory can read it.
+func (c *call) writeStatusAddress(addr net.Addr) (server.Status, error) {
+	token := rand.Text()
+	path := filepath.Join(c.state, statusName)
+	address := "http://" + addr.String() + server.StatusPath + token + "/\n"
+	err := os.MkdirAll(c.state, 0o700)
+	if err == nil {
+		// A file that somebody else may read keeps its mode when it is written to.
+		if err = os.Remove(path); errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte(address), 0o600)
+	}
+	if err != nil {
+		return server.Status{}, fmt.Errorf("leave the address of the status page: %w", err)
+	}
+	return server.Status{Token: token, Where: "the address of the status page is in " + path}, nil
 }
 
 // homeserverURL finds the base URL of what a person calls their homeserver.

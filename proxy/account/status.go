@@ -1,0 +1,74 @@
+package account
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/mls"
+)
+
+// Stock is how many key packages of a suite lie at the homeserver.
+type Stock struct {
+	Suite      mls.CipherSuite
+	Have, Want int
+	Known      bool // Have counts
+}
+
+// Status is what an account's device says of itself.
+type Status struct {
+	User     id.UserID
+	Device   id.DeviceID
+	Dir      string
+	Verified bool // as far as is known
+	Synced   bool // the device has heard from the homeserver since it was started
+	Sessions int  // of clients that use the proxy
+	Stock    []Stock
+	Refused  map[string]uint64 // events since the start, by rule
+}
+
+// All are the accounts whose devices run, by user.
+func (s *Set) All() []*Account {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*Account, 0, len(s.accounts))
+	for _, user := range slices.Sorted(maps.Keys(s.accounts)) {
+		out = append(out, s.accounts[user])
+	}
+	return out
+}
+
+// Broken are the folders of accounts that could not be opened.
+func (s *Set) Broken() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.broken))
+}
+
+// Status tells how the device is. It may ask the homeserver.
+func (a *Account) Status(ctx context.Context) (*Status, error) {
+	sessions, err := a.sessions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{
+		User: a.ident.UserID(), Device: a.ident.DeviceID(), Dir: a.dir, Verified: a.Verified(ctx), Synced: a.heard(ctx),
+		Sessions: len(sessions), Refused: a.cli.Refusals(),
+	}
+	have, want := a.ident.Stock()
+	for _, cs := range a.ident.Suites() {
+		s.Stock = append(s.Stock, Stock{Suite: cs, Have: have[cs], Want: want[cs], Known: have != nil})
+	}
+	return s, nil
+}
+
+// heard tells whether the device has heard from the homeserver since it was
+// started, or does so in a moment.
+func (a *Account) heard(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return a.Ready(ctx) == nil
+}

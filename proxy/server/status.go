@@ -1,0 +1,293 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/federation/picture"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+)
+
+// Status is the page about the proxy, for the person who runs it.
+type Status struct {
+	// Token is part of the page's address, so that neither web pages nor other
+	// users of the machine find it. Empty: there is no page.
+	Token string
+	// Where says where the address is to be found.
+	Where string
+}
+
+// StatusPath is where the status page is, without its token.
+const StatusPath = "/_mls/"
+
+// Bounds of the status page.
+const (
+	statusWait     = 10 * time.Second // for what is asked of the homeserver
+	maxRoomsShown  = 500
+	maxMemberShown = 2000
+)
+
+//go:embed status.html
+var statusHTML string
+
+var statusPages = template.Must(template.New("status").Funcs(template.FuncMap{
+	"state": roomState, "trust": trustText, "join": func(all []string) string { return strings.Join(all, ", ") },
+}).Parse(statusHTML))
+
+// status answers what begins with StatusPath. Pages from elsewhere, and other
+// users of this machine, lack the token; what a browser says of the page behind a
+// request must not be another one.
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", picture.ContentSecurityPolicy())
+	h.Set("Cache-Control", "no-store")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	site := r.Header.Get("Sec-Fetch-Site")
+	rest := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, strings.TrimSuffix(StatusPath, "/")), "/")
+	token, page, _ := strings.Cut(rest, "/")
+	switch {
+	case r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin":
+		s.page(w, http.StatusForbidden, "Not from here", "refused", "Other pages may not open this one. Open its address by itself.")
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		h.Set("Allow", "GET, HEAD")
+		s.page(w, http.StatusMethodNotAllowed, "Only to be read", "refused", "This page is only to be read.")
+	case s.o.Status.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(s.o.Status.Token)) != 1:
+		s.page(w, http.StatusForbidden, "Which address?", "refused", "The address of this page ends in a secret that is made anew at each start. "+s.o.Status.Where)
+	case page == "":
+		s.overview(w, r)
+	case page == "room":
+		s.roomPage(w, r)
+	case page == "epochs":
+		s.epochsPage(w, r)
+	default:
+		s.page(w, http.StatusNotFound, "No such page", "refused", "There is no such page here.")
+	}
+}
+
+// page writes one of the pages.
+func (s *Server) page(w http.ResponseWriter, status int, title, name string, data any) {
+	var b bytes.Buffer
+	if err := statusPages.ExecuteTemplate(&b, name, data); err != nil {
+		s.o.Log.Err(err).Msg("The status page cannot be written")
+		status, b = http.StatusInternalServerError, *bytes.NewBufferString("<h1>The page could not be written</h1>\n")
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(picture.Document(title, b.String()))
+}
+
+// home is the address of the overview.
+func (s *Server) home() string { return StatusPath + s.o.Status.Token + "/" }
+
+type overview struct {
+	Homeserver, Reached string
+	Accounts            []accountView
+	Broken              []string
+}
+
+type accountView struct {
+	*account.Status
+	Trouble string
+	Refused []count
+	Rooms   []roomView
+	More    int // rooms that are not shown
+}
+
+type count struct {
+	Rule string
+	N    uint64
+}
+
+type roomView struct {
+	client.RoomInfo
+	Link string
+}
+
+func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), statusWait)
+	defer cancel()
+	o := overview{Homeserver: s.o.Homeserver.String(), Reached: s.reached(ctx), Broken: s.o.Accounts.Broken()}
+	for _, a := range s.o.Accounts.All() {
+		o.Accounts = append(o.Accounts, s.accountView(ctx, a))
+	}
+	s.page(w, http.StatusOK, "mls-proxy", "overview", o)
+}
+
+// reached says in words whether the homeserver answers.
+func (s *Server) reached(ctx context.Context) string {
+	resp, err := s.ask(ctx, http.MethodGet, "/_matrix/client/versions", nil, "", nil)
+	switch {
+	case err != nil:
+		return "does not answer: " + redact(err)
+	case resp.status != http.StatusOK:
+		return fmt.Sprintf("answers with the error %d %s", resp.status, resp.code())
+	}
+	return "answers"
+}
+
+func (s *Server) accountView(ctx context.Context, a *account.Account) accountView {
+	v := accountView{Status: &account.Status{User: a.UserID(), Dir: a.Dir()}}
+	status, err := a.Status(ctx)
+	if err != nil {
+		v.Trouble = plain(err)
+		return v
+	}
+	v.Status = status
+	for _, rule := range slices.Sorted(maps.Keys(status.Refused)) {
+		v.Refused = append(v.Refused, count{rule, status.Refused[rule]})
+	}
+	all, err := a.Client().Rooms(ctx)
+	if err != nil {
+		v.Trouble = plain(err)
+	}
+	all = slices.DeleteFunc(all, func(info client.RoomInfo) bool {
+		return !info.MLS || info.Membership != "join" && info.Membership != "invite"
+	})
+	if v.More = len(all) - maxRoomsShown; v.More > 0 {
+		all = all[:maxRoomsShown]
+	}
+	for _, info := range all {
+		v.Rooms = append(v.Rooms, roomView{RoomInfo: info, Link: s.roomLink("room", a.UserID(), info.ID)})
+	}
+	return v
+}
+
+func (s *Server) roomLink(page string, user id.UserID, room id.RoomID) string {
+	return s.home() + page + "?" + url.Values{"user": {user.String()}, "room": {string(room)}}.Encode()
+}
+
+type roomPage struct {
+	client.RoomInfo
+	Home, Epochs string
+	User         id.UserID
+	Device       id.DeviceID
+	Code         *client.ComparisonCode
+	NoCode       string
+	Members      []client.Member
+	More         int
+	NoMembers    string
+}
+
+// asked finds the account and the room that a page is about. Without, the
+// person has an answer already.
+func (s *Server) asked(w http.ResponseWriter, r *http.Request) (a *account.Account, info client.RoomInfo, ok bool) {
+	a, err := s.o.Accounts.Get(id.UserID(r.URL.Query().Get("user")))
+	if err == nil {
+		info, err = a.Client().Room(r.Context(), id.RoomID(r.URL.Query().Get("room")))
+	}
+	if err != nil {
+		s.page(w, http.StatusNotFound, "No such room", "refused", "There is no such account or room here. "+plain(err))
+		return nil, info, false
+	}
+	return a, info, true
+}
+
+func (s *Server) roomPage(w http.ResponseWriter, r *http.Request) {
+	a, info, ok := s.asked(w, r)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), statusWait)
+	defer cancel()
+	p := roomPage{RoomInfo: info, Home: s.home(), Epochs: s.roomLink("epochs", a.UserID(), info.ID), User: a.UserID(), Device: a.Client().DeviceID()}
+	var err error
+	if p.Code, err = a.Client().ComparisonCode(ctx, info.ID); err != nil {
+		p.NoCode = plain(err)
+	}
+	if p.Members, err = a.Client().Members(ctx, info.ID); err != nil {
+		p.NoMembers = plain(err)
+	}
+	if p.More = len(p.Members) - maxMemberShown; p.More > 0 {
+		p.Members = p.Members[:maxMemberShown]
+	}
+	s.page(w, http.StatusOK, roomName(info), "room", p)
+}
+
+func roomName(info client.RoomInfo) string {
+	if info.Name != "" {
+		return info.Name
+	}
+	return string(info.ID)
+}
+
+func (s *Server) epochsPage(w http.ResponseWriter, r *http.Request) {
+	a, info, ok := s.asked(w, r)
+	if !ok {
+		return
+	}
+	p, err := a.Client().EpochPicture(r.Context(), info.ID)
+	if err != nil {
+		s.page(w, http.StatusConflict, roomName(info), "refused", "There is no picture of this room. "+plain(err))
+		return
+	}
+	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">Back to the room</a></p>` + "\n"
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(p.Page(before))
+}
+
+// roomState says in words where the device stands in a room.
+func roomState(r client.RoomInfo) string {
+	switch {
+	case r.Membership == "invite":
+		return "invited; join with a client"
+	case r.Phase == "removed":
+		return "this device was removed"
+	case r.Phase != "member":
+		return "waits to be let in"
+	}
+	text := "epoch " + strconv.FormatUint(r.Epoch, 10)
+	switch r.Status {
+	case federation.StatusFinal:
+		text += ", final"
+	case federation.StatusAccepted, federation.StatusVotable:
+		text += ", accepted"
+	case federation.StatusSideBranch:
+		text += ", provisional"
+	case federation.StatusDisplaced:
+		text += ", displaced"
+	default:
+		text += ", undecided"
+	}
+	if len(r.Blocked) > 0 {
+		text += "; sending waits"
+	}
+	return text
+}
+
+// trustText says in words how sure the device is of another.
+func trustText(m client.Member) string {
+	switch {
+	case m.Own:
+		return "this device"
+	case m.Device == "":
+		return "no device in the group"
+	}
+	switch m.Verification {
+	case client.VerifiedUser:
+		return "verified: you compared keys with this person"
+	case client.VerifiedDevice:
+		return "signed by its user, whose keys nobody compared yet"
+	case client.ChangedUser:
+		return "WARNING: the user's keys are not those known before"
+	}
+	return "NOT verified by its user"
+}
