@@ -129,6 +129,7 @@ type Client struct {
 	waiters  map[int64][]chan sendResult
 	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
 	devs     map[id.UserID]*identity.UserDevices // as last read
+	notices  deviceNotices
 	refusals map[string]uint64
 	creating int                       // rooms that are being made
 	plain    map[id.RoomID]bool        // rooms that the guard found to be none of ours

@@ -13,7 +13,6 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
-	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -208,7 +207,7 @@ func (c *Client) warnOnce(r *room, key string, u Update) {
 	if r.told == nil {
 		r.told = map[string]bool{}
 	}
-	if !r.told[key] && len(r.told) < 4096 {
+	if !r.told[key] && len(r.told) < maxTold {
 		r.told[key] = true
 		c.tell(u)
 	}
@@ -469,6 +468,11 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 			}
 		}
 	case n.state:
+		c.mu.Lock()
+		if r := c.rooms[roomID]; r != nil {
+			r.state.begin()
+		}
+		c.mu.Unlock()
 		var events []*Event
 		if events, err = c.hs.State(ctx, roomID); err == nil {
 			apply = func(r *room) {
@@ -485,15 +489,10 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 			}
 		}
 	case len(n.users) > 0:
-		var lists map[id.UserID]*identity.UserDevices
-		if lists, err = c.ident.DevicesOf(ctx, n.users); err == nil {
+		var lists *deviceLists
+		if lists, err = c.readDevices(ctx, n.users); err == nil {
 			apply = func(r *room) {
-				for user, list := range lists {
-					c.devs[user] = list
-				}
-				for _, user := range n.users {
-					r.devices[user] = true
-				}
+				c.keepDevices(r, lists)
 				r.planned = false
 			}
 		}
@@ -511,6 +510,9 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		delete(r.needs, key)
 		apply(r)
 		return
+	}
+	if n.state {
+		r.state.read = nil
 	}
 	n.fail++
 	wait := min(time.Second<<min(n.fail-1, 6), time.Minute)

@@ -30,14 +30,7 @@ func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, stag
 		Tree: tree, Parent: federation.Ref(content.Parent), Staged: staged, View: c.view(r, tree),
 	})
 	if rooms.IsOpinion(err) {
-		// The reason may be a state event that has not come yet: look once.
-		if key := "view/" + ref.String(); !r.told[key] {
-			if r.told == nil {
-				r.told = map[string]bool{}
-			}
-			r.told[key] = true
-			r.state.Known = false
-			r.want("state", &need{state: true})
+		if r.lookAtState("view/" + ref.String()) {
 			return nil, &errWait{"state:" + ref.String()}
 		}
 		return checked.Commit, err
@@ -53,6 +46,24 @@ func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, stag
 	}
 	return checked.Commit, nil
 }
+
+// lookAtState has the state read, once for each reason: what speaks against an
+// event may be a state event that has not come yet.
+func (r *room) lookAtState(reason string) bool {
+	if r.told[reason] || len(r.told) >= maxTold {
+		return false
+	}
+	if r.told == nil {
+		r.told = map[string]bool{}
+	}
+	r.told[reason] = true
+	r.state.lose()
+	r.want("state", &need{state: true})
+	return true
+}
+
+// maxTold bounds what is done once for each reason.
+const maxTold = 4096
 
 // groupInfoVerifier is an epoch: *mls.Group or *mls.PublicGroup.
 type groupInfoVerifier interface {

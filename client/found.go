@@ -180,7 +180,7 @@ func (c *Client) room(roomID id.RoomID) *room {
 // it has. It calls begun, with the lock held, once the room is marked. If the
 // own server's module does not come, those of the servers of others are invited.
 func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), begun func(), others []id.UserID) error {
-	lists, err := c.ident.DevicesOf(ctx, others)
+	lists, err := c.readDevices(ctx, others)
 	if err != nil {
 		c.log.Debug().Err(err).Stringer("room_id", roomID).Msg("The devices of invited users are not known yet")
 	}
@@ -190,8 +190,8 @@ func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *roo
 	if r.rec.Phase == phaseNone {
 		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
 		r.foundPolicy, r.foundWith = change, others
-		for user, list := range lists {
-			c.devs[user] = list
+		if lists != nil {
+			c.keepDevices(nil, lists)
 		}
 	}
 	r.foundLate = c.mono() + botWait // until then the own module has the first word

@@ -63,11 +63,15 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return &errWait{"join:"}
 	}
 	if r.state.Known {
-		if err := rooms.CheckUnsolicited(content, r.state.view, c.UserID()); err != nil {
-			return err
+		err := rooms.CheckUnsolicited(content, r.state.view, c.UserID())
+		if err == nil && r.state.membership(evt.Sender) != rooms.MembershipJoin {
+			err = errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
 		}
-		if r.state.membership(evt.Sender) != rooms.MembershipJoin {
-			return errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
+		if err != nil && r.lookAtState("welcome/"+string(evt.ID)) {
+			return &errWait{"state:" + string(evt.ID)}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if r.pending != nil && r.pending.External {

@@ -44,7 +44,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		return fmt.Errorf("client: invite: %w", err)
 	}
 	// Who they are should be known before they are let in.
-	lists, err := c.ident.DevicesOf(ctx, []id.UserID{user})
+	lists, err := c.readDevices(ctx, []id.UserID{user})
 	if err != nil {
 		return fmt.Errorf("client: devices of %s: %w", user, err)
 	}
@@ -69,15 +69,14 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	c.mu.Lock()
 	r, e, err := c.memberOf(roomID)
 	if err == nil {
-		c.devs[user] = lists[user]
-		r.devices[user] = true
+		c.keepDevices(r, lists)
 		var policy *rooms.Policy
 		if policy, err = rooms.PolicyOf(e.group); err == nil && !policy.MayAdmit(c.UserID()) {
 			err = fmt.Errorf("%w: the group's policy does not let %s admit users", ErrNotAllowed, c.UserID())
 		}
 	}
 	if err == nil {
-		err = suiteRefusal(e.group.CipherSuite(), lists[user])
+		err = suiteRefusal(e.group.CipherSuite(), c.devs[user])
 	}
 	if err == nil {
 		err = c.admitUser(r, e, user)
@@ -356,7 +355,7 @@ func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (
 	if r.rec.Membership != "join" {
 		r.rec.Membership = "join"
 		r.moved = &move{to: "join", at: c.mono()}
-		r.state.Known = false
+		r.state.lose()
 		r.comeBack()
 		r.want("state", &need{state: true})
 		if err := c.commitBatch(ctx, r, &batch{}); err != nil {
@@ -529,15 +528,13 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 		}
 	}
 	c.mu.Unlock()
-	lists, err := c.ident.DevicesOf(ctx, users)
+	lists, err := c.readDevices(ctx, users)
 	if err != nil {
 		return nil, fmt.Errorf("client: devices of the members of %s: %w", roomID, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for user, list := range lists {
-		c.devs[user] = list
-	}
+	c.keepDevices(nil, lists)
 	var out []Member
 	present := map[id.UserID]bool{}
 	notes := map[string]string{}

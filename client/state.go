@@ -28,6 +28,14 @@ type roomState struct {
 
 	room id.RoomID
 	view *rooms.RoomState
+	read *stateRead // the full state is being read
+}
+
+// stateRead is what comes while the full state is being read: the answer may be
+// from before it.
+type stateRead struct {
+	came []*Event
+	lost bool // and more that is not here
 }
 
 func newRoomState(room id.RoomID) *roomState {
@@ -50,6 +58,20 @@ func keptState(eventType string) bool {
 	return false
 }
 
+// maxCame bounds the events that are kept while the full state is being read.
+const maxCame = 10_000
+
+// begin notes that the full state is asked for now; replace ends that.
+func (s *roomState) begin() { s.read = &stateRead{} }
+
+// lose notes that state events were missed, or may have been.
+func (s *roomState) lose() {
+	s.Known = false
+	if s.read != nil {
+		s.read.lost = true
+	}
+}
+
 // set takes in a state event and reports whether it is new.
 func (s *roomState) set(evt *Event) bool {
 	if evt.StateKey == nil || !keptState(evt.Type) || len(evt.Content) > rooms.MaxEventSize {
@@ -68,6 +90,11 @@ func (s *roomState) set(evt *Event) bool {
 		return false
 	}
 	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
+	if s.read != nil && len(s.read.came) < maxCame {
+		s.read.came = append(s.read.came, evt)
+	} else if s.read != nil {
+		s.read.lost = true
+	}
 	// Content that cannot be read counts as absent: Apply sees to that.
 	_ = s.view.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content)
 	return true
@@ -88,9 +115,14 @@ func (s *roomState) rebuild() {
 
 // replace takes in the full state. What an event says never changes, so what
 // was known of one stays: Dendrite answers /state with redacted copies of the
-// state that a remote join once fetched, though nobody redacted it.
+// state that a remote join once fetched, though nobody redacted it. What came
+// since it was asked for is newer.
 func (s *roomState) replace(events []*Event) {
-	old := s.Entries
+	old, read := s.Entries, s.read
+	if read == nil {
+		read = &stateRead{}
+	}
+	s.read = nil
 	s.Entries = map[string]map[string]stateEntry{}
 	s.view = rooms.NewRoomState(s.room)
 	for _, evt := range events {
@@ -108,7 +140,10 @@ func (s *roomState) replace(events []*Event) {
 			s.setLooseHead(entry)
 		}
 	}
-	s.Known = true
+	for _, evt := range read.came {
+		s.set(evt)
+	}
+	s.Known = !read.lost
 }
 
 // setLooseHead takes in a head that stands in the timeline.

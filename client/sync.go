@@ -140,7 +140,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		}
 		if r.rec.Membership != "join" {
 			r.rec.Membership = "join"
-			r.state.Known = false
+			r.state.lose()
 			r.comeBack()
 		}
 		touched = append(touched, r)
@@ -288,7 +288,7 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 	}
 	c.checkAlgorithm(r, wasMLS, before)
 	if joined.Limited {
-		r.state.Known = false
+		r.state.lose()
 	}
 	return r
 }
@@ -598,6 +598,7 @@ func (c *Client) devicesChanged(user id.UserID) {
 	// ProcessSync calls this from the sync goroutine, which holds no lock.
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.noteDevices(user)
 	for _, r := range c.rooms {
 		if r.devices[user] {
 			delete(r.devices, user)

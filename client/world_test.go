@@ -291,6 +291,8 @@ type fakeTransport struct {
 	user    id.UserID
 	fail    error // the next request fails with it, once
 	noState bool  // it does not give a room's state
+	// stateRead is called, once, when a room's state was read and the answer is under way.
+	stateRead func()
 	// after is called when a request has had its effect: its error goes out
 	// instead of the answer.
 	after  func(kind string) error
@@ -398,8 +400,13 @@ func (t *fakeTransport) State(_ context.Context, room id.RoomID) ([]*Event, erro
 		return nil, errors.New("the homeserver does not answer")
 	}
 	t.s.mu.Lock()
-	defer t.s.mu.Unlock()
-	return sortedState(t.s.state(room, len(t.s.log))), nil
+	state := sortedState(t.s.state(room, len(t.s.log)))
+	t.s.mu.Unlock()
+	if came := t.stateRead; came != nil {
+		t.stateRead = nil
+		came()
+	}
+	return state, nil
 }
 
 func (t *fakeTransport) CreateRoom(_ context.Context, req json.RawMessage) (id.RoomID, error) {
@@ -522,6 +529,8 @@ type fakeIdentity struct {
 	limit   int // events of one room in one sync
 	bundles map[string][]byte
 	changed func(user id.UserID)
+	// read is called, once, when devices of the user were read and the answer is under way.
+	read map[id.UserID]func()
 }
 
 func (i *fakeIdentity) UserID() id.UserID     { return i.user }
@@ -561,6 +570,12 @@ func (i *fakeIdentity) DevicesOf(_ context.Context, users []id.UserID) (map[id.U
 	out := map[id.UserID]*identity.UserDevices{}
 	for _, user := range users {
 		out[user] = i.s.devicesOf(user)
+	}
+	for _, user := range users {
+		if came := i.read[user]; came != nil {
+			delete(i.read, user)
+			came()
+		}
 	}
 	return out, nil
 }

@@ -23,6 +23,7 @@ const (
 	maxUsersPerQuery = 50
 	maxDevices       = 500 // of one user that are looked at
 	maxCachedLists   = 10_000
+	maxAsked         = 3 // times that a list is asked for which changes meanwhile
 )
 
 // MasterState is what is known about a user's master key.
@@ -203,6 +204,9 @@ func (i *Identity) listsChanged(ctx context.Context, changed, left []id.UserID, 
 	if len(users) == 0 {
 		return nil
 	}
+	for _, u := range users {
+		i.lists.outdate(u) // before it is stored: an answer that is filed in between is from before
+	}
 	err := i.st.Do(ctx, func(ctx context.Context) error {
 		for _, u := range users {
 			if err := i.st.MarkDeviceListOutdated(ctx, u); err != nil {
@@ -257,14 +261,30 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 	if missing, err = i.cachedLists(ctx, missing, out); err != nil {
 		return nil, err
 	}
-	for batch := range slices.Chunk(missing, maxUsersPerQuery) {
-		failed, err := i.queryKeys(ctx, batch, askTimeout)
-		if err != nil {
-			return nil, err
+	silent := map[id.UserID]bool{}
+	for ask, try := missing, 0; len(ask) > 0 && try < maxAsked; try++ {
+		for batch := range slices.Chunk(ask, maxUsersPerQuery) {
+			failed, err := i.queryKeys(ctx, batch, askTimeout)
+			if err != nil {
+				return nil, err
+			}
+			if failed, err = i.askAlone(ctx, failed); err != nil {
+				return nil, err
+			}
+			for _, u := range failed {
+				silent[u] = true
+			}
 		}
-		if err := i.askAlone(ctx, failed); err != nil {
-			return nil, err
+		// A notice may have come while the answer was under way.
+		var again []id.UserID
+		for _, u := range ask {
+			if _, outdated, err := i.record(ctx, u); err != nil {
+				return nil, err
+			} else if outdated && !silent[u] {
+				again = append(again, u)
+			}
 		}
+		ask = again
 	}
 	if !slices.Contains(users, own) {
 		defer delete(out, own)
@@ -276,6 +296,9 @@ func (i *Identity) DevicesOf(ctx context.Context, users []id.UserID) (map[id.Use
 		}
 		if out[u], err = i.judge(ctx, u, record); err != nil {
 			return nil, err
+		}
+		if outdated && !silent[u] {
+			continue // it changes all the time: asked for by whoever needs it next
 		}
 		if outdated {
 			out[u].Stale, out[u].Nothing, out[u].until = true, record.Nothing, i.now().Add(StaleAfter)
@@ -371,20 +394,23 @@ const (
 )
 
 // askAlone asks for users whose server did not answer once more, each in a
-// request of its own, until a server does not answer again.
-func (i *Identity) askAlone(ctx context.Context, users []id.UserID) error {
+// request of its own, until a server does not answer again. It returns those
+// about whom there is no answer.
+func (i *Identity) askAlone(ctx context.Context, users []id.UserID) (failed []id.UserID, err error) {
 	silent := map[string]bool{}
 	for _, u := range users {
+		if !silent[u.Homeserver()] {
+			none, err := i.queryKeys(ctx, []id.UserID{u}, aloneTimeout)
+			if err != nil {
+				return nil, err
+			}
+			silent[u.Homeserver()] = len(none) > 0
+		}
 		if silent[u.Homeserver()] {
-			continue
+			failed = append(failed, u)
 		}
-		failed, err := i.queryKeys(ctx, []id.UserID{u}, aloneTimeout)
-		if err != nil {
-			return err
-		}
-		silent[u.Homeserver()] = len(failed) > 0
 	}
-	return nil
+	return failed, nil
 }
 
 // queryKeys asks for the devices of users and stores the answer. It returns those

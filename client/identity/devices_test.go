@@ -48,6 +48,43 @@ func TestDevicesAreCachedUntilTheyChange(t *testing.T) {
 	}
 }
 
+// TestListThatChangesWhileItIsAskedFor: the answer may be from before the change. It is neither kept nor taken for that of
+// a server that does not answer, which is asked again only after a while.
+func TestListThatChangesWhileItIsAskedFor(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:two")
+	syncOnce(t, a)
+	for _, changes := range []int{1, maxAsked} {
+		queries := h.Queries
+		h.Answering = func() {
+			if changes--; changes >= 0 {
+				if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		want := min(changes+1, maxAsked)
+		if err := a.listsChanged(t.Context(), []id.UserID{b.UserID()}, nil, false); err != nil {
+			t.Fatal(err)
+		}
+		u, err := a.Devices(t.Context(), b.UserID())
+		if err != nil || u.Stale || u.Devices[b.DeviceID()] == nil {
+			t.Errorf("got %+v, %v", u, err)
+		}
+		if n := h.Queries - queries; n != want {
+			t.Errorf("%d queries, want %d", n, want)
+		}
+		h.Answering = nil
+		queries = h.Queries
+		if _, err := a.Devices(t.Context(), b.UserID()); err != nil {
+			t.Fatal(err)
+		}
+		if again := h.Queries > queries; again != (want == maxAsked) {
+			t.Errorf("asked again at the next look: %v", again)
+		}
+	}
+}
+
 func TestFirstSyncOutdatesEveryList(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")

@@ -31,6 +31,7 @@ type Server struct {
 	Hidden      map[string]bool            // servers that it cannot reach and does not name, as Dendrite does beside another answer
 	NextLogin   int                        // the next device is one more
 	LastKeys    map[string]json.RawMessage // device keys as last uploaded, by device
+	Answering   func()                     // called while an answer to /keys/query is under way
 
 	t    testing.TB
 	wake chan struct{}
@@ -267,6 +268,9 @@ func (d *Device) Counts() map[string]int {
 
 func (h *Server) query(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
 	h.Queries++
+	if h.Answering != nil {
+		defer h.Answering()
+	}
 	var ask map[id.UserID][]string
 	var timeout int
 	if err := json.Unmarshal(body["device_keys"], &ask); err != nil {

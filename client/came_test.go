@@ -1,0 +1,111 @@
+package client
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// TestStateThatComesWhileTheStateIsRead: an answer with a room's state may be from before what /sync brought while it was
+// under way. What came is not undone by it, and what was missed meanwhile is read again.
+func TestStateThatComesWhileTheStateIsRead(t *testing.T) {
+	for name, shown := range map[string]bool{"/sync shows it": true, "/sync leaves it out": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			alice.mu.Lock()
+			alice.rooms[room].state.lose()
+			alice.mu.Unlock()
+			read := false
+			alice.hs.stateRead = func() {
+				read = true
+				if !shown {
+					w.s.leftOut = func(evt *Event) bool { return evt.StateKey != nil }
+					alice.ident.limit = 1
+				}
+				if err := carol.hs.Leave(w.ctx, room); err != nil {
+					t.Fatal(err)
+				}
+				for _, txn := range []string{"1", "2"} {
+					if _, err := bob.hs.Send(w.ctx, room, "m.other", txn, json.RawMessage(`{}`)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := alice.SyncOnce(w.ctx, 0); err != nil {
+					t.Fatal(err)
+				}
+				w.s.leftOut, alice.ident.limit = nil, 100
+			}
+			alice.Step(w.ctx)
+			if !read {
+				t.Fatal("the state was not read: the test shows nothing")
+			}
+			alice.turn()
+			alice.mu.Lock()
+			is := alice.rooms[room].state.membership(carol.UserID())
+			alice.mu.Unlock()
+			if is != rooms.MembershipLeave {
+				t.Errorf("alice sees that carol is %q", is)
+			}
+		})
+	}
+}
+
+// TestDeviceThatComesWhileDevicesAreRead: a list of devices may be from before the notice that it changed. It is then read
+// again.
+func TestDeviceThatComesWhileDevicesAreRead(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	read := false
+	alice.ident.read = map[id.UserID]func(){bob.UserID(): func() {
+		read = true
+		w.register("bob", "BOB2")
+		alice.ident.changed(bob.UserID())
+	}}
+	alice.ident.changed(bob.UserID())
+	w.settle(alice)
+	if !read {
+		t.Fatal("the devices were not read: the test shows nothing")
+	}
+	members, err := alice.Members(w.ctx, room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(members, func(m Member) bool { return m.Device == "BOB2" && m.Leaf > 0 }) {
+		t.Errorf("the group has %v", members)
+	}
+}
+
+// TestWelcomeOfSomebodyWhoseJoinDidNotCome: the homeserver has not shown that the sender of a Welcome is in the room. The
+// state is read before the Welcome is refused.
+func TestWelcomeOfSomebodyWhoseJoinDidNotCome(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "joined"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	if _, err := bob.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	bob.turn()
+	bob.mu.Lock()
+	key := string(alice.UserID())
+	state := bob.rooms[room].state
+	state.set(&Event{ID: "$before", Type: rooms.TypeMember, Sender: alice.UserID(), StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)})
+	known := state.Known
+	bob.mu.Unlock()
+	if !known || bob.epoch(room) > 0 {
+		t.Fatal("the Welcome does not come after the state: the test shows nothing")
+	}
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeCommit && evt.Sender == bob.UserID() {
+			t.Error("bob did not take the Welcome and joined by himself")
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package client
+
+import (
+	"context"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/identity"
+)
+
+// A notice that a user's devices changed comes once, and reading them takes time:
+// a list that was read before the notice must not be taken for the answer to it.
+
+// deviceNotices counts the notices.
+type deviceNotices struct {
+	last  map[id.UserID]uint64 // number of the last one about a user
+	count uint64
+	floor uint64 // those up to this one are forgotten
+}
+
+const maxNotices = 10_000
+
+// deviceLists is what was read of the devices of users, after a number of notices.
+type deviceLists struct {
+	of map[id.UserID]*identity.UserDevices
+	at uint64
+}
+
+// noteDevices counts a notice. The caller holds c.mu.
+func (c *Client) noteDevices(user id.UserID) {
+	n := &c.notices
+	n.count++
+	if n.last == nil || len(n.last) >= maxNotices {
+		n.last, n.floor = map[id.UserID]uint64{}, n.count
+	}
+	n.last[user] = n.count
+}
+
+// readDevices reads device lists, without the lock.
+func (c *Client) readDevices(ctx context.Context, users []id.UserID) (*deviceLists, error) {
+	c.mu.Lock()
+	at := c.notices.count
+	c.mu.Unlock()
+	lists, err := c.ident.DevicesOf(ctx, users)
+	if err != nil {
+		return nil, err
+	}
+	return &deviceLists{of: lists, at: at}, nil
+}
+
+// keepDevices takes in lists, and has the room, if there is one, count on those of
+// which no notice came since they were asked for. The caller holds c.mu.
+func (c *Client) keepDevices(r *room, lists *deviceLists) {
+	for user, list := range lists.of {
+		if max(c.notices.last[user], c.notices.floor) > lists.at {
+			if c.devs[user] == nil {
+				c.devs[user] = list
+			}
+			continue
+		}
+		c.devs[user] = list
+		if r != nil {
+			r.devices[user] = true
+		}
+	}
+}
