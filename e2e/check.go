@@ -20,6 +20,7 @@ type Verdict struct {
 	Messages   int
 	Deliveries int      // of messages that had to come, to devices that had to get them
 	Lost       int      // messages of branches that lost, which were sent again
+	Late       int      // deliveries of what a homeserver refused and its author sent again, after later ones
 	Warnings   []string // what devices warned of, each once
 }
 
@@ -29,15 +30,16 @@ func (v *Verdict) problem(format string, args ...any) {
 
 // String sums the verdict up.
 func (v *Verdict) String() string {
-	return fmt.Sprintf("%d devices on head %s, %d away, %d out; %d messages, %d deliveries, %d messages of branches that lost; %d problems",
-		v.Devices, short(v.Head), v.Away, v.Out, v.Messages, v.Deliveries, v.Lost, len(v.Problems))
+	return fmt.Sprintf("%d devices on head %s, %d away, %d out; %d messages, %d deliveries, %d messages of branches that lost, %d late; %d problems",
+		v.Devices, short(v.Head), v.Away, v.Out, v.Messages, v.Deliveries, v.Lost, v.Late, len(v.Problems))
 }
 
 // message is one that a device of the journals sent.
 type message struct {
 	author       *reader
 	mid, digest  string
-	ref          string // of the epoch it was first shown in
+	event        id.EventID // that it was sent as first
+	ref          string     // of the epoch it was first shown in
 	began, ended time.Duration
 	lostAt       time.Duration // when its author saw its epoch leave the head; 0: never
 }
@@ -72,10 +74,15 @@ type node struct {
 //   - a device that is out was shown nothing that began to be sent once its author knew of that;
 //   - no key was used for two messages.
 //
-// What a user sent who is out at the end has to come only if those who put them out had been shown it before.
-func Check(room id.RoomID, journals []*Journal) *Verdict {
+// What a user sent who is out at the end has to come only if those who put them out had been shown it before. What was sent
+// again may come after later messages where lacks says that the homeserver of the device does not have it as it was sent
+// first: Dendrite refuses for good what it cannot get the state before of. Without lacks, every homeserver has everything.
+func Check(room id.RoomID, journals []*Journal, lacks func(device *Journal, event id.EventID) bool) *Verdict {
 	v := &Verdict{}
-	c := checker{v: v, nodes: map[string]*node{}, members: map[string]map[id.UserID]bool{}}
+	if lacks == nil {
+		lacks = func(*Journal, id.EventID) bool { return false }
+	}
+	c := checker{v: v, lacks: lacks, nodes: map[string]*node{}, members: map[string]map[id.UserID]bool{}}
 	for _, j := range journals {
 		c.read(room, j)
 	}
@@ -93,6 +100,7 @@ func Check(room id.RoomID, journals []*Journal) *Verdict {
 
 type checker struct {
 	v       *Verdict
+	lacks   func(device *Journal, event id.EventID) bool
 	readers []*reader
 	nodes   map[string]*node
 	members map[string]map[id.UserID]bool // by ref, as far as computed
@@ -275,7 +283,7 @@ func (c *checker) messages() {
 			}
 			m := &message{author: r, mid: e.Mid, digest: e.Digest, ref: e.Ref, began: e.At, ended: e.At}
 			if s := said[e.Digest]; s != nil {
-				m.began = s.Began
+				m.began, m.event = s.Began, s.Event
 				if s.Error == "" {
 					m.ended = min(s.At, e.At)
 				}
@@ -378,9 +386,13 @@ func (c *checker) ordered(r *reader) {
 			if m.mid != e.Mid || r.shown[m.mid] == nil || r.shown[m.mid].At != e.At {
 				continue
 			}
-			if prev := last[m.author]; prev != nil && m.ended < prev.began {
+			prev := last[m.author]
+			switch late := prev != nil && m.ended < prev.began; {
+			case late && m.event != "" && e.Event != m.event && c.lacks(r.Journal, m.event):
+				c.v.Late++
+			case late:
 				c.v.problem("%s was shown message %s of %s after %s, which was sent later", r.Name, short(m.mid), m.author.Name, short(prev.mid))
-			} else {
+			default:
 				last[m.author] = m
 			}
 		}

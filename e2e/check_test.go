@@ -107,7 +107,7 @@ func (w *told) drop(who, kind, mid string) {
 
 // TestChecker: the checker is content with a good history, and notices each thing that can be wrong with one.
 func TestChecker(t *testing.T) {
-	good := e2e.Check(checkedRoom, newTold().list())
+	good := e2e.Check(checkedRoom, newTold().list(), nil)
 	if len(good.Problems) > 0 || good.Devices != 3 || good.Out != 1 || good.Messages != 5 || good.Lost != 1 || good.Deliveries != 15 {
 		t.Fatalf("a good history: %v\n%s", good, strings.Join(good.Problems, "\n"))
 	}
@@ -156,7 +156,7 @@ func TestChecker(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			w := newTold()
 			test.spoil(w)
-			v := e2e.Check(checkedRoom, w.list())
+			v := e2e.Check(checkedRoom, w.list(), nil)
 			if !slices.ContainsFunc(v.Problems, func(p string) bool { return strings.Contains(p, test.want) }) {
 				t.Errorf("want a problem with %q, got:\n%s", test.want, strings.Join(v.Problems, "\n"))
 			}
@@ -168,7 +168,18 @@ func TestChecker(t *testing.T) {
 	again := *w.find("c", e2e.Got, "three")
 	w.write("c", again)
 	w.write("c", e2e.Entry{Kind: e2e.AtRest, Ref: ref("03"), Members: []string{"@a:lab/D", "@b:lab/D", "@c:lab/D"}})
-	if v := e2e.Check(checkedRoom, w.list()); len(v.Problems) > 0 {
+	if v := e2e.Check(checkedRoom, w.list(), nil); len(v.Problems) > 0 {
 		t.Errorf("shown again after a restart: %v", v.Problems)
+	}
+	// What was sent again may come late to a device whose homeserver refused what was sent first.
+	w = newTold()
+	one, two := w.find("c", e2e.Got, "one"), w.find("c", e2e.Got, "two")
+	*one, *two = *two, *one
+	one.At, two.At, two.Event = two.At, one.At, "$again"
+	for _, refused := range []bool{false, true} {
+		v := e2e.Check(checkedRoom, w.list(), func(j *e2e.Journal, event id.EventID) bool { return refused && j.Name == "c" && event == "$one" })
+		if (len(v.Problems) == 0) != refused || (v.Late == 1) != refused {
+			t.Errorf("sent again, and the first refused (%v): %d late, problems %v", refused, v.Late, v.Problems)
+		}
 	}
 }

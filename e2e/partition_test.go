@@ -2,8 +2,11 @@ package e2e_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +16,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -145,7 +149,7 @@ func (s *story) verdict(room id.RoomID, all ...*e2e.Device) *e2e.Verdict {
 		}
 		journals, err := s.w.Journals(room)
 		s.must(err)
-		v := e2e.Check(room, journals)
+		v := e2e.Check(room, journals, func(j *e2e.Journal, event id.EventID) bool { return s.lacks(j, room, event) })
 		if len(v.Problems) == 0 {
 			return v
 		}
@@ -153,6 +157,35 @@ func (s *story) verdict(room id.RoomID, all ...*e2e.Device) *e2e.Verdict {
 			s.Fatalf("%s\n%s", v, strings.Join(v.Problems, "\n"))
 		}
 		s.pause()
+	}
+}
+
+// lacks tells whether the history of a room, as a device's homeserver gives it, is without an event.
+func (s *story) lacks(j *e2e.Journal, room id.RoomID, event id.EventID) bool {
+	s.Helper()
+	_, host, err := j.User.Parse()
+	s.must(err)
+	i := slices.IndexFunc(s.w.All(), func(server *lab.Server) bool { return server.ServerName == host })
+	server := s.w.All()[i]
+	for from := ""; ; {
+		raw, err := e2e.API(s.ctx, server, server.Users[j.User.Localpart()], http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit=100"+from, nil)
+		s.must(err)
+		var page struct {
+			Chunk []struct {
+				ID id.EventID `json:"event_id"`
+			} `json:"chunk"`
+			End string `json:"end"`
+		}
+		s.must(json.Unmarshal(raw, &page))
+		for _, ev := range page.Chunk {
+			if ev.ID == event {
+				return false
+			}
+		}
+		if page.End == "" || len(page.Chunk) == 0 {
+			return true
+		}
+		from = "&from=" + url.QueryEscape(page.End)
 	}
 }
 
