@@ -128,13 +128,20 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 	log := zerolog.Ctx(ctx)
 	switch membership {
 	case "invite":
+		var via []string
+		if _, server, err := ev.Sender.Parse(); err == nil {
+			via = []string{server}
+		}
 		if r.status == store.RoomJoined || r.status == store.RoomServing {
+			// It was put out meanwhile, of which it may not have heard yet, or this
+			// invite was told of before.
+			if ev.Source != store.SourceMessages {
+				r.invitedAgain = &reinvite{via: via}
+				e.wantMember(r)
+			}
 			return nil
 		}
-		r.status, r.needJoin, r.dirty = store.RoomInvited, true, true
-		if _, server, err := ev.Sender.Parse(); err == nil {
-			r.joinVia = []string{server}
-		}
+		r.status, r.needJoin, r.dirty, r.joinVia = store.RoomInvited, true, true, via
 		log.Info().Stringer("room_id", r.id).Stringer("inviter", ev.Sender).Msg("Invited to a room")
 	case "join":
 		if r.status == store.RoomInvited || r.status == store.RoomLeft {
@@ -143,10 +150,19 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 	case "leave", "ban":
 		if r.status != store.RoomLeft && ev.Source != store.SourceMessages {
 			// It may be an old one that came late.
-			r.needMember = true
+			e.wantMember(r)
 		}
 	}
 	return nil
+}
+
+// reinvite is an invite that came to a room the module took itself to be in.
+type reinvite struct{ via []string }
+
+// wantMember has the homeserver asked whether the bot is still in a room; an
+// answer that is under way may be from before what makes it doubtful.
+func (e *Engine) wantMember(r *room) {
+	r.needMember, r.memberAgain = true, e.jobs.under(r.id, "member")
 }
 
 // askMember asks whether the bot is still in a room.
@@ -161,13 +177,25 @@ func (e *Engine) askMember(r *room) {
 				r.memberPause.fail(e.d.Monotonic(), time.Second, time.Minute)
 				return nil
 			}
-			r.needMember = false
+			if r.memberAgain {
+				r.memberAgain = false
+				return nil
+			}
+			again := r.invitedAgain
+			r.needMember, r.invitedAgain = false, nil
 			r.memberPause.reset()
 			if slices.Contains(joined, r.id) {
 				return nil
 			}
-			zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Msg("The module left a room")
-			r.status, r.dirty, r.needJoin, r.needState = store.RoomLeft, true, false, false
+			log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+			r.dirty, r.needState = true, false
+			if again != nil {
+				log.Info().Msg("Put out of a room and invited again")
+				r.status, r.needJoin, r.joinVia = store.RoomInvited, true, again.via
+			} else {
+				log.Info().Msg("The module left a room")
+				r.status, r.needJoin = store.RoomLeft, false
+			}
 			return e.update(ctx, r, func(context.Context) error { return nil })
 		}
 	}})

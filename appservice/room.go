@@ -45,6 +45,8 @@ type room struct {
 	// Questions to the homeserver.
 	needJoin, needState bool
 	needMember          bool // whether the bot is still in the room
+	memberAgain         bool // and the answer that is under way does not count
+	invitedAgain        *reinvite
 	memberPause         pause
 	joinVia             []string
 	joinPause           pause
