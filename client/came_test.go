@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -107,5 +108,37 @@ func TestWelcomeOfSomebodyWhoseJoinDidNotCome(t *testing.T) {
 		if evt.Type == rooms.TypeCommit && evt.Sender == bob.UserID() {
 			t.Error("bob did not take the Welcome and joined by himself")
 		}
+	}
+}
+
+// TestModuleThatSpokeIsNotWaitedFor: the first /sync of a room shows once more how modules came in, after the state was
+// read. A module that has spoken since is not waited for.
+func TestModuleThatSpokeIsNotWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.addModule("two.example")
+	alice, carol := w.device("alice", "ALICE1"), w.device("carol:three.example", "CAROL1")
+	bob := w.device("bob:two.example", "BOB1")
+	room := w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, room, carol.UserID()) })
+	w.join(carol, room)
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	w.now.add(time.Minute)
+	carol.mu.Lock()
+	defer carol.mu.Unlock()
+	bot := botOf("two.example")
+	last := carol.rooms[room].state.Entries[rooms.TypeHead][string(bot)].Event
+	again := &syncRoom{}
+	for _, evt := range w.s.log {
+		if evt.StateKey != nil && *evt.StateKey == string(bot) && (evt.Type == rooms.TypeMember || evt.ID == last) {
+			again.Timeline = append(again.Timeline, evt)
+		}
+	}
+	if len(again.Timeline) != 3 {
+		t.Fatalf("%d events, want the module's invite, join and head", len(again.Timeline))
+	}
+	carol.fileRoom(room, again)
+	if wait := carol.rooms[room].quietUntil() - carol.mono(); wait > 0 {
+		t.Errorf("carol keeps quiet for %v", wait)
 	}
 }

@@ -274,7 +274,7 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 			continue
 		}
 		isNew := r.state.set(evt)
-		if isNew || evt.StateKey == nil {
+		if isNew || evt.Type != rooms.TypeMember { // that a module has spoken counts, even if what it said is known
 			c.noteQuiet(r, evt, was)
 		}
 		if !isNew {
