@@ -27,6 +27,10 @@ type need struct {
 	look   *lookback
 	users  []id.UserID
 	late   bool // the homeserver may get it yet: that it has none is no answer
+	// lasts: an event that matters waits for the file. Each failure lets the event
+	// say so again.
+	lasts  bool
+	by     id.UserID // whose event that is
 	fail   int
 	notFor time.Duration // monotonic time before which it is not tried again
 }
@@ -45,6 +49,8 @@ const (
 	maxTried      = 1024
 	maxNeedFails  = 8
 	maxMediaCache = 4
+
+	maxFileWait = 15 * time.Minute // between two requests for a file that an event waits for
 )
 
 // stepRoom brings one room as far as it goes.
@@ -162,7 +168,7 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		err := json.Unmarshal(item.Data, &data)
 		if err == nil && data.ToDevice {
 			kind, _, _ := strings.Cut(item.WaitsFor, ":")
-			lost := (kind == "welcomed" || kind == "parent") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
+			lost := (kind == "welcomed" || kind == "parent" || kind == "media") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
 			if !lost {
 				welcomes++
 			}
@@ -229,7 +235,8 @@ func (r *room) arrived(what string) bool {
 		return r.rec.Membership == "join"
 	case "media":
 		_, ok := r.media[name]
-		return ok || r.needs[what] == nil // given up, or not asked for since a restart
+		n := r.needs[what]
+		return ok || n == nil || !n.lasts // given up, or not asked for since a restart; or to say again that it matters
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
 		return ok || r.needs[what] == nil // not asked for any more: given up, or since a restart
@@ -520,9 +527,14 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	if errors.As(wrapRateLimit(err), &limit) {
 		wait = limit.RetryAfter
 	}
+	lasts := n.lasts && rooms.RuleOf(err) == ""
+	n.lasts = false
+	if lasts && limit == nil {
+		wait = min(time.Second<<min(n.fail-1, 10), maxFileWait)
+	}
 	n.notFor = c.mono() + wait
 	c.log.Debug().Err(err).Stringer("room_id", roomID).Int("attempt", n.fail).Msg("Failed to fetch something")
-	if n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 && !n.late {
+	if !lasts && (n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 && !n.late) {
 		delete(r.needs, key)
 		if len(r.tried) >= maxTried {
 			now := c.mono()
@@ -563,6 +575,7 @@ const (
 	lagLook   = 3 * time.Second  // a module knows more than this device: look for it
 	lagOther  = 20 * time.Second // it was not found: it may be on another branch
 	lagRejoin = 45 * time.Second // it was not found: join again
+	lagFile   = 5 * time.Minute  // its file, or another commit's, is not there yet: join again
 )
 
 // watchLag compares this device's head with what the listed modules publish.
@@ -616,7 +629,7 @@ func (c *Client) watchLag(r *room) {
 		if ahead != nil {
 			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event})
 		}
-	case now >= r.lagSince+lagRejoin:
+	case now >= r.lagSince+lagRejoin && (now >= r.lagSince+lagFile || !r.awaitsFile()):
 		r.lagSince, r.lagLooked = 0, false
 		c.stuck(r, r.machine.Head(), "")
 	}
@@ -745,6 +758,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 		at(r.lagSince + lagLook)
 		at(r.lagSince + lagOther)
 		at(r.lagSince + lagRejoin)
+		at(r.lagSince + lagFile)
 	}
 	for _, t := range r.vouchAt {
 		at(t)

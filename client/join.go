@@ -91,12 +91,8 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	}
 	tree := []byte(content.Snapshot.Tree)
 	if file := content.Snapshot.File; file != nil {
-		if tree, ok = r.media[string(file.MXC)]; !ok {
-			if r.tried["need/media:"+string(file.MXC)] > c.mono() {
-				return errRefusedUpdate(rooms.RuleMediaHash, "the tree cannot be had")
-			}
-			r.want("media:"+string(file.MXC), &need{file: file})
-			return &errWait{"media:" + string(file.MXC)}
+		if tree, err = c.mediaOf(r, file, evt, true); err != nil {
+			return err
 		}
 	}
 	msg, err := mls.ParseMessage(content.Welcome)
@@ -187,7 +183,7 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 	if err != nil {
 		return federation.Ref{}, nil, err
 	}
-	if content, err = c.inlined(r, content); err != nil {
+	if content, err = c.inlined(r, content, evt); err != nil {
 		return federation.Ref{}, nil, err
 	}
 	msg, err := mls.ParseMessage(content.Message)

@@ -273,7 +273,8 @@ func TestNewcomerIsNotMisledForGood(t *testing.T) {
 }
 
 // TestMediaThatCannotBeHad: what waits for a file goes on when the program was
-// started anew, and is refused once the file cannot be had.
+// started anew, and is refused once the file cannot be had and it does not matter
+// any more.
 func TestMediaThatCannotBeHad(t *testing.T) {
 	for _, restart := range []bool{true, false} {
 		t.Run(map[bool]string{true: "started anew", false: "given up"}[restart], func(t *testing.T) {
@@ -283,9 +284,13 @@ func TestMediaThatCannotBeHad(t *testing.T) {
 			bob.mu.Lock()
 			head := bob.rooms[room].machine.Head()
 			bob.mu.Unlock()
+			number := bob.epoch(room) + 1
+			if !restart { // it lies below what bob keeps
+				number = bob.rooms[room].rec.JoinEpoch
+			}
 			data := []byte("no bundle of a commit")
 			const mxc = "mxc://" + testServer + "/later"
-			raw, err := rooms.Encode(&rooms.CommitContent{Epoch: bob.epoch(room) + 1, Parent: rooms.Hash(head), File: rooms.NewFile(mxc, data)})
+			raw, err := rooms.Encode(&rooms.CommitContent{Epoch: number, Parent: rooms.Hash(head), File: rooms.NewFile(mxc, data)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -316,4 +321,107 @@ func TestMediaThatCannotBeHad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMediaThatComesLate: across a cut, a homeserver has the event of a large commit
+// before its file. What was said in between is read all the same.
+func TestMediaThatComesLate(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	before := alice.epoch(room)
+	bob.dead = true
+	w.device("dave", "DAVE1").dead = true
+	w.must(func() error { return alice.Invite(w.ctx, room, "@dave:"+testServer) })
+	w.settle()
+	w.send(carol, room, "in between")
+	w.settle()
+	mxc, data := w.toMedia(before + 1)
+	bob.dead = false
+	for range 12 {
+		bob.turn()
+		w.now.add(10 * time.Second)
+	}
+	if got := bob.epoch(room); got != before {
+		t.Fatalf("bob is in epoch %d without the file, want %d", got, before)
+	}
+	bob.restart()
+	bob.turn()
+	w.s.mu.Lock()
+	w.s.media[mxc] = data
+	w.s.mu.Unlock()
+	w.now.add(2 * time.Minute)
+	w.settle()
+	bob.wantTexts("in between")
+	w.sameEpoch(room, alice, bob, carol)
+	if now := alice.epoch(room); now != before+1 {
+		t.Errorf("epoch %d, want %d: bob joined again", now, before+1)
+	}
+}
+
+// TestMediaOfALiar: files that never come take no more than their share of what is
+// asked for, and are asked for less and less often.
+func TestMediaOfALiar(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	bob.mu.Lock()
+	head := bob.rooms[room].machine.Head()
+	bob.mu.Unlock()
+	for i := range 3 * maxFilesBy {
+		raw, err := rooms.Encode(&rooms.CommitContent{
+			Epoch: bob.epoch(room) + 1, Parent: rooms.Hash(head), File: rooms.NewFile(id.ContentURIString(fmt.Sprintf("mxc://%s/never%d", testServer, i)), []byte{1}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := alice.hs.Send(w.ctx, room, rooms.TypeCommit, fmt.Sprint("never", i), raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := 0
+	bob.hs.before = func(kind string) {
+		if kind == "download" {
+			asked++
+		}
+	}
+	for range 60 {
+		bob.turn()
+		w.now.add(10 * time.Second)
+	}
+	if waiting := bob.waiting(room); len(waiting) != maxFilesBy {
+		t.Errorf("%d events wait, want %d: %q", len(waiting), maxFilesBy, waiting)
+	}
+	asked = 0
+	for range 60 {
+		bob.turn()
+		w.now.add(10 * time.Second)
+	}
+	if asked == 0 || asked > 2*maxFilesBy {
+		t.Errorf("%d files are asked for in ten minutes, want one or two for each of %d", asked, maxFilesBy)
+	}
+}
+
+// toMedia moves what a commit event holds into a file, as if it had been too large
+// for the event. The file is not there yet.
+func (w *world) toMedia(epoch uint64) (mxc string, data []byte) {
+	w.t.Helper()
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	for _, evt := range w.s.log {
+		content, err := rooms.DecodeCommit(evt.Content)
+		if evt.Type != rooms.TypeCommit || err != nil || content.Epoch != epoch {
+			continue
+		}
+		if data, err = content.Bundle().Encode(); err != nil {
+			w.t.Fatal(err)
+		}
+		mxc = "mxc://" + testServer + "/late"
+		if evt.Content, err = rooms.Encode(&rooms.CommitContent{
+			Epoch: content.Epoch, Parent: content.Parent, ParentEvent: content.ParentEvent, File: rooms.NewFile(id.ContentURIString(mxc), data),
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+		return mxc, data
+	}
+	w.t.Fatal("there is no such commit")
+	return "", nil
 }

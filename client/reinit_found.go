@@ -262,7 +262,7 @@ func (c *Client) handleFounding(ctx context.Context, r *room, evt *Event, conten
 		}
 		return errWaitGroup
 	}
-	content, err := c.inlined(r, content)
+	content, err := c.inlined(r, content, evt)
 	if err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (c *Client) handleFounding(ctx context.Context, r *room, evt *Event, conten
 		}
 		return waitParent(parent)
 	}
-	tree, err := c.snapshotOf(r, content.Snapshot)
+	tree, err := c.snapshotOf(r, content.Snapshot, evt)
 	if err != nil {
 		return err
 	}
@@ -335,22 +335,14 @@ func (c *Client) handleFounding(ctx context.Context, r *room, evt *Event, conten
 }
 
 // snapshotOf returns the tree that a snapshot names, once it is there.
-func (c *Client) snapshotOf(r *room, s *rooms.Snapshot) ([]byte, error) {
+func (c *Client) snapshotOf(r *room, s *rooms.Snapshot, evt *Event) ([]byte, error) {
 	switch {
 	case s == nil:
 		return nil, errRefusedUpdate(rooms.RuleContentMalformed, "a founding commit without a tree")
 	case s.File == nil:
 		return s.Tree, nil
 	}
-	tree, ok := r.media[string(s.File.MXC)]
-	if !ok {
-		if r.tried["need/media:"+string(s.File.MXC)] > c.mono() {
-			return nil, errRefusedUpdate(rooms.RuleMediaHash, "the tree cannot be had")
-		}
-		r.want("media:"+string(s.File.MXC), &need{file: s.File})
-		return nil, &errWait{"media:" + string(s.File.MXC)}
-	}
-	return tree, nil
+	return c.mediaOf(r, s.File, evt, true)
 }
 
 // ownFounding reads back an own founding commit.
@@ -408,7 +400,7 @@ func (c *Client) foundingWelcome(ctx context.Context, r *room, evt *Event, conte
 	if old == nil {
 		return true, errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the group before the one it opens is not held any more")
 	}
-	tree, err := c.snapshotOf(r, &content.Snapshot)
+	tree, err := c.snapshotOf(r, &content.Snapshot, evt)
 	if err != nil {
 		return true, err
 	}

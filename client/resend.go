@@ -56,7 +56,7 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration) {
 	if err != nil || r.machine == nil {
 		return
 	}
-	if content, err = c.inlined(r, content); err != nil {
+	if content, err = c.inlined(r, content, evt); err != nil {
 		return // it waits, and comes here again
 	}
 	msg, err := mls.ParseMessage(content.Message)

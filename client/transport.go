@@ -22,6 +22,16 @@ type Event struct {
 	Timestamp int64           `json:"origin_server_ts,omitempty"`
 	Content   json.RawMessage `json:"content"`
 	Redacts   id.EventID      `json:"redacts,omitempty"`
+
+	reposter id.UserID // who sent it again in the sender's name, as they say
+}
+
+// poster returns who is to blame for the event.
+func (e *Event) poster() id.UserID {
+	if e.reposter != "" {
+		return e.reposter
+	}
+	return e.Sender
 }
 
 // syncRoom is the part of a sync response that concerns one room.

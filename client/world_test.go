@@ -484,6 +484,9 @@ func (t *fakeTransport) Upload(_ context.Context, data []byte, _ string) (string
 }
 
 func (t *fakeTransport) Download(_ context.Context, mxc string, limit int64) ([]byte, error) {
+	if t.before != nil {
+		t.before("download")
+	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	data, ok := t.s.media[mxc]
