@@ -120,6 +120,7 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 	if err != nil || len(items) == 0 {
 		return err
 	}
+	r.headLook, r.headSeen = r.headSeen || c.mono() >= r.headAt, false
 	for moved := true; moved; {
 		moved = false
 		for i, item := range items {
@@ -247,7 +248,7 @@ func (r *room) arrived(what string) bool {
 	case "state":
 		return r.state.Known
 	case "head":
-		return r.headSeen
+		return r.headLook || r.headSeen
 	case "displaced":
 		return r.machine == nil || r.displaced
 	case "welcomed":
@@ -516,6 +517,7 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	if err == nil {
 		delete(r.needs, key)
 		apply(r)
+		r.headSeen = r.headSeen || n.file != nil || len(n.users) > 0 || n.state // what a head rests on
 		return
 	}
 	if n.state {
@@ -733,6 +735,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	at(r.commitAt)
 	at(r.joinAt)
+	at(r.headAt)
 	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)

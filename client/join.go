@@ -122,7 +122,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return err
 	}
 	if ok, coming := c.succeeds(r, group.GroupID(), r.boundTo(c.UserID())); coming {
-		return &errWait{"head:"}
+		return r.waitHead(c.mono())
 	} else if !ok {
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it opens another group than the one this device belongs to")
 	}
@@ -133,7 +133,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return err
 	}
 	if !c.listShown(r, group.GroupID(), policy) {
-		return &errWait{"head:"}
+		return r.waitHead(c.mono())
 	}
 	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, content.Era, federation.Ref(content.Cfg))
 	if err != nil {
@@ -228,12 +228,21 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 // newer, and under another one.
 func (c *Client) listShown(r *room, group []byte, policy *rooms.Policy) bool {
 	s := c.shownBy(r, group)
-	r.headSeen = slices.ContainsFunc(policy.Sequencers, func(seq federation.Sequencer) bool {
+	return slices.ContainsFunc(policy.Sequencers, func(seq federation.Sequencer) bool {
 		head := r.state.head(id.UserID(seq.User))
 		return s.by[id.UserID(seq.User)] != nil || head != nil && head.Root != nil && !s.bad[id.UserID(seq.User)]
 	})
-	return r.headSeen
 }
+
+// waitHead lets a Welcome wait until a module publishes something, or what a head
+// rests on was fetched, or for a while.
+func (r *room) waitHead(now time.Duration) error {
+	r.headAt = now + headWait
+	return &errWait{"head:"}
+}
+
+// headWait is how long a Welcome waits for heads before it looks at them again.
+const headWait = 5 * time.Second
 
 // boundTo returns the only group of the room that this device may enter, nil if
 // nothing says which: the one it was in, or the one that whoever invited it
@@ -313,10 +322,6 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			return c.foundWork(r, now)
 		}
 		return nil
-	}
-	if !r.headSeen {
-		r.headSeen = true
-		c.poke() // a Welcome may wait for it
 	}
 	if r.joinAt == 0 {
 		delay := joinDelay

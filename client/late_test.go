@@ -55,6 +55,21 @@ func (w *world) hide(which func(evt *Event) bool) *Event {
 	return hidden
 }
 
+// hideAll hides all events of a kind.
+func (w *world) hideAll(which func(evt *Event) bool) (hidden []*Event) {
+	w.t.Helper()
+	for range w.s.log {
+		w.s.mu.Lock()
+		more := slices.ContainsFunc(w.s.log, which)
+		w.s.mu.Unlock()
+		if !more {
+			break
+		}
+		hidden = append(hidden, w.hide(which))
+	}
+	return hidden
+}
+
 func (w *world) show(hidden *Event) {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
@@ -232,6 +247,53 @@ func TestInviteAcceptedAfterTheListChanged(t *testing.T) {
 	if n := dave.Refusals()[string(rooms.RuleReceiptForged)]; n != 0 {
 		t.Errorf("%d receipts count as forged", n)
 	}
+}
+
+// TestInviteAcceptedAfterItsModulesWentAway: if no module of the list that a Welcome
+// names shows a head, it waits for one, and does not look again and again.
+func TestInviteAcceptedAfterItsModulesWentAway(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob, carol)
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example", "three.example") })
+	w.settle(alice, bob, carol)
+	w.wantServers(room, []*testDevice{alice, bob, carol}, "two.example", "three.example")
+	w.module.down = true
+	heads := w.hideAll(func(evt *Event) bool { return evt.RoomID == room && evt.Type == rooms.TypeHead && evt.Sender == botOf(testServer) })
+	if _, err := dave.hs.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		dave.turn()
+	}
+	if waiting := dave.waiting(room); !slices.Contains(waiting, "head:") {
+		t.Fatalf("no Welcome waits for a head: %q", waiting)
+	}
+	select {
+	case <-dave.wake:
+	default:
+	}
+	for range 3 {
+		dave.Step(w.ctx)
+		select {
+		case <-dave.wake:
+			t.Fatal("the engine asks to be woken though nothing came")
+		default:
+		}
+	}
+	for _, evt := range heads {
+		w.show(evt)
+	}
+	for range 5 {
+		dave.turn()
+	}
+	if waiting := dave.waiting(room); slices.Contains(waiting, "head:") || dave.epoch(room) == 0 {
+		t.Errorf("dave is in epoch %d, events wait for %q", dave.epoch(room), waiting)
+	}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
 }
 
 // TestNewcomerIsNotMisledForGood: a Welcome may come with the wrong list, whose

@@ -199,6 +199,6 @@ func (c *Client) handleHead(r *room, evt *Event, b *batch) error {
 		return err
 	}
 	r.state.setLooseHead(stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content})
-	b.state, r.planned = true, false
+	b.state, r.planned, r.headSeen = true, false, true
 	return nil
 }

@@ -166,7 +166,9 @@ type room struct {
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed
 	badSince     map[string]time.Duration
-	headSeen     bool // a module published where newcomers join
+	headSeen     bool          // a module published something since Welcomes looked at the heads
+	headLook     bool          // they look at them now
+	headAt       time.Duration // when they look again in any case
 	fetched      map[id.EventID]*Event
 	told         map[string]bool
 

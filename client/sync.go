@@ -281,6 +281,7 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 			continue
 		}
 		r.planned = false
+		r.headSeen = r.headSeen || evt.Type == rooms.TypeHead
 		if evt.Type == rooms.TypeMember {
 			delete(r.devices, id.UserID(*evt.StateKey))
 			c.noteAdmission(r, evt)
