@@ -36,6 +36,9 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		if r.rec.Phase == phaseRemoved {
 			return nil
 		}
+		if len(r.fetched) < maxNeeds {
+			r.fetched[evt.ID] = evt // a Welcome may have come before it
+		}
 		return errWaitGroup
 	}
 	if content, err = c.inlined(r, content, evt); err != nil {

@@ -79,11 +79,10 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	}
 	commitEvent, ok := r.fetched[content.CommitEvent]
 	if !ok {
-		if r.tried["need/event:"+string(content.CommitEvent)] > c.mono() {
-			return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the commit it names is not in the room")
+		if key := "event:" + string(content.CommitEvent); r.tried["need/"+key] <= c.mono() {
+			r.want(key, &need{event: content.CommitEvent, late: true})
 		}
-		r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent, late: true})
-		return &errWait{"event:" + string(content.CommitEvent)}
+		return waitWelcomed(federation.Ref(content.Ref), content.CommitEvent)
 	}
 	ref, tag, err := c.welcomedBy(r, content, commitEvent)
 	if err != nil {

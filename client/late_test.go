@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,6 +124,51 @@ func TestWelcomeBeforeItsCommit(t *testing.T) {
 	}
 }
 
+// TestWelcomeLongBeforeItsCommit: a homeserver that is cut off may have nothing of
+// the room but the Welcome, for longer than its commit is asked for.
+func TestWelcomeLongBeforeItsCommit(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	before := alice.epoch(room)
+	dave := w.device("dave", "DAVE1")
+	dave.dead = true
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	w.send(bob, room, "to dave")
+	w.settle()
+	hidden := w.hideAll(func(evt *Event) bool {
+		content, err := rooms.DecodeCommit(evt.Content)
+		return evt.RoomID == room && (evt.Type == rooms.TypeHead || evt.Type == rooms.TypeCommit && err == nil && content.Epoch == before+1)
+	})
+	w.module.down = true
+	dave.dead = false
+	if _, err := dave.hs.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 40 {
+		dave.turn()
+		w.now.add(10 * time.Second)
+	}
+	if waiting := dave.waiting(room); !slices.ContainsFunc(waiting, func(what string) bool { return strings.HasPrefix(what, "welcomed:") }) {
+		t.Fatalf("the Welcome does not wait for its commit: %q", waiting)
+	}
+	for _, evt := range hidden {
+		w.show(evt)
+	}
+	for range 3 {
+		dave.turn()
+	}
+	if got := dave.epoch(room); got != before+1 {
+		t.Errorf("dave is in epoch %d, want %d", got, before+1)
+	}
+	w.module.down = false
+	w.settle()
+	dave.wantTexts("to dave")
+	if now := alice.epoch(room); now != before+1 {
+		t.Errorf("epoch %d, want %d: dave came in by himself", now, before+1)
+	}
+}
+
 // TestWelcomeWithoutItsCommit is given up one day.
 func TestWelcomeWithoutItsCommit(t *testing.T) {
 	w := newWorld(t)
@@ -160,8 +206,9 @@ func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {
 	defer dave.mu.Unlock()
 	r := dave.newRoom(room)
 	dave.rooms[room] = r
+	sender := id.UserID("@inviter:" + testServer)
 	add := func(name, eventType string, toDevice bool) {
-		raw, err := json.Marshal(inboxData{Event: &Event{ID: id.EventID(name), RoomID: room, Type: eventType}, ToDevice: toDevice})
+		raw, err := json.Marshal(inboxData{Event: &Event{ID: id.EventID(name), RoomID: room, Type: eventType, Sender: sender}, ToDevice: toDevice, At: dave.now().UnixMilli()})
 		if err == nil {
 			err = dave.st.AddInbox(w.ctx, &store.InboxItem{Room: room, EventID: id.EventID(name), Data: raw, WaitsFor: "join:"})
 		}
@@ -170,6 +217,7 @@ func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {
 		}
 	}
 	add("welcome", rooms.TypeWelcome, true)
+	sender = "@liar:" + testServer
 	for i := range dave.limits.Waiting + 5 {
 		add(fmt.Sprint("$event", i), rooms.TypeCommit, false)
 	}
@@ -179,24 +227,53 @@ func TestRoomEventsDoNotPushOutAWelcome(t *testing.T) {
 	if err := dave.drain(w.ctx, r); err != nil {
 		t.Fatal(err)
 	}
-	items, err := dave.st.Inbox(w.ctx, room)
-	if err != nil {
+	kept := map[string]int{}
+	for _, item := range w.inbox(dave, room) {
+		kept[item.Event.Type]++
+		kept[string(item.Event.ID)]++
+	}
+	if kept[rooms.TypeCommit] != dave.limits.Waiting || kept[rooms.TypeWelcome] != maxWelcomesBy+1 || kept["welcome"] != 1 {
+		t.Errorf("kept %v, want %d events and %d Welcomes with the first", kept, dave.limits.Waiting, maxWelcomesBy+1)
+	}
+	if last := fmt.Sprint("forged", maxWelcomesWaiting+4); kept[last] != 1 || kept["forged0"] != 0 {
+		t.Errorf("of one sender's Welcomes %d of the newest and %d of the oldest are kept", kept[last], kept["forged0"])
+	}
+	// Many senders together get no more than there is room for, and those who sent
+	// most lose first.
+	for i := range maxWelcomesWaiting {
+		sender = id.UserID(fmt.Sprintf("@liar%d:%s", i/2, testServer))
+		add(fmt.Sprint("more", i), rooms.TypeWelcome, true)
+	}
+	if err := dave.drain(w.ctx, r); err != nil {
 		t.Fatal(err)
 	}
-	kept := map[string]int{}
+	kept = map[string]int{}
+	for _, item := range w.inbox(dave, room) {
+		if item.ToDevice {
+			kept["all"]++
+			kept[string(item.Event.Sender)]++
+		}
+	}
+	if kept["all"] != maxWelcomesWaiting || kept["@liar:"+testServer] > 2 || kept["@inviter:"+testServer] != 1 {
+		t.Errorf("kept %v, want %d Welcomes in all, of the busiest sender no more than of others, and that of the inviter", kept, maxWelcomesWaiting)
+	}
+}
+
+// inbox returns what waits in a device's inbox.
+func (w *world) inbox(d *testDevice, room id.RoomID) (out []inboxData) {
+	w.t.Helper()
+	items, err := d.st.Inbox(w.ctx, room)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	for _, item := range items {
 		var data inboxData
 		if err := json.Unmarshal(item.Data, &data); err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
-		kept[data.Event.Type]++
-		if item.EventID == "welcome" {
-			kept["the first"]++
-		}
+		out = append(out, data)
 	}
-	if kept[rooms.TypeCommit] != dave.limits.Waiting || kept[rooms.TypeWelcome] != maxWelcomesWaiting || kept["the first"] != 1 {
-		t.Errorf("kept %v, want %d events and %d Welcomes with the first", kept, dave.limits.Waiting, maxWelcomesWaiting)
-	}
+	return out
 }
 
 // TestInviteAcceptedAfterTheListChanged: the Welcome of somebody who takes their
@@ -261,7 +338,9 @@ func TestInviteAcceptedAfterItsModulesWentAway(t *testing.T) {
 	w.settle(alice, bob, carol)
 	w.wantServers(room, []*testDevice{alice, bob, carol}, "two.example", "three.example")
 	w.module.down = true
-	heads := w.hideAll(func(evt *Event) bool { return evt.RoomID == room && evt.Type == rooms.TypeHead && evt.Sender == botOf(testServer) })
+	heads := w.hideAll(func(evt *Event) bool {
+		return evt.RoomID == room && evt.Type == rooms.TypeHead && evt.Sender == botOf(testServer)
+	})
 	if _, err := dave.hs.Join(w.ctx, string(room), nil); err != nil {
 		t.Fatal(err)
 	}
