@@ -63,7 +63,33 @@ func (c *Client) look(r *room, since federation.Ref, pages int, hold bool) {
 		delete(r.needs, lookNow)
 	}
 	r.want(lookNow, n)
+	if l.hold {
+		r.rec.Look = &keptLook{Until: l.until, Pages: l.pages}
+	}
 	c.poke()
+}
+
+// keptLook is a look into the history that is not done: it is done again after a
+// restart.
+type keptLook struct {
+	Until []id.EventID `json:"until,omitempty"`
+	Pages int          `json:"pages"`
+}
+
+// resumeLooks takes over what was to be looked for before the room was read from
+// the store.
+func (r *room) resumeLooks(needs map[string]*need) {
+	if kept := r.rec.Look; kept != nil {
+		r.needs[lookNow] = &need{look: &lookback{until: kept.Until, pages: kept.Pages, hold: true}}
+	}
+	for _, key := range []string{lookNow, lookLater} {
+		if n := needs[key]; n != nil {
+			r.needs[key] = n
+		}
+	}
+	if r.needs[lookLater] != nil && needs[lookNow] == nil {
+		delete(r.needs, lookNow) // that was done
+	}
 }
 
 // looking tells whether the room's events wait for the history. They do not if the
@@ -169,6 +195,9 @@ func (c *Client) fileHistory(ctx context.Context, r *room, key string, l *lookba
 	}
 	if key == lookNow && (fresh > 0 || l.hold) {
 		r.want(lookLater, &need{look: l, notFor: c.mono() + lookAgain})
+	} else if r.rec.Look != nil && r.needs[lookNow] == nil {
+		r.rec.Look = nil
+		return c.commitBatch(ctx, r, &batch{})
 	}
 	return nil
 }

@@ -128,6 +128,53 @@ func TestWhatComesWhileTheHistoryIsRead(t *testing.T) {
 	bob.wantTexts("one", "two", "three")
 }
 
+// TestLookingBackGoesOn where the program ends, or the room is read from the store
+// again, before the history was read.
+func TestLookingBackGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		after func(w *world, bob *testDevice, r *room) error
+	}{
+		{"started anew", func(w *world, bob *testDevice, r *room) error {
+			err := bob.commitBatch(w.ctx, r, &batch{})
+			bob.mu.Unlock()
+			bob.restart()
+			bob.mu.Lock()
+			return err
+		}},
+		{"read again", func(w *world, bob *testDevice, r *room) error { return bob.reload(w.ctx, r) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, _ := w.three("shared")
+			w.send(alice, room, "one")
+			w.settle()
+			stop := w.leaveOut(bob.hs.s, alice)
+			w.send(alice, room, "two")
+			w.settle()
+			stop()
+			bob.wantTexts("one")
+			bob.mu.Lock()
+			r := bob.rooms[room]
+			bob.Client.look(r, r.head().ref, lookPages, true)
+			err := c.after(w, bob, r)
+			bob.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.settle()
+			bob.wantTexts("one", "two")
+			w.now.add(lookAgain)
+			w.settle()
+			bob.mu.Lock()
+			defer bob.mu.Unlock()
+			if r := bob.rooms[room]; r.rec.Look != nil || len(r.needs) > 0 {
+				t.Errorf("bob still looks for it: %v, %v", r.rec.Look, r.needs)
+			}
+		})
+	}
+}
+
 // TestLookingBackEndsAtTheInvite: what was said before a user was invited is not theirs to read, and nobody tells them
 // that they cannot.
 func TestLookingBackEndsAtTheInvite(t *testing.T) {

@@ -74,6 +74,7 @@ type roomRecord struct {
 	Sent         uint64                `json:"sent,omitempty"`      // messages since then
 	Late         []lateCommit          `json:"late,omitempty"`      // commits that came late, the newest last
 	Warned       map[string]bool       `json:"warned,omitempty"`
+	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
 }
 
 // epoch is an epoch this device can read.
@@ -431,6 +432,7 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 		fresh.finalRef = fresh.machine.NewestFinal()
 	}
 	fresh.changed = r.changed
+	fresh.resumeLooks(r.needs)
 	fresh.foundLate = r.foundLate
 	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater, fresh.foundWith = r.foundPolicy, r.foundByRule, r.admitLater, r.foundWith
 	fresh.nextPacks, fresh.nextSuite = r.nextPacks, r.nextSuite
