@@ -153,7 +153,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	c.dropUnready(r, now)
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
-		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) || r.quietUntil() > now { // not sent yet
+		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) || r.pending.EventID == "" && r.quietUntil() > now { // not sent yet
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
 		} else if now-r.pendingSince > acceptWait {
 			text := "the module has not accepted a change of the group for a while; it waits until the module answers"

@@ -288,3 +288,30 @@ func TestLoggedOutDeviceIsRemoved(t *testing.T) {
 		})
 	}
 }
+
+// TestQuietRoomHidesNoMissingAccept: that servers join one after the other, for each
+// of which the room is quiet, does not put off what a person is told about a commit
+// that was sent.
+func TestQuietRoomHidesNoMissingAccept(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.module.down = true
+	alice.mu.Lock()
+	alice.rooms[room].rec.Refresh = true
+	alice.mu.Unlock()
+	w.settle(alice, bob)
+	for i := range 6 {
+		alice.mu.Lock()
+		alice.rooms[room].hush(botOf(fmt.Sprintf("joins%d.example", i)), alice.mono()+quietTime)
+		alice.mu.Unlock()
+		alice.turn()
+		w.now.add(acceptWait / 4)
+	}
+	told := slices.ContainsFunc(alice.got, func(u Update) bool {
+		warning, ok := u.(*Warning)
+		return ok && warning.Rule == ruleNoAccept
+	})
+	if !told {
+		t.Error("nobody is told that the module accepts nothing")
+	}
+}
