@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -119,8 +120,29 @@ type deviceLists struct {
 	cache  map[id.UserID]*UserDevices
 	change map[id.UserID]uint64 // number of the last notice about a user
 	notice uint64
-	floor  uint64     // notices up to this one are forgotten
-	query  sync.Mutex // one query at a time
+	floor  uint64               // notices up to this one are forgotten
+	query  sync.Mutex           // one query at a time
+	turns  map[id.UserID]uint64 // when users were last asked for alone, as a count
+	turn   uint64
+}
+
+// byTurn returns the users in the order in which they were last asked for alone.
+func (d *deviceLists) byTurn(users []id.UserID) []id.UserID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := slices.Clone(users)
+	slices.SortStableFunc(out, func(a, b id.UserID) int { return cmp.Compare(d.turns[a], d.turns[b]) })
+	return out
+}
+
+func (d *deviceLists) noteTurn(user id.UserID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.turns == nil || len(d.turns) >= maxCachedLists {
+		d.turns = make(map[id.UserID]uint64)
+	}
+	d.turn++
+	d.turns[user] = d.turn
 }
 
 func (d *deviceLists) init() {
@@ -393,21 +415,35 @@ const (
 	aloneTimeout = 25 * time.Second
 )
 
+// maxMisses is how many users of a server are asked for alone in vain.
+const maxMisses = 2
+
 // askAlone asks for users whose server did not answer once more, each in a
-// request of its own, until a server does not answer again. It returns those
-// about whom there is no answer.
+// request of its own, until a server is said not to answer, or there was no answer
+// twice. The latter may also mean that a user has no keys, so those come first who
+// were not asked for in this way for longest. It returns those about whom there is
+// no answer.
 func (i *Identity) askAlone(ctx context.Context, users []id.UserID) (failed []id.UserID, err error) {
-	silent := map[string]bool{}
-	for _, u := range users {
-		if !silent[u.Homeserver()] {
-			none, err := i.queryKeys(ctx, []id.UserID{u}, aloneTimeout)
-			if err != nil {
-				return nil, err
-			}
-			silent[u.Homeserver()] = len(none) > 0
-		}
-		if silent[u.Homeserver()] {
+	misses := map[string]int{}
+	for _, u := range i.lists.byTurn(users) {
+		if misses[u.Homeserver()] >= maxMisses {
 			failed = append(failed, u)
+			continue
+		}
+		i.lists.noteTurn(u)
+		none, err := i.queryKeys(ctx, []id.UserID{u}, aloneTimeout)
+		if err != nil {
+			return nil, err
+		}
+		if len(none) == 0 {
+			continue
+		}
+		failed = append(failed, u)
+		misses[u.Homeserver()]++
+		if r, _, err := i.record(ctx, u); err != nil {
+			return nil, err
+		} else if r != nil && !r.Nothing {
+			misses[u.Homeserver()] = maxMisses // it is said to be out of reach
 		}
 	}
 	return failed, nil

@@ -215,6 +215,32 @@ func TestServerThatIsHiddenIsNoAnswerAboutNewcomers(t *testing.T) {
 	}
 }
 
+// TestUsersWithoutKeysHideNobody: a homeserver that says nothing of users of another
+// server, and answers about one at a time, is asked about all of them in turn.
+func TestUsersWithoutKeysHideNobody(t *testing.T) {
+	h := newHomeserver(t, true)
+	a, b := h.loginDevice("@a:one"), h.loginDevice("@z:two")
+	h.Avoided["two"] = true
+	users := []id.UserID{"@ghost1:two", "@ghost2:two", "@ghost3:two", "@ghost4:two", b.UserID()}
+	now := time.Now()
+	a.now = func() time.Time { return now }
+	for range 3 {
+		asked := h.Queries
+		all, err := a.DevicesOf(t.Context(), users)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := h.Queries - asked; n > 1+maxMisses+1 {
+			t.Errorf("%d requests at once", n)
+		}
+		if u := all[b.UserID()]; u.Devices[b.DeviceID()] != nil {
+			return
+		}
+		now = now.Add(StaleAfter)
+	}
+	t.Error("who has keys was not asked for in three turns")
+}
+
 func TestMasterStates(t *testing.T) {
 	h := newHomeserver(t, true)
 	a, b := h.loginDevice("@a:one"), h.loginDevice("@b:one")
