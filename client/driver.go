@@ -201,7 +201,7 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
 				return err
 			}
-			if err := c.st.PutKV(ctx, refusedKey(r.id, item.EventID), []byte(ruleOverLimit)); err != nil {
+			if err := c.noteRefused(ctx, r.id, item.EventID, ruleOverLimit); err != nil {
 				return err
 			}
 			return c.st.DeleteInbox(ctx, r.id, item.EventID)

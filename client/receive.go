@@ -182,20 +182,6 @@ func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
 // ruleOverLimit is the rule of events that waited while too many did.
 const ruleOverLimit = "client/waiting-over-limit"
 
-func refusedKey(room id.RoomID, event id.EventID) string {
-	return "refused/" + string(room) + "/" + string(event)
-}
-
-// Refused returns the rule by which an encrypted event was refused, and whether
-// it was.
-func (c *Client) Refused(ctx context.Context, roomID id.RoomID, eventID id.EventID) (rule string, ok bool, err error) {
-	raw, err := c.st.GetKV(ctx, refusedKey(roomID, eventID))
-	if errors.Is(err, store.ErrNotFound) {
-		return "", false, nil
-	}
-	return string(raw), err == nil, err
-}
-
 // refused reports an event that was refused; of a ciphertext it is kept why, in
 // the transaction that marks it as processed.
 func (c *Client) refused(r *room, evt *Event, err error, b *batch) {
@@ -203,7 +189,7 @@ func (c *Client) refused(r *room, evt *Event, err error, b *batch) {
 	c.log.Debug().Stringer("room_id", r.id).Stringer("event_id", evt.ID).Str("type", evt.Type).Str("rule", rule).Msg("Refused an event")
 	c.count(rule)
 	if evt.Type == rooms.TypeEncrypted {
-		b.do(func(ctx context.Context) error { return c.st.PutKV(ctx, refusedKey(r.id, evt.ID), []byte(rule)) })
+		b.do(func(ctx context.Context) error { return c.noteRefused(ctx, r.id, evt.ID, rule) })
 		c.tell(&Undecryptable{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Reason: rule, Final: true})
 	}
 }

@@ -376,6 +376,9 @@ func (c *Client) load(ctx context.Context) error {
 	if err := c.loadOutbox(ctx); err != nil {
 		return err
 	}
+	if err := c.boundRefused(ctx); err != nil {
+		return err
+	}
 	switch at, err := c.st.GetKV(ctx, syncTimeKey); {
 	case err == nil && len(at) == 8:
 		c.syncAt = int64(binary.BigEndian.Uint64(at))

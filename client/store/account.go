@@ -15,9 +15,10 @@ const (
 			homeserver = excluded.homeserver, data = excluded.data`
 	deleteAccountQuery = `DELETE FROM account`
 
-	getKVQuery    = `SELECT data FROM kv WHERE key = $1`
-	putKVQuery    = `INSERT INTO kv (key, data) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET data = excluded.data`
-	deleteKVQuery = `DELETE FROM kv WHERE key = $1`
+	getKVQuery     = `SELECT data FROM kv WHERE key = $1`
+	putKVQuery     = `INSERT INTO kv (key, data) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET data = excluded.data`
+	deleteKVQuery  = `DELETE FROM kv WHERE key = $1`
+	deleteKVsQuery = `DELETE FROM kv WHERE key >= $1 AND key < $2`
 
 	getDeviceListQuery = `SELECT outdated, data FROM device_lists WHERE user_id = $1`
 	putDeviceListQuery = `INSERT INTO device_lists (user_id, outdated, data) VALUES ($1, $2, $3)
@@ -96,6 +97,13 @@ func (s *Store) PutKV(ctx context.Context, key string, value []byte) error {
 // DeleteKV removes a key; an absent one is no error.
 func (s *Store) DeleteKV(ctx context.Context, key string) error {
 	return s.exec(ctx, "kv", deleteKVQuery, key)
+}
+
+// DeleteKVs removes all keys that begin with a prefix, which ends with a character
+// of ASCII.
+func (s *Store) DeleteKVs(ctx context.Context, prefix string) error {
+	end := prefix[:len(prefix)-1] + string(rune(prefix[len(prefix)-1]+1))
+	return s.exec(ctx, "kv", deleteKVsQuery, prefix, end)
 }
 
 // DeviceList returns what is stored about a user's devices and whether it is
