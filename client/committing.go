@@ -456,8 +456,7 @@ var ErrNothingToRepair = errors.New("client: the room's modules have the receipt
 // list; otherwise nothing that the lost keys could sign is needed: an era. Only
 // an admin of the group can do it.
 func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
-	c.mu.Lock()
-	r, e, err := c.memberOf(roomID)
+	r, e, err := c.lockMember(ctx, roomID)
 	if err != nil {
 		c.mu.Unlock()
 		return err
@@ -534,6 +533,31 @@ func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
 		return nil, nil, fmt.Errorf("%w (%s)", ErrNoGroup, roomID)
 	}
 	return r, e, nil
+}
+
+// lockMember waits while the head is a commit that this device cannot read, which
+// is settled within seconds: somebody vouches for it, another one takes its place,
+// or the device joins again. It returns what memberOf does, with the lock held, also
+// where it returns an error.
+func (c *Client) lockMember(ctx context.Context, roomID id.RoomID) (*room, *epoch, error) {
+	unread := func(r *room) error {
+		back := r.rec.Phase == phaseJoining && !r.rec.JoinRef.IsZero()
+		if _, _, err := c.memberOf(roomID); (r.rec.Phase == phaseMember || back) && errors.Is(err, ErrNoGroup) {
+			return err
+		}
+		return nil
+	}
+	for {
+		err := c.await(ctx, roomID, unread)
+		c.mu.Lock()
+		if err != nil {
+			return nil, nil, err
+		}
+		if r := c.rooms[roomID]; r == nil || unread(r) == nil {
+			return c.memberOf(roomID)
+		}
+		c.mu.Unlock()
+	}
 }
 
 // await waits until check, called with the lock held, returns nil. When ctx

@@ -48,9 +48,8 @@ func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...strin
 	if len(servers) == 0 {
 		return fmt.Errorf("%w: a new era needs the name of one server at least whose module goes on", ErrNotAllowed)
 	}
-	c.mu.Lock()
 	heir := false
-	_, e, err := c.memberOf(roomID)
+	_, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		var policy *rooms.Policy
 		if policy, err = rooms.PolicyOf(e.group); err == nil {

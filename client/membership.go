@@ -48,9 +48,8 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if err != nil {
 		return fmt.Errorf("client: devices of %s: %w", user, err)
 	}
-	c.mu.Lock()
 	var bot id.UserID
-	r, _, err := c.memberOf(roomID)
+	r, _, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		bot = c.missingBot(r, serverOf(user))
 	}
@@ -66,8 +65,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if err := c.awaitRemoval(ctx, roomID, user); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	r, e, err := c.memberOf(roomID)
+	r, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		c.keepDevices(r, lists)
 		var policy *rooms.Policy

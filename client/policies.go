@@ -43,9 +43,8 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 
 // wantPolicy notes a change of the policy, which the next commit carries.
 func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, change func(r *room, p *rooms.Policy) error) error {
-	c.mu.Lock()
+	r, e, err := c.lockMember(ctx, roomID)
 	defer c.mu.Unlock()
-	r, e, err := c.memberOf(roomID)
 	if err != nil {
 		return err
 	}

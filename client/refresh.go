@@ -38,9 +38,8 @@ func (c *Client) Refresh(ctx context.Context, roomID id.RoomID) error {
 // wantRefresh notes that a commit with a fresh path is due, unless another commit
 // is under way.
 func (c *Client) wantRefresh(ctx context.Context, roomID id.RoomID) (bool, error) {
-	c.mu.Lock()
+	r, _, err := c.lockMember(ctx, roomID)
 	defer c.mu.Unlock()
-	r, _, err := c.memberOf(roomID)
 	if err != nil || r.pending != nil {
 		return false, err
 	}

@@ -159,8 +159,7 @@ func (c *Client) lacks(suite mls.CipherSuite) bool {
 // follow to another cipher suite. It claims a key package of each device, which
 // ChangeSuite then uses. The room goes on as it is.
 func (c *Client) CheckSuite(ctx context.Context, roomID id.RoomID, suite mls.CipherSuite) (*SuiteReport, error) {
-	c.mu.Lock()
-	r, e, err := c.memberOf(roomID)
+	r, e, err := c.lockMember(ctx, roomID)
 	if err != nil {
 		c.mu.Unlock()
 		return nil, err
@@ -297,8 +296,7 @@ func (c *Client) ChangeSuite(ctx context.Context, roomID id.RoomID, suite mls.Ci
 		}
 		want.Drop = append(want.Drop, suiteDevice{gap.User, gap.Device})
 	}
-	c.mu.Lock()
-	r, e, err := c.memberOf(roomID)
+	r, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		var policy *rooms.Policy
 		if policy, err = rooms.PolicyOf(e.group); err == nil {

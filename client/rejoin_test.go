@@ -1,6 +1,8 @@
 package client
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
 
@@ -157,4 +159,41 @@ func TestStolenSignatureKeyDoesNotTakeAPlace(t *testing.T) {
 	thief.turn()
 	thief.wantTexts()
 	bob.wantTexts("not for the thief")
+}
+
+// TestCallsWaitWhileTheHeadIsInDoubt: a call that changes the group waits until a
+// commit that this device cannot apply is settled.
+func TestCallsWaitWhileTheHeadIsInDoubt(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	dave := w.device("dave", "DAVE1")
+	carol.blind(room)
+	alice.mu.Lock()
+	alice.rooms[room].rec.Refresh = true
+	alice.mu.Unlock()
+	for range 6 {
+		alice.turn()
+		w.order()
+	}
+	carol.turn()
+	carol.mu.Lock()
+	_, _, err := carol.memberOf(room)
+	carol.mu.Unlock()
+	if !errors.Is(err, ErrNoGroup) {
+		t.Fatalf("carol is in the group: %v", err)
+	}
+	ctx, cancel := context.WithCancel(w.ctx)
+	cancel()
+	if err := carol.Invite(ctx, room, dave.UserID()); !errors.Is(err, ErrNoGroup) || !errors.Is(err, context.Canceled) {
+		t.Errorf("a call whose time is up returns %v, want both why", err)
+	}
+	invited := make(chan error, 1)
+	go func() { invited <- carol.Invite(w.ctx, room, dave.UserID()) }()
+	w.settle()
+	carol.see(room)
+	w.must(func() error { return <-invited })
+	w.settle()
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
 }
