@@ -134,6 +134,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if !c.listShown(r, group.GroupID(), policy) {
 		return r.waitHead(c.mono())
 	}
+	if err := c.checkEra(r, group.GroupID(), policy, content); err != nil {
+		return err
+	}
 	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, content.Era, federation.Ref(content.Cfg))
 	if err != nil {
 		return err
@@ -197,6 +200,31 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 		return federation.Ref{}, nil, errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the event it names is another commit")
 	}
 	return ref, msg.ConfirmationTag(), nil
+}
+
+// checkEra holds the era that a Welcome names against what the modules of its list
+// show: each list was set in one era, the first of them with the group. Who founded
+// the group is not asked here, nor is a proof waited for: who is misled all the same
+// refuses the commit that opens the next era, and joins again.
+func (c *Client) checkEra(r *room, group []byte, policy *rooms.Policy, welcome *rooms.WelcomeContent) error {
+	for _, seq := range policy.Sequencers {
+		bot := id.UserID(seq.User)
+		head := r.state.head(bot)
+		if head == nil || !bytes.Equal(head.Group, group) {
+			continue
+		}
+		p, err := c.proofOf(r, bot, head)
+		if known := r.proofs[bot]; errors.Is(err, errProofComing) && known != nil && known.err == nil {
+			p, err = known.proven, nil
+		}
+		if err != nil {
+			continue
+		}
+		if config := federation.Ref(welcome.Cfg); config == p.Config && welcome.Era != p.Era || config == p.Root && welcome.Era != 0 {
+			return errRefusedUpdate(rooms.RuleWelcomeNotForUs, fmt.Sprintf("it names era %d, in which nobody set the list of sequencers that it names", welcome.Era))
+		}
+	}
+	return nil
 }
 
 // joined marks this device as a member from an epoch on.

@@ -413,6 +413,46 @@ func TestNewcomerIsNotMisledForGood(t *testing.T) {
 	}
 }
 
+// TestWelcomeWithAnotherEra: a Welcome that names another era than its list was set
+// in would have its device refuse the commit that opens the next one.
+func TestWelcomeWithAnotherEra(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(nil)
+	w.rest()
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(alice, bob, carol)
+	w.s.mu.Lock()
+	changed := 0
+	for _, evt := range w.s.toDevice[string(dave.UserID())+"/"+string(dave.DeviceID())] {
+		if welcome, err := rooms.DecodeWelcome(evt.Content); err == nil {
+			welcome.Era += 3
+			if evt.Content, err = rooms.Encode(welcome); err != nil {
+				t.Fatal(err)
+			}
+			changed++
+		}
+	}
+	w.s.mu.Unlock()
+	if changed != 1 {
+		t.Fatalf("%d Welcomes for dave, want 1", changed)
+	}
+	w.join(dave, room)
+	for range 5 {
+		w.now.add(joinRetry)
+		w.settle()
+	}
+	if n := dave.Refusals()[string(rooms.RuleWelcomeNotForUs)]; n != 1 {
+		t.Errorf("%d Welcomes were refused, want 1", n)
+	}
+	w.sameEpoch(room, alice, bob, carol, dave)
+	dave.mu.Lock()
+	defer dave.mu.Unlock()
+	if got, _ := dave.rooms[room].machine.EraOf(); got != 0 {
+		t.Errorf("dave is in era %d, want 0", got)
+	}
+}
+
 // TestMediaThatCannotBeHad: what waits for a file goes on when the program was
 // started anew, and is refused once the file cannot be had and it does not matter
 // any more.
