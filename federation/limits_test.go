@@ -313,3 +313,53 @@ func TestAcceptsBeforeTheirGroup(t *testing.T) {
 		t.Errorf("head %s, want c", w.name(m.Head()))
 	}
 }
+
+// TestLastVotesForWhatIsToComeBuryNothing: in a group that was founded anew epochs
+// begin again, so what a last vote names and nobody has brought yet may be taken for
+// something of long ago. What is built on it, and said of it, waits for it.
+func TestLastVotesForWhatIsToComeBuryNothing(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+	base.Ref, base.Epoch, base.Config = testRef("a"), 30, testRef("root")
+	w.names[base.Ref], w.epochs["a"], w.epochs["f"], w.config["a"] = "a", 30, 1, "root"
+	cfg := testConfig("")
+	cfg.Limits.Keep = 2
+	m, err := New(cfg, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &chainWorld{world: w, t: t, m: m, tip: "f", list: []string{"s1", "s2", "s3"}}
+	f := w.commit("f", "a", "alice", commitSpec{})
+	f.Founding = &Founding{GroupID: []byte("next"), Suite: 1, Leaves: base.Leaves}
+	w.group = f.Founding.GroupID
+	c.step(f, w.accept("f", "s1", Ballot{}, false, nil))
+	c.final("c1", commitSpec{})
+	c.final("c2", commitSpec{})
+	w.commit("c3", "c2", "alice", commitSpec{})
+	d, e := w.commit("d", "c3", "alice", commitSpec{}), w.commit("e", "d", "alice", commitSpec{})
+	c.step(w.promise("root", "s2", Ballot{Round: 1, Rank: 1}, &LastVote{Ref: d.Ref}))
+	c.final("c3", commitSpec{})
+	if m.Base() == base.Ref || m.Held(d.Ref) {
+		t.Fatalf("base %s: nothing was dropped", w.name(m.Base()))
+	}
+	restart := func() {
+		data, err := m.MarshalBinary()
+		if err == nil {
+			m, err = Unmarshal(cfg, data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.m = m
+	}
+	restart()
+	if m.Beside(d.Ref, e.Epoch) {
+		t.Error("what is built on it never comes, it says")
+	}
+	c.step(e, w.accept("e", "s1", Ballot{}, false, nil))
+	restart()
+	c.step(d)
+	if m.Head() != e.Ref {
+		t.Errorf("the head is %s, want e", w.name(m.Head()))
+	}
+}

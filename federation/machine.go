@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -352,6 +353,7 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 	m.seq++
 	n.seq = m.seq
 	m.link(n)
+	delete(m.gone, c.Ref)
 	if !c.External && c.Founding == nil {
 		l, _ := up.leaf(c.Author)
 		up.vouch(voucher{user: l.user, leaf: c.Author, since: l.since, commit: c.Ref})
@@ -447,7 +449,7 @@ func (m *Machine) beside(parent Ref, epoch uint64, founding bool) bool {
 	if _, ok := m.nodes[parent]; ok {
 		return false
 	}
-	if _, ok := m.gone[parent]; ok {
+	if m.lost(parent) {
 		return true
 	}
 	// The base alone makes the epoch before that of its children.
@@ -460,7 +462,8 @@ func (m *Machine) drop(ref Ref, epoch uint64) bool {
 	fresh := false
 	for todo := []Outside{{Ref: ref, Epoch: epoch}}; len(todo) > 0; todo = todo[1:] {
 		at := todo[0]
-		if _, ok := m.gone[at.Ref]; !ok && !m.below(at.Epoch) && len(m.gone) < maxGone {
+		had, ok := m.gone[at.Ref]
+		if (!ok && len(m.gone) < maxGone || had == unplaced) && !m.below(at.Epoch) {
 			m.gone[at.Ref], fresh = at.Epoch, true
 		}
 		rest := m.waiting[:0]
@@ -475,6 +478,16 @@ func (m *Machine) drop(ref Ref, epoch uint64) bool {
 		m.waiting = rest
 	}
 	return fresh
+}
+
+// unplaced stands in for the epoch of a commit that only a last vote names: it lies
+// below what was dropped, or in a group that was founded since and is still to come.
+const unplaced = math.MaxUint64
+
+// lost reports whether a commit is known to lie beside what is kept.
+func (m *Machine) lost(ref Ref) bool {
+	epoch, ok := m.gone[ref]
+	return ok && epoch != unplaced
 }
 
 // dropped reports whether a commit that is not held lies beside or below what is

@@ -141,7 +141,7 @@ func (rs *receipts) findPromise(p *Promise) (int, bool) {
 func (m *Machine) governed(config, ref Ref, hint string, b *batch) (List, *node, Ref, error) {
 	n, ok := m.nodes[ref]
 	if !ok {
-		if _, beside := m.gone[ref]; !beside {
+		if !m.lost(ref) {
 			b.fetchCommit(ref, hint)
 		}
 		return nil, nil, ref, nil
@@ -547,7 +547,7 @@ func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) bool {
 			retired = m.retire(counter, b)
 		}
 	}
-	if _, beside := m.gone[on]; beside {
+	if m.lost(on) {
 		return retired // it would wait for ever
 	}
 	return m.wait(on, r) || retired

@@ -326,6 +326,11 @@ func (m *Machine) compact() []Ref {
 	to.changes, to.whole, to.eraBase = table, true, to
 	to.sets = to.config == to.ref
 	m.base, m.complete, m.refounded = to, false, false
+	for r, epoch := range m.gone {
+		if epoch == unplaced { // as long as a last vote names it, it comes back below
+			delete(m.gone, r)
+		}
+	}
 	for _, n := range lost {
 		m.drop(n.ref, n.epoch)
 	}
@@ -335,11 +340,11 @@ func (m *Machine) compact() []Ref {
 		}
 	}
 	for _, v := range past { // in a group that was founded anew their epochs may lie above the base's
-		if !m.dropped(v.Ref, v.Epoch) {
-			m.drop(v.Ref, v.Epoch)
+		if !m.dropped(v.Ref, v.Epoch) && len(m.gone) < maxGone {
+			m.gone[v.Ref] = unplaced
 		}
 	}
-	for r, epoch := range m.gone {
+	for r, epoch := range m.gone { // not what is unplaced
 		if m.below(epoch) {
 			delete(m.gone, r)
 		}

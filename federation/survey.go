@@ -97,7 +97,7 @@ type SurveyedAccept struct {
 	Ballot      Ballot // zero if Provisional
 	Provisional bool
 	Itself      bool // the accept names the commit, not only one above it
-	Liar        bool // it contradicts another accept of that ballot
+	Liar        bool // it contradicts another accept of that ballot, whether or not the fork choice asks
 }
 
 // SurveyedBallot is a ballot that its owner asks for.
