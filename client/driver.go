@@ -235,11 +235,7 @@ func excessWelcomes(by map[id.UserID][]*store.InboxItem) (over []*store.InboxIte
 }
 
 func (c *Client) warnOnce(r *room, key string, u Update) {
-	if r.told == nil {
-		r.told = map[string]bool{}
-	}
-	if !r.told[key] && len(r.told) < maxTold {
-		r.told[key] = true
+	if r.first(key) {
 		c.tell(u)
 	}
 }
@@ -271,6 +267,8 @@ func (r *room) arrived(what string) bool {
 		return r.pending == nil || !r.pending.External
 	case "state":
 		return r.state.Known
+	case "looked":
+		return r.needs["state"] == nil
 	case "head":
 		return r.headLook || r.headSeen
 	case "displaced":

@@ -89,7 +89,8 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 		t.Errorf("%d rooms are listed, want %d", len(after), len(before))
 	}
 	// One for a room that alice is in, but not in the group of yet, from
-	// somebody who is not in the room: nothing is fetched for it.
+	// somebody who is not in the room: nothing that it names is fetched, and the
+	// state is read for one of many alone.
 	dave := w.device("dave", "DAVE1")
 	w.s.held[rooms.TypeAccept] = true
 	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
@@ -98,9 +99,19 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	fetched := false
 	w.s.mu.Lock()
 	q = string(dave.UserID()) + "/" + string(dave.DeviceID())
-	w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: mallory.UserID(), Content: welcome(room, 0)})
+	const strangers, reads = 5, 1
 	w.s.mu.Unlock()
-	for range 3 {
+	states := 0
+	var read func()
+	read = func() { states, dave.hs.stateRead = states+1, read }
+	read()
+	states = 0
+	for n := range 2 * strangers { // a Welcome, and a turn without one
+		if n%2 == 0 {
+			w.s.mu.Lock()
+			w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: mallory.UserID(), Content: welcome(room, n/2)})
+			w.s.mu.Unlock()
+		}
 		dave.turn()
 		dave.mu.Lock()
 		_, asks := dave.rooms[room].needs["event:$nothing0"]
@@ -111,8 +122,8 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	if fetched {
 		t.Error("a stranger's Welcome makes the device fetch what it names")
 	}
-	if n := dave.Refusals()[string(rooms.RuleUnsolicitedKey)]; n != 1 {
-		t.Errorf("%d refusals, want 1", n)
+	if n := dave.Refusals()[string(rooms.RuleUnsolicitedKey)]; n != strangers || states > reads {
+		t.Errorf("%d refusals, want %d; the state was read %d times", n, strangers, states)
 	}
 }
 

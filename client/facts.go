@@ -30,7 +30,10 @@ func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, stag
 		Tree: tree, Parent: federation.Ref(content.Parent), Staged: staged, View: c.view(r, tree),
 	})
 	if rooms.IsOpinion(err) {
-		if r.lookAtState("view/" + ref.String()) {
+		// The reason may be a state event that has not come yet: look once.
+		if r.first("view/" + ref.String()) {
+			r.state.lose()
+			r.want("state", &need{state: true})
 			return nil, &errWait{"state:" + ref.String()}
 		}
 		return checked.Commit, err
@@ -47,9 +50,8 @@ func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, stag
 	return checked.Commit, nil
 }
 
-// lookAtState has the state read, once for each reason: what speaks against an
-// event may be a state event that has not come yet.
-func (r *room) lookAtState(reason string) bool {
+// first tells whether something is done for a reason for the first time.
+func (r *room) first(reason string) bool {
 	if r.told[reason] || len(r.told) >= maxTold {
 		return false
 	}
@@ -57,8 +59,6 @@ func (r *room) lookAtState(reason string) bool {
 		r.told = map[string]bool{}
 	}
 	r.told[reason] = true
-	r.state.lose()
-	r.want("state", &need{state: true})
 	return true
 }
 

@@ -38,6 +38,9 @@ const (
 	joinRetry      = 20 * time.Second
 )
 
+// lookWelcome is the key of the last look at the state for a Welcome's sake.
+const lookWelcome = "look/welcome"
+
 // handleWelcome enters the group with a Welcome that followed an accepted
 // commit. It waits until the user is in the room, for only then can the commit
 // be read that the Welcome claims to belong to.
@@ -67,8 +70,12 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		if err == nil && r.state.membership(evt.Sender) != rooms.MembershipJoin {
 			err = errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
 		}
-		if err != nil && r.lookAtState("welcome/"+string(evt.ID)) {
-			return &errWait{"state:" + string(evt.ID)}
+		// Anybody can send a Welcome, so not each one has the state read, and until
+		// it is, what is known of it counts.
+		if now := c.mono(); err != nil && r.tried[lookWelcome] <= now && r.first("welcome/"+string(evt.ID)) {
+			r.tried[lookWelcome] = now + lookPause
+			r.want("state", &need{state: true})
+			return &errWait{"looked:" + string(evt.ID)}
 		}
 		if err != nil {
 			return err
