@@ -39,7 +39,7 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-install peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: lab-clients peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
 	$(NICE) bin/testreport all
 
 .PHONY: test-fast
@@ -57,7 +57,7 @@ test-interop: peer bin/testreport ## live groups with OpenMLS and mls-rs
 	$(NICE) bin/testreport interop
 test-lab: lab-install bin/testreport ## the homeservers that the end-to-end tests run on
 	$(NICE) bin/testreport lab
-test-e2e: lab-install bin/testreport ## real homeservers, modules and clients
+test-e2e: lab-clients bin/testreport ## real homeservers, modules and clients
 	$(NICE) bin/testreport e2e
 
 .PHONY: check
@@ -121,13 +121,17 @@ spec-large: ## the same rules with more ballots and commits (hours)
 	nice -n 15 python3 -B federation/spec/check.py large
 
 .PHONY: soak
-soak: lab-install peer bin/testreport ## faults that take long or need root, then make test's tests SOAK=10 times, to find what fails now and then
+soak: lab-clients peer bin/testreport ## faults that take long or need root, then make test's tests SOAK=10 times, to find what fails now and then
 	$(NICE) bin/testreport soak
 	@for i in $$(seq $(SOAK)); do echo "## run $$i of $(SOAK)"; $(NICE) bin/testreport all || exit 1; done
 
 .PHONY: lab-install
 lab-install: ## Synapse, Dendrite and PostgreSQL for tests, into ~/.cache/matrix-mls
 	@python3 -B lab/homeservers.py install
+
+.PHONY: lab-clients
+lab-clients: ## the same, and a browser and the libraries of Matrix clients
+	@python3 -B lab/homeservers.py install --clients
 
 .PHONY: peer
 peer: ## the interop partner, with OpenMLS and mls-rs in it

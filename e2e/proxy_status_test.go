@@ -20,7 +20,7 @@ func (s *story) browse(name, address string) string {
 	s.Helper()
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
-		s.Fatalf("%v; make lab-install installs Chromium", err)
+		s.Fatalf("%v; make lab-clients installs Chromium", err)
 	}
 	// Its children may outlive it for a moment: they hold files, and no pipe of
 	// the test's.

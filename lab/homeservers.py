@@ -319,9 +319,12 @@ def cmd_down(a):
 
 
 def cmd_install(a):
-    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=True)
+    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=a.clients, node=a.clients)
     programs.synapse_python()
     programs.dendrite_program()
+    if a.clients:
+        programs.client_python()
+        programs.client_modules()
     programs.log("everything is installed in %s" % programs.cache_dir())
 
 
@@ -335,6 +338,8 @@ def main():
         p = sub.add_parser(c)
         if c != "install":
             p.add_argument("--dir", required=True, help="work directory of this run")
+        else:
+            p.add_argument("--clients", action="store_true", help="also a browser, matrix-nio and matrix-js-sdk")
         if c == "up":
             p.add_argument("--synapse", type=int, default=0)
             p.add_argument("--dendrite", type=int, default=0)

@@ -1,8 +1,9 @@
-"""Installs what the lab runs: Synapse into a venv, Dendrite from its Go module, Debian packages by name."""
+"""Installs what the lab runs: Synapse into a venv, Dendrite from its Go module, clients by pip and npm, Debian packages by name."""
 import contextlib, fcntl, glob, hashlib, os, re, shutil, subprocess, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REQUIREMENTS = os.path.join(HERE, "synapse-requirements.txt")
+CLIENTS = os.path.join(HERE, "clients")
 DENDRITE_MODULE = os.path.join(HERE, "dendrite")
 DENDRITE = "github.com/element-hq/dendrite"
 
@@ -71,7 +72,7 @@ def have_venv():
     return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
 
 
-def install_packages(dendrite=False, synapse=False, postgres=False, browser=False):
+def install_packages(dendrite=False, synapse=False, postgres=False, browser=False, node=False):
     want = []
     if not shutil.which("openssl"):
         want.append("openssl")
@@ -85,6 +86,8 @@ def install_packages(dendrite=False, synapse=False, postgres=False, browser=Fals
         want.append("util-linux")
     if browser and not shutil.which("chromium"):
         want.append("chromium")
+    if node and not (shutil.which("node") and shutil.which("npm")):
+        want += ["nodejs", "npm"]
     if not want:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -113,6 +116,47 @@ def synapse_python():
                  [py, "-m", "pip", "install", "--disable-pip-version-check", "-r", REQUIREMENTS])
             open(mark, "w").close()
     return py
+
+
+# ---------------------------------------------------------------- clients
+def client_python():
+    """A Python with matrix-nio."""
+    venv = os.path.join(cache_dir(), "clients-venv")
+    py = os.path.join(venv, "bin", "python")
+    mark = mark_of(venv, "requirements.txt")
+    if os.path.exists(mark):
+        return py
+    install_packages(synapse=True)
+    with locked(os.path.join(cache_dir(), "install.lock")):
+        if not os.path.exists(mark):
+            if not os.path.exists(py):
+                step("making a Python environment for clients", [sys.executable, "-m", "venv", venv])
+            step("installing matrix-nio", [py, "-m", "pip", "install", "--disable-pip-version-check", "-r", os.path.join(CLIENTS, "requirements.txt")])
+            open(mark, "w").close()
+    return py
+
+
+def client_modules():
+    """A folder with matrix-js-sdk in node_modules."""
+    root = os.path.join(cache_dir(), "clients-node")
+    mark = mark_of(root, "package-lock.json")
+    if os.path.exists(mark):
+        return root
+    install_packages(node=True)
+    with locked(os.path.join(cache_dir(), "install.lock")):
+        if not os.path.exists(mark):
+            os.makedirs(root, exist_ok=True)
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(os.path.join(CLIENTS, name), root)
+            step("installing matrix-js-sdk", ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=root)
+            open(mark, "w").close()
+    return root
+
+
+def mark_of(root, name):
+    """The file that says that what a list names is installed."""
+    with open(os.path.join(CLIENTS, name), "rb") as f:
+        return os.path.join(root, ".ok-" + hashlib.sha256(f.read()).hexdigest()[:12])
 
 
 # ---------------------------------------------------------------- Dendrite

@@ -113,6 +113,9 @@ func One(room id.RoomID, raw json.RawMessage, v View) Event {
 	case isState && IsMessage(eventType) && v.MLS(room):
 		return out // state is not encrypted, and messages are none
 	case isState:
+		if invited(room, f, v) {
+			raw = f.raw()
+		}
 		out.Raw = stateEvent(room, eventType, raw, f, v)
 		return out
 	}
@@ -147,6 +150,55 @@ func IsMessage(eventType string) bool {
 		return true
 	}
 	return false
+}
+
+// invited rewrites the stripped state that an invite or a knock carries with it
+// (unsigned.invite_room_state): clients take how the room is encrypted from there,
+// too. It tells whether it changed something.
+func invited(room id.RoomID, f fields, v View) (changed bool) {
+	unsigned := f.object("unsigned")
+	for _, name := range []string{"invite_room_state", "knock_room_state"} {
+		var stripped []json.RawMessage
+		if json.Unmarshal(unsigned[name], &stripped) != nil {
+			continue
+		}
+		for i, raw := range stripped {
+			if inner, ok := parse(raw); ok && inner.has("unsigned") { // nothing that was stripped has it
+				delete(inner, "unsigned")
+				stripped[i], changed = inner.raw(), true
+			}
+		}
+		if changed {
+			unsigned[name], _ = json.Marshal(stripped)
+		}
+		if kept, all := strippedList(room, stripped, v); !all {
+			unsigned[name], _ = json.Marshal(kept)
+			changed = true
+		}
+	}
+	if changed {
+		f["unsigned"] = unsigned.raw()
+	}
+	return changed
+}
+
+// strippedList rewrites the state that who is invited may see. All tells whether
+// it stays as it was. Some homeservers give it without its contents: encryption of
+// which nothing is said is left out, too, since clients would take the room for
+// one that they have to encrypt for. Who joins gets the whole state.
+func strippedList(room id.RoomID, events []json.RawMessage, v View) (kept []json.RawMessage, all bool) {
+	kept, all = make([]json.RawMessage, 0, len(events)), true
+	for _, raw := range events {
+		e := One(room, raw, v)
+		if f, ok := parse(raw); !ok || f.text("type") == rooms.TypeEncryption && f.object("content").text("algorithm") == "" {
+			e.Raw = nil
+		}
+		if e.Raw != nil {
+			kept = append(kept, e.Raw)
+		}
+		all = all && string(e.Raw) == string(raw)
+	}
+	return kept, all
 }
 
 // stateEvent leaves out what would make a client encrypt by itself.

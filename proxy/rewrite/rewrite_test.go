@@ -72,6 +72,10 @@ func TestOne(t *testing.T) {
 		{"a contested encryption", in{mlsRoom, "$x", "@a:x", "m.room.encryption", `{"algorithm":"m.megolm.v1.aes-sha2"}`, `,"state_key":""`}, nil, "", false, true},
 		{"another room's encryption", in{"!megolm:x", "$x", "@a:x", "m.room.encryption", `{"algorithm":"m.megolm.v1.aes-sha2"}`, `,"state_key":""`}, []string{"megolm"}, "", false, false},
 		{"the create event", in{mlsRoom, "$x", "@a:x", "m.room.create", `{"room_version":"11","` + rooms.KeyCreateAlgorithm + `":"` + rooms.Algorithm + `"}`, `,"state_key":""`}, []string{`"room_version":"11"`}, rooms.KeyCreateAlgorithm, false, true},
+		{"an invite with the room's state", in{"!new:x", "$x", "@a:x", "m.room.member", `{"membership":"invite"}`, `,"state_key":"@b:x","unsigned":{"age":7,"invite_room_state":[{"type":"m.room.encryption","state_key":"","content":{"algorithm":"` + rooms.Algorithm + `"}},{"type":"m.room.name","state_key":"","content":{"name":"N"}},{"type":"m.room.create","state_key":"","content":{"` + rooms.KeyCreateAlgorithm + `":"` + rooms.Algorithm + `"}}]}`}, []string{`"name":"N"`, `"age":7`, `"membership":"invite"`}, rooms.Algorithm, false, true},
+		{"an invite with state without its content", in{"!new:x", "$x", "@a:x", "m.room.member", `{"membership":"invite"}`, `,"state_key":"@b:x","unsigned":{"invite_room_state":[{"type":"m.room.encryption","state_key":"","content":{}},{"type":"m.room.name","state_key":"","content":{}}]}`}, []string{`"m.room.name"`}, "m.room.encryption", false, true},
+		{"an invite within an invite", in{"!new:x", "$x", "@a:x", "m.room.member", `{"membership":"invite"}`, `,"state_key":"@b:x","unsigned":{"invite_room_state":[{"type":"m.room.member","state_key":"@b:x","content":{},"unsigned":{"invite_room_state":[{"type":"m.room.encryption","state_key":"","content":{}}]}}]}`}, []string{`"state_key":"@b:x"`}, "m.room.encryption", false, true},
+		{"an invite to a room with Megolm", in{"!megolm:x", "$x", "@a:x", "m.room.member", `{"membership":"invite"}`, `,"state_key":"@b:x","unsigned":{"invite_room_state":[{"type":"m.room.encryption","state_key":"","content":{"algorithm":"m.megolm.v1.aes-sha2"}}]}`}, []string{"megolm"}, "", false, false},
 		{"a module's membership", in{mlsRoom, "$x", "@_mls_bot:x", "m.room.member", `{"membership":"join"}`, `,"state_key":"@_mls_bot:x"`}, []string{`"membership":"join"`}, "", false, false},
 		{"a bundled edit", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.annotation":{"chunk":[]},"m.replace":{"event_id":"$edit","sender":"@a:x","type":"m.room.encrypted","content":` + cipher + `}}}`}, []string{`"* new"`, `"hello"`}, "m.annotation", false, true},
 		{"a bundled edit by another", in{mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"m.relations":{"m.replace":{"event_id":"$edit","sender":"@evil:x","type":"m.room.encrypted","content":` + cipher + `}}}`}, []string{`"hello"`}, "m.replace", false, true},
@@ -115,7 +119,7 @@ func TestSyncIsRewrittenAndTheRestKept(t *testing.T) {
 	_, encryption := evt(mlsRoom, "$e", "@a:x", "m.room.encryption", `{"algorithm":"`+rooms.Algorithm+`"}`, `,"state_key":""`)
 	raw := `{"next_batch":"n","to_device":{"events":[{"type":"x"}]},"device_lists":{"changed":["@b:x"]},"unknown":1,"rooms":{
 		"join":{"` + mlsRoom + `":{"summary":{"m.joined_member_count":2},"state":{"events":[` + string(encryption) + `]},"timeline":{"events":[` + string(message) + `,` + string(commit) + `],"limited":true,"prev_batch":"p"},"unread_notifications":{"highlight_count":1}}},
-		"invite":{"!i:x":{"invite_state":{"events":[` + string(encryption) + `,{"type":"m.room.name","state_key":"","content":{"name":"N"}}]}}}}}`
+		"invite":{"!i:x":{"invite_state":{"events":[` + string(encryption) + `,{"type":"m.room.encryption","state_key":"","content":{}},{"type":"m.room.name","state_key":"","content":{"name":"N"}}]}}}}}`
 	s, err := ParseSync([]byte(raw))
 	if err != nil {
 		t.Fatal(err)

@@ -98,7 +98,10 @@ func (s *Sync) Rewrite(v View, asked Selection) {
 			if stripped == nil {
 				continue
 			}
-			stripped["events"] = rewriteList(id.RoomID(roomID), stripped["events"], v)
+			var events []json.RawMessage
+			_ = json.Unmarshal(stripped["events"], &events)
+			kept, _ := strippedList(id.RoomID(roomID), events, v)
+			stripped["events"], _ = json.Marshal(kept)
 			room[list] = stripped.raw()
 			s.groups[kind][roomID] = room.raw()
 		}

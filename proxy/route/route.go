@@ -32,6 +32,7 @@ const (
 	Relations                 // events come back
 	Threads                   // events come back
 	Notifications             // events of several rooms come back
+	Members                   // state events come back
 	State                     // state events come back
 	StateEvent                // the content of a state event comes back
 	Send                      // an event goes out
@@ -258,7 +259,7 @@ var rows = []struct {
 	{"PUT", "c/rooms/{room}/state/{type}/{key}", SetState, ""},
 	{"PUT", "c/rooms/{room}/redact/{event}/{txn}", Redact, ""},
 
-	// Rooms. Their members come as m.room.member events only.
+	// Rooms.
 	{"POST", "c/createRoom", CreateRoom, ""},
 	{"POST", "c/join/{room}", Join, ""},
 	{"POST", "c/rooms/{room}/join", Join, ""},
@@ -271,7 +272,7 @@ var rows = []struct {
 	{"POST", "c/rooms/{room}/unban", Stream, ""},
 	{"POST", "c/rooms/{room}/upgrade", Upgrade, ""},
 	{"GET", "c/joined_rooms", Stream, ""},
-	{"GET", "c/rooms/{room}/members", Stream, ""},
+	{"GET", "c/rooms/{room}/members", Members, ""},
 	{"GET", "c/rooms/{room}/joined_members", Stream, ""},
 	{"GET", "c/rooms/{room}/aliases", Stream, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/hierarchy", Stream, ""},

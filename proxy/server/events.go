@@ -118,8 +118,8 @@ func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session
 	s.encode(w, page)
 }
 
-// threads answers GET /rooms/{room}/threads.
-func (s *Server) threads(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+// chunk answers GET /rooms/{room}/threads and …/members, which have one list.
+func (s *Server) chunk(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
 	body := s.fetch(w, r, sess)
 	if body == nil {
 		return

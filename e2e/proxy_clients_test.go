@@ -1,0 +1,192 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+// A realClient is a program on a library that others wrote, which knows nothing of
+// MLS and speaks to the proxy.
+type realClient struct {
+	s       *story
+	name    string
+	argv    func(dir string) []string
+	dir     string
+	process *exec.Cmd
+	lines   *bufio.Scanner
+	stderr  *os.File
+}
+
+// said is a line of such a program.
+type said struct {
+	Did   string     `json:"did"`
+	Event id.EventID `json:"event_id"`
+	Texts []string   `json:"texts"`
+}
+
+// realClients are the programs, installed by make lab-clients.
+func realClients(t *testing.T) map[string]func(dir string) []string {
+	t.Helper()
+	cache, err := lab.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts, err := filepath.Abs(filepath.Join("testdata", "clients"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]func(string) []string{
+		"matrix-nio": func(string) []string {
+			return []string{filepath.Join(cache, "lab", "clients-venv", "bin", "python"), "-B", filepath.Join(scripts, "nio_client.py")}
+		},
+		// Node looks for modules beside the program.
+		"matrix-js-sdk": func(dir string) []string {
+			script := filepath.Join(dir, "js_client.mjs")
+			raw, err := os.ReadFile(filepath.Join(scripts, "js_client.mjs"))
+			if err == nil {
+				err = os.WriteFile(script, raw, 0o600)
+			}
+			if err == nil {
+				if err = os.Symlink(filepath.Join(cache, "lab", "clients-node", "node_modules"), filepath.Join(dir, "node_modules")); os.IsExist(err) {
+					err = nil
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return []string{"node", script}
+		},
+	}
+}
+
+// run starts the program.
+func (c *realClient) run(ctx context.Context, args ...string) {
+	c.s.Helper()
+	argv := append(c.argv(c.dir), args...)
+	c.process = exec.CommandContext(ctx, argv[0], argv[1:]...)
+	out, err := c.process.StdoutPipe()
+	c.s.must(err)
+	c.stderr, err = os.Create(filepath.Join(c.dir, "stderr"))
+	c.s.must(err)
+	c.process.Stderr = c.stderr
+	c.s.must(c.process.Start())
+	c.lines = bufio.NewScanner(out)
+	c.lines.Buffer(nil, 1<<20)
+}
+
+// did waits until the program has done what it does next. What its library says
+// meanwhile is kept for when it fails.
+func (c *realClient) did(what string) said {
+	c.s.Helper()
+	var line said
+	var talk strings.Builder
+	for c.lines.Scan() {
+		if text := c.lines.Text(); !strings.HasPrefix(text, `{"did":`) {
+			talk.WriteString(text + "\n")
+			continue
+		}
+		if json.Unmarshal(c.lines.Bytes(), &line) == nil && line.Did == what {
+			return line
+		}
+		break
+	}
+	c.s.Fatalf("%s did not do %q; it did %q, and said\n%s%s", c.name, what, line.Did, talk.String(), c.complaints())
+	return line
+}
+
+func (c *realClient) complaints() string {
+	raw, _ := os.ReadFile(c.stderr.Name())
+	return string(raw)
+}
+
+// ends waits for the program's end.
+func (c *realClient) ends() {
+	c.s.Helper()
+	if err := c.process.Wait(); err != nil {
+		c.s.Fatalf("%s: %v\n%s", c.name, err, c.complaints())
+	}
+	c.stderr.Close()
+}
+
+// TestProxyRealClients: programs that others wrote join an MLS room through the proxy, read, speak, send a file, read
+// it all again when they are started anew, and log out. A member with the SDK reads the same.
+func TestProxyRealClients(t *testing.T) {
+	programs := realClients(t)
+	for _, tt := range []struct{ name, from, to string }{
+		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"},
+	} {
+		t.Run(tt.name+" on "+tt.to, func(t *testing.T) {
+			s := tell(t, "sqlite")
+			alice := s.person(tt.from, "alice")
+			user, err := s.w.AddUser(s.ctx, tt.to, fmt.Sprintf("real%d", people.Add(1)))
+			s.must(err)
+			p := s.proxy(tt.to)
+			room, err := alice.CreateRoom(s.soon(), client.CreateOptions{Name: "With " + tt.name})
+			s.must(err)
+			bob, word := id.UserID(user.UserID), token("planted")
+			c := &realClient{s: s, name: tt.name, argv: programs[tt.name], dir: s.TempDir()}
+			data := bytes.Repeat([]byte(word+"\n"), (1<<20)/(len(word)+1)+1)[:1<<20]
+			s.must(os.WriteFile(filepath.Join(c.dir, "file"), data, 0o600))
+			args := func(mode string) []string {
+				return []string{mode, p.url, user.UserID, user.Password, string(room), word, c.dir}
+			}
+			c.run(s.ctx, args("first")...)
+			c.did("in")
+			s.must(alice.Invite(s.soon(), room, bob))
+			c.did("joined")
+			s.step("it joined")
+			_, err = alice.WaitEpoch(s.soon(), room, "its MLS device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, bob) })
+			s.must(err)
+			for i := range 5 {
+				_, err := alice.SendText(s.soon(), room, fmt.Sprintf("message %d %s", i, word))
+				s.must(err)
+			}
+			first := c.did("read")
+			s.step("it read")
+			for _, want := range []struct{ what, text string }{
+				{"text", "text " + word}, {"reply", string(first.Event)}, {"edit", "edit " + word}, {"reaction", "key " + word},
+			} {
+				if m := s.hears(alice, bob, c.did(want.what).Event); !strings.Contains(string(m.Content), want.text) {
+					t.Errorf("alice heard %s, want %q in it", m.Content, want.text)
+				}
+			}
+			content, got, err := alice.DownloadFile(s.soon(), s.hears(alice, bob, c.did("file").Event))
+			s.must(err)
+			if !bytes.Equal(got, data) || content.MsgType != event.MsgFile {
+				t.Errorf("alice got a %s of %d bytes", content.MsgType, len(got))
+			}
+			c.ends()
+			s.step("it spoke")
+
+			p.end()
+			p.start()
+			c.run(s.ctx, args("again")...)
+			history := c.did("history").Texts
+			for i := range 5 {
+				if want := fmt.Sprintf("message %d %s", i, word); !slices.Contains(history, want) {
+					t.Errorf("%q is not in the history %q", want, history)
+				}
+			}
+			c.did("left")
+			c.ends()
+			s.step("it left")
+			s.onlyMLS(alice, room)
+			s.blind([]string{word})
+		})
+	}
+}
