@@ -54,6 +54,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		d.policy = r.rec.Policy
 	}
 	_, waits := r.machine.PendingList()
+	r.listAgain(e.ref)
 	noList := r.tried["list"] > now || waits // given up for a while, or there is one
 	if noList && !r.rec.NewEra && changesList(e, d.policy) {
 		d.policy = nil

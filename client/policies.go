@@ -73,6 +73,7 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 	}
 	r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.NewEra, r.policyError = policy, before, rooms.Hash{}, era, nil
 	delete(r.tried, "list")
+	r.listFailures, r.listOnParent = 0, 0
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return err
 	}
@@ -140,7 +141,9 @@ func (c *Client) nextExtensions(r *room, e *epoch, policy *rooms.Policy) ([]mls.
 const (
 	autoWait  = 10 * time.Second // a choice has to stand for so long
 	listWait  = 30 * time.Second // a list change that is not accepted gives way to others
-	listPause = 5 * time.Minute  // and is tried again then
+	listPause = 5 * time.Minute  // and is tried again then, twice as late each time
+	listTries = 4                // on one commit; then not before the group or the modules change
+	listNever = 10 * 365 * 24 * time.Hour
 )
 
 // choose compares the list and the heirs with what the defaults ask for, and

@@ -198,6 +198,11 @@ type room struct {
 	listSeen    federation.Ref // the list change that is on the head and not final
 	listSince   time.Duration
 
+	listFailures int                      // list changes that were given up one after the other
+	listParent   federation.Ref           // on which commit the last was made
+	listOnParent int                      // how many were made there
+	unready      map[id.UserID]id.EventID // modules that were not ready, with their heads then
+
 	unvouched      federation.Ref // what nobody in the group could vouch for
 	unvouchedSince time.Duration  // 0: nothing
 }
@@ -273,16 +278,60 @@ func (c *Client) dropUnready(r *room, now time.Duration) {
 	if p == nil || !p.List || r.pendingRef != federation.Ref(p.Ref) || now-r.pendingSince < listWait {
 		return
 	}
+	pause := r.listFailed(federation.Ref(p.Parent))
+	again := "it is tried again in " + pause.String()
+	if pause == 0 {
+		pause, again = listNever, "it is tried again once the group or those modules have changed"
+	}
 	if change := r.listChange(); change != nil {
+		for _, s := range change.List {
+			if !s.present && (s.State == SequencerUnready || s.State == SequencerAbsent) {
+				r.unready[s.User] = r.state.Entries[rooms.TypeHead][string(s.User)].Event
+			}
+		}
 		c.warn(r, "list/"+federation.Ref(p.Ref).String(), &Warning{
-			Rule: ruleNotReady, Text: "the change of the room's modules is not in force: " + change.missing() + "; it is tried again in five minutes",
+			Rule: ruleNotReady, Text: "the change of the room's modules is not in force: " + change.missing() + "; " + again,
 		})
 	}
-	r.tried["list"] = now + listPause
+	r.tried["list"] = now + pause
 	b := &batch{}
 	c.loseCommit(r, b)
 	if err := c.commitBatch(context.Background(), r, b); err != nil {
 		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
+	}
+}
+
+// listFailed counts a list change that its modules were not ready for, and returns
+// for how long none is tried, 0 for not above this commit again: each of them is an
+// event, and a commit that waits with the others of its author.
+func (r *room) listFailed(parent federation.Ref) time.Duration {
+	if r.listFailures == 0 || r.listParent != parent {
+		r.listParent, r.listOnParent = parent, 0
+	}
+	r.listFailures, r.listOnParent = r.listFailures+1, r.listOnParent+1
+	if r.unready == nil {
+		r.unready = map[id.UserID]id.EventID{}
+	}
+	if r.listOnParent >= listTries {
+		return 0
+	}
+	return listPause << min(r.listFailures-1, 6)
+}
+
+// listAgain lets a list change be tried once something speaks for it: a module
+// that was not ready has posted another head, or the group has gone on since it
+// was given up for good.
+func (r *room) listAgain(head federation.Ref) {
+	for user, evt := range r.unready {
+		if r.state.Entries[rooms.TypeHead][string(user)].Event != evt {
+			r.listFailures, r.unready = 0, nil
+			delete(r.tried, "list")
+			return
+		}
+	}
+	if r.listOnParent >= listTries && head != r.listParent {
+		r.listOnParent = 0
+		delete(r.tried, "list")
 	}
 }
 

@@ -219,6 +219,48 @@ func TestListWaitsForItsModules(t *testing.T) {
 	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer, "two.example", "three.example")
 }
 
+// TestListThatNobodyIsReadyForComesToRest: a list whose modules are lost is tried
+// ever more rarely, then no more, and leaves room for the admin's other commits.
+// Once one of the modules speaks, it is tried again.
+func TestListThatNobodyIsReadyForComesToRest(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.more[0].down, w.more[1].down = true, true
+	w.now.add(time.Second)
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	if err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") }); !errors.Is(err, ErrNotReady) {
+		t.Fatal(err)
+	}
+	commits := func() (n int) {
+		w.s.mu.Lock()
+		defer w.s.mu.Unlock()
+		for _, evt := range w.s.log {
+			if evt.Type == rooms.TypeCommit && evt.Sender == alice.UserID() {
+				n++
+			}
+		}
+		return n
+	}
+	before := commits() - 1
+	for range 24 * 2 {
+		w.now.add(30 * time.Minute)
+		w.settle()
+		w.now.add(listWait)
+		w.settle()
+	}
+	if n := commits() - before; n != listTries {
+		t.Errorf("%d list changes in a day, want %d", n, listTries)
+	}
+	w.must(func() error { return alice.Kick(w.ctx, room, carol.UserID(), "") })
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+	w.more[0].down, w.more[1].down = false, false
+	w.now.add(listPause << 6)
+	w.settle()
+	w.wantServers(room, []*testDevice{alice, bob}, testServer, "two.example", "three.example")
+}
+
 // TestNobodySendsUnderAListToCome: messages go out in the epoch below a list
 // change that is not final.
 func TestNobodySendsUnderAListToCome(t *testing.T) {

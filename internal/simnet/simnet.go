@@ -152,6 +152,7 @@ type item struct {
 	room id.RoomID
 	ev   *Event    // nil: what lies before it in the room is in the history only
 	user id.UserID // of a membership that changed without an event
+	deep int       // at the end of a gap: the depth of the deepest event in it
 }
 
 // room is a room as one server has it.
@@ -167,6 +168,7 @@ type room struct {
 	outside []*Event               // came while no user of this server was in the room
 	newest  []*Event               // of which no later one is known
 	gap     bool                   // something came to the history alone since the last pushed event
+	deepest int                    // of what did
 	invites map[id.UserID]*Event   // by which this server knows of the room
 }
 
@@ -501,10 +503,10 @@ func (s *Server) take(r *room, e *Event, c class) {
 	s.Changes++
 	switch {
 	case c == gap: // the next event shows that something is missing
-		r.gap = true
+		r.gap, r.deepest = true, max(r.deepest, e.depth)
 	case r.gap:
-		r.gap = false
-		s.stream = append(s.stream, item{room: r.id}, item{room: r.id, ev: e})
+		s.stream = append(s.stream, item{room: r.id, deep: r.deepest}, item{room: r.id, ev: e})
+		r.gap, r.deepest = false, 0
 	default:
 		s.stream = append(s.stream, item{room: r.id, ev: e})
 	}

@@ -110,6 +110,7 @@ func (s *Server) joined(r *room, user id.UserID, was string, items []item, limit
 		switch {
 		case it.ev == nil && it.user == "": // what came before is in the history only
 			leaveOut(j.Timeline)
+			deepest = max(deepest, it.deep)
 			j.Limited, j.Timeline = true, nil
 		case it.ev == nil:
 			reset[it.user] = true
