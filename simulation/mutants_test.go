@@ -28,7 +28,6 @@ const (
 	kickSwallowed mutant = "a server says that it put somebody out, and does not"
 
 	promisesKept    mutant = "servers keep promises to themselves"
-	readyKept       mutant = "servers keep to themselves that modules are ready"
 	vouchedFalsely  mutant = "a second member vouches for what nobody can apply"
 	ownReceiptsKept mutant = "a server shows a module nothing of what it signed"
 	forgottenUntold mutant = "a server tells nobody of a membership that it forgot"
@@ -52,7 +51,6 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{probe.Forget, "servers=1 modules=1 users=2 window=3 history=shared", manyPolicies, "7 bounded forks"},
 		{strangersKey, two, "run 5\nrun 9\n", "8 membership soundness"},
 		{promisesKept, "servers=3 modules=3 users=3 window=16 history=shared lists hang", "list 0 7 0\nrun 12\nhang 0 0 0\npolicy 0 1 0\nrun 12\n", "2 a live majority regains finality"},
-		{readyKept, "servers=3 modules=3 users=3 window=16 history=shared lists", "list 0 7 0\nrun 12\n", "7 bounded forks"},
 		{vouchedFalsely, "servers=2 modules=1 users=3 window=16 history=shared bad members", "invite 2 0 0\nrun 12\n", "2 finality"},
 		{probe.Rejoin, "servers=2 modules=1 users=3 window=16 history=shared half members", "invite 2 0 0\nrun 12\n", "1 convergence"},
 		{probe.Copies, "servers=1 modules=1 users=2 window=16 history=shared backup", "backup 1 0 0\nsend 0 0 0\nrun 3\nbackup 1 0 0\nsend 0 0 0\nrun 3\n", "15 crash safety"},
@@ -100,8 +98,6 @@ func (w *world) mutate() {
 	switch w.script.without {
 	case promisesKept:
 		everywhere(rooms.TypePromise)
-	case readyKept:
-		everywhere(rooms.TypeReady)
 	case acceptsKept:
 		keep(rooms.TypeAccept, rooms.TypeRepost)
 	case appliedKept:
