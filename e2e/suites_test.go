@@ -22,6 +22,7 @@ import (
 
 const (
 	suite2 = mls.MLS_128_DHKEMP256_AES128GCM_SHA256_P256
+	suite3 = mls.MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519
 	hybrid = mls.CipherSuite(0xf0d1) // X-Wing with Ed25519
 )
 
@@ -137,6 +138,7 @@ func (h *holder) Send(ctx context.Context, room id.RoomID, eventType, txnID stri
 
 // TestChangeOfSuite moves a room on three servers to a post-quantum hybrid. The admin's client ends when it has closed
 // the group and is about to send the commit that founds the next. Another founds it; what was sent meanwhile arrives.
+// Then the room moves on while a server is cut off.
 func TestChangeOfSuite(t *testing.T) {
 	s := tell(t, "sqlite")
 	var open atomic.Bool
@@ -185,6 +187,7 @@ func TestChangeOfSuite(t *testing.T) {
 	}
 	s.talk(room, "in the hybrid", all...)
 
+	s.moveAcrossACut(room, suite3, alice, bob, carol)
 	s.remembers(room, "in the first suite", all...)
 	for _, d := range all {
 		list, err := d.Messages(s.ctx, room, "", 100)
@@ -199,4 +202,36 @@ func TestChangeOfSuite(t *testing.T) {
 			}
 		}
 	}
+}
+
+// moveAcrossACut moves a room while the server of one member is cut off. Afterwards all are in one group, and read what
+// was said on either side.
+func (s *story) moveAcrossACut(room id.RoomID, suite mls.CipherSuite, admin, near, far *e2e.Device) {
+	s.Helper()
+	all := []*e2e.Device{admin, near, far}
+	report, err := admin.CheckSuite(s.soon(), room, suite) // takes a key package of everybody
+	s.must(err)
+	s.must(report.Err())
+	s.must(s.w.Split(s.ctx, []string{admin.Server.Name, near.Server.Name}, []string{far.Server.Name}))
+	s.Cleanup(func() {
+		if err := s.w.Unblock(context.WithoutCancel(s.ctx), "*", "*"); err != nil {
+			s.Error(err)
+		}
+	})
+	_, err = far.SendText(s.soon(), room, "on the other side")
+	s.must(err)
+	s.move(room, suite, admin, near)
+	s.say(room, "on this side", admin, near)
+	if info, err := far.Room(s.ctx, room); err != nil || info.Suite == suite {
+		s.Fatalf("the link was not cut: %v, %v", info.Suite, err)
+	}
+	s.must(s.w.Unblock(s.ctx, "*", "*"))
+	s.step("the cut is mended")
+	_, err = admin.SendText(s.soon(), room, "after the cut")
+	s.must(err)
+	s.arrive(room, suite, all...)
+	s.read(room, "on the other side", far, all...)
+	s.read(room, "on this side", admin, all...)
+	s.read(room, "after the cut", admin, all...)
+	s.talk(room, "healed", all...)
 }
