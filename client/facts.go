@@ -196,12 +196,22 @@ func verificationOf(list *identity.UserDevices, cred *rooms.Credential, cs mls.C
 
 // forgetCaused drops the users for whom nothing is left to do.
 func (c *Client) forgetCaused(r *room, leaves []rooms.GroupLeaf) {
+	if len(r.rec.Caused) == 0 || !r.planned {
+		return
+	}
+	todo, inGroup := map[id.UserID]bool{}, map[id.UserID]bool{}
+	for _, add := range r.todo.Adds {
+		todo[add.User] = true
+	}
+	for _, rm := range r.todo.Removes {
+		todo[rm.Cred.User] = true
+	}
+	for _, leaf := range leaves {
+		inGroup[leaf.Cred.User] = true
+	}
 	for user := range r.rec.Caused {
-		open := slices.ContainsFunc(r.todo.Adds, func(a rooms.PlannedAdd) bool { return a.User == user }) ||
-			slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.User == user })
-		in := slices.ContainsFunc(leaves, func(l rooms.GroupLeaf) bool { return l.Cred.User == user })
 		gone := r.state.membership(user) == rooms.MembershipLeave || r.state.membership(user) == rooms.MembershipBan
-		if !open && (in || gone) && r.planned {
+		if !todo[user] && (inGroup[user] || gone) {
 			delete(r.rec.Caused, user)
 		}
 	}
@@ -218,6 +228,15 @@ func (c *Client) planEpoch(r *room) *epoch {
 		return e
 	}
 	return r.epochs[r.machine.SafeHead()]
+}
+
+// leavesIn returns the leaves of an epoch that is planned on, which stay the same: reading them all takes
+// milliseconds in a group of thousands, and plan is called for every event.
+func (r *room) leavesIn(e *epoch) []rooms.GroupLeaf {
+	if r.leaves == nil || r.leavesOf != e.ref {
+		r.leaves, r.leavesOf = rooms.GroupLeaves(e.group), e.ref
+	}
+	return r.leaves
 }
 
 // plan compares who should be in the group with who is, and sets the barrier
@@ -239,16 +258,21 @@ func (c *Client) plan(r *room) {
 			}
 		}
 	}
-	leaves := rooms.GroupLeaves(e.group)
+	leaves := r.leavesIn(e)
 	var users []id.UserID
+	listed := map[id.UserID]bool{}
 	for user := range r.state.view.Members {
 		if r.state.view.InRoom(user) && !slices.Contains(r.state.view.Functional, user) && !isBot(user) {
 			users = append(users, user)
+			listed[user] = true
 		}
 	}
+	inGroup := map[id.UserID]bool{}
 	for _, leaf := range leaves {
-		if leaf.Cred.User != "" && !slices.Contains(users, leaf.Cred.User) && r.state.view.InRoom(leaf.Cred.User) {
+		inGroup[leaf.Cred.User] = true
+		if leaf.Cred.User != "" && !listed[leaf.Cred.User] && r.state.view.InRoom(leaf.Cred.User) {
 			users = append(users, leaf.Cred.User)
+			listed[leaf.Cred.User] = true
 		}
 	}
 	complete := c.wantUsers(r, users)
@@ -264,15 +288,14 @@ func (c *Client) plan(r *room) {
 		if list == nil || !r.devices[user] {
 			continue
 		}
-		inGroup := len(rooms.LeavesOf(e.group, user)) > 0
-		if list.Stale && (inGroup || len(list.Devices) > 0 || !list.Nothing) {
+		if list.Stale && (inGroup[user] || len(list.Devices) > 0 || !list.Nothing) {
 			if at := c.mono() + identity.StaleAfter; r.staleAt == 0 {
 				r.staleAt = at
 			}
 			if len(list.Devices) == 0 {
 				// Nothing is known: a server that is down logs nobody out, but
 				// a leaf that cannot be checked gets no messages either.
-				if inGroup {
+				if inGroup[user] {
 					unchecked = append(unchecked, user)
 				}
 				continue
@@ -296,7 +319,7 @@ func (c *Client) plan(r *room) {
 		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err != nil {
 			continue
 		}
-		if list := c.devs[user]; list != nil && r.devices[user] && len(rooms.LeavesOf(e.group, user)) == 0 {
+		if list := c.devs[user]; list != nil && r.devices[user] && !inGroup[user] {
 			// Whom the member admitted is who holds this key, not whom a
 			// homeserver shows under that name later.
 			if err := list.CheckAdmission(&admission); err != nil {

@@ -146,8 +146,10 @@ type room struct {
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
 
-	todo         *rooms.Plan                      // desired minus actual
-	planned      bool                             // todo is up to date
+	todo         *rooms.Plan       // desired minus actual
+	planned      bool              // todo is up to date
+	leaves       []rooms.GroupLeaf // of the epoch leavesOf
+	leavesOf     federation.Ref
 	plannedOn    federation.Ref                   // the epoch it was made on
 	plannedFor   federation.Ref                   // the epoch the barrier was computed for
 	keep         int                              // epochs kept below the newest final

@@ -1,0 +1,52 @@
+package client
+
+import (
+	"fmt"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// TestPlanGrowsWithTheTree: who should be in the group is compared with who is in one pass over the tree, not in one for
+// each user: with thousands of both, every epoch would cost each client minutes.
+func TestPlanGrowsWithTheTree(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE")
+	var room id.RoomID
+	w.must(func() (err error) {
+		room, err = alice.CreateRoom(w.ctx, CreateOptions{})
+		return err
+	})
+	users := 0
+	grow := func(to int) (anew, again float64) {
+		t.Helper()
+		for ; users < to; users++ {
+			ident, user := w.register(fmt.Sprint("user", users), "D1")
+			ident.addPackages(w, w.cs, 1, newSeeded(string(user)))
+			w.must(func() error { return alice.Invite(w.ctx, room, user) })
+		}
+		w.settle()
+		info, err := alice.Room(w.ctx, room)
+		if err != nil || info.Devices != to+1 {
+			t.Fatalf("%d devices in the group, want %d (%v)", info.Devices, to+1, err)
+		}
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		r := alice.rooms[room]
+		anew = testing.AllocsPerRun(3, func() {
+			r.planned, r.leaves = false, nil
+			alice.plan(r)
+		})
+		again = testing.AllocsPerRun(3, func() { alice.plan(r) })
+		return anew, again
+	}
+	few, _ := grow(12)
+	many, again := grow(48)
+	if again > 150 {
+		t.Errorf("%.0f allocations where nothing has changed: the tree was read", again)
+	}
+	if many > 6*few {
+		t.Errorf("a plan takes %.0f allocations for 13 devices, %.0f for 49", few, many)
+	}
+	t.Logf("%.0f allocations for 13 devices, %.0f for 49, %.0f where nothing has changed", few, many, again)
+}
