@@ -314,17 +314,21 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 		options.Proposals = append(options.Proposals, mls.Remove(rm.Leaf))
 	}
 	var welcomes []welcomeTarget
-	admitted := map[id.UserID]bool{}
+	admitted, later, size := map[id.UserID]bool{}, map[id.UserID]bool{}, 0
 	for _, add := range d.adds {
 		have := r.claimed[claimKey(add.User, add.Device)]
-		if have == nil {
+		if have == nil || later[add.User] {
 			continue
 		}
 		if add.NewUser && !admitted[add.User] {
-			admitted[add.User] = true
 			if admission, ok := r.rec.Admissions[add.User]; ok {
+				if size += admission.Size(); size > rooms.MaxAdmissionsSize {
+					later[add.User] = true // with the next commit
+					continue
+				}
 				aad.Admissions = append(aad.Admissions, admission)
 			}
+			admitted[add.User] = true
 		}
 		options.Proposals = append(options.Proposals, mls.Add(have.pack))
 		welcomes = append(welcomes, welcomeTarget{User: add.User, Device: add.Device, KeyPackage: rooms.Bytes(have.pack.Ref())})

@@ -318,6 +318,13 @@ func (m *fakeModule) head(room id.RoomID) {
 			// The founding GroupInfo carries the tree itself.
 			head.Snapshot.Tree = group.RatchetTree()
 		}
+		if len(head.Snapshot.Tree) > rooms.MaxInline {
+			uri, err := m.hs.Upload(m.w.ctx, head.Snapshot.Tree, "")
+			if err != nil {
+				m.w.t.Fatal(err)
+			}
+			head.Snapshot.File, head.Snapshot.Tree = rooms.NewFile(id.ContentURIString(uri), head.Snapshot.Tree), nil
+		}
 	}
 	raw, err := rooms.Encode(head)
 	if err != nil {

@@ -2,9 +2,12 @@ package client
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // TestPlanGrowsWithTheTree: who should be in the group is compared with who is in one pass over the tree, not in one for
@@ -49,4 +52,31 @@ func TestPlanGrowsWithTheTree(t *testing.T) {
 		t.Errorf("a plan takes %.0f allocations for 13 devices, %.0f for 49", few, many)
 	}
 	t.Logf("%.0f allocations for 13 devices, %.0f for 49, %.0f where nothing has changed", few, many, again)
+}
+
+// TestManyWithLongNamesAreAdded: the admissions of all whom one commit could take may be more than it can hold; the rest
+// comes with the next.
+func TestManyWithLongNamesAreAdded(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE")
+	room := id.RoomID("!plain:" + testServer)
+	const users = 180
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+	alice.hs.putState(room, rooms.TypeMember, string(alice.UserID()), map[string]string{"membership": "join"})
+	alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+	w.s.mu.Unlock()
+	for i := range users {
+		ident, user := w.register(fmt.Sprintf("u%d%s", i, strings.Repeat("long", 50)), "D1")
+		ident.addPackages(w, w.cs, 1, newSeeded(string(user)))
+		w.s.mu.Lock()
+		alice.hs.putState(room, rooms.TypeMember, string(user), map[string]string{"membership": "join"})
+		w.s.mu.Unlock()
+	}
+	w.settle()
+	w.must(func() error { return alice.EnableMLS(w.ctx, room) })
+	w.settle()
+	if info, err := alice.Room(w.ctx, room); err != nil || info.Devices != users+1 {
+		t.Fatalf("%d devices in the group, want %d (%v)", info.Devices, users+1, err)
+	}
 }

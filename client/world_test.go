@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -87,7 +88,9 @@ func (s *seeded) Read(p []byte) (int, error) {
 
 func newSeeded(name string) io.Reader {
 	var seed [32]byte
-	copy(seed[:], name)
+	if copy(seed[:], name) < len(name) {
+		seed = sha256.Sum256([]byte(name))
+	}
 	return &seeded{src: rand.NewChaCha8(seed)}
 }
 

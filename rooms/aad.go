@@ -11,8 +11,13 @@ import (
 )
 
 const (
-	aadVersion    = 1
-	maxAADSize    = 64 << 10
+	aadVersion = 1
+	maxAADSize = 64 << 10
+
+	// MaxAdmissionsSize is how many bytes of admissions, by [Admission.Size], one
+	// commit takes: its other authenticated data has room beside them.
+	MaxAdmissionsSize = 48 << 10
+
 	maxAdmissions = 256
 )
 

@@ -42,6 +42,9 @@ func (a *Admission) content() []byte {
 	return appendUint32(b, a.Leaf)
 }
 
+// Size is what an admission takes in a commit's authenticated data, in bytes.
+func (a *Admission) Size() int { return len(a.content()) + len(a.Sig) + 8 }
+
 func (a *Admission) readContent(s cryptobyte.String) bool {
 	var version uint8
 	return s.ReadUint8(&version) && version == aadVersion &&
