@@ -128,7 +128,7 @@ func (c *realClient) ends() {
 func TestProxyRealClients(t *testing.T) {
 	programs := realClients(t)
 	for _, tt := range []struct{ name, from, to string }{
-		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"},
+		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"}, {"matrix-js-sdk", "den1", "syn1"},
 	} {
 		t.Run(tt.name+" on "+tt.to, func(t *testing.T) {
 			s := tell(t, "sqlite")
