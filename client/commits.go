@@ -76,7 +76,7 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 	}
 	if !held {
 		if content.ParentEvent != "" {
-			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
+			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent, commit: parent})
 		}
 		if e := r.head(); e != nil {
 			c.look(r, e.ref, lookPages, false)
@@ -441,7 +441,7 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 			return err
 		}
 		if ev.EventID != "" && !r.machine.Held(ev.Ref) && !r.machine.TooOld(ev.Epoch) {
-			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID)})
+			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID), commit: ev.Ref})
 		}
 	case *federation.Applied:
 		if e := r.epochs[ev.Ref]; e != nil {
@@ -503,7 +503,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 			})
 		case federation.Fetch:
 			if act.EventID != "" {
-				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID)})
+				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID), commit: act.Commit})
 			}
 		case federation.Evidence:
 			c.noteLiar(r, act)

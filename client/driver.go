@@ -21,6 +21,7 @@ import (
 // need is something that has to be fetched before a room can go on.
 type need struct {
 	event  id.EventID
+	commit federation.Ref // that the event is, if it is known
 	file   *rooms.File
 	state  bool
 	recent bool // the newest events, by /messages
@@ -39,6 +40,9 @@ type need struct {
 func (r *room) want(key string, n *need) {
 	if asked := r.needs[key]; asked != nil {
 		asked.late = asked.late || n.late
+		if asked.commit.IsZero() {
+			asked.commit = n.commit
+		}
 	} else if len(r.needs) < maxNeeds {
 		r.needs[key] = n
 	}
@@ -409,6 +413,8 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		return c.handleEra(ctx, r, evt, b)
 	case rooms.TypeHead:
 		return c.handleHead(r, evt, b)
+	case rooms.TypeRequest:
+		return c.handleRequest(r, evt)
 	case rooms.TypeRepost:
 		return c.handleRepost(ctx, r, evt, b)
 	case rooms.TypeEncrypted, rooms.TypeReceipt:
@@ -570,6 +576,9 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		if n.file != nil {
 			c.count(string(rooms.RuleMediaHash))
 		}
+		if !n.commit.IsZero() && isPermanent(err) {
+			c.miss(r, n.commit)
+		}
 	}
 }
 
@@ -651,7 +660,7 @@ func (c *Client) watchLag(r *room) {
 		r.lagLooked = true
 		r.want("recent", &need{recent: true})
 		if ahead != nil {
-			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event})
+			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event, commit: federation.Ref(ahead.Accepted.Ref)})
 		}
 	case now >= r.lagSince+lagRejoin && (now >= r.lagSince+lagFile || !r.awaitsFile()):
 		r.lagSince, r.lagLooked = 0, false
@@ -716,6 +725,11 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		c.watchLag(r)
 	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
+		if err := c.requestMissing(ctx, r); err != nil {
+			return err
+		}
+	}
+	if r.rec.Phase == phaseMember && r.machine != nil {
 		if err := c.vouch(ctx, r); err != nil {
 			return err
 		}
@@ -758,6 +772,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.commitAt)
 	at(r.joinAt)
 	at(r.headAt)
+	at(r.nextRequest())
 	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)

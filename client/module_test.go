@@ -42,6 +42,7 @@ type moduleRoom struct {
 	infos   map[federation.Ref][]byte
 	// contents are the commits as they came, with what was in media put back.
 	contents map[federation.Ref]*rooms.CommitContent
+	raw      map[federation.Ref]*Event // as they came
 	events   map[federation.Ref]id.EventID
 	root     federation.Ref
 	n        int
@@ -92,7 +93,7 @@ func (m *fakeModule) handle(evt *Event) {
 			m.groups[evt.RoomID] = &moduleRoom{
 				epochs: map[federation.Ref]*mls.PublicGroup{}, staged: map[federation.Ref]*mls.PublicStagedCommit{},
 				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{},
-				contents: map[federation.Ref]*rooms.CommitContent{},
+				contents: map[federation.Ref]*rooms.CommitContent{}, raw: map[federation.Ref]*Event{},
 			}
 			m.head(evt.RoomID)
 			// What the room held before it came.
@@ -115,6 +116,8 @@ func (m *fakeModule) handle(evt *Event) {
 		if m.groups[evt.RoomID] != nil {
 			m.commit(evt)
 		}
+	case rooms.TypeRequest:
+		m.repost(evt)
 	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
 		if m.noVouching && evt.Type == rooms.TypeApplied || evt.Sender == m.bot {
 			return
@@ -132,6 +135,31 @@ func (m *fakeModule) handle(evt *Event) {
 			t.Logf("module: %s: %v", evt.Type, err)
 		}
 		m.act(evt.RoomID, g, acts)
+	}
+}
+
+// repost answers a question for commits.
+func (m *fakeModule) repost(evt *Event) {
+	content, err := rooms.DecodeRequest(evt.Content)
+	if err != nil {
+		m.w.t.Fatalf("module: request: %v", err)
+	}
+	g := m.groups[evt.RoomID]
+	if g == nil || m.deaf {
+		return
+	}
+	for _, ref := range content.Refs {
+		commit := g.raw[federation.Ref(ref)]
+		if commit == nil {
+			continue
+		}
+		raw, err := rooms.Encode(&rooms.RepostContent{Type: commit.Type, Sender: commit.Sender, Event: commit.ID, Content: commit.Content})
+		if err != nil {
+			m.w.t.Fatal(err)
+		}
+		if _, err := m.hs.Send(m.w.ctx, evt.RoomID, rooms.TypeRepost, "again"+string(evt.ID)+ref.String(), raw); err != nil {
+			m.w.t.Fatal(err)
+		}
 	}
 }
 
@@ -199,6 +227,7 @@ func (m *fakeModule) commit(evt *Event) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.raw[ref] = evt
 	parent := federation.Ref(content.Parent)
 	group := g.epochs[parent]
 	if group == nil || m.deaf {

@@ -75,7 +75,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		}
 		if content.CommitEvent != "" && e == nil {
 			if _, known := r.machine.Known(ref); !known {
-				r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent})
+				r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent, commit: ref})
 			}
 		}
 		return waitEpoch(ref)

@@ -284,7 +284,7 @@ func (c *Client) handleFounding(ctx context.Context, r *room, evt *Event, conten
 			return nil // from before this device was in the group
 		}
 		if content.ParentEvent != "" {
-			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent})
+			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent, commit: parent})
 		}
 		return waitParent(parent)
 	}

@@ -173,6 +173,9 @@ type room struct {
 	headLook     bool          // they look at them now
 	headAt       time.Duration // when they look again in any case
 	fetched      map[id.EventID]*Event
+	requests     map[federation.Ref]*request // commits that the homeserver does not give
+	requestNext  time.Duration               // when modules may be asked again
+	requestWait  time.Duration               // for how long they were not, the last time
 	told         map[string]bool
 
 	generations   map[genKey]uint32

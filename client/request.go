@@ -1,0 +1,122 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// A commit that neither /sync nor /event nor the history gives is missing on the
+// own homeserver: it took the event for wrong, or threw it away. The room's modules
+// hold the commits of the group and post one again when they are asked for it, by
+// its ref. That takes seconds; who joins again instead cannot read what lies
+// between.
+
+// Bounds of what is asked for.
+const (
+	maxRequests   = 64 // commits of a room that are remembered as missing
+	requestAtOnce = 16
+	requestTimes  = 3                // for one commit, by all who miss it together
+	requestEvery  = time.Minute      // between two questions for it
+	requestPause  = 10 * time.Second // between two of this device; twice as long each time, up to requestEvery
+)
+
+// request is what is remembered of a commit that the homeserver does not give.
+type request struct {
+	at    time.Duration // not asked for before
+	times int
+}
+
+// miss notes that a commit cannot be had from the homeserver. Devices that miss the
+// same one do not ask all at once: who sees another's question leaves it at that.
+func (c *Client) miss(r *room, ref federation.Ref) {
+	if r.machine == nil || r.rec.Phase != phaseMember || r.machine.Held(ref) || r.requests[ref] != nil {
+		return
+	}
+	e := r.lastRead()
+	if e == nil {
+		return
+	}
+	if len(r.requests) >= maxRequests {
+		maps.DeleteFunc(r.requests, func(ref federation.Ref, q *request) bool { return q.times >= requestTimes || r.machine.Held(ref) })
+	}
+	if len(r.requests) >= maxRequests {
+		return
+	}
+	if r.requests == nil {
+		r.requests = map[federation.Ref]*request{}
+	}
+	r.requests[ref] = &request{at: c.mono() + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())}
+}
+
+// requestMissing asks the room's modules for commits that are missing.
+func (c *Client) requestMissing(ctx context.Context, r *room) error {
+	now := c.mono()
+	if len(r.requests) == 0 || now < r.requestNext {
+		return nil
+	}
+	refs := slices.SortedFunc(maps.Keys(r.requests), func(a, b federation.Ref) int { return bytes.Compare(a[:], b[:]) })
+	content := &rooms.RequestContent{}
+	for _, ref := range refs {
+		q := r.requests[ref]
+		if r.machine.Held(ref) {
+			delete(r.requests, ref)
+			r.requestWait = 0
+		} else if q.at <= now && q.times < requestTimes && len(content.Refs) < requestAtOnce {
+			content.Refs = append(content.Refs, rooms.Hash(ref))
+		}
+	}
+	if len(content.Refs) == 0 {
+		return nil
+	}
+	for _, ref := range content.Refs {
+		q := r.requests[federation.Ref(ref)]
+		q.at, q.times = now+requestEvery, q.times+1
+	}
+	r.requestWait = min(max(2*r.requestWait, requestPause), requestEvery)
+	r.requestNext = now + r.requestWait
+	var err error
+	if content.Nonce, err = c.newID(); err != nil {
+		return err
+	}
+	raw, err := rooms.Encode(content)
+	if err != nil {
+		return err
+	}
+	b := &batch{}
+	if _, err := c.addRow(b, r, kindProof, stateReady, federation.Ref{}, outData{Type: rooms.TypeRequest, Content: raw}); err != nil {
+		return err
+	}
+	c.log.Info().Stringer("room_id", r.id).Int("commits", len(content.Refs)).Msg("Asked the modules for commits that the homeserver does not give")
+	return c.commitBatch(ctx, r, b)
+}
+
+// nextRequest returns when requestMissing has something to do, 0 if nothing waits.
+func (r *room) nextRequest() (next time.Duration) {
+	for _, q := range r.requests {
+		if at := max(q.at, r.requestNext); q.times < requestTimes && (next == 0 || at < next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// handleRequest takes note of what somebody else asks for: it need not be asked for
+// twice.
+func (c *Client) handleRequest(r *room, evt *Event) error {
+	content, err := rooms.DecodeRequest(evt.Content)
+	if err != nil || evt.Sender == c.UserID() {
+		return err
+	}
+	for _, ref := range content.Refs {
+		if q := r.requests[federation.Ref(ref)]; q != nil {
+			q.at, q.times = c.mono()+requestEvery, q.times+1
+		}
+	}
+	return nil
+}
