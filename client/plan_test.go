@@ -36,12 +36,18 @@ func TestPlanGrowsWithTheTree(t *testing.T) {
 		alice.mu.Lock()
 		defer alice.mu.Unlock()
 		r := alice.rooms[room]
-		anew = testing.AllocsPerRun(3, func() {
+		least := func(f func()) float64 { // whatever else allocates in this process does so now and then
+			n := testing.AllocsPerRun(1, f)
+			for range 9 {
+				n = min(n, testing.AllocsPerRun(1, f))
+			}
+			return n
+		}
+		anew = least(func() {
 			r.planned, r.leaves = false, nil
 			alice.plan(r)
 		})
-		again = testing.AllocsPerRun(3, func() { alice.plan(r) })
-		return anew, again
+		return anew, least(func() { alice.plan(r) })
 	}
 	few, _ := grow(12)
 	many, again := grow(48)
