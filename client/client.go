@@ -33,6 +33,7 @@ type Identity interface {
 	ProcessSync(ctx context.Context, resp *identity.SyncResponse) error
 	ProcessRespSync(ctx context.Context, resp *mautrix.RespSync) error
 	DevicesOf(ctx context.Context, users []id.UserID) (map[id.UserID]*identity.UserDevices, error)
+	Outdate(ctx context.Context, user id.UserID) error
 	OnDevicesChanged(fn func(user id.UserID))
 	ClaimKeyPackages(ctx context.Context, cs mls.CipherSuite, targets []identity.Target) ([]identity.Claimed, error)
 	Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error)

@@ -40,14 +40,24 @@ type due struct {
 	removes []rooms.PlannedRemove
 	adds    []rooms.PlannedAdd
 	urgent  bool          // do not wait for the committer timer
+	asks    bool          // the own user's devices are being asked for, because of a leaf
 	other   bool          // a change of policy, a fresh path or an era
 	policy  *rooms.Policy // what the commit sets, nil: no change
 }
 
 func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other }
 
+// badLeaf is a leaf whose device is not among those of its user.
+type badLeaf struct {
+	user  id.UserID
+	since time.Duration
+	asked bool // the user's devices were asked for anew
+}
+
 // dueNow filters the plan: a leaf that fails its check has 60 s to come right,
-// a device that could not be added is tried again later.
+// and is removed only after the devices of its user were read once more, for a
+// homeserver may keep to itself that there is a new one; a device that could not
+// be added is tried again later.
 func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	d := &due{policy: c.policyDue(r, e)}
 	if d.policy == nil && r.rec.NewEra {
@@ -74,24 +84,28 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		return d
 	}
 	waiting := slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.item.State == stateQueued })
-	maps.DeleteFunc(r.badSince, func(key string, _ time.Duration) bool { // came right, or is gone
-		return !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
+	maps.DeleteFunc(r.badSince, func(key string, bad *badLeaf) bool { // came right, or is gone
+		return r.devices[bad.user] && !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
 	})
 	for _, rm := range r.todo.Removes {
 		if rm.Leaf == e.group.OwnLeafIndex() {
 			continue // nobody removes the leaf it commits with
 		}
-		if rm.Reason == rooms.RemoveDevice && rm.Cred.User != c.UserID() {
+		if rm.Reason == rooms.RemoveDevice {
 			key := rm.Cred.String()
-			since, known := r.badSince[key]
-			if !known {
-				since = now
-				r.badSince[key] = now
+			bad := r.badSince[key]
+			if bad == nil {
+				bad = &badLeaf{user: rm.Cred.User, since: now}
+				r.badSince[key] = bad
 			}
-			if at := since + rooms.CredentialGrace; now < at {
+			if at := bad.since + rooms.CredentialGrace; rm.Cred.User != c.UserID() && now < at {
 				if r.graceAt == 0 || at < r.graceAt {
 					r.graceAt = at
 				}
+				continue
+			}
+			if r.asksAnew(bad) {
+				d.asks = d.asks || rm.Cred.User == c.UserID()
 				continue
 			}
 		}
@@ -111,6 +125,18 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	}
 	c.suiteDue(r, e, d)
 	return d
+}
+
+// asksAnew tells whether the devices of a user are being asked for because of a
+// leaf that is not among them, and begins to ask. Where nobody answers, what is
+// known counts.
+func (r *room) asksAnew(bad *badLeaf) bool {
+	key := "anew:" + string(bad.user)
+	if !bad.asked {
+		bad.asked = true
+		r.want(key, &need{users: []id.UserID{bad.user}, anew: true})
+	}
+	return r.needs[key] != nil || !r.devices[bad.user]
 }
 
 // staleProposals tells whether the group holds a module's proposal that the

@@ -27,6 +27,7 @@ type need struct {
 	recent bool // the newest events, by /messages
 	look   *lookback
 	users  []id.UserID
+	anew   bool // whatever is known of these users' devices
 	late   bool // the homeserver may get it yet: that it has none is no answer
 	// lasts: an event that matters waits for the file. Each failure lets the event
 	// say so again.
@@ -526,10 +527,21 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		}
 	case len(n.users) > 0:
 		var lists *deviceLists
-		if lists, err = c.readDevices(ctx, n.users); err == nil {
+		if n.anew {
+			for _, user := range n.users {
+				err = errors.Join(err, c.ident.Outdate(ctx, user))
+			}
+		}
+		if err == nil {
+			lists, err = c.readDevices(ctx, n.users)
+		}
+		if err == nil {
 			apply = func(r *room) {
 				c.keepDevices(r, lists)
 				r.planned = false
+				if n.anew {
+					r.plannedOn = federation.Ref{} // nothing is done by the plan from before
+				}
 			}
 		}
 	}

@@ -610,7 +610,7 @@ func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
 		if e == nil || !r.planned || r.plannedOn != e.ref {
 			return fmt.Errorf("client: the members of %s are being compared", r.id)
 		}
-		if d := c.dueNow(r, e, c.mono()); !d.empty() && d.urgent {
+		if d := c.dueNow(r, e, c.mono()); !d.empty() && d.urgent || d.asks {
 			return fmt.Errorf("client: a commit in %s has to be made", r.id)
 		}
 		return nil

@@ -510,7 +510,7 @@ func (c *Client) entered(r *room, e *epoch, b *batch) error {
 		r.noteFormer(r.rec.Group)
 	}
 	r.rec.Group, r.rec.Bound = group, group
-	r.claimed, r.badSince = map[string]*claim{}, map[string]time.Duration{}
+	r.claimed, r.badSince = map[string]*claim{}, map[string]*badLeaf{}
 	r.foundAt, r.unreadSince, r.planned = 0, 0, false
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	told := &SuiteChanged{Room: r.id, To: e.group.CipherSuite()}

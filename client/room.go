@@ -168,7 +168,7 @@ type room struct {
 	quiet        map[id.UserID]time.Duration // users whose server joins: nothing is sent before that
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed
-	badSince     map[string]time.Duration
+	badSince     map[string]*badLeaf
 	headSeen     bool          // a module published something since Welcomes looked at the heads
 	headLook     bool          // they look at them now
 	headAt       time.Duration // when they look again in any case
@@ -218,7 +218,7 @@ func (c *Client) newRoom(roomID id.RoomID) *room {
 		staged: map[federation.Ref]*mls.StagedCommit{}, public: map[federation.Ref]*mls.PublicGroup{}, needs: map[string]*need{}, media: map[string][]byte{},
 		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
 		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
-		badSince: map[string]time.Duration{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
+		badSince: map[string]*badLeaf{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
 		generations: map[genKey]uint32{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
 	}
 }

@@ -280,6 +280,7 @@ func TestLoggedOutDeviceIsRemoved(t *testing.T) {
 					t.Error("sending is not blocked while the leaf fails its check")
 				}
 				w.now.add(rooms.CredentialGrace)
+				w.settle() // the devices are read once more
 				w.settle()
 				if info, _ = alice.Room(w.ctx, room); info.Devices != 3 {
 					t.Errorf("%d devices after a minute, want 3", info.Devices)

@@ -537,6 +537,9 @@ type fakeIdentity struct {
 	changed func(user id.UserID)
 	// read is called, once, when devices of the user were read and the answer is under way.
 	read map[id.UserID]func()
+	// old is what is known of users about whose new devices the server says nothing.
+	old   map[id.UserID]*identity.UserDevices
+	asked []id.UserID // whose devices were asked for anew
 }
 
 func (i *fakeIdentity) UserID() id.UserID     { return i.user }
@@ -572,10 +575,20 @@ func (i *fakeIdentity) Sync(ctx context.Context, req identity.SyncRequest) (*ide
 func (i *fakeIdentity) ProcessSync(context.Context, *identity.SyncResponse) error { return nil }
 func (i *fakeIdentity) ProcessRespSync(context.Context, *mautrix.RespSync) error  { return nil }
 func (i *fakeIdentity) OnDevicesChanged(fn func(user id.UserID))                  { i.changed = fn }
+func (i *fakeIdentity) Outdate(_ context.Context, user id.UserID) error {
+	i.asked = append(i.asked, user)
+	delete(i.old, user)
+	if i.changed != nil {
+		i.changed(user)
+	}
+	return nil
+}
 func (i *fakeIdentity) DevicesOf(_ context.Context, users []id.UserID) (map[id.UserID]*identity.UserDevices, error) {
 	out := map[id.UserID]*identity.UserDevices{}
 	for _, user := range users {
-		out[user] = i.s.devicesOf(user)
+		if out[user] = i.old[user]; out[user] == nil {
+			out[user] = i.s.devicesOf(user)
+		}
 	}
 	for _, user := range users {
 		if came := i.read[user]; came != nil {

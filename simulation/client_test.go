@@ -577,6 +577,9 @@ func (a *account) ProcessRespSync(_ context.Context, resp *mautrix.RespSync) err
 
 func (a *account) OnDevicesChanged(fn func(user id.UserID)) { a.d.devices = fn }
 
+// Outdate finds nothing to do: every question goes to the server.
+func (a *account) Outdate(context.Context, id.UserID) error { return nil }
+
 func (a *account) DevicesOf(_ context.Context, users []id.UserID) (map[id.UserID]*identity.UserDevices, error) {
 	t := transport{a.d}
 	out := map[id.UserID]*identity.UserDevices{}

@@ -252,6 +252,12 @@ func (i *Identity) listsChanged(ctx context.Context, changed, left []id.UserID, 
 	return nil
 }
 
+// Outdate has a user's devices asked for anew by whoever needs them next, though
+// no sync said that they changed. It fails if the store does.
+func (i *Identity) Outdate(ctx context.Context, user id.UserID) error {
+	return i.listsChanged(ctx, []id.UserID{user}, nil, false)
+}
+
 // Devices returns a user's devices; see [Identity.DevicesOf].
 func (i *Identity) Devices(ctx context.Context, user id.UserID) (*UserDevices, error) {
 	if err := rooms.CheckUserID(user); err != nil {

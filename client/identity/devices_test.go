@@ -46,6 +46,21 @@ func TestDevicesAreCachedUntilTheyChange(t *testing.T) {
 	if len(told) == 0 || told[0] != b.UserID() {
 		t.Errorf("told %v", told)
 	}
+	// The homeserver may keep a change to itself.
+	third := h.loginDevice("@b:one")
+	if u := list(); u.Devices[third.DeviceID()] != nil {
+		t.Fatal("the list was read though no sync spoke of it: this test tests nothing")
+	}
+	told = nil
+	if err := a.Outdate(t.Context(), b.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if u := list(); u.Devices[third.DeviceID()] == nil {
+		t.Error("the third device is missing")
+	}
+	if len(told) != 1 || told[0] != b.UserID() {
+		t.Errorf("told %v", told)
+	}
 }
 
 // TestListThatChangesWhileItIsAskedFor: the answer may be from before the change. It is neither kept nor taken for that of
