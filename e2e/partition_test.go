@@ -166,6 +166,9 @@ func (s *story) lacks(j *e2e.Journal, room id.RoomID, event id.EventID) bool {
 	_, host, err := j.User.Parse()
 	s.must(err)
 	i := slices.IndexFunc(s.w.All(), func(server *lab.Server) bool { return server.ServerName == host })
+	if i < 0 {
+		s.Fatalf("%s lives on no server of this world", j.User)
+	}
 	server := s.w.All()[i]
 	for from := ""; ; {
 		raw, err := e2e.API(s.ctx, server, server.Users[j.User.Localpart()], http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit=100"+from, nil)

@@ -122,14 +122,16 @@ func TestProxyStatusPage(t *testing.T) {
 	// The code of the newest epoch on both sides; a commit may come in between.
 	var code *client.ComparisonCode
 	var roomPage string
-	for range 5 {
+	s.eventually("both see one epoch", func() string {
 		roomPage = s.browse("room", follow(page, "/room?"))
-		code, err = alice.ComparisonCode(s.soon(), room)
-		s.must(err)
-		if strings.Contains(roomPage, fmt.Sprintf("Epoch %d:", code.Epoch)) {
-			break
+		if code, err = alice.ComparisonCode(s.soon(), room); err != nil {
+			return err.Error()
 		}
-	}
+		if !strings.Contains(roomPage, fmt.Sprintf("Epoch %d:", code.Epoch)) {
+			return fmt.Sprintf("the page does not show epoch %d", code.Epoch)
+		}
+		return ""
+	})
 	for _, want := range []string{strings.Join(code.Groups, " "), string(alice.UserID()), string(alice.DeviceID()), "this device", "signed by its user"} {
 		if !strings.Contains(roomPage, want) {
 			t.Errorf("the room's page lacks %q:\n%s", want, roomPage)

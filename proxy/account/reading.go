@@ -79,20 +79,26 @@ const verifiedTime = 5 * time.Second
 // Verified tells whether the device is signed by its user, as far as is known:
 // rooms do not let others in.
 func (a *Account) Verified(ctx context.Context) bool {
+	verified, known := a.verification(ctx)
+	return verified || !known
+}
+
+// verification tells whether the device is signed by its user, if that is known.
+func (a *Account) verification(ctx context.Context) (verified, known bool) {
 	a.verifiedMu.Lock()
 	defer a.verifiedMu.Unlock()
 	if time.Since(a.verifiedAt) < verifiedTime {
-		return a.verified
+		return a.verified, true
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	own, err := a.ident.Devices(ctx, a.ident.UserID())
 	if err != nil {
-		return true // not known
+		return false, false
 	}
 	d := own.Devices[a.ident.DeviceID()]
 	a.verified, a.verifiedAt = d != nil && d.CrossSigned, time.Now()
-	return a.verified
+	return a.verified, true
 }
 
 // Dir is the folder of the account.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
@@ -68,8 +69,9 @@ func (a *Account) dropSession(ctx context.Context, session id.DeviceID) (left in
 }
 
 // pruneSessions forgets the clients whose devices the homeserver no longer has,
-// because another session ended theirs or the password was changed, and returns
-// how many are left. If the homeserver cannot be asked, all are.
+// because another session ended theirs, and returns how many are left: none if
+// the MLS device's own session was ended too, as a change of the password does.
+// If the homeserver cannot be asked, all are.
 func (a *Account) pruneSessions(ctx context.Context) (left int, err error) {
 	resp, err := a.ident.Client().GetDevicesInfo(ctx)
 	there := map[id.DeviceID]bool{}
@@ -83,6 +85,9 @@ func (a *Account) pruneSessions(ctx context.Context) (left int, err error) {
 	all, listErr := a.sessions(ctx)
 	if listErr != nil {
 		return 0, listErr
+	}
+	if errors.Is(err, mautrix.MUnknownToken) {
+		return 0, a.putSessions(ctx, nil)
 	}
 	if err != nil || !there[a.ident.DeviceID()] { // no list, or not this account's
 		return len(all), nil

@@ -20,14 +20,15 @@ type Stock struct {
 
 // Status is what an account's device says of itself.
 type Status struct {
-	User     id.UserID
-	Device   id.DeviceID
-	Dir      string
-	Verified bool // as far as is known
-	Synced   bool // the device has heard from the homeserver since it was started
-	Sessions int  // of clients that use the proxy
-	Stock    []Stock
-	Refused  map[string]uint64 // events since the start, by rule
+	User          id.UserID
+	Device        id.DeviceID
+	Dir           string
+	Verified      bool // signed by its user
+	VerifiedKnown bool
+	Synced        bool // the device has heard from the homeserver since it was started
+	Sessions      int  // of clients that use the proxy
+	Stock         []Stock
+	Refused       map[string]uint64 // events since the start, by rule
 }
 
 // All are the accounts whose devices run, by user.
@@ -55,9 +56,10 @@ func (a *Account) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	s := &Status{
-		User: a.ident.UserID(), Device: a.ident.DeviceID(), Dir: a.dir, Verified: a.Verified(ctx), Synced: a.heard(ctx),
+		User: a.ident.UserID(), Device: a.ident.DeviceID(), Dir: a.dir, Synced: a.heard(ctx),
 		Sessions: len(sessions), Refused: a.cli.Refusals(),
 	}
+	s.Verified, s.VerifiedKnown = a.verification(ctx)
 	have, want := a.ident.Stock()
 	for _, cs := range a.ident.Suites() {
 		s.Stock = append(s.Stock, Stock{Suite: cs, Have: have[cs], Want: want[cs], Known: have != nil})

@@ -147,7 +147,10 @@ func (s *Server) createMLS(w http.ResponseWriter, r *http.Request, sess *session
 		Public:  req.Preset == "public_chat" || req.Preset == "" && req.Visibility == "public",
 		Version: req.Version, Power: req.Power,
 	}
-	if req.Preset == "trusted_private_chat" && len(req.Power) == 0 {
+	if string(req.Power) == "null" {
+		o.Power = nil
+	}
+	if req.Preset == "trusted_private_chat" && len(o.Power) == 0 {
 		o.Power = trusting(sess.user, req)
 	}
 	var later []createState

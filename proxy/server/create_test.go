@@ -64,3 +64,18 @@ func TestTheInvitedOfATrustedRoomMayDoAllThatItsCreatorMay(t *testing.T) {
 		}
 	}
 }
+
+func TestAlgorithmsThatCouldBeReadInTwoWaysAreRefused(t *testing.T) {
+	const mls = `"algorithm":"io.github.matrix-mls.v1"`
+	for content, want := range map[string]struct{ asks, fails bool }{
+		`{` + mls + `}`:                                    {asks: true},
+		`{"algorithm":"m.megolm.v1.aes-sha2"}`:             {},
+		`{"algorithm":7}`:                                  {},
+		`{"algorithm":"m.megolm.v1.aes-sha2",` + mls + `}`: {fails: true},
+		`[]`: {fails: true},
+	} {
+		if asks, err := asksForMLS([]byte(content)); err == nil && asks != want.asks || (err != nil) != want.fails {
+			t.Errorf("%s: %t, %v", content, asks, err)
+		}
+	}
+}

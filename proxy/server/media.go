@@ -133,6 +133,25 @@ func known(ctx context.Context, sess *session, mxc string) (*account.Media, erro
 	return media, err
 }
 
+// mediaKeys is where the keys of files are.
+type mediaKeys interface {
+	Media(ctx context.Context, mxc string) (*account.Media, error)
+}
+
+// ownMedia finds the key of a file that a client of this proxy uploaded, nil if
+// it is not one. Seen in a room, such a file has an address with its key's hash.
+func ownMedia(ctx context.Context, keys mediaKeys, mxc string) (*account.Media, error) {
+	seen, err := keys.Media(ctx, mxc)
+	if err != nil || seen == nil || seen.Own {
+		return seen, err
+	}
+	own, err := keys.Media(ctx, rewrite.Unkeyed(mxc))
+	if err != nil || own == nil || !own.Own || own.File == nil || seen.File == nil || own.File.Key.Key != seen.File.Key.Key || own.File.InitVector != seen.File.InitVector {
+		return nil, err
+	}
+	return own, nil
+}
+
 // ciphertext hands on a file as the homeserver has it.
 func (s *Server) ciphertext(w http.ResponseWriter, r *http.Request, m route.Match) {
 	segments := strings.Split(m.Path, "/")
@@ -220,8 +239,8 @@ func (s *Server) attach(ctx context.Context, sess *session, content json.RawMess
 // is encrypted: in a room without MLS, as an avatar, in the state of a room.
 func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessage) (json.RawMessage, error) {
 	return rewrite.Publish(body, func(mxc string) (string, error) {
-		media, err := sess.account.Media(ctx, mxc)
-		if err != nil || media == nil || !media.Own {
+		media, err := ownMedia(ctx, sess.account, mxc)
+		if err != nil || media == nil {
 			return rewrite.Unkeyed(mxc), err // of others, what they encrypted stays so
 		}
 		if media.Public != "" {
@@ -241,7 +260,7 @@ func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessag
 		if err != nil {
 			return "", err
 		}
-		return public, sess.account.KeepMedia(context.WithoutCancel(ctx), mxc, &account.Media{Public: public})
+		return public, sess.account.KeepMedia(context.WithoutCancel(ctx), rewrite.Unkeyed(mxc), &account.Media{Public: public})
 	})
 }
 

@@ -195,7 +195,12 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this room is encrypted already, with MLS, by the proxy; the client has nothing to turn on")
 			return
 		}
-		if asksForMLS(body) {
+		asks, err := asksForMLS(body)
+		if err != nil {
+			refuse(w, http.StatusBadRequest, "M_BAD_JSON", plain(err))
+			return
+		}
+		if asks {
 			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "mls-proxy enable turns a room into an MLS room: it takes more than this event")
 			return
 		}
@@ -218,11 +223,14 @@ func (s *Server) setProfile(w http.ResponseWriter, r *http.Request, sess *sessio
 	}
 }
 
-func asksForMLS(content []byte) bool {
+// asksForMLS tells whether the content of an m.room.encryption names MLS. One that
+// can be read in two ways is an error.
+func asksForMLS(content []byte) (bool, error) {
 	var c struct {
-		Algorithm string `json:"algorithm"`
+		Algorithm any `json:"algorithm"`
 	}
-	return rooms.DecodeObject(content, &c) == nil && c.Algorithm == rooms.Algorithm
+	err := rooms.DecodeObject(content, &c)
+	return c.Algorithm == rooms.Algorithm, err
 }
 
 // marker takes a receipt or a read marker.

@@ -94,7 +94,7 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 	}
 	room := client.RoomInfo{ID: "!r:x", Name: evil, MLS: true, Membership: "join", Phase: "member", Epoch: 7, Blocked: []string{evil}, Modules: []string{evil}}
 	body := write("overview", overview{Homeserver: evil, Reached: "answers", Broken: []string{evil}, Accounts: []accountView{{
-		Status:  &account.Status{User: evil, Device: evil, Dir: evil, Stock: []account.Stock{{Suite: 1, Have: 3, Want: 50, Known: true}, {Suite: mls.CipherSuite(2), Want: 2}}},
+		Status:  &account.Status{User: evil, Device: evil, Dir: evil, VerifiedKnown: true, Stock: []account.Stock{{Suite: 1, Have: 3, Want: 50, Known: true}, {Suite: mls.CipherSuite(2), Want: 2}}},
 		Trouble: evil, Refused: []count{{evil, 4}}, More: 5,
 		Rooms: []roomView{{RoomInfo: room, Link: s.roomLink("room", evil, "!r:x")}},
 	}}})
@@ -102,6 +102,11 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}
+	}
+	// What could not be asked is neither yes nor no.
+	body = write("overview", overview{Accounts: []accountView{{Status: &account.Status{}, Trouble: evil}}})
+	if strings.Contains(body, "No MLS rooms") || strings.Contains(body, "rooms do not let it in") || !strings.Contains(body, "the homeserver does not say") {
+		t.Errorf("%s\nclaims what is not known", body)
 	}
 	body = write("room", roomPage{
 		RoomInfo: room, Home: s.home(), Epochs: s.roomLink("epochs", evil, "!r:x"), User: evil, Device: evil,
