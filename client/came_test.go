@@ -2,12 +2,14 @@ package client
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -78,6 +80,55 @@ func TestDeviceThatComesWhileDevicesAreRead(t *testing.T) {
 	}
 	if !slices.ContainsFunc(members, func(m Member) bool { return m.Device == "BOB2" && m.Leaf > 0 }) {
 		t.Errorf("the group has %v", members)
+	}
+}
+
+// TestDevicesThatChangeWithoutEnd: a server that says with each reading of a user's devices that they changed does not keep
+// others from writing.
+func TestDevicesThatChangeWithoutEnd(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	read := 0
+	var again func()
+	again = func() {
+		read++
+		alice.ident.read = map[id.UserID]func(){bob.UserID(): again}
+		alice.ident.changed(bob.UserID())
+	}
+	again()
+	w.settle(alice)
+	w.send(alice, room, "all the same")
+	w.settle(bob)
+	bob.wantTexts("all the same")
+	if before := read; before < maxOvertaken {
+		t.Fatalf("the devices were read %d times: the test shows nothing", before)
+	}
+	// Once it is quiet a new device is found.
+	alice.ident.read = nil
+	w.register("bob", "BOB2")
+	w.now.add(identity.StaleAfter)
+	w.settle(alice)
+	members, err := alice.Members(w.ctx, room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(members, func(m Member) bool { return m.Device == "BOB2" && m.Leaf > 0 }) {
+		t.Errorf("the group has %v", members)
+	}
+}
+
+// TestFilesLeavePlaceForWhatTheRoomNeeds: events that name files and other events without end do not keep the room's state
+// and its members' devices from being read.
+func TestFilesLeavePlaceForWhatTheRoomNeeds(t *testing.T) {
+	r := &room{needs: map[string]*need{}}
+	for i := range 2 * maxNeeds {
+		r.want(fmt.Sprint("media:", i), &need{file: &rooms.File{}})
+		r.want(fmt.Sprint("event:", i), &need{event: "$e"})
+	}
+	r.want("state", &need{state: true})
+	r.want("devices", &need{users: []id.UserID{"@a:x"}})
+	if len(r.needs) != maxNeeds+2 || r.needs["state"] == nil || r.needs["devices"] == nil {
+		t.Errorf("%d needs, state %v, devices %v", len(r.needs), r.needs["state"], r.needs["devices"])
 	}
 }
 

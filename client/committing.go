@@ -104,7 +104,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 				}
 				continue
 			}
-			if r.asksAnew(bad) {
+			if c.asksAnew(r, bad) {
 				d.asks = d.asks || rm.Cred.User == c.UserID()
 				continue
 			}
@@ -130,11 +130,12 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 // asksAnew tells whether the devices of a user are being asked for because of a
 // leaf that is not among them, and begins to ask. Where nobody answers, what is
 // known counts.
-func (r *room) asksAnew(bad *badLeaf) bool {
+func (c *Client) asksAnew(r *room, bad *badLeaf) bool {
 	key := "anew:" + string(bad.user)
 	if !bad.asked {
-		bad.asked = true
 		r.want(key, &need{users: []id.UserID{bad.user}, anew: true})
+		bad.asked = true
+		c.poke() // what is to be fetched was looked through already
 	}
 	return r.needs[key] != nil || !r.devices[bad.user]
 }

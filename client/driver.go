@@ -44,8 +44,8 @@ func (r *room) want(key string, n *need) {
 		if asked.commit.IsZero() {
 			asked.commit = n.commit
 		}
-	} else if len(r.needs) < maxNeeds {
-		r.needs[key] = n
+	} else if len(r.needs) < maxNeeds || len(r.needs) < 2*maxNeeds && n.event == "" && n.file == nil {
+		r.needs[key] = n // events and files that others name leave place for the rest
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 // request is what is remembered of a commit that the homeserver does not give.
 type request struct {
 	at    time.Duration // not asked for before
+	delay time.Duration // of this device: who misses the same commit does not ask at once
 	times int
 }
 
@@ -51,7 +52,8 @@ func (c *Client) miss(r *room, ref federation.Ref) {
 	if r.requests == nil {
 		r.requests = map[federation.Ref]*request{}
 	}
-	r.requests[ref] = &request{at: c.mono() + rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())}
+	delay := rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+	r.requests[ref] = &request{at: c.mono() + delay, delay: delay}
 }
 
 // requestMissing asks the room's modules for commits that are missing.
@@ -76,7 +78,7 @@ func (c *Client) requestMissing(ctx context.Context, r *room) error {
 	}
 	for _, ref := range content.Refs {
 		q := r.requests[federation.Ref(ref)]
-		q.at, q.times = now+requestEvery, q.times+1
+		q.at, q.times = now+requestEvery+q.delay, q.times+1
 	}
 	r.requestWait = min(max(2*r.requestWait, requestPause), requestEvery)
 	r.requestNext = now + r.requestWait
@@ -115,7 +117,7 @@ func (c *Client) handleRequest(r *room, evt *Event) error {
 	}
 	for _, ref := range content.Refs {
 		if q := r.requests[federation.Ref(ref)]; q != nil {
-			q.at, q.times = c.mono()+requestEvery, q.times+1
+			q.at, q.times = c.mono()+requestEvery+q.delay, q.times+1
 		}
 	}
 	return nil

@@ -310,7 +310,7 @@ func (c *Client) dropUnready(r *room, now time.Duration) {
 // for how long none is tried, 0 for not above this commit again: each of them is an
 // event, and a commit that waits with the others of its author.
 func (r *room) listFailed(parent federation.Ref) time.Duration {
-	if r.listFailures == 0 || r.listParent != parent {
+	if r.listParent != parent {
 		r.listParent, r.listOnParent = parent, 0
 	}
 	r.listFailures, r.listOnParent = r.listFailures+1, r.listOnParent+1
@@ -325,8 +325,12 @@ func (r *room) listFailed(parent federation.Ref) time.Duration {
 
 // listAgain lets a list change be tried once something speaks for it: a module
 // that was not ready has posted another head, or the group has gone on since it
-// was given up for good.
+// was given up for good. Heads of modules that do not get ready all the same earn
+// one more try above a commit.
 func (r *room) listAgain(head federation.Ref) {
+	if head == r.listParent && r.listOnParent > listTries {
+		return
+	}
 	for user, evt := range r.unready {
 		if r.state.Entries[rooms.TypeHead][string(user)].Event != evt {
 			r.listFailures, r.unready = 0, nil

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -259,6 +261,37 @@ func TestListThatNobodyIsReadyForComesToRest(t *testing.T) {
 	w.now.add(listPause << 6)
 	w.settle()
 	w.wantServers(room, []*testDevice{alice, bob}, testServer, "two.example", "three.example")
+}
+
+// TestModulesThatShowHeadsAndAreNeverReady: each head of a module that was not ready
+// speaks for another try, but above one commit for one more at the most: the module
+// takes no more than a few commits of one author there.
+func TestModulesThatShowHeadsAndAreNeverReady(t *testing.T) {
+	bot := botOf("two.example")
+	r := &room{state: newRoomState("!r:x"), tried: map[string]time.Duration{}}
+	tries := func(parent federation.Ref) (n int) {
+		for i := range 100 {
+			if r.tried["list"] == 0 {
+				n++
+				if pause := r.listFailed(parent); pause == 0 {
+					r.tried["list"] = 1 << 60
+				} else {
+					r.tried["list"] = pause
+				}
+				r.unready[bot] = r.state.Entries[rooms.TypeHead][string(bot)].Event
+			}
+			key := string(bot)
+			r.state.set(&Event{ID: id.EventID(fmt.Sprint("$head", parent.Short(), i)), Type: rooms.TypeHead, Sender: bot, StateKey: &key, Content: json.RawMessage(`{}`)})
+			r.listAgain(parent)
+		}
+		return n
+	}
+	for i := range 3 {
+		if n := tries(federation.Ref{byte(i + 1)}); n != listTries+1 {
+			t.Errorf("%d list changes above one commit, want %d", n, listTries+1)
+		}
+		r.listAgain(federation.Ref{byte(i + 2)}) // the group has gone on
+	}
 }
 
 // TestNobodySendsUnderAListToCome: messages go out in the epoch below a list
