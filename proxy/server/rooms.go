@@ -227,10 +227,14 @@ func (s *Server) setProfile(w http.ResponseWriter, r *http.Request, sess *sessio
 // can be read in two ways is an error.
 func asksForMLS(content []byte) (bool, error) {
 	var c struct {
-		Algorithm any `json:"algorithm"`
+		Algorithm json.RawMessage `json:"algorithm"`
 	}
-	err := rooms.DecodeObject(content, &c)
-	return c.Algorithm == rooms.Algorithm, err
+	if err := rooms.DecodeObject(content, &c); err != nil {
+		return false, err
+	}
+	var name string // anything else names nothing, and is the homeserver's to refuse
+	_ = json.Unmarshal(c.Algorithm, &name)
+	return name == rooms.Algorithm, nil
 }
 
 // marker takes a receipt or a read marker.
