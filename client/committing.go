@@ -134,6 +134,9 @@ func (c *Client) asksAnew(r *room, bad *badLeaf) bool {
 	key := "anew:" + string(bad.user)
 	if !bad.asked {
 		r.want(key, &need{users: []id.UserID{bad.user}, anew: true})
+		if r.needs[key] == nil {
+			return true // too much is being fetched: later
+		}
 		bad.asked = true
 		c.poke() // what is to be fetched was looked through already
 	}
