@@ -145,6 +145,9 @@ def client_modules():
     install_packages(node=True)
     with locked(os.path.join(cache_dir(), "install.lock")):
         if not os.path.exists(mark):
+            version = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+            if int((re.match(r"v(\d+)", version) or [0, 0])[1]) < 20:
+                fail("matrix-js-sdk needs Node 20 or newer, this is %s" % (version or "none"), "install a newer Node and put it first on PATH")
             os.makedirs(root, exist_ok=True)
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(os.path.join(CLIENTS, name), root)
