@@ -688,7 +688,7 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 			}
 		}
 	}
-	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
+	r.rec.LastPath, r.rec.Sent, r.altered = c.now().Unix(), 0, 0
 	r.rec.Refresh = false
 	if own.Era {
 		r.rec.NewEra, r.rec.HeirsEra = false, nil

@@ -186,6 +186,8 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
 		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) || r.pending.EventID == "" && r.quietUntil() > now { // not sent yet
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
+		} else if c.cameBackChanged(r, now) {
+			c.dropAltered(r, now)
 		} else if now-r.pendingSince > acceptWait {
 			text := "the module has not accepted a change of the group for a while; it waits until the module answers"
 			if why := c.noMajority(r); why != "" {
@@ -223,6 +225,70 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
 }
+
+// cameBackChanged tells whether the homeserver shows an own commit that was sent, and
+// did not come back as a commit of the group, otherwise than this device sent it. It
+// asks for the event by its name.
+func (c *Client) cameBackChanged(r *room, now time.Duration) bool {
+	p := r.pending
+	if p.EventID == "" || p.External || p.Founding || now < r.pendingSince+alteredWait || r.machine.Held(r.pendingRef) {
+		return false
+	}
+	evt := r.fetched[p.EventID]
+	if evt == nil {
+		if key := "event:" + string(p.EventID); r.tried["need/"+key] <= now && r.needs[key] == nil {
+			r.want(key, &need{event: p.EventID})
+			c.poke()
+		}
+		return false
+	}
+	content, err := rooms.DecodeCommit(evt.Content)
+	if err == nil {
+		content, err = c.inlined(r, content, evt)
+	}
+	var wait *errWait
+	if errors.As(err, &wait) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return true
+	}
+	if ref, err := rooms.CommitRef(msg); err != nil || ref != r.pendingRef {
+		return true
+	}
+	return p.staged != nil && checkGroupInfo(p.staged, p.staged.Merge(), content) != nil
+}
+
+// dropAltered gives up an own commit that the homeserver has changed, and that so is
+// nobody's. What it wanted is planned again, ever more rarely while that goes on.
+func (c *Client) dropAltered(r *room, now time.Duration) {
+	wait := alteredWait << min(r.altered, maxAlteredWaits)
+	r.altered++
+	r.tried["commit"] = now + wait
+	c.warn(r, "altered/"+r.pendingRef.String(), &Warning{
+		EventID: r.pending.EventID, Rule: ruleAltered,
+		Text: fmt.Sprintf("the homeserver %s does not show a change of the group as this device sent it, so nobody can use it; it is made again in %v", serverOf(c.UserID()), wait),
+	})
+	b := &batch{}
+	c.loseCommit(r, b)
+	if err := c.commitBatch(context.Background(), r, b); err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
+	}
+}
+
+// ruleAltered is the rule of own commits that the homeserver has changed.
+const ruleAltered = "client/commit-altered"
+
+const (
+	// alteredWait is how long an own commit may take to come back before the
+	// homeserver is asked for it, and the first wait before it is made again.
+	alteredWait     = 10 * time.Second
+	maxAlteredWaits = 6 // how often that wait doubles
+)
 
 // ruleNoAccept is the rule of commits that no module accepts.
 const ruleNoAccept = "client/no-accept"

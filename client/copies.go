@@ -86,9 +86,27 @@ func (c *Client) ownUnknown(r *room, e *epoch, msg *mls.Message, evt id.EventID)
 // checkOwnCommit looks at a commit by our own leaf that is none of this store's.
 func (c *Client) checkOwnCommit(r *room, e *epoch, ref federation.Ref, msg *mls.Message, evt id.EventID) {
 	sender, ok := msg.Sender()
-	if ok && sender.Type == mls.SenderTypeMember && sender.LeafIndex == e.group.OwnLeafIndex() && !slices.Contains(r.rec.Mine, rooms.Hash(ref)) {
+	if ok && sender.Type == mls.SenderTypeMember && sender.LeafIndex == e.group.OwnLeafIndex() && !slices.Contains(r.rec.Mine, rooms.Hash(ref)) && !c.twinOfOwn(r, e, msg) {
 		c.copied(r, fmt.Sprintf("commit %s was made by it", evt))
 	}
+}
+
+// twinOfOwn tells whether a commit is one of this store's but for its tags, which a
+// homeserver can change.
+func (c *Client) twinOfOwn(r *room, e *epoch, msg *mls.Message) bool {
+	for ref, own := range r.own {
+		if federation.Ref(own.Parent) != e.ref || own.External || own.Founding {
+			continue
+		}
+		staged, err := c.stage(r, e, ref, nil, nil)
+		if err != nil {
+			continue
+		}
+		if mine, err := mls.ParseMessage(staged.Message()); err == nil && rooms.SameButTags(mine, msg) {
+			return true
+		}
+	}
+	return false
 }
 
 // maxMine bounds the own commits that are remembered: one of them may come back

@@ -803,6 +803,9 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	if r.pending != nil && r.pending.List {
 		at(r.pendingSince + listWait)
 	}
+	if r.pending != nil && r.pendingSince > 0 {
+		at(r.pendingSince + alteredWait)
+	}
 	if r.unvouchedSince > 0 {
 		at(r.unvouchedSince + unvouchedWait)
 	}

@@ -246,6 +246,10 @@ func (m *fakeModule) commit(evt *Event) {
 		return
 	}
 	staged := processed.(*mls.PublicStagedCommit)
+	if err := checkGroupInfo(staged, staged.Merge(), content); err != nil {
+		t.Logf("module refuses a commit: %v", err)
+		return
+	}
 	checked, err := rooms.CheckCommit(rooms.CommitInput{
 		Room: evt.RoomID, Sender: evt.Sender, Event: evt.ID, Content: content, Ref: ref,
 		Tree: group, Parent: parent, Staged: staged, Next: staged.Merge(),

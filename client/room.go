@@ -206,6 +206,7 @@ type room struct {
 	listFailures int                      // list changes that were given up one after the other
 	listParent   federation.Ref           // on which commit the last was made
 	listOnParent int                      // how many were made there
+	altered      int                      // own commits in sequence that the homeserver changed sent
 	unready      map[id.UserID]id.EventID // modules that were not ready, with their heads then
 
 	unvouched      federation.Ref // what nobody in the group could vouch for

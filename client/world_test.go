@@ -300,6 +300,8 @@ type fakeTransport struct {
 	// instead of the answer.
 	after  func(kind string) error
 	before func(kind string)
+	// change, if set, is what the homeserver makes of an event's content.
+	change func(eventType string, content json.RawMessage) json.RawMessage
 	// created is called before the answer to createRoom goes out.
 	created func(room id.RoomID)
 }
@@ -335,7 +337,11 @@ func (t *fakeTransport) Send(_ context.Context, room id.RoomID, eventType, txnID
 	if known := t.s.txns[key]; known != "" {
 		return known, t.lost("send/" + eventType)
 	}
-	evt := t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, Content: slices.Clone(content)})
+	content = slices.Clone(content)
+	if t.change != nil {
+		content = t.change(eventType, content)
+	}
+	evt := t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, Content: content})
 	t.s.txns[key] = evt
 	return evt, t.lost("send/" + eventType)
 }

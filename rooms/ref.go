@@ -33,6 +33,26 @@ func CommitRef(m *mls.Message) (federation.Ref, error) {
 	return sha256.Sum256(raw), nil
 }
 
+// SameButTags tells whether two commits in PublicMessages say the same under the same
+// signature, and differ in nothing but their confirmation and membership tags, which
+// the signature does not cover.
+func SameButTags(a, b *mls.Message) bool {
+	x, y := signedPart(a), signedPart(b)
+	return x != nil && bytes.Equal(x, y)
+}
+
+// signedPart returns a commit up to its tags, nil if the message is none.
+func signedPart(m *mls.Message) []byte {
+	if _, err := CommitRef(m); err != nil {
+		return nil
+	}
+	raw, tag := m.Raw(), len(appendVarVec(nil, m.ConfirmationTag()))
+	if sender, _ := m.Sender(); sender.Type == mls.SenderTypeMember {
+		tag *= 2
+	}
+	return raw[:len(raw)-tag]
+}
+
 // OutsideCommit reads what a commit event says of its place in the tree, without
 // its parent's epoch: the author signed it, and the ref is over it. base is the
 // group at the commit where what is kept begins, before the one that it continues,

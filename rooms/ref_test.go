@@ -1,6 +1,7 @@
 package rooms
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/matrix-mls/matrix-mls/federation"
@@ -33,5 +34,36 @@ func TestOutsideCommit(t *testing.T) {
 		if RuleOf(err) != RuleParentMismatch {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSameButTags: a homeserver can change the tags of a commit, which its author's
+// signature does not cover, and nothing else.
+func TestSameButTags(t *testing.T) {
+	g := newGroup(t, testPolicy())
+	raw := g.commit(g.creator, nil, mls.CommitOptions{ForcePath: true}).in.Content.Message
+	other := g.commit(g.creator, nil, mls.CommitOptions{ForcePath: true}).in.Content.Message
+	parse := func(raw []byte) *mls.Message {
+		m, err := mls.ParseMessage(raw)
+		must(t, err)
+		return m
+	}
+	const tag = 1 + 32
+	for at := 1; at <= 3*tag; at++ {
+		if at%tag == 0 && at <= 2*tag {
+			continue // the length of a tag
+		}
+		changed := bytes.Clone(raw)
+		changed[len(changed)-at] ^= 1
+		m, err := mls.ParseMessage(changed)
+		if err != nil {
+			continue
+		}
+		if got, want := SameButTags(parse(raw), m), at < 2*tag; got != want {
+			t.Errorf("changed %d bytes before the end: %v", at, got)
+		}
+	}
+	if SameButTags(parse(raw), parse(other)) {
+		t.Error("another commit of the same device is the same")
 	}
 }
