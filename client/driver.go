@@ -571,6 +571,10 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	}
 	lasts := n.lasts && rooms.RuleOf(err) == ""
 	n.lasts = false
+	if n.look != nil && n.look.hold {
+		// What is missing is not given up as long as the room is ours to read.
+		lasts = r.rec.Membership == "join"
+	}
 	if lasts && limit == nil {
 		wait = min(time.Second<<min(n.fail-1, 10), maxFileWait)
 	}
@@ -587,6 +591,9 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		}
 		if n.file != nil {
 			c.count(string(rooms.RuleMediaHash))
+		}
+		if n.look != nil && r.needs[lookNow] == nil && r.needs[lookLater] == nil {
+			r.rec.Look = nil
 		}
 		if !n.commit.IsZero() && isPermanent(err) {
 			c.miss(r, n.commit)

@@ -3,6 +3,9 @@ package client
 import (
 	"slices"
 	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -36,5 +39,78 @@ func TestGapAmongWhatWasRead(t *testing.T) {
 	slices.Sort(got)
 	if want := []string{"five", "four", "held up", "one", "six", "three", "two"}; !slices.Equal(got, want) {
 		t.Errorf("carol got %q, want %q", got, want)
+	}
+}
+
+// withGap has carol miss more of a room than one /sync shows, while her homeserver
+// does not give that room's history. She is in a second room, too.
+func (w *world) withGap() (room, other id.RoomID, carol *testDevice) {
+	w.t.Helper()
+	room, alice, _, carol := w.three("shared")
+	other = w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, other, carol.UserID()) })
+	w.join(carol, other)
+	w.settle()
+	carol.ident.limit, carol.hs.noHistory = 3, room
+	w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == carol })
+	for _, text := range []string{"one", "two", "three", "four", "five", "six"} {
+		w.send(alice, room, text)
+	}
+	w.send(alice, other, "elsewhere")
+	return room, other, carol
+}
+
+// A homeserver that does not give the history of one room holds up no other room,
+// and what it left out comes before what it showed, also after a restart.
+func TestGapOfOneRoomHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t)
+	_, _, carol := w.withGap()
+	carol.turn()
+	carol.wantTexts("elsewhere")
+	carol.restart()
+	carol.turn()
+	carol.hs.noHistory = ""
+	w.now.add(time.Minute)
+	w.settle(append(w.all, carol)...)
+	carol.wantTexts("elsewhere", "one", "two", "three", "four", "five", "six")
+}
+
+// While a room's history cannot be had for long, what there is is shown, and the
+// history asked for ever more rarely, but never given up.
+func TestGapIsNotGivenUp(t *testing.T) {
+	w := newWorld(t)
+	_, _, carol := w.withGap()
+	for range 60 {
+		carol.turn()
+		w.now.add(10 * time.Second)
+	}
+	carol.wantTexts("elsewhere", "four", "five", "six")
+	asked := 0
+	carol.hs.before = func(kind string) {
+		if kind == "messages" {
+			asked++
+		}
+	}
+	for range 120 {
+		carol.turn()
+		w.now.add(time.Minute)
+	}
+	if asked < 4 || asked > 12 {
+		t.Errorf("the history was asked for %d times in two hours, want about 8", asked)
+	}
+	carol.hs.noHistory = ""
+	w.now.add(maxFileWait)
+	w.settle(append(w.all, carol)...)
+	got := carol.texts()
+	slices.Sort(got)
+	if want := []string{"elsewhere", "five", "four", "one", "six", "three", "two"}; !slices.Equal(got, want) {
+		t.Errorf("carol got %q, want %q", got, want)
+	}
+	carol.mu.Lock()
+	defer carol.mu.Unlock()
+	for _, r := range carol.rooms {
+		if r.rec.Look != nil && r.needs[lookLater] == nil {
+			t.Errorf("carol still looks for it: %v", r.rec.Look)
+		}
 	}
 }

@@ -25,7 +25,14 @@ type lookback struct {
 	// their order, and before the keys to read them with are dropped. What any
 	// member of the room can bring about holds nothing.
 	hold bool
+	// gap is the first event of a timeline of /sync before which others are missing: it
+	// is read on beyond it, back to where all was processed.
+	gap id.EventID
 }
+
+// gapHolds is for how many failures in sequence the room's events wait for what is
+// missing before them. Then what there is is shown; it is asked for all the same.
+const gapHolds = 3
 
 // Keys of the two needs: now, and once more after a while, since the homeserver
 // may be fetching the events itself.
@@ -51,9 +58,23 @@ func (c *Client) look(r *room, since federation.Ref, pages int, hold bool) {
 	} else {
 		l.pages = min(pages, lookPages)
 	}
-	n := &need{look: l}
+	c.askLook(r, &need{look: l})
+}
+
+// lookGap asks for what is missing before an event that /sync showed first, not
+// sooner than after a while.
+func (c *Client) lookGap(r *room, first id.EventID, wait time.Duration) {
+	c.askLook(r, &need{look: &lookback{gap: first, pages: c.limits.GapPages, hold: true}, notFor: c.mono() + wait})
+}
+
+// askLook asks for the history, beside what it is asked for already.
+func (c *Client) askLook(r *room, n *need) {
+	l := n.look
 	if asked := r.needs[lookNow]; asked != nil { // it may be under way: what it brings is from before
-		n.fail, n.notFor = asked.fail, asked.notFor
+		n.fail, n.notFor = asked.fail, max(asked.notFor, n.notFor)
+		if asked.look.gap != "" {
+			l.gap = asked.look.gap // the older one: what lies above it is read on the way
+		}
 		for _, e := range asked.look.until {
 			if !slices.Contains(l.until, e) {
 				l.until = append(l.until, e)
@@ -64,7 +85,7 @@ func (c *Client) look(r *room, since federation.Ref, pages int, hold bool) {
 	}
 	r.want(lookNow, n)
 	if l.hold {
-		r.rec.Look = &keptLook{Until: l.until, Pages: l.pages}
+		r.rec.Look = &keptLook{Until: l.until, Pages: l.pages, Gap: l.gap}
 	}
 	c.poke()
 }
@@ -74,13 +95,14 @@ func (c *Client) look(r *room, since federation.Ref, pages int, hold bool) {
 type keptLook struct {
 	Until []id.EventID `json:"until,omitempty"`
 	Pages int          `json:"pages"`
+	Gap   id.EventID   `json:"gap,omitempty"`
 }
 
 // resumeLooks takes over what was to be looked for before the room was read from
 // the store.
 func (r *room) resumeLooks(needs map[string]*need) {
 	if kept := r.rec.Look; kept != nil {
-		r.needs[lookNow] = &need{look: &lookback{until: kept.Until, pages: kept.Pages, hold: true}}
+		r.needs[lookNow] = &need{look: &lookback{until: kept.Until, pages: kept.Pages, gap: kept.Gap, hold: true}}
 	}
 	for _, key := range []string{lookNow, lookLater} {
 		if n := needs[key]; n != nil {
@@ -96,7 +118,7 @@ func (r *room) resumeLooks(needs map[string]*need) {
 // homeserver does not give it.
 func (r *room) looking() bool {
 	n := r.needs[lookNow]
-	return n != nil && n.look.hold && n.fail == 0
+	return n != nil && n.look.hold && (n.fail == 0 || n.look.gap != "" && n.fail < gapHolds)
 }
 
 // history reads a room's newest events, oldest first, and which events waited
@@ -112,20 +134,37 @@ func (c *Client) history(ctx context.Context, roomID id.RoomID, l *lookback) ([]
 	}
 	var out []*Event
 	from, until := "", slices.Clone(l.until)
+	passed, met, quiet := l.gap == "", false, 0
 pages:
 	for range l.pages {
 		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
 		if err != nil {
 			return nil, nil, err
 		}
+		fresh := false
 		for _, evt := range events {
 			if c.begins(evt) {
 				break pages
 			}
 			out = append(out, evt)
 			until = slices.DeleteFunc(until, func(e id.EventID) bool { return e == evt.ID })
+			if passed = passed || evt.ID == l.gap; l.gap == "" || !passed || !c.wanted(nil, evt) {
+				continue
+			}
+			seen, err := c.st.Seen(ctx, roomID, evt.ID)
+			if err != nil {
+				return nil, nil, err
+			}
+			met, fresh = met || seen, fresh || !seen
 		}
-		if next == "" || next == from || len(l.until) > 0 && len(until) == 0 {
+		if quiet++; fresh || !met || !passed {
+			quiet = 0
+		}
+		done := len(l.until) > 0
+		if l.gap != "" {
+			done = quiet >= gapQuiet
+		}
+		if next == "" || next == from || done && len(until) == 0 {
 			break
 		}
 		from = next

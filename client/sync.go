@@ -120,9 +120,15 @@ type inboxData struct {
 // room state.
 func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration, token bool) error {
 	// Gaps are filled first, without the lock: what the homeserver left out
-	// goes before what it sent.
+	// goes before what it sent. Where it does not answer, only that room waits.
+	gaps := map[id.RoomID]time.Duration{}
 	for roomID, joined := range resp.Join {
-		if err := c.fillGap(ctx, roomID, joined); err != nil {
+		err := c.fillGap(ctx, roomID, joined)
+		var failed *gapError
+		if errors.As(err, &failed) && ctx.Err() == nil {
+			c.log.Warn().Err(failed.err).Stringer("room_id", roomID).Msg("The homeserver does not give what it left out of a sync, will ask again")
+			gaps[roomID] = failed.wait
+		} else if err != nil {
 			return err
 		}
 	}
@@ -142,6 +148,13 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			r.rec.Membership = "join"
 			r.state.lose()
 			r.comeBack()
+		}
+		if wait, failed := gaps[roomID]; failed {
+			var first id.EventID
+			if len(joined.Timeline) > 0 {
+				first = joined.Timeline[0].ID
+			}
+			c.lookGap(r, first, wait)
 		}
 		touched = append(touched, r)
 		for _, evt := range joined.Timeline {
@@ -530,6 +543,16 @@ func (c *Client) begins(evt *Event) bool {
 // counts as filled.
 const gapQuiet = 3
 
+// gapError reports that the homeserver did not answer for what it left out of a
+// room's timeline. Asking again after a while may help.
+type gapError struct {
+	err  error
+	wait time.Duration
+}
+
+func (e *gapError) Error() string { return "client: fill a gap: " + e.err.Error() }
+func (e *gapError) Unwrap() error { return e.err }
+
 // fillGap reads the events that a limited timeline left out and puts them in
 // front of it: back to where all was processed before, or, in a room that is new
 // here, to the event that invited us or turned encryption on. One event that was
@@ -560,7 +583,12 @@ pages:
 			if isPermanent(err) {
 				break
 			}
-			return fmt.Errorf("client: fill a gap in %s: %w", roomID, err)
+			failed := &gapError{err: err, wait: time.Second}
+			var limit *RateLimitError
+			if errors.As(wrapRateLimit(err), &limit) {
+				failed.wait = limit.RetryAfter
+			}
+			return failed
 		}
 		fresh := false
 		for _, evt := range events {

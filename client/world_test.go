@@ -294,6 +294,8 @@ type fakeTransport struct {
 	user    id.UserID
 	fail    error // the next request fails with it, once
 	noState bool  // it does not give a room's state
+	// noHistory is a room whose history it does not give now.
+	noHistory id.RoomID
 	// stateRead is called, once, when a room's state was read and the answer is under way.
 	stateRead func()
 	// after is called when a request has had its effect: its error goes out
@@ -382,6 +384,9 @@ func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.Even
 func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string, limit int) ([]*Event, string, error) {
 	if t.before != nil {
 		t.before("messages")
+	}
+	if room == t.noHistory {
+		return nil, "", errors.New("the homeserver does not answer")
 	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
