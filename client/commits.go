@@ -180,61 +180,6 @@ func (c *Client) inlined(r *room, content *rooms.CommitContent, evt *Event) (*ro
 	return &out, nil
 }
 
-// matters tells whether a commit may still come into the group: it lies neither
-// below what is kept nor on a branch that the room left. In the group that follows
-// a ReInit epochs begin again.
-func (c *Client) matters(r *room, content *rooms.CommitContent) bool {
-	if r.machine == nil || content.Founding {
-		return true
-	}
-	if _, closed := r.closing(); closed {
-		return true
-	}
-	return !r.machine.TooOld(content.Epoch) && !r.machine.Beside(federation.Ref(content.Parent), content.Epoch)
-}
-
-// maxFilesBy bounds the files that are asked for again and again because of one
-// sender's events.
-const maxFilesBy = 8
-
-// mediaOf returns a file that an event names. As long as the event matters it waits
-// for the file, which a homeserver may not get before a cut is mended; else it is
-// refused once the file cannot be had.
-func (c *Client) mediaOf(r *room, file *rooms.File, evt *Event, matters bool) ([]byte, error) {
-	key := "media:" + string(file.MXC)
-	if data, ok := r.media[string(file.MXC)]; ok {
-		return data, nil
-	}
-	if r.tried["need/"+key] > c.mono() {
-		return nil, errRefusedUpdate(rooms.RuleMediaHash, "a file that it names cannot be had")
-	}
-	r.want(key, &need{file: file})
-	if n := r.needs[key]; n != nil && matters && !n.lasts && r.filesBy(evt.poster()) < maxFilesBy {
-		n.lasts, n.by = true, evt.poster()
-	}
-	return nil, &errWait{key}
-}
-
-// awaitsFile tells whether an event that matters waits for a file.
-func (r *room) awaitsFile() bool {
-	for _, n := range r.needs {
-		if n.file != nil && n.lasts {
-			return true
-		}
-	}
-	return false
-}
-
-// filesBy counts the files that are asked for because of a sender's events.
-func (r *room) filesBy(user id.UserID) (count int) {
-	for _, n := range r.needs {
-		if n.lasts && n.by == user {
-			count++
-		}
-	}
-	return count
-}
-
 // stage validates a commit against the epoch it was made in. That never
 // changes the group.
 func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, proposals []rooms.Bytes) (*mls.StagedCommit, error) {

@@ -50,12 +50,9 @@ func (r *room) want(key string, n *need) {
 }
 
 const (
-	maxNeeds      = 256
-	maxTried      = 1024
-	maxNeedFails  = 8
-	maxMediaCache = 4
-
-	maxFileWait = 15 * time.Minute // between two requests for a file that an event waits for
+	maxNeeds     = 256
+	maxTried     = 1024
+	maxNeedFails = 8
 )
 
 // stepRoom brings one room as far as it goes.
@@ -93,6 +90,13 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 			}
 		}
 		slices.Sort(due)
+		files := 0
+		due = slices.DeleteFunc(due, func(key string) bool { // no more files than are kept for what waits for them
+			if r.needs[key].file != nil {
+				files++
+			}
+			return r.needs[key].file != nil && files > maxMediaCache
+		})
 		fetch := make([]*need, len(due))
 		for i, key := range due {
 			fetch[i] = r.needs[key]
@@ -178,7 +182,7 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		err := json.Unmarshal(item.Data, &data)
 		if err == nil && data.ToDevice {
 			kind, _, _ := strings.Cut(item.WaitsFor, ":")
-			lost := (kind == "welcomed" || kind == "parent" || kind == "media") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
+			lost := (kind == "welcomed" || kind == "parent" || kind == "media" || kind == "files") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
 			if lost || data.Event == nil {
 				over = append(over, item)
 			} else {
@@ -263,6 +267,8 @@ func (r *room) arrived(what string) bool {
 		_, ok := r.media[name]
 		n := r.needs[what]
 		return ok || n == nil || !n.lasts // given up, or not asked for since a restart; or to say again that it matters
+	case "files":
+		return r.filesBy(id.UserID(name)) < maxFilesBy
 	case "event":
 		_, ok := r.fetched[id.EventID(name)]
 		return ok || r.needs[what] == nil // not asked for any more: given up, or since a restart
@@ -473,10 +479,8 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		if data, err = c.hs.Download(ctx, string(n.file.MXC), n.file.Size); err == nil {
 			if err = n.file.Check(data); err == nil {
 				apply = func(r *room) {
-					if len(r.media) >= maxMediaCache {
-						clear(r.media)
-					}
-					r.media[string(n.file.MXC)] = data
+					r.keepFile(n.file, data)
+					r.nextFile(fileServer(n.file), c.mono())
 				}
 			}
 		}
@@ -576,21 +580,22 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		lasts = r.rec.Membership == "join"
 	}
 	if lasts && limit == nil {
-		wait = min(time.Second<<min(n.fail-1, 10), maxFileWait)
+		wait = r.fileWait(n)
 	}
 	n.notFor = c.mono() + wait
 	c.log.Debug().Err(err).Stringer("room_id", roomID).Int("attempt", n.fail).Msg("Failed to fetch something")
+	if lasts {
+		r.restFile(key, n, c.mono())
+	}
 	if !lasts && (n.fail >= maxNeedFails || isPermanent(err) && n.fail >= 3 && !n.late) {
 		delete(r.needs, key)
-		if len(r.tried) >= maxTried {
-			now := c.mono()
-			maps.DeleteFunc(r.tried, func(_ string, until time.Duration) bool { return until <= now })
-		}
-		if len(r.tried) < 2*maxTried {
-			r.tried["need/"+key] = c.mono() + 10*time.Minute
-		}
+		now := c.mono()
+		r.avoid("need/"+key, now, now+10*time.Minute)
 		if n.file != nil {
 			c.count(string(rooms.RuleMediaHash))
+			if rooms.RuleOf(err) != "" { // another file is there
+				r.avoid("wrong/"+key, now, now+10*time.Minute)
+			}
 		}
 		if n.look != nil && r.needs[lookNow] == nil && r.needs[lookLater] == nil {
 			r.rec.Look = nil
@@ -681,7 +686,8 @@ func (c *Client) watchLag(r *room) {
 		if ahead != nil {
 			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event, commit: federation.Ref(ahead.Accepted.Ref)})
 		}
-	case now >= r.lagSince+lagRejoin && (now >= r.lagSince+lagFile || !r.awaitsFile()):
+	case now >= r.lagSince+lagRejoin && (now >= r.lagSince+lagFile || !r.awaitsFile(now)):
+		r.waitedInVain(now)
 		r.lagSince, r.lagLooked = 0, false
 		c.stuck(r, r.machine.Head(), "")
 	}

@@ -32,11 +32,12 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 	raw := []byte(head.Proof)
 	if file := head.ProofFile; file != nil {
 		var ok bool
-		if raw, ok = r.media[string(file.MXC)]; !ok {
-			if r.tried["need/media:"+string(file.MXC)] > c.mono() {
+		key := "media:" + fileKey(file)
+		if raw, ok = r.media[fileKey(file)]; !ok {
+			if r.tried["need/"+key] > c.mono() {
 				return nil, &rooms.Refusal{Rule: rooms.RuleFinalNotProven, What: "head of " + string(bot) + ": its proof cannot be had"}
 			}
-			r.want("media:"+string(file.MXC), &need{file: file})
+			r.want(key, &need{file: file, by: bot})
 			return nil, errProofComing
 		}
 	}

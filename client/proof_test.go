@@ -54,7 +54,7 @@ func (d *testDevice) look(r *strangeRoom) (id.UserID, *rooms.HeadContent) {
 				}
 				d.mu.Lock()
 				if err == nil {
-					r.media[string(n.file.MXC)] = data
+					r.keepFile(n.file, data)
 				} else {
 					r.tried["need/"+key] = 1 << 60
 				}

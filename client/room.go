@@ -135,8 +135,8 @@ type room struct {
 	written map[string][32]byte                  // hashes of what was written last, by part
 	unread  federation.Ref                       // a head that could not be entered
 
-	needs    map[string]*need // what has to be fetched
-	media    map[string][]byte
+	needs    map[string]*need   // what has to be fetched
+	media    map[string][]byte  // by fileKey
 	claimed  map[string]*claim  // key packages at hand for the next commit
 	devices  map[id.UserID]bool // users whose device lists were read since they changed
 	commitAt time.Duration      // when to commit if nobody did; 0: no timer
@@ -145,6 +145,9 @@ type room struct {
 	tried    map[string]time.Duration // failed attempts: not before
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
+
+	mediaOrder []string           // keys of media, the oldest first
+	crowded    map[id.UserID]bool // whose events wait until fewer files of theirs are asked for
 
 	todo         *rooms.Plan       // desired minus actual
 	planned      bool              // todo is up to date
