@@ -128,6 +128,8 @@ type Client struct {
 	rooms    map[id.RoomID]*room
 	rows     []*outRow // the outbox, in order
 	waiters  map[int64][]chan sendResult
+	fetches  fetches
+	beside   bool                                // files are fetched beside the engine's turns
 	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
 	devs     map[id.UserID]*identity.UserDevices // as last read
 	notices  deviceNotices
@@ -224,7 +226,7 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 	}
 	ctx, c.cancel = context.WithCancel(ctx)
 	c.mu.Lock()
-	c.closed = false
+	c.closed, c.beside = false, true
 	c.mu.Unlock()
 	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop}
 	if !fed {
@@ -252,6 +254,7 @@ func (c *Client) Close() error {
 	c.cancel = nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.beside = false
 	return c.fatal
 }
 

@@ -20,7 +20,8 @@
 // processed are written in one transaction, then things are sent: persist
 // first, send afterwards. A commit, own or foreign, is used only after its
 // accept. What the engine lacks (an event, a file, a device list) it fetches
-// outside of any transaction and looks again.
+// outside of any transaction and looks again. Files are fetched beside the engine,
+// a bounded number at once: the server that has one may take its time.
 //
 // # What is never repeated
 //

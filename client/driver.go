@@ -33,6 +33,7 @@ type need struct {
 	// say so again.
 	lasts  bool
 	by     id.UserID // whose event that is
+	busy   bool      // it is being fetched, beside the engine's turns
 	fail   int
 	notFor time.Duration // monotonic time before which it is not tried again
 }
@@ -83,19 +84,26 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 			}
 		}
 		for key, n := range r.needs {
-			if n.notFor <= now {
+			switch {
+			case n.busy:
+			case n.notFor <= now:
 				due = append(due, key)
-			} else {
+			default:
 				at(n.notFor)
 			}
 		}
 		slices.Sort(due)
 		files := 0
-		due = slices.DeleteFunc(due, func(key string) bool { // no more files than are kept for what waits for them
-			if r.needs[key].file != nil {
+		due = slices.DeleteFunc(due, func(key string) bool {
+			n := r.needs[key]
+			if n.file != nil && c.beside {
+				c.fetchBeside(ctx, roomID, key, n)
+				return true
+			}
+			if n.file != nil {
 				files++
 			}
-			return r.needs[key].file != nil && files > maxMediaCache
+			return files > maxMediaCache && n.file != nil // no more than are kept for what waits for them
 		})
 		fetch := make([]*need, len(due))
 		for i, key := range due {
@@ -454,7 +462,8 @@ func redactionTarget(evt *Event) id.EventID {
 	return content.Redacts
 }
 
-// fetch gets one thing, without the lock.
+// fetch gets one thing, without the lock. Of what the lock guards in the need it
+// reads nothing before it holds it.
 func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *need) {
 	var err error
 	var apply func(r *room)
@@ -476,12 +485,10 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		}
 	case n.file != nil:
 		var data []byte
-		if data, err = c.hs.Download(ctx, string(n.file.MXC), n.file.Size); err == nil {
-			if err = n.file.Check(data); err == nil {
-				apply = func(r *room) {
-					r.keepFile(n.file, data)
-					r.nextFile(fileServer(n.file), c.mono())
-				}
+		if data, err = c.download(ctx, n); err == nil {
+			apply = func(r *room) {
+				r.keepFile(n.file, data)
+				r.nextFile(fileServer(n.file), c.mono())
 			}
 		}
 	case n.recent:

@@ -368,6 +368,18 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	if now < r.joinAt {
 		return nil
 	}
+	tree := []byte(head.Snapshot.Tree)
+	if file := head.Snapshot.File; file != nil {
+		var err error
+		var coming *errWait
+		if tree, err = c.mediaOf(r, file, &Event{Sender: bot}, true); errors.As(err, &coming) {
+			return nil
+		} else if err != nil {
+			r.joinAt, r.lastJoinError = now+joinRetry, fmt.Errorf("client: tree of %s: %w", r.id, err)
+			r.notify()
+			return nil
+		}
+	}
 	if p := r.pending; p != nil && p.External {
 		if r.machine == nil {
 			return nil
@@ -382,7 +394,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	roomID := r.id
 	admission, admitted := r.rec.Admissions[c.UserID()]
 	return func(ctx context.Context) {
-		err := c.externalJoin(ctx, roomID, bot, head, &admission, admitted)
+		err := c.externalJoin(ctx, roomID, bot, head, tree, &admission, admitted)
 		if err == nil || ctx.Err() != nil || errors.Is(err, errWelcomeDue) {
 			return
 		}
@@ -406,20 +418,9 @@ func (r *room) anyGroup() bool {
 	return false
 }
 
-// externalJoin joins the group by an external commit on the head that a
-// module publishes (RFC 9420, Section 12.4.3.2).
-func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, admission *rooms.Admission, admitted bool) error {
-	tree := []byte(head.Snapshot.Tree)
-	if file := head.Snapshot.File; file != nil {
-		data, err := c.hs.Download(ctx, string(file.MXC), file.Size)
-		if err != nil {
-			return fmt.Errorf("client: tree of %s: %w", roomID, err)
-		}
-		if err := file.Check(data); err != nil {
-			return err
-		}
-		tree = data
-	}
+// externalJoin joins the group by an external commit on the head, and with the tree,
+// that a module publishes (RFC 9420, Section 12.4.3.2).
+func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, tree []byte, admission *rooms.Admission, admitted bool) error {
 	info, err := head.Parse()
 	if err != nil {
 		return err

@@ -296,6 +296,8 @@ type fakeTransport struct {
 	noState bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
 	noHistory id.RoomID
+	// stall is called, if set, before a file is looked for.
+	stall func(ctx context.Context, mxc string)
 	// stateRead is called, once, when a room's state was read and the answer is under way.
 	stateRead func()
 	// after is called when a request has had its effect: its error goes out
@@ -497,9 +499,15 @@ func (t *fakeTransport) Upload(_ context.Context, data []byte, _ string) (string
 	return mxc, nil
 }
 
-func (t *fakeTransport) Download(_ context.Context, mxc string, limit int64) ([]byte, error) {
+func (t *fakeTransport) Download(ctx context.Context, mxc string, limit int64) ([]byte, error) {
 	if t.before != nil {
 		t.before("download")
+	}
+	if t.stall != nil {
+		t.stall(ctx, mxc)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
@@ -671,6 +679,7 @@ type testDevice struct {
 	st      *store.Store
 	path    string
 	got     []Update
+	told    func(u Update) // called with each update, if set
 	crashAt func(point string) error
 	dead    bool
 	skew    time.Duration // of its wall clock
@@ -812,7 +821,12 @@ func (d *testDevice) open() {
 	d.st = st
 	c, err := Open(d.w.ctx, Options{
 		Store: st, Identity: d.ident, Transport: d.hs, Log: d.logger(),
-		Handler:   func(_ context.Context, u Update) { d.got = append(d.got, u) },
+		Handler: func(_ context.Context, u Update) {
+			d.got = append(d.got, u)
+			if d.told != nil {
+				d.told(u)
+			}
+		},
 		Now:       func() time.Time { return time.Now().Add(d.skew) },
 		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,

@@ -1,0 +1,83 @@
+package client
+
+import (
+	"context"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Files come from servers that others name, and such a server may take its time.
+// A client that was started fetches them beside the engine's turns, so that no room
+// waits for another's server. What comes is handed to the room under the lock, and
+// the engine is woken. Whoever calls Step by hand has them fetched within it.
+
+// Bounds of the files that are fetched at the same time.
+const (
+	maxFetches   = 16
+	maxRefetches = maxFetches / 2  // of these, of files that could not be had before
+	maxFetchesIn = 4               // for one room
+	maxFetchesOf = 2               // from one server
+	fileTimeout  = 2 * time.Minute // for one of them
+)
+
+// fetches counts the files that are being fetched.
+type fetches struct {
+	all, again int
+	in         map[id.RoomID]int
+	of         map[string]int
+}
+
+// take counts one more, if there is place for it.
+func (f *fetches) take(room id.RoomID, server string, again bool) bool {
+	if f.all >= maxFetches || again && f.again >= maxRefetches || f.in[room] >= maxFetchesIn || f.of[server] >= maxFetchesOf {
+		return false
+	}
+	if f.in == nil {
+		f.in, f.of = map[id.RoomID]int{}, map[string]int{}
+	}
+	f.count(room, server, again, 1)
+	return true
+}
+
+func (f *fetches) count(room id.RoomID, server string, again bool, n int) {
+	f.all += n
+	if again {
+		f.again += n
+	}
+	if f.in[room] += n; f.in[room] == 0 {
+		delete(f.in, room)
+	}
+	if f.of[server] += n; f.of[server] == 0 {
+		delete(f.of, server)
+	}
+}
+
+// fetchBeside begins to fetch a file for a room, if there is place for it. The
+// engine is woken when one is done, and looks again then. The caller holds c.mu.
+func (c *Client) fetchBeside(ctx context.Context, roomID id.RoomID, key string, n *need) {
+	server, again := fileServer(n.file), n.fail > 0
+	if !c.fetches.take(roomID, server, again) {
+		return
+	}
+	n.busy = true
+	c.done.Go(func() {
+		c.fetch(ctx, roomID, key, n)
+		c.mu.Lock()
+		n.busy = false
+		c.fetches.count(roomID, server, again, -1)
+		c.mu.Unlock()
+		c.poke()
+	})
+}
+
+// download fetches a file, within bounds of size and time.
+func (c *Client) download(ctx context.Context, n *need) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	data, err := c.hs.Download(ctx, string(n.file.MXC), n.file.Size)
+	if err == nil {
+		err = n.file.Check(data)
+	}
+	return data, err
+}

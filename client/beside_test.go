@@ -1,0 +1,130 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// TestFileFromAServerThatStalls: a server that takes its time with a file of one
+// room holds up neither another room nor the client's end.
+func TestFileFromAServerThatStalls(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	other := w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, other, bob.UserID()) })
+	w.join(bob, other)
+	w.settle()
+	w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == bob })
+	for i := range 2 * maxFetchesIn {
+		raw, err := rooms.Encode(&rooms.CommitContent{
+			Epoch: alice.epoch(room) + 1, Parent: rooms.Hash(alice.headRef(room)),
+			File: rooms.NewFile(id.ContentURIString(fmt.Sprintf("mxc://stalls%d.example/file", i/3)), []byte{byte(i)}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := alice.hs.Send(w.ctx, room, rooms.TypeCommit, fmt.Sprint("stalls", i), raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := make(chan string, 64)
+	bob.hs.stall = func(ctx context.Context, mxc string) {
+		asked <- mxc
+		<-ctx.Done()
+	}
+	got := make(chan string, 64)
+	bob.told = func(u Update) {
+		if m, ok := u.(*Message); ok {
+			got <- m.Body()
+		}
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	if err := bob.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	of := map[string]int{}
+	for range maxFetchesIn {
+		select {
+		case mxc := <-asked:
+			of[fileServer(&rooms.File{MXC: id.ContentURIString(mxc)})]++
+		case <-ctx.Done():
+			t.Fatal("the files are not asked for side by side")
+		}
+	}
+	if of["stalls0.example"] != maxFetchesOf || of["stalls1.example"] != maxFetchesOf {
+		t.Errorf("files asked for at once, by server: %v, want %d of each of two", of, maxFetchesOf)
+	}
+	w.module.down = true // it would wait for the files, too
+	w.send(alice, other, "elsewhere")
+	select {
+	case text := <-got:
+		if text != "elsewhere" {
+			t.Errorf("bob got %q", text)
+		}
+	case <-ctx.Done():
+		t.Error("bob got nothing of the other room while the server stalled")
+	}
+	select {
+	case mxc := <-asked:
+		t.Errorf("%s is asked for beyond the bound", mxc)
+	default:
+	}
+	if err := bob.Close(); err != nil {
+		t.Fatal(err)
+	}
+	bob.mu.Lock()
+	defer bob.mu.Unlock()
+	if f := bob.fetches; f.all != 0 || f.again != 0 || len(f.in) != 0 || len(f.of) != 0 {
+		t.Errorf("after Close files are still being fetched: %+v", f)
+	}
+}
+
+// TestFileThatIsFetchedBeside: what a client that was started fetches beside its
+// engine comes into the room.
+func TestFileThatIsFetchedBeside(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	before := alice.epoch(room)
+	bob.dead = true
+	w.device("dave", "DAVE1").dead = true
+	w.must(func() error { return alice.Invite(w.ctx, room, "@dave:"+testServer) })
+	w.settle()
+	mxc, data := w.toMedia(before + 1)
+	w.s.mu.Lock()
+	w.s.media[mxc] = data
+	w.s.mu.Unlock()
+	w.send(carol, room, "after it")
+	got := make(chan string, 64)
+	bob.told = func(u Update) {
+		if m, ok := u.(*Message); ok {
+			got <- m.Body()
+		}
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	if err := bob.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case text := <-got:
+		if text != "after it" {
+			t.Errorf("bob got %q", text)
+		}
+	case <-ctx.Done():
+		t.Error("bob got nothing")
+	}
+	if err := bob.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if now := bob.epoch(room); now != before+1 {
+		t.Errorf("bob is in epoch %d, want %d", now, before+1)
+	}
+}
