@@ -646,6 +646,7 @@ const (
 // /sync can leave out events for good; whoever notices looks for them, and who
 // cannot find them joins again.
 func (c *Client) watchLag(r *room) {
+	r.showMore = r.showMore[:0]
 	e := r.head()
 	if e == nil {
 		return
@@ -661,6 +662,9 @@ func (c *Client) watchLag(r *room) {
 		head := r.state.head(id.UserID(seq.User))
 		if head == nil || head.Accepted == nil {
 			continue
+		}
+		if c.showsMore(r, e, head) {
+			r.showMore = append(r.showMore, id.UserID(seq.User))
 		}
 		if string(head.Group) != string(e.group.GroupID()) {
 			if p, err := c.proofOf(r, id.UserID(seq.User), head); err == nil && continues(p, head.Group, e.group.GroupID()) && !r.machine.Held(federation.Ref(head.Accepted.Ref)) {
@@ -755,6 +759,9 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			return err
 		}
 		c.watchLag(r)
+		if err := c.takeShown(ctx, r); err != nil {
+			return err
+		}
 	}
 	if r.rec.Phase == phaseMember && r.machine != nil {
 		if err := c.requestMissing(ctx, r); err != nil {
@@ -834,6 +841,9 @@ func (c *Client) nextTimer(r *room) time.Duration {
 		at(r.lagSince + lagOther)
 		at(r.lagSince + lagRejoin)
 		at(r.lagSince + lagFile)
+	}
+	if len(r.showMore) > 0 {
+		at(r.takeAt)
 	}
 	for _, t := range r.vouchAt {
 		at(t)

@@ -33,6 +33,7 @@ type fakeModule struct {
 	noVouching bool
 	// experimental: it follows groups of experimental suites.
 	experimental bool
+	proofInMedia bool // it shows no proof in its heads themselves
 }
 
 type moduleRoom struct {
@@ -338,7 +339,7 @@ func (m *fakeModule) head(room id.RoomID) {
 		final := g.machine.NewestFinal()
 		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
 		head.Proof = g.proof(ref)
-		if len(head.Proof) > rooms.MaxInlineProof {
+		if len(head.Proof) > rooms.MaxInlineProof || m.proofInMedia && len(head.Proof) > 0 {
 			uri, err := m.hs.Upload(m.w.ctx, head.Proof, "")
 			if err != nil {
 				m.w.t.Fatal(err)
