@@ -16,6 +16,7 @@ BENCH_ROUNDS ?= 3
 # -least: of the rounds take the fastest instead of the median, on a machine that does other things, too.
 BENCH_LEAST ?=
 N ?= 50
+ROOMS ?= 200
 SCALE_DIR ?= .lab/scale-$(N)
 SOAK ?= 10
 FUZZTIME ?= 1m
@@ -93,6 +94,12 @@ scale: lab-install ## one room of N=50 devices on three homeservers, what single
 	@mkdir -p bin
 	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/scale
 	bin/scale -n $(N) -dir $(SCALE_DIR) -bin bin -json $(SCALE_DIR).json
+
+.PHONY: bench-proxy
+bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and to an account with ROOMS=200 rooms (docs/proxy.md)
+	@mkdir -p bin
+	go build -trimpath -o bin/ ./cmd/... ./e2e/scale
+	bin/scale -proxy -n $(N) -rooms $(ROOMS) -dir .lab/proxy-$(N) -bin bin -json .lab/proxy-$(N).json
 
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md

@@ -2,6 +2,7 @@
 // beside them what Megolm costs for the same acts on the same servers.
 //
 //	scale [-n 50] [-dir .lab/scale] [-json scale.json]
+//	scale -proxy [-n 50] [-rooms 200] -bin bin
 //
 // A few dozen members are whole clients of the SDK, which this one process drives. The other leaves of the tree are real
 // users and devices of the homeservers, joined to the room, cross-signed, with key packages that are claimed the ordinary
@@ -30,6 +31,8 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "", "directory with the built programs; empty: they are built")
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
 	flag.BoolVar(&o.megolm, "megolm", true, "measure Megolm beside it")
+	flag.BoolVar(&o.proxy, "proxy", false, "measure mls-proxy in the room instead of single acts and Megolm")
+	flag.IntVar(&o.rooms, "rooms", 200, "with -proxy: rooms of the account whose first /sync is measured")
 	flag.BoolVar(&o.keep, "keep", false, "leave the homeservers running")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of the driven clients to this file")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "give up after this time")
@@ -51,7 +54,8 @@ func main() {
 type options struct {
 	leaves, perUser, driven int
 	dir, bin, json, profile string
-	megolm, keep            bool
+	megolm, keep, proxy     bool
+	rooms                   int
 	limit                   time.Duration
 }
 
@@ -65,6 +69,8 @@ func (o *options) check() error {
 		return errors.New("at least 3 clients are driven, one on each server: raise -driven")
 	case o.leaves < o.driven+2*o.perUser:
 		return fmt.Errorf("a tree of %d leaves has no room for %d driven clients and two users with %d devices each: raise -n", o.leaves, o.driven, o.perUser)
+	case o.proxy && (o.bin == "" || o.rooms < 1):
+		return errors.New("-proxy takes the built programs of -bin, and at least one room: make bench-proxy")
 	case o.perUser < 1 || o.perUser > 20:
 		return errors.New("-per-user takes 1 to 20")
 	}
@@ -89,7 +95,11 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer stopProfile()
-	for _, part := range []func(context.Context) error{s.people, s.build, s.measure, s.beside} {
+	parts := []func(context.Context) error{s.people, s.build, s.measure, s.beside}
+	if o.proxy {
+		parts = []func(context.Context) error{s.people, s.build, s.throughProxy}
+	}
+	for _, part := range parts {
 		if err := part(ctx); err != nil {
 			return err
 		}

@@ -39,6 +39,7 @@ func (s *scale) measure(ctx context.Context) error {
 		{"a further device of a member", s.further},
 		{"restart a module", s.restart},
 		{"a commit after that", func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }},
+		{fmt.Sprintf("all %d whole clients commit at once", len(s.online)+1), s.together}, // one more by then
 		{alone, s.alone},
 		{"everybody comes back", s.back},
 	} {
@@ -105,6 +106,34 @@ func (s *scale) refresh(ctx context.Context, d *e2e.Device) error {
 		return err
 	}
 	return s.agreed(ctx, limit)
+}
+
+// together lets all clients commit a fresh path at once: an epoch takes one commit, so each must win once, and no more
+// epochs than a few may pass beside those.
+func (s *scale) together(ctx context.Context) error {
+	epoch := func() (uint64, error) {
+		info, err := s.online[0].Room(ctx, s.st.Room)
+		return info.Epoch, err
+	}
+	before, err := epoch()
+	if err != nil {
+		return err
+	}
+	if err := s.all(func(d *e2e.Device) error { return d.Refresh(ctx, s.st.Room) }); err != nil {
+		return err
+	}
+	if err := s.agreed(ctx, limit); err != nil {
+		return err
+	}
+	after, err := epoch()
+	if err != nil {
+		return err
+	}
+	s.say.note("the fresh paths of %d clients at once are in after %d accepted commits", len(s.online), after-before)
+	if most := uint64(len(s.online) + 4); after-before > most {
+		return fmt.Errorf("%d clients committed at once, and %d commits were accepted until all were in, more than %d", len(s.online), after-before, most)
+	}
+	return nil
 }
 
 // text lets a client send, and waits until all have read it.

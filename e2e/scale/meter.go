@@ -99,20 +99,27 @@ type process struct {
 
 // process reads of a homeserver or module, which lab has started.
 func (s *scale) process(name string) (process, error) {
-	var p process
 	raw, err := os.ReadFile(filepath.Join(s.dir, name+".pid"))
 	if err != nil {
-		return p, err
+		return process{}, err
 	}
 	var rec struct {
 		PID int `json:"pid"`
 	}
 	if err := json.Unmarshal(raw, &rec); err != nil {
-		return p, err
+		return process{}, err
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", rec.PID))
+	p, err := processOf(rec.PID)
 	if err != nil {
 		return p, fmt.Errorf("%s does not run: %w", name, err)
+	}
+	return p, nil
+}
+
+func processOf(pid int) (p process, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return p, err
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	for _, f := range fields[11:13] { // utime and stime, proc_pid_stat(5)
@@ -122,7 +129,7 @@ func (s *scale) process(name string) (process, error) {
 		}
 		p.cpu += float64(ticks) / 100
 	}
-	p.rss, p.peak, err = memory(rec.PID)
+	p.rss, p.peak, err = memory(pid)
 	return p, err
 }
 

@@ -27,6 +27,7 @@ type report struct {
 	Peak       map[string]int64 `json:"peak_rss"`
 	Costs      []*cost          `json:"costs"`
 	Megolm     []*cost          `json:"megolm,omitempty"`
+	Proxied    *proxied         `json:"proxied,omitempty"`
 }
 
 // report prints the figures and writes them into the file.
@@ -34,7 +35,7 @@ func (s *scale) report() error {
 	r := &report{
 		Commit: commit(), Date: time.Now().UTC().Format("2006-01-02"), Go: strings.TrimPrefix(runtime.Version(), "go"), Processors: runtime.NumCPU(),
 		LoadBefore: s.load, LoadAfter: loadAverage(), Leaves: s.options.leaves, Users: len(s.st.Driven) + len(s.st.Crowd), Driven: len(s.st.Driven), PerUser: s.perUser,
-		Starts: s.st.Starts, Seconds: time.Since(s.began).Seconds(), Peak: map[string]int64{}, Costs: s.costs, Megolm: s.megolm,
+		Starts: s.st.Starts, Seconds: time.Since(s.began).Seconds(), Peak: map[string]int64{}, Costs: s.costs, Megolm: s.megolm, Proxied: s.proxied,
 	}
 	for _, server := range servers {
 		for _, name := range []string{"module-" + server, server} {
@@ -83,6 +84,9 @@ func (r *report) text() string {
 	}
 	fmt.Fprintf(&b, "\nMost memory ever: module of syn1 %s, of syn2 %s, of den1 %s; all %d clients together %s.\n",
 		size(r.Peak["module-syn1"]), size(r.Peak["module-syn2"]), size(r.Peak["module-den1"]), r.Driven, size(r.Peak["clients"]))
+	if r.Proxied != nil {
+		fmt.Fprintf(&b, "\n%s", r.Proxied.text())
+	}
 	return b.String()
 }
 

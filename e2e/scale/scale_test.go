@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestDevicesFillTheTree(t *testing.T) {
@@ -95,5 +96,35 @@ func TestReportHasARowForEachAct(t *testing.T) {
 	}
 	if got := median([]*cost{{Seconds: 3}, {Seconds: 1}, {Seconds: 2}}).Seconds; got != 2 {
 		t.Errorf("the median is %g", got)
+	}
+}
+
+func TestSpread(t *testing.T) {
+	var all []time.Duration
+	for n := 200; n >= 1; n-- {
+		all = append(all, time.Duration(n)*time.Millisecond)
+	}
+	if got := spreadOf(all); got != (spread{Median: 100, P99: 198}) {
+		t.Errorf("got %+v", got)
+	}
+	if got := spreadOf(all[:1]); got != (spread{200, 200}) {
+		t.Errorf("of one: %+v", got)
+	}
+}
+
+// TestProxyTableComparesBothWays: the proxy's figures stand in front of the homeserver's.
+func TestProxyTableComparesBothWays(t *testing.T) {
+	p := &proxied{
+		Rooms: 3, Send: [2]spread{{12, 30}, {10, 20}}, Arrive: [2]spread{{25, 40}, {20, 41}}, First: [2]spread{{Median: 300}, {Median: 200}},
+		Bytes: [2]int{2000, 1000}, Idle: 50_000_000, Peak: 60_000_000, IdleCPU: 0.01,
+	}
+	text := p.text()
+	for _, want := range []string{
+		"| /send has answered, median | 12.0 ms | 10.0 ms | +2.0 ms |\n", "| … 99 of 100 | 40.0 ms | 41.0 ms | -1.0 ms |\n",
+		"| first /sync with 3 more MLS rooms, median of 5 | 300 ms, 2.0 kB | 200 ms, 1.0 kB | 1.50 |\n", "| 50.0 MB (60.0 MB) |", "| 1.0 % of one |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
 	}
 }

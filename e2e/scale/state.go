@@ -63,17 +63,18 @@ type scale struct {
 	say  *progress
 	http *counter
 
-	mu     sync.Mutex
-	st     state
-	saved  time.Time
-	online []*e2e.Device // driven clients that run and are in the group
-	late   *e2e.Device
-	want   int // leaves that the tree should have
-	costs  []*cost
-	megolm []*cost
-	load   string
-	began  time.Time
-	more   []*e2e.Device // to stop in the end
+	mu      sync.Mutex
+	st      state
+	saved   time.Time
+	online  []*e2e.Device // driven clients that run and are in the group
+	late    *e2e.Device
+	want    int // leaves that the tree should have
+	costs   []*cost
+	megolm  []*cost
+	proxied *proxied
+	load    string
+	began   time.Time
+	more    []*e2e.Device // to stop in the end
 }
 
 func (s *scale) path() string { return filepath.Join(s.dir, "scale-state.json") }
