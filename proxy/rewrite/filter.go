@@ -8,24 +8,55 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
-// Filter lets a client's filter, of /sync or of one room, pass ciphertexts, which
-// may be anything that the client asks for (Matrix client-server API,
-// "Filtering"). What the client did not ask for is then left out by a
-// [Selection].
-func Filter(raw json.RawMessage) json.RawMessage {
+// ours matches the types of this project's own events, which no client is shown.
+const ours = rooms.Prefix + "*"
+
+// RoomFilter makes of a client's filter of one room (/messages, /context) the one for the homeserver: it lets ciphertexts pass,
+// which may be anything that the client asks for, and asks for no events of this project's (Matrix client-server API,
+// "Filtering"). What the client did not ask for is then left out by a [Selection].
+func RoomFilter(raw json.RawMessage) json.RawMessage {
 	f, ok := parse(raw)
 	if !ok {
 		return raw
 	}
-	passCiphertexts(f) // of /messages and the like
-	if room := f.object("room"); room != nil {
-		if timeline := room.object("timeline"); timeline != nil {
-			passCiphertexts(timeline)
-			room["timeline"] = timeline.raw()
-			f["room"] = room.raw()
-		}
-	}
+	forHomeserver(f)
 	return f.raw()
+}
+
+// SyncFilter does the same with a filter of /sync.
+func SyncFilter(raw json.RawMessage) json.RawMessage {
+	f, ok := parse(raw)
+	if !ok {
+		return raw
+	}
+	room := orNew(f.object("room"))
+	timeline, state := orNew(room.object("timeline")), orNew(room.object("state"))
+	forHomeserver(timeline)
+	withoutOurs(state)
+	room["timeline"], room["state"] = timeline.raw(), state.raw()
+	f["room"] = room.raw()
+	return f.raw()
+}
+
+func orNew(f fields) fields {
+	if f == nil {
+		return fields{}
+	}
+	return f
+}
+
+// forHomeserver lets ciphertexts pass and leaves our own events out.
+func forHomeserver(f fields) {
+	passCiphertexts(f)
+	withoutOurs(f)
+}
+
+func withoutOurs(f fields) {
+	var not []string
+	if f.has("not_types") && json.Unmarshal(f["not_types"], &not) != nil {
+		return // the homeserver refuses it
+	}
+	f["not_types"], _ = json.Marshal(append(not, ours))
 }
 
 func passCiphertexts(f fields) {
@@ -51,6 +82,8 @@ type Selection struct {
 	types, not []string
 	some       bool // types counts
 	url        *bool
+	// Limit is how many events the client wants in a window; 0: it does not say.
+	Limit int
 	// More is the filter of one room, for the homeserver, by which more of a
 	// window's events are to be had; nil if there is none.
 	More json.RawMessage
@@ -68,17 +101,16 @@ func TimelineOf(filter json.RawMessage) Selection {
 	room := f.object("room")
 	timeline := room.object("timeline")
 	s := selection(timeline)
-	if timeline == nil {
-		timeline = fields{}
+	timeline = orNew(timeline)
+	if json.Unmarshal(timeline["limit"], &s.Limit) != nil {
+		s.Limit = 0
 	}
-	passCiphertexts(timeline)
+	forHomeserver(timeline)
 	delete(timeline, "limit")
 	if string(room.object("state")["lazy_load_members"]) == "true" {
 		timeline["lazy_load_members"] = json.RawMessage("true")
 	}
-	if len(timeline) > 0 {
-		s.More = timeline.raw()
-	}
+	s.More = timeline.raw()
 	return s
 }
 

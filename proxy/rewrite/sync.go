@@ -26,7 +26,6 @@ type Window struct {
 	Events    []Event
 	Limited   bool   // events are missing between the last sync and this window
 	PrevBatch string // where they are to be had
-	Removed   int    // events that were left out
 
 	raws           []json.RawMessage
 	room, timeline fields
@@ -78,9 +77,8 @@ func (w *Window) Came() []json.RawMessage { return w.raws }
 // Rewrite rewrites all events. Of the timelines only what was asked for stays.
 func (s *Sync) Rewrite(v View, asked Selection) {
 	for _, w := range s.windows {
-		w.Events, w.Removed = List(w.Room, w.raws, v)
-		kept, more := asked.Keep(w.Events)
-		w.Events, w.Removed = kept, w.Removed+more
+		w.Events, _ = List(w.Room, w.raws, v)
+		w.Events, _ = asked.Keep(w.Events)
 		for _, name := range stateLists {
 			if list := w.room.object(name); list != nil {
 				list["events"] = rewriteList(w.Room, list["events"], v)

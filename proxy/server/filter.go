@@ -14,14 +14,20 @@ import (
 // maxFilter bounds a filter that is kept.
 const maxFilter = 64 << 10
 
+// everything is the filter of who does not filter.
+const everything = "{}"
+
 // inline takes the filter that stands in a query about one room: the homeserver
-// gets it so that it lets ciphertexts pass.
+// gets it so that it lets ciphertexts pass, and none of our own events.
 func inline(query url.Values) (url.Values, rewrite.Selection) {
 	f := query.Get("filter")
-	if !strings.HasPrefix(f, "{") {
-		return query, rewrite.Selection{}
+	switch {
+	case f == "":
+		f = everything
+	case !strings.HasPrefix(f, "{"):
+		return query, rewrite.Selection{} // the homeserver says what is wrong with it
 	}
-	query.Set("filter", string(rewrite.Filter(json.RawMessage(f))))
+	query.Set("filter", string(rewrite.RoomFilter(json.RawMessage(f))))
 	return query, rewrite.SelectionOf(json.RawMessage(f))
 }
 
@@ -31,8 +37,11 @@ func inline(query url.Values) (url.Values, rewrite.Selection) {
 func (s *Server) filtered(r *http.Request, sess *session) (url.Values, rewrite.Selection, error) {
 	query := r.URL.Query()
 	f := query.Get("filter")
+	if f == "" {
+		f = everything
+	}
 	if strings.HasPrefix(f, "{") {
-		query.Set("filter", string(rewrite.Filter(json.RawMessage(f))))
+		query.Set("filter", string(rewrite.SyncFilter(json.RawMessage(f))))
 		return query, rewrite.TimelineOf(json.RawMessage(f)), nil
 	}
 	stored := rewrite.Unkeyed(f)
@@ -47,13 +56,13 @@ func (s *Server) filtered(r *http.Request, sess *session) (url.Values, rewrite.S
 	return query, rewrite.TimelineOf(wanted), nil
 }
 
-// filter stores a client's filter, so that it lets ciphertexts pass.
+// filter stores a client's filter, so that it lets ciphertexts pass, and none of our own events.
 func (s *Server) filter(w http.ResponseWriter, r *http.Request, sess *session) {
 	body, ok := read(w, r, maxFilter)
 	if !ok {
 		return
 	}
-	resp, err := s.again(r, rewrite.Filter(body))
+	resp, err := s.again(r, rewrite.SyncFilter(body))
 	if err != nil {
 		s.failed(w, r, err)
 		return

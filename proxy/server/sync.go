@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"sync"
 
 	"maunium.net/go/mautrix/id"
 
@@ -18,6 +19,9 @@ const (
 	maxPages = 20
 	maxFill  = 200 // events put into one window of a /sync
 	maxLimit = 1000
+
+	usualLimit = 10 // what homeservers put into a window where the client does not say
+	fillAtOnce = 4
 )
 
 // sync answers GET /sync. While the homeserver has no news, a message that could
@@ -82,8 +86,8 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 	}
 	done()
 	answer.Rewrite(v, asked)
+	s.fillAll(v, answer.Windows(), since, asked)
 	for _, window := range answer.Windows() {
-		s.fill(v, window, since, asked)
 		s.shown.note(sess.tag, window.Room, window.Events)
 	}
 	s.replace(answer, v)
@@ -109,13 +113,41 @@ func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byt
 	answerRaw(w, http.StatusOK, raw)
 }
 
-// fill reads earlier events into a window that lost some: it would look as if
-// nothing had been said.
-func (s *Server) fill(v *view, window *rewrite.Window, since string, asked rewrite.Selection) {
-	if !window.Limited || window.Removed == 0 || !window.Joined {
-		return
+// fillAll fills what windows need it, a few at a time.
+func (s *Server) fillAll(v *view, windows []*rewrite.Window, since string, asked rewrite.Selection) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, fillAtOnce)
+	for _, window := range windows {
+		// Only in rooms with MLS does the homeserver count other events than the client wants.
+		need := lacking(window, asked)
+		if need == 0 || !v.MLS(window.Room) {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			s.fill(v, window, need, since, asked)
+			<-slots
+		})
 	}
-	need := min(window.Removed, maxFill)
+	wg.Wait()
+}
+
+// lacking is how many events a window needs: it has earlier ones, and less than half as many as the client wants, so
+// that it would look as if hardly anything had been said.
+func lacking(window *rewrite.Window, asked rewrite.Selection) int {
+	want := asked.Limit
+	if want <= 0 {
+		want = usualLimit
+	}
+	want = min(want, maxFill)
+	if !window.Limited || !window.Joined || 2*len(window.Events) >= want {
+		return 0
+	}
+	return want - len(window.Events)
+}
+
+// fill reads earlier events into a window.
+func (s *Server) fill(v *view, window *rewrite.Window, need int, since string, asked rewrite.Selection) {
 	for range maxPages {
 		if need <= 0 || window.PrevBatch == "" {
 			return
