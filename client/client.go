@@ -49,6 +49,11 @@ type Limits struct {
 	PastAge    time.Duration // how long they are kept, and branches that lost; default 1 hour
 	GapPages   int           // pages of 100 events read to fill one gap; default 50
 	FileSize   int64         // bytes of one attachment; default 100 MiB
+	// History bounds the messages of a room that are given to, or taken from,
+	// another device, and HistoryPages the pages of 100 events that are read to
+	// compare them with the homeserver's; defaults 10,000 and 200.
+	History      int
+	HistoryPages int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -60,6 +65,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Waiting, 500)
 	def(&l.PastEpochs, 3)
 	def(&l.GapPages, 50)
+	def(&l.History, 10_000)
+	def(&l.HistoryPages, 200)
 	if l.PastAge <= 0 {
 		l.PastAge = time.Hour
 	}
@@ -85,6 +92,12 @@ type Options struct {
 	// It runs on one goroutine, in order.
 	Handler func(ctx context.Context, update Update)
 	Limits  Limits
+	// AskHistory asks the user's other devices, once for each room, for the
+	// messages from before this device joined. See [Client.AskHistory].
+	AskHistory bool
+	// NoHistory has this device give nobody the messages that it has, not even
+	// the user's own verified devices.
+	NoHistory bool
 
 	// For tests: the wall clock, a monotonic clock and randomness. They must be
 	// safe for concurrent use.
@@ -141,6 +154,12 @@ type Client struct {
 	without  map[string]bool           // rules that the simulator leaves out
 	blind    func(federation.Ref) bool // commits that it lets this device not open; nil: none
 
+	// History that is handed over; see history.go.
+	tasks                 []*historyTask
+	given                 map[string]lastGiven
+	histWake              chan struct{}
+	askHistory, noHistory bool
+
 	handler func(ctx context.Context, update Update)
 	updates []Update // not durable; bounded
 	wake    chan struct{}
@@ -171,6 +190,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		rooms: map[id.RoomID]*room{}, waiters: map[int64][]chan sendResult{}, handler: o.Handler,
 		wake: make(chan struct{}, 1), outWake: make(chan struct{}, 1), updWake: make(chan struct{}, 1),
 		devs: map[id.UserID]*identity.UserDevices{}, synced: make(chan struct{}),
+		given: map[string]lastGiven{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory,
 	}
 	if c.hs == nil {
 		source, ok := o.Identity.(interface{ Client() *mautrix.Client })
@@ -228,7 +248,7 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 	c.mu.Lock()
 	c.closed, c.beside = false, true
 	c.mu.Unlock()
-	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop}
+	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop, c.historyLoop}
 	if !fed {
 		loops = append(loops, c.syncLoop)
 	}

@@ -599,6 +599,9 @@ func (c *Client) tellEpoch(r *room, e *epoch, lost bool) {
 	}
 	c.log.Info().Stringer("room_id", r.id).Uint64("epoch", e.number).Str("ref", e.ref.Short()).Stringer("status", change.Status).Msg("The head moved")
 	c.tell(change)
+	if change.Joined {
+		notifyChan(c.histWake)
+	}
 }
 
 // settleCommit does what follows when a commit of ours is on the head: only

@@ -23,6 +23,13 @@
 // outside of any transaction and looks again. Files are fetched beside the engine,
 // a bounded number at once: the server that has one may take its time.
 //
+// # What was said before
+//
+// A device that joins reads from its own epoch on. Options.AskHistory, or
+// [Client.AskHistory], asks the user's other devices for earlier messages; they
+// come as [HistoryReceived], and [Client.Messages] has them, with their giver in
+// From. Secrets of a group are never handed over.
+//
 // # What is never repeated
 //
 // Every epoch has exactly one ratchet state, named by the ref of the commit

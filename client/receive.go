@@ -48,7 +48,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		if row := c.ownCiphertext(r.id, content); row != nil {
 			return c.ownEcho(r, row, evt, b)
 		}
-		if known, err := c.st.TimelineEvent(ctx, r.id, evt.ID); err == nil && known != nil {
+		if known, err := c.st.TimelineEvent(ctx, r.id, evt.ID); err == nil && known.Seq > 0 {
 			return nil
 		}
 	}

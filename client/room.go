@@ -75,6 +75,7 @@ type roomRecord struct {
 	Late         []lateCommit          `json:"late,omitempty"`      // commits that came late, the newest last
 	Warned       map[string]bool       `json:"warned,omitempty"`
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
+	History      *historyState         `json:"history,omitempty"`
 }
 
 // epoch is an epoch this device can read.
@@ -443,6 +444,9 @@ func (c *Client) load(ctx context.Context) error {
 		return err
 	}
 	if err := c.boundRefused(ctx); err != nil {
+		return err
+	}
+	if err := c.loadTasks(ctx); err != nil {
 		return err
 	}
 	switch at, err := c.st.GetKV(ctx, syncTimeKey); {

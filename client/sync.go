@@ -191,7 +191,11 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		touched = append(touched, c.fileInvite(roomID, stripped))
 	}
 	for _, evt := range resp.ToDevice {
-		if step, r := c.fileToDevice(evt); step != nil {
+		if evt.Type == rooms.TypeHistoryRequest || evt.Type == rooms.TypeHistoryBundle {
+			if step := c.fileHistoryEvent(evt); step != nil {
+				steps = append(steps, step)
+			}
+		} else if step, r := c.fileToDevice(evt); step != nil {
 			steps, touched = append(steps, step), append(touched, r)
 		}
 	}
@@ -222,6 +226,9 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			if rerr := c.reload(context.WithoutCancel(ctx), r); rerr != nil {
 				return errors.Join(err, rerr)
 			}
+		}
+		if terr := c.loadTasks(context.WithoutCancel(ctx)); terr != nil {
+			return errors.Join(err, terr)
 		}
 		return err
 	}

@@ -683,6 +683,7 @@ type testDevice struct {
 	crashAt func(point string) error
 	dead    bool
 	skew    time.Duration // of its wall clock
+	asks    bool          // for history, by itself
 }
 
 func newWorld(t *testing.T) *world {
@@ -830,7 +831,9 @@ func (d *testDevice) open() {
 		Now:       func() time.Time { return time.Now().Add(d.skew) },
 		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,
-		Rand:      newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
+
+		AskHistory: d.asks,
+		Rand:       newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
 	})
 	if err != nil {
 		d.w.t.Fatal(err)
@@ -873,6 +876,7 @@ func (d *testDevice) turn() {
 	}
 	d.Step(d.w.ctx)
 	d.Flush(d.w.ctx)
+	d.Exchange(d.w.ctx)
 	if err := d.Deliver(d.w.ctx); err != nil && d.crashAt == nil {
 		d.w.t.Fatalf("deliver to %s: %v", d.ident.device, err)
 	}

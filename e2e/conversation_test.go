@@ -32,11 +32,14 @@ func TestConversation(t *testing.T) {
 			room := s.room(client.CreateOptions{Name: "Conversation"}, alice, bob, carol)
 			s.agree(room, alice, bob, carol)
 			s.talk(room, "everybody is here", alice, bob, carol)
+			before := token("before")
+			s.say(room, before, alice, bob, carol)
 
 			laptop := s.second(bob)
 			s.must(laptop.Settle(s.soon(), room))
 			s.agree(room, alice, bob, carol, laptop)
 			s.talk(room, "a second device", alice, bob, carol, laptop)
+			s.history(laptop, bob, room, before)
 
 			secret := token("planted")
 			first := s.say(room, "the word is "+secret, alice, bob, carol, laptop)

@@ -135,6 +135,33 @@ func (s *story) second(d *e2e.Device) *e2e.Device {
 	return s.device(d.Server.Name, d.User.Localpart, "second", e2e.DeviceOptions{RecoveryKey: d.Recovery})
 }
 
+// history has a device get what was said before it joined from another of its user's.
+func (s *story) history(d, giver *e2e.Device, room id.RoomID, text string) {
+	s.Helper()
+	if d.Has(room, text) {
+		s.Fatalf("%s has %q already", d.Name, text)
+	}
+	_, err := d.AskHistory(s.soon(), room)
+	s.must(err)
+	u, err := d.Wait(s.soon(), "the history", func(u client.Update) bool {
+		h, ok := u.(*client.HistoryReceived)
+		return ok && h.Room == room && h.Last
+	})
+	s.must(err)
+	if h := u.(*client.HistoryReceived); h.Device != giver.DeviceID() || !h.Own || h.Dropped != 0 {
+		s.Errorf("the history that %s got: %+v", d.Name, h)
+	}
+	list, err := d.Messages(s.ctx, room, "", 1000)
+	s.must(err)
+	for _, m := range list {
+		if m.Body() == text && m.From != nil && m.From.Own {
+			s.step("%s has what was said before it joined", d.Name)
+			return
+		}
+	}
+	s.Errorf("%q is not among the %d messages that %s has", text, len(list), d.Name)
+}
+
 // room is made by the first; the others are invited and join. It returns when all are in the group.
 func (s *story) room(o client.CreateOptions, founder *e2e.Device, others ...*e2e.Device) id.RoomID {
 	s.Helper()

@@ -157,11 +157,6 @@ func DecodeKeyPackage(raw json.RawMessage) (*KeyPackageContent, error) {
 	return decodeContent[KeyPackageContent]("key package", raw)
 }
 
-// DecodeHistoryBundle reads the content of a [TypeHistoryBundle] to-device event.
-func DecodeHistoryBundle(raw json.RawMessage) (*HistoryBundleContent, error) {
-	return decodeContent[HistoryBundleContent]("history bundle", raw)
-}
-
 // DecodeRequest reads the content of a [TypeRequest] event.
 func DecodeRequest(raw json.RawMessage) (*RequestContent, error) {
 	return decodeContent[RequestContent]("request", raw)
@@ -555,7 +550,7 @@ func (w *WelcomeContent) validate() error {
 
 func (r *RejoinRequestContent) validate() error {
 	switch r.Need {
-	case NeedWelcome, NeedGroupInfo, NeedHistory:
+	case NeedWelcome, NeedGroupInfo:
 	default:
 		return malformed("need", "is %.40q, which this version does not know", r.Need)
 	}
@@ -567,10 +562,6 @@ func (k *KeyPackageContent) validate() error {
 		return malformed("request_id", "has to have 1 to 64 bytes")
 	}
 	return firstError(checkID("room_id", string(k.Room), '!'), maxBytes("key_package", k.KeyPackage, MaxInline))
-}
-
-func (h *HistoryBundleContent) validate() error {
-	return firstError(checkID("room_id", string(h.Room), '!'), needHash("ref", h.Ref), needBytes("salt", h.Salt, 64), h.File.validate())
 }
 
 func (r *RequestContent) validate() error {

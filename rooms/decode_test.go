@@ -146,7 +146,8 @@ func contents() map[string]struct {
 		"welcome":         {&WelcomeContent{Room: testRoom, CommitEvent: "$c", Ref: h, Cfg: h, Era: 1, Welcome: Bytes{1}, Snapshot: snapshot}, func(r json.RawMessage) (any, error) { return any2(DecodeWelcome(r)) }},
 		"rejoin request":  {&RejoinRequestContent{Room: testRoom, Need: NeedWelcome, Ref: h, Reason: "x", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeRejoinRequest(r)) }},
 		"key package":     {&KeyPackageContent{Room: testRoom, Suite: 1, RequestID: "a", KeyPackage: Bytes{1}}, func(r json.RawMessage) (any, error) { return any2(DecodeKeyPackage(r)) }},
-		"history bundle":  {&HistoryBundleContent{Room: testRoom, Ref: h, Salt: Bytes{1}, File: file}, func(r json.RawMessage) (any, error) { return any2(DecodeHistoryBundle(r)) }},
+		"history request": {&HistoryRequestContent{Room: testRoom, Request: "r", Device: "D", Suite: 1, Key: make(Bytes, 32), Sig: sig}, func(r json.RawMessage) (any, error) { return any2(DecodeHistoryRequest(r)) }},
+		"history bundle":  {&HistoryBundleContent{Room: testRoom, Request: "r", Device: "D", Suite: 1, Part: 2, Last: true, Key: make(Bytes, 80), File: file, Sig: sig}, func(r json.RawMessage) (any, error) { return any2(DecodeHistoryBundle(r)) }},
 		"request":         {&RequestContent{Refs: []Hash{h}, Receipts: []Hash{h}, Since: event, Above: []ReceiptsAbove{{Key: make(Bytes, 32), Counter: 7}}, Heads: true, Nonce: "n", Event: "$e"}, func(r json.RawMessage) (any, error) { return any2(DecodeRequest(r)) }},
 		"repost":          {&RepostContent{Type: TypeCommit, Sender: alice, Event: "$e", Content: json.RawMessage(`{"epoch":1}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeRepost(r)) }},
 		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1}, Answers: []string{"n"},
@@ -183,7 +184,7 @@ func TestContentsRefused(t *testing.T) {
 			}
 			t.Run(name+"/"+key, func(t *testing.T) {
 				for _, wrong := range []string{`true`, `{"x":1}`, `["x"]`, `"\u0000=x"`} {
-					if (key == "provisional" || key == "heads") && wrong == "true" || key == "answers" && wrong[0] == '[' || key == "founding" && wrong == "true" || key == "content" && wrong[0] == '{' {
+					if (key == "provisional" || key == "heads" || key == "last") && wrong == "true" || key == "answers" && wrong[0] == '[' || key == "founding" && wrong == "true" || key == "content" && wrong[0] == '{' {
 						continue
 					}
 					if (key == "reason" || key == "server" || strings.HasSuffix(key, "nonce") || key == "request_id") && wrong[0] == '"' {

@@ -41,7 +41,8 @@ const (
 	TypeRejoinRequest     = Prefix + "rejoin_request"      // a device asks to be added again, or for a GroupInfo
 	TypeKeyPackageRequest = Prefix + "key_package_request" // an adder asks a device for a fresh key package
 	TypeKeyPackage        = Prefix + "key_package"         // the answer
-	TypeHistoryBundle     = Prefix + "history_bundle"      // history for a new device or member
+	TypeHistoryRequest    = Prefix + "history_request"     // a new device or member asks for history
+	TypeHistoryBundle     = Prefix + "history_bundle"      // a part of the answer
 )
 
 // Types and keys of the Matrix specification and of other proposals that this
@@ -68,9 +69,9 @@ const (
 	LabelStatement        = Prefix + "statement"                      // SignWithLabel of applied and reject statements
 	LabelAdmission        = Prefix + "admission"                      // SignWithLabel of an admission
 	LabelCoSignature      = Prefix + "era"                            // SignWithLabel of an heir's co-signature
+	LabelHistory          = Prefix + "history"                        // SignWithLabel of requests for history and of bundles
 	LabelFounding         = Prefix + "founding"                       // SignWithLabel of a founder whose key changes with the suite
 	ExporterRejoin        = Prefix + "rejoin"                         // MLS exporter label of the rejoin proof
-	ExporterHistory       = Prefix + "history"                        // MLS exporter label of keys of history bundles
 	ExtensionPolicy       = 0xF6D1                                    // GroupContext extension: the policy of the group
 	ExtensionFounding     = 0xF6D2                                    // GroupInfo extension of a founding commit: the ReInit commit it follows
 	CommitFileMIME        = "application/octet-stream"                // content type of our media
@@ -285,7 +286,6 @@ type RejoinNeed string
 const (
 	NeedWelcome   RejoinNeed = "welcome"    // add me again
 	NeedGroupInfo RejoinNeed = "group_info" // a GroupInfo and tree of the head, for an external commit
-	NeedHistory   RejoinNeed = "history"    // messages I could not read
 )
 
 // RejoinRequestContent is the content of a [TypeRejoinRequest] to-device event.
@@ -304,16 +304,6 @@ type KeyPackageContent struct {
 	Suite      uint16    `json:"suite"`
 	RequestID  string    `json:"request_id"`
 	KeyPackage Bytes     `json:"key_package,omitempty"` // MLSMessage
-}
-
-// HistoryBundleContent is the content of a [TypeHistoryBundle] to-device event.
-// The file is encrypted with a key that both ends derive from the group
-// ([ExporterHistory]) at the epoch Ref.
-type HistoryBundleContent struct {
-	Room id.RoomID `json:"room_id"`
-	Ref  Hash      `json:"ref"`
-	Salt Bytes     `json:"salt"`
-	File File      `json:"file"`
 }
 
 // RequestContent is the content of a [TypeRequest] event: who lacks events of

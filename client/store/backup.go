@@ -1,45 +1,23 @@
 package store
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/crypto/chacha20poly1305"
-	"golang.org/x/crypto/scrypt"
+	"github.com/matrix-mls/matrix-mls/client/sealed"
 )
 
-// A backup is one file:
-//
-//	"matrix-mls client backup v1\n", kind of secret (1 octet), scrypt's log2(N)
-//	(1 octet), 32 random octets; then pieces of at most 64 KiB, each sealed with
-//	ChaCha20-Poly1305: the store key and the SQLite file.
-//
-// The sealing key is HKDF-SHA-256 of scrypt(passphrase) or of the key file, with
-// the random octets as salt. The nonce counts the pieces; its last octet is 1 for
-// the last one, so that nothing can be cut off. The header is the first piece's
-// additional data.
+// A backup is a sealed file (package sealed) that holds the store key and the
+// SQLite file.
 const (
 	backupMagic    = "matrix-mls client backup v1\n"
-	backupPiece    = 64 << 10
-	backupPass     = 1
-	backupKey      = 2
-	backupLogN     = 17
-	maxBackupLogN  = 20
-	backupSalt     = 32
-	backupHeader   = len(backupMagic) + 2 + backupSalt
-	minPassphrase  = 12
 	maxBackupBytes = 64 << 30
 )
 
@@ -66,48 +44,18 @@ func (BackupSecret) String() string { return "[secret]" }
 // Format writes a placeholder.
 func (BackupSecret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[secret]")) }
 
-func (b *BackupSecret) kind() (byte, error) {
-	switch {
-	case len(b.Key) == KeySize && b.Passphrase == "":
-		return backupKey, nil
-	case len(b.Key) == 0 && len(b.Passphrase) >= minPassphrase:
-		return backupPass, nil
-	case len(b.Key) == 0:
-		return 0, fmt.Errorf("store: a backup needs a passphrase of at least %d characters", minPassphrase)
+func (b *BackupSecret) secret() (sealed.Secret, error) {
+	s := sealed.Secret{Passphrase: b.Passphrase, Key: b.Key}
+	if err := s.Check(); err != nil {
+		return s, fmt.Errorf("store: the secret of a backup: %w", err)
 	}
-	return 0, fmt.Errorf("store: a backup needs a passphrase or a key of %d bytes", KeySize)
-}
-
-func (b *BackupSecret) aead(header []byte) (cipher.AEAD, error) {
-	kind, logN, salt := header[len(backupMagic)], header[len(backupMagic)+1], header[len(backupMagic)+2:]
-	ikm := []byte(b.Key)
-	if kind == backupPass {
-		var err error
-		if ikm, err = scrypt.Key([]byte(b.Passphrase), salt, 1<<logN, 8, 1, 32); err != nil {
-			return nil, fmt.Errorf("store: derive the backup's key: %w", err)
-		}
-		defer clear(ikm)
-	}
-	key, err := hkdf.Key(sha256.New, ikm, salt, backupMagic, chacha20poly1305.KeySize)
-	if err != nil {
-		return nil, fmt.Errorf("store: derive the backup's key: %w", err)
-	}
-	defer clear(key)
-	return chacha20poly1305.New(key)
-}
-
-func backupNonce(n uint64, last bool) []byte {
-	nonce := binary.BigEndian.AppendUint64(make([]byte, 3, chacha20poly1305.NonceSize), n)
-	if last {
-		return append(nonce, 1)
-	}
-	return append(nonce, 0)
+	return s, nil
 }
 
 // Backup writes a copy of the store as it is now, with its key. Keys and messages
 // from before it can be read with it until they are deleted with it.
 func (s *Store) Backup(ctx context.Context, w io.Writer, secret BackupSecret) error {
-	kind, err := secret.kind()
+	opens, err := secret.secret()
 	if err != nil {
 		return err
 	}
@@ -127,42 +75,20 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, secret BackupSecret) er
 	}
 	defer f.Close()
 
-	header := append([]byte(backupMagic), kind, backupLogN)
-	salt := make([]byte, backupSalt)
-	if _, err := rand.Read(salt); err != nil {
-		return fmt.Errorf("store: backup: randomness: %w", err)
-	}
-	header = append(header, salt...)
-	aead, err := secret.aead(header)
+	out, err := sealed.NewWriter(w, backupMagic, opens, rand.Reader)
 	if err != nil {
-		return err
-	}
-	if _, err := w.Write(header); err != nil {
 		return fmt.Errorf("store: write the backup: %w", err)
 	}
-	in := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(s.key), f), backupPiece+1)
-	piece := make([]byte, backupPiece)
-	var sealed []byte
-	for n := uint64(0); ; n++ {
-		k, err := io.ReadFull(in, piece)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("store: backup: %w", err)
-		}
-		_, err = in.Peek(1)
-		last := errors.Is(err, io.EOF)
-		var ad []byte
-		if n == 0 {
-			ad = header
-		}
-		sealed = aead.Seal(sealed[:0], backupNonce(n, last), piece[:k], ad)
-		clear(piece[:k])
-		if _, err := w.Write(sealed); err != nil {
-			return fmt.Errorf("store: write the backup: %w", err)
-		}
-		if last {
-			return nil
-		}
+	if _, err = out.Write(s.key); err == nil {
+		_, err = io.Copy(out, f)
 	}
+	if err == nil {
+		err = out.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("store: write the backup: %w", err)
+	}
+	return nil
 }
 
 // Restore makes a store at path from a backup, and returns the store's key, which
@@ -170,7 +96,8 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, secret BackupSecret) er
 // first makes fresh keys in every room before it sends, for the copy that the
 // backup was made of may have gone on. Nothing must be at path.
 func Restore(ctx context.Context, r io.Reader, path string, secret BackupSecret) (Key, error) {
-	if _, err := secret.kind(); err != nil {
+	opens, err := secret.secret()
+	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(path); err == nil {
@@ -179,22 +106,9 @@ func Restore(ctx context.Context, r io.Reader, path string, secret BackupSecret)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("store: restore: %w", err)
 	}
-	header := make([]byte, backupHeader)
-	if _, err := io.ReadFull(r, header); err != nil || !bytes.HasPrefix(header, []byte(backupMagic)) {
-		return nil, ErrNoBackup
-	}
-	kind, _ := secret.kind()
-	switch at := header[len(backupMagic):]; {
-	case at[0] != kind && at[0] == backupPass:
-		return nil, fmt.Errorf("%w: it was made with a passphrase", ErrBackupSecret)
-	case at[0] != kind && at[0] == backupKey:
-		return nil, fmt.Errorf("%w: it was made with a key file", ErrBackupSecret)
-	case at[0] != kind || at[1] > maxBackupLogN || at[1] == 0:
-		return nil, ErrNoBackup
-	}
-	aead, err := secret.aead(header)
+	in, err := sealed.NewReader(r, backupMagic, opens, maxBackupBytes)
 	if err != nil {
-		return nil, err
+		return nil, backupError(err)
 	}
 	part := path + ".restoring"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -202,7 +116,7 @@ func Restore(ctx context.Context, r io.Reader, path string, secret BackupSecret)
 		return nil, fmt.Errorf("store: restore: %w", err)
 	}
 	defer os.Remove(part)
-	key, err := openBackup(r, f, aead, header)
+	key, err := openBackup(in, f)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -232,39 +146,28 @@ func Restore(ctx context.Context, r io.Reader, path string, secret BackupSecret)
 
 // openBackup writes the database of a backup, and returns the store key. Nothing
 // of it is to be used before it returns nil.
-func openBackup(r io.Reader, w io.Writer, aead cipher.AEAD, header []byte) (Key, error) {
-	in := bufio.NewReaderSize(r, backupPiece+aead.Overhead()+1)
-	sealed := make([]byte, backupPiece+aead.Overhead())
-	var key Key
-	for n := uint64(0); n < maxBackupBytes/backupPiece; n++ {
-		k, err := io.ReadFull(in, sealed)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, ErrBackupSecret // cut off between two pieces, too
-		}
-		_, err = in.Peek(1)
-		last := errors.Is(err, io.EOF)
-		var ad []byte
-		if n == 0 {
-			ad = header
-		}
-		plain, err := aead.Open(sealed[:0], backupNonce(n, last), sealed[:k], ad)
-		if err != nil {
-			return nil, ErrBackupSecret
-		}
-		if n == 0 {
-			if len(plain) < KeySize {
-				return nil, ErrBackupSecret
-			}
-			key, plain = bytes.Clone(plain[:KeySize]), plain[KeySize:]
-		}
-		if _, err := w.Write(plain); err != nil {
-			return nil, fmt.Errorf("store: restore: %w", err)
-		}
-		if last {
-			return key, nil
-		}
+func openBackup(in io.Reader, w io.Writer) (Key, error) {
+	key := make(Key, KeySize)
+	if _, err := io.ReadFull(in, key); err != nil {
+		return nil, backupError(err)
 	}
-	return nil, errors.New("store: the backup is too large")
+	if _, err := io.Copy(w, in); err != nil {
+		return nil, backupError(err)
+	}
+	return key, nil
+}
+
+// backupError says of a backup what is wrong with a sealed file.
+func backupError(err error) error {
+	switch {
+	case errors.Is(err, sealed.ErrFormat):
+		return ErrNoBackup
+	case errors.Is(err, sealed.ErrDamaged):
+		return fmt.Errorf("%w (%w)", ErrBackupSecret, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return ErrBackupSecret
+	}
+	return fmt.Errorf("store: restore: %w", err)
 }
 
 const kvRestored = "store/restored"

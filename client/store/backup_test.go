@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/matrix-mls/matrix-mls/client/sealed"
 )
 
 func TestBackupAndRestore(t *testing.T) {
@@ -79,16 +81,16 @@ func TestBackupAndRestore(t *testing.T) {
 			}
 			refused("another file", []byte("SQLite format 3\x00"), tc.secret, ErrNoBackup)
 			refused("nothing", nil, tc.secret, ErrNoBackup)
-			for _, n := range []int{backupHeader, backupHeader + backupPiece + 16, len(raw) - 1} {
+			for _, n := range []int{(len(backupMagic) + 34), (len(backupMagic) + 34) + sealed.PieceSize + 16, len(raw) - 1} {
 				refused("cut off", raw[:n], tc.secret, ErrBackupSecret)
 			}
-			for _, at := range []int{backupHeader - 1, backupHeader + 5, len(raw) - 3} {
+			for _, at := range []int{(len(backupMagic) + 34) - 1, (len(backupMagic) + 34) + 5, len(raw) - 3} {
 				changed := bytes.Clone(raw)
 				changed[at] ^= 1
 				refused("changed", changed, tc.secret, ErrBackupSecret)
 			}
 			swapped := bytes.Clone(raw)
-			copy(swapped[backupHeader+backupPiece+16:], raw[backupHeader:backupHeader+backupPiece+16])
+			copy(swapped[(len(backupMagic)+34)+sealed.PieceSize+16:], raw[(len(backupMagic)+34):(len(backupMagic)+34)+sealed.PieceSize+16])
 			refused("a piece twice", swapped, tc.secret, ErrBackupSecret)
 			refused("longer", append(bytes.Clone(raw), 0), tc.secret, ErrBackupSecret)
 		})

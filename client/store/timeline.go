@@ -21,7 +21,14 @@ const (
 	timelineBeforeQuery = timelineColumns + `WHERE room_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3`
 	timelineSinceQuery  = timelineColumns + `WHERE ($1 = '' OR room_id = $1) AND seq > $2 ORDER BY seq LIMIT $3`
 	timelineEventQuery  = timelineColumns + `WHERE room_id = $1 AND event_id = $2`
-	timelineMidQuery    = timelineColumns + `WHERE room_id = $1 AND sender = $2 AND mid = $3 ORDER BY seq LIMIT 1`
+	timelineMidQuery    = timelineColumns + `WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq > 0 ORDER BY seq LIMIT 1`
+	addHistoryQuery     = `INSERT INTO timeline (seq, room_id, event_id, mid, sender, ts, epoch, ref, data)
+		SELECT min(0, coalesce((SELECT min(seq) FROM timeline), 0)) - 1, $1, $2, $3, $4, $5, $6, $7, $8
+		WHERE NOT EXISTS (SELECT 1 FROM timeline WHERE room_id = $1 AND event_id = $2)
+			AND NOT EXISTS (SELECT 1 FROM timeline WHERE room_id = $1 AND sender = $4 AND mid = $3)
+		RETURNING seq`
+	dropHistoryEventQuery = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq < 0`
+	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
 )
 
 // MaxTimelinePage bounds one reading of the timeline.
@@ -31,7 +38,7 @@ const MaxTimelinePage = 1000
 // message can be decrypted once only, so it is stored in the same Do as the
 // ratchet step that opened it, before anything else sees it.
 type TimelineItem struct {
-	Seq       int64
+	Seq       int64 // the order of the timeline; below 0: got from another device
 	Room      id.RoomID
 	EventID   id.EventID
 	Mid       string // the message id inside the ciphertext
@@ -77,10 +84,36 @@ func (s *Store) sealTimeline(item *TimelineItem) ([]byte, error) {
 	return s.seal(plain, place("timeline", item.Room.String(), item.EventID.String()))
 }
 
+// AddHistory stores an event that another device opened, before everything that is
+// there, and sets its Seq, which is below 0. It returns false if the event, or
+// another with its message id, is there.
+func (s *Store) AddHistory(ctx context.Context, item *TimelineItem) (added bool, err error) {
+	sealed, err := s.sealTimeline(item)
+	if err != nil {
+		return false, err
+	}
+	err = s.one(ctx, "timeline", addHistoryQuery, []any{
+		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
+	}, &item.Seq)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// DropHistory removes what AddHistory stored of an event that this device has
+// opened itself: its own word is better.
+func (s *Store) DropHistory(ctx context.Context, room id.RoomID, event id.EventID, sender id.UserID, mid string) error {
+	if err := s.exec(ctx, "timeline", dropHistoryEventQuery, room, event); err != nil {
+		return err
+	}
+	return s.exec(ctx, "timeline", dropHistoryMidQuery, room, sender, mid)
+}
+
 // Timeline returns up to limit events of a room before the given Seq (0 for
 // the newest), oldest first.
 func (s *Store) Timeline(ctx context.Context, room id.RoomID, beforeSeq int64, limit int) ([]*TimelineItem, error) {
-	if beforeSeq <= 0 {
+	if beforeSeq == 0 {
 		beforeSeq = 1<<63 - 1
 	}
 	all, err := s.timeline(ctx, timelineBeforeQuery, room, beforeSeq, page(limit))
@@ -91,7 +124,8 @@ func (s *Store) Timeline(ctx context.Context, room id.RoomID, beforeSeq int64, l
 }
 
 // TimelineSince returns up to limit events after the given Seq, oldest first,
-// of one room or of all when room is empty.
+// of one room or of all when room is empty. With a Seq of 0 or more that is what
+// this device opened itself.
 func (s *Store) TimelineSince(ctx context.Context, room id.RoomID, afterSeq int64, limit int) ([]*TimelineItem, error) {
 	return s.timeline(ctx, timelineSinceQuery, room, afterSeq, page(limit))
 }
@@ -102,7 +136,8 @@ func (s *Store) TimelineEvent(ctx context.Context, room id.RoomID, event id.Even
 }
 
 // TimelineByMid returns a sender's event by the message id inside the
-// ciphertext, or ErrNotFound.
+// ciphertext, or ErrNotFound. What others gave this device does not count: who
+// names the id of a message must not keep it from being shown.
 func (s *Store) TimelineByMid(ctx context.Context, room id.RoomID, sender id.UserID, mid string) (*TimelineItem, error) {
 	return s.timelineOne(ctx, timelineMidQuery, room, sender, mid)
 }

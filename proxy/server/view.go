@@ -39,6 +39,9 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	case account.Refused:
 		return rewrite.Reading{Text: rewrite.Text(rewrite.RefusedFor, r.Reason)}
 	case account.Before:
+		if v.sess.account.Client().HistoryAsked(room) {
+			return rewrite.Reading{Text: rewrite.Text(rewrite.Asked), Later: true}
+		}
 		return rewrite.Reading{Text: rewrite.Text(rewrite.BeforeUs)}
 	}
 	if !v.sess.account.Verified(v.ctx) {

@@ -22,7 +22,7 @@ func TestTailGoesOnAfterAnyUpdate(t *testing.T) {
 		&client.Message{Room: "!r:one", EventID: "$e", Type: "m.room.message", Content: json.RawMessage(`{"body":"hi"}`)},
 		&client.EpochChanged{Room: "!r:one"}, &client.EraOpened{Room: "!r:one"}, &client.SuiteChanged{Room: "!r:one"},
 		&client.Undecryptable{Room: "!r:one"}, &client.Invited{Room: "!r:one"}, &client.Removed{Room: "!r:one"},
-		&client.Warning{Room: "!r:one"}, &client.Redaction{Room: "!r:one"},
+		&client.Warning{Room: "!r:one"}, &client.Redaction{Room: "!r:one"}, &client.HistoryReceived{Room: "!r:one"},
 	} {
 		for _, asJSON := range []bool{false, true} {
 			env, stdout, _ := testEnv(t)

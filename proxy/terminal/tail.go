@@ -128,7 +128,7 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 				*client.Message
 			}{"message", u})
 		}
-		t.line(ctx, u.Room, u.Timestamp, "%s (%s, %s, epoch %d): %s", clean(u.Sender.String()), clean(u.Device.String()), verificationText(u.Verification), u.Epoch, messageText(u))
+		t.line(ctx, u.Room, u.Timestamp, "%s", messageLine(u))
 	case *client.EpochChanged:
 		if t.only != "" && u.Room != t.only {
 			return nil
@@ -212,6 +212,14 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			})
 		}
 		t.line(ctx, u.Room, 0, "-- %s takes %s back; who has it keeps it", clean(u.Sender.String()), clean(u.Target.String()))
+	case *client.HistoryReceived:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(historyJSON(u))
+		}
+		t.line(ctx, u.Room, 0, "-- %s; mls-proxy history %s", historyText(u), shellWord(u.Room.String()))
 	default:
 		return fmt.Errorf("unknown update %T", u)
 	}

@@ -82,7 +82,7 @@ func TestHelpFitsOneScreen(t *testing.T) {
 	var out bytes.Buffer
 	printHelp(&out)
 	lines := strings.Split(out.String(), "\n")
-	if len(lines) > 36 {
+	if len(lines) > 37 {
 		t.Errorf("%d lines", len(lines))
 	}
 	for _, line := range lines {
@@ -505,6 +505,23 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 		env, stdout, stderr := testEnv(t)
 		if code := Main(t.Context(), append([]string{"--state", dir}, args...), env); code != 0 || !json.Valid(stdout.Bytes()) {
 			t.Errorf("%v: %d %s %s", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestWhereAMessageCameFromIsShown(t *testing.T) {
+	m := &client.Message{Sender: "@b:one", Device: "BOB", Type: "m.room.message", Content: json.RawMessage(`{"msgtype":"m.text","body":"hi"}`), Epoch: 3, Verification: client.VerifiedUser}
+	for _, row := range []struct {
+		from *client.HistorySource
+		want string
+	}{
+		{nil, "@b:one (BOB, verified, epoch 3): hi"},
+		{&client.HistorySource{User: "@a:one", Device: "PHO\x1bNE", Own: true}, "@b:one (BOB, from your device PHO�NE, epoch 3): hi"},
+		{&client.HistorySource{User: "@c:one"}, "@b:one (BOB, shared by @c:one, epoch 3): hi"},
+	} {
+		m.From = row.from
+		if got := messageLine(m); got != row.want {
+			t.Errorf("got %q, want %q", got, row.want)
 		}
 	}
 }
