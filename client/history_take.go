@@ -59,7 +59,7 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 		return dropTask("%w", err)
 	}
 	from := HistorySource{User: t.Sender, Device: bundle.Device, Own: t.Sender == c.UserID()}
-	got, dropped, err := c.addHistory(ctx, bundle.Room, list, from)
+	got, dropped, err := c.addHistory(ctx, &historyWalk{room: bundle.Room}, list, from)
 	if err != nil {
 		return err
 	}
@@ -123,52 +123,71 @@ func (c *Client) readArchive(r io.Reader, s sealed.Secret, room id.RoomID) ([]*a
 // homeserver did not show them among the others.
 const maxHistoryLookups = 200
 
-// addHistory stores messages, the newest first, of which the homeserver has an
-// encrypted event of that sender.
-func (c *Client) addHistory(ctx context.Context, roomID id.RoomID, list []*archive.Message, from HistorySource) (added, dropped int, err error) {
-	missing := map[id.EventID]*archive.Message{}
-	for _, m := range list {
-		if known, err := c.st.TimelineEvent(ctx, roomID, m.EventID); err == nil && known != nil {
-			continue
-		}
-		missing[m.EventID] = m
-	}
+// historyWalk reads a room's events backwards, to compare with what is told of them.
+// What is told of comes in the same order.
+type historyWalk struct {
+	room  id.RoomID
+	token string
+	pages int
+	done  bool
+	page  []*Event // the last one read
+}
+
+// find returns the events with the given ids, as far as the homeserver gives them.
+func (c *Client) find(ctx context.Context, w *historyWalk, ids map[id.EventID]*archive.Message) (map[id.EventID]*Event, error) {
 	events := map[id.EventID]*Event{}
-	note := func(evt *Event) {
-		if missing[evt.ID] != nil {
-			events[evt.ID] = evt
+	note := func(list ...*Event) {
+		for _, evt := range list {
+			if ids[evt.ID] != nil {
+				events[evt.ID] = evt
+			}
 		}
 	}
-	token := ""
-	for range c.limits.HistoryPages {
-		if len(events) == len(missing) {
-			break
-		}
-		page, next, err := c.hs.Messages(ctx, roomID, token, 100)
+	note(w.page...)
+	for len(events) < len(ids) && !w.done {
+		page, next, err := c.hs.Messages(ctx, w.room, w.token, 100)
 		if err != nil {
-			return 0, 0, fmt.Errorf("client: compare history of %s with the homeserver's: %w", roomID, err)
+			return nil, err
 		}
-		for _, evt := range page {
-			note(evt)
-		}
-		if next == "" || next == token || len(page) == 0 {
-			break
-		}
-		token = next
+		note(page...)
+		w.pages++
+		w.done = next == "" || next == w.token || len(page) == 0 || w.pages >= c.limits.HistoryPages
+		w.token, w.page = next, page
 	}
 	lookups := 0
-	for _, m := range list {
-		if missing[m.EventID] == nil || events[m.EventID] != nil || lookups >= maxHistoryLookups {
+	for event := range ids {
+		if events[event] != nil || lookups >= maxHistoryLookups {
 			continue
 		}
 		lookups++
-		evt, err := c.hs.Event(ctx, roomID, m.EventID)
+		evt, err := c.hs.Event(ctx, w.room, event)
 		if err != nil && !isPermanent(err) {
-			return 0, 0, fmt.Errorf("client: compare history of %s with the homeserver's: %w", roomID, err)
+			return nil, err
 		}
 		if err == nil {
 			note(evt)
 		}
+	}
+	return events, nil
+}
+
+// addHistory stores messages, the newest first, of which the homeserver has an
+// encrypted event of that sender.
+func (c *Client) addHistory(ctx context.Context, w *historyWalk, list []*archive.Message, from HistorySource) (added, dropped int, err error) {
+	roomID := w.room
+	missing := map[id.EventID]*archive.Message{}
+	for _, m := range list {
+		known, err := c.st.TimelineEvent(ctx, roomID, m.EventID)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return 0, 0, err
+		}
+		if known == nil {
+			missing[m.EventID] = m
+		}
+	}
+	events, err := c.find(ctx, w, missing)
+	if err != nil {
+		return 0, 0, fmt.Errorf("client: compare history of %s with the homeserver's: %w", roomID, err)
 	}
 	var items []*store.TimelineItem
 	for _, m := range list {

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/sealed"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -243,10 +245,10 @@ func TestHistoryGoesOnAfterACrash(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, _ := w.three("shared")
 	w.verified(alice.UserID())
-	const n = 260
+	const n = 180
 	var want []string
 	for i := range n {
-		body := fmt.Sprintf("%d %s", i, strings.Repeat("x", 30_000))
+		body := fmt.Sprintf("%d %s", i, strings.Repeat("x", 39_000))
 		want = append(want, body)
 		content, err := rooms.Encode(&rooms.EncryptedContent{Algorithm: rooms.Algorithm, Ciphertext: rooms.Bytes{1}})
 		if err != nil {
@@ -340,5 +342,59 @@ func TestWhatADeviceOpenedItselfCounts(t *testing.T) {
 	// And nobody can put something else in the place of what was opened.
 	if n, err := carol.storeHistory(w.ctx, room, []*store.TimelineItem{item}); err != nil || n != 0 {
 		t.Errorf("stored %d (%v)", n, err)
+	}
+}
+
+func TestExportAndImport(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	elsewhere := w.createRoom(alice, CreateOptions{})
+	w.send(bob, room, "planted one")
+	taken := w.send(bob, room, "planted and taken back")
+	w.send(alice, room, "planted two")
+	w.send(alice, elsewhere, "planted elsewhere")
+	w.settle()
+	secret := sealed.Secret{Key: bytes.Repeat([]byte{7}, sealed.KeySize)}
+	var file bytes.Buffer
+	if n, err := alice.Export(w.ctx, &file, secret, nil); err != nil || n != 4 {
+		t.Fatalf("exported %d messages (%v)", n, err)
+	}
+	raw := file.Bytes()
+	if bytes.Contains(raw, []byte("planted")) {
+		t.Error("the file shows what is in it")
+	}
+	w.s.mu.Lock()
+	for _, evt := range w.s.log {
+		if evt.ID == taken {
+			evt.Content = json.RawMessage(`{}`)
+		}
+	}
+	w.s.mu.Unlock()
+	second := w.device("alice", "ALICE2")
+	w.settle()
+	if got := second.bodies(room); len(got) != 0 {
+		t.Fatalf("the new device has %q before the import", got)
+	}
+	own := HistorySource{User: alice.UserID(), Device: "ALICE1", Own: true}
+	for _, want := range []Imported{{By: own, Messages: 3, Dropped: 1}, {By: own, Known: 3, Dropped: 1}} {
+		if got, err := second.Import(w.ctx, bytes.NewReader(raw), secret); err != nil || *got != want {
+			t.Errorf("imported %+v (%v), want %+v", got, err, want)
+		}
+	}
+	if got := second.bodies(room); !slices.Equal(got, []string{"planted one", "planted two"}) {
+		t.Errorf("the new device has %q", got)
+	}
+	if got := second.bodies(elsewhere); !slices.Equal(got, []string{"planted elsewhere"}) {
+		t.Errorf("of the other room it has %q", got)
+	}
+	// Somebody else reads it, too, but knows whose it is, and has what they had.
+	if got, err := carol.Import(w.ctx, bytes.NewReader(raw), secret); err != nil || got.By.Own || got.Known != 3 || got.Strange != 1 {
+		t.Errorf("carol imported %+v (%v)", got, err)
+	}
+	if _, err := second.Import(w.ctx, bytes.NewReader(raw), sealed.Secret{Key: make([]byte, sealed.KeySize)}); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("with another passphrase: %v", err)
+	}
+	if _, err := second.Import(w.ctx, bytes.NewReader(raw[:len(raw)-1]), secret); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("cut off: %v", err)
 	}
 }

@@ -67,7 +67,7 @@ func TestConversation(t *testing.T) {
 			s.cannotRead(carol, kept, room, alice, bob, laptop)
 			s.agree(room, alice, bob, laptop)
 
-			s.blind([]string{secret, edited, reaction, file})
+			s.blind([]string{before, secret, edited, reaction, file})
 			s.healthy()
 		})
 	}

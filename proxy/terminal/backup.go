@@ -10,8 +10,8 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
-// backupSecret asks for what opens a backup.
-func (c *call) backupSecret(ctx context.Context, keyFile, passFile string, making bool) (store.BackupSecret, error) {
+// backupSecret asks for what opens a backup, or another file.
+func (c *call) backupSecret(ctx context.Context, what, keyFile, passFile string, making bool) (store.BackupSecret, error) {
 	if keyFile != "" && passFile != "" {
 		return store.BackupSecret{}, usagef("%s takes one of --key-file and --passphrase-file", c.verb.name)
 	}
@@ -22,7 +22,7 @@ func (c *call) backupSecret(ctx context.Context, keyFile, passFile string, makin
 		key, err := store.ReadKeyFile(keyFile, making)
 		return store.BackupSecret{Key: key}, err
 	}
-	pass, err := c.secret(ctx, passFile, "Passphrase of the backup: ", "passphrase")
+	pass, err := c.secret(ctx, passFile, "Passphrase of the "+what+": ", "passphrase")
 	if err != nil || !making || passFile != "" {
 		return store.BackupSecret{Passphrase: pass}, err
 	}
@@ -43,7 +43,7 @@ func runBackup(ctx context.Context, c *call) error {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(c.env.Cwd, path)
 	}
-	secret, err := c.backupSecret(ctx, *keyFile, *passFile, true)
+	secret, err := c.backupSecret(ctx, "backup", *keyFile, *passFile, true)
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func runRestore(ctx context.Context, c *call) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	secret, err := c.backupSecret(ctx, *keyFile, *passFile, false)
+	secret, err := c.backupSecret(ctx, "backup", *keyFile, *passFile, false)
 	if err != nil {
 		return err
 	}

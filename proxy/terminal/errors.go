@@ -15,7 +15,9 @@ import (
 	"maunium.net/go/mautrix"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/archive"
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/sealed"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -57,7 +59,11 @@ var knownErrors = []struct {
 	{identity.ErrVerificationEnded, ExitNotVerified, "start again: mls-proxy verify"},
 	{identity.ErrNoKeyPackage, ExitPending, "the device is added when it is online again"},
 	{store.ErrLocked, ExitLocked, "end the other mls-proxy, or use another --state"},
+	{sealed.ErrFormat, ExitFailure, "mls-proxy export FILE makes one"},
+	{sealed.ErrTooLarge, ExitRefused, "export single rooms: mls-proxy export FILE ROOM"},
+	{archive.ErrContent, ExitRefused, "it was not made by mls-proxy export, or by a newer one"},
 	{store.ErrBackupSecret, ExitRefused, "give the passphrase, or the --key-file, that the backup was made with"},
+	{sealed.ErrDamaged, ExitRefused, "give the passphrase, or the --key-file, that the file was made with"},
 	{store.ErrNoBackup, ExitFailure, "mls-proxy backup FILE makes one"},
 	{store.ErrExists, ExitFailure, "move it away, or restore beside it with --state DIR"},
 	{store.ErrDamaged, ExitFailure, "move the state directory away and read a backup back: mls-proxy restore FILE; without one log in as a new device"},

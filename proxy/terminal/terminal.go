@@ -140,6 +140,8 @@ func verbs() []*verb {
 		{name: "era", args: "ROOM SERVER…", what: "go on with other modules, after a majority of the old was lost for good", run: runEra, login: true, share: true},
 		{name: "suite", args: "ROOM [SUITE]", what: "show who can use which cipher suite, or move a room to another", run: runSuite, login: true, share: true},
 		{name: "backup", args: "FILE", what: "write this device's keys and messages into a sealed file", run: runBackup, login: true, share: true},
+		{name: "export", args: "FILE [ROOM…]", what: "write what was said, without keys, into a sealed file", run: runExport, login: true, share: true},
+		{name: "import", args: "FILE", what: "take in what export wrote, here or on another device", run: runImport, login: true, share: true},
 		{name: "restore", args: "FILE", what: "bring a device back from a backup, with fresh keys", run: runRestore},
 		{name: "logout", what: "end this device's session and delete its keys", run: runLogout, login: true},
 		{name: "version", what: "print the version", run: runVersion},
