@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,8 @@ import (
 const (
 	maxHistoryTasks   = 64
 	maxHistoryTasksBy = 8 // of one other user
-	maxHistoryPeers   = 8 // devices that are asked at once
+	maxHistoryPeers   = 8 // own devices that are asked at once
+	maxHistoryGivers  = 2 // devices of another user that are asked at once
 	historyAnswerTime = 7 * 24 * time.Hour
 	historyPause      = time.Minute // between two answers to one device about one room
 	historyPartSize   = 3 << 20     // plaintext of one part: the homeservers' limits of media are above
@@ -97,8 +99,9 @@ type historyTask struct {
 	Part   uint32 `json:"part,omitempty"`
 	Given  int    `json:"given,omitempty"`
 
-	fail int
-	held time.Duration // monotonic time before which it is not tried again
+	fail  int
+	held  time.Duration       // monotonic time before which it is not tried again
+	grant map[id.EventID]bool // what another user may be given; nil: not looked at yet
 }
 
 // errDropTask marks a request or bundle that is not answered or taken in.
@@ -359,23 +362,72 @@ func (c *Client) newAsk(ctx context.Context, r *room) error {
 }
 
 // historyPeers are the devices that may have a room's history and may give it to
-// this one: the user's own, as far as they are in the group.
+// this one: the user's own in the group and, where the group's policy lets members
+// share history, those of who invited this user, or of an admin.
 func (c *Client) historyPeers(r *room) (peers []historyPeer) {
 	e := r.head()
 	if e == nil {
 		return nil
 	}
-	for _, leaf := range rooms.LeavesOf(e.group, c.UserID()) {
-		if leaf.Cred.Device != c.DeviceID() && len(peers) < maxHistoryPeers {
-			peers = append(peers, historyPeer{User: leaf.Cred.User, Device: leaf.Cred.Device})
+	add := func(user id.UserID, most int) {
+		for _, leaf := range rooms.LeavesOf(e.group, user) {
+			if most > 0 && (user != c.UserID() || leaf.Cred.Device != c.DeviceID()) {
+				peers = append(peers, historyPeer{User: user, Device: leaf.Cred.Device})
+				most--
+			}
+		}
+	}
+	add(c.UserID(), maxHistoryPeers)
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil || policy.History != rooms.HistoryShared {
+		return peers
+	}
+	own := len(peers)
+	if r.rec.Inviter != "" && r.rec.Inviter != c.UserID() {
+		add(r.rec.Inviter, maxHistoryGivers)
+	}
+	for _, admin := range policy.Admins {
+		if len(peers) == 0 && own == 0 && admin != c.UserID() {
+			add(admin, maxHistoryGivers)
 		}
 	}
 	return peers
 }
 
-// AskHistory asks the user's other devices for a room's messages from before this
-// device joined, also if they were asked before, and returns how many were asked,
-// or ErrNobodyToAsk. What comes is told as HistoryReceived, when the others are
+// historyPeerKey checks who asks for a room's history, or gives it, and returns the
+// key of the device for a suite: an own verified device, or, where the group's
+// policy lets members share history, a device of another user in the group.
+func (c *Client) historyPeerKey(ctx context.Context, roomID id.RoomID, user id.UserID, device id.DeviceID, cs mls.CipherSuite) (mls.SignaturePublicKey, error) {
+	key, err := c.historyDevice(ctx, user, device, cs)
+	if err != nil || user == c.UserID() {
+		return key, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil || r.rec.Phase != phaseMember || r.head() == nil {
+		return nil, dropTask("this device is not in the group")
+	}
+	e := r.head()
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return nil, err
+	}
+	if policy.History != rooms.HistoryShared {
+		return nil, dropTask("the group's policy lets nobody share history")
+	}
+	for _, leaf := range rooms.LeavesOf(e.group, user) {
+		if leaf.Cred.Device == device && e.group.CipherSuite() == cs && bytes.Equal(leaf.Cred.Key, key) {
+			return key, nil
+		}
+	}
+	return nil, dropTask("device %s of %s is not in the group", device, user)
+}
+
+// AskHistory asks the user's other devices and, where the group's policy lets
+// members share history, who invited this user, for a room's messages from before
+// this device joined, also if they were asked before. It returns how many devices
+// were asked, or ErrNobodyToAsk. What comes is told as HistoryReceived, when the others are
 // online. With Options.AskHistory this is done once for each room.
 func (c *Client) AskHistory(ctx context.Context, roomID id.RoomID) (int, error) {
 	r, _, err := c.lockMember(ctx, roomID)

@@ -25,13 +25,10 @@ func (c *Client) give(ctx context.Context, t *historyTask) error {
 		return err
 	}
 	cs := mls.CipherSuite(req.Suite)
-	if t.Sender != c.UserID() {
-		return dropTask("%s is another user", t.Sender)
-	}
-	if req.Device == c.DeviceID() {
+	if t.Sender == c.UserID() && req.Device == c.DeviceID() {
 		return dropTask("it is this device's own")
 	}
-	theirs, err := c.historyDevice(ctx, t.Sender, req.Device, cs)
+	theirs, err := c.historyPeerKey(ctx, t.Room, t.Sender, req.Device, cs)
 	if err != nil {
 		return err
 	}
@@ -40,6 +37,11 @@ func (c *Client) give(ctx context.Context, t *historyTask) error {
 	}
 	if t.Part == 0 && !c.mayGive(t) {
 		return dropTask("it has just been given to %s", req.Device)
+	}
+	if t.Sender != c.UserID() && t.grant == nil {
+		if t.grant, err = c.granted(ctx, t.Room, t.Sender); err != nil {
+			return err
+		}
 	}
 	ours, err := c.ident.SignatureKey(cs)
 	if err != nil {
@@ -156,6 +158,9 @@ func (c *Client) historyPart(ctx context.Context, t *historyTask) (*historyPart,
 			msg, err := messageOf(item)
 			if err != nil {
 				return nil, err
+			}
+			if t.Sender != c.UserID() && (!t.grant[msg.EventID] || msg.From != nil && !msg.From.Own) {
+				continue
 			}
 			n, err := w.Add(archived(msg))
 			if err != nil {

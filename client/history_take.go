@@ -24,20 +24,18 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 	if err != nil {
 		return err
 	}
-	if t.Sender != c.UserID() {
-		return dropTask("%s is another user", t.Sender)
-	}
 	c.mu.Lock()
 	var ask historyState
 	if r := c.rooms[bundle.Room]; r != nil && r.rec.History != nil {
 		ask = *r.rec.History
 	}
-	open := ask.open(c.now()) && ask.Request == bundle.Request
+	asked := slices.ContainsFunc(ask.Asked, func(p historyPeer) bool { return p.User == t.Sender && p.Device == bundle.Device })
+	open := ask.open(c.now()) && ask.Request == bundle.Request && asked
 	c.mu.Unlock()
 	if !open {
 		return dropTask("it was not asked for")
 	}
-	giver, err := c.historyDevice(ctx, t.Sender, bundle.Device, mls.CipherSuite(bundle.Suite))
+	giver, err := c.historyPeerKey(ctx, bundle.Room, t.Sender, bundle.Device, mls.CipherSuite(bundle.Suite))
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,9 @@ type Reading struct {
 	Transaction string // of the client that is answered, if it sent the event
 	Text        string // for people: why it cannot be read, and what to do
 	Later       bool   // it may be readable later
+	// SharedBy is another user, on whose word the message is shown: they gave it to
+	// a device that could not open it itself.
+	SharedBy id.UserID
 }
 
 // KeyUnreadable marks the notice in the place of an event that cannot be read.
@@ -237,7 +240,7 @@ func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool
 		r = Reading{Text: Text(RefusedFor, r.Type)} // not what a message can be
 	}
 	if r.State == Opened && r.Sender == out.Sender {
-		f["type"], f["content"] = quote(r.Type), r.Content
+		f["type"], f["content"] = quote(r.Type), shared(r)
 		if r.Transaction != "" {
 			unsigned := f.object("unsigned")
 			if unsigned == nil {
@@ -254,6 +257,35 @@ func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool
 	out.Notice, out.Later = true, r.Later
 	f["type"], f["content"] = quote("m.room.message"), noticeContent(r.Text)
 	return true
+}
+
+// KeySharedBy names in a content who gave the message to the proxy's device.
+const KeySharedBy = rooms.Prefix + "shared_by"
+
+// shared marks a message that is shown on another user's word: what people read of
+// it begins with who that is.
+func shared(r Reading) json.RawMessage {
+	if r.SharedBy == "" {
+		return r.Content
+	}
+	content, ok := parse(r.Content)
+	if !ok {
+		return r.Content
+	}
+	mark := func(c fields) {
+		if c.has("body") {
+			c["body"] = quote(Text(SharedBy, string(r.SharedBy), c.text("body")))
+		}
+		delete(c, "formatted_body") // clients show it in place of the body
+		delete(c, "format")
+	}
+	mark(content)
+	if fresh := content.object("m.new_content"); fresh != nil {
+		mark(fresh)
+		content["m.new_content"] = fresh.raw()
+	}
+	content[KeySharedBy] = quote(string(r.SharedBy))
+	return content.raw()
 }
 
 func noticeContent(text string) json.RawMessage {
@@ -341,7 +373,7 @@ func Raws(events []Event) []json.RawMessage {
 // Replacement is an event that puts what was read meanwhile in the place of a
 // notice: an edit by the same sender, under an id of the proxy's own.
 func Replacement(notice Event, r Reading) json.RawMessage {
-	content, ok := parse(r.Content)
+	content, ok := parse(shared(r))
 	if !ok || r.Type != "m.room.message" {
 		content = fields{"msgtype": quote("m.notice"), "body": quote(Text(CameLate, r.Type))}
 	}

@@ -28,10 +28,12 @@ func opened(sender, eventType, content string) Reading {
 }
 
 var view = known{
-	"$open":    opened("@a:x", "m.room.message", `{"body":"hello","msgtype":"m.text"}`),
-	"$react":   opened("@a:x", "m.reaction", `{"m.relates_to":{"key":"+"}}`),
-	"$own":     {State: Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"mine"}`), Transaction: "t1"},
-	"$again":   {State: Again},
+	"$open":  opened("@a:x", "m.room.message", `{"body":"hello","msgtype":"m.text"}`),
+	"$react": opened("@a:x", "m.reaction", `{"m.relates_to":{"key":"+"}}`),
+	"$own":   {State: Opened, Sender: "@a:x", Type: "m.room.message", Content: json.RawMessage(`{"body":"mine"}`), Transaction: "t1"},
+	"$again": {State: Again},
+	"$shared": {State: Opened, Sender: "@a:x", SharedBy: "@c:x", Type: "m.room.message",
+		Content: json.RawMessage(`{"body":"told","formatted_body":"<b>told</b>","format":"org.matrix.custom.html","m.new_content":{"body":"anew","formatted_body":"<b>anew</b>"}}`)},
 	"$redacts": opened("@a:x", "m.room.redaction", `{"redacts":"$open"}`),
 	"$edit":    opened("@a:x", "m.room.message", `{"body":"* new","m.new_content":{"body":"new"},"m.relates_to":{"rel_type":"m.replace","event_id":"$open"}}`),
 }
@@ -56,6 +58,7 @@ func TestOne(t *testing.T) {
 		{"a room that is not known yet", in{"!new:x", "$open", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"body":"hello"`}, "ciphertext", false, true},
 		{"a reaction", in{mlsRoom, "$react", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"type":"m.reaction"`}, "ciphertext", false, true},
 		{"an own message", in{mlsRoom, "$own", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"transaction_id":"t1"`}, "ciphertext", false, true},
+		{"one that another member gave", in{mlsRoom, "$shared", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"body":"[shared by @c:x] told"`, `"body":"[shared by @c:x] anew"`, `"` + KeySharedBy + `":"@c:x"`}, "<b>", false, true},
 		{"one that cannot be read", in{mlsRoom, "$unknown", "@a:x", "m.room.encrypted", cipher, ""}, []string{`"m.notice"`, `not yet`, KeyUnreadable}, "ciphertext", true, true},
 		{"one under another sender's name", in{mlsRoom, "$open", "@evil:x", "m.room.encrypted", cipher, ""}, []string{`"m.notice"`, "@a:x"}, "hello", true, true},
 		{"one that was sent again", in{mlsRoom, "$again", "@a:x", "m.room.encrypted", cipher, ""}, nil, "", false, true},

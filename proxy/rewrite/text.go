@@ -15,6 +15,7 @@ const (
 	WrongSender                 // the user whose key it was
 	NotEncrypted                // the text
 	CameLate                    // the event's type
+	SharedBy                    // the user, the text
 )
 
 var catalogue = map[Message]string{
@@ -26,6 +27,7 @@ var catalogue = map[Message]string{
 	WrongSender:  "This message is not shown: the homeserver says it is from somebody else than %s, whose key it was encrypted with. Tell your homeserver's administrator.",
 	NotEncrypted: "[not encrypted] %s",
 	CameLate:     "[came late: %s]",
+	SharedBy:     "[shared by %s] %s",
 }
 
 // Text is a message for people.

@@ -32,6 +32,9 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	switch r.State {
 	case account.Opened:
 		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: v.detach(r.Message.Content)}
+		if from := r.Message.From; from != nil && !from.Own {
+			out.SharedBy = from.User
+		}
 		out.Transaction = v.s.sent.txn(v.sess.tag, room, event)
 		return out
 	case account.Repeated:

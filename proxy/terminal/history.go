@@ -8,13 +8,18 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 func runHistory(ctx context.Context, c *call) error {
 	lines := c.flags.Int("lines", 50, "show the last `N` messages")
 	before := c.flags.String("before", "", "show those before `EVENT`")
 	ask := c.flags.Bool("ask", false, "ask your other devices for what was said before this one joined, and wait for it")
+	share := c.flags.String("share", "", "for an admin: whether members' devices give whom they invite what was said before, `on|off`")
 	err := c.parse(ctx, 1, 1, func() error {
+		if *share != "" && *share != "on" && *share != "off" {
+			return usagef("--share is on or off")
+		}
 		if *lines < 1 || *lines > 1000 {
 			return usagef("--lines is 1 to 1000")
 		}
@@ -25,6 +30,9 @@ func runHistory(ctx context.Context, c *call) error {
 	}
 	updates := c.s.subscribe(ctx)
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		if *share != "" {
+			return c.shareHistory(ctx, cli, r, *share == "on")
+		}
 		if *ask {
 			if err := c.askHistory(ctx, cli, r, updates); err != nil {
 				return err
@@ -48,6 +56,24 @@ func runHistory(ctx context.Context, c *call) error {
 		}
 		return nil
 	})
+}
+
+// shareHistory changes whether a room's members give newcomers its history.
+func (c *call) shareHistory(ctx context.Context, cli *client.Client, r client.RoomInfo, on bool) error {
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	rule, text := rooms.HistoryNone, "Newcomers to %s get nothing of what was said before.\n"
+	if on {
+		rule, text = rooms.HistoryShared, "Who is invited to %s from now on gets what was said before from who invited them, as far as the room's history visibility shows it.\n"
+	}
+	if err := cli.ChangePolicy(wait, r.ID, func(p *rooms.Policy) { p.History = rule }); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(map[string]any{"room_id": r.ID, "share": on})
+	}
+	c.printf(text, title(r))
+	return nil
 }
 
 // askHistory asks the user's other devices and waits until all of them have given

@@ -14,6 +14,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 func runRooms(ctx context.Context, c *call) error {
@@ -114,10 +115,14 @@ func runCreate(ctx context.Context, c *call) error {
 	public := c.flags.Bool("public", false, "anyone may join")
 	direct := c.flags.Bool("direct", false, "a conversation with one person")
 	history := c.flags.String("history", "", "who sees earlier messages: invited (default), joined, shared or world_readable `WHO`")
+	share := c.flags.Bool("share-history", false, "members' devices give whom they invite what was said before, as far as --history shows it")
 	if err := c.parse(ctx, 1, -1); err != nil {
 		return err
 	}
 	o := client.CreateOptions{Name: c.args[0], Topic: *topic, Public: *public, Direct: *direct, History: *history}
+	if *share {
+		o.Policy = func(p *rooms.Policy) { p.History = rooms.HistoryShared }
+	}
 	for _, arg := range c.args[1:] {
 		user, err := parseUser(arg)
 		if err != nil {
