@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"maps"
 	"math"
 	"runtime/debug"
 	"slices"
@@ -137,6 +136,9 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 	if err != nil || len(items) == 0 {
 		return err
 	}
+	if r.headSeen {
+		r.headAt, r.headTries = 0, 0
+	}
 	r.headLook, r.headSeen = r.headSeen || c.mono() >= r.headAt, false
 	for moved := true; moved; {
 		moved = false
@@ -161,94 +163,6 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 		}
 	}
 	return c.trimInbox(ctx, r, items)
-}
-
-// maxWelcomesWaiting and maxWelcomesBy bound the Welcomes that wait in one room, in
-// all and of one sender. They are counted apart, or the events of a busy room would
-// push out the way into it.
-const (
-	maxWelcomesWaiting = 64
-	maxWelcomesBy      = 8
-)
-
-// welcomeAge is how long a Welcome waits for the commit that it belongs to. The
-// two come by ways of their own, and after a cut one may be much the later.
-const welcomeAge = 24 * time.Hour
-
-// trimInbox bounds what waits: above the limit the oldest events are given up, and
-// the oldest Welcomes of whoever sent most, so that a flood reaches nobody else's;
-// of these also what has waited for its commit for too long.
-func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
-	var waiting, over []*store.InboxItem
-	welcomes := map[id.UserID][]*store.InboxItem{} // by sender, the oldest first
-	now := c.now()
-	for _, item := range items {
-		if item == nil {
-			continue
-		}
-		var data inboxData
-		err := json.Unmarshal(item.Data, &data)
-		if err == nil && data.ToDevice {
-			kind, _, _ := strings.Cut(item.WaitsFor, ":")
-			lost := (kind == "welcomed" || kind == "parent" || kind == "media" || kind == "files") && now.Sub(time.UnixMilli(data.At)) > welcomeAge
-			if lost || data.Event == nil {
-				over = append(over, item)
-			} else {
-				welcomes[data.Event.Sender] = append(welcomes[data.Event.Sender], item)
-			}
-			continue
-		}
-		waiting = append(waiting, item)
-		if err != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
-			continue
-		}
-		if now.Sub(time.UnixMilli(data.At)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
-			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
-				Room: r.id, EventID: item.EventID, Sender: data.Event.Sender, Reason: "waits for " + item.WaitsFor,
-			})
-		}
-	}
-	if n := len(waiting) - c.limits.Waiting; n > 0 {
-		over = append(over, waiting[:n]...)
-	}
-	over = append(over, excessWelcomes(welcomes)...)
-	for _, item := range over {
-		b := &batch{}
-		b.do(func(ctx context.Context) error {
-			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
-				return err
-			}
-			if err := c.noteRefused(ctx, r.id, item.EventID, ruleOverLimit); err != nil {
-				return err
-			}
-			return c.st.DeleteInbox(ctx, r.id, item.EventID)
-		})
-		c.count(ruleOverLimit)
-		if err := c.commitBatch(ctx, r, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// excessWelcomes takes the oldest Welcomes of the busiest senders out, until what is
-// left is within bounds.
-func excessWelcomes(by map[id.UserID][]*store.InboxItem) (over []*store.InboxItem) {
-	senders := slices.Sorted(maps.Keys(by))
-	for {
-		total, busiest := 0, id.UserID("")
-		for _, user := range senders {
-			total += len(by[user])
-			if len(by[user]) > len(by[busiest]) {
-				busiest = user
-			}
-		}
-		if total <= maxWelcomesWaiting && len(by[busiest]) <= maxWelcomesBy {
-			return over
-		}
-		over = append(over, by[busiest][0])
-		by[busiest] = by[busiest][1:]
-	}
 }
 
 func (c *Client) warnOnce(r *room, key string, u Update) {

@@ -52,11 +52,11 @@ func (c *Client) checkCommit(ctx context.Context, r *room, tree rooms.Tree, stag
 
 // first tells whether something is done for a reason for the first time.
 func (r *room) first(reason string) bool {
-	if r.told[reason] || len(r.told) >= maxTold {
+	if r.told[reason] {
 		return false
 	}
-	if r.told == nil {
-		r.told = map[string]bool{}
+	if r.told == nil || len(r.told) >= maxTold {
+		r.told = map[string]bool{} // rather twice than not at all
 	}
 	r.told[reason] = true
 	return true

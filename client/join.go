@@ -65,21 +65,23 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if r.rec.Membership != "join" {
 		return &errWait{"join:"}
 	}
-	if r.state.Known {
-		err := rooms.CheckUnsolicited(content, r.state.view, c.UserID())
-		if err == nil && r.state.membership(evt.Sender) != rooms.MembershipJoin {
-			err = errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
-		}
-		// Anybody can send a Welcome, so not each one has the state read, and until
-		// it is, what is known of it counts.
-		if now := c.mono(); err != nil && r.tried[lookWelcome] <= now && r.first("welcome/"+string(evt.ID)) {
-			r.tried[lookWelcome] = now + lookPause
-			r.want("state", &need{state: true})
-			return &errWait{"looked:" + string(evt.ID)}
-		}
-		if err != nil {
-			return err
-		}
+	if !r.state.Known {
+		r.want("state", &need{state: true})
+		return &errWait{"state:"}
+	}
+	err = rooms.CheckUnsolicited(content, r.state.view, c.UserID())
+	if err == nil && r.state.membership(evt.Sender) != rooms.MembershipJoin {
+		err = errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the Welcome, is not in the room", evt.Sender))
+	}
+	// Anybody can send a Welcome, so not each one has the state read, and until
+	// it is, what is known of it counts.
+	if now := c.mono(); err != nil && r.tried[lookWelcome] <= now && r.lookFor(evt.ID) {
+		r.tried[lookWelcome] = now + lookPause
+		r.want("state", &need{state: true})
+		return &errWait{"looked:" + string(evt.ID)}
+	}
+	if err != nil {
+		return err
 	}
 	if r.pending != nil && r.pending.External {
 		return &errWait{"decided:"} // we are joining by ourselves already
@@ -166,6 +168,18 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	r.rec.Refresh = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
 	return nil
+}
+
+// lookFor tells whether the state was not read for a Welcome's sake yet.
+func (r *room) lookFor(welcome id.EventID) bool {
+	if r.lookedFor[welcome] {
+		return false
+	}
+	if r.lookedFor == nil || len(r.lookedFor) >= maxWelcomesWaiting {
+		r.lookedFor = map[id.EventID]bool{}
+	}
+	r.lookedFor[welcome] = true
+	return true
 }
 
 // firstTimeIn refuses to enter an epoch that this device was in before, which a
@@ -271,12 +285,19 @@ func (c *Client) listShown(r *room, group []byte, policy *rooms.Policy) bool {
 // waitHead lets a Welcome wait until a module publishes something, or what a head
 // rests on was fetched, or for a while.
 func (r *room) waitHead(now time.Duration) error {
-	r.headAt = now + headWait
+	if now >= r.headAt { // else it is set for others that wait
+		r.headAt = now + min(headWait<<min(r.headTries, 6), headWaitMax)
+		r.headTries++
+	}
 	return &errWait{"head:"}
 }
 
-// headWait is how long a Welcome waits for heads before it looks at them again.
-const headWait = 5 * time.Second
+// headWait is how long a Welcome waits for heads before it looks at them again,
+// though nothing came: twice as long each time, up to headWaitMax.
+const (
+	headWait    = 5 * time.Second
+	headWaitMax = 5 * time.Minute
+)
 
 // boundTo returns the only group of the room that this device may enter, nil if
 // nothing says which: the one it was in, or the one that whoever invited it

@@ -173,9 +173,11 @@ type room struct {
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed
 	badSince     map[string]*badLeaf
-	headSeen     bool          // a module published something since Welcomes looked at the heads
-	headLook     bool          // they look at them now
-	headAt       time.Duration // when they look again in any case
+	headSeen     bool                // a module published something since Welcomes looked at the heads
+	headLook     bool                // they look at them now
+	headAt       time.Duration       // when they look again in any case
+	headTries    int                 // how often they did so since something came
+	lookedFor    map[id.EventID]bool // Welcomes for whose sake the state was read
 	fetched      map[id.EventID]*Event
 	requests     map[federation.Ref]*request // commits that the homeserver does not give
 	requestNext  time.Duration               // when modules may be asked again

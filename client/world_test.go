@@ -559,6 +559,8 @@ type fakeIdentity struct {
 	// old is what is known of users about whose new devices the server says nothing.
 	old   map[id.UserID]*identity.UserDevices
 	asked []id.UserID // whose devices were asked for anew
+	// opened counts the Welcomes whose key package was looked up.
+	opened int
 }
 
 func (i *fakeIdentity) UserID() id.UserID     { return i.user }
@@ -638,6 +640,7 @@ func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, t
 	return out, nil
 }
 func (i *fakeIdentity) Bundle(_ context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error) {
+	i.opened++
 	for _, ref := range refs {
 		if raw, ok := i.bundles[string(ref)]; ok {
 			return mls.UnmarshalKeyPackageBundle(raw)

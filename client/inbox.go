@@ -1,0 +1,144 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/rooms"
+)
+
+// maxWelcomesWaiting and maxWelcomesBy bound the Welcomes that wait in one room, in
+// all and of one sender. They are counted apart, or the events of a busy room would
+// push out the way into it.
+const (
+	maxWelcomesWaiting = 64
+	maxWelcomesBy      = 8
+)
+
+// welcomeAge is how long a Welcome waits for the commit that it belongs to, and for
+// what shows that it is not a lie. They come by ways of their own, and after a cut
+// one may be much the later.
+const welcomeAge = 24 * time.Hour
+
+// welcomeWaits are the waits that end then. For its user to join a Welcome waits for
+// as long as that takes.
+var welcomeWaits = []string{"welcomed", "parent", "media", "files", "head", "state", "looked"}
+
+// trimInbox bounds what waits: above the limit the oldest events are given up, and
+// Welcomes of those for whom least speaks; of these also what has waited for too
+// long.
+func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
+	var waiting, over []*store.InboxItem
+	var welcomes []waitingWelcome // the oldest first
+	now := c.now()
+	for _, item := range items {
+		if item == nil {
+			continue
+		}
+		var data inboxData
+		err := json.Unmarshal(item.Data, &data)
+		if err == nil && data.ToDevice {
+			kind, _, _ := strings.Cut(item.WaitsFor, ":")
+			lost := slices.Contains(welcomeWaits, kind) && now.Sub(time.UnixMilli(data.At)) > welcomeAge
+			if lost || data.Event == nil {
+				over = append(over, item)
+			} else {
+				welcomes = append(welcomes, waitingWelcome{item, data.Event.Sender})
+			}
+			continue
+		}
+		waiting = append(waiting, item)
+		if err != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
+			continue
+		}
+		if now.Sub(time.UnixMilli(data.At)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
+			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
+				Room: r.id, EventID: item.EventID, Sender: data.Event.Sender, Reason: "waits for " + item.WaitsFor,
+			})
+		}
+	}
+	if n := len(waiting) - c.limits.Waiting; n > 0 {
+		over = append(over, waiting[:n]...)
+	}
+	over = append(over, excessWelcomes(welcomes, func(sender id.UserID) int { return c.speaksFor(r, sender) })...)
+	for _, item := range over {
+		b := &batch{}
+		b.do(func(ctx context.Context) error {
+			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
+				return err
+			}
+			if err := c.noteRefused(ctx, r.id, item.EventID, ruleOverLimit); err != nil {
+				return err
+			}
+			return c.st.DeleteInbox(ctx, r.id, item.EventID)
+		})
+		c.count(ruleOverLimit)
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A waitingWelcome is a Welcome in the inbox.
+type waitingWelcome struct {
+	item   *store.InboxItem
+	sender id.UserID
+}
+
+// trustedPower is the power level of those whom rooms let put others out.
+const trustedPower = 50
+
+// speaksFor ranks who sends a Welcome: least those who are not in the room, most
+// whoever invited this user or let them in.
+func (c *Client) speaksFor(r *room, sender id.UserID) int {
+	switch {
+	case sender == r.rec.Inviter || sender == r.rec.Admitter:
+		return 3
+	case r.state.Known && r.state.membership(sender) != rooms.MembershipJoin:
+		return 0
+	case r.state.view.PowerOf(sender) >= trustedPower:
+		return 2
+	}
+	return 1
+}
+
+// excessWelcomes takes Welcomes out, until what is left is within bounds: of one
+// sender the oldest; of all first those of whom least speaks for, of these the
+// busiest one's, and among as busy ones the oldest. list begins with the oldest.
+func excessWelcomes(list []waitingWelcome, speaksFor func(sender id.UserID) int) (over []*store.InboxItem) {
+	by, rank := map[id.UserID]int{}, map[id.UserID]int{}
+	for _, w := range list {
+		if by[w.sender]++; by[w.sender] == 1 {
+			rank[w.sender] = speaksFor(w.sender)
+		}
+	}
+	drop := func(at int) {
+		by[list[at].sender]--
+		over = append(over, list[at].item)
+		list = slices.Delete(list, at, at+1)
+	}
+	for at := 0; at < len(list); {
+		if by[list[at].sender] > maxWelcomesBy {
+			drop(at)
+		} else {
+			at++
+		}
+	}
+	for len(list) > maxWelcomesWaiting {
+		worst := 0
+		for at, w := range list {
+			if v := list[worst]; rank[w.sender] < rank[v.sender] || rank[w.sender] == rank[v.sender] && by[w.sender] > by[v.sender] {
+				worst = at
+			}
+		}
+		drop(worst)
+	}
+	return over
+}
