@@ -521,9 +521,9 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		if n.look != nil && r.needs[lookNow] == nil && r.needs[lookLater] == nil {
 			r.rec.Look = nil
 		}
-		if !n.commit.IsZero() && isPermanent(err) {
-			c.miss(r, n.commit)
-		}
+	}
+	if !n.commit.IsZero() && n.fail >= missFails {
+		c.miss(r, n.commit)
 	}
 }
 

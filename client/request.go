@@ -21,16 +21,29 @@ import (
 const (
 	maxRequests   = 64 // commits of a room that are remembered as missing
 	requestAtOnce = 16
-	requestTimes  = 3                // for one commit, by all who miss it together
-	requestEvery  = time.Minute      // between two questions for it
+	requestTimes  = 3                // for one commit, by all who miss it together, before its place may go to another one
+	requestEvery  = time.Minute      // between the first two questions for it; twice as long each time
+	requestSeldom = time.Hour        // at most
+	requestAge    = 24 * time.Hour   // then it is not asked for any more
 	requestPause  = 10 * time.Second // between two of this device; twice as long each time, up to requestEvery
+
+	// missFails is how often a homeserver fails to give a commit, by a word or by an
+	// error, before the modules are asked.
+	missFails = 3
 )
 
 // request is what is remembered of a commit that the homeserver does not give.
 type request struct {
+	since time.Duration
 	at    time.Duration // not asked for before
 	delay time.Duration // of this device: who misses the same commit does not ask at once
 	times int
+}
+
+// asked counts a question.
+func (q *request) asked(now time.Duration) {
+	q.at = now + min(requestEvery<<min(q.times, 6), requestSeldom) + q.delay
+	q.times++
 }
 
 // miss notes that a commit cannot be had from the homeserver. Devices that miss the
@@ -44,7 +57,7 @@ func (c *Client) miss(r *room, ref federation.Ref) {
 		return
 	}
 	if len(r.requests) >= maxRequests {
-		maps.DeleteFunc(r.requests, func(ref federation.Ref, q *request) bool { return q.times >= requestTimes || r.machine.Held(ref) })
+		r.dropRequest()
 	}
 	if len(r.requests) >= maxRequests {
 		return
@@ -53,7 +66,31 @@ func (c *Client) miss(r *room, ref federation.Ref) {
 		r.requests = map[federation.Ref]*request{}
 	}
 	delay := rooms.CommitterDelay(ref, e.group.OwnLeafIndex(), e.group.MemberCount())
-	r.requests[ref] = &request{at: c.mono() + delay, delay: delay}
+	now := c.mono()
+	r.requests[ref] = &request{since: now, at: now + delay, delay: delay}
+}
+
+// dropRequest makes place for one more missing commit: what is there now, else the
+// one that was asked for most often, in vain.
+func (r *room) dropRequest() {
+	maps.DeleteFunc(r.requests, func(ref federation.Ref, _ *request) bool { return r.machine.Held(ref) })
+	if len(r.requests) < maxRequests {
+		return
+	}
+	var most federation.Ref
+	for _, ref := range r.missing() {
+		if q, m := r.requests[ref], r.requests[most]; m == nil || q.times > m.times {
+			most = ref
+		}
+	}
+	if r.requests[most].times >= requestTimes {
+		delete(r.requests, most)
+	}
+}
+
+// missing returns the commits that are remembered as missing, in order.
+func (r *room) missing() []federation.Ref {
+	return slices.SortedFunc(maps.Keys(r.requests), func(a, b federation.Ref) int { return bytes.Compare(a[:], b[:]) })
 }
 
 // requestMissing asks the room's modules for commits that are missing.
@@ -62,14 +99,18 @@ func (c *Client) requestMissing(ctx context.Context, r *room) error {
 	if len(r.requests) == 0 || now < r.requestNext {
 		return nil
 	}
-	refs := slices.SortedFunc(maps.Keys(r.requests), func(a, b federation.Ref) int { return bytes.Compare(a[:], b[:]) })
+	if slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.data.Type == rooms.TypeRequest }) {
+		return nil // the last one is not sent yet
+	}
 	content := &rooms.RequestContent{}
-	for _, ref := range refs {
+	for _, ref := range r.missing() {
 		q := r.requests[ref]
 		if r.machine.Held(ref) {
 			delete(r.requests, ref)
 			r.requestWait = 0
-		} else if q.at <= now && q.times < requestTimes && len(content.Refs) < requestAtOnce {
+		} else if now-q.since > requestAge {
+			delete(r.requests, ref)
+		} else if q.at <= now && len(content.Refs) < requestAtOnce {
 			content.Refs = append(content.Refs, rooms.Hash(ref))
 		}
 	}
@@ -77,8 +118,7 @@ func (c *Client) requestMissing(ctx context.Context, r *room) error {
 		return nil
 	}
 	for _, ref := range content.Refs {
-		q := r.requests[federation.Ref(ref)]
-		q.at, q.times = now+requestEvery+q.delay, q.times+1
+		r.requests[federation.Ref(ref)].asked(now)
 	}
 	r.requestWait = min(max(2*r.requestWait, requestPause), requestEvery)
 	r.requestNext = now + r.requestWait
@@ -101,7 +141,7 @@ func (c *Client) requestMissing(ctx context.Context, r *room) error {
 // nextRequest returns when requestMissing has something to do, 0 if nothing waits.
 func (r *room) nextRequest() (next time.Duration) {
 	for _, q := range r.requests {
-		if at := max(q.at, r.requestNext); q.times < requestTimes && (next == 0 || at < next) {
+		if at := max(q.at, r.requestNext); next == 0 || at < next {
 			next = at
 		}
 	}
@@ -117,7 +157,7 @@ func (c *Client) handleRequest(r *room, evt *Event) error {
 	}
 	for _, ref := range content.Refs {
 		if q := r.requests[federation.Ref(ref)]; q != nil {
-			q.at, q.times = c.mono()+requestEvery+q.delay, q.times+1
+			q.asked(c.mono())
 		}
 	}
 	return nil

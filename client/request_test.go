@@ -23,8 +23,15 @@ func (w *world) requestsOf(devices ...*testDevice) (n int) {
 }
 
 // TestCommitThatTheHomeserverDoesNotGive: what neither /sync nor /event gives a
-// module posts again, and nothing that was said since is lost.
+// module posts again, and nothing that was said since is lost: also where the
+// homeserver does not say that it has none, but answers with errors.
 func TestCommitThatTheHomeserverDoesNotGive(t *testing.T) {
+	for name, noEvents := range map[string]bool{"has none": false, "answers with errors": true} {
+		t.Run(name, func(t *testing.T) { testMissingCommit(t, noEvents) })
+	}
+}
+
+func testMissingCommit(t *testing.T, noEvents bool) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
 	before := alice.epoch(room)
@@ -48,6 +55,7 @@ func TestCommitThatTheHomeserverDoesNotGive(t *testing.T) {
 		t.Fatalf("%d commits are hidden, want 2", len(hidden))
 	}
 	bob.dead = false
+	bob.hs.noEvents = noEvents
 	for range 40 {
 		bob.turn()
 		w.order()
@@ -65,7 +73,8 @@ func TestCommitThatTheHomeserverDoesNotGive(t *testing.T) {
 }
 
 // TestCommitsThatNobodyHas: for commits that are named and never were, which a lying
-// member can do in messages, all members together ask a few times, and no more.
+// member can do in messages, all members together ask a few times, then ever more
+// rarely, and not for ever.
 func TestCommitsThatNobodyHas(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, _ := w.three("shared")
@@ -82,16 +91,36 @@ func TestCommitsThatNobodyHas(t *testing.T) {
 		bob.turn()
 		w.now.add(2 * time.Second)
 	}
-	if n, most := w.requestsOf(alice, bob), (named/requestAtOnce+1)*(requestTimes+1); n < named/requestAtOnce || n > most {
+	if n, most := w.requestsOf(alice, bob), (named/requestAtOnce+1)*(requestTimes+2); n < named/requestAtOnce || n > most {
 		t.Errorf("%d questions in ten minutes, want %d at most", n, most)
+	}
+	before := w.requestsOf(alice, bob)
+	for range 150 {
+		alice.turn()
+		bob.turn()
+		w.now.add(10 * time.Minute)
+	}
+	if n, most := w.requestsOf(alice, bob)-before, 2*(24+6)*named/requestAtOnce; n < 20 || n > most {
+		t.Errorf("%d questions in the day after, want one in an hour for each %d commits, %d at most", n, requestAtOnce, most)
 	}
 	alice.mu.Lock()
 	defer alice.mu.Unlock()
 	r := alice.rooms[room]
+	if len(r.requests) > 0 {
+		t.Errorf("after a day %d commits are asked for", len(r.requests))
+	}
 	for i := range 2 * maxRequests {
 		alice.miss(r, federation.Ref{8, byte(i)})
 	}
-	if len(r.requests) > maxRequests {
-		t.Errorf("%d commits are remembered, want %d at most", len(r.requests), maxRequests)
+	if len(r.requests) != maxRequests {
+		t.Errorf("%d commits are remembered, want %d", len(r.requests), maxRequests)
+	}
+	for _, q := range r.requests {
+		q.times = requestTimes
+	}
+	last := federation.Ref{7}
+	alice.miss(r, last)
+	if len(r.requests) != maxRequests || r.requests[last] == nil {
+		t.Error("a commit that is missing since now finds no place beside those that were asked for in vain")
 	}
 }

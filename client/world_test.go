@@ -296,6 +296,7 @@ type fakeTransport struct {
 	noState bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
 	noHistory id.RoomID
+	noEvents  bool // it answers with errors where it is asked for an event by its name
 	// stall is called, if set, before a file is looked for.
 	stall func(ctx context.Context, mxc string)
 	// stateRead is called, once, when a room's state was read and the answer is under way.
@@ -372,6 +373,9 @@ func (t *fakeTransport) Redact(_ context.Context, room id.RoomID, target id.Even
 }
 
 func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.EventID) (*Event, error) {
+	if t.noEvents {
+		return nil, errors.New("the homeserver does not answer")
+	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
 	for _, evt := range t.s.log {
