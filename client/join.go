@@ -260,7 +260,7 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 		r.rec.Unconfirmed = true
 		r.noteHeads()
 	}
-	r.joinTries = 0
+	r.joinTries, r.joinBy, r.joinFails = 0, "", nil
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	r.joinAt, r.planned, r.lastJoinError = 0, false, nil
 	r.eraNo, _ = r.machine.EraOf()
@@ -318,15 +318,16 @@ func (r *room) boundTo(own id.UserID) []byte {
 // the newest that shows nothing wrong; in either case rather of a module that is
 // on the list of the group it shows, since nobody can join at the others. One
 // that lies below a final commit that another proves is stale: an external commit
-// there would undo what happened since. coming means that a proof is being
-// fetched.
+// there would undo what happened since. What a module shows may be a lie from long
+// ago, list and all: where joining failed, the others go first for a while. coming
+// means that a proof is being fetched.
 func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, coming bool) {
 	bound := r.boundTo(c.UserID())
 	s := c.shownBy(r, bound)
 	if s.coming {
 		return "", nil, true
 	}
-	bestListed := false
+	bestListed, bestRests, now := false, false, c.mono()
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
 		if head == nil || head.Accepted == nil || head.Snapshot == nil || len(head.GroupInfo) == 0 || head.Root == nil || s.bad[bot] {
@@ -336,9 +337,14 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		if head.Snapshot.AtCommit != head.Accepted.Ref || proven == nil && bound != nil && !bytes.Equal(bound, head.Group) || s.stale(head, proven) {
 			continue
 		}
-		listed := head.Lists(bot)
+		listed, rests := head.Lists(bot), r.tried["join/"+string(bot)] > now
 		switch had := s.by[by]; {
-		case best == nil, proven != nil && had == nil:
+		case best == nil:
+		case rests != bestRests:
+			if rests {
+				continue
+			}
+		case proven != nil && had == nil:
 		case proven == nil && had != nil:
 			continue
 		case listed != bestListed:
@@ -356,7 +362,7 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		case head.Accepted.Epoch <= best.Accepted.Epoch:
 			continue
 		}
-		best, by, bestListed = head, bot, listed
+		best, by, bestListed, bestRests = head, bot, listed, rests
 	}
 	return by, best, false
 }
@@ -396,6 +402,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		if tree, err = c.mediaOf(r, file, &Event{Sender: bot}, true); errors.As(err, &coming) {
 			return nil
 		} else if err != nil {
+			r.restModule(bot, now)
 			r.joinAt, r.lastJoinError = now+joinRetry, fmt.Errorf("client: tree of %s: %w", r.id, err)
 			r.notify()
 			return nil
@@ -405,9 +412,17 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		if r.machine == nil {
 			return nil
 		}
+		if r.joinBy != "" {
+			r.restModule(r.joinBy, now) // no module accepts what is built on its head
+			r.joinBy = ""
+		}
 		b := &batch{}
 		c.loseCommit(r, b)
 		if err := c.commitBatch(context.Background(), r, b); err != nil {
+			return nil
+		}
+		if other, _, _ := c.usableHead(r); other != bot {
+			r.joinAt = now + time.Second
 			return nil
 		}
 	}
@@ -423,11 +438,47 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if r := c.rooms[roomID]; r != nil {
-			r.joinAt = c.mono() + joinRetry
+			now := c.mono()
+			r.joinAt = now + joinRetry
 			r.lastJoinError = err
+			var wrong *headError
+			if errors.As(err, &wrong) {
+				r.joinAt = now + r.restModule(bot, now)
+			}
 			r.notify()
 		}
 	}
+}
+
+// headError reports that a module's head is of no use for joining.
+type headError struct{ err error }
+
+func (e *headError) Error() string { return e.err.Error() }
+func (e *headError) Unwrap() error { return e.err }
+
+// How long other modules go first after joining by one failed, twice as long each
+// time, and the next try waits where there is none.
+const (
+	joinRest     = time.Minute
+	joinRestMax  = time.Hour
+	joinRetryMax = 5 * time.Minute
+)
+
+// restModule notes that joining by what a module shows failed. It returns when to
+// try again: soon, if another module is there.
+func (r *room) restModule(bot id.UserID, now time.Duration) time.Duration {
+	if r.joinFails == nil || len(r.joinFails) >= maxProofs && r.joinFails[bot] == 0 {
+		r.joinFails = map[id.UserID]int{}
+	}
+	r.joinFails[bot]++
+	n := min(r.joinFails[bot]-1, 6)
+	r.avoid("join/"+string(bot), now, now+min(joinRest<<n, joinRestMax))
+	for _, other := range r.state.bots() {
+		if other != bot && r.state.head(other) != nil && r.tried["join/"+string(other)] <= now {
+			return joinDelay
+		}
+	}
+	return min(joinRetry<<n, joinRetryMax)
 }
 
 func (r *room) anyGroup() bool {
@@ -444,24 +495,24 @@ func (r *room) anyGroup() bool {
 func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, tree []byte, admission *rooms.Admission, admitted bool) error {
 	info, err := head.Parse()
 	if err != nil {
-		return err
+		return &headError{err}
 	}
 	if suite := info.GroupInfo().CipherSuite(); c.lacks(suite) {
 		return fmt.Errorf("%w: %w", ErrSuite, rooms.CheckSuite(suite, []rooms.Offer{{User: c.UserID(), Device: c.DeviceID(), Suites: c.offers()}}))
 	}
 	public, err := mls.NewPublicGroup(c.mlsCfg, info, tree)
 	if err != nil {
-		return err
+		return &headError{err}
 	}
 	policy, err := rooms.PolicyOf(public)
 	if err != nil {
-		return err
+		return &headError{err}
 	}
 	if policy.Room != roomID {
-		return errRefusedUpdate(rooms.RuleRoomNotGroup, "the module shows a group of another room")
+		return &headError{errRefusedUpdate(rooms.RuleRoomNotGroup, "the module shows a group of another room")}
 	}
 	if !head.Lists(bot) {
-		return errRefusedUpdate(rooms.RuleReceiptForged, fmt.Sprintf("%s is no module of the group it shows", bot))
+		return &headError{errRefusedUpdate(rooms.RuleReceiptForged, fmt.Sprintf("%s is no module of the group it shows", bot))}
 	}
 	parent := federation.Ref(head.Accepted.Ref)
 	aad := rooms.CommitAAD{Parent: parent}
@@ -567,6 +618,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		r.rec.JoinEpoch = level + 1
 	}
 	r.rec.Phase = phaseJoining
+	r.joinBy = bot
 	r.joinAt = c.mono() + joinPatience(r.joinTries)
 	r.joinTries++
 	c.setCommitEvent(r, parent, head.Accepted.Event)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -341,4 +342,92 @@ func TestHeadAboveIsNoOtherBranch(t *testing.T) {
 	if !r.displaced {
 		t.Error("a head of the same epoch does not count as another branch")
 	}
+}
+
+// TestWhereJoiningFailedOthersGoFirst: that a module is on the list is its own word
+// until a device has joined. Where it failed by what one shows, the others go first,
+// ever longer.
+func TestWhereJoiningFailedOthersGoFirst(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.rest()
+	liar := botOf(testServer)
+	lie := *newcomer(w, bob, room).state.head(liar) // from when it was on the list
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example", "three.example") })
+	w.settle()
+	r := newcomer(w, bob, room)
+	r.put(t, liar, &lie)
+	for _, bot := range r.state.bots() {
+		if head := *r.state.head(bot); bot != liar { // what would show that the lie is old is not there
+			head.Proof, head.ProofFile = nil, nil
+			r.put(t, bot, &head)
+		}
+	}
+	if by, _ := bob.look(r); by != liar {
+		t.Fatalf("it would join at the head of %s: the test shows nothing", by)
+	}
+	var waits []time.Duration
+	for range 4 {
+		bob.mu.Lock()
+		r.restModule(liar, bob.mono())
+		bob.mu.Unlock()
+		if by, _ := bob.look(r); by == liar || by == "" {
+			t.Fatalf("it would join at the head of %q again", by)
+		}
+		began := w.now.get()
+		for by := id.UserID(""); by != liar && w.now.get() < began+2*joinRestMax; by, _ = bob.look(r) {
+			w.now.add(10 * time.Second)
+		}
+		waits = append(waits, w.now.get()-began)
+	}
+	for i, wait := range waits {
+		if want := joinRest << i; wait < want || wait > want+20*time.Second {
+			t.Errorf("after %d failures the others go first for %v, want %v", i+1, wait, want)
+		}
+	}
+}
+
+// TestJoinByAnotherModule: who cannot join by what one module shows joins by what
+// another one does.
+func TestJoinByAnotherModule(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example", testServer, "three.example") })
+	w.settle()
+	erin := w.device("erin:two.example", "ERIN1")
+	w.s.lose = "to " + string(erin.UserID())
+	w.must(func() error { return alice.Invite(w.ctx, room, erin.UserID()) })
+	w.settle(alice, bob, carol)
+	w.module.down = true // so that it shows nothing else
+	broken := false
+	w.s.mu.Lock()
+	for _, evt := range w.s.log {
+		if evt.RoomID != room || evt.Type != rooms.TypeHead || evt.Sender != botOf(testServer) {
+			continue
+		}
+		head, err := rooms.DecodeHead(evt.Content)
+		if err != nil || head.Snapshot == nil {
+			continue
+		}
+		head.Snapshot.File, head.Snapshot.Tree = nil, rooms.Bytes("no tree")
+		if evt.Content, err = rooms.Encode(head); err != nil {
+			t.Fatal(err)
+		}
+		broken = true
+	}
+	w.s.mu.Unlock()
+	if !broken {
+		t.Fatal("the module shows no tree: the test shows nothing")
+	}
+	if _, err := erin.hs.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 60 {
+		w.order()
+		for _, d := range w.all {
+			d.turn()
+		}
+		w.now.add(time.Second)
+	}
+	w.sameEpoch(room, alice, bob, carol, erin)
 }

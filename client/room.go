@@ -160,6 +160,8 @@ type room struct {
 	pruneAt      time.Duration                    // when the next one has been kept for long enough
 	overSince    map[federation.Ref]time.Duration // since when an epoch is below, or beside, the newest final
 	joinTries    int                              // external commits of ours that were not accepted
+	joinBy       id.UserID                        // the module whose head the last one was made on
+	joinFails    map[id.UserID]int                // how often joining by a module's head failed
 	joinAt       time.Duration                    // when to try to get into the group by ourselves
 	resyncAt     time.Duration                    // when our leaf was found in the tree without a Welcome
 	lagSince     time.Duration                    // since when a module knows more than we do
