@@ -17,7 +17,9 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/interop"
 	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/mls"
 )
 
 // A realClient is a program on a library that others wrote, which knows nothing of
@@ -124,7 +126,7 @@ func (c *realClient) ends() {
 }
 
 // TestProxyRealClients: programs that others wrote join an MLS room through the proxy, read, speak, send a file, read
-// it all again when they are started anew, and log out. A member with the SDK reads the same.
+// it all again when they are started anew, and log out. A member with the SDK and one whose client is OpenMLS read the same.
 func TestProxyRealClients(t *testing.T) {
 	programs := realClients(t)
 	for _, tt := range []struct{ name, from, to string }{
@@ -138,6 +140,7 @@ func TestProxyRealClients(t *testing.T) {
 			p := s.proxy(tt.to)
 			room, err := alice.CreateRoom(s.soon(), client.CreateOptions{Name: "With " + tt.name})
 			s.must(err)
+			other := s.stranger(interop.OpenMLS, tt.from, mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519)
 			bob, word := id.UserID(user.UserID), token("planted")
 			c := &realClient{s: s, name: tt.name, argv: programs[tt.name], dir: s.TempDir()}
 			data := bytes.Repeat([]byte(word+"\n"), (1<<20)/(len(word)+1)+1)[:1<<20]
@@ -152,6 +155,10 @@ func TestProxyRealClients(t *testing.T) {
 			s.step("it joined")
 			_, err = alice.WaitEpoch(s.soon(), room, "its MLS device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, bob) })
 			s.must(err)
+			s.must(alice.Invite(s.soon(), room, other.id()))
+			other.accept(room, alice.Server.ServerName)
+			other.in(room)
+			s.step("OpenMLS is in")
 			for i := range 5 {
 				_, err := alice.SendText(s.soon(), room, fmt.Sprintf("message %d %s", i, word))
 				s.must(err)
@@ -161,11 +168,15 @@ func TestProxyRealClients(t *testing.T) {
 			for _, want := range []struct{ what, text string }{
 				{"text", "text " + word}, {"reply", string(first.Event)}, {"edit", "edit " + word}, {"reaction", "key " + word},
 			} {
-				if m := s.hears(alice, bob, c.did(want.what).Event); !strings.Contains(string(m.Content), want.text) {
+				m := s.hears(alice, bob, c.did(want.what).Event)
+				if !strings.Contains(string(m.Content), want.text) {
 					t.Errorf("alice heard %s, want %q in it", m.Content, want.text)
 				}
+				other.readsAlso(m)
 			}
-			content, got, err := alice.DownloadFile(s.soon(), s.hears(alice, bob, c.did("file").Event))
+			file := s.hears(alice, bob, c.did("file").Event)
+			other.readsAlso(file)
+			content, got, err := alice.DownloadFile(s.soon(), file)
 			s.must(err)
 			if !bytes.Equal(got, data) || content.MsgType != event.MsgFile {
 				t.Errorf("alice got a %s of %d bytes", content.MsgType, len(got))

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -43,6 +44,7 @@ type stranger struct {
 	came    chan struct{}
 	joined  map[id.RoomID]*strangeRoom
 	texts   map[id.RoomID][]string
+	opened  map[id.EventID]json.RawMessage // contents of what was decrypted
 	waiting map[id.RoomID][]*strangeEvent
 	fault   error
 }
@@ -69,7 +71,7 @@ func (s *story) stranger(library, server string, suite mls.CipherSuite) *strange
 	s.must(err)
 	x := &stranger{
 		s: s, name: user.Localpart, suite: suite, server: w, user: user, came: make(chan struct{}),
-		joined: map[id.RoomID]*strangeRoom{}, texts: map[id.RoomID][]string{}, waiting: map[id.RoomID][]*strangeEvent{},
+		joined: map[id.RoomID]*strangeRoom{}, texts: map[id.RoomID][]string{}, opened: map[id.EventID]json.RawMessage{}, waiting: map[id.RoomID][]*strangeEvent{},
 	}
 	x.peer, err = interop.Start(ctx, library, nil)
 	s.must(err)
@@ -280,7 +282,7 @@ func (x *stranger) use(room id.RoomID, r *strangeRoom, evt *strangeEvent, commit
 		if err := json.Unmarshal(plain.Content, &body); err != nil {
 			return false, err
 		}
-		x.texts[room] = append(x.texts[room], body.Body)
+		x.texts[room], x.opened[evt.ID] = append(x.texts[room], body.Body), plain.Content
 		return true, nil
 	}
 	return false, nil
@@ -345,6 +347,17 @@ func (x *stranger) reads(room id.RoomID, text string) {
 		}
 		return false
 	})
+}
+
+// readsAlso waits until the library has decrypted what a member with the SDK read, and compares the bytes.
+func (x *stranger) readsAlso(m *client.Message) {
+	x.s.Helper()
+	x.wait(fmt.Sprintf("the event %s", m.EventID), func() bool { return x.opened[m.EventID] != nil })
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if got := x.opened[m.EventID]; !bytes.Equal(got, m.Content) {
+		x.s.Errorf("%s read %s, and the SDK %s", x.name, got, m.Content)
+	}
 }
 
 // says lets the library encrypt a message, and sends it.
