@@ -193,3 +193,32 @@ func TestModuleThatSpokeIsNotWaitedFor(t *testing.T) {
 		t.Errorf("carol keeps quiet for %v", wait)
 	}
 }
+
+// TestLeafOfSomebodyWhoseJoinDidNotCome: where a homeserver leaves the join of a new
+// member out of /sync, their leaf is no reason to put them out.
+func TestLeafOfSomebodyWhoseJoinDidNotCome(t *testing.T) {
+	w := newWorld(t)
+	alice, bob, carol := w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("carol", "CAROL1")
+	room := w.createRoom(alice, CreateOptions{History: "joined"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.must(func() error { return alice.Invite(w.ctx, room, carol.UserID()) })
+	w.settle()
+	w.s.leftOut = func(evt *Event) bool {
+		return evt.Type == rooms.TypeMember && evt.Sender == carol.UserID()
+	}
+	w.join(carol, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	if info, err := alice.Room(w.ctx, room); err != nil || info.Devices != 3 {
+		t.Errorf("%d devices in the group (%v), want 3", info.Devices, err)
+	}
+	for _, u := range carol.got {
+		if _, out := u.(*Removed); out {
+			t.Error("carol was put out")
+		}
+	}
+	w.send(carol, room, "here I am")
+	w.settle()
+	bob.wantTexts("here I am")
+}

@@ -52,6 +52,7 @@ type badLeaf struct {
 	user  id.UserID
 	since time.Duration
 	asked bool // the user's devices were asked for anew
+	read  bool // the room's state was asked for, since the user was not seen to have left
 }
 
 // dueNow filters the plan: a leaf that fails its check has 60 s to come right,
@@ -85,7 +86,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	}
 	waiting := slices.ContainsFunc(c.roomRows(r.id), func(row *outRow) bool { return row.item.State == stateQueued })
 	maps.DeleteFunc(r.badSince, func(key string, bad *badLeaf) bool { // came right, or is gone
-		return r.devices[bad.user] && !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
+		return (bad.read || r.devices[bad.user]) && !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
 	})
 	for _, rm := range r.todo.Removes {
 		if rm.Leaf == e.group.OwnLeafIndex() {
@@ -109,6 +110,9 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 				continue
 			}
 		}
+		if rm.Reason == rooms.RemoveLeft && !c.surelyOut(r, rm.Cred, now) {
+			continue
+		}
 		d.removes = append(d.removes, rm)
 		if r.rec.Caused[rm.Cred.User] || rm.Cred.User == c.UserID() || waiting {
 			d.urgent = true
@@ -125,6 +129,27 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	}
 	c.suiteDue(r, e, d)
 	return d
+}
+
+// surelyOut tells whether the user of a leaf is out of the room. Of one who is not
+// seen to have left, the join may not have come yet: the homeserver has it by the
+// commit that added the leaf, and is asked for the room's state before that is undone.
+func (c *Client) surelyOut(r *room, cred rooms.Credential, now time.Duration) bool {
+	if r.state.membership(cred.User) == rooms.MembershipLeave {
+		return true
+	}
+	bad := r.badSince[cred.String()]
+	if bad == nil {
+		bad = &badLeaf{user: cred.User, since: now}
+		r.badSince[cred.String()] = bad
+	}
+	if !bad.read {
+		bad.read = true
+		r.state.lose()
+		r.want("state", &need{state: true})
+		c.poke() // what is to be fetched was looked through already
+	}
+	return r.state.Known
 }
 
 // asksAnew tells whether the devices of a user are being asked for because of a
