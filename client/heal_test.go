@@ -169,6 +169,69 @@ func (d *testDevice) wantReceived(want ...string) {
 	}
 }
 
+// In a cut of seconds, too, a message comes too late if the others commit often enough meanwhile: before it was sent, or
+// after.
+func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		commits, again int
+		before         bool // the message is sent before the commits are
+		long           bool // the first of them two minutes before the last
+	}{{"within what is kept", 3, 0, false, false}, {"sent after", 4, 1, false, false}, {"sent before", 4, 1, true, false}, {"a longer one", 4, 1, true, true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			room, u := w.apart(3, nil)
+			alice, bob, carol := u[0], u[1], u[2]
+			// Servers' clocks go on with the events here, and carol's with them.
+			clock := func() {
+				w.s.mu.Lock()
+				at := time.UnixMilli(w.s.clock)
+				w.s.mu.Unlock()
+				carol.skew = time.Until(at)
+				carol.turn()
+			}
+			clock()
+			w.send(alice, room, "together")
+			w.settle()
+			w.cut("s3.example")
+			if tc.before {
+				w.send(carol, room, "unheard")
+			}
+			for i := range tc.commits {
+				if tc.long && i == 1 {
+					w.s.mu.Lock()
+					w.s.clock += 2 * time.Minute.Milliseconds()
+					w.s.mu.Unlock()
+				}
+				w.must(func() error { return bob.ChangePolicySelf(room) })
+				w.settle()
+			}
+			clock()
+			carol.skew += heldUpAfter
+			carol.turn()
+			if !tc.before {
+				w.send(carol, room, "unheard")
+			}
+			w.mend()
+			w.settle()
+			w.sameEpoch(room, alice, bob, carol)
+			for _, d := range []*testDevice{alice, bob, carol} {
+				if got := d.received(); !slices.Equal(got, []string{"together", "unheard"}) {
+					t.Errorf("%s got %q", d.ident.device, got)
+				}
+			}
+			again := 0
+			for _, row := range carol.rows {
+				again += row.data.Late
+			}
+			if again != tc.again {
+				t.Errorf("sent again %d times, want %d", again, tc.again)
+			}
+			w.checkNonces()
+		})
+	}
+}
+
 // A message that was sent while the others could not be reached, in an epoch that both sides share, comes too late for
 // them once they have forgotten the keys of that epoch. Its author sees that by how late their commits come.
 func TestMessagesThatCameTooLateAreSentAgain(t *testing.T) {

@@ -56,6 +56,8 @@ type outData struct {
 	// transaction id of its own, or the homeserver would drop it as repeated.
 	Try int   `json:"try,omitempty"`
 	At  int64 `json:"at"` // unix milliseconds
+	// Sent is when the homeserver took it, unix milliseconds; 0 before that.
+	Sent int64 `json:"sent,omitempty"`
 	// Late counts how often it was sent again because commits came late.
 	Late int `json:"late,omitempty"`
 
@@ -70,6 +72,9 @@ type outData struct {
 	Upload rooms.Bytes          `json:"upload,omitempty"`
 	Commit *rooms.CommitContent `json:"commit,omitempty"`
 }
+
+// sentAt returns when a message was sent, as far as that is known.
+func (d *outData) sentAt() int64 { return max(d.At, d.Sent) }
 
 type welcomeOut struct {
 	User    id.UserID   `json:"user"`
@@ -388,7 +393,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 			return // its epoch left the head meanwhile: it is sent again
 		}
 		data := row.data
-		data.EventID = evt
+		data.EventID, data.Sent = evt, c.now().UnixMilli()
 		c.saveRow(b, row, stateSent, row.ref(), data)
 		r.pruneBy(c.mono() + c.limits.PastAge)
 		if row.item.Kind == kindChat {

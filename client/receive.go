@@ -171,7 +171,9 @@ func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
 		return nil
 	}
 	data := row.data
-	data.EventID = evt.ID
+	if data.EventID = evt.ID; data.Sent == 0 {
+		data.Sent = c.now().UnixMilli()
+	}
 	c.addOwnMessage(b, r, row, evt.ID)
 	c.saveRow(b, row, stateSent, row.ref(), data)
 	r.pruneBy(c.mono() + c.limits.PastAge)

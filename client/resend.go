@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 	// lateAfter is how old a commit has to be, when it comes to a device that was
 	// listening, to show that servers did not reach each other.
 	lateAfter = time.Minute
+	// heldUpAfter is the same for a short cut, or the end of a long one: it concerns
+	// messages that were sent in the cut, or at most lateAfter before it showed.
+	heldUpAfter = 5 * time.Second
 	// maxLateSends bounds how often one message is sent again because commits came
 	// late: their age is what servers say.
 	maxLateSends = 2
@@ -37,15 +41,20 @@ const (
 type lateCommit struct {
 	Ref   rooms.Hash    `json:"ref"`
 	Level uint64        `json:"level"`
-	Delay time.Duration `json:"delay"` // between its sending and its coming
+	Delay time.Duration `json:"delay"`        // between its sending and its coming
+	At    int64         `json:"at,omitempty"` // when it was sent, unix milliseconds
 }
 
 // lateness tells for how long an event was under way, if the last /sync answer
 // before it should have had it; else it is 0. A device that was not listening
 // learns nothing from an event's age. The caller holds c.mu.
 func (c *Client) lateness(evt *Event) time.Duration {
-	if c.syncAt == 0 || time.Duration(c.syncAt-evt.Timestamp)*time.Millisecond < lateAfter {
+	late := time.Duration(c.syncAt-evt.Timestamp) * time.Millisecond
+	switch {
+	case c.syncAt == 0 || late < heldUpAfter:
 		return 0
+	case late < lateAfter:
+		return late
 	}
 	return time.Duration(c.now().UnixMilli()-evt.Timestamp) * time.Millisecond
 }
@@ -68,18 +77,35 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration) {
 		return
 	}
 	if level, ok := r.levelAt(federation.Ref(content.Parent)); ok && !r.machine.Held(ref) {
-		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay})
+		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp})
 		r.rec.Late = late[max(0, len(late)-maxLateCommits):]
 	}
 }
 
 // missed tells whether those who made the room's final commits forgot the keys of
-// an epoch of the given level before messages of ours could reach them.
-func (c *Client) missed(r *room, level uint64) bool {
+// an epoch of the given level before a message that was sent then could reach them.
+func (c *Client) missed(r *room, level uint64, sent int64) bool {
 	return slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool {
+		if l.Delay < lateAfter && sent < r.cutSince(l)-lateAfter.Milliseconds() {
+			return false // a short cut, long after it
+		}
 		forgotten := l.Level > level+uint64(c.limits.PastEpochs) || l.Level > level && l.Delay >= c.limits.PastAge
 		return forgotten && r.machine.Extends(r.machine.NewestFinal(), federation.Ref(l.Ref))
 	})
+}
+
+// cutSince returns since when, in unix milliseconds, a cut had lasted that held up a
+// commit: others that were under way one after the other show it, the newest of them
+// perhaps for seconds only.
+func (r *room) cutSince(l lateCommit) int64 {
+	since := l.At
+	before := slices.SortedFunc(slices.Values(r.rec.Late), func(a, b lateCommit) int { return cmp.Compare(b.At, a.At) })
+	for _, o := range before {
+		if o.At > 0 && o.At < since && o.At+o.Delay.Milliseconds() >= since {
+			since = o.At
+		}
+	}
+	return since
 }
 
 // stands tells whether an epoch cannot leave the head any more.
@@ -106,7 +132,7 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 		left := c.limits.PastAge - c.now().Sub(time.UnixMilli(row.data.At))
 		switch {
 		case !r.stands(ref):
-		case ok && row.data.Late < maxLateSends && c.missed(r, level):
+		case ok && row.data.Late < maxLateSends && c.missed(r, level, row.data.sentAt()):
 			data := row.data
 			data.Late++
 			c.sendAgain(b, row, data)
@@ -140,6 +166,6 @@ func (c *Client) requeueAll(b *batch, r *room) {
 }
 
 func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
-	data.Content, data.EventID = nil, ""
+	data.Content, data.EventID, data.Sent = nil, "", 0
 	c.saveRow(b, row, stateQueued, federation.Ref{}, data)
 }

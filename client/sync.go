@@ -112,7 +112,7 @@ type inboxData struct {
 	ToDevice bool   `json:"to_device,omitempty"`
 	At       int64  `json:"at"` // unix milliseconds when it came
 	// Late is for how long it was under way, if that shows that servers did not
-	// reach each other.
+	// reach each other; of a short cut, for how long at least.
 	Late time.Duration `json:"late,omitempty"`
 }
 
