@@ -20,6 +20,7 @@ require (
 	maunium.net/go/mautrix v0.28.1
 	modernc.org/sqlite v1.40.1
 	pgregory.net/rapid v1.2.0
+	rsc.io/qr v0.2.0
 )
 
 require (

@@ -132,7 +132,7 @@ func TestProxyStatusPage(t *testing.T) {
 		}
 		return ""
 	})
-	for _, want := range []string{strings.Join(code.Groups, " "), string(alice.UserID()), string(alice.DeviceID()), "this device", "signed by its user"} {
+	for _, want := range []string{strings.Join(code.Groups, " "), string(alice.UserID()), string(alice.DeviceID()), "this device", "signed by its user", `<svg id="qr"`} {
 		if !strings.Contains(roomPage, want) {
 			t.Errorf("the room's page lacks %q:\n%s", want, roomPage)
 		}

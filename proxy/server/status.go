@@ -46,7 +46,7 @@ const (
 var statusHTML string
 
 var statusPages = template.Must(template.New("status").Funcs(template.FuncMap{
-	"state": roomState, "trust": trustText, "join": func(all []string) string { return strings.Join(all, ", ") },
+	"qr": func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) }, "state": roomState, "trust": trustText, "join": func(all []string) string { return strings.Join(all, ", ") },
 }).Parse(statusHTML))
 
 // status answers what begins with StatusPath. Pages from elsewhere, and other

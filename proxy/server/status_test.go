@@ -116,7 +116,7 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
 		},
 	})
-	for _, want := range []string{"00001 22222", "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device"} {
+	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}
