@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"runtime/debug"
 	"slices"
@@ -349,7 +350,9 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 	case rooms.TypeEncrypted, rooms.TypeReceipt:
 		return c.handleEncrypted(ctx, r, evt, b)
 	case "m.room.redaction":
-		c.tell(&Redaction{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Target: redactionTarget(evt)})
+		told := &Redaction{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Target: redactionTarget(evt)}
+		c.redact(r, told.Target, b)
+		b.then(func() { c.tell(told) })
 		return nil
 	}
 	if err := rooms.CheckUnencrypted(evt.Type, evt.StateKey != nil); err != nil {
@@ -361,6 +364,20 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		return err
 	}
 	return nil
+}
+
+// redact takes what a redacted message said out of the store.
+func (c *Client) redact(r *room, target id.EventID, b *batch) {
+	b.do(func(ctx context.Context) error {
+		return c.st.RedactTimeline(ctx, r.id, target, func(data []byte) ([]byte, error) {
+			msg := new(Message)
+			if err := json.Unmarshal(data, msg); err != nil {
+				return nil, fmt.Errorf("client: message %s: %w", target, err)
+			}
+			msg.Content = json.RawMessage("{}")
+			return json.Marshal(msg)
+		})
+	})
 }
 
 func redactionTarget(evt *Event) id.EventID {

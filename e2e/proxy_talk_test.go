@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
@@ -215,11 +216,14 @@ func TestProxyConversation(t *testing.T) {
 			odd := bob.refusals(p, room)
 			inside := s.files(alice, bob, room)
 
+			called := bob.unread(alice, room, sent)
+
 			// After a restart the whole history is there.
 			p.end()
 			p.start()
 			bob.follow(p)
 			bob.since, bob.seen = "", nil
+			bob.counts(room, "", "after a restart", mautrix.UnreadNotificationCounts{HighlightCount: 1, NotificationCount: 1})
 			history := bob.history(room)
 			for _, want := range []string{"message 0: " + secret, "message 4: " + secret, text, reply, "* " + edit} {
 				if !slices.ContainsFunc(history, func(e *event.Event) bool { return body(e) == want }) {
@@ -236,7 +240,7 @@ func TestProxyConversation(t *testing.T) {
 			s.step("it spoke after a restart")
 
 			s.onlyMLS(alice, room)
-			s.blind([]string{secret, text, reply, edit, key, odd, after, inside})
+			s.blind([]string{secret, text, reply, edit, key, odd, after, inside, called})
 			_, err = bob.Logout(s.soon())
 			s.must(err)
 		})
@@ -304,6 +308,92 @@ func (c *plainClient) get(path ...any) (json.RawMessage, error) {
 	var raw json.RawMessage
 	_, err := c.MakeRequest(c.s.soon(), http.MethodGet, c.BuildClientURL(append([]any{"v3"}, path...)...), nil, &raw)
 	return raw, err
+}
+
+// counts waits until a /sync from the same position shows the room's unread counts.
+func (c *plainClient) counts(room id.RoomID, since, what string, want mautrix.UnreadNotificationCounts) {
+	c.s.Helper()
+	ctx := c.s.soon()
+	var got mautrix.UnreadNotificationCounts
+	for n := 1; ; n++ {
+		// Synapse answers the same first sync again with what it said then.
+		filter := fmt.Sprintf(`{"room":{"timeline":{"limit":%d}}}`, 10+n%50)
+		resp, err := c.SyncRequest(ctx, 0, since, filter, false, "")
+		if err != nil {
+			c.s.Fatalf("%s: the room has %+v unread, want %+v: %v", what, got, want, err)
+		}
+		got = mautrix.UnreadNotificationCounts{}
+		if joined := resp.Rooms.Join[room]; joined != nil && joined.UnreadNotifications != nil {
+			got = *joined.UnreadNotifications
+		}
+		if got == want {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// unread lets others say what counts and what does not, and reads it all but a last
+// mention. It returns what was said.
+func (c *plainClient) unread(alice *e2e.Device, room id.RoomID, sent id.EventID) string {
+	c.s.Helper()
+	counts := func(notify, highlight int) mautrix.UnreadNotificationCounts {
+		return mautrix.UnreadNotificationCounts{NotificationCount: notify, HighlightCount: highlight}
+	}
+	read := func(evt id.EventID) {
+		c.s.Helper()
+		_, err := c.MakeRequest(c.s.soon(), http.MethodPost, c.BuildClientURL("v3", "rooms", room, "receipt", "m.read", evt), map[string]any{}, nil)
+		c.s.must(err)
+	}
+	before := c.since
+	text := token("called")
+	mention := map[string]any{"msgtype": "m.text", "body": text, "m.mentions": map[string]any{"user_ids": []id.UserID{c.UserID}}}
+	plain, err := alice.SendText(c.s.soon(), room, "before "+text)
+	c.s.must(err)
+	c.reads(room, "before "+text)
+	read(plain)
+	c.counts(room, before, "all was read", counts(0, 0))
+	_, err = alice.SendText(c.s.soon(), room, "unread "+text)
+	c.s.must(err)
+	_, err = alice.Send(c.s.soon(), room, "m.room.message", mention)
+	c.s.must(err)
+	_, err = alice.React(c.s.soon(), room, sent, "!")
+	c.s.must(err)
+	c.counts(room, before, "a message, a mention and a reaction", counts(2, 1))
+	// The list has the mention, and only that when asked so.
+	var list struct {
+		Notifications []struct {
+			Event struct {
+				Type    string          `json:"type"`
+				Content json.RawMessage `json:"content"`
+			} `json:"event"`
+		} `json:"notifications"`
+	}
+	raw, err := c.get("notifications")
+	c.s.must(err)
+	c.s.must(json.Unmarshal(raw, &list))
+	if len(list.Notifications) < 2 || !strings.Contains(string(list.Notifications[0].Event.Content), text) || strings.Contains(string(raw), "m.reaction") {
+		c.s.Errorf("/notifications shows %s", raw)
+	}
+	_, err = c.MakeRequest(c.s.soon(), http.MethodGet, c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "notifications"}, map[string]string{"only": "highlight"}), nil, &raw)
+	c.s.must(err)
+	c.s.must(json.Unmarshal(raw, &list))
+	if len(list.Notifications) != 1 || !strings.Contains(string(list.Notifications[0].Event.Content), "m.mentions") {
+		c.s.Errorf("/notifications of highlights shows %s", raw)
+	}
+	last, err := alice.SendText(c.s.soon(), room, "last "+text)
+	c.s.must(err)
+	c.reads(room, "last "+text)
+	read(last)
+	c.counts(room, before, "all was read again", counts(0, 0))
+	_, err = alice.Send(c.s.soon(), room, "m.room.message", mention)
+	c.s.must(err)
+	c.counts(room, before, "one more mention", counts(1, 1))
+	c.s.step("the unread counts are right")
+	return text
 }
 
 // lookAround reads an event in every other way there is.

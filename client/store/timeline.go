@@ -29,6 +29,7 @@ const (
 		RETURNING seq`
 	dropHistoryEventQuery = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq < 0`
 	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
+	timelineAtQuery       = `SELECT seq FROM timeline WHERE room_id = $1 AND ts <= $2 ORDER BY seq DESC LIMIT 1`
 )
 
 // MaxTimelinePage bounds one reading of the timeline.
@@ -179,4 +180,34 @@ func page(limit int) int {
 		return MaxTimelinePage
 	}
 	return limit
+}
+
+// RedactTimeline takes what a redacted event said out of the store: its row
+// stays, so that a message that is sent again is known, with an empty content.
+// blank makes the data of such a row from what it was. An event that is not there
+// is no error.
+func (s *Store) RedactTimeline(ctx context.Context, room id.RoomID, event id.EventID, blank func(data []byte) ([]byte, error)) error {
+	return s.Do(ctx, func(ctx context.Context) error {
+		item, err := s.TimelineEvent(ctx, room, event)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if item.Data, err = blank(item.Data); err != nil {
+			return err
+		}
+		return s.UpdateTimeline(ctx, item)
+	})
+}
+
+// TimelineAt returns the Seq of the newest event of a room that was sent no later
+// than the given time, 0 if there is none.
+func (s *Store) TimelineAt(ctx context.Context, room id.RoomID, ts int64) (seq int64, err error) {
+	err = s.one(ctx, "timeline", timelineAtQuery, []any{room, ts}, &seq)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	return seq, err
 }

@@ -302,13 +302,14 @@ func folder(user id.UserID) string {
 
 // Account is one MLS device.
 type Account struct {
-	dir   string
-	st    *store.Store
-	ident *identity.Identity
-	o     *Options
-	log   zerolog.Logger
-	cli   *client.Client
-	stop  func() // ends Options.Serve
+	dir    string
+	st     *store.Store
+	ident  *identity.Identity
+	o      *Options
+	log    zerolog.Logger
+	cli    *client.Client
+	unread *unread
+	stop   func() // ends Options.Serve
 
 	sessionMu sync.Mutex // a session is added or dropped
 	mediaMu   sync.Mutex // the key of a file is written
@@ -330,6 +331,7 @@ func (a *Account) start(ctx context.Context) error {
 		return err
 	}
 	a.cli = cli
+	a.unread = newUnread(a.st, a.ident.UserID(), a.ident.Client().GetPushRules, cli.Facts)
 	// It ends with the account, not with the request that began it.
 	ctx = context.WithoutCancel(ctx)
 	if err := cli.Start(ctx); err != nil || a.o.Serve == nil {

@@ -146,7 +146,10 @@ func (a *Account) AwaitRoom(ctx context.Context, room id.RoomID) {
 }
 
 // handle takes the client's updates.
-func (a *Account) handle(context.Context, client.Update) {
+func (a *Account) handle(_ context.Context, u client.Update) {
+	if redaction, ok := u.(*client.Redaction); ok {
+		a.unread.stale(redaction.Room)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	close(a.changed)

@@ -84,6 +84,8 @@ type Selection struct {
 	url        *bool
 	// Limit is how many events the client wants in a window; 0: it does not say.
 	Limit int
+	// Threads: unread counts are wanted for each thread.
+	Threads bool
 	// More is the filter of one room, for the homeserver, by which more of a
 	// window's events are to be had; nil if there is none.
 	More json.RawMessage
@@ -105,8 +107,10 @@ func TimelineOf(filter json.RawMessage) Selection {
 	if json.Unmarshal(timeline["limit"], &s.Limit) != nil {
 		s.Limit = 0
 	}
+	s.Threads = string(timeline["unread_thread_notifications"]) == "true"
 	forHomeserver(timeline)
 	delete(timeline, "limit")
+	delete(timeline, "unread_thread_notifications")
 	if string(room.object("state")["lazy_load_members"]) == "true" {
 		timeline["lazy_load_members"] = json.RawMessage("true")
 	}

@@ -95,33 +95,3 @@ func (p *Page) RewriteOne(v View, key string) (Event, bool) {
 
 // Encode writes the answer.
 func (p *Page) Encode() ([]byte, error) { return json.Marshal(p.body) }
-
-// Notifications rewrites the answer to GET /notifications, whose events are of
-// several rooms.
-func Notifications(raw []byte, v View) ([]byte, error) {
-	body, ok := parse(raw)
-	if !ok {
-		return nil, ErrNotAnObject
-	}
-	var all []json.RawMessage
-	_ = json.Unmarshal(body["notifications"], &all)
-	kept := make([]json.RawMessage, 0, len(all))
-	for _, raw := range all {
-		n, ok := parse(raw)
-		if !ok {
-			continue
-		}
-		e := One(id.RoomID(n.text("room_id")), n["event"], v)
-		if e.Raw == nil {
-			continue
-		}
-		n["event"] = e.Raw
-		kept = append(kept, n.raw())
-	}
-	list, err := json.Marshal(kept)
-	if err != nil {
-		return nil, err
-	}
-	body["notifications"] = list
-	return json.Marshal(body)
-}

@@ -195,29 +195,6 @@ func TestSyncWithoutWhatItUsuallyHas(t *testing.T) {
 	}
 }
 
-func TestNotificationsOfSeveralRooms(t *testing.T) {
-	_, message := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, "")
-	_, commit := evt(mlsRoom, "$c", "@a:x", rooms.TypeCommit, "{}", "")
-	_, other := evt("!plain:x", "$p", "@a:x", "m.room.message", `{"body":"plain"}`, "")
-	got, err := Notifications([]byte(`{"next_token":"n","notifications":[{"room_id":"`+mlsRoom+`","read":true,"event":`+string(message)+`},{"room_id":"`+mlsRoom+`","event":`+string(commit)+`},{"room_id":"!plain:x","event":`+string(other)+`},5]}`), view)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{`"next_token":"n"`, `"read":true`, `"hello"`, `"plain"`} {
-		if !strings.Contains(string(got), want) {
-			t.Errorf("%s\nlacks %s", got, want)
-		}
-	}
-	if strings.Contains(string(got), rooms.TypeCommit) || strings.Contains(string(got), "ciphertext") {
-		t.Errorf("%s", got)
-	}
-	for _, raw := range []string{`{}`, `{"notifications":null}`} {
-		if got, err := Notifications([]byte(raw), view); err != nil || string(got) != `{"notifications":[]}` {
-			t.Errorf("%s became %s, %v", raw, got, err)
-		}
-	}
-}
-
 func TestReplacementIsAnEditOfTheNotice(t *testing.T) {
 	notice := Event{ID: "$e", Sender: "@a:x", Time: 9}
 	got := string(Replacement(notice, opened("@a:x", "m.room.message", `{"body":"late","msgtype":"m.emote","m.relates_to":{"x":1}}`)))

@@ -45,6 +45,7 @@ const (
 	Leave                     // …
 	Kick                      // …
 	Ban                       // …
+	Forget                    // ends what is kept of a room
 	CreateRoom                // makes a room, perhaps with encryption
 	Upgrade                   // moves a room, with its encryption
 	UploadMedia               // may be an attachment of an encrypted room
@@ -266,7 +267,7 @@ var rows = []struct {
 	{"POST", "c/knock/{room}", Stream, ""},
 	{"POST", "c/rooms/{room}/invite", Invite, ""},
 	{"POST", "c/rooms/{room}/leave", Leave, ""},
-	{"POST", "c/rooms/{room}/forget", Stream, ""},
+	{"POST", "c/rooms/{room}/forget", Forget, ""},
 	{"POST", "c/rooms/{room}/kick", Kick, ""},
 	{"POST", "c/rooms/{room}/ban", Ban, ""},
 	{"POST", "c/rooms/{room}/unban", Stream, ""},

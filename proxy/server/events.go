@@ -133,20 +133,6 @@ func (s *Server) chunk(w http.ResponseWriter, r *http.Request, sess *session, ro
 	s.encode(w, page)
 }
 
-// notifications answers GET /notifications.
-func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *session) {
-	body := s.fetch(w, r, sess)
-	if body == nil {
-		return
-	}
-	out, err := rewrite.Notifications(body, s.view(r.Context(), sess))
-	if err != nil {
-		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
-		return
-	}
-	answerRaw(w, http.StatusOK, out)
-}
-
 // state answers GET /rooms/{room}/state.
 func (s *Server) state(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
 	body := s.fetch(w, r, sess)

@@ -237,13 +237,6 @@ func asksForMLS(content []byte) (bool, error) {
 	return name == rooms.Algorithm, nil
 }
 
-// marker takes a receipt or a read marker.
-func (s *Server) marker(w http.ResponseWriter, r *http.Request, sess *session) {
-	if body, ok := read(w, r, maxRequest); ok {
-		s.forward(w, r, sess, rewrite.Originals(body))
-	}
-}
-
 // forward makes the client's request with a body that was read.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, sess *session, body []byte) {
 	resp, err := s.again(r, body)

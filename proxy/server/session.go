@@ -163,7 +163,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 	case route.FilterOf:
 		s.filterOf(w, r, sess, m)
 	case route.Marker:
-		s.marker(w, r, sess)
+		s.marker(w, r, sess, m)
 	case route.Messages:
 		s.messages(w, r, sess, room)
 	case route.Context:
@@ -190,6 +190,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.stream.ServeHTTP(w, r)
 	case route.Invite, route.Join, route.Leave, route.Kick, route.Ban:
 		s.member(w, r, sess, m)
+	case route.Forget:
+		s.forget(w, r, sess, room)
 	case route.CreateRoom:
 		s.createRoom(w, r, sess)
 	case route.Upgrade:

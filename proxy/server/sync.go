@@ -90,6 +90,7 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 	for _, window := range answer.Windows() {
 		s.shown.note(sess.tag, window.Room, window.Events)
 	}
+	s.counts(v, answer, asked)
 	s.replace(answer, v)
 	s.encode(w, answer)
 }

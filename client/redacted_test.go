@@ -1,0 +1,36 @@
+package client
+
+import "testing"
+
+// TestWhatWasRedactedIsGone: what a redacted message said is in no store any more,
+// and the facts that push rules ask for are known.
+func TestWhatWasRedactedIsGone(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{Name: "talk"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	w.join(bob, room)
+	w.settle()
+	said := w.send(alice, room, "planted words")
+	w.settle()
+	if m, err := bob.Message(w.ctx, room, said); err != nil || m.Body() != "planted words" {
+		t.Fatalf("bob has %+v, %v", m, err)
+	}
+	w.must(func() error { _, err := alice.Redact(w.ctx, room, said, ""); return err })
+	w.must(func() error { _, err := alice.Redact(w.ctx, room, "$unknown", ""); return err })
+	w.settle()
+	for _, d := range []*testDevice{alice, bob} {
+		m, err := d.Message(w.ctx, room, said)
+		if err != nil || string(m.Content) != "{}" || m.Type != "m.room.message" || m.Sender != alice.UserID() {
+			t.Errorf("%s has %+v, %v", d.UserID(), m, err)
+		}
+	}
+	facts, ok := bob.Facts(room)
+	if !ok || facts.Joined != 2 || len(facts.Power) == 0 || len(facts.Creators) != 1 || facts.Creators[0] != alice.UserID() {
+		t.Errorf("bob's facts are %+v, %v", facts, ok)
+	}
+	if _, ok := bob.Facts("!unknown:x"); ok {
+		t.Error("there are facts of a room that is not known")
+	}
+}

@@ -1,0 +1,281 @@
+package account
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+	"maunium.net/go/mautrix/pushrules"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+const (
+	unreadOwn    id.UserID = "@me:x"
+	unreadPeer   id.UserID = "@peer:x"
+	unreadRoomID           = id.RoomID("!r:x")
+)
+
+// defaultRules are of the server-default rules (Matrix client-server API,
+// "Predefined Rules") those that matter here; more come before the others.
+func defaultRules(t *testing.T, override, room string) *pushrules.PushRuleset {
+	t.Helper()
+	raw := `{"override":[` + override + `
+		{"rule_id":".m.rule.is_user_mention","enabled":true,"default":true,"conditions":[{"kind":"event_property_contains","key":"content.m\\.mentions.user_ids","value":"@me:x"}],"actions":["notify",{"set_tweak":"sound","value":"default"},{"set_tweak":"highlight"}]},
+		{"rule_id":".m.rule.is_room_mention","enabled":true,"default":true,"conditions":[{"kind":"event_property_is","key":"content.m\\.mentions.room","value":true},{"kind":"sender_notification_permission","key":"room"}],"actions":["notify",{"set_tweak":"highlight"}]},
+		{"rule_id":".m.rule.reaction","enabled":true,"default":true,"conditions":[{"kind":"event_match","key":"type","pattern":"m.reaction"}],"actions":[]},
+		{"rule_id":".m.rule.suppress_edits","enabled":true,"default":true,"conditions":[{"kind":"event_property_is","key":"content.m\\.relates_to.rel_type","value":"m.replace"}],"actions":[]}],
+		"content":[{"rule_id":"word","enabled":true,"pattern":"kumquat","actions":["notify",{"set_tweak":"highlight"}]}],
+		"room":[` + room + `],"sender":[{"rule_id":"@muted:x","enabled":true,"actions":[]}],
+		"underride":[
+		{"rule_id":".m.rule.message","enabled":true,"default":true,"conditions":[{"kind":"event_match","key":"type","pattern":"m.room.message"}],"actions":["notify"]},
+		{"rule_id":".m.rule.encrypted","enabled":true,"default":true,"conditions":[{"kind":"event_match","key":"type","pattern":"m.room.encrypted"}],"actions":["notify"]}]}`
+	set := new(pushrules.PushRuleset)
+	if err := json.Unmarshal([]byte(raw), set); err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+// counting is an account's store and what is said there.
+type counting struct {
+	t   *testing.T
+	st  *store.Store
+	u   *unread
+	set *pushrules.PushRuleset
+	n   int
+}
+
+func newCounting(t *testing.T, set *pushrules.PushRuleset) *counting {
+	t.Helper()
+	c := &counting{t: t, set: set}
+	c.st = stored(t, filepath.Join(t.TempDir(), storeName), newKey(t)).st
+	c.restart()
+	return c
+}
+
+// restart forgets what was in memory.
+func (c *counting) restart() {
+	c.u = newUnread(c.st, unreadOwn, func(context.Context) (*pushrules.PushRuleset, error) { return c.set, nil }, func(id.RoomID) (client.RoomFacts, bool) {
+		return client.RoomFacts{Joined: 3, DisplayName: "Me", Power: json.RawMessage(`{"users":{"@peer:x":50}}`)}, true
+	})
+}
+
+func (c *counting) say(sender id.UserID, eventType, content string) id.EventID {
+	c.t.Helper()
+	c.n++
+	evt := id.EventID(fmt.Sprintf("$%d", c.n))
+	data, err := json.Marshal(&client.Message{Room: unreadRoomID, EventID: evt, Sender: sender, Type: eventType, Content: json.RawMessage(content), Timestamp: int64(1000 * c.n)})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	err = c.st.AddTimeline(c.t.Context(), &store.TimelineItem{
+		Room: unreadRoomID, EventID: evt, Mid: string(evt), Sender: sender, Type: eventType, Timestamp: int64(1000 * c.n), Data: data,
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return evt
+}
+
+func (c *counting) text(sender id.UserID, more string) id.EventID {
+	c.t.Helper()
+	return c.say(sender, "m.room.message", `{"msgtype":"m.text","body":"hello"`+more+`}`)
+}
+
+func (c *counting) read(receipts ...Receipt) {
+	c.t.Helper()
+	if err := c.u.read(c.t.Context(), map[id.RoomID][]Receipt{unreadRoomID: receipts}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// is checks the counts of the room where the homeserver says so many ciphertexts
+// are unread.
+func (c *counting) is(what string, said, notify, highlight int) {
+	c.t.Helper()
+	got, _, err := c.u.count(c.t.Context(), unreadRoomID, Counts{Notify: said}, nil)
+	if err != nil || got != (Counts{notify, highlight}) {
+		c.t.Errorf("%s: %+v, %v; want %d and %d", what, got, err, notify, highlight)
+	}
+}
+
+const mention = `,"m.mentions":{"user_ids":["@me:x"]}`
+
+func TestUnreadMessagesAreJudgedByWhatTheySay(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	first := c.text(unreadPeer, "")
+	c.is("a message", 1, 1, 0)
+	c.text(unreadPeer, mention)
+	c.is("a mention", 2, 2, 1)
+	c.say(unreadPeer, "m.reaction", `{"m.relates_to":{"rel_type":"m.annotation","event_id":"$1","key":"x"}}`)
+	c.is("a reaction", 3, 2, 1)
+	c.text(unreadPeer, `,"m.relates_to":{"rel_type":"m.replace","event_id":"$1"}`)
+	c.is("an edit", 4, 2, 1)
+	c.say(unreadPeer, "m.room.message", `{"msgtype":"m.text","body":"a Kumquat!"}`)
+	c.is("a word", 5, 3, 2)
+	c.text("@muted:x", "")
+	c.is("a muted user", 6, 3, 2)
+	c.text(unreadPeer, `,"m.mentions":{"room":true}`)
+	c.is("a mention of the room", 7, 4, 3)
+	c.text("@other:x", `,"m.mentions":{"room":true}`)
+	c.is("a mention of the room by who may not", 8, 5, 3)
+	c.is("two that cannot be read", 10, 7, 3)
+
+	err := c.st.RedactTimeline(t.Context(), unreadRoomID, "$2", func(data []byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.u.stale(unreadRoomID)
+	c.is("the mention was redacted", 7, 4, 2)
+	if err := c.st.RedactTimeline(t.Context(), unreadRoomID, "$unknown", nil); err != nil {
+		t.Errorf("redacting what is not there: %v", err)
+	}
+
+	c.read(Receipt{Event: "$5"})
+	c.is("read up to the word", 3, 2, 1)
+	c.restart()
+	c.is("after a restart", 3, 2, 1)
+	c.read(Receipt{Event: first})
+	c.is("a receipt of an earlier event", 3, 2, 1)
+	c.read(Receipt{Event: "$amember:x", Time: 7500})
+	c.is("read up to an event that is no message", 1, 1, 0)
+	c.is("all was read", 0, 0, 0)
+	c.text(unreadOwn, "")
+	c.text(unreadPeer, "")
+	c.is("an own message between", 2, 1, 0)
+	c.read(Receipt{Event: "$10"})
+	c.is("as the homeserver has it", 0, 0, 0)
+}
+
+func TestWhatCameLateToTheDeviceIsNoMoreThanTheHomeserverSays(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	c.text(unreadPeer, "")
+	c.read(Receipt{Event: "$1"})
+	c.text(unreadPeer, mention) // it was opened after the receipt of what came after it
+	c.is("it was read elsewhere", 0, 0, 0)
+	c.text(unreadPeer, "")
+	c.is("one is new", 1, 1, 0)
+}
+
+func TestRoomsThatNotifyOfMentionsOnly(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", `{"rule_id":"!r:x","enabled":true,"actions":[]}`))
+	c.text(unreadPeer, "")
+	c.text(unreadPeer, mention)
+	c.is("a mention", 0, 1, 1)
+	events, err := c.u.unlisted(t.Context(), unreadRoomID, c.set, newJudged(client.RoomFacts{}))
+	if err != nil || len(events) != 1 || events[0] != "$2" {
+		t.Errorf("the homeserver does not list %v, %v", events, err)
+	}
+	c.read(Receipt{Event: "$2"})
+	c.is("it was read", 0, 0, 0)
+	if err := c.u.forget(t.Context(), unreadRoomID); err != nil {
+		t.Fatal(err)
+	}
+	c.is("the room was forgotten", 0, 1, 1)
+}
+
+func TestARoomThatNotifiesOfEverythingCountsNoEventsOfTheProtocol(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", `{"rule_id":"!r:x","enabled":true,"actions":["notify"]}`))
+	c.text(unreadPeer, "")
+	c.is("a message among commits", 9, 1, 0)
+}
+
+func TestUnreadThreads(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	root := c.text(unreadPeer, "")
+	inThread := `,"m.relates_to":{"rel_type":"m.thread","event_id":"$1"}`
+	c.text(unreadPeer, inThread+mention)
+	c.text(unreadPeer, inThread)
+	c.text(unreadPeer, `,"m.relates_to":{"rel_type":"m.replace","event_id":"$3"}`)
+	check := func(what string, main, thread, wantMain, wantThread Counts) {
+		t.Helper()
+		said := map[string]Counts{}
+		if thread != (Counts{}) {
+			said[string(root)] = thread
+		}
+		got, by, err := c.u.count(t.Context(), unreadRoomID, main, said)
+		if err != nil || got != wantMain || by[string(root)] != wantThread {
+			t.Errorf("%s: %+v and %+v, %v; want %+v and %+v", what, got, by, err, wantMain, wantThread)
+		}
+	}
+	check("a thread", Counts{1, 0}, Counts{3, 0}, Counts{1, 0}, Counts{2, 1})
+	c.is("a client that does not ask for threads", 4, 3, 1)
+	c.read(Receipt{Event: root, Thread: Main})
+	check("the rest was read", Counts{}, Counts{3, 0}, Counts{}, Counts{2, 1})
+	c.read(Receipt{Event: "$2", Thread: string(root)})
+	check("part of the thread was read", Counts{}, Counts{2, 0}, Counts{}, Counts{1, 0})
+	c.read(Receipt{Event: "$4"})
+	check("all was read", Counts{}, Counts{}, Counts{}, Counts{})
+	for i := range 3 * maxThreads {
+		c.text(unreadPeer, "")
+		c.read(Receipt{Event: id.EventID(fmt.Sprintf("$%d", c.n)), Thread: fmt.Sprintf("$root%d", i)})
+	}
+	if n := len(c.u.rooms[unreadRoomID].marks); n > maxThreads || c.u.rooms[unreadRoomID].marks[""].Event != "$4" {
+		t.Errorf("receipts of %d threads are kept", n)
+	}
+}
+
+func TestUnreadMessagesOfALongRoomAreBounded(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	err := c.st.Do(t.Context(), func(context.Context) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range maxItems + 60 {
+		c.text(unreadPeer, mention)
+	}
+	c.is("many", maxItems+60, maxItems+60, maxItems)
+	for range 20 {
+		c.text(unreadPeer, mention)
+	}
+	c.is("and more", maxItems+80, maxItems+80, maxItems)
+	r := c.u.rooms[unreadRoomID]
+	if len(r.items) != maxItems || r.from != r.items[0].seq || r.upTo != int64(maxItems+80) {
+		t.Errorf("%d events are kept, from %d to %d", len(r.items), r.from, r.upTo)
+	}
+	c.u.stale(unreadRoomID)
+	c.is("few", 2, 2, 2)
+	if n := len(r.items); n > 50 {
+		t.Errorf("for two unread messages %d were read", n)
+	}
+}
+
+func TestWithoutPushRulesTheHomeserversCountsStay(t *testing.T) {
+	c := newCounting(t, nil)
+	asked := 0
+	c.u.rules.fetch = func(context.Context) (*pushrules.PushRuleset, error) { asked++; return nil, errors.New("away") }
+	c.say(unreadPeer, "m.reaction", `{"x":1}`)
+	c.is("nothing is known", 1, 1, 0)
+	c.is("nothing is known", 1, 1, 0)
+	if asked != 1 {
+		t.Errorf("the homeserver was asked %d times", asked)
+	}
+	for _, odd := range []string{``, `[]`, `{}`, `{"global":{"override":[null]}}`, `{"global":5}`} {
+		c.u.rules.take(json.RawMessage(odd))
+	}
+	c.is("rules that are none", 1, 1, 0)
+	c.u.rules.take(json.RawMessage(`{"global":{"underride":[{"rule_id":"x","enabled":true,"conditions":[{"kind":"event_match","key":"type","pattern":"m.room.encrypted"}],"actions":["notify"]}]}}`))
+	c.is("rules that a client was told", 1, 0, 0)
+	// Rules that the homeserver does not have.
+	c.text(unreadPeer, mention)
+	c.text(unreadPeer, `,"m.mentions":{"user_ids":["@other:x"]}`)
+	c.text(unreadPeer, `,"m.relates_to":{"rel_type":"m.replace","event_id":"$2"}`+mention)
+	c.is("a mention by a rule that the homeserver lacks", 4, 2, 2)
+}
+
+func TestARuleThatCannotBeAppliedCountsAsForACiphertext(t *testing.T) {
+	set := new(pushrules.PushRuleset)
+	// An object is compared with an object; a sound that is no text.
+	if err := json.Unmarshal([]byte(`{"override":[{"rule_id":"x","enabled":true,"conditions":[{"kind":"event_property_is","key":"content.a","value":{}}],"actions":["notify",{"set_tweak":"sound","value":5}]}]}`), set); err != nil {
+		t.Fatal(err)
+	}
+	if v := judge(set, newJudged(client.RoomFacts{}), unreadRoomID, unreadPeer, "m.room.message", json.RawMessage(`{"a":{}}`)); v != (verdict{notify: true}) {
+		t.Errorf("it says %+v", v)
+	}
+}
