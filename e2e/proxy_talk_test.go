@@ -213,6 +213,9 @@ func TestProxyConversation(t *testing.T) {
 			}
 			bob.until("its reaction", room, func(e *event.Event) bool { return e.ID == reacted && e.Type.Type == "m.reaction" })
 			bob.lookAround(room, first, secret)
+			bob.search(room, secret)
+			bob.reactions(room, first.ID, reacted)
+			bob.slide(alice, room, "said later: "+secret)
 			odd := bob.refusals(p, room)
 			inside := s.files(alice, bob, room)
 
@@ -345,6 +348,19 @@ func (c *plainClient) unread(alice *e2e.Device, room id.RoomID, sent id.EventID)
 	}
 	read := func(evt id.EventID) {
 		c.s.Helper()
+		// Dendrite counts in its own time: what it counts after the receipt stays unread there.
+		ctx := c.s.soon()
+		for {
+			list, err := e2e.API(ctx, c.server, lab.User{UserID: string(c.UserID), AccessToken: c.AccessToken}, http.MethodGet, "/notifications", nil)
+			c.s.must(err)
+			if strings.Contains(string(list), string(evt)) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
 		_, err := c.MakeRequest(c.s.soon(), http.MethodPost, c.BuildClientURL("v3", "rooms", room, "receipt", "m.read", evt), map[string]any{}, nil)
 		c.s.must(err)
 	}
@@ -360,8 +376,9 @@ func (c *plainClient) unread(alice *e2e.Device, room id.RoomID, sent id.EventID)
 	c.s.must(err)
 	_, err = alice.Send(c.s.soon(), room, "m.room.message", mention)
 	c.s.must(err)
-	_, err = alice.React(c.s.soon(), room, sent, "!")
+	liked, err := alice.React(c.s.soon(), room, sent, "!")
 	c.s.must(err)
+	c.until("the reaction", room, func(e *event.Event) bool { return e.ID == liked })
 	c.counts(room, before, "a message, a mention and a reaction", counts(2, 1))
 	// The list has the mention, and only that when asked so.
 	var list struct {
@@ -387,6 +404,7 @@ func (c *plainClient) unread(alice *e2e.Device, room id.RoomID, sent id.EventID)
 	last, err := alice.SendText(c.s.soon(), room, "last "+text)
 	c.s.must(err)
 	c.reads(room, "last "+text)
+	c.counts(room, before, "one more message", counts(3, 1))
 	read(last)
 	c.counts(room, before, "all was read again", counts(0, 0))
 	_, err = alice.Send(c.s.soon(), room, "m.room.message", mention)
@@ -394,6 +412,154 @@ func (c *plainClient) unread(alice *e2e.Device, room id.RoomID, sent id.EventID)
 	c.counts(room, before, "one more mention", counts(1, 1))
 	c.s.step("the unread counts are right")
 	return text
+}
+
+// search looks for what was said, two at a time and all at once.
+func (c *plainClient) search(room id.RoomID, secret string) {
+	c.s.Helper()
+	var answer struct {
+		Categories struct {
+			Events struct {
+				Results []struct {
+					Result  event.Event `json:"result"`
+					Context struct {
+						Before []json.RawMessage `json:"events_before"`
+						After  []json.RawMessage `json:"events_after"`
+					} `json:"context"`
+				} `json:"results"`
+				Next string `json:"next_batch"`
+			} `json:"room_events"`
+		} `json:"search_categories"`
+	}
+	ask := func(next string, limit int, order string) []string {
+		c.s.Helper()
+		query := map[string]string{}
+		if next != "" {
+			query["next_batch"] = next
+		}
+		answer.Categories.Events.Results, answer.Categories.Events.Next = nil, ""
+		req := map[string]any{"search_categories": map[string]any{"room_events": map[string]any{
+			"search_term": secret, "order_by": order, "filter": map[string]any{"limit": limit, "rooms": []id.RoomID{room}},
+			"event_context": map[string]any{"before_limit": 2, "after_limit": 2},
+		}}}
+		_, err := c.MakeRequest(c.s.soon(), http.MethodPost, c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "search"}, query), req, &answer)
+		c.s.must(err)
+		var out []string
+		for _, r := range answer.Categories.Events.Results {
+			out = append(out, body(&r.Result))
+			for _, raw := range slices.Concat(r.Context.Before, r.Context.After) {
+				if strings.Contains(string(raw), `"type":"m.room.encrypted"`) || strings.Contains(string(raw), `"type":"io.github.matrix-mls.`) {
+					c.s.Errorf("around what was found is %s", raw)
+				}
+			}
+		}
+		return out
+	}
+	var paged []string
+	for next, n := "", 0; n < 10; n++ {
+		page := ask(next, 2, "recent")
+		if paged = append(paged, page...); len(page) > 2 {
+			c.s.Errorf("a page of the search has %q", page)
+		}
+		if next = answer.Categories.Events.Next; next == "" {
+			break
+		}
+	}
+	best := ask("", 10, "rank")
+	for what, got := range map[string][]string{"in pages": paged, "the best": best} {
+		slices.Sort(got)
+		var want []string
+		for i := range 5 {
+			want = append(want, fmt.Sprintf("message %d: %s", i, secret))
+		}
+		if !slices.Equal(got, want) {
+			c.s.Errorf("the search found %s %q, want %q", what, got, want)
+		}
+	}
+}
+
+// slide follows the room by a simplified sliding sync, where the homeserver has that.
+func (c *plainClient) slide(alice *e2e.Device, room id.RoomID, text string) {
+	c.s.Helper()
+	type slidingRoom struct {
+		Timeline []*event.Event `json:"timeline"`
+		State    []*event.Event `json:"required_state"`
+		Live     int            `json:"num_live"`
+	}
+	pos := ""
+	ask := func(ctx context.Context) (slidingRoom, error) {
+		query := map[string]string{"timeout": "2000"}
+		if pos != "" {
+			query["pos"] = pos
+		}
+		var answer struct {
+			Pos   string                    `json:"pos"`
+			Rooms map[id.RoomID]slidingRoom `json:"rooms"`
+		}
+		var raw json.RawMessage
+		_, err := c.MakeRequest(ctx, http.MethodPost, c.BuildURLWithQuery(mautrix.ClientURLPath{"unstable", "org.matrix.simplified_msc3575", "sync"}, query), map[string]any{
+			"lists": map[string]any{"all": map[string]any{"ranges": [][2]int{{0, 20}}, "timeline_limit": 4, "required_state": [][2]string{
+				{"m.room.encryption", ""}, {"m.room.name", ""}, {"m.room.create", ""}, {"m.room.member", "$LAZY"}}}},
+			"extensions": map[string]any{"to_device": map[string]any{"enabled": true}, "receipts": map[string]any{"enabled": true}, "account_data": map[string]any{"enabled": true}},
+		}, &raw)
+		if err != nil {
+			return slidingRoom{}, err
+		}
+		if strings.Contains(string(raw), `"type":"m.room.encrypt`) || strings.Contains(string(raw), "io.github.matrix-mls.v1") || strings.Contains(string(raw), `"type":"io.github.matrix-mls.`) {
+			c.s.Errorf("the sliding sync shows %s", raw)
+		}
+		c.s.must(json.Unmarshal(raw, &answer))
+		pos = answer.Pos
+		return answer.Rooms[room], nil
+	}
+	first, err := ask(c.s.soon())
+	if errors.Is(err, mautrix.MUnrecognized) && c.server.Kind != "synapse" {
+		c.s.step("the homeserver has no sliding sync, and says so")
+		return
+	}
+	c.s.must(err)
+	if len(first.Timeline) < 2 || !slices.ContainsFunc(first.State, func(e *event.Event) bool { return e.Type.Type == "m.room.name" }) {
+		c.s.Errorf("the sliding sync begins with %d events and the state %v, want at least 2 and a name", len(first.Timeline), first.State)
+	}
+	said, err := alice.SendText(c.s.soon(), room, text)
+	c.s.must(err)
+	ctx := c.s.soon()
+	for {
+		next, err := ask(ctx)
+		c.s.must(err)
+		i := slices.IndexFunc(next.Timeline, func(e *event.Event) bool { return e.ID == said || body(e) == "* "+text })
+		if i >= 0 && strings.HasSuffix(body(next.Timeline[i]), text) {
+			if next.Live < len(next.Timeline)-i {
+				c.s.Errorf("of %d events %d are live, and the new one is number %d", len(next.Timeline), next.Live, i)
+			}
+			break
+		}
+	}
+	c.s.step("it read a message by sliding sync")
+}
+
+// reactions asks for what relates to a message.
+func (c *plainClient) reactions(room id.RoomID, to, want id.EventID) {
+	c.s.Helper()
+	for _, path := range [][]any{{"m.annotation"}, {"m.annotation", "m.reaction"}, {}} {
+		var page struct {
+			Chunk []struct {
+				ID   id.EventID `json:"event_id"`
+				Type string     `json:"type"`
+			} `json:"chunk"`
+		}
+		_, err := c.MakeRequest(c.s.soon(), http.MethodGet, c.BuildClientURL(append([]any{"v1", "rooms", room, "relations", to}, path...)...), nil, &page)
+		c.s.must(err)
+		n := 0
+		for _, e := range page.Chunk {
+			if e.ID == want && e.Type == "m.reaction" {
+				n++
+			}
+		}
+		if n != 1 {
+			c.s.Errorf("/relations%v shows %+v, want the reaction %s once", path, page.Chunk, want)
+		}
+	}
 }
 
 // lookAround reads an event in every other way there is.
@@ -404,9 +570,29 @@ func (c *plainClient) lookAround(room id.RoomID, first *event.Event, secret stri
 	if got.Type.Type != "m.room.message" || !strings.Contains(string(got.Content.VeryRaw), secret) {
 		c.s.Errorf("/event shows %s %s", got.Type.Type, got.Content.VeryRaw)
 	}
+	// What is around it differs between homeservers: it is what this one has.
+	has, err := e2e.API(c.s.soon(), c.server, lab.User{UserID: string(c.UserID), AccessToken: c.AccessToken}, http.MethodGet,
+		"/rooms/"+url.PathEscape(string(room))+"/context/"+url.PathEscape(string(first.ID)), nil)
+	c.s.must(err)
+	var there struct {
+		Before []struct {
+			ID   id.EventID `json:"event_id"`
+			Type string     `json:"type"`
+		} `json:"events_before"`
+		After []struct {
+			ID   id.EventID `json:"event_id"`
+			Type string     `json:"type"`
+		} `json:"events_after"`
+	}
+	c.s.must(json.Unmarshal(has, &there))
 	around, err := c.get("rooms", room, "context", first.ID)
 	c.s.must(err)
-	if !strings.Contains(string(around), "message 0: "+secret) || !strings.Contains(string(around), "message 2: "+secret) ||
+	for _, e := range slices.Concat(there.Before, there.After) {
+		if e.Type == "m.room.encrypted" && !strings.Contains(string(around), `"`+string(e.ID)+`"`) {
+			c.s.Errorf("/context lacks %s: %s", e.ID, around)
+		}
+	}
+	if !strings.Contains(string(around), "message 0: "+secret) ||
 		strings.Contains(string(around), `"type":"m.room.encrypt`) || strings.Contains(string(around), `"type":"io.github.matrix-mls.`) {
 		c.s.Errorf("/context shows %s", around)
 	}

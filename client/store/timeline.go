@@ -30,6 +30,7 @@ const (
 	dropHistoryEventQuery = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq < 0`
 	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
 	timelineAtQuery       = `SELECT seq FROM timeline WHERE room_id = $1 AND ts <= $2 ORDER BY seq DESC LIMIT 1`
+	timelineBackQuery     = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
 )
 
 // MaxTimelinePage bounds one reading of the timeline.
@@ -210,4 +211,13 @@ func (s *Store) TimelineAt(ctx context.Context, room id.RoomID, ts int64) (seq i
 		return 0, nil
 	}
 	return seq, err
+}
+
+// TimelineBack returns up to limit events of all rooms before the given Seq (0 for
+// the newest), newest first. What other devices gave, with a Seq below 0, comes last.
+func (s *Store) TimelineBack(ctx context.Context, beforeSeq int64, limit int) ([]*TimelineItem, error) {
+	if beforeSeq == 0 {
+		beforeSeq = 1<<63 - 1
+	}
+	return s.timeline(ctx, timelineBackQuery, beforeSeq, page(limit))
 }

@@ -223,6 +223,8 @@ func (u *unread) catchUp(ctx context.Context, roomID id.RoomID, r *unreadRoom, e
 		if err != nil {
 			return err
 		}
+		// What others gave this device of before it came is not unread.
+		older = slices.DeleteFunc(older, func(row *store.TimelineItem) bool { return row.Seq < 0 })
 		if len(older) == 0 {
 			before = 0
 			break

@@ -155,7 +155,13 @@ func TestUnreadMessagesAreJudgedByWhatTheySay(t *testing.T) {
 
 func TestWhatCameLateToTheDeviceIsNoMoreThanTheHomeserverSays(t *testing.T) {
 	c := newCounting(t, defaultRules(t, "", ""))
+	// What another device gave, of before this one was there, was never unread.
+	if _, err := c.st.AddHistory(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: "$given", Mid: "given", Sender: unreadPeer, Type: "m.room.message", Data: []byte(`{"content":{"body":"kumquat"}}`)}); err != nil {
+		t.Fatal(err)
+	}
+	c.is("nothing but what was given", 1, 1, 0)
 	c.text(unreadPeer, "")
+	c.is("a message after what was given", 1, 1, 0)
 	c.read(Receipt{Event: "$1"})
 	c.text(unreadPeer, mention) // it was opened after the receipt of what came after it
 	c.is("it was read elsewhere", 0, 0, 0)

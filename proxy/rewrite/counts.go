@@ -90,6 +90,10 @@ func ReceiptsOf(raw json.RawMessage, user id.UserID) (out []Receipt) {
 func (s *Sync) PushRules() json.RawMessage {
 	var events []json.RawMessage
 	_ = json.Unmarshal(s.body.object("account_data")["events"], &events)
+	return pushRules(events)
+}
+
+func pushRules(events []json.RawMessage) json.RawMessage {
 	for _, raw := range events {
 		if f, ok := parse(raw); ok && f.text("type") == "m.push_rules" {
 			return f["content"]
@@ -125,6 +129,21 @@ func Notices(body json.RawMessage, v View) (out []Notice, next string, err error
 		}
 	}
 	return out, f.text("next_token"), nil
+}
+
+// NoticeEvents are the events of an answer to GET /notifications as they came, by
+// room.
+func NoticeEvents(body json.RawMessage) map[id.RoomID][]json.RawMessage {
+	f, _ := parse(body)
+	var all []json.RawMessage
+	_ = json.Unmarshal(f["notifications"], &all)
+	out := map[id.RoomID][]json.RawMessage{}
+	for _, raw := range all {
+		n, _ := parse(raw)
+		room := id.RoomID(n.text("room_id"))
+		out[room] = append(out[room], n["event"])
+	}
+	return out
 }
 
 // NewNotice is an entry of the proxy's own.
@@ -173,6 +192,6 @@ func MessageEvent(room id.RoomID, e id.EventID, at int64, r Reading) Event {
 	ts, _ := json.Marshal(at)
 	return Event{ID: e, Sender: r.Sender, Time: at, Raw: fields{
 		"type": quote(r.Type), "sender": quote(string(r.Sender)), "room_id": quote(string(room)), "event_id": quote(string(e)),
-		"origin_server_ts": ts, "content": r.Content,
+		"origin_server_ts": ts, "content": shared(r),
 	}.raw()}
 }

@@ -18,6 +18,9 @@ func TestNotificationsOfSeveralRooms(t *testing.T) {
 	if err != nil || next != "n" || len(got) != 2 {
 		t.Fatalf("%d entries, next %q, %v", len(got), next, err)
 	}
+	if came := NoticeEvents([]byte(`{"notifications":[{"room_id":"!a:x","event":{"x":1}},{"room_id":"!a:x","event":5},7,{"room_id":"!b:x"}]}`)); len(came["!a:x"]) != 2 || string(came["!a:x"][0]) != `{"x":1}` {
+		t.Errorf("%s", came)
+	}
 	if got[0].Room != mlsRoom || got[0].Time() != 8 || !got[0].Highlighted() || got[1].Highlighted() {
 		t.Errorf("%+v", got)
 	}
@@ -32,6 +35,9 @@ func TestNotificationsOfSeveralRooms(t *testing.T) {
 		if got, next, err := Notices([]byte(raw), view); err != nil || len(got) != 0 || next != "" {
 			t.Errorf("%s became %v, %q, %v", raw, got, next, err)
 		}
+	}
+	if given := string(MessageEvent(mlsRoom, "$shared", 9, view["$shared"]).Raw); !strings.Contains(given, "[shared by @c:x] told") {
+		t.Errorf("a message that another member gave is %s", given)
 	}
 	own := NewNotice(mlsRoom, MessageEvent(mlsRoom, "$open", 9, view["$open"]))
 	for _, want := range []string{`"read":false`, `"ts":9`, `"origin_server_ts":9`, `"event_id":"$open"`, `"body":"hello"`, `"room_id":"` + mlsRoom + `"`} {

@@ -26,9 +26,11 @@ type Window struct {
 	Events    []Event
 	Limited   bool   // events are missing between the last sync and this window
 	PrevBatch string // where they are to be had
+	Lost      int    // events of a sliding sync that were left out
 
 	raws           []json.RawMessage
 	room, timeline fields
+	flat           bool // of a sliding sync: the lists stand in the room itself
 }
 
 // stateLists are where a room of a /sync has its state.
@@ -130,6 +132,12 @@ func (w *Window) Prepend(earlier []Event, prevBatch string) {
 // a window.
 func (w *Window) AddState(events []Event) {
 	if len(events) == 0 {
+		return
+	}
+	if w.flat {
+		var all []json.RawMessage
+		_ = json.Unmarshal(w.room["required_state"], &all)
+		w.room["required_state"], _ = json.Marshal(MergeState(all, Raws(events)))
 		return
 	}
 	name := stateLists[0]

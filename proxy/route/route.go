@@ -24,6 +24,7 @@ const (
 	Logout                    // ends one session
 	LogoutAll                 // ends all sessions, the MLS device's too
 	Sync                      // events come back
+	SlidingSync               // events come back
 	Filter                    // says which events come back
 	FilterOf                  // says which filter was stored
 	Messages                  // events come back
@@ -32,6 +33,7 @@ const (
 	Relations                 // events come back
 	Threads                   // events come back
 	Notifications             // events of several rooms come back
+	Search                    // events of several rooms come back
 	Members                   // state events come back
 	State                     // state events come back
 	StateEvent                // the content of a state event comes back
@@ -247,12 +249,12 @@ var rows = []struct {
 	{"GET", "c/rooms/{room}/state/{type}", StateEvent, ""},
 	{"GET", "c/rooms/{room}/state/{type}/{key}", StateEvent, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/threads", Threads, ""},
-	{"POST", "c/search", Refused, whyNotYet},
+	{"POST", "c/search", Search, ""},
 	{"GET", "c/notifications", Notifications, ""},
 	{"GET", "c/events", Refused, whyNotYet},
 	{"GET", "c/initialSync", Refused, whyNotYet},
 	{"GET", "c/rooms/{room}/initialSync", Refused, whyNotYet},
-	{"POST", "_matrix/client/unstable/org.matrix.simplified_msc3575/sync", Refused, whyNotYet},
+	{"POST", "_matrix/client/unstable/org.matrix.simplified_msc3575/sync", SlidingSync, ""},
 
 	// Events that go.
 	{"PUT", "c/rooms/{room}/send/{type}/{txn}", Send, ""},

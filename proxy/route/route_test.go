@@ -26,8 +26,8 @@ func TestClassify(t *testing.T) {
 		{"GET", "/_matrix/client/v3/account/whoami", Stream},
 		{"GET", "/_matrix/media/r0/download/x/y", DownloadMedia},
 		{"GET", "/_matrix/client/v1/media/preview_url", Refused},
-		{"POST", "/_matrix/client/v3/search", Refused},
-		{"POST", "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", Refused},
+		{"POST", "/_matrix/client/v3/search", Search},
+		{"POST", "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", SlidingSync},
 
 		{"POST", "/_matrix/client/v3/rooms/!r:x/send/m.room.message", Unknown}, // no transaction id
 		{"POST", "/_matrix/client/v3/rooms/!r:x/send/m.room.message/1", Unknown},

@@ -135,6 +135,8 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 	if query.Get("from") == "" {
 		kept = v.unlisted(r.Context(), highlights, limit)
 	}
+	soon, done := context.WithTimeout(r.Context(), openWait)
+	defer done()
 	var next string
 	for range maxPages {
 		// Never more than what is missing: the rest begins where the page ends.
@@ -147,6 +149,9 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 		if resp.status != http.StatusOK {
 			s.passed(w, resp, sess)
 			return
+		}
+		for room, events := range rewrite.NoticeEvents(resp.body) {
+			v.await(soon, room, events)
 		}
 		list, token, err := rewrite.Notices(resp.body, v)
 		if err != nil {
@@ -192,8 +197,7 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 func (v *view) unlisted(ctx context.Context, highlights bool, limit int) []rewrite.Notice {
 	out := []rewrite.Notice{}
 	for _, m := range v.sess.account.Unlisted(ctx, limit) {
-		e := rewrite.MessageEvent(m.Room, m.EventID, m.Timestamp, rewrite.Reading{Sender: m.Sender, Type: m.Type, Content: v.detach(m.Content)})
-		n := rewrite.NewNotice(m.Room, e)
+		n := rewrite.NewNotice(m.Room, v.message(m))
 		if actions, _ := v.sess.account.Judge(ctx, m.Room, m.Sender, m.Type, m.Content); actions != nil {
 			n.SetActions(actions)
 		}

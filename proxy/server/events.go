@@ -1,9 +1,11 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -82,10 +84,11 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request, sess *session, ro
 // relations answers GET /rooms/{room}/relations/{event}. The homeserver sees
 // only ciphertexts, so it is not asked for a type of events; it knows the
 // relations that stand outside the ciphertexts: edits, threads and references.
+// Reactions are inside, and come from the account's own store, with the first page.
 func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
 	room := id.RoomID(m.Params["room"])
 	v := s.view(r.Context(), sess)
-	path, wanted := m.Path, m.Params["type"]
+	path, wanted, rel := m.Path, m.Params["type"], m.Params["rel"]
 	if wanted != "" && v.MLS(room) {
 		path = path[:strings.LastIndexByte(path, '/')]
 	}
@@ -105,6 +108,13 @@ func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session
 	}
 	v.await(r.Context(), room, page.Came("chunk"))
 	events, _ := rewrite.List(room, page.Came("chunk"), v)
+	if v.MLS(room) && (rel == "" || rel == "m.annotation") && r.URL.Query().Get("from") == "" {
+		if events, err = v.withReactions(room, id.EventID(m.Params["event"]), events, r.URL.Query().Get("dir") == "f"); err != nil {
+			s.o.Log.Err(err).Msg("Reactions cannot be read from the store")
+			refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the reactions to this message cannot be read from the store")
+			return
+		}
+	}
 	if wanted != "" {
 		kept := events[:0]
 		for _, e := range events {
@@ -116,6 +126,27 @@ func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session
 	}
 	page.Set("chunk", events)
 	s.encode(w, page)
+}
+
+// withReactions adds a message's reactions to events that relate to it, the newest
+// first or last.
+func (v *view) withReactions(room id.RoomID, to id.EventID, events []rewrite.Event, forward bool) ([]rewrite.Event, error) {
+	reactions, err := v.sess.account.Reactions(v.ctx, room, to)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range reactions {
+		if !slices.ContainsFunc(events, func(e rewrite.Event) bool { return e.ID == m.EventID }) {
+			events = append(events, v.message(m))
+		}
+	}
+	slices.SortStableFunc(events, func(a, b rewrite.Event) int {
+		if forward {
+			a, b = b, a
+		}
+		return cmp.Compare(b.Time, a.Time)
+	})
+	return events, nil
 }
 
 // chunk answers GET /rooms/{room}/threads and …/members, which have one list.

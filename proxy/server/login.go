@@ -19,7 +19,7 @@ const maxLogin = 64 << 10
 
 // refusedFeatures begin the names of unstable features that clients prefer to
 // what the proxy rewrites.
-var refusedFeatures = []string{"org.matrix.simplified_msc3575", "org.matrix.msc3575", "org.matrix.msc4140", "org.matrix.msc2965", "org.matrix.msc3814"}
+var refusedFeatures = []string{"org.matrix.msc3575", "org.matrix.msc4140", "org.matrix.msc2965", "org.matrix.msc3814"}
 
 // versions hands on what the homeserver can, without what the proxy refuses.
 func (s *Server) versions(w http.ResponseWriter, r *http.Request) {

@@ -100,7 +100,7 @@ func TestRequestsThatNeverReachTheHomeserver(t *testing.T) {
 		code               string
 	}{
 		{"a path that is not listed", "GET", "/_matrix/client/unstable/com.example/x", nil, 404, "M_UNRECOGNIZED"},
-		{"search", "POST", "/_matrix/client/v3/search", nil, 404, "M_UNRECOGNIZED"},
+		{"search without a token", "POST", "/_matrix/client/v3/search", nil, 401, "M_MISSING_TOKEN"},
 		{"link preview", "GET", "/_matrix/media/v3/preview_url?url=x", nil, 404, "M_UNRECOGNIZED"},
 		{"the homeserver's admin API", "GET", "/_synapse/admin/v1/users/@a:x", nil, 404, "M_UNRECOGNIZED"},
 		{"registration", "POST", "/_matrix/client/v3/register", nil, 404, "M_UNRECOGNIZED"},
@@ -154,12 +154,12 @@ func TestFeaturesAndFlowsThatAreNotServedAreNotOffered(t *testing.T) {
 	w := newWorld(t)
 	w.reply = func(out http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/versions") {
-			fmt.Fprint(out, `{"versions":["v1.11"],"unstable_features":{"org.matrix.simplified_msc3575":true,"org.matrix.e2e_cross_signing":true}}`)
+			fmt.Fprint(out, `{"versions":["v1.11"],"unstable_features":{"org.matrix.msc3575":true,"org.matrix.simplified_msc3575":true,"org.matrix.e2e_cross_signing":true}}`)
 			return
 		}
 		fmt.Fprint(out, `{"flows":[{"type":"m.login.sso"},{"type":"m.login.password"},{"type":"m.login.token"}]}`)
 	}
-	if _, body := w.do("GET", "/_matrix/client/versions"); body != `{"unstable_features":{"org.matrix.e2e_cross_signing":true},"versions":["v1.11"]}` {
+	if _, body := w.do("GET", "/_matrix/client/versions"); body != `{"unstable_features":{"org.matrix.e2e_cross_signing":true,"org.matrix.simplified_msc3575":true},"versions":["v1.11"]}` {
 		t.Errorf("versions: %s", body)
 	}
 	if _, body := w.do("GET", "/_matrix/client/v3/login"); body != `{"flows":[{"type":"m.login.password"}]}` {

@@ -158,6 +158,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 	switch m.Kind {
 	case route.Sync:
 		s.sync(w, r, sess)
+	case route.SlidingSync:
+		s.slidingSync(w, r, sess)
 	case route.Filter:
 		s.filter(w, r, sess)
 	case route.FilterOf:
@@ -176,6 +178,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.chunk(w, r, sess, room)
 	case route.Notifications:
 		s.notifications(w, r, sess)
+	case route.Search:
+		s.search(w, r, sess)
 	case route.State:
 		s.state(w, r, sess, room)
 	case route.StateEvent:

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -41,41 +42,30 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		return
 	}
 	since := query.Get("since")
-	type result struct {
-		resp *reply
-		err  error
-	}
-	news := make(chan result, 1)
-	go func() {
-		resp, err := s.ask(ctx, http.MethodGet, pathOf(ctx), query, sess.token, nil)
-		news <- result{resp, err}
-	}()
-	var got result
-	for waiting := true; waiting; {
-		changed := sess.account.Changed()
-		if since != "" {
-			// What the homeserver may have said meanwhile it says again: the
-			// position stays the same.
-			if quiet := rewrite.Quiet(since); s.replace(quiet, v) {
-				s.encode(w, quiet)
-				return
-			}
+	resp, err := s.news(ctx, sess, func() (*reply, error) {
+		return s.ask(ctx, http.MethodGet, pathOf(ctx), query, sess.token, nil)
+	}, func() bool {
+		// What the homeserver may have said meanwhile it says again: the
+		// position stays the same.
+		quiet := rewrite.Quiet(since)
+		if since == "" || !s.replace(quiet, v) {
+			return false
 		}
-		select {
-		case got = <-news:
-			waiting = false
-		case <-changed:
-		}
-	}
-	if got.err != nil {
-		s.failed(w, r, got.err)
+		s.encode(w, quiet)
+		return true
+	})
+	if errors.Is(err, errAnswered) {
 		return
 	}
-	if got.resp.status != http.StatusOK {
-		s.passed(w, got.resp, sess)
+	if err != nil {
+		s.failed(w, r, err)
 		return
 	}
-	answer, err := rewrite.ParseSync(got.resp.body)
+	if resp.status != http.StatusOK {
+		s.passed(w, resp, sess)
+		return
+	}
+	answer, err := rewrite.ParseSync(resp.body)
 	if err != nil {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
 		return
@@ -86,7 +76,7 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 	}
 	done()
 	answer.Rewrite(v, asked)
-	s.fillAll(v, answer.Windows(), since, asked)
+	s.fillAll(v, answer.Windows(), since, asked, lacking)
 	for _, window := range answer.Windows() {
 		s.shown.note(sess.tag, window.Room, window.Events)
 	}
@@ -95,9 +85,37 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 	s.encode(w, answer)
 }
 
+// news waits until the homeserver has news for a client. Meanwhile, whenever the MLS
+// device has some, meanwhile may answer the client by itself: then the error is
+// errAnswered.
+func (s *Server) news(ctx context.Context, sess *session, ask func() (*reply, error), meanwhile func() bool) (*reply, error) {
+	type result struct {
+		resp *reply
+		err  error
+	}
+	news := make(chan result, 1)
+	go func() {
+		resp, err := ask()
+		news <- result{resp, err}
+	}()
+	for {
+		changed := sess.account.Changed()
+		if meanwhile() {
+			return nil, errAnswered
+		}
+		select {
+		case got := <-news:
+			return got.resp, got.err
+		case <-changed:
+		}
+	}
+}
+
 // replace adds to an answer what puts readable messages in the place of
 // notices.
-func (s *Server) replace(answer *rewrite.Sync, v *view) bool {
+func (s *Server) replace(answer interface {
+	Add(id.RoomID, rewrite.Event)
+}, v *view) bool {
 	notices, readings := s.shown.readable(v.sess.tag, v)
 	for i, n := range notices {
 		answer.Add(n.room, rewrite.Event{Raw: rewrite.Replacement(n.event, readings[i])})
@@ -115,12 +133,12 @@ func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byt
 }
 
 // fillAll fills what windows need it, a few at a time.
-func (s *Server) fillAll(v *view, windows []*rewrite.Window, since string, asked rewrite.Selection) {
+func (s *Server) fillAll(v *view, windows []*rewrite.Window, since string, asked rewrite.Selection, lacks func(*rewrite.Window, rewrite.Selection) int) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, fillAtOnce)
 	for _, window := range windows {
 		// Only in rooms with MLS does the homeserver count other events than the client wants.
-		need := lacking(window, asked)
+		need := lacks(window, asked)
 		if need == 0 || !v.MLS(window.Room) {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
@@ -51,6 +52,15 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 		return rewrite.Reading{Text: rewrite.Text(rewrite.NotVerified, v.sess.account.Dir()), Later: true}
 	}
 	return rewrite.Reading{Text: rewrite.Text(rewrite.Waiting), Later: true}
+}
+
+// message is the event of a message in the store, as the client is shown it.
+func (v *view) message(m *client.Message) rewrite.Event {
+	r := v.Read(m.Room, m.EventID, m.Timestamp)
+	if r.State != rewrite.Opened { // it is gone meanwhile
+		r = rewrite.Reading{Sender: m.Sender, Type: m.Type, Content: json.RawMessage("{}")}
+	}
+	return rewrite.MessageEvent(m.Room, m.EventID, m.Timestamp, r)
 }
 
 // detach keeps the keys of a message's files, so that the client can download

@@ -1,0 +1,160 @@
+package account
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/store"
+)
+
+func TestSearchGoesBackThroughTheStore(t *testing.T) {
+	c := newCounting(t, nil)
+	has := func(word string) func(m *client.Message) float64 {
+		return func(m *client.Message) float64 { return float64(strings.Count(string(m.Content), word)) }
+	}
+	for i := range searchPage + 20 {
+		switch i {
+		case 3, 10, searchPage + 10:
+			c.say(unreadPeer, "m.room.message", fmt.Sprintf(`{"body":"needle %s"}`, strings.Repeat("needle ", i%7)))
+		default:
+			c.text(unreadPeer, "")
+		}
+	}
+	// An own message that has not gone out.
+	if err := c.st.AddTimeline(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: "~local", Data: []byte(`{"content":{"body":"needle"}}`)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, room := range []string{"", string(unreadRoomID)} {
+		found, before, err := search(t.Context(), c.st, unreadRoomID[:len(room)], 0, 2, has("needle"))
+		if err != nil || len(found) != 2 || found[0].Seq != searchPage+11 || found[1].Seq != 11 || before != 11 {
+			t.Fatalf("found %+v before %d, %v", found, before, err)
+		}
+		found, before, err = search(t.Context(), c.st, unreadRoomID[:len(room)], before, 2, has("needle"))
+		if err != nil || len(found) != 1 || found[0].Seq != 4 || before != 0 {
+			t.Errorf("then %+v before %d, %v", found, before, err)
+		}
+	}
+	a := &Account{st: c.st}
+	best, err := a.Best(t.Context(), "", has("needle"))
+	if err != nil || len(best) != 3 || best[0].Rank < best[1].Rank || best[1].Rank < best[2].Rank {
+		t.Errorf("the best are %+v, %v", best, err)
+	}
+	if found, _, err := a.Search(t.Context(), "!other:x", 0, 5, has("needle")); err != nil || len(found) != 0 {
+		t.Errorf("in another room there are %+v, %v", found, err)
+	}
+	// What another device gave, of before this one was there, comes last.
+	given := &store.TimelineItem{Room: unreadRoomID, EventID: "$old", Mid: "old", Sender: unreadPeer, Data: []byte(`{"content":{"body":"needle"}}`)}
+	older := &store.TimelineItem{Room: unreadRoomID, EventID: "$older", Mid: "older", Sender: unreadPeer, Data: []byte(`{"content":{"body":"needle"}}`)}
+	for _, item := range []*store.TimelineItem{given, older} {
+		if added, err := c.st.AddHistory(t.Context(), item); err != nil || !added {
+			t.Fatal(added, err)
+		}
+	}
+	for _, room := range []string{"", string(unreadRoomID)} {
+		found, before, err := search(t.Context(), c.st, unreadRoomID[:len(room)], 4, 1, has("needle"))
+		if err != nil || len(found) != 1 || found[0].Seq != given.Seq || before != given.Seq {
+			t.Errorf("then %+v before %d, %v", found, before, err)
+		}
+		found, before, err = search(t.Context(), c.st, unreadRoomID[:len(room)], before, 9, has("needle"))
+		if err != nil || len(found) != 1 || found[0].Seq != older.Seq || before != 0 {
+			t.Errorf("at last %+v before %d, %v", found, before, err)
+		}
+	}
+	// What was redacted is not found.
+	err = c.st.RedactTimeline(t.Context(), unreadRoomID, "$4", func([]byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if best, err = a.Best(t.Context(), "", has("needle")); err != nil || len(best) != 4 {
+		t.Errorf("after a redaction %+v, %v", best, err)
+	}
+}
+
+func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), storeName)
+	a := stored(t, path, newKey(t))
+	err := a.st.AddTimeline(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: "$1", Sender: unreadPeer, Type: "m.room.message", Data: []byte(`{"content":{"body":"planted-needle"}}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if best, err := a.Best(t.Context(), "", func(*client.Message) float64 { return 1 }); err != nil || len(best) != 1 {
+		t.Fatalf("found %+v, %v", best, err)
+	}
+	a.unread = newUnread(a.st, unreadOwn, nil, nil)
+	a.ReadUpTo(t.Context(), map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$1"}}})
+	files, _ := filepath.Glob(path + "*")
+	for _, file := range files {
+		if raw, err := os.ReadFile(file); err != nil || strings.Contains(string(raw), "needle") {
+			t.Errorf("%s: it lies open (%v)", file, err)
+		}
+	}
+	a.Close()
+	if raw, err := os.ReadFile(path); err != nil || strings.Contains(string(raw), "needle") {
+		t.Errorf("it lies open (%v)", err)
+	}
+}
+
+func TestReactionsToAMessage(t *testing.T) {
+	c := newCounting(t, nil)
+	reaction := func(to, key string) string {
+		return `{"m.relates_to":{"rel_type":"m.annotation","event_id":"` + to + `","key":"` + key + `"}}`
+	}
+	to := c.text(unreadPeer, "")
+	c.text(unreadPeer, "")
+	first := c.say(unreadPeer, "m.reaction", reaction("$1", "a"))
+	c.say(unreadPeer, "m.reaction", reaction("$2", "b"))
+	c.say(unreadPeer, "m.room.message", reaction("$1", "no reaction"))
+	gone := c.say(unreadOwn, "m.reaction", reaction("$1", "c"))
+	last := c.say(unreadOwn, "m.reaction", reaction("$1", "d"))
+	got, err := reactions(t.Context(), c.st, unreadRoomID, to)
+	if err != nil || len(got) != 3 || got[0].EventID != first || got[1].EventID != gone || got[2].EventID != last {
+		t.Errorf("reactions %+v, %v", got, err)
+	}
+	err = c.st.RedactTimeline(t.Context(), unreadRoomID, gone, func([]byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err = reactions(t.Context(), c.st, unreadRoomID, to); err != nil || len(got) != 2 {
+		t.Errorf("after a redaction %+v, %v", got, err)
+	}
+	if got, err = reactions(t.Context(), c.st, unreadRoomID, "$unknown"); err != nil || got != nil {
+		t.Errorf("to what is not known: %+v, %v", got, err)
+	}
+}
+
+func BenchmarkSearch(b *testing.B) {
+	key := make(store.Key, store.KeySize)
+	st, err := store.Open(b.Context(), store.Options{Path: filepath.Join(b.TempDir(), storeName), Key: key})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.Close()
+	const messages = 10_000
+	err = st.Do(b.Context(), func(ctx context.Context) error {
+		for i := range messages {
+			evt := fmt.Sprintf("$%d", i)
+			data := `{"room_id":"!r:x","event_id":"` + evt + `","sender":"@peer:x","type":"m.room.message","content":{"msgtype":"m.text","body":"` + strings.Repeat("a few words ", 8) + `"}}`
+			if err := st.AddTimeline(ctx, &store.TimelineItem{Room: unreadRoomID, EventID: id.EventID(evt), Mid: evt, Sender: unreadPeer, Data: []byte(data)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		found, _, err := search(b.Context(), st, "", 0, 1, func(m *client.Message) float64 { return float64(strings.Count(m.Body(), "needle")) })
+		if err != nil || len(found) != 0 {
+			b.Fatal(found, err)
+		}
+	}
+	b.ReportMetric(float64(messages)*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+}
