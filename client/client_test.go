@@ -331,8 +331,8 @@ func TestAcceptIsNeededBeforeACommitIsUsed(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
 	before := alice.epoch(room)
-	// Nobody sees what the module says.
-	w.s.held[rooms.TypeAccept], w.s.held[rooms.TypeVote] = true, true
+	// Nobody sees what the module says, nor the heads that rest on it.
+	w.s.held[rooms.TypeAccept], w.s.held[rooms.TypeVote], w.s.held[rooms.TypeHead] = true, true, true
 	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
 	w.settle()
 	if alice.epoch(room) != before || carol.epoch(room) != before {

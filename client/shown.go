@@ -105,9 +105,9 @@ func (c *Client) receiptsShown(r *room, bot id.UserID) (out []federation.Event) 
 	raw := []byte(head.Proof)
 	if file := head.ProofFile; file != nil {
 		var ok bool
-		if raw, ok = r.media[string(file.MXC)]; !ok {
-			if key := "media:" + string(file.MXC); r.tried["need/"+key] <= c.mono() {
-				r.want(key, &need{file: file})
+		if raw, ok = r.media[fileKey(file)]; !ok {
+			if key := "media:" + fileKey(file); r.tried["need/"+key] <= c.mono() {
+				r.want(key, &need{file: file, by: bot})
 			}
 			return nil
 		}
