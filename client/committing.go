@@ -673,6 +673,11 @@ func (c *Client) lockMember(ctx context.Context, roomID id.RoomID) (*room, *epoc
 		}
 		return nil
 	}
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.patience)
+		defer cancel()
+	}
 	for {
 		err := c.await(ctx, roomID, unread)
 		c.mu.Lock()
@@ -685,6 +690,9 @@ func (c *Client) lockMember(ctx context.Context, roomID id.RoomID) (*room, *epoc
 		c.mu.Unlock()
 	}
 }
+
+// memberWait is how long lockMember waits for the caller's sake who names no time.
+const memberWait = 2 * time.Minute
 
 // await waits until check, called with the lock held, returns nil. When ctx
 // ends, or the client is closed, it returns why check still fails, too.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -187,6 +188,11 @@ func TestCallsWaitWhileTheHeadIsInDoubt(t *testing.T) {
 	if err := carol.Invite(ctx, room, dave.UserID()); !errors.Is(err, ErrNoGroup) || !errors.Is(err, context.Canceled) {
 		t.Errorf("a call whose time is up returns %v, want both why", err)
 	}
+	carol.patience = time.Millisecond
+	if err := carol.Invite(w.ctx, room, dave.UserID()); !errors.Is(err, ErrNoGroup) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a call that names no time returns %v, want both why", err)
+	}
+	carol.patience = memberWait
 	invited := make(chan error, 1)
 	go func() { invited <- carol.Invite(w.ctx, room, dave.UserID()) }()
 	w.settle()

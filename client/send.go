@@ -235,7 +235,7 @@ func (c *Client) encrypt(r *room, e *epoch, plain *rooms.Plaintext) (json.RawMes
 	r.rec.Sent++
 	return rooms.Encode(&rooms.EncryptedContent{
 		Algorithm: rooms.Algorithm, Ciphertext: ciphertext, CommitEvent: c.commitEvent(r, e.ref),
-		RelatesTo: rooms.OuterRelation(plain.Content), // for the homeserver's threads and /relations; receivers use the one inside
+		RelatesTo: rooms.OuterRelation(plain.Content, r.state.view.RoomVersion), // for the homeserver's threads and /relations; receivers use the one inside
 	})
 }
 

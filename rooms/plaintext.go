@@ -2,6 +2,8 @@ package rooms
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"strings"
 
@@ -113,7 +115,7 @@ func (p *Plaintext) validate() error {
 // an event, stay inside. It returns nil if there is nothing to tell. What is
 // inside the ciphertext alone counts; see
 // [Plaintext.Event].
-func OuterRelation(content json.RawMessage) json.RawMessage {
+func OuterRelation(content json.RawMessage, roomVersion string) json.RawMessage {
 	var c struct {
 		Relation *struct {
 			Type     string     `json:"rel_type"`
@@ -129,13 +131,13 @@ func OuterRelation(content json.RawMessage) json.RawMessage {
 	}
 	r := c.Relation
 	out := map[string]any{}
-	if (r.Type == "m.thread" || r.Type == "m.replace" || r.Type == "m.reference") && isEventID(r.Event) {
+	if (r.Type == "m.thread" || r.Type == "m.replace" || r.Type == "m.reference") && isEventID(r.Event, roomVersion) {
 		out["rel_type"], out["event_id"] = r.Type, r.Event
 		if r.Fallback {
 			out["is_falling_back"] = true
 		}
 	}
-	if r.Reply != nil && isEventID(r.Reply.Event) {
+	if r.Reply != nil && isEventID(r.Reply.Event, roomVersion) {
 		out["m.in_reply_to"] = map[string]any{"event_id": r.Reply.Event}
 	}
 	if len(out) == 0 {
@@ -144,11 +146,20 @@ func OuterRelation(content json.RawMessage) json.RawMessage {
 	return mustJSON(out)
 }
 
-// isEventID tells whether an id is an event's: a SHA-256 in Base64 (room
-// versions from 3 on), or a name and a server (1 and 2).
-func isEventID(event id.EventID) bool {
+// isEventID tells whether an id is one of an event in a room of a version: a SHA-256
+// in Base64, or, in versions 1 and 2 alone, a name and a server, which could be any
+// text.
+func isEventID(event id.EventID, roomVersion string) bool {
 	rest, ok := strings.CutPrefix(string(event), "$")
 	if !ok || len(event) > 255 {
+		return false
+	}
+	if roomVersion != "1" && roomVersion != "2" {
+		for _, encoding := range []*base64.Encoding{base64.RawURLEncoding, base64.RawStdEncoding} {
+			if sum, err := encoding.Strict().DecodeString(rest); err == nil && len(sum) == sha256.Size && len(rest) == encoding.EncodedLen(sha256.Size) {
+				return true
+			}
+		}
 		return false
 	}
 	for _, c := range []byte(rest) {
@@ -160,7 +171,7 @@ func isEventID(event id.EventID) bool {
 		}
 	}
 	local, server, named := strings.Cut(rest, ":")
-	return len(rest) == 43 && !named || named && local != "" && server != ""
+	return named && local != "" && server != ""
 }
 
 // CheckUnencrypted tells whether an event may stand unencrypted in the timeline

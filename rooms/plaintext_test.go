@@ -83,23 +83,32 @@ func TestPlaintextRefusals(t *testing.T) {
 
 func TestOuterRelation(t *testing.T) {
 	one, two := "$"+strings.Repeat("A", 43), "$name:example.org"
-	for in, want := range map[string]string{
-		`{"body":"x"}`: "",
-		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"` + one + `","key":"👍"}}`:                                                                "",
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + two + `"}},"body":"x"}`: `{"event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + two + `"},"rel_type":"m.thread"}`,
-		`{"m.relates_to":{"m.in_reply_to":{"event_id":"` + one + `"}}}`:                                                                                  `{"m.in_reply_to":{"event_id":"` + one + `"}}`,
-		`{"m.relates_to":{"rel_type":"m.replace"}}`:                                                                                                      "",
-		`{"m.relates_to":"x"}`: "",
+	for _, test := range []struct{ version, in, want string }{
+		{"11", `{"body":"x"}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.annotation","event_id":"` + one + `","key":"👍"}}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + one + `"}},"body":"x"}`,
+			`{"event_id":"` + one + `","is_falling_back":true,"m.in_reply_to":{"event_id":"` + one + `"},"rel_type":"m.thread"}`},
+		{"11", `{"m.relates_to":{"m.in_reply_to":{"event_id":"` + one + `"}}}`, `{"m.in_reply_to":{"event_id":"` + one + `"}}`},
+		{"11", `{"m.relates_to":{"rel_type":"m.replace"}}`, ""},
+		{"11", `{"m.relates_to":"x"}`, ""},
 		// What a client calls a relation or an event may be a text of the user's.
-		`{"m.relates_to":{"rel_type":"we meet at nine","event_id":"` + one + `"}}`:                                      "",
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$we meet at nine"}}`:                                        "",
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$we-meet-at-nine"}}`:                                        "",
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","m.in_reply_to":{"event_id":"we meet at 9"}}}`: `{"event_id":"` + one + `","rel_type":"m.thread"}`,
-		`{"m.relates_to":{"rel_type":"m.thread","event_id":"$mls-proxy-x","m.in_reply_to":{"event_id":"` + two + `"}}}`: `{"m.in_reply_to":{"event_id":"` + two + `"}}`,
-		`{"m.relates_to":{"m.in_reply_to":{"event_id":"$` + strings.Repeat("x", 300) + `:x"}}}`:                         "",
+		{"11", `{"m.relates_to":{"rel_type":"we meet at nine","event_id":"` + one + `"}}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$we meet at nine"}}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$we-meet-at-nine"}}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"` + one + `","m.in_reply_to":{"event_id":"we meet at 9"}}}`, `{"event_id":"` + one + `","rel_type":"m.thread"}`},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$we-meet-at-nine:ok"}}`, ""},
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$` + strings.Repeat("x", 43) + `"}}`, ""},                                   // no SHA-256 ends so
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$` + strings.Repeat(".", 43) + `"}}`, ""},                                   // nor is that Base64
+		{"11", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$` + strings.Repeat("A", 20) + "\\n" + strings.Repeat("A", 23) + `"}}`, ""}, // nor that
+		{"", `{"m.relates_to":{"rel_type":"m.thread","event_id":"` + two + `"}}`, ""},
+		{"3", `{"m.relates_to":{"rel_type":"m.thread","event_id":"` + two + `"}}`, ""},
+		{"3", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$+/` + strings.Repeat("A", 41) + `"}}`, `{"event_id":"$+/` + strings.Repeat("A", 41) + `","rel_type":"m.thread"}`},
+		{"1", `{"m.relates_to":{"rel_type":"m.thread","event_id":"$mls-proxy-x","m.in_reply_to":{"event_id":"` + two + `"}}}`, `{"m.in_reply_to":{"event_id":"` + two + `"}}`},
+		{"2", `{"m.relates_to":{"m.in_reply_to":{"event_id":"` + two + `"}}}`, `{"m.in_reply_to":{"event_id":"` + two + `"}}`},
+		{"1", `{"m.relates_to":{"m.in_reply_to":{"event_id":"$` + strings.Repeat("x", 300) + `:x"}}}`, ""},
 	} {
-		if got := string(OuterRelation(json.RawMessage(in))); got != want {
-			t.Errorf("OuterRelation(%s) = %s, want %s", in, got, want)
+		if got := string(OuterRelation(json.RawMessage(test.in), test.version)); got != test.want {
+			t.Errorf("in version %q OuterRelation(%s) = %s, want %s", test.version, test.in, got, test.want)
 		}
 	}
 }
@@ -134,7 +143,7 @@ func FuzzPlaintext(f *testing.F) {
 			}
 			return
 		}
-		_ = OuterRelation(p.Content)
+		_ = OuterRelation(p.Content, "11")
 		again, err := p.Encode()
 		if err != nil {
 			if RuleOf(err) != RuleEventTooLarge {
