@@ -238,7 +238,7 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	r.groups, r.wants = make(map[federation.Ref]*mls.PublicGroup), make(map[federation.Ref]*want)
 	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
 	r.anew = again{}
-	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored}
+	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored, InvitedAgain: r.data.InvitedAgain}
 	r.publication = publication{}
 	return nil
 }

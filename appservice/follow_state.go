@@ -136,7 +136,7 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 			// It was put out meanwhile, of which it may not have heard yet, or this
 			// invite was told of before.
 			if ev.Source != store.SourceMessages {
-				r.invitedAgain = &reinvite{via: via}
+				r.data.InvitedAgain, r.dirty = &reinvite{Via: via}, true
 				e.wantMember(r)
 			}
 			return nil
@@ -157,7 +157,9 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 }
 
 // reinvite is an invite that came to a room the module took itself to be in.
-type reinvite struct{ via []string }
+type reinvite struct {
+	Via []string `json:"via,omitempty"`
+}
 
 // wantMember has the homeserver asked whether the bot is still in a room; an
 // answer that is under way may be from before what makes it doubtful.
@@ -181,17 +183,21 @@ func (e *Engine) askMember(r *room) {
 				r.memberAgain = false
 				return nil
 			}
-			again := r.invitedAgain
-			r.needMember, r.invitedAgain = false, nil
+			again := r.data.InvitedAgain
+			r.needMember, r.data.InvitedAgain = false, nil
+			r.dirty = r.dirty || again != nil
 			r.memberPause.reset()
 			if slices.Contains(joined, r.id) {
-				return nil
+				if again == nil {
+					return nil
+				}
+				return e.update(ctx, r, func(context.Context) error { return nil })
 			}
 			log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
 			r.dirty, r.needState = true, false
 			if again != nil {
 				log.Info().Msg("Put out of a room and invited again")
-				r.status, r.needJoin, r.joinVia = store.RoomInvited, true, again.via
+				r.status, r.needJoin, r.joinVia = store.RoomInvited, true, again.Via
 			} else {
 				log.Info().Msg("The module left a room")
 				r.status, r.needJoin = store.RoomLeft, false

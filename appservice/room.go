@@ -46,7 +46,6 @@ type room struct {
 	needJoin, needState bool
 	needMember          bool // whether the bot is still in the room
 	memberAgain         bool // and the answer that is under way does not count
-	invitedAgain        *reinvite
 	memberPause         pause
 	joinVia             []string
 	joinPause           pause
@@ -101,7 +100,9 @@ type roomData struct {
 	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared
 	Joined    int64           `json:"joined,omitempty"`    // when the bot came in, or was first seen in it, in Unix seconds; without a group only
 	Key       int             `json:"key,omitempty"`       // index of the receipt key: those before it are retired in this room
-	Restored  string          `json:"restored,omitempty"`  // the newest restore of the database after which the room was compared
+	// InvitedAgain is an invite after which the homeserver is to be asked whether the bot is in the room.
+	InvitedAgain *reinvite `json:"invited_again,omitempty"`
+	Restored     string    `json:"restored,omitempty"` // the newest restore of the database after which the room was compared
 }
 
 // room returns a room, loaded from the database if need be.
@@ -135,6 +136,7 @@ func (e *Engine) room(ctx context.Context, roomID id.RoomID) (*room, error) {
 			return nil, fmt.Errorf("appservice: stored data of room %s does not parse: %w", roomID, err)
 		}
 	}
+	r.needMember = r.data.InvitedAgain != nil
 	if _, ok := e.d.Keys.receipt(r.data.Key); !ok {
 		return nil, fmt.Errorf("appservice: room %s is signed for with receipt key %d, which the database does not hold; restore the database from a backup", roomID, r.data.Key+1)
 	}
@@ -163,7 +165,7 @@ func (r *room) live() bool { return r.m != nil && r.gap.complete && r.status != 
 
 // idle reports whether nothing is under way in the room.
 func (r *room) idle() bool {
-	return r.status != store.RoomInvited && r.loaded && r.gap.complete && !r.gap.wanted && len(r.wants) == 0 && r.waiting == 0 && r.nextAct == 0 && !r.stepped
+	return r.status != store.RoomInvited && !r.needMember && r.loaded && r.gap.complete && !r.gap.wanted && len(r.wants) == 0 && r.waiting == 0 && r.nextAct == 0 && !r.stepped
 }
 
 // store writes the room if it changed.
