@@ -279,6 +279,7 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 		}
 		return c.st.DeleteInbox(ctx, r.id, item.EventID)
 	})
+	c.forgetSeen(r, b)
 	b.then(r.notify)
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return false, err
@@ -407,7 +408,7 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 					clear(r.fetched)
 				}
 				r.fetched[n.event] = evt
-				if c.wanted(r, evt) && evt.StateKey == nil {
+				if named(evt) {
 					if err := c.inboxStep(roomID, evt, false)(ctx); err != nil {
 						c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file a fetched event")
 					}

@@ -147,6 +147,7 @@ type room struct {
 	blocked  []string                 // why sending waits
 	changed  chan struct{}
 
+	marked     int                // events that were processed since the start
 	mediaOrder []string           // keys of media, the oldest first
 	crowded    map[id.UserID]bool // whose events wait until fewer files of theirs are asked for
 

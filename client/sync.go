@@ -430,6 +430,35 @@ func (c *Client) wanted(r *room, evt *Event) bool {
 	return evt.StateKey == nil // plaintext messages are reported
 }
 
+// named tells whether an event that others name is filed when it was fetched: only
+// what proves itself, and has one effect however often it comes. A message is not
+// anybody's to bring up again.
+func named(evt *Event) bool {
+	switch evt.Type {
+	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady,
+		rooms.TypeApplied, rooms.TypeReject, rooms.TypeAdmit, rooms.TypeEra, rooms.TypeRepost:
+		return evt.StateKey == nil && evt.ID != "" && len(evt.Content) <= rooms.MaxEventSize+8192
+	}
+	return false
+}
+
+// seenEvery is after how many processed events of a room the oldest are forgotten.
+const seenEvery = 256
+
+// keptSeen returns how many processed events of a room are remembered: several
+// times as many as are read again at once to find what is missing.
+func (c *Client) keptSeen() int { return 4 * 100 * c.limits.GapPages }
+
+// forgetSeen forgets, now and then, the names of events that were processed long
+// ago. They keep what is read again from being shown again; that nothing has an
+// effect twice rests on epochs, receipts and generations, for anybody can post an
+// event again under a new name.
+func (c *Client) forgetSeen(r *room, b *batch) {
+	if r.marked++; r.marked%seenEvery == 0 {
+		b.do(func(ctx context.Context) error { return c.st.PruneSeen(ctx, r.id, c.keptSeen(), 4*seenEvery) })
+	}
+}
+
 // inboxStep files one event unless it was processed before.
 func (c *Client) inboxStep(roomID id.RoomID, evt *Event, toDevice bool) func(ctx context.Context) error {
 	at, late := c.now().UnixMilli(), c.lateness(evt)

@@ -25,8 +25,12 @@ const (
 
 	inInboxQuery = `SELECT COUNT(*) FROM inbox WHERE room_id = $1 AND event_id = $2`
 
-	markSeenQuery = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
-	isSeenQuery   = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
+	markSeenQuery  = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	isSeenQuery    = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
+	pruneSeenQuery = `DELETE FROM seen WHERE seq IN (
+		SELECT seq FROM seen WHERE room_id = $1 AND event_id LIKE '$%' AND seq <= (
+			SELECT seq FROM seen WHERE room_id = $1 ORDER BY seq DESC LIMIT 1 OFFSET $2)
+		ORDER BY seq LIMIT $3)`
 )
 
 // OutboxItem is something to send. Kind, State and Ref are the client's own
@@ -156,4 +160,11 @@ func (s *Store) Seen(ctx context.Context, room id.RoomID, event id.EventID) (boo
 	var n int
 	err := s.one(ctx, "seen", isSeenQuery, []any{room, event}, &n)
 	return n > 0, err
+}
+
+// PruneSeen forgets room events that were processed before the newest keep ones, at
+// most atMost of them, the oldest first. What came by to-device messages is not
+// forgotten.
+func (s *Store) PruneSeen(ctx context.Context, room id.RoomID, keep, atMost int) error {
+	return s.exec(ctx, "seen", pruneSeenQuery, room, keep, atMost)
 }

@@ -235,6 +235,48 @@ func TestDeleteRoomLeavesOthers(t *testing.T) {
 	}
 }
 
+func TestSeenEventsAreForgottenInOrder(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	name := func(i int) id.EventID { return id.EventID(fmt.Sprintf("$%d", 1000-i)) }
+	mark := func(r id.RoomID, event id.EventID) {
+		t.Helper()
+		if _, err := s.MarkSeen(ctx, r, event); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark(room, "to-device/welcome")
+	for i := range 100 {
+		mark(room, name(i))
+		mark("!other", name(i))
+	}
+	kept := func(r id.RoomID) (first, n int) {
+		t.Helper()
+		for i := 99; i >= 0; i-- {
+			if seen, err := s.Seen(ctx, r, name(i)); err != nil {
+				t.Fatal(err)
+			} else if seen {
+				first, n = i, n+1
+			}
+		}
+		return first, n
+	}
+	for _, want := range []int{70, 40, 20, 20} {
+		if err := s.PruneSeen(ctx, room, 20, 30); err != nil {
+			t.Fatal(err)
+		}
+		if first, n := kept(room); n != want || first != 100-want {
+			t.Errorf("%d are kept, from the %d. on, want the newest %d", n, first, want)
+		}
+	}
+	if _, n := kept("!other"); n != 100 {
+		t.Errorf("%d of another room are kept, want all", n)
+	}
+	if seen, err := s.Seen(ctx, room, "to-device/welcome"); err != nil || !seen {
+		t.Errorf("a Welcome that was processed is forgotten (%v)", err)
+	}
+}
+
 func TestMarkSeenTellsTheFirstTime(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
 	for i, want := range []bool{true, false} {

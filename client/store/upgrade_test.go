@@ -59,7 +59,7 @@ func faultSchemas(t *testing.T) {
 	if err != nil || len(fresh) < 60 {
 		t.Fatalf("%d columns (%v)", len(fresh), err)
 	}
-	for _, version := range []string{"v1", "v2"} {
+	for _, version := range []string{"v1", "v2", "v3"} {
 		t.Run(version, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "old.db")
 			old := oldStore(t, version, path)
@@ -67,8 +67,13 @@ func faultSchemas(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			insert := "INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, 7, $4)"
+			if version == "v3" {
+				insert = "INSERT INTO epochs (room_id, ref, parent, number, state, whole) VALUES ($1, $2, $3, 7, $4, TRUE)"
+			}
 			err = errors.Join(
-				old.exec(ctx, "epochs", "INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, 7, $4)", room, []byte("r"), []byte("p"), sealed),
+				old.exec(ctx, "epochs", insert, room, []byte("r"), []byte("p"), sealed),
+				old.exec(ctx, "seen", "INSERT INTO seen (room_id, event_id) VALUES ($1, '$seen')", room),
 				old.PutOldRatchet(ctx, room, []byte("r"), []byte("whole ratchet")), old.PutRoom(ctx, room, []byte("record")),
 			)
 			if err = errors.Join(err, old.db.Close()); err != nil {
@@ -96,6 +101,9 @@ func faultSchemas(t *testing.T) {
 			}
 			if raw, err := s.Room(ctx, room); err != nil || string(raw) != "record" {
 				t.Errorf("record %q (%v)", raw, err)
+			}
+			if seen, err := s.Seen(ctx, room, "$seen"); err != nil || !seen {
+				t.Errorf("an event that was processed: %v (%v)", seen, err)
 			}
 		})
 	}

@@ -1,4 +1,4 @@
--- v0 -> v3: Latest schema
+-- v0 -> v4: Latest schema
 -- Columns named "data" or "state" hold sealed blobs: nonce and XChaCha20-Poly1305 ciphertext.
 CREATE TABLE account (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),
@@ -114,10 +114,12 @@ CREATE TABLE inbox (
 CREATE INDEX inbox_waits ON inbox (waits_for);
 
 CREATE TABLE seen (
+	seq      INTEGER PRIMARY KEY AUTOINCREMENT,
 	room_id  TEXT NOT NULL,
 	event_id TEXT NOT NULL,
-	PRIMARY KEY (room_id, event_id)
-) WITHOUT ROWID;
+	UNIQUE (room_id, event_id)
+);
+CREATE INDEX seen_room ON seen (room_id, seq);
 
 CREATE TABLE timeline (
 	seq      INTEGER PRIMARY KEY AUTOINCREMENT,
