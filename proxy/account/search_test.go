@@ -129,6 +129,42 @@ func TestReactionsToAMessage(t *testing.T) {
 	}
 }
 
+func TestThreadsOfARoom(t *testing.T) {
+	c := newCounting(t, nil)
+	in := func(root id.EventID) string {
+		return `,"m.relates_to":{"rel_type":"m.thread","event_id":"` + string(root) + `"}`
+	}
+	mine, other, third := c.text(unreadOwn, ""), c.text(unreadPeer, ""), c.text(unreadPeer, "")
+	c.text(unreadPeer, in(mine))
+	c.text(unreadPeer, in(other))
+	last := c.text(unreadPeer, in(mine))
+	c.text(unreadOwn, in(third))
+	gone := c.text(unreadPeer, in(other))
+	err := c.st.RedactTimeline(t.Context(), unreadRoomID, gone, func([]byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := threads(t.Context(), c.st, unreadRoomID, unreadOwn)
+	if err != nil || len(got) != 3 {
+		t.Fatalf("%d threads, %v", len(got), err)
+	}
+	for i, want := range []struct {
+		root         id.EventID
+		count        int
+		participated bool
+	}{{third, 1, true}, {mine, 2, true}, {other, 1, false}} {
+		if th := got[i]; th.Root != want.root || th.Count != want.count || th.Participated != want.participated || i > 0 && th.Seq >= got[i-1].Seq {
+			t.Errorf("thread %d is %+v, want %+v", i, th, want)
+		}
+	}
+	if got[1].Latest.EventID != last {
+		t.Errorf("the latest reply is %s, want %s", got[1].Latest.EventID, last)
+	}
+	if got, err = threads(t.Context(), c.st, "!other:x", unreadOwn); err != nil || len(got) != 0 {
+		t.Errorf("another room has %+v, %v", got, err)
+	}
+}
+
 func BenchmarkSearch(b *testing.B) {
 	key := make(store.Key, store.KeySize)
 	st, err := store.Open(b.Context(), store.Options{Path: filepath.Join(b.TempDir(), storeName), Key: key})

@@ -195,3 +195,22 @@ func MessageEvent(room id.RoomID, e id.EventID, at int64, r Reading) Event {
 		"origin_server_ts": ts, "content": shared(r),
 	}.raw()}
 }
+
+// WithThread bundles a thread with the event that it begins with (Matrix
+// client-server API, "Server-side aggregation of m.thread relationships").
+func WithThread(root, latest Event, count int, participated bool) Event {
+	f, ok := parse(root.Raw)
+	if !ok {
+		return root
+	}
+	unsigned := orNew(f.object("unsigned"))
+	relations := orNew(unsigned.object("m.relations"))
+	thread := fields{"latest_event": latest.Raw}
+	thread["count"], _ = json.Marshal(count)
+	thread["current_user_participated"], _ = json.Marshal(participated)
+	relations["m.thread"] = thread.raw()
+	unsigned["m.relations"] = relations.raw()
+	f["unsigned"] = unsigned.raw()
+	root.Raw = f.raw()
+	return root
+}

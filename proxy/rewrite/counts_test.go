@@ -105,3 +105,17 @@ func TestReceiptsOfOneUser(t *testing.T) {
 		t.Errorf("push rules of nothing: %v", err)
 	}
 }
+
+func TestThreadIsBundledWithItsRoot(t *testing.T) {
+	_, raw := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, `,"unsigned":{"age":7,"m.relations":{"m.reference":{"chunk":[]}}}`)
+	root := One(mlsRoom, raw, view)
+	got := string(WithThread(root, MessageEvent(mlsRoom, "$own", 9, view["$own"]), 3, true).Raw)
+	for _, want := range []string{`"age":7`, `"m.reference"`, `"count":3`, `"current_user_participated":true`, `"latest_event":{`, `"body":"mine"`, `"body":"hello"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nlacks %s", got, want)
+		}
+	}
+	if got := WithThread(Event{Raw: json.RawMessage(`5`)}, root, 1, false); string(got.Raw) != `5` {
+		t.Errorf("what is no event became %s", got.Raw)
+	}
+}

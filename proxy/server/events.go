@@ -149,7 +149,7 @@ func (v *view) withReactions(room id.RoomID, to id.EventID, events []rewrite.Eve
 	return events, nil
 }
 
-// chunk answers GET /rooms/{room}/threads and …/members, which have one list.
+// chunk answers GET /rooms/{room}/members, which has one list.
 func (s *Server) chunk(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
 	body := s.fetch(w, r, sess)
 	if body == nil {

@@ -174,7 +174,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.event(w, r, sess, room)
 	case route.Relations:
 		s.relations(w, r, sess, m)
-	case route.Threads, route.Members:
+	case route.Threads:
+		s.threads(w, r, sess, room)
+	case route.Members:
 		s.chunk(w, r, sess, room)
 	case route.Notifications:
 		s.notifications(w, r, sess)
