@@ -30,6 +30,8 @@ const (
 	dropHistoryEventQuery = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq < 0`
 	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
 	timelineAtQuery       = `SELECT seq FROM timeline WHERE room_id = $1 AND ts <= $2 ORDER BY seq DESC LIMIT 1`
+	dropSeenQuery         = `DELETE FROM seen WHERE room_id = $1 AND event_id IN (SELECT event_id FROM timeline WHERE room_id = $1)`
+	dropTimelineQuery     = `DELETE FROM timeline WHERE room_id = $1`
 	timelineBackQuery     = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
 )
 
@@ -220,4 +222,17 @@ func (s *Store) TimelineBack(ctx context.Context, beforeSeq int64, limit int) ([
 		beforeSeq = 1<<63 - 1
 	}
 	return s.timeline(ctx, timelineBackQuery, beforeSeq, page(limit))
+}
+
+// DropTimeline deletes what was said in a room: the user has left and forgotten it.
+// Its messages count as never seen.
+func (s *Store) DropTimeline(ctx context.Context, room id.RoomID) error {
+	return s.Do(ctx, func(ctx context.Context) error {
+		for _, query := range []string{dropSeenQuery, dropTimelineQuery} {
+			if err := s.exec(ctx, "timeline", query, room); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -89,10 +90,31 @@ func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
 	}
 	a.unread = newUnread(a.st, unreadOwn, nil, nil)
 	a.ReadUpTo(t.Context(), map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$1"}}})
+	if _, err := a.st.MarkSeen(t.Context(), unreadRoomID, "$1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.st.MarkSeen(t.Context(), "!other:x", "$1"); err != nil {
+		t.Fatal(err)
+	}
 	files, _ := filepath.Glob(path + "*")
 	for _, file := range files {
 		if raw, err := os.ReadFile(file); err != nil || strings.Contains(string(raw), "needle") {
 			t.Errorf("%s: it lies open (%v)", file, err)
+		}
+	}
+	// A forgotten room leaves nothing.
+	if err := a.Forget(t.Context(), unreadRoomID); err != nil {
+		t.Fatal(err)
+	}
+	if best, err := a.Best(t.Context(), "", func(*client.Message) float64 { return 1 }); err != nil || len(best) != 0 {
+		t.Errorf("of a forgotten room there is %+v, %v", best, err)
+	}
+	if _, err := a.st.GetKV(t.Context(), marksKey(unreadRoomID)); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("receipts of a forgotten room: %v", err)
+	}
+	for room, want := range map[id.RoomID]bool{unreadRoomID: false, "!other:x": true} {
+		if seen, err := a.st.Seen(t.Context(), room, "$1"); err != nil || seen != want {
+			t.Errorf("a message of %s counts as seen: %v, %v", room, seen, err)
 		}
 	}
 	a.Close()

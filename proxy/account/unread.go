@@ -425,9 +425,13 @@ func (a *Account) ReadUpTo(ctx context.Context, receipts map[id.RoomID][]Receipt
 // TakePushRules takes in m.push_rules as a client is told it.
 func (a *Account) TakePushRules(content json.RawMessage) { a.unread.rules.take(content) }
 
-// Forget deletes what is kept of a room that the user forgot.
+// Forget deletes what is kept of a room that the user left and forgot: messages and
+// receipts.
 func (a *Account) Forget(ctx context.Context, room id.RoomID) error {
-	return a.unread.forget(ctx, room)
+	if err := errors.Join(a.unread.forget(ctx, room), a.st.DropTimeline(ctx, room)); err != nil {
+		return err
+	}
+	return a.st.Scrub(ctx)
 }
 
 // Judge tells what the push rules say of a message, and whether it notifies. An own
