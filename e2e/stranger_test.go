@@ -139,7 +139,7 @@ func vector(s string) []byte {
 func (x *stranger) follow(ctx context.Context) {
 	since := ""
 	for ctx.Err() == nil {
-		resp, err := x.ident.Sync(ctx, identity.SyncRequest{Since: since, Timeout: 10 * time.Second})
+		resp, err := x.ident.Sync(ctx, identity.SyncRequest{Since: since, Filter: `{"room":{"timeline":{"limit":500}}}`, Timeout: 10 * time.Second})
 		if err == nil {
 			err = x.ident.ProcessSync(ctx, resp)
 		}

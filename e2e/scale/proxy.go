@@ -26,10 +26,9 @@ import (
 )
 
 const (
-	proxyTexts  = 200 // messages each way
-	proxySyncs  = 5   // first /syncs each way
-	proxyCalm   = time.Minute
-	proxyAtOnce = 4 // rooms that are made at the same time
+	proxyTexts = 200 // messages each way
+	proxySyncs = 5   // first /syncs each way
+	proxyCalm  = time.Minute
 )
 
 // proxied is what a client without MLS meets at `mls-proxy run`, beside the same without the proxy.
@@ -320,7 +319,7 @@ func (s *scale) proxyFirst(ctx context.Context, through, direct *plainClient) er
 	for n := range numbers {
 		numbers[n] = n
 	}
-	err := each(s, ctx, "rooms made through the proxy", numbers, func(n int) string { return fmt.Sprint(n % proxyAtOnce / atOnce) }, func(ctx context.Context, n int) error {
+	err := each(s, ctx, "rooms made through the proxy", numbers, func(int) string { return s.st.Driven[0].Server }, func(ctx context.Context, n int) error {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		var made struct {
@@ -362,8 +361,12 @@ func (s *scale) proxyFirst(ctx context.Context, through, direct *plainClient) er
 				took[way] = append(took[way], time.Since(began))
 			}
 			s.proxied.Bytes[way] = len(answer)
-			if rooms, err := joinedIn(answer); err != nil || rooms < s.options.rooms {
-				return fmt.Errorf("the first /sync shows %d rooms, want %d: %w", rooms, s.options.rooms, err)
+			rooms, err := joinedIn(answer)
+			if err != nil {
+				return err
+			}
+			if rooms < s.options.rooms {
+				return fmt.Errorf("the first /sync shows %d rooms, want %d", rooms, s.options.rooms)
 			}
 		}
 	}

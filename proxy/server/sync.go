@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -144,8 +145,13 @@ func (s *Server) fillAll(v *view, windows []*rewrite.Window, since string, asked
 		}
 		slots <- struct{}{}
 		wg.Go(func() {
+			defer func() {
+				<-slots
+				if cause := recover(); cause != nil { // of one window, not of the program
+					s.o.Log.Error().Any("panic", cause).Bytes("stack", debug.Stack()).Stringer("room_id", window.Room).Msg("Panic while a room's messages were read back")
+				}
+			}()
 			s.fill(v, window, need, since, asked)
-			<-slots
 		})
 	}
 	wg.Wait()
