@@ -26,7 +26,11 @@ func (w *world) create(d *device) {
 func (w *world) invite(d *device, user id.UserID) error {
 	return d.act(func(ctx context.Context) error {
 		err := d.c.Invite(ctx, w.room, user)
-		if !d.dead && !errors.Is(err, client.ErrNotAllowed) && !errors.Is(err, client.ErrNoGroup) && !errors.Is(err, client.ErrRemoved) {
+		switch {
+		case errors.Is(err, client.ErrNotAllowed) || errors.Is(err, client.ErrNoGroup) || errors.Is(err, client.ErrRemoved):
+		case d.dead:
+			w.begun[user] = true // the admission may be written
+		default:
 			w.allow(d.user, user)
 		}
 		return err

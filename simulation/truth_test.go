@@ -29,6 +29,7 @@ type truth struct {
 	finals   map[uint64]federation.Ref // deepest final that anybody saw, by era
 	root     federation.Ref
 	admitted map[id.UserID][]id.UserID // whom a member let in, and who did
+	begun    map[id.UserID]bool        // whom a member began to let in, and died
 	left     map[id.UserID]bool        // who left, or was put out, at any time
 	uses     map[[32]byte]usedKey
 	messages []*message
@@ -45,7 +46,7 @@ type truth struct {
 func (t *truth) init(w *world) {
 	*t = truth{
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
-		admitted: map[id.UserID][]id.UserID{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
+		admitted: map[id.UserID][]id.UserID{}, begun: map[id.UserID]bool{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
 		spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
 		secrets: secrets{known: map[string][]byte{}}, digest: sha256.New(),
 	}
@@ -331,7 +332,7 @@ func (w *world) sameEpoch(d *device, ref federation.Ref, group *mls.Group) {
 func (w *world) membership(ref federation.Ref, e *epoch) {
 	for _, leaf := range e.leaves {
 		u := w.net.User(leaf.Cred.User)
-		if u == nil || w.admitted[leaf.Cred.User] == nil {
+		if u == nil || w.admitted[leaf.Cred.User] == nil && !w.begun[leaf.Cred.User] {
 			broken("17 no server's act alone", "commit %s has a leaf of %s, whom nobody let in", ref.Short(), leaf.Cred.User)
 		}
 		if key := w.keyOf(leaf.Cred.User, leaf.Cred.Device); !bytes.Equal(key, leaf.Cred.Key) {
