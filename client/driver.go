@@ -330,8 +330,8 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 	}
 	switch evt.Type {
 	case rooms.TypeCommit:
-		if data.Late > 0 {
-			c.noteLate(r, evt, data.Late)
+		if data.Late > 0 || len(r.rec.Late) > 0 {
+			c.noteLate(r, evt, data.Late, data.At)
 		}
 		return c.handleCommit(ctx, r, evt, b)
 	case rooms.TypeProposal:
@@ -661,10 +661,15 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 	if r.rec.Membership == "join" && !r.state.Known && (r.state.isMLS() || r.machine != nil) {
 		r.want("state", &need{state: true})
 	}
-	if (r.rec.Membership == "leave" || r.rec.Membership == "ban") && r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {
+	if r.rec.Membership == "leave" || r.rec.Membership == "ban" {
 		b := &batch{}
-		c.removed(r, id.UserID(r.state.view.Members[c.UserID()].Sender), b)
-		return c.commitBatch(ctx, r, b)
+		if r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {
+			c.removed(r, id.UserID(r.state.view.Members[c.UserID()].Sender), b)
+			return c.commitBatch(ctx, r, b)
+		}
+		if c.dropMessages(r, b); len(b.ops) > 0 { // the group was told before the room
+			return c.commitBatch(ctx, r, b)
+		}
 	}
 	if r.machine != nil {
 		b := &batch{}

@@ -177,7 +177,11 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 		commits, again int
 		before         bool // the message is sent before the commits are
 		long           bool // the first of them two minutes before the last
-	}{{"within what is kept", 3, 0, false, false}, {"sent after", 4, 1, false, false}, {"sent before", 4, 1, true, false}, {"a longer one", 4, 1, true, true}} {
+		unseen         bool // the last of them so shortly before the end that nothing shows that it was held up, but the one below
+	}{
+		{"within what is kept", 3, 0, false, false, false}, {"sent after", 4, 1, false, false, false}, {"sent before", 4, 1, true, false, false},
+		{"a longer one", 4, 1, true, true, false}, {"its end unseen", 4, 1, true, false, true},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
 			room, u := w.apart(3, nil)
@@ -198,6 +202,11 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 				w.send(carol, room, "unheard")
 			}
 			for i := range tc.commits {
+				if tc.unseen && i == tc.commits-1 {
+					clock()
+					carol.skew += heldUpAfter
+					carol.turn()
+				}
 				if tc.long && i == 1 {
 					w.s.mu.Lock()
 					w.s.clock += 2 * time.Minute.Milliseconds()
@@ -206,9 +215,11 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 				w.must(func() error { return bob.ChangePolicySelf(room) })
 				w.settle()
 			}
-			clock()
-			carol.skew += heldUpAfter
-			carol.turn()
+			if !tc.unseen {
+				clock()
+				carol.skew += heldUpAfter
+				carol.turn()
+			}
 			if !tc.before {
 				w.send(carol, room, "unheard")
 			}

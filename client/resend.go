@@ -41,8 +41,9 @@ const (
 type lateCommit struct {
 	Ref   rooms.Hash    `json:"ref"`
 	Level uint64        `json:"level"`
-	Delay time.Duration `json:"delay"`        // between its sending and its coming
-	At    int64         `json:"at,omitempty"` // when it was sent, unix milliseconds
+	Delay time.Duration `json:"delay"`          // between its sending and its coming
+	At    int64         `json:"at,omitempty"`   // when it was sent, unix milliseconds
+	Came  int64         `json:"came,omitempty"` // when it came
 }
 
 // lateness tells for how long an event was under way, if the last /sync answer
@@ -59,8 +60,9 @@ func (c *Client) lateness(evt *Event) time.Duration {
 	return time.Duration(c.now().UnixMilli()-evt.Timestamp) * time.Millisecond
 }
 
-// noteLate remembers a commit that came late.
-func (c *Client) noteLate(r *room, evt *Event, delay time.Duration) {
+// noteLate remembers a commit that came late, at the given time in unix milliseconds,
+// or was made while the one below it was on its way, which so came late as well.
+func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) {
 	content, err := rooms.DecodeCommit(evt.Content)
 	if err != nil || r.machine == nil {
 		return
@@ -76,8 +78,14 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration) {
 	if err != nil || slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == rooms.Hash(ref) }) {
 		return
 	}
+	if delay == 0 {
+		if !slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == content.Parent && l.Came >= evt.Timestamp }) {
+			return
+		}
+		delay = time.Duration(max(0, came-evt.Timestamp)) * time.Millisecond
+	}
 	if level, ok := r.levelAt(federation.Ref(content.Parent)); ok && !r.machine.Held(ref) {
-		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp})
+		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp, Came: came})
 		r.rec.Late = late[max(0, len(late)-maxLateCommits):]
 	}
 }
@@ -101,7 +109,7 @@ func (r *room) cutSince(l lateCommit) int64 {
 	since := l.At
 	before := slices.SortedFunc(slices.Values(r.rec.Late), func(a, b lateCommit) int { return cmp.Compare(b.At, a.At) })
 	for _, o := range before {
-		if o.At > 0 && o.At < since && o.At+o.Delay.Milliseconds() >= since {
+		if o.At > 0 && o.At < since && o.Came >= since {
 			since = o.At
 		}
 	}
