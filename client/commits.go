@@ -705,13 +705,15 @@ func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	r.rec.Phase = phaseRemoved
 	delete(r.rec.Admissions, c.UserID()) // it does not let us in again
 	c.dropGroup(r, b)
-	c.dropMessages(r, b)
+	if r.rec.Membership != "join" || r.rec.Superseded {
+		c.dropMessages(r, b)
+	} // else it may come back: the commit that removes it can be displaced, too
 	c.tell(&Removed{Room: r.id, By: by})
 	b.then(r.notify)
 }
 
-// dropMessages gives up what waits to be sent in a room that this device is out
-// of: it was meant for those who were in it.
+// dropMessages gives up what waits to be sent in a room that this device is out of
+// for good, as far as it can know: it was meant for those who were in it.
 func (c *Client) dropMessages(r *room, b *batch) {
 	for _, row := range c.roomRows(r.id) {
 		if row.data.Plain != nil {
