@@ -13,6 +13,8 @@ import (
 // granted returns the events that a user may be given: encrypted ones, not
 // redacted, that the room's history visibility shows to a member. What it was
 // before it was last changed is not looked at: events from before that stay closed.
+// Where it is "invited", what came before a join counts only if the walk finds the
+// invite that the join followed.
 func (c *Client) granted(ctx context.Context, roomID id.RoomID, user id.UserID) (map[id.EventID]bool, error) {
 	c.mu.Lock()
 	visibility := ""
@@ -24,6 +26,9 @@ func (c *Client) granted(ctx context.Context, roomID id.RoomID, user id.UserID) 
 	if visibility != "shared" && visibility != "world_readable" && visibility != "invited" {
 		return grant, nil
 	}
+	invited := visibility == "invited"
+	var below []id.EventID // what came before the oldest join met so far
+	joined := false
 	token := ""
 	for range c.limits.HistoryPages {
 		page, next, err := c.hs.Messages(ctx, roomID, token, 100)
@@ -33,14 +38,32 @@ func (c *Client) granted(ctx context.Context, roomID id.RoomID, user id.UserID) 
 		for _, evt := range page {
 			switch {
 			case evt.StateKey == nil && evt.Type == rooms.TypeEncrypted:
-				if _, err := rooms.DecodeEncrypted(evt.Content); err == nil && len(grant) < c.limits.History {
+				if _, err := rooms.DecodeEncrypted(evt.Content); err != nil || len(grant)+len(below) >= c.limits.History {
+					continue
+				}
+				if joined {
+					below = append(below, evt.ID)
+				} else {
 					grant[evt.ID] = true
 				}
 			case evt.StateKey == nil:
 			case evt.Type == rooms.TypeHistoryVisibility && *evt.StateKey == "":
 				return grant, nil
-			case visibility == "invited" && evt.Type == rooms.TypeMember && *evt.StateKey == string(user) && isInvite(evt):
-				return grant, nil
+			case invited && evt.Type == rooms.TypeMember && *evt.StateKey == string(user):
+				membership := membershipOf(evt)
+				if membership != rooms.MembershipInvite && membership != rooms.MembershipJoin {
+					if !joined {
+						clear(grant) // the user is not in the room any more
+					}
+					return grant, nil // what came before, the user did not see
+				}
+				for _, e := range below {
+					grant[e] = true
+				}
+				below, joined = nil, true
+				if membership == rooms.MembershipInvite {
+					return grant, nil
+				}
 			}
 		}
 		if next == "" || next == token || len(page) == 0 {
@@ -51,9 +74,12 @@ func (c *Client) granted(ctx context.Context, roomID id.RoomID, user id.UserID) 
 	return grant, nil
 }
 
-func isInvite(evt *Event) bool {
+func membershipOf(evt *Event) rooms.Membership {
 	var content struct {
 		Membership rooms.Membership `json:"membership"`
 	}
-	return json.Unmarshal(evt.Content, &content) == nil && content.Membership == rooms.MembershipInvite
+	if json.Unmarshal(evt.Content, &content) != nil {
+		return ""
+	}
+	return content.Membership
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -54,6 +55,74 @@ func TestInviteesGetWhatVisibilityAndPolicyGrant(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestWhereHistoryIsForInviteesTheInviteCounts: where the visibility is "invited",
+// nobody is given what was said while they were neither invited nor in the room.
+func TestWhereHistoryIsForInviteesTheInviteCounts(t *testing.T) {
+	for name, tc := range map[string]struct {
+		memberships []string // of carol; "said 0" before the first, "said 1" after it, and so on
+		want        []int
+	}{
+		"invited":                           {[]string{"invite", "join"}, []int{1, 2}},
+		"joined without an invite":          {[]string{"join"}, []int{1}},
+		"left and came back":                {[]string{"invite", "join", "leave", "join"}, []int{4}},
+		"left and was invited again":        {[]string{"join", "leave", "invite", "join"}, []int{3, 4}},
+		"was banned and came back":          {[]string{"invite", "join", "ban", "leave", "join"}, []int{5}},
+		"declined and joined":               {[]string{"invite", "leave", "join"}, []int{3}},
+		"joined, and changed their name":    {[]string{"join", "join"}, []int{1, 2}},
+		"invited, and changed their name":   {[]string{"invite", "join", "join"}, []int{1, 2, 3}},
+		"knocked and was let in":            {[]string{"knock", "invite", "join"}, []int{2, 3}},
+		"came back, and changed their name": {[]string{"invite", "join", "leave", "join", "join"}, []int{4, 5}},
+		"a membership that cannot be read":  {[]string{"invite", "?", "join"}, []int{3}},
+		"is not in the room any more":       {[]string{"invite", "join", "leave"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			alice := w.device("alice", "ALICE1")
+			carol := id.UserID("@carol:" + testServer)
+			room := w.createRoom(alice, CreateOptions{Public: true, History: "invited", Policy: func(p *rooms.Policy) { p.History = rooms.HistoryShared }})
+			w.settle()
+			said := []id.EventID{w.send(alice, room, "said 0")}
+			for i, membership := range tc.memberships {
+				w.s.mu.Lock()
+				alice.hs.putState(room, rooms.TypeMember, string(carol), map[string]string{"membership": membership})
+				w.s.mu.Unlock()
+				said = append(said, w.send(alice, room, fmt.Sprint("said ", i+1)))
+			}
+			grant, err := alice.granted(w.ctx, room, carol)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []int
+			for i, evt := range said {
+				if grant[evt] {
+					got = append(got, i)
+				}
+			}
+			if !slices.Equal(got, tc.want) || len(grant) != len(got) {
+				t.Errorf("carol may be given %v of %d, want %v", got, len(grant), tc.want)
+			}
+		})
+	}
+}
+
+// TestWhoJoinsAPublicRoomGetsNothingFromBefore: the same, from end to end.
+func TestWhoJoinsAPublicRoomGetsNothingFromBefore(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	room := w.createRoom(alice, CreateOptions{Public: true, History: "invited", Policy: func(p *rooms.Policy) { p.History = rooms.HistoryShared }})
+	w.settle()
+	w.send(alice, room, "before")
+	carol := w.asking("carol", "CAROL1")
+	w.join(carol, room)
+	w.settle()
+	if got := carol.bodies(room); len(got) != 0 {
+		t.Errorf("carol has %q", got)
+	}
+	if got := carol.history(); len(got) == 0 || !got[0].Last {
+		t.Errorf("carol was told %+v", got)
 	}
 }
 
