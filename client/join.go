@@ -319,8 +319,10 @@ func (r *room) boundTo(own id.UserID) []byte {
 // on the list of the group it shows, since nobody can join at the others. One
 // that lies below a final commit that another proves is stale: an external commit
 // there would undo what happened since. What a module shows may be a lie from long
-// ago, list and all: where joining failed, the others go first for a while. coming
-// means that a proof is being fetched.
+// ago, list and all: where joining failed, the others go first for a while. They
+// have to be of the same group, and as well proven where nothing says which group it
+// is to be: no failure leads into a group that somebody else founded. coming means
+// that a proof is being fetched.
 func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, coming bool) {
 	bound := r.boundTo(c.UserID())
 	s := c.shownBy(r, bound)
@@ -340,7 +342,7 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		listed, rests := head.Lists(bot), r.tried["join/"+string(bot)] > now
 		switch had := s.by[by]; {
 		case best == nil:
-		case rests != bestRests:
+		case rests != bestRests && bytes.Equal(head.Group, best.Group) && (bound != nil || (proven == nil) == (had == nil)):
 			if rests {
 				continue
 			}

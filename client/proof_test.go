@@ -108,6 +108,8 @@ func TestNewcomersJoinAtWhatIsProven(t *testing.T) {
 	forged := *mallory.rooms[other].state.head(botOf("two.example"))
 	forged.Accepted = &rooms.EventRef{Ref: forged.Accepted.Ref, Event: forged.Accepted.Event, Epoch: 99}
 
+	unproven := forged
+	unproven.Proof, unproven.ProofFile = nil, nil
 	honest := []id.UserID{botOf(testServer), botOf("two.example"), botOf("three.example")}
 	r := newcomer(w, bob, room)
 	if s := bob.shownOf(r); len(s.by) != 3 {
@@ -125,6 +127,16 @@ func TestNewcomersJoinAtWhatIsProven(t *testing.T) {
 		{"a group of somebody else", func(r *strangeRoom) { r.put(t, mallory.UserID(), &forged) }, func(by id.UserID, head *rooms.HeadContent) bool {
 			return slices.Contains(honest, by)
 		}},
+		{"a group of somebody else, where joining by all others failed", func(r *strangeRoom) {
+			r.put(t, mallory.UserID(), &unproven)
+			restAll(bob, r, honest)
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return slices.Contains(honest, by) }},
+		{"a group of somebody else by the same id, where joining by all others failed", func(r *strangeRoom) {
+			head := unproven
+			head.Group = r.state.head(honest[0]).Group
+			r.put(t, mallory.UserID(), &head)
+			restAll(bob, r, honest)
+		}, func(by id.UserID, _ *rooms.HeadContent) bool { return slices.Contains(honest, by) }},
 		{"a higher epoch without a proof", func(r *strangeRoom) {
 			head := *r.state.head(honest[0])
 			head.Proof, head.ProofFile = nil, nil
@@ -187,6 +199,15 @@ func TestNewcomersJoinAtWhatIsProven(t *testing.T) {
 			t.Errorf("%d heads count as proven, %d as wrong", len(s.by), len(s.bad))
 		}
 	})
+}
+
+// restAll notes that joining by what these modules show failed.
+func restAll(d *testDevice, r *strangeRoom, bots []id.UserID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, bot := range bots {
+		r.restModule(bot, d.mono())
+	}
 }
 
 func (d *testDevice) shownOf(r *strangeRoom) *shown {
@@ -356,6 +377,7 @@ func TestWhereJoiningFailedOthersGoFirst(t *testing.T) {
 	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example", "three.example") })
 	w.settle()
 	r := newcomer(w, bob, room)
+	r.rec.Bound = lie.Group // the invite says which group it is
 	r.put(t, liar, &lie)
 	for _, bot := range r.state.bots() {
 		if head := *r.state.head(bot); bot != liar { // what would show that the lie is old is not there
