@@ -54,6 +54,9 @@ type Limits struct {
 	// compare them with the homeserver's; defaults 10,000 and 200.
 	History      int
 	HistoryPages int
+	// ReceiptDevices is the size of a group above which no delivery receipts are
+	// sent; default 50.
+	ReceiptDevices int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -67,6 +70,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.GapPages, 50)
 	def(&l.History, 10_000)
 	def(&l.HistoryPages, 200)
+	def(&l.ReceiptDevices, 50)
 	if l.PastAge <= 0 {
 		l.PastAge = time.Hour
 	}
@@ -95,6 +99,10 @@ type Options struct {
 	// AskHistory asks the user's other devices, once for each room, for the
 	// messages from before this device joined. See [Client.AskHistory].
 	AskHistory bool
+	// Receipts has this device tell the group what it has received and decrypted,
+	// and keep what others say of its messages: see [Client.Delivery]. It does so in
+	// groups of up to Limits.ReceiptDevices devices.
+	Receipts bool
 	// NoHistory has this device give nobody the messages that it has, not even
 	// the user's own verified devices.
 	NoHistory bool
@@ -160,6 +168,7 @@ type Client struct {
 	given                 map[string]lastGiven
 	histWake              chan struct{}
 	askHistory, noHistory bool
+	receipts              bool // of delivery
 
 	handler func(ctx context.Context, update Update)
 	updates []Update // not durable; bounded
@@ -191,7 +200,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		rooms: map[id.RoomID]*room{}, waiters: map[int64][]chan sendResult{}, handler: o.Handler,
 		wake: make(chan struct{}, 1), outWake: make(chan struct{}, 1), updWake: make(chan struct{}, 1),
 		devs: map[id.UserID]*identity.UserDevices{}, synced: make(chan struct{}),
-		given: map[string]lastGiven{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory,
+		given: map[string]lastGiven{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory, receipts: o.Receipts,
 		patience: memberWait,
 	}
 	if c.hs == nil {

@@ -716,7 +716,7 @@ func (c *Client) removed(r *room, by id.UserID, b *batch) {
 // for good, as far as it can know: it was meant for those who were in it.
 func (c *Client) dropMessages(r *room, b *batch) {
 	for _, row := range c.roomRows(r.id) {
-		if row.data.Plain != nil {
+		if row.data.Plain != nil || row.item.Kind == kindReceipt {
 			c.deleteRow(b, row)
 			b.then(func() { c.answer(row, sendResult{err: fmt.Errorf("%w (%s)", ErrRemoved, r.id)}) })
 		}

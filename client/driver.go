@@ -718,6 +718,9 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		if err := c.encryptQueued(ctx, r); err != nil {
 			return err
 		}
+		if err := c.sendReceipt(ctx, r); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -749,6 +752,9 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.joinAt)
 	at(r.headAt)
 	at(r.nextRequest())
+	if len(r.rec.Acks) > 0 {
+		at(r.receiptAt)
+	}
 	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)

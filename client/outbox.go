@@ -58,6 +58,10 @@ type outData struct {
 	At  int64 `json:"at"` // unix milliseconds
 	// Sent is when the homeserver took it, unix milliseconds; 0 before that.
 	Sent int64 `json:"sent,omitempty"`
+	// Gen is the generation it was encrypted under last.
+	Gen uint32 `json:"gen,omitempty"`
+	// Acks are those of a delivery receipt.
+	Acks []rooms.Ack `json:"acks,omitempty"`
 	// Late counts how often it was sent again because commits came late.
 	Late int `json:"late,omitempty"`
 
@@ -279,6 +283,9 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 			// A room that is not compared yet, or stands behind the barrier, holds
 			// back what is encrypted already, too: a leave that was seen comes first.
 			if r == nil || r.machine == nil || r.sendEpoch() == nil || r.sendEpoch().ref != row.ref() || c.blockedBy(row.item.Room) != nil {
+				if row.item.Kind == kindReceipt {
+					continue // it is made anew, and nothing waits for it
+				}
 				blocked[row.item.Room] = prio
 				c.poke() // the engine compares, or encrypts it again
 				continue
@@ -388,7 +395,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		}
 		c.setCommitEvent(r, row.ref(), evt)
 		c.deleteRow(b, row)
-	case kindChat, kindReceipt:
+	case kindChat:
 		if row.item.State != stateReady {
 			return // its epoch left the head meanwhile: it is sent again
 		}
@@ -396,9 +403,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		data.EventID, data.Sent = evt, c.now().UnixMilli()
 		c.saveRow(b, row, stateSent, row.ref(), data)
 		r.pruneBy(c.mono() + c.limits.PastAge)
-		if row.item.Kind == kindChat {
-			c.addOwnMessage(b, r, row, evt)
-		}
+		c.addOwnMessage(b, r, row, evt)
 	default:
 		c.deleteRow(b, row)
 	}

@@ -104,8 +104,10 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		return nil
 	}
 	if evt.Type == rooms.TypeReceipt {
+		c.handleDelivery(ctx, r, e, evt, out, b)
 		return nil
 	}
+	c.acknowledge(r, e, app.Sender)
 	known, err := c.st.TimelineByMid(ctx, r.id, out.Sender, out.ID)
 	if err == nil && known != nil {
 		return nil // sent again after its epoch left the head, or replayed

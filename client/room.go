@@ -76,6 +76,8 @@ type roomRecord struct {
 	Warned       map[string]bool       `json:"warned,omitempty"`
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
 	History      *historyState         `json:"history,omitempty"`
+	Acks         []rooms.Ack           `json:"acks,omitempty"`     // of delivery, that are not sent yet
+	Delivery     []rooms.Hash          `json:"delivery,omitempty"` // epochs of which others' are kept, the newest last
 }
 
 // epoch is an epoch this device can read.
@@ -160,6 +162,7 @@ type room struct {
 	keep         int                              // epochs kept below the newest final
 	pruneAt      time.Duration                    // when the next one has been kept for long enough
 	overSince    map[federation.Ref]time.Duration // since when an epoch is below, or beside, the newest final
+	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
 	joinBy       id.UserID                        // the module whose head the last one was made on
 	joinFails    map[id.UserID]int                // how often joining by a module's head failed

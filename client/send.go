@@ -262,6 +262,7 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 				continue
 			}
 		}
+		gen := e.group.Sent()
 		content, err := c.encrypt(r, e, row.data.Plain)
 		if errors.Is(err, mls.ErrPendingProposals) {
 			return nil // a commit comes first
@@ -270,7 +271,7 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 			return err
 		}
 		data := row.data
-		data.Content, data.EventID = content, ""
+		data.Content, data.EventID, data.Gen = content, "", gen
 		data.Try++
 		if row.item.Kind == kindForeign {
 			row.item.Kind = kindChat // the bot's client sent it; from now on it is ours
@@ -335,13 +336,14 @@ func (c *Client) EncryptEvent(ctx context.Context, roomID id.RoomID, eventType s
 
 func (c *Client) encryptForeign(ctx context.Context, r *room, plain *rooms.Plaintext) (json.RawMessage, error) {
 	e := r.sendEpoch()
+	gen := e.group.Sent()
 	content, err := c.encrypt(r, e, plain)
 	if err != nil {
 		return nil, err
 	}
 	b := &batch{}
 	c.putRatchet(b, r, e)
-	if _, err := c.addRow(b, r, kindForeign, stateSent, e.ref, outData{Type: rooms.TypeEncrypted, Content: content, Plain: plain}); err != nil {
+	if _, err := c.addRow(b, r, kindForeign, stateSent, e.ref, outData{Type: rooms.TypeEncrypted, Content: content, Plain: plain, Gen: gen}); err != nil {
 		return nil, err
 	}
 	if err := c.commitBatch(ctx, r, b); err != nil {
@@ -373,10 +375,12 @@ func (c *Client) addOwnMessage(b *batch, r *room, row *outRow, evt id.EventID) {
 		ID: plain.MessageID, Timestamp: row.data.At, Ref: row.ref(), Verification: VerifiedUser, Own: true,
 	}
 	if e := r.epochs[row.ref()]; e != nil {
-		msg.Epoch, msg.Leaf = e.number, uint32(e.group.OwnLeafIndex())
+		msg.Epoch, msg.Leaf, msg.Generation = e.number, uint32(e.group.OwnLeafIndex()), row.data.Gen
+		c.noteSent(b, r, e, row.data.Gen)
 	}
 	known, err := c.st.TimelineByMid(context.Background(), r.id, c.UserID(), plain.MessageID)
 	if err == nil && known != nil {
+		c.noteResent(b, known, msg)
 		return
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -17,7 +17,7 @@ import (
 )
 
 // Update is what a handler receives: *Message, *Undecryptable, *Invited,
-// *EpochChanged, *EraOpened, *Redaction, *Removed, *HistoryReceived or *Warning.
+// *EpochChanged, *EraOpened, *Redaction, *Removed, *HistoryReceived, *Delivered or *Warning.
 type Update interface{ update() }
 
 // Verification says how sure we are that a device belongs to its user.
@@ -52,6 +52,7 @@ type Message struct {
 	Late         bool            `json:"late,omitempty"`    // of an epoch that is not the head any more
 	Removed      bool            `json:"removed,omitempty"` // late, and its device is not in the group any more
 	Missing      uint32          `json:"missing,omitempty"` // messages of this sender before this one that have not come
+	Again        []Sending       `json:"again,omitempty"`   // own: how it was sent again, after its epoch left the head
 	// From is set if another device gave the message to this one, which was not in
 	// the group when it was sent. What it says of sender, device and content, beyond
 	// that the homeserver has an encrypted event of the sender, is the giver's word.

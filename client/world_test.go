@@ -691,6 +691,8 @@ type testDevice struct {
 	dead    bool
 	skew    time.Duration // of its wall clock
 	asks    bool          // for history, by itself
+	tells   bool          // what it has received
+	bounds  Limits
 }
 
 func newWorld(t *testing.T) *world {
@@ -839,8 +841,8 @@ func (d *testDevice) open() {
 		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,
 
-		AskHistory: d.asks,
-		Rand:       newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
+		AskHistory: d.asks, Receipts: d.tells, Limits: d.bounds,
+		Rand: newSeeded(fmt.Sprintf("%s%s%d%s", filepath.Base(d.path), d.ident.device, d.w.s.events, d.ident.user)),
 	})
 	if err != nil {
 		d.w.t.Fatal(err)

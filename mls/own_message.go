@@ -1,5 +1,38 @@
 package mls
 
+// Sent returns how many application messages this member has encrypted in this
+// epoch: the generation of the next one.
+func (g *Group) Sent() uint32 {
+	if g.ratchets == nil {
+		return 0
+	}
+	if l := g.ratchets.ratchets[g.own]; l != nil {
+		return l.application.generation
+	}
+	return 0
+}
+
+// Received returns the generation up to which every application message of a
+// member in this epoch has been opened; false if the first has not, or if keys of
+// messages that did not come were dropped.
+func (g *Group) Received(sender LeafIndex) (generation uint32, ok bool) {
+	if g.ratchets == nil {
+		return 0, false
+	}
+	l := g.ratchets.ratchets[sender]
+	if l == nil || l.application.floor > 0 {
+		return 0, false
+	}
+	generation = l.application.generation
+	if len(l.application.skipped) > 0 {
+		generation = l.application.skipped[0].generation
+	}
+	if generation == 0 {
+		return 0, false
+	}
+	return generation - 1, true
+}
+
 // SentElsewhere tells, of a message for which Process returns ErrOwnMessage,
 // whether another copy of our state has sent it: it is signed by our leaf, and
 // its key is one that this copy's ratchet has still to come to. The state here is

@@ -326,7 +326,7 @@ type Account struct {
 
 // start runs the device's client until Close.
 func (a *Account) start(ctx context.Context) error {
-	cli, err := client.Open(ctx, client.Options{Store: a.st, Identity: a.ident, Log: a.log, Handler: a.handle, AskHistory: true})
+	cli, err := client.Open(ctx, client.Options{Store: a.st, Identity: a.ident, Log: a.log, Handler: a.handle, AskHistory: true, Receipts: true})
 	if err != nil {
 		return err
 	}

@@ -185,6 +185,9 @@ type roomPage struct {
 	Members      []client.Member
 	More         int
 	NoMembers    string
+	Sent         string // when the last message of this device was sent
+	Delivery     []client.DeliveredTo
+	MoreSent     int // devices that are not shown
 }
 
 // asked finds the account and the room that a page is about. Without, the
@@ -218,6 +221,12 @@ func (s *Server) roomPage(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.More = len(p.Members) - maxMemberShown; p.More > 0 {
 		p.Members = p.Members[:maxMemberShown]
+	}
+	if evt, list, err := a.Client().LastDelivery(ctx, info.ID); err == nil {
+		p.Sent, p.Delivery = time.UnixMilli(evt.Timestamp).Format(time.DateTime), list
+	}
+	if p.MoreSent = len(p.Delivery) - maxMemberShown; p.MoreSent > 0 {
+		p.Delivery = p.Delivery[:maxMemberShown]
 	}
 	s.page(w, http.StatusOK, roomName(info), "room", p)
 }

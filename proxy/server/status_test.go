@@ -110,13 +110,14 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 	}
 	body = write("room", roomPage{
 		RoomInfo: room, Home: s.home(), Epochs: s.roomLink("epochs", evil, "!r:x"), User: evil, Device: evil,
+		Sent: evil, Delivery: []client.DeliveredTo{{User: evil, Device: evil, Received: true}, {User: "@g:x", Device: "G"}}, MoreSent: 3,
 		Code: &client.ComparisonCode{Epoch: 7, Groups: []string{"00001", "22222"}},
 		Members: []client.Member{
 			{User: evil, Device: evil, Membership: evil, Note: evil, Verification: client.ChangedUser}, {User: "@b:x", Device: "B", Verification: client.VerifiedUser},
 			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
 		},
 	})
-	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device"} {
+	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device", "yes, as it says", "not known", "3 more are not shown"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}

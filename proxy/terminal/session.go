@@ -91,7 +91,7 @@ func (s *session) client(ctx context.Context) (*client.Client, error) {
 	cli := s.cli
 	if cli == nil {
 		var err error
-		cli, err = client.Open(ctx, client.Options{Store: s.st, Identity: s.ident, Log: s.log, Handler: s.handle, AskHistory: true})
+		cli, err = client.Open(ctx, client.Options{Store: s.st, Identity: s.ident, Log: s.log, Handler: s.handle, AskHistory: true, Receipts: true})
 		if err == nil {
 			// The engine ends with the session, not with the verb that began it.
 			err = cli.Start(context.WithoutCancel(ctx))

@@ -220,6 +220,13 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			return t.c.printJSON(historyJSON(u))
 		}
 		t.line(ctx, u.Room, 0, "-- %s; mls-proxy history %s", historyText(u), shellWord(u.Room.String()))
+	case *client.Delivered:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(map[string]any{"kind": "delivered", "room_id": u.Room, "user_id": u.User, "device_id": u.Device})
+		} // mls-proxy receipts says of what; in the talk it would be one line for each message and device
 	default:
 		return fmt.Errorf("unknown update %T", u)
 	}

@@ -132,6 +132,7 @@ func verbs() []*verb {
 		{name: "get", args: "ROOM EVENT", what: "save the file that a message carries", run: runGet, login: true, share: true},
 		{name: "tail", args: "[ROOM]", what: "show messages as they come, with epoch and verification", run: runTail, login: true},
 		{name: "history", args: "ROOM", what: "show what was said; --ask gets what your other devices have from before", run: runHistory, login: true, share: true},
+		{name: "receipts", args: "ROOM [EVENT]", what: "which devices have received and decrypted your last message, or another", run: runReceipts, login: true, share: true},
 		{name: "run", args: "--homeserver URL", what: "let clients without MLS log in on this machine (docs/proxy.md)", run: runProxy},
 		{name: "members", args: "ROOM", what: "list who is in a room's group: device, epoch, verified or not", run: runMembers, login: true, share: true},
 		{name: "epochs", args: "ROOM", what: "draw a room's epochs: forks, who accepted what, what is final, who is behind", run: runEpochs, login: true, share: true},
