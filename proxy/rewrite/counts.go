@@ -192,7 +192,7 @@ func MessageEvent(room id.RoomID, e id.EventID, at int64, r Reading) Event {
 	ts, _ := json.Marshal(at)
 	return Event{ID: e, Sender: r.Sender, Time: at, Raw: fields{
 		"type": quote(r.Type), "sender": quote(string(r.Sender)), "room_id": quote(string(room)), "event_id": quote(string(e)),
-		"origin_server_ts": ts, "content": shared(r),
+		"origin_server_ts": ts, "content": shared(r, r.Language),
 	}.raw()}
 }
 

@@ -45,6 +45,7 @@ type Reading struct {
 	// SharedBy is another user, on whose word the message is shown: they gave it to
 	// a device that could not open it itself.
 	SharedBy id.UserID
+	Language Language // of the person who reads it
 }
 
 // KeyUnreadable marks the notice in the place of an event that cannot be read.
@@ -133,7 +134,7 @@ func One(room id.RoomID, raw json.RawMessage, v View) Event {
 	case mls && redacted:
 		f["content"] = json.RawMessage("{}")
 	case mls && eventType != "m.room.redaction":
-		if !plaintext(eventType, f, content) {
+		if !plaintext(eventType, f, content, languageOf(v)) {
 			return out
 		}
 	case !mls:
@@ -237,10 +238,10 @@ func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool
 		return false
 	}
 	if r.State == Opened && (strings.HasPrefix(r.Type, rooms.Prefix) || r.Type == "m.room.redaction" || r.Type == rooms.TypeEncrypted) {
-		r = Reading{Text: Text(RefusedFor, r.Type)} // not what a message can be
+		r = Reading{Text: languageOf(v).Text(RefusedFor, r.Type)} // not what a message can be
 	}
 	if r.State == Opened && r.Sender == out.Sender {
-		f["type"], f["content"] = quote(r.Type), shared(r)
+		f["type"], f["content"] = quote(r.Type), shared(r, languageOf(v))
 		if r.Transaction != "" {
 			unsigned := f.object("unsigned")
 			if unsigned == nil {
@@ -252,7 +253,7 @@ func encrypted(room id.RoomID, out *Event, f fields, redacted bool, v View) bool
 		return true
 	}
 	if r.State == Opened {
-		r.Text = Text(WrongSender, string(r.Sender))
+		r.Text = languageOf(v).Text(WrongSender, string(r.Sender))
 	}
 	out.Notice, out.Later = true, r.Later
 	f["type"], f["content"] = quote("m.room.message"), noticeContent(r.Text)
@@ -264,7 +265,7 @@ const KeySharedBy = rooms.Prefix + "shared_by"
 
 // shared marks a message that is shown on another user's word: what people read of
 // it begins with who that is.
-func shared(r Reading) json.RawMessage {
+func shared(r Reading, l Language) json.RawMessage {
 	if r.SharedBy == "" {
 		return r.Content
 	}
@@ -274,7 +275,7 @@ func shared(r Reading) json.RawMessage {
 	}
 	mark := func(c fields) {
 		if c.has("body") {
-			c["body"] = quote(Text(SharedBy, string(r.SharedBy), c.text("body")))
+			c["body"] = quote(l.Text(SharedBy, string(r.SharedBy), c.text("body")))
 		}
 		delete(c, "formatted_body") // clients show it in place of the body
 		delete(c, "format")
@@ -296,13 +297,13 @@ func noticeContent(text string) json.RawMessage {
 // between the sender and this program can have written it, so it changes nothing
 // else: it is no edit, reply or reaction. It returns false if the event is to be
 // left out.
-func plaintext(eventType string, f, content fields) bool {
+func plaintext(eventType string, f, content fields, l Language) bool {
 	if eventType != "m.room.message" && eventType != "m.sticker" {
 		return false
 	}
 	body := content.text("body")
 	f["type"] = quote("m.room.message")
-	f["content"] = fields{"msgtype": quote("m.text"), "body": quote(Text(NotEncrypted, body))}.raw()
+	f["content"] = fields{"msgtype": quote("m.text"), "body": quote(l.Text(NotEncrypted, body))}.raw()
 	return true
 }
 
@@ -373,9 +374,9 @@ func Raws(events []Event) []json.RawMessage {
 // Replacement is an event that puts what was read meanwhile in the place of a
 // notice: an edit by the same sender, under an id of the proxy's own.
 func Replacement(notice Event, r Reading) json.RawMessage {
-	content, ok := parse(shared(r))
+	content, ok := parse(shared(r, r.Language))
 	if !ok || r.Type != "m.room.message" {
-		content = fields{"msgtype": quote("m.notice"), "body": quote(Text(CameLate, r.Type))}
+		content = fields{"msgtype": quote("m.notice"), "body": quote(r.Language.Text(CameLate, r.Type))}
 	}
 	if fresh := content.object("m.new_content"); fresh != nil {
 		content = fresh

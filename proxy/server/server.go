@@ -34,6 +34,8 @@ type Options struct {
 	Origins []string
 	// Transport goes to the homeserver; nil means http.DefaultTransport.
 	Transport http.RoundTripper
+	// Language is that of what stands in rooms in the place of messages.
+	Language rewrite.Language
 	// Status is the page about the proxy.
 	Status Status
 	// Log never gets a token, a body or a query.

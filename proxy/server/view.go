@@ -27,8 +27,17 @@ func (s *Server) view(ctx context.Context, sess *session) *view {
 // MLS implements rewrite.View.
 func (v *view) MLS(room id.RoomID) bool { return v.sess.account.Client().IsMLS(room) }
 
+// Language is what package rewrite speaks.
+func (v *view) Language() rewrite.Language { return v.s.o.Language }
+
 // Read implements rewrite.View.
 func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading {
+	r := v.read(room, event, at)
+	r.Language = v.Language()
+	return r
+}
+
+func (v *view) read(room id.RoomID, event id.EventID, at int64) rewrite.Reading {
 	r := v.sess.account.Read(v.ctx, room, event, time.UnixMilli(at))
 	switch r.State {
 	case account.Opened:
@@ -41,17 +50,17 @@ func (v *view) Read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	case account.Repeated:
 		return rewrite.Reading{State: rewrite.Again}
 	case account.Refused:
-		return rewrite.Reading{Text: rewrite.Text(rewrite.RefusedFor, r.Reason)}
+		return rewrite.Reading{Text: v.Language().Text(rewrite.RefusedFor, r.Reason)}
 	case account.Before:
 		if v.sess.account.Client().HistoryAsked(room) {
-			return rewrite.Reading{Text: rewrite.Text(rewrite.Asked), Later: true}
+			return rewrite.Reading{Text: v.Language().Text(rewrite.Asked), Later: true}
 		}
-		return rewrite.Reading{Text: rewrite.Text(rewrite.BeforeUs)}
+		return rewrite.Reading{Text: v.Language().Text(rewrite.BeforeUs)}
 	}
 	if !v.sess.account.Verified(v.ctx) {
-		return rewrite.Reading{Text: rewrite.Text(rewrite.NotVerified, v.sess.account.Dir()), Later: true}
+		return rewrite.Reading{Text: v.Language().Text(rewrite.NotVerified, v.sess.account.Dir()), Later: true}
 	}
-	return rewrite.Reading{Text: rewrite.Text(rewrite.Waiting), Later: true}
+	return rewrite.Reading{Text: v.Language().Text(rewrite.Waiting), Later: true}
 }
 
 // message is the event of a message in the store, as the client is shown it.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
 )
 
@@ -30,6 +31,7 @@ const defaultListen = "127.0.0.1:8009"
 func runProxy(ctx context.Context, c *call) error {
 	homeserver := c.flags.String("homeserver", "", "base `URL` of the homeserver, or a server name")
 	listen := c.flags.String("listen", defaultListen, "`ADDRESS` for clients, on this machine")
+	language := c.flags.String("language", "", "of what stands in rooms in the place of messages, `en|de` (default: as LC_ALL, LC_MESSAGES or LANG say, or en)")
 	var origins []string
 	c.flags.Func("origin", "`URL` of a web client that may use the proxy, such as https://app.element.io; may be repeated", func(v string) error {
 		u, err := url.Parse(v)
@@ -42,6 +44,9 @@ func runProxy(ctx context.Context, c *call) error {
 	err := c.parse(ctx, 0, 0, func() error {
 		if *homeserver == "" {
 			return usagef("run needs --homeserver URL")
+		}
+		if _, ok := rewrite.ParseLanguage(*language); *language != "" && !ok {
+			return usagef("--language is en or de, not %s", clean(*language))
 		}
 		return nil
 	})
@@ -90,12 +95,23 @@ func runProxy(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Status: status, Log: c.log})
+	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
 	notes.Lock()
 	c.notef("clients log in at http://%s, with a password, instead of at %s", listener.Addr(), base)
 	c.notef("%s", clean(status.Where))
 	notes.Unlock()
 	return proxy.Serve(ctx, listener)
+}
+
+// languageOf is the language that is asked for, or else that of the locale.
+func languageOf(asked string, getenv func(string) string) rewrite.Language {
+	for _, name := range []string{asked, getenv("LC_ALL"), getenv("LC_MESSAGES"), getenv("LANG")} {
+		if name != "" { // the first that is set counts, whatever the others are
+			l, _ := rewrite.ParseLanguage(name)
+			return l
+		}
+	}
+	return rewrite.English
 }
 
 // statusName is the file with the address of the status page, whose last part is

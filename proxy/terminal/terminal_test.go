@@ -29,6 +29,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/internal/hstest"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -522,6 +523,26 @@ func TestWhereAMessageCameFromIsShown(t *testing.T) {
 		m.From = row.from
 		if got := messageLine(m); got != row.want {
 			t.Errorf("got %q, want %q", got, row.want)
+		}
+	}
+}
+
+func TestTheLanguageIsAskedForOrTheLocales(t *testing.T) {
+	for _, row := range []struct {
+		asked string
+		env   map[string]string
+		want  rewrite.Language
+	}{
+		{"", nil, rewrite.English},
+		{"", map[string]string{"LANG": "de_DE.UTF-8"}, rewrite.German},
+		{"", map[string]string{"LANG": "de_DE.UTF-8", "LC_ALL": "C"}, rewrite.English},
+		{"", map[string]string{"LANG": "en_US.UTF-8", "LC_MESSAGES": "de_AT"}, rewrite.German},
+		{"en", map[string]string{"LANG": "de_DE.UTF-8"}, rewrite.English},
+		{"de", map[string]string{"LANG": "fr_FR.UTF-8"}, rewrite.German},
+		{"", map[string]string{"LANG": "fr_FR.UTF-8"}, rewrite.English},
+	} {
+		if got := languageOf(row.asked, func(name string) string { return row.env[name] }); got != row.want {
+			t.Errorf("%q with %v is %v", row.asked, row.env, got)
 		}
 	}
 }
