@@ -170,6 +170,11 @@ func (c *Client) loadTasks(ctx context.Context) error {
 
 // historyLoop asks for history, gives and takes it.
 func (c *Client) historyLoop(ctx context.Context) {
+	select { // what waited while the client was off goes on then, not a minute later
+	case <-c.synced:
+	case <-ctx.Done():
+		return
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
