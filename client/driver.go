@@ -35,6 +35,7 @@ type need struct {
 	by     id.UserID // whose event that is
 	busy   bool      // it is being fetched, beside the engine's turns
 	fail   int
+	since  time.Duration // monotonic time when it was asked for first, of a file
 	notFor time.Duration // monotonic time before which it is not tried again
 }
 

@@ -402,8 +402,12 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		var err error
 		var coming *errWait
 		if tree, err = c.mediaOf(r, file, &Event{Sender: bot}, true); errors.As(err, &coming) {
-			return nil
-		} else if err != nil {
+			if n := r.needs["media:"+fileKey(file)]; n != nil && n.fail < treeFails && now < n.since+fileTimeout {
+				return nil
+			}
+			err = errors.New("its file cannot be had")
+		}
+		if err != nil { // what still comes is taken at the next try
 			r.restModule(bot, now)
 			r.joinAt, r.lastJoinError = now+joinRetry, fmt.Errorf("client: tree of %s: %w", r.id, err)
 			r.notify()
@@ -451,6 +455,10 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		}
 	}
 }
+
+// treeFails is after how many failures to get the tree that a module shows others go
+// first, as they do where it does not come for as long as one fetch may take.
+const treeFails = 3
 
 // headError reports that a module's head is of no use for joining.
 type headError struct{ err error }

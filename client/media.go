@@ -73,7 +73,7 @@ func (c *Client) mediaOf(r *room, file *rooms.File, evt *Event, matters bool) ([
 			r.crowd(by)
 			return nil, &errWait{"files:" + string(by)}
 		}
-		n = &need{file: file, by: by}
+		n = &need{file: file, by: by, since: now}
 		if rested {
 			n.fail = restFail
 		}

@@ -412,6 +412,15 @@ func TestWhereJoiningFailedOthersGoFirst(t *testing.T) {
 // TestJoinByAnotherModule: who cannot join by what one module shows joins by what
 // another one does.
 func TestJoinByAnotherModule(t *testing.T) {
+	for name, spoil := range map[string]func(snapshot *rooms.Snapshot){
+		"a tree that is none":     func(s *rooms.Snapshot) { s.File, s.Tree = nil, rooms.Bytes("no tree") },
+		"a file that never comes": func(s *rooms.Snapshot) { s.File, s.Tree = rooms.NewFile("mxc://"+testServer+"/never", []byte{1}), nil },
+	} {
+		t.Run(name, func(t *testing.T) { joinByAnother(t, spoil) })
+	}
+}
+
+func joinByAnother(t *testing.T, spoil func(snapshot *rooms.Snapshot)) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
 	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example", testServer, "three.example") })
@@ -431,7 +440,7 @@ func TestJoinByAnotherModule(t *testing.T) {
 		if err != nil || head.Snapshot == nil {
 			continue
 		}
-		head.Snapshot.File, head.Snapshot.Tree = nil, rooms.Bytes("no tree")
+		spoil(head.Snapshot)
 		if evt.Content, err = rooms.Encode(head); err != nil {
 			t.Fatal(err)
 		}
