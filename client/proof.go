@@ -17,10 +17,35 @@ var errProofComing = errors.New("client: the proof of a module's head is being f
 
 // headProof remembers what a head's proof chain shows.
 type headProof struct {
-	sum      [32]byte // of the chain
-	accepted rooms.Hash
-	proven   *rooms.Proven
-	err      error
+	claims headClaims
+	proven *rooms.Proven
+	err    error
+}
+
+// headClaims is all that the check of a head compares: the chain, by its hash or by
+// the file that holds it, and what the head says beside it.
+type headClaims struct {
+	chain                      string
+	accepted, final, root, cfg rooms.Hash
+	era                        uint64
+}
+
+func claimsOf(head *rooms.HeadContent) headClaims {
+	claims := headClaims{cfg: head.Cfg, era: head.Era}
+	if head.ProofFile != nil {
+		claims.chain = fileKey(head.ProofFile)
+	} else {
+		sum := sha256.Sum256(head.Proof)
+		claims.chain = string(sum[:])
+	}
+	refOf := func(at *rooms.EventRef) (ref rooms.Hash) {
+		if at != nil {
+			ref = at.Ref
+		}
+		return ref
+	}
+	claims.accepted, claims.final, claims.root = refOf(head.Accepted), refOf(head.Final), refOf(head.Root)
+	return claims
 }
 
 // proofOf checks the proof chain that a module's head shows: from the group's
@@ -29,26 +54,21 @@ type headProof struct {
 // if the head shows nothing wrong and too little, and errProofComing while
 // something has to be fetched.
 func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*rooms.Proven, error) {
-	raw := []byte(head.Proof)
-	if file := head.ProofFile; file != nil {
-		var ok bool
-		key := "media:" + fileKey(file)
-		if raw, ok = r.media[fileKey(file)]; !ok {
-			if r.tried["need/"+key] > c.mono() {
-				return nil, &rooms.Refusal{Rule: rooms.RuleFinalNotProven, What: "head of " + string(bot) + ": its proof cannot be had"}
+	known, claims := r.proofs[bot], claimsOf(head)
+	if known == nil || known.claims != claims { // else the file, if there is one, is not needed again
+		raw := []byte(head.Proof)
+		if file := head.ProofFile; file != nil {
+			var ok bool
+			key := "media:" + fileKey(file)
+			if raw, ok = r.media[fileKey(file)]; !ok {
+				if r.tried["need/"+key] > c.mono() {
+					return nil, &rooms.Refusal{Rule: rooms.RuleFinalNotProven, What: "head of " + string(bot) + ": its proof cannot be had"}
+				}
+				r.want(key, &need{file: file, by: bot})
+				return nil, errProofComing
 			}
-			r.want(key, &need{file: file, by: bot})
-			return nil, errProofComing
 		}
-	}
-	var accepted rooms.Hash
-	if head.Accepted != nil {
-		accepted = head.Accepted.Ref
-	}
-	sum := sha256.Sum256(raw)
-	known := r.proofs[bot]
-	if known == nil || known.sum != sum || known.accepted != accepted {
-		known = &headProof{sum: sum, accepted: accepted}
+		known = &headProof{claims: claims}
 		known.proven, known.err = head.Check(r.id, raw)
 		if r.proofs == nil {
 			r.proofs = map[id.UserID]*headProof{}
@@ -58,6 +78,7 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		}
 		r.proofs[bot] = known
 		if known.err != nil && rooms.RuleOf(known.err) != rooms.RuleFinalNotProven {
+			sum := sha256.Sum256(raw)
 			c.count(ruleOf(known.err))
 			c.warn(r, "proof/"+string(bot)+"/"+string(sum[:4]), &Warning{Sender: bot, Rule: ruleOf(known.err), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
 		}

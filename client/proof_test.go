@@ -409,6 +409,43 @@ func TestWhereJoiningFailedOthersGoFirst(t *testing.T) {
 	}
 }
 
+// TestProofsAreCheckedOnce: the files of proofs need more room than a device has for
+// files. What they showed is remembered without them, as long as the head says the same.
+func TestProofsAreCheckedOnce(t *testing.T) {
+	w := newWorld(t)
+	room, _, bob, _ := w.federated(nil)
+	w.rest()
+	r := newcomer(w, bob, room)
+	for _, bot := range r.state.bots() {
+		head := *r.state.head(bot)
+		raw := []byte(head.Proof)
+		mxc := "mxc://" + testServer + "/" + bot.Localpart() + bot.Homeserver()
+		w.s.mu.Lock()
+		w.s.media[mxc] = raw
+		w.s.mu.Unlock()
+		head.Proof, head.ProofFile = nil, rooms.NewFile(id.ContentURIString(mxc), raw)
+		r.put(t, bot, &head)
+	}
+	if s := bob.shownOf(r); len(s.by) != 3 {
+		t.Fatalf("%d of three modules prove their heads", len(s.by))
+	}
+	bob.mu.Lock()
+	clear(r.media)
+	r.mediaOrder = nil
+	by, _, coming := bob.usableHead(r.room)
+	again := len(r.needs)
+	bob.mu.Unlock()
+	if by == "" || coming || again > 0 {
+		t.Fatalf("by %q, coming %v, %d things are fetched again", by, coming, again)
+	}
+	lie := *r.state.head(by)
+	lie.Era = 7
+	r.put(t, by, &lie)
+	if s := bob.shownOf(r); !s.bad[by] {
+		t.Error("what a head says beside the same proof is not held against it")
+	}
+}
+
 // TestJoinByAnotherModule: who cannot join by what one module shows joins by what
 // another one does.
 func TestJoinByAnotherModule(t *testing.T) {
