@@ -55,7 +55,7 @@ type Limits struct {
 	History      int
 	HistoryPages int
 	// ReceiptDevices is the size of a group above which no delivery receipts are
-	// sent; default 50.
+	// sent; default 10.
 	ReceiptDevices int
 }
 
@@ -70,7 +70,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.GapPages, 50)
 	def(&l.History, 10_000)
 	def(&l.HistoryPages, 200)
-	def(&l.ReceiptDevices, 50)
+	def(&l.ReceiptDevices, 10)
 	if l.PastAge <= 0 {
 		l.PastAge = time.Hour
 	}
@@ -145,23 +145,25 @@ type Client struct {
 	rand   io.Reader
 	mlsCfg *mls.Config
 
-	mu       sync.Mutex
-	rooms    map[id.RoomID]*room
-	rows     []*outRow // the outbox, in order
-	waiters  map[int64][]chan sendResult
-	fetches  fetches
-	beside   bool                                // files are fetched beside the engine's turns
-	limited  time.Duration                       // monotonic time before which nothing is sent into rooms
-	devs     map[id.UserID]*identity.UserDevices // as last read
-	notices  deviceNotices
-	refusals map[string]uint64
-	creating int                       // rooms that are being made
-	plain    map[id.RoomID]bool        // rooms that the guard found to be none of ours
-	patience time.Duration             // memberWait
-	steps    uint64                    // rounds of the engine
-	crashAt  func(point string) error  // set by tests
-	without  map[string]bool           // rules that the simulator leaves out
-	blind    func(federation.Ref) bool // commits that it lets this device not open; nil: none
+	mu      sync.Mutex
+	rooms   map[id.RoomID]*room
+	rows    []*outRow // the outbox, in order
+	waiters map[int64][]chan sendResult
+	fetches fetches
+	beside  bool          // files are fetched beside the engine's turns
+	limited time.Duration // monotonic time before which nothing is sent into rooms
+	// receiptsAt is the monotonic time before which no delivery receipt is made.
+	receiptsAt time.Duration
+	devs       map[id.UserID]*identity.UserDevices // as last read
+	notices    deviceNotices
+	refusals   map[string]uint64
+	creating   int                       // rooms that are being made
+	plain      map[id.RoomID]bool        // rooms that the guard found to be none of ours
+	patience   time.Duration             // memberWait
+	steps      uint64                    // rounds of the engine
+	crashAt    func(point string) error  // set by tests
+	without    map[string]bool           // rules that the simulator leaves out
+	blind      func(federation.Ref) bool // commits that it lets this device not open; nil: none
 
 	// History that is handed over; see history.go.
 	tasks                 []*historyTask

@@ -23,8 +23,8 @@ import (
 
 const (
 	receiptEvery  = 30 * time.Second // between two of this device in a room
+	receiptPace   = 15 * time.Second // and in all rooms: homeservers limit how often a user sends, and messages count
 	receiptDelay  = 3 * time.Second  // for more that comes at once
-	maxAcks       = 100              // in one receipt
 	maxDeliveries = 32               // epochs of a room of which others' receipts are kept
 )
 
@@ -100,7 +100,7 @@ func mergeAcks(list []rooms.Ack, more ...rooms.Ack) []rooms.Ack {
 			list[i].Generation = max(list[i].Generation, a.Generation)
 		}
 	}
-	return list[max(0, len(list)-maxAcks):]
+	return list[max(0, len(list)-rooms.MaxAcks):]
 }
 
 // sendReceipt makes the receipt that is due. One that was made for an epoch that is
@@ -108,12 +108,15 @@ func mergeAcks(list []rooms.Ack, more ...rooms.Ack) []rooms.Ack {
 func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 	e := r.sendEpoch()
 	b := &batch{}
-	waits := false
+	waits, held := false, c.blockedBy(r.id) != nil
 	for _, row := range c.roomRows(r.id) {
 		switch {
 		case row.item.Kind != kindReceipt:
 		case row.busy || e != nil && row.ref() == e.ref:
 			waits = true
+			if !held {
+				notifyChan(c.outWake) // it may have been held back until now
+			}
 		default:
 			r.rec.Acks = mergeAcks(row.data.Acks, r.rec.Acks...)
 			c.deleteRow(b, row)
@@ -122,7 +125,7 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 	if len(b.ops) > 0 {
 		return c.commitBatch(ctx, r, b)
 	}
-	if waits || len(r.rec.Acks) == 0 || e == nil || c.mono() < r.receiptAt || c.blockedBy(r.id) != nil {
+	if waits || len(r.rec.Acks) == 0 || e == nil || c.mono() < c.receiptDue(r) || held {
 		return nil
 	}
 	acks := r.rec.Acks
@@ -148,9 +151,41 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 		if _, err := c.addRow(b, r, kindReceipt, stateReady, e.ref, outData{Type: rooms.TypeReceipt, Content: content, Acks: acks}); err != nil {
 			return err
 		}
-		r.receiptAt = c.mono() + receiptEvery
+		c.noteReceiptSent(b, r, e)
+		c.receiptsAt = c.mono() + receiptPace
+		r.receiptAt = c.mono() + max(receiptEvery, receiptPace*time.Duration(1+c.receiptsWaiting())) // others' turn first
 	}
 	return c.commitBatch(ctx, r, b)
+}
+
+// receiptDue is when the room's next receipt may be made.
+func (c *Client) receiptDue(r *room) time.Duration { return max(r.receiptAt, c.receiptsAt) }
+
+// receiptsWaiting counts the rooms in which there is something to acknowledge.
+func (c *Client) receiptsWaiting() (n int) {
+	for _, r := range c.rooms {
+		if len(r.rec.Acks) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// noteReceiptSent counts a receipt among what this device has sent in an epoch:
+// whoever has opened it acknowledges up to there.
+func (c *Client) noteReceiptSent(b *batch, r *room, e *epoch) {
+	ref, sent := rooms.Hash(e.ref), e.group.Sent()
+	if !slices.Contains(r.rec.Delivery, ref) {
+		return
+	}
+	b.do(func(ctx context.Context) error {
+		var d delivery
+		if err := c.getJSON(ctx, deliveryKey(r.id, ref), &d); err != nil {
+			return err
+		}
+		d.Sent = max(d.Sent, sent)
+		return c.putJSON(ctx, deliveryKey(r.id, ref), &d)
+	})
 }
 
 // noteSent notes, with a message of this device, to whom it was sent.
@@ -227,6 +262,7 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 	if !c.receipts {
 		return
 	}
+	rose := false
 	for _, ack := range payload.Acks {
 		if !slices.Contains(r.rec.Delivery, ack.Ref) {
 			continue
@@ -240,11 +276,15 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 			if i < 0 || ack.Leaf != d.Own || ack.Generation >= d.Sent || d.Devices[i].Count > ack.Generation {
 				return nil
 			}
-			d.Devices[i].Count = ack.Generation + 1
+			d.Devices[i].Count, rose = ack.Generation+1, true
 			return c.putJSON(ctx, deliveryKey(r.id, ack.Ref), &d)
 		})
-		b.then(func() { c.tell(&Delivered{Room: r.id, User: msg.Sender, Device: msg.Device}) })
 	}
+	b.then(func() {
+		if rose {
+			c.tell(&Delivered{Room: r.id, User: msg.Sender, Device: msg.Device})
+		}
+	})
 }
 
 // Delivery says of a message that this device sent which devices it was sent to,

@@ -9,6 +9,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -227,5 +228,85 @@ func TestReceiptsOverAChangeOfEpoch(t *testing.T) {
 			}
 		}
 		d.mu.Unlock()
+	}
+}
+
+// TestReceiptsTakeNoPlaceOfMessages: they go last, all rooms share one pace, and what the homeserver says of the rate of a
+// receipt holds up no message.
+func TestReceiptsTakeNoPlaceOfMessages(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.telling(Limits{})
+	c := bob.Client
+	c.mu.Lock()
+	receipt := &outRow{item: &store.OutboxItem{ID: 1, Room: room, Kind: kindReceipt, State: stateReady}}
+	proof := &outRow{item: &store.OutboxItem{ID: 2, Room: room, Kind: kindProof, State: stateReady}}
+	c.settleRow(w.ctx, receipt, "", &RateLimitError{RetryAfter: time.Minute})
+	if receipt.held < c.mono()+time.Minute || c.limited > c.mono() || c.receiptsAt < c.mono()+time.Minute {
+		t.Errorf("after a refused receipt: held %v, limited %v, receipts from %v, now %v", receipt.held, c.limited, c.receiptsAt, c.mono())
+	}
+	c.rows = []*outRow{receipt, proof}
+	if row, _ := c.nextRow(); row != proof {
+		t.Errorf("next is %+v", row)
+	}
+	c.rows = nil
+	for kind := range map[string]bool{kindCommit: true, kindProof: true, kindWelcome: true, kindChat: true} {
+		if kindPriority(kind) >= kindPriority(kindReceipt) {
+			t.Errorf("%s goes after receipts", kind)
+		}
+	}
+	c.receiptsAt = c.mono() + receiptPace
+	r := c.rooms[room]
+	r.receiptAt = 0
+	if c.receiptDue(r) != c.receiptsAt {
+		t.Error("a room has a pace of its own")
+	}
+	c.receiptsAt = 0
+	c.mu.Unlock()
+	// One receipt is made, and another room's would wait.
+	w.send(alice, room, "one")
+	w.later()
+	if n := w.receiptsOf(bob); n != 1 {
+		t.Errorf("bob sent %d receipts", n)
+	}
+	if c.mu.Lock(); c.receiptsAt == 0 {
+		t.Error("the receipt counts for no pace")
+	}
+	c.mu.Unlock()
+}
+
+// TestAReceiptThatSaysNothingNewIsNotTold: of a receipt there is one word, and none if it says what was known.
+func TestAReceiptThatSaysNothingNewIsNotTold(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.telling(Limits{})
+	w.send(alice, room, "one")
+	w.send(alice, room, "two")
+	w.later()
+	told := func() (n int) {
+		for _, u := range alice.got {
+			if d, ok := u.(*Delivered); ok && d.User == bob.UserID() {
+				n++
+			}
+		}
+		return n
+	}
+	if n := told(); n != 1 {
+		t.Fatalf("alice was told %d times", n)
+	}
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	e := r.head()
+	payload, err := rooms.Encode(&rooms.ReceiptPayload{Acks: []rooms.Ack{{Ref: rooms.Hash(e.ref), Leaf: uint32(e.group.OwnLeafIndex()), Generation: 0}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &batch{}
+	alice.handleDelivery(w.ctx, r, e, &Event{Sender: bob.UserID()}, &Message{Type: rooms.TypeReceipt, Sender: bob.UserID(), Device: "BOB1", Content: payload}, b)
+	if err := alice.commitBatch(w.ctx, r, b); err != nil {
+		t.Error(err)
+	}
+	alice.mu.Unlock()
+	w.settle()
+	if n := told(); n != 1 {
+		t.Errorf("alice was told %d times in the end", n)
 	}
 }

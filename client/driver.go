@@ -754,7 +754,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.headAt)
 	at(r.nextRequest())
 	if len(r.rec.Acks) > 0 {
-		at(r.receiptAt)
+		at(c.receiptDue(r))
 	}
 	at(r.pruneAt)
 	at(r.graceAt)

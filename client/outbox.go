@@ -34,6 +34,8 @@ func kindPriority(kind string) int {
 		return 1
 	case kindWelcome:
 		return 2
+	case kindReceipt:
+		return 4
 	default:
 		return 3
 	}
@@ -342,9 +344,13 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 	switch {
 	case err == nil:
 	case errors.As(err, &limit):
-		if row.item.Kind == kindWelcome {
+		switch row.item.Kind {
+		case kindWelcome:
 			row.held = c.mono() + limit.RetryAfter
-		} else {
+		case kindReceipt: // messages find out by themselves
+			row.held = c.mono() + max(limit.RetryAfter, receiptPace)
+			c.receiptsAt = row.held
+		default:
 			c.limited = c.mono() + limit.RetryAfter
 		}
 		log.Debug().Dur("retry_after", limit.RetryAfter).Msg("The homeserver limits the rate")

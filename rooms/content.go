@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -20,6 +21,8 @@ const (
 	maxSigSize       = 256      // bytes of a signature of any suite: ECDSA P-521 has 139, Ed448 114
 	maxKeySize       = 256      // bytes of a public key
 	maxRequestedRefs = 64
+	// MaxAcks is how many senders' messages one delivery receipt acknowledges.
+	MaxAcks = 100
 )
 
 // content is what every content struct of a pointer type offers the decoder.
@@ -528,12 +531,18 @@ func (e *EncryptedContent) validate() error {
 }
 
 func (p *ReceiptPayload) validate() error {
-	for _, a := range p.Acks {
+	if err := needCount("acks", len(p.Acks), MaxAcks); err != nil {
+		return err
+	}
+	for i, a := range p.Acks {
 		if err := needHash("acks", a.Ref); err != nil {
 			return err
 		}
+		if slices.ContainsFunc(p.Acks[:i], func(o Ack) bool { return o.Ref == a.Ref && o.Leaf == a.Leaf }) {
+			return malformed("acks", "names one sender of an epoch twice")
+		}
 	}
-	return needCount("acks", len(p.Acks), 1000)
+	return nil
 }
 
 func (e *EncryptionContent) validate() error {

@@ -3,6 +3,7 @@ package rooms
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -346,4 +347,23 @@ func FuzzJSON(f *testing.F) {
 			t.Fatalf("canonical form changes: %q, %q", once, twice)
 		}
 	})
+}
+
+// TestReceiptPayloadIsBounded: a receipt names each sender of an epoch once, and no more than MaxAcks of them.
+func TestReceiptPayloadIsBounded(t *testing.T) {
+	acks := make([]Ack, MaxAcks)
+	for i := range acks {
+		acks[i] = Ack{Ref: Hash{1}, Leaf: uint32(i)}
+	}
+	if _, err := Encode(&ReceiptPayload{Acks: acks}); err != nil {
+		t.Error(err)
+	}
+	for name, list := range map[string][]Ack{
+		"one more": append(slices.Clone(acks), Ack{Ref: Hash{2}}),
+		"twice":    {{Ref: Hash{1}, Leaf: 3}, {Ref: Hash{1}, Leaf: 4}, {Ref: Hash{1}, Leaf: 3, Generation: 9}},
+	} {
+		if _, err := Encode(&ReceiptPayload{Acks: list}); RuleOf(err) != RuleContentMalformed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -73,7 +73,7 @@ var knownErrors = []struct {
 	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms; an invite may come without a name: then its id is the ROOM to join"},
 	{client.ErrNoGroup, ExitPending, "a member's device lets this one in when it is online; run mls-proxy tail and wait"},
 	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
-	{client.ErrNoReceipts, ExitFailure, "receipts are for what this device has sent, in groups of up to 50 devices"},
+	{client.ErrNoReceipts, ExitFailure, "receipts are for what this device has sent, in groups of up to 10 devices"},
 	{client.ErrNobodyToAsk, ExitRefused, "only another device of yours in the room's group can give it: mls-proxy members ROOM"},
 	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
 	{client.ErrTooLarge, ExitRefused, "send it with --file"},
