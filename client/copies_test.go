@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -83,6 +85,39 @@ func faultOldCopy(t *testing.T) {
 				t.Errorf("carol got %q", got)
 			}
 			w.checkNonces() // and the world's recorder finds no key twice
+		})
+	}
+}
+
+// TestCommitThatOnlyNamesTheOwnLeaf: anybody can post a commit that names a leaf. Only
+// one that is signed with the leaf's key shows that another copy of the store made it.
+func TestCommitThatOnlyNamesTheOwnLeaf(t *testing.T) {
+	for _, signed := range []bool{false, true} {
+		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
+			x := newRefusing(t)
+			content, err := rooms.DecodeCommit(x.commit(x.alice, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			msg, err := mls.ParseMessage(content.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !signed {
+				content.Message[msg.SignatureEnd()-1] ^= 1
+			}
+			raw, err := rooms.Encode(content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.show(x.byBob(rooms.TypeCommit, raw))
+			x.settle()
+			x.alice.mu.Lock()
+			copied := x.alice.rooms[x.room].rec.Copied
+			x.alice.mu.Unlock()
+			if copied != signed {
+				t.Errorf("alice takes her store for an old copy: %v", copied)
+			}
 		})
 	}
 }

@@ -278,6 +278,11 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 		if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
 			return err
 		}
+		if data.Event != nil && data.Event.Type == rooms.TypeEncrypted {
+			if err := c.st.DeleteKV(ctx, redactedKey(r.id, item.EventID)); err != nil {
+				return err
+			}
+		}
 		return c.st.DeleteInbox(ctx, r.id, item.EventID)
 	})
 	c.forgetSeen(r, b)
@@ -368,9 +373,23 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 	return nil
 }
 
-// redact takes what a redacted message said out of the store.
+// redactedKey marks a ciphertext in the inbox that was redacted before it could be
+// opened. It is there no longer than the ciphertext.
+func redactedKey(room id.RoomID, event id.EventID) string {
+	return "redacted/" + string(room) + "/" + string(event)
+}
+
+// redact takes what a redacted message said out of the store. If it cannot be opened
+// yet, it says nothing when it is.
 func (c *Client) redact(r *room, target id.EventID, b *batch) {
 	b.do(func(ctx context.Context) error {
+		waits, err := c.st.InInbox(ctx, r.id, target)
+		if err == nil && waits {
+			err = c.st.PutKV(ctx, redactedKey(r.id, target), []byte{1})
+		}
+		if err != nil {
+			return err
+		}
 		return c.st.RedactTimeline(ctx, r.id, target, func(data []byte) ([]byte, error) {
 			msg := new(Message)
 			if err := json.Unmarshal(data, msg); err != nil {

@@ -255,6 +255,12 @@ func messageOf(item *store.TimelineItem) (*Message, error) {
 // that opened it.
 func (c *Client) addMessage(b *batch, msg *Message) {
 	b.do(func(ctx context.Context) error {
+		switch _, err := c.st.GetKV(ctx, redactedKey(msg.Room, msg.EventID)); {
+		case err == nil:
+			msg.Content = json.RawMessage("{}")
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
 		raw, err := json.Marshal(msg)
 		if err != nil {
 			return fmt.Errorf("client: message %s: %w", msg.EventID, err)

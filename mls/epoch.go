@@ -160,6 +160,20 @@ func (e *epoch) verify(ac *authenticatedContent) error {
 	return e.verifyWith(ac, key)
 }
 
+// CheckSignature checks the signature of a member's PublicMessage of this epoch under
+// the key of its sender's leaf (RFC 9420, Section 6.1). Nothing else of the message is
+// checked, least of all its tags: anybody can have sent it again.
+func (e *epoch) CheckSignature(m *Message) error {
+	if m.public == nil {
+		return invalid("framing/signature-invalid", "6.1", "the message is no PublicMessage")
+	}
+	ac := &m.public.auth
+	if err := e.checkFrame(ac.content.groupID, ac.content.epoch, true); err != nil {
+		return err
+	}
+	return e.verify(ac)
+}
+
 func (e *epoch) verifyWith(ac *authenticatedContent, key SignaturePublicKey) error {
 	err := ac.verifySignature(e.context.cipherSuite, e.signers, key, e.contextRaw)
 	switch {

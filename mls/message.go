@@ -195,6 +195,22 @@ func (m *Message) ConfirmationTag() []byte {
 	return m.public.auth.confirmationTag
 }
 
+// SignatureEnd returns how long the part of a PublicMessage is that ends with its
+// signature: what follows are its tags. It is 0 for other messages.
+func (m *Message) SignatureEnd() int {
+	if m.public == nil {
+		return 0
+	}
+	end := len(m.raw)
+	if sender, _ := m.Sender(); sender.Type == SenderTypeMember {
+		end -= len(appendOpaqueVec(nil, m.public.membershipTag))
+	}
+	if m.ContentType() == ContentTypeCommit {
+		end -= len(appendOpaqueVec(nil, m.public.auth.confirmationTag))
+	}
+	return end
+}
+
 // CommitExtensions returns the extensions that a Commit in a PublicMessage
 // proposes, by value, for the GroupContext (RFC 9420, Section 12.1.7); ok is
 // false if it proposes none. They are the sender's word only after its

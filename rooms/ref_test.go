@@ -63,6 +63,24 @@ func TestSameButTags(t *testing.T) {
 			t.Errorf("changed %d bytes before the end: %v", at, got)
 		}
 	}
+	if end := parse(raw).SignatureEnd(); end != len(raw)-2*tag {
+		t.Errorf("the signature ends at %d of %d bytes", end, len(raw))
+	}
+	for name, tags := range map[string][]byte{
+		"a shorter first tag":                  append([]byte{2, 7, 7}, raw[len(raw)-tag:]...),
+		"a shorter second tag":                 append(bytes.Clone(raw[len(raw)-2*tag:len(raw)-tag]), 2, 7, 7),
+		"a second tag in which the first lies": {2, 7, 7, 7, 9, 2, 7, 7, 9, 9, 9},
+	} {
+		changed := append(bytes.Clone(raw[:len(raw)-2*tag]), tags...)
+		m, err := mls.ParseMessage(changed)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if !SameButTags(parse(raw), m) {
+			t.Errorf("%s: another commit", name)
+		}
+	}
 	if SameButTags(parse(raw), parse(other)) {
 		t.Error("another commit of the same device is the same")
 	}
