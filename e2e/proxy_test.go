@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
@@ -72,6 +73,8 @@ func (p *localProxy) login(user lab.User) *mautrix.Client {
 	cli, err := mautrix.NewClient(p.url, "", "")
 	p.s.must(err)
 	cli.Client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	// As clients do: 429 and 502 mean "again, later".
+	cli.DefaultHTTPRetries, cli.DefaultHTTPBackoff, cli.MaxHTTPBackoff = 10, 500*time.Millisecond, 4*time.Second
 	resp, err := cli.Login(p.s.soon(), &mautrix.ReqLogin{
 		Type: mautrix.AuthTypePassword, Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: user.UserID},
 		Password: user.Password, InitialDeviceDisplayName: "a plain client", StoreCredentials: true,
