@@ -22,8 +22,18 @@ type rules struct {
 	fetch func(ctx context.Context) (*pushrules.PushRuleset, error)
 
 	mu  sync.Mutex
-	set *pushrules.PushRuleset
+	set *ruleset
 	at  time.Time // when they came, or were asked for in vain
+}
+
+// ruleset are push rules.
+type ruleset struct {
+	all   *pushrules.PushRuleset // by which messages are judged
+	there *pushrules.PushRuleset // by which the homeserver counts ciphertexts
+}
+
+func newRuleset(set *pushrules.PushRuleset, own id.UserID) *ruleset {
+	return &ruleset{all: complete(set, own), there: set}
 }
 
 // How old push rules may get, how soon is asked again after a failure, and for how
@@ -35,22 +45,30 @@ const (
 )
 
 // get returns the push rules, nil if they are not known.
-func (r *rules) get(ctx context.Context) *pushrules.PushRuleset {
+func (r *rules) get(ctx context.Context) *ruleset {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	age := rulesAge
 	if r.set == nil {
 		age = rulesRetry
 	}
-	if !r.at.IsZero() && time.Since(r.at) < age {
-		return r.set
+	known := r.set
+	fresh := !r.at.IsZero() && time.Since(r.at) < age
+	if !fresh {
+		r.at = time.Now() // the others go on with what there is
 	}
-	ctx, cancel := context.WithTimeout(ctx, rulesWait)
+	r.mu.Unlock()
+	if fresh {
+		return known
+	}
+	// Whoever asks first asks for all: that one's going away ends nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rulesWait)
 	defer cancel()
-	if set, err := r.fetch(ctx); err == nil && set != nil {
-		r.set = complete(set, r.own)
+	set, err := r.fetch(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil && set != nil && r.set == known { // none came meanwhile
+		r.set = newRuleset(set, r.own)
 	}
-	r.at = time.Now()
 	return r.set
 }
 
@@ -64,13 +82,16 @@ func (r *rules) take(content json.RawMessage) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.set, r.at = complete(c.Global, r.own), time.Now()
+	r.set, r.at = newRuleset(c.Global, r.own), time.Now()
 }
 
 // complete adds the predefined rules (Matrix client-server API, "Predefined
 // Rules") that matter to counts and that some homeservers do not have yet, as
 // clients do: without them nobody could be mentioned there.
-func complete(set *pushrules.PushRuleset, own id.UserID) *pushrules.PushRuleset {
+func complete(there *pushrules.PushRuleset, own id.UserID) *pushrules.PushRuleset {
+	set := new(pushrules.PushRuleset)
+	*set = *there
+	set.Override = slices.Clone(there.Override)
 	highlight := pushrules.PushActionArray{{Action: pushrules.ActionNotify}, {Action: pushrules.ActionSetTweak, Tweak: pushrules.TweakHighlight, Value: true}}
 	for _, rule := range []*pushrules.PushRule{
 		{RuleID: ".m.rule.is_user_mention", Actions: highlight, Conditions: []*pushrules.PushCondition{
@@ -154,7 +175,18 @@ func (j *judged) GetPowerLevels() *event.PowerLevelsEventContent { return j.powe
 // blind tells what a homeserver's own counts of a room rest on, which sees
 // ciphertexts only: whether every ciphertext notifies, and whether the protocol's
 // events do, too.
-func blind(set *pushrules.PushRuleset, room pushrules.Room, roomID id.RoomID) (ciphertexts, protocol bool) {
+func (s *ruleset) blind(room *judged, roomID id.RoomID) (ciphertexts, protocol bool) {
 	nothing := json.RawMessage("{}")
-	return judge(set, room, roomID, "", rooms.TypeEncrypted, nothing).notify, judge(set, room, roomID, "", rooms.TypeCommit, nothing).notify
+	return judge(s.there, room, roomID, "", rooms.TypeEncrypted, nothing).notify, judge(s.there, room, roomID, "", rooms.TypeCommit, nothing).notify
+}
+
+// counts tells whether the homeserver counts the ciphertext of a message: it sees
+// who sent it, and what stands outside of it.
+func (s *ruleset) counts(room *judged, roomID id.RoomID, sender id.UserID, content json.RawMessage) bool {
+	outside := map[string]json.RawMessage{}
+	if relation := rooms.OuterRelation(content, room.facts.Version); relation != nil {
+		outside["m.relates_to"] = relation
+	}
+	raw, err := json.Marshal(outside)
+	return err != nil || judge(s.there, room, roomID, sender, rooms.TypeEncrypted, raw).notify
 }

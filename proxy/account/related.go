@@ -41,7 +41,7 @@ func reactions(ctx context.Context, st *store.Store, room id.RoomID, to id.Event
 		}
 		for _, row := range page {
 			after = row.Seq
-			if row.Type != "m.reaction" {
+			if row.Type != "m.reaction" || pending(row) {
 				continue
 			}
 			m := new(client.Message)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -37,7 +38,8 @@ func (a *Account) Search(ctx context.Context, room id.RoomID, position int64, li
 	return search(ctx, a.st, room, position, limit, rank)
 }
 
-// Best finds the best matches of all, the best first; of equals the newest.
+// Best puts the newest maxMatches among the newest maxLooked messages in order, the
+// best first; of equals the newest.
 func (a *Account) Best(ctx context.Context, room id.RoomID, rank func(*client.Message) float64) ([]Match, error) {
 	found, _, err := search(ctx, a.st, room, 0, maxMatches, rank)
 	slices.SortStableFunc(found, func(x, y Match) int {
@@ -67,8 +69,8 @@ func search(ctx context.Context, st *store.Store, room id.RoomID, position int64
 		}
 		for _, row := range page {
 			before = row.Seq
-			if row.EventID == "" || row.EventID[0] != '$' {
-				continue // an own message that has not gone out
+			if pending(row) {
+				continue
 			}
 			m := new(client.Message)
 			if json.Unmarshal(row.Data, m) != nil {
@@ -87,3 +89,7 @@ func search(ctx context.Context, st *store.Store, room id.RoomID, position int64
 	}
 	return found, before, nil
 }
+
+// pending tells whether a row is an own message that has not gone out: it has no
+// event id yet.
+func pending(row *store.TimelineItem) bool { return !strings.HasPrefix(string(row.EventID), "$") }

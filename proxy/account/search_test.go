@@ -69,7 +69,7 @@ func TestSearchGoesBackThroughTheStore(t *testing.T) {
 		}
 	}
 	// What was redacted is not found.
-	err = c.st.RedactTimeline(t.Context(), unreadRoomID, "$4", func([]byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
+	err = c.st.RedactTimeline(t.Context(), unreadRoomID, "$4:x", func([]byte) ([]byte, error) { return []byte(`{"content":{}}`), nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestSearchGoesBackThroughTheStore(t *testing.T) {
 func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), storeName)
 	a := stored(t, path, newKey(t))
-	err := a.st.AddTimeline(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: "$1", Sender: unreadPeer, Type: "m.room.message", Data: []byte(`{"content":{"body":"planted-needle"}}`)})
+	err := a.st.AddTimeline(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: "$1:x", Sender: unreadPeer, Type: "m.room.message", Data: []byte(`{"content":{"body":"planted-needle"}}`)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +89,11 @@ func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
 		t.Fatalf("found %+v, %v", best, err)
 	}
 	a.unread = newUnread(a.st, unreadOwn, nil, nil)
-	a.ReadUpTo(t.Context(), map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$1"}}})
-	if _, err := a.st.MarkSeen(t.Context(), unreadRoomID, "$1"); err != nil {
+	a.ReadUpTo(t.Context(), map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$1:x"}}})
+	if _, err := a.st.MarkSeen(t.Context(), unreadRoomID, "$1:x"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.st.MarkSeen(t.Context(), "!other:x", "$1"); err != nil {
+	if _, err := a.st.MarkSeen(t.Context(), "!other:x", "$1:x"); err != nil {
 		t.Fatal(err)
 	}
 	files, _ := filepath.Glob(path + "*")
@@ -113,7 +113,7 @@ func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
 		t.Errorf("receipts of a forgotten room: %v", err)
 	}
 	for room, want := range map[id.RoomID]bool{unreadRoomID: false, "!other:x": true} {
-		if seen, err := a.st.Seen(t.Context(), room, "$1"); err != nil || seen != want {
+		if seen, err := a.st.Seen(t.Context(), room, "$1:x"); err != nil || seen != want {
 			t.Errorf("a message of %s counts as seen: %v, %v", room, seen, err)
 		}
 	}
@@ -130,11 +130,15 @@ func TestReactionsToAMessage(t *testing.T) {
 	}
 	to := c.text(unreadPeer, "")
 	c.text(unreadPeer, "")
-	first := c.say(unreadPeer, "m.reaction", reaction("$1", "a"))
-	c.say(unreadPeer, "m.reaction", reaction("$2", "b"))
-	c.say(unreadPeer, "m.room.message", reaction("$1", "no reaction"))
-	gone := c.say(unreadOwn, "m.reaction", reaction("$1", "c"))
-	last := c.say(unreadOwn, "m.reaction", reaction("$1", "d"))
+	first := c.say(unreadPeer, "m.reaction", reaction("$1:x", "a"))
+	c.say(unreadPeer, "m.reaction", reaction("$2:x", "b"))
+	c.say(unreadPeer, "m.room.message", reaction("$1:x", "no reaction"))
+	gone := c.say(unreadOwn, "m.reaction", reaction("$1:x", "c"))
+	last := c.say(unreadOwn, "m.reaction", reaction("$1:x", "d"))
+	waits := &store.TimelineItem{Room: unreadRoomID, EventID: "~waits", Mid: "waits", Sender: unreadOwn, Type: "m.reaction", Data: []byte(`{"content":` + reaction("$1:x", "e") + `}`)}
+	if err := c.st.AddTimeline(t.Context(), waits); err != nil {
+		t.Fatal(err)
+	}
 	got, err := reactions(t.Context(), c.st, unreadRoomID, to)
 	if err != nil || len(got) != 3 || got[0].EventID != first || got[1].EventID != gone || got[2].EventID != last {
 		t.Errorf("reactions %+v, %v", got, err)
@@ -197,7 +201,7 @@ func BenchmarkSearch(b *testing.B) {
 	const messages = 10_000
 	err = st.Do(b.Context(), func(ctx context.Context) error {
 		for i := range messages {
-			evt := fmt.Sprintf("$%d", i)
+			evt := fmt.Sprintf("$%d:x", i)
 			data := `{"room_id":"!r:x","event_id":"` + evt + `","sender":"@peer:x","type":"m.room.message","content":{"msgtype":"m.text","body":"` + strings.Repeat("a few words ", 8) + `"}}`
 			if err := st.AddTimeline(ctx, &store.TimelineItem{Room: unreadRoomID, EventID: id.EventID(evt), Mid: evt, Sender: unreadPeer, Data: []byte(data)}); err != nil {
 				return err

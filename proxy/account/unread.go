@@ -1,10 +1,12 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 
@@ -79,6 +81,9 @@ type item struct {
 	thread string     // Main, or its root
 	gone   bool       // it was redacted
 	target id.EventID // what it edits or refers to, until that is found
+	// counted: the homeserver counts its ciphertext, if it counts any of the
+	// room's: not, for example, that of an edit, or of a user who was muted.
+	counted bool
 	verdict
 }
 
@@ -193,7 +198,7 @@ func (u *unread) forget(ctx context.Context, roomID id.RoomID) error {
 
 // catchUp reads the messages that are new, and as many older ones as are needed:
 // back to the receipt, or until there are enough of others.
-func (u *unread) catchUp(ctx context.Context, roomID id.RoomID, r *unreadRoom, enough int, set *pushrules.PushRuleset, room pushrules.Room) error {
+func (u *unread) catchUp(ctx context.Context, roomID id.RoomID, r *unreadRoom, enough int, set *ruleset, room *judged) error {
 	if r.upTo > 0 {
 		fresh, err := u.st.TimelineSince(ctx, roomID, r.upTo, maxItems+1)
 		if err != nil {
@@ -210,7 +215,7 @@ func (u *unread) catchUp(ctx context.Context, roomID id.RoomID, r *unreadRoom, e
 	}
 	others := 0
 	for _, it := range r.items {
-		if !it.own {
+		if it.counted {
 			others++
 		}
 	}
@@ -235,8 +240,9 @@ func (u *unread) catchUp(ctx context.Context, roomID id.RoomID, r *unreadRoom, e
 		}
 		items := make([]item, 0, len(older)+len(r.items))
 		for _, row := range older {
-			items = append(items, u.item(row, set, room))
-			if row.Sender != u.own {
+			it := u.item(row, set, room)
+			items = append(items, it)
+			if it.counted {
 				others++
 			}
 		}
@@ -267,7 +273,7 @@ func (r *unreadRoom) followTargets() {
 }
 
 // item judges a message.
-func (u *unread) item(row *store.TimelineItem, set *pushrules.PushRuleset, room pushrules.Room) item {
+func (u *unread) item(row *store.TimelineItem, set *ruleset, room *judged) item {
 	it := item{seq: row.Seq, event: row.EventID, own: row.Sender == u.own, thread: Main}
 	var data struct {
 		Content json.RawMessage `json:"content"`
@@ -291,7 +297,8 @@ func (u *unread) item(row *store.TimelineItem, set *pushrules.PushRuleset, room 
 	}
 	it.gone = len(data.Content) <= len("{}")
 	if !it.own && !it.gone {
-		it.verdict = judge(set, room, row.Room, row.Sender, row.Type, data.Content)
+		it.verdict = judge(set.all, room, row.Room, row.Sender, row.Type, data.Content)
+		it.counted = set.counts(room, row.Room, row.Sender, data.Content)
 	}
 	return it
 }
@@ -306,7 +313,7 @@ func (u *unread) count(ctx context.Context, roomID id.RoomID, all Counts, thread
 		return all, threads, nil // as good as what is known
 	}
 	room := newJudged(facts)
-	ciphertexts, protocol := blind(set, room, roomID)
+	ciphertexts, protocol := set.blind(room, roomID)
 	said := all.Notify
 	for _, c := range threads {
 		said += c.Notify
@@ -360,37 +367,50 @@ func (u *unread) count(ctx context.Context, roomID id.RoomID, all Counts, thread
 	return correct(all, own[Main]), out, nil
 }
 
-// tally is what was counted of a thread: messages of others after the receipt, and
-// those of them that notify and are highlighted.
+// tally is what was counted of a thread: messages of others after the receipt that
+// the homeserver counts, too, and those that notify and are highlighted.
 type tally struct{ all, notify, highlight int }
+
+// unread goes through the messages of others after the receipts, newest first. One
+// is answered if an own message came after it in its thread: it was read.
+func (r *unreadRoom) unread() iter.Seq2[*item, bool] {
+	return func(yield func(*item, bool) bool) {
+		spoke := map[string]bool{}
+		for i := range slices.Backward(r.items) {
+			it := &r.items[i]
+			if it.own {
+				spoke[it.thread] = true
+				continue
+			}
+			if it.gone || it.seq <= max(r.marks[""].Seq, r.marks[it.thread].Seq) {
+				continue
+			}
+			if !yield(it, spoke[it.thread]) {
+				return
+			}
+		}
+	}
+}
 
 // tally counts what is unread, by thread if apart is set. If the homeserver counts
 // ciphertexts, there are no more than it says: what came late to this device may
 // seem to be new, and was read.
 func (r *unreadRoom) tally(apart bool, said int, ciphertexts bool) map[string]tally {
 	out := map[string]tally{}
-	spoke := map[string]bool{} // threads with an own message: what is before it was read
-	for _, it := range slices.Backward(r.items) {
-		if it.own {
-			spoke[it.thread] = true
-			continue
-		}
-		if it.gone || it.seq <= max(r.marks[""].Seq, r.marks[it.thread].Seq) {
-			continue
-		}
-		if ciphertexts {
-			if said == 0 {
-				break
-			}
-			said--
+	for it, answered := range r.unread() {
+		if ciphertexts && said == 0 {
+			break
 		}
 		thread := Main
 		if apart {
 			thread = it.thread
 		}
 		t := out[thread]
-		t.all++
-		if !spoke[it.thread] {
+		if it.counted {
+			said--
+			t.all++
+		}
+		if !answered {
 			if it.notify {
 				t.notify++
 			}
@@ -445,7 +465,7 @@ func (a *Account) Judge(ctx context.Context, room id.RoomID, sender id.UserID, e
 	if sender == a.unread.own {
 		return nil, false
 	}
-	v, list := judgeActions(set, newJudged(facts), room, sender, eventType, content)
+	v, list := judgeActions(set.all, newJudged(facts), room, sender, eventType, content)
 	if list != nil {
 		actions, _ = json.Marshal(list)
 	}
@@ -477,13 +497,13 @@ func (a *Account) Unlisted(ctx context.Context, limit int) []*client.Message {
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *client.Message) int { return int(b.Timestamp - a.Timestamp) })
+	slices.SortStableFunc(out, func(a, b *client.Message) int { return cmp.Compare(b.Timestamp, a.Timestamp) })
 	return out[:min(len(out), limit)]
 }
 
 // unlisted are a room's unread events that notify, if its ciphertexts do not.
-func (u *unread) unlisted(ctx context.Context, roomID id.RoomID, set *pushrules.PushRuleset, room pushrules.Room) (out []id.EventID, err error) {
-	if ciphertexts, _ := blind(set, room, roomID); ciphertexts {
+func (u *unread) unlisted(ctx context.Context, roomID id.RoomID, set *ruleset, room *judged) (out []id.EventID, err error) {
+	if ciphertexts, _ := set.blind(room, roomID); ciphertexts {
 		return nil, nil
 	}
 	u.mu.Lock()
@@ -495,8 +515,8 @@ func (u *unread) unlisted(ctx context.Context, roomID id.RoomID, set *pushrules.
 	if err != nil {
 		return nil, err
 	}
-	for _, it := range r.items {
-		if it.notify && it.seq > max(r.marks[""].Seq, r.marks[it.thread].Seq) {
+	for it, answered := range r.unread() {
+		if it.notify && !answered {
 			out = append(out, it.event)
 		}
 	}
