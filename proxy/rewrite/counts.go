@@ -1,7 +1,9 @@
 package rewrite
 
 import (
+	"cmp"
 	"encoding/json"
+	"slices"
 
 	"maunium.net/go/mautrix/id"
 )
@@ -106,6 +108,9 @@ func pushRules(events []json.RawMessage) json.RawMessage {
 type Notice struct {
 	Room  id.RoomID
 	Event Event
+	// Judge: the event came as a ciphertext, so the homeserver did not know what
+	// it notified of.
+	Judge bool
 	f     fields
 }
 
@@ -124,6 +129,7 @@ func Notices(body json.RawMessage, v View) (out []Notice, next string, err error
 			continue
 		}
 		notice := Notice{Room: id.RoomID(n.text("room_id")), f: n}
+		_, _, notice.Judge = IsCiphertext(n["event"])
 		if notice.Event = One(notice.Room, n["event"], v); notice.Event.Raw != nil {
 			out = append(out, notice)
 		}
@@ -158,6 +164,11 @@ func NewNotice(room id.RoomID, e Event) Notice {
 func (n *Notice) Time() (at int64) {
 	_ = json.Unmarshal(n.f["ts"], &at)
 	return at
+}
+
+// SortNotices puts the newest first.
+func SortNotices(all []Notice) {
+	slices.SortStableFunc(all, func(a, b Notice) int { return cmp.Compare(b.Time(), a.Time()) })
 }
 
 // Highlighted tells whether the actions highlight the event.

@@ -119,3 +119,20 @@ func TestThreadIsBundledWithItsRoot(t *testing.T) {
 		t.Errorf("what is no event became %s", got.Raw)
 	}
 }
+
+// TestOfNoticesTheCiphertextsAreJudged: the homeserver saw what a member's event or a
+// topic says, and an old one comes last whatever its time is.
+func TestOfNoticesTheCiphertextsAreJudged(t *testing.T) {
+	_, member := evt(mlsRoom, "$m", "@b:x", "m.room.member", `{"membership":"invite"}`, `,"state_key":"@a:x"`)
+	_, message := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, "")
+	list, _, err := Notices([]byte(`{"notifications":[{"room_id":"`+mlsRoom+`","ts":-9223372036854775808,"event":`+string(member)+`},{"room_id":"`+mlsRoom+`","ts":9223372036854775807,"event":`+string(message)+`}]}`), view)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if list[0].Judge || !list[1].Judge {
+		t.Errorf("a member's event is judged: %v, a ciphertext: %v", list[0].Judge, list[1].Judge)
+	}
+	if SortNotices(list); list[0].Event.ID != "$open" {
+		t.Error("the older one comes first")
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -120,7 +119,7 @@ const maxNotices = 100
 
 // notifications answers GET /notifications. The homeserver lists ciphertexts;
 // what they hold is judged here. What it does not list, because it was told to
-// notify of mentions only, comes first.
+// notify of mentions only, is on the first page.
 func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *session) {
 	v := s.view(r.Context(), sess)
 	query := r.URL.Query()
@@ -133,7 +132,8 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 	query.Del("only")
 	kept := []rewrite.Notice{}
 	if query.Get("from") == "" {
-		kept = v.unlisted(r.Context(), highlights, limit)
+		// One place is left for the homeserver: the next page begins after it.
+		kept = v.unlisted(r.Context(), highlights, limit-1)
 	}
 	soon, done := context.WithTimeout(r.Context(), openWait)
 	defer done()
@@ -159,7 +159,7 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 			return
 		}
 		for _, n := range list {
-			if v.MLS(n.Room) && !n.Event.Notice {
+			if n.Judge && v.MLS(n.Room) && !n.Event.Notice {
 				sender, eventType, content := rewrite.ContentOf(n.Event.Raw)
 				actions, notify := sess.account.Judge(r.Context(), n.Room, sender, eventType, content)
 				if !notify {
@@ -180,7 +180,7 @@ func (s *Server) notifications(w http.ResponseWriter, r *http.Request, sess *ses
 		}
 		query.Set("from", next)
 	}
-	slices.SortStableFunc(kept, func(a, b rewrite.Notice) int { return int(b.Time() - a.Time()) })
+	rewrite.SortNotices(kept)
 	body := map[string]any{}
 	raws := make([]json.RawMessage, 0, len(kept))
 	for _, n := range kept {
