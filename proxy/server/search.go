@@ -72,6 +72,10 @@ func (s *Server) search(w http.ResponseWriter, r *http.Request, sess *session) {
 		s.passed(w, resp, sess)
 		return
 	}
+	if err := sess.account.Ready(r.Context()); err != nil {
+		wait(w, "the MLS device has not heard from the homeserver since the proxy began")
+		return
+	}
 	v := s.view(r.Context(), sess)
 	mls, plain, ok := s.searched(w, r, v, query)
 	if !ok {
@@ -158,17 +162,30 @@ func (s *Server) searched(w http.ResponseWriter, r *http.Request, v *view, query
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
 		return nil, nil, false
 	}
+	mls, plain = apart(joined.Rooms, query, v.MLS, v.joined)
+	return mls, plain, true
+}
+
+// apart parts rooms by whether they are MLS rooms. One that the device has not heard
+// of may be: it is left out, so that no word goes out for it.
+func apart(joined []id.RoomID, query *rewrite.Search, isMLS, known func(id.RoomID) bool) (mls map[id.RoomID]bool, plain []id.RoomID) {
 	mls = map[id.RoomID]bool{}
-	for _, room := range joined.Rooms {
+	for _, room := range joined {
 		switch {
 		case !query.Wants(room):
-		case v.MLS(room):
+		case isMLS(room):
 			mls[room] = true
-		default:
+		case known(room):
 			plain = append(plain, room)
 		}
 	}
-	return mls, plain, true
+	return mls, plain
+}
+
+// joined tells whether the device knows that the user is in a room.
+func (v *view) joined(room id.RoomID) bool {
+	info, err := v.sess.account.Client().Room(v.ctx, room)
+	return err == nil && info.Membership == "join"
 }
 
 // found looks through the messages of MLS rooms: a page of the newest, or all that

@@ -81,3 +81,16 @@ func TestSearchesOfTwoSourcesAreMerged(t *testing.T) {
 		}
 	}
 }
+
+// TestNoWordGoesOutForARoomThatTheDeviceDoesNotKnow: it may be an MLS room.
+func TestNoWordGoesOutForARoomThatTheDeviceDoesNotKnow(t *testing.T) {
+	query, _, err := rewrite.ParseSearch([]byte(`{"search_categories":{"room_events":{"search_term":"word","filter":{"not_rooms":["!other:x"]}}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mls, plain := apart([]id.RoomID{"!mls:x", "!plain:x", "!new:x", "!other:x"}, query,
+		func(room id.RoomID) bool { return room == "!mls:x" }, func(room id.RoomID) bool { return room != "!new:x" })
+	if len(mls) != 1 || !mls["!mls:x"] || len(plain) != 1 || plain[0] != "!plain:x" {
+		t.Errorf("%v are searched here, %v at the homeserver", mls, plain)
+	}
+}
