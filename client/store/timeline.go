@@ -29,7 +29,8 @@ const (
 		RETURNING seq`
 	dropHistoryEventQuery = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq < 0`
 	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
-	timelineAtQuery       = `SELECT seq FROM timeline WHERE room_id = $1 AND ts <= $2 ORDER BY seq DESC LIMIT 1`
+	timelineAtQuery       = `SELECT coalesce(max(seq), 0) FROM timeline WHERE room_id = $1 AND seq > $2
+		AND seq < coalesce((SELECT min(seq) FROM timeline WHERE room_id = $1 AND seq > $2 AND ts > $3), 9223372036854775807)`
 	dropSeenQuery         = `DELETE FROM seen WHERE room_id = $1 AND event_id IN (SELECT event_id FROM timeline WHERE room_id = $1)`
 	dropTimelineQuery     = `DELETE FROM timeline WHERE room_id = $1`
 	timelineBackQuery     = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
@@ -205,13 +206,11 @@ func (s *Store) RedactTimeline(ctx context.Context, room id.RoomID, event id.Eve
 	})
 }
 
-// TimelineAt returns the Seq of the newest event of a room that was sent no later
-// than the given time, 0 if there is none.
-func (s *Store) TimelineAt(ctx context.Context, room id.RoomID, ts int64) (seq int64, err error) {
-	err = s.one(ctx, "timeline", timelineAtQuery, []any{room, ts}, &seq)
-	if errors.Is(err, ErrNotFound) {
-		return 0, nil
-	}
+// TimelineAt returns the Seq of the last event of a room, after the given Seq, before
+// the first one that was sent later than the given time; 0 if there is none. One with
+// an earlier time than those before it brings none of them along.
+func (s *Store) TimelineAt(ctx context.Context, room id.RoomID, after, ts int64) (seq int64, err error) {
+	err = s.one(ctx, "timeline", timelineAtQuery, []any{room, after, ts}, &seq)
 	return seq, err
 }
 

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 	"maunium.net/go/mautrix/pushrules"
@@ -39,7 +41,9 @@ const Main = "main"
 type Receipt struct {
 	Event  id.EventID
 	Thread string
-	Time   int64 // when the homeserver had it, milliseconds
+	// Sent is when the event was sent, in milliseconds; 0: it is not known. It is
+	// asked for if the event is no message that this device could read.
+	Sent int64
 }
 
 // Bounds of what is kept of a room: events in memory, and threads with receipts.
@@ -115,7 +119,7 @@ func (u *unread) room(ctx context.Context, roomID id.RoomID) (*unreadRoom, error
 func (u *unread) read(ctx context.Context, receipts map[id.RoomID][]Receipt) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.st.Do(ctx, func(ctx context.Context) error {
+	err := u.st.Do(ctx, func(ctx context.Context) error {
 		for roomID, list := range receipts {
 			r, err := u.room(ctx, roomID)
 			if err != nil {
@@ -137,12 +141,17 @@ func (u *unread) read(ctx context.Context, receipts map[id.RoomID][]Receipt) err
 				return fmt.Errorf("account: receipts of %s: %w", roomID, err)
 			}
 			if err := u.st.PutKV(ctx, marksKey(roomID), raw); err != nil {
-				delete(u.rooms, roomID)
 				return err
 			}
 		}
 		return nil
 	})
+	if err != nil { // what is in memory may be ahead of the store
+		for roomID := range receipts {
+			delete(u.rooms, roomID)
+		}
+	}
+	return err
 }
 
 func (u *unread) readOne(ctx context.Context, roomID id.RoomID, r *unreadRoom, receipt Receipt) (changed bool, err error) {
@@ -156,8 +165,11 @@ func (u *unread) readOne(ctx context.Context, roomID id.RoomID, r *unreadRoom, r
 		seq = at.Seq
 	case errors.Is(err, store.ErrNotFound):
 		// Of an event that is no message, such as a member's, or one that
-		// cannot be read: what was sent before the receipt was read.
-		if seq, err = u.st.TimelineAt(ctx, roomID, receipt.Time); err != nil {
+		// cannot be read: what was sent before it was read.
+		if receipt.Sent == 0 {
+			return false, nil
+		}
+		if seq, err = u.st.TimelineAt(ctx, roomID, old.Seq, receipt.Sent); err != nil {
 			return false, err
 		}
 	default:
@@ -290,9 +302,14 @@ func (u *unread) item(row *store.TimelineItem, set *ruleset, room *judged) item 
 	if json.Unmarshal(data.Content, &content) == nil {
 		switch content.Relates.Type {
 		case "m.thread":
-			it.thread = string(content.Relates.Event)
+			// Anything else is no event's id, and may be of any length.
+			if root := string(content.Relates.Event); strings.HasPrefix(root, "$") && len(root) <= 255 {
+				it.thread = root
+			}
 		case "m.replace", "m.reference": // the homeserver sees these relations, too
-			it.target = content.Relates.Event
+			if len(content.Relates.Event) <= 255 {
+				it.target = content.Relates.Event
+			}
 		}
 	}
 	it.gone = len(data.Content) <= len("{}")
@@ -432,11 +449,49 @@ func (a *Account) Unread(ctx context.Context, room id.RoomID, all Counts, thread
 	return main, by
 }
 
+// How many events are asked for, and for how long, to take in receipts.
+const (
+	maxAskedFor = 10
+	askedWait   = 3 * time.Second
+)
+
+// dated asks when the events of receipts were sent that are no messages here.
+func (u *unread) dated(ctx context.Context, receipts map[id.RoomID][]Receipt, sent func(context.Context, id.RoomID, id.EventID) int64) {
+	ctx, cancel := context.WithTimeout(ctx, askedWait)
+	defer cancel()
+	asked := 0
+	for roomID, list := range receipts {
+		for i := range list {
+			_, err := u.st.TimelineEvent(ctx, roomID, list[i].Event)
+			if asked == maxAskedFor || !errors.Is(err, store.ErrNotFound) || u.marked(ctx, roomID, list[i]) {
+				continue
+			}
+			asked++
+			list[i].Sent = sent(ctx, roomID, list[i].Event)
+		}
+	}
+}
+
+// marked tells whether a receipt is known.
+func (u *unread) marked(ctx context.Context, roomID id.RoomID, receipt Receipt) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	r, err := u.room(ctx, roomID)
+	return err == nil && r.marks[receipt.Thread].Event == receipt.Event
+}
+
 // ReadUpTo takes in the own user's receipts.
 func (a *Account) ReadUpTo(ctx context.Context, receipts map[id.RoomID][]Receipt) {
 	if len(receipts) == 0 {
 		return
 	}
+	a.unread.dated(ctx, receipts, func(ctx context.Context, room id.RoomID, evt id.EventID) int64 {
+		e, err := a.ident.Client().GetEvent(ctx, room, evt)
+		if err != nil {
+			return 0 // what it is about counts as the homeserver says
+		}
+		return e.Timestamp
+	})
 	if err := a.unread.read(ctx, receipts); err != nil {
 		a.log.Err(err).Msg("Receipts cannot be kept")
 	}

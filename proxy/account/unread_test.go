@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -143,8 +144,10 @@ func TestUnreadMessagesAreJudgedByWhatTheySay(t *testing.T) {
 	c.is("after a restart", 2, 2, 1)
 	c.read(Receipt{Event: first})
 	c.is("a receipt of an earlier event", 2, 2, 1)
-	c.read(Receipt{Event: "$amember:x", Time: 7500})
+	c.read(Receipt{Event: "$amember:x", Sent: 7500})
 	c.is("read up to an event that is no message", 1, 1, 0)
+	c.read(Receipt{Event: "$unknown:x"})
+	c.is("read up to what is not known", 1, 1, 0)
 	c.is("all was read", 0, 0, 0)
 	c.text(unreadOwn, "")
 	c.text(unreadPeer, "")
@@ -285,5 +288,69 @@ func TestARuleThatCannotBeAppliedCountsAsForACiphertext(t *testing.T) {
 	}
 	if v := judge(set, newJudged(client.RoomFacts{}), unreadRoomID, unreadPeer, "m.room.message", json.RawMessage(`{"a":{}}`)); v != (verdict{notify: true}) {
 		t.Errorf("it says %+v", v)
+	}
+}
+
+// TestAnOldTimeReadsNothingElse: the newest message claims to be older than what was
+// read, and is read by that receipt no more than those before it.
+func TestAnOldTimeReadsNothingElse(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	for range 3 {
+		c.text(unreadPeer, "")
+	}
+	lies := &store.TimelineItem{Room: unreadRoomID, EventID: "$lies:x", Mid: "lies", Sender: unreadPeer, Type: "m.room.message", Timestamp: 1, Data: []byte(`{"content":{"body":"hello"}}`)}
+	if err := c.st.AddTimeline(t.Context(), lies); err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	receipts := map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$amember:x"}, {Event: "$2:x", Thread: Main}}}
+	sent := func(context.Context, id.RoomID, id.EventID) int64 { asked++; return 1500 }
+	c.u.dated(t.Context(), receipts, sent)
+	c.read(receipts[unreadRoomID][0])
+	c.is("read up to a member's event", 4, 4, 0)
+	if r := c.u.rooms[unreadRoomID]; r.marks[""].Seq != 1 {
+		t.Errorf("the mark is at %+v", r.marks)
+	}
+	if c.u.dated(t.Context(), receipts, sent); asked != 1 || receipts[unreadRoomID][1].Sent != 0 {
+		t.Errorf("%d events were asked for, want the one that is no message, once", asked)
+	}
+}
+
+// TestReceiptsThatCannotBeKept: what is in memory is not ahead of the store.
+func TestReceiptsThatCannotBeKept(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	c.text(unreadPeer, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	c.is("a message", 1, 1, 0)
+	errAway := errors.New("away")
+	err := c.st.Do(ctx, func(ctx context.Context) error {
+		if err := c.u.read(ctx, map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$1:x"}}}); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		// The store fails in the midst of the next room.
+		if err := c.u.read(ctx, map[id.RoomID][]Receipt{unreadRoomID: {{Event: "$unread:x", Thread: "x"}}}); err == nil {
+			t.Error("a store that fails keeps receipts")
+		}
+		return errAway
+	})
+	if !errors.Is(err, errAway) {
+		t.Fatal(err)
+	}
+	c.is("the receipt was not kept", 1, 1, 0)
+}
+
+func TestThreadsAreNamedByEvents(t *testing.T) {
+	c := newCounting(t, defaultRules(t, "", ""))
+	for _, root := range []string{"$" + strings.Repeat("x", 255), "no event"} {
+		for _, kind := range []string{"m.thread", "m.replace"} {
+			c.text(unreadPeer, `,"m.relates_to":{"rel_type":"`+kind+`","event_id":"`+root+`"}`)
+		}
+	}
+	c.is("threads of nothing", 4, 2, 0)
+	for _, it := range c.u.rooms[unreadRoomID].items {
+		if it.thread != Main || len(it.target) > 255 {
+			t.Errorf("%s is in the thread %.10s…, its target has %d bytes", it.event, it.thread, len(it.target))
+		}
 	}
 }

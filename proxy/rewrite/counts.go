@@ -51,7 +51,6 @@ func (w *Window) SetCounts(all Counts, threads map[string]Counts) {
 type Receipt struct {
 	Event  id.EventID
 	Thread string
-	Time   int64 // milliseconds
 }
 
 // Receipts are a user's read receipts among the ephemeral events of a room, public
@@ -80,9 +79,7 @@ func ReceiptsOf(raw json.RawMessage, user id.UserID) (out []Receipt) {
 			if !ok {
 				continue
 			}
-			r := Receipt{Event: id.EventID(event), Thread: mine.text("thread_id")}
-			_ = json.Unmarshal(mine["ts"], &r.Time)
-			out = append(out, r)
+			out = append(out, Receipt{Event: id.EventID(event), Thread: mine.text("thread_id")})
 		}
 	}
 	return out

@@ -118,10 +118,14 @@ func (w *Window) SlidingCounts() (all Counts) {
 	return all
 }
 
-// SetSlidingCounts puts other counts in their place.
+// SetSlidingCounts puts other counts in their place. Where the homeserver says
+// nothing, nothing unread is not said either.
 func (w *Window) SetSlidingCounts(all Counts) {
-	w.room["notification_count"], _ = json.Marshal(all.Notify)
-	w.room["highlight_count"], _ = json.Marshal(all.Highlight)
+	for key, n := range map[string]int{"notification_count": all.Notify, "highlight_count": all.Highlight} {
+		if n != 0 || w.room.has(key) {
+			w.room[key], _ = json.Marshal(n)
+		}
+	}
 }
 
 // Add puts an event of the proxy's own at the end of a room's window, as a live

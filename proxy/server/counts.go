@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -28,7 +27,7 @@ func (s *Server) counts(v *view, answer *rewrite.Sync, asked rewrite.Selection) 
 		}
 		windows = append(windows, w)
 		for _, r := range w.Receipts(v.sess.user) {
-			receipts[w.Room] = append(receipts[w.Room], account.Receipt(r))
+			receipts[w.Room] = append(receipts[w.Room], account.Receipt{Event: r.Event, Thread: r.Thread})
 		}
 	}
 	v.sess.account.ReadUpTo(v.ctx, receipts)
@@ -86,9 +85,6 @@ func (s *Server) marker(w http.ResponseWriter, r *http.Request, sess *session, m
 					list = append(list, account.Receipt{Event: event})
 				}
 			}
-		}
-		for i := range list {
-			list[i].Time = time.Now().UnixMilli()
 		}
 		sess.account.ReadUpTo(r.Context(), map[id.RoomID][]account.Receipt{room: list})
 	}

@@ -66,7 +66,7 @@ func (s *Server) slidingSync(w http.ResponseWriter, r *http.Request, sess *sessi
 	for room, list := range answer.Receipts(sess.user) {
 		for _, receipt := range list {
 			if v.MLS(room) {
-				receipts[room] = append(receipts[room], account.Receipt(receipt))
+				receipts[room] = append(receipts[room], account.Receipt{Event: receipt.Event, Thread: receipt.Thread})
 			}
 		}
 	}
