@@ -1,6 +1,9 @@
 package client
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 // TestWhatWasRedactedIsGone: what a redacted message said is in no store any more,
 // and the facts that push rules ask for are known.
@@ -32,5 +35,42 @@ func TestWhatWasRedactedIsGone(t *testing.T) {
 	}
 	if _, ok := bob.Facts("!unknown:x"); ok {
 		t.Error("there are facts of a room that is not known")
+	}
+}
+
+// TestWhatWasRedactedBeforeItWasOpenedIsGone: a ciphertext waits for the group when its
+// redaction comes. Opened later, it is known and says nothing.
+func TestWhatWasRedactedBeforeItWasOpenedIsGone(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	bob.hs.noState = true
+	if _, err := bob.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.settle(alice)
+	said := w.send(alice, room, "planted words")
+	w.settle(alice)
+	for range 3 {
+		bob.turn()
+	}
+	w.must(func() error { _, err := alice.Redact(w.ctx, room, said, ""); return err })
+	w.settle(alice)
+	for range 3 {
+		bob.turn()
+	}
+	if waiting := bob.waiting(room); !slices.Contains(waiting, "group") {
+		t.Fatalf("events wait for %q, none for the group", waiting)
+	}
+	bob.hs.noState = false
+	w.settle()
+	m, err := bob.Message(w.ctx, room, said)
+	if err != nil || string(m.Content) != "{}" || slices.Contains(bob.texts(), "planted words") {
+		t.Errorf("bob has %+v, %v, and was told %q", m, err, bob.texts())
+	}
+	if _, err := bob.st.GetKV(w.ctx, redactedKey(room, said)); err == nil {
+		t.Error("it is still noted that it was redacted")
 	}
 }
