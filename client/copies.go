@@ -83,10 +83,11 @@ func (c *Client) ownUnknown(r *room, e *epoch, msg *mls.Message, evt id.EventID)
 	}
 }
 
-// checkOwnCommit looks at a commit by our own leaf that is none of this store's.
+// checkOwnCommit looks at a commit by our own leaf that is none of this store's. Who
+// posts it may name any leaf: only the signature tells.
 func (c *Client) checkOwnCommit(r *room, e *epoch, ref federation.Ref, msg *mls.Message, evt id.EventID) {
 	sender, ok := msg.Sender()
-	if ok && sender.Type == mls.SenderTypeMember && sender.LeafIndex == e.group.OwnLeafIndex() && !slices.Contains(r.rec.Mine, rooms.Hash(ref)) && !c.twinOfOwn(r, e, msg) {
+	if ok && sender.Type == mls.SenderTypeMember && sender.LeafIndex == e.group.OwnLeafIndex() && !slices.Contains(r.rec.Mine, rooms.Hash(ref)) && e.group.CheckSignature(msg) == nil && !c.twinOfOwn(r, e, msg) {
 		c.copied(r, fmt.Sprintf("commit %s was made by it", evt))
 	}
 }

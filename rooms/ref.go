@@ -41,16 +41,13 @@ func SameButTags(a, b *mls.Message) bool {
 	return x != nil && bytes.Equal(x, y)
 }
 
-// signedPart returns a commit up to its tags, nil if the message is none.
+// signedPart returns a commit up to its tags, which may be of any length, nil if the
+// message is none.
 func signedPart(m *mls.Message) []byte {
-	if _, err := CommitRef(m); err != nil {
+	if m.ContentType() != mls.ContentTypeCommit || m.SignatureEnd() == 0 {
 		return nil
 	}
-	raw, tag := m.Raw(), len(appendVarVec(nil, m.ConfirmationTag()))
-	if sender, _ := m.Sender(); sender.Type == mls.SenderTypeMember {
-		tag *= 2
-	}
-	return raw[:len(raw)-tag]
+	return m.Raw()[:m.SignatureEnd()]
 }
 
 // OutsideCommit reads what a commit event says of its place in the tree, without
