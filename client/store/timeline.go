@@ -31,9 +31,9 @@ const (
 	dropHistoryMidQuery   = `DELETE FROM timeline WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq < 0`
 	timelineAtQuery       = `SELECT coalesce(max(seq), 0) FROM timeline WHERE room_id = $1 AND seq > $2
 		AND seq < coalesce((SELECT min(seq) FROM timeline WHERE room_id = $1 AND seq > $2 AND ts > $3), 9223372036854775807)`
-	dropSeenQuery         = `DELETE FROM seen WHERE room_id = $1 AND event_id IN (SELECT event_id FROM timeline WHERE room_id = $1)`
-	dropTimelineQuery     = `DELETE FROM timeline WHERE room_id = $1`
-	timelineBackQuery     = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
+	dropSeenQuery     = `DELETE FROM seen WHERE room_id = $1 AND event_id IN (SELECT event_id FROM timeline WHERE room_id = $1)`
+	dropTimelineQuery = `DELETE FROM timeline WHERE room_id = $1`
+	timelineBackQuery = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
 )
 
 // MaxTimelinePage bounds one reading of the timeline.
