@@ -1,7 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -18,6 +20,7 @@ const (
 	maxRefetches = maxFetches / 2  // of these, of files that could not be had before
 	maxFetchesIn = 4               // for one room
 	maxFetchesOf = 2               // from one server
+	maxFetchesBy = 2               // for one room, because of one sender's events
 	fileTimeout  = 2 * time.Minute // for one of them
 )
 
@@ -53,12 +56,53 @@ func (f *fetches) count(room id.RoomID, server string, again bool, n int) {
 	}
 }
 
+// fetchFiles begins to fetch the files among what is due in a room, as far as there is
+// place for them, and returns what else is due. Senders take turns, those first for
+// whom the least is being fetched, with what failed the least often: who names many
+// files that do not come holds up nobody else's. The caller holds c.mu.
+func (c *Client) fetchFiles(ctx context.Context, r *room, due []string) []string {
+	var files, rest []string
+	for _, key := range due {
+		if r.needs[key].file != nil {
+			files = append(files, key)
+		} else {
+			rest = append(rest, key)
+		}
+	}
+	if len(files) == 0 {
+		return rest
+	}
+	flying := map[id.UserID]int{}
+	for _, n := range r.needs {
+		if n.busy {
+			flying[n.by]++
+		}
+	}
+	slices.SortFunc(files, func(a, b string) int {
+		n, o := r.needs[a], r.needs[b]
+		return cmp.Or(cmp.Compare(flying[n.by], flying[o.by]), cmp.Compare(n.fail, o.fail), cmp.Compare(a, b))
+	})
+	for range maxFetchesBy {
+		served := map[id.UserID]bool{}
+		files = slices.DeleteFunc(files, func(key string) bool {
+			n := r.needs[key]
+			if served[n.by] || flying[n.by] >= maxFetchesBy || !c.fetchBeside(ctx, r.id, key, n) {
+				return false
+			}
+			served[n.by] = true
+			flying[n.by]++
+			return true
+		})
+	}
+	return rest
+}
+
 // fetchBeside begins to fetch a file for a room, if there is place for it. The
 // engine is woken when one is done, and looks again then. The caller holds c.mu.
-func (c *Client) fetchBeside(ctx context.Context, roomID id.RoomID, key string, n *need) {
+func (c *Client) fetchBeside(ctx context.Context, roomID id.RoomID, key string, n *need) bool {
 	server, again := fileServer(n.file), n.fail > 0
 	if !c.fetches.take(roomID, server, again) {
-		return
+		return false
 	}
 	n.busy = true
 	c.done.Go(func() {
@@ -69,6 +113,7 @@ func (c *Client) fetchBeside(ctx context.Context, roomID id.RoomID, key string, 
 		c.mu.Unlock()
 		c.poke()
 	})
+	return true
 }
 
 // download fetches a file, within bounds of size and time.

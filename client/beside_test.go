@@ -16,21 +16,25 @@ import (
 // room holds up neither another room nor the client's end.
 func TestFileFromAServerThatStalls(t *testing.T) {
 	w := newWorld(t)
-	room, alice, bob, _ := w.three("shared")
+	room, alice, bob, carol := w.three("shared")
 	other := w.createRoom(alice, CreateOptions{})
 	w.must(func() error { return alice.Invite(w.ctx, other, bob.UserID()) })
 	w.join(bob, other)
 	w.settle()
 	w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == bob })
-	for i := range 2 * maxFetchesIn {
+	for i := range 2 * maxFetchesIn * maxFetchesBy {
 		raw, err := rooms.Encode(&rooms.CommitContent{
 			Epoch: alice.epoch(room) + 1, Parent: rooms.Hash(alice.headRef(room)),
-			File: rooms.NewFile(id.ContentURIString(fmt.Sprintf("mxc://stalls%d.example/file", i/3)), []byte{byte(i)}),
+			File: rooms.NewFile(id.ContentURIString(fmt.Sprintf("mxc://stalls%d.example/file%d", i/6, i)), []byte{byte(i)}),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := alice.hs.Send(w.ctx, room, rooms.TypeCommit, fmt.Sprint("stalls", i), raw); err != nil {
+		by := alice
+		if i >= 2*maxFetchesIn*maxFetchesBy-2 { // whose files sort last
+			by = carol
+		}
+		if _, err := by.hs.Send(w.ctx, room, rooms.TypeCommit, fmt.Sprint("stalls", i), raw); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -59,8 +63,8 @@ func TestFileFromAServerThatStalls(t *testing.T) {
 			t.Fatal("the files are not asked for side by side")
 		}
 	}
-	if of["stalls0.example"] != maxFetchesOf || of["stalls1.example"] != maxFetchesOf {
-		t.Errorf("files asked for at once, by server: %v, want %d of each of two", of, maxFetchesOf)
+	if of["stalls0.example"] != maxFetchesBy || of["stalls2.example"] != maxFetchesOf {
+		t.Errorf("files asked for at once, by server: %v, want %d of each sender", of, maxFetchesBy)
 	}
 	w.module.down = true // it would wait for the files, too
 	w.send(alice, other, "elsewhere")

@@ -94,13 +94,12 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 			}
 		}
 		slices.Sort(due)
+		if c.beside {
+			due = c.fetchFiles(ctx, r, due)
+		}
 		files := 0
 		due = slices.DeleteFunc(due, func(key string) bool {
 			n := r.needs[key]
-			if n.file != nil && c.beside {
-				c.fetchBeside(ctx, roomID, key, n)
-				return true
-			}
 			if n.file != nil {
 				files++
 			}
