@@ -129,13 +129,12 @@ func selection(f fields) (s Selection) {
 	return s
 }
 
-// Keep leaves out the events that were not asked for, and counts them.
-func (s *Selection) Keep(events []Event) (kept []Event, removed int) {
+// Keep leaves out the events that were not asked for.
+func (s *Selection) Keep(events []Event) []Event {
 	if !s.some && len(s.not) == 0 && s.url == nil {
-		return events, 0
+		return events
 	}
-	kept = slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !s.passes(e.Raw) })
-	return kept, len(events) - len(kept)
+	return slices.DeleteFunc(slices.Clone(events), func(e Event) bool { return !s.passes(e.Raw) })
 }
 
 func (s *Selection) passes(raw json.RawMessage) bool {

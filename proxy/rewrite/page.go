@@ -62,7 +62,7 @@ func (p *Page) Select(list string, asked Selection) {
 	for _, raw := range p.Came(list) {
 		events = append(events, Event{Raw: raw})
 	}
-	kept, _ := asked.Keep(events)
+	kept := asked.Keep(events)
 	p.Set(list, kept)
 }
 

@@ -80,7 +80,7 @@ func (w *Window) Came() []json.RawMessage { return w.raws }
 func (s *Sync) Rewrite(v View, asked Selection) {
 	for _, w := range s.windows {
 		w.Events, _ = List(w.Room, w.raws, v)
-		w.Events, _ = asked.Keep(w.Events)
+		w.Events = asked.Keep(w.Events)
 		for _, name := range stateLists {
 			if list := w.room.object(name); list != nil {
 				list["events"] = rewriteList(w.Room, list["events"], v)
