@@ -30,9 +30,12 @@ const (
 	maxHistoryPeers   = 8 // own devices that are asked at once
 	maxHistoryGivers  = 2 // devices of another user that are asked at once
 	historyAnswerTime = 7 * 24 * time.Hour
-	historyPause      = time.Minute // between two answers to one device about one room
-	historyPartSize   = 3 << 20     // plaintext of one part: the homeservers' limits of media are above
+	historyPause      = time.Minute // between two answers to one device about one room; it doubles
+	historyMaxPause   = time.Hour
+	historyAgain      = 5 * time.Minute // before a request that is open is replaced by another
+	historyPartSize   = 3 << 20         // plaintext of one part: the homeservers' limits of media are above
 	maxHistoryFails   = 8
+	maxHistoryRefused = 3 // times that the homeserver refuses something
 
 	historyTasksKey = "history/tasks"
 )
@@ -45,7 +48,10 @@ var ErrNobodyToAsk = errors.New("client: nobody in the room's group could be ask
 type HistorySource struct {
 	User   id.UserID   `json:"user_id"`
 	Device id.DeviceID `json:"device_id,omitempty"` // empty: an own device got it from the user
-	Own    bool        `json:"own,omitempty"`       // the user is this device's own
+	Own    bool        `json:"own,omitempty"`       // an own device gave it
+	// File is set for what Import took in: User and Device are what the file says of
+	// who made it, which nobody has signed.
+	File bool `json:"file,omitempty"`
 }
 
 // HistoryReceived reports messages from before this device could read the room,
@@ -79,12 +85,16 @@ type historyPeer struct {
 	User   id.UserID   `json:"user"`
 	Device id.DeviceID `json:"device"`
 	Done   bool        `json:"done,omitempty"`
+	Taken  []uint32    `json:"taken,omitempty"` // parts
 }
 
 // open tells whether answers may come.
 func (h *historyState) open(now time.Time) bool {
 	return h != nil && len(h.Key) > 0 && now.Sub(time.UnixMilli(h.At)) < historyAnswerTime
 }
+
+// wasAsked tells whether somebody was asked, or nobody was found to ask.
+func (h *historyState) wasAsked() bool { return h != nil && h.At != 0 }
 
 // historyTask is a request to answer, or a bundle to take in.
 type historyTask struct {
@@ -100,9 +110,17 @@ type historyTask struct {
 	Given  int    `json:"given,omitempty"`
 
 	fail  int
+	begun bool                // it is this one's turn, however often it is tried
 	held  time.Duration       // monotonic time before which it is not tried again
 	grant map[id.EventID]bool // what another user may be given; nil: not looked at yet
 }
+
+// heldTask says that it is too early for a task.
+type heldTask struct {
+	until time.Duration // monotonic
+}
+
+func (h *heldTask) Error() string { return "client: history was given a moment ago" }
 
 // errDropTask marks a request or bundle that is not answered or taken in.
 var errDropTask = errors.New("client: history is refused")
@@ -140,7 +158,8 @@ func (c *Client) fileHistoryEvent(evt *Event) func(ctx context.Context) error {
 		c.count(string(rooms.RuleUnsolicitedKey))
 		return nil
 	}
-	of := 0
+	own := evt.Sender == c.UserID()
+	of, all := 0, 0 // other users' tasks take no own one's place
 	for _, have := range c.tasks {
 		if have.Type == t.Type && have.Sender == t.Sender && have.ID == t.ID {
 			return nil
@@ -148,9 +167,11 @@ func (c *Client) fileHistoryEvent(evt *Event) func(ctx context.Context) error {
 		if have.Sender == t.Sender {
 			of++
 		}
+		if (have.Sender == c.UserID()) == own {
+			all++
+		}
 	}
-	own := evt.Sender == c.UserID()
-	if !own && of >= maxHistoryTasksBy || len(c.tasks) >= maxHistoryTasks {
+	if !own && of >= maxHistoryTasksBy || all >= maxHistoryTasks {
 		c.count(ruleOverLimit)
 		return nil
 	}
@@ -205,7 +226,7 @@ func (c *Client) Exchange(ctx context.Context) (next time.Duration) {
 	if !c.hasSynced() {
 		return 0
 	}
-	for _, roomID := range c.toAsk() {
+	for _, roomID := range c.toAsk(ctx) {
 		if err := c.sendAsk(ctx, roomID); err != nil {
 			if ctx.Err() != nil {
 				return 0
@@ -233,16 +254,21 @@ func (c *Client) Exchange(ctx context.Context) (next time.Duration) {
 	return next
 }
 
-func (c *Client) nextTask(later func(at time.Duration)) *historyTask {
+// nextTask returns a task whose time has come: one of the own user's first.
+func (c *Client) nextTask(later func(at time.Duration)) (next *historyTask) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range c.tasks {
-		if t.held <= c.mono() {
+		switch {
+		case t.held > c.mono():
+			later(t.held)
+		case t.Sender == c.UserID():
 			return t
+		case next == nil:
+			next = t
 		}
-		later(t.held)
 	}
-	return nil
+	return next
 }
 
 // settleTask drops what is done or cannot be done, and keeps the rest for later.
@@ -251,12 +277,21 @@ func (c *Client) settleTask(ctx context.Context, t *historyTask, err error) {
 	defer c.mu.Unlock()
 	log := c.log.With().Stringer("room_id", t.Room).Str("type", t.Type).Logger()
 	var limit *RateLimitError
+	var early *heldTask
+	refused := isPermanent(err) // by the homeserver: it may have a file or a user's keys a moment later
 	switch {
+	case errors.As(err, &early):
+		t.held = early.until
+		return
 	case errors.As(err, &limit):
 		t.held = c.mono() + limit.RetryAfter
 		return
-	case err != nil && !errors.Is(err, errDropTask) && rooms.RuleOf(err) == "" && !isPermanent(err) && t.fail < maxHistoryFails:
-		t.held = c.mono() + min(time.Second<<t.fail, time.Minute)
+	case err != nil && !errors.Is(err, errDropTask) && rooms.RuleOf(err) == "" && t.fail < maxHistoryFails && (!refused || t.fail+1 < maxHistoryRefused):
+		wait := min(time.Second<<t.fail, time.Minute)
+		if refused {
+			wait *= 10
+		}
+		t.held = c.mono() + wait
 		t.fail++
 		log.Debug().Err(err).Msg("History could not be handed over, will try again")
 		return
@@ -279,12 +314,19 @@ func (c *Client) settleTask(ctx context.Context, t *historyTask, err error) {
 const ruleHistoryRefused = "client/history-refused"
 
 // toAsk returns the rooms for whose history somebody is to be asked.
-func (c *Client) toAsk() (list []id.RoomID) {
+func (c *Client) toAsk(ctx context.Context) (list []id.RoomID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.rooms {
 		h := r.rec.History
-		if h == nil && c.askHistory && r.rec.Phase == phaseMember && r.head() != nil || h.open(c.now()) && !h.Sent {
+		if h != nil && len(h.Key) > 0 && !h.open(c.now()) {
+			clear(h.Key)
+			h.Key = nil
+			if err := c.commitBatch(ctx, r, &batch{}); err != nil {
+				c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to drop the key of a request for history that nobody answered")
+			}
+		}
+		if !h.wasAsked() && c.askHistory && r.rec.Phase == phaseMember && r.head() != nil || h.open(c.now()) && !h.Sent {
 			list = append(list, r.id)
 		}
 	}
@@ -300,7 +342,7 @@ func (c *Client) sendAsk(ctx context.Context, roomID id.RoomID) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if r.rec.History == nil {
+	if !r.rec.History.wasAsked() {
 		if err := c.newAsk(ctx, r); err != nil {
 			c.mu.Unlock()
 			return err
@@ -430,17 +472,20 @@ func (c *Client) historyPeerKey(ctx context.Context, roomID id.RoomID, user id.U
 }
 
 // AskHistory asks the user's other devices and, where the group's policy lets
-// members share history, who invited this user, for a room's messages from before
-// this device joined, also if they were asked before. It returns how many devices
-// were asked, or ErrNobodyToAsk. What comes is told as HistoryReceived, when the others are
-// online. With Options.AskHistory this is done once for each room.
+// members share history, who invited this user, or an admin if no device of either is
+// in the group, for a room's messages from before this device joined, also if they
+// were asked before; a request of the last minutes that is not answered yet stays
+// the one that counts. It returns how many devices were asked, or ErrNobodyToAsk. What
+// comes is told as HistoryReceived, when the others are online. With Options.AskHistory this is done once for each room.
 func (c *Client) AskHistory(ctx context.Context, roomID id.RoomID) (int, error) {
 	r, _, err := c.lockMember(ctx, roomID)
 	if err != nil {
 		c.mu.Unlock()
 		return 0, err
 	}
-	err = c.newAsk(ctx, r)
+	if h := r.rec.History; !h.open(c.now()) || c.now().Sub(time.UnixMilli(h.At)) >= historyAgain {
+		err = c.newAsk(ctx, r)
+	}
 	n := len(r.rec.History.Asked)
 	c.mu.Unlock()
 	if err != nil {

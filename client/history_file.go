@@ -79,14 +79,16 @@ const importChunk = 500
 
 // Import takes in what Export wrote, on this device or another one, for the rooms
 // that this device is in. Each message is compared with the homeserver's event, as
-// what another device hands over; Message.From says where it came from. Of a file
+// what another device hands over; Message.From says that it came from a file: who
+// knows its secret can have written it, so this device gives no other user what is
+// in it. Of a file
 // that is damaged or cut off, what came before stays.
 func (c *Client) Import(ctx context.Context, r io.Reader, secret sealed.Secret) (*Imported, error) {
 	in, err := archive.NewReader(r, secret, maxImport)
 	if err != nil {
 		return nil, fmt.Errorf("client: import: %w", err)
 	}
-	got := &Imported{By: HistorySource{User: in.Header.User, Device: in.Header.Device, Own: in.Header.User == c.UserID()}}
+	got := &Imported{By: HistorySource{User: in.Header.User, Device: in.Header.Device, File: true}}
 	var walk *historyWalk
 	var list []*archive.Message
 	flush := func() error {

@@ -35,8 +35,8 @@ func (c *Client) give(ctx context.Context, t *historyTask) error {
 	if err := req.Verify(t.Sender, theirs); err != nil {
 		return err
 	}
-	if t.Part == 0 && !c.mayGive(t) {
-		return dropTask("it has just been given to %s", req.Device)
+	if err := c.mayGive(t, req); err != nil {
+		return err
 	}
 	if t.Sender != c.UserID() && t.grant == nil {
 		if t.grant, err = c.granted(ctx, t.Room, t.Sender); err != nil {
@@ -94,24 +94,33 @@ func (c *Client) give(ctx context.Context, t *historyTask) error {
 	}
 }
 
-// mayGive tells whether a device may be given a room's history again.
-func (c *Client) mayGive(t *historyTask) bool {
-	req, err := rooms.DecodeHistoryRequest(t.Raw)
-	if err != nil {
-		return false
-	}
+// mayGive refuses a request that was answered, and holds one that comes too soon
+// after another of that device for that room. Each answer makes the next one wait
+// longer, until the device has not asked for a day.
+func (c *Client) mayGive(t *historyTask, req *rooms.HistoryRequestContent) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if t.begun || t.Part > 0 {
+		return nil
+	}
 	key := fmt.Sprintf("%s/%s/%s", t.Room, t.Sender, req.Device)
-	now := c.mono()
-	if at, given := c.given[key]; given && now < at.until && at.request != req.Request {
-		return false
+	now, pause := c.mono(), historyPause
+	if last, given := c.given[key]; given {
+		switch {
+		case last.request == req.Request:
+			return dropTask("it has been given to %s", req.Device)
+		case now < last.until:
+			return &heldTask{until: last.until}
+		case now < last.until+24*time.Hour:
+			pause = min(2*last.pause, historyMaxPause)
+		}
 	}
 	if len(c.given) >= maxGiven {
 		clear(c.given)
 	}
-	c.given[key] = lastGiven{request: req.Request, until: now + historyPause}
-	return true
+	c.given[key] = lastGiven{request: req.Request, until: now + pause, pause: pause}
+	t.begun = true
+	return nil
 }
 
 // maxGiven bounds what is remembered of devices that were given history.
@@ -120,6 +129,7 @@ const maxGiven = 1024
 type lastGiven struct {
 	request string
 	until   time.Duration
+	pause   time.Duration
 }
 
 // historyPart is a part of an answer.
@@ -187,7 +197,7 @@ func archived(msg *Message) *archive.Message {
 		ID: msg.ID, Timestamp: msg.Timestamp, Epoch: msg.Epoch,
 	}
 	if msg.From != nil && !msg.From.Own {
-		m.SharedBy = msg.From.User
+		m.SharedBy, m.FromFile = msg.From.User, msg.From.File
 	}
 	return m
 }

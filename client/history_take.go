@@ -29,11 +29,13 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 	if r := c.rooms[bundle.Room]; r != nil && r.rec.History != nil {
 		ask = *r.rec.History
 	}
-	asked := slices.ContainsFunc(ask.Asked, func(p historyPeer) bool { return p.User == t.Sender && p.Device == bundle.Device })
+	asked := slices.ContainsFunc(ask.Asked, func(p historyPeer) bool {
+		return p.User == t.Sender && p.Device == bundle.Device && !p.Done && !slices.Contains(p.Taken, bundle.Part)
+	})
 	open := ask.open(c.now()) && ask.Request == bundle.Request && asked
 	c.mu.Unlock()
 	if !open {
-		return dropTask("it was not asked for")
+		return dropTask("it was not asked for, or has come before")
 	}
 	giver, err := c.historyPeerKey(ctx, bundle.Room, t.Sender, bundle.Device, mls.CipherSuite(bundle.Suite))
 	if err != nil {
@@ -68,14 +70,12 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 	if r == nil || r.rec.History == nil || r.rec.History.Request != bundle.Request {
 		return nil
 	}
-	if !bundle.Last {
-		return nil
-	}
 	h := r.rec.History
 	left := 0
+	h.Asked = slices.Clone(h.Asked)
 	for i, p := range h.Asked {
 		if p.User == t.Sender && p.Device == bundle.Device {
-			h.Asked[i].Done = true
+			h.Asked[i].Done, h.Asked[i].Taken = bundle.Last, append(slices.Clone(p.Taken), bundle.Part)
 		}
 		if !h.Asked[i].Done {
 			left++
@@ -213,10 +213,11 @@ func (c *Client) addHistory(ctx context.Context, w *historyWalk, list []*archive
 	return added, dropped, nil
 }
 
-// givenMessage is a message as another device gave it.
+// givenMessage is a message as another device, or a file, gave it. On whose word it
+// is shown an own device may say, nobody else.
 func (c *Client) givenMessage(m *archive.Message, evt *Event, from HistorySource) *Message {
-	if m.SharedBy != "" && m.SharedBy != c.UserID() {
-		from = HistorySource{User: m.SharedBy}
+	if from.Own && m.SharedBy != "" && (m.SharedBy != c.UserID() || m.FromFile) {
+		from = HistorySource{User: m.SharedBy, File: m.FromFile}
 	}
 	return &Message{
 		Room: m.Room, EventID: m.EventID, Sender: m.Sender, Device: m.Device, Type: m.Type, Content: m.Content, ID: m.ID,
@@ -242,7 +243,7 @@ func (c *Client) storeHistory(ctx context.Context, roomID id.RoomID, items []*st
 		})
 	}
 	if r.rec.History == nil {
-		r.rec.History = &historyState{At: c.now().UnixMilli()}
+		r.rec.History = &historyState{} // nobody was asked yet
 	}
 	r.rec.History.Held = true
 	return added, c.commitBatch(ctx, r, b)

@@ -53,6 +53,9 @@ type Message struct {
 	// SharedBy is another user who gave the message to the device that made the
 	// archive, which could not read it itself.
 	SharedBy id.UserID `json:"shared_by,omitempty"`
+	// FromFile says that the device took the message from a file, made by SharedBy as
+	// the file says.
+	FromFile bool `json:"from_file,omitempty"`
 }
 
 // Check tells whether the message is one that a room with MLS can hold.

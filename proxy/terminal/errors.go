@@ -74,7 +74,7 @@ var knownErrors = []struct {
 	{client.ErrNoGroup, ExitPending, "a member's device lets this one in when it is online; run mls-proxy tail and wait"},
 	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
 	{client.ErrNoReceipts, ExitFailure, "receipts are for what this device has sent, in groups of up to 10 devices"},
-	{client.ErrNobodyToAsk, ExitRefused, "only another device of yours in the room's group can give it: mls-proxy members ROOM"},
+	{client.ErrNobodyToAsk, ExitRefused, "another device of yours in the room's group can give it or, in a room with --share-history, one of who invited you or of an admin: mls-proxy members ROOM"},
 	{client.ErrBarrier, ExitPending, "the message stays in the outbox; run mls-proxy tail and wait"},
 	{client.ErrTooLarge, ExitRefused, "send it with --file"},
 	{client.ErrNothingToRepair, ExitFailure, "if a module lost its key just now, wait until it has started and said its new key in the room; mls-proxy tail ROOM tells an admin"},

@@ -84,9 +84,7 @@ func runImport(ctx context.Context, c *call) error {
 		})
 	}
 	c.printf("Took in %d messages; %d were here already.\n", got.Messages, got.Known)
-	if !got.By.Own {
-		c.notef("the file says that %s made it: the messages are shown as shared by them, on their word", clean(got.By.User.String()))
-	}
+	c.notef("the file says that %s made it, which nobody has signed: the messages are shown as from a file of theirs", clean(got.By.User.String()))
 	if got.Dropped > 0 {
 		c.notef("%d messages were left out: the homeserver has no such message, or it was taken back", got.Dropped)
 	}

@@ -76,7 +76,7 @@ func (c *call) shareHistory(ctx context.Context, cli *client.Client, r client.Ro
 	return nil
 }
 
-// askHistory asks the user's other devices and waits until all of them have given
+// askHistory asks the devices that may have a room's history and waits until all of them have given
 // what they have.
 func (c *call) askHistory(ctx context.Context, cli *client.Client, r client.RoomInfo, updates <-chan client.Update) error {
 	n, err := cli.AskHistory(ctx, r.ID)
@@ -106,7 +106,7 @@ func (c *call) askHistory(ctx context.Context, cli *client.Client, r client.Room
 			if got > 0 {
 				return nil
 			}
-			return failf(ExitPending, "it comes when one of them is online; mls-proxy tail waits for it", "%d of your devices were asked for what was said in %s, and none has answered yet", n, title(r))
+			return failf(ExitPending, "it comes when one of them is online; mls-proxy tail waits for it", "%d devices were asked for what was said in %s, and none has answered yet", n, title(r))
 		}
 	}
 	return nil
@@ -116,6 +116,8 @@ func (c *call) askHistory(ctx context.Context, cli *client.Client, r client.Room
 func messageLine(m *client.Message) string {
 	sure := verificationText(m.Verification)
 	switch {
+	case m.From != nil && m.From.File:
+		sure = "from a file of " + clean(m.From.User.String())
 	case m.From != nil && !m.From.Own:
 		sure = "shared by " + clean(m.From.User.String())
 	case m.From != nil:

@@ -519,6 +519,7 @@ func TestWhereAMessageCameFromIsShown(t *testing.T) {
 		{nil, "@b:one (BOB, verified, epoch 3): hi"},
 		{&client.HistorySource{User: "@a:one", Device: "PHO\x1bNE", Own: true}, "@b:one (BOB, from your device PHO�NE, epoch 3): hi"},
 		{&client.HistorySource{User: "@c:one"}, "@b:one (BOB, shared by @c:one, epoch 3): hi"},
+		{&client.HistorySource{User: "@c:one", Device: "C", File: true}, "@b:one (BOB, from a file of @c:one, epoch 3): hi"},
 	} {
 		m.From = row.from
 		if got := messageLine(m); got != row.want {
