@@ -160,6 +160,7 @@ type Client struct {
 	creating   int                       // rooms that are being made
 	plain      map[id.RoomID]bool        // rooms that the guard found to be none of ours
 	patience   time.Duration             // memberWait
+	pageWait   time.Duration             // pageTimeout
 	steps      uint64                    // rounds of the engine
 	crashAt    func(point string) error  // set by tests
 	without    map[string]bool           // rules that the simulator leaves out
@@ -203,7 +204,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		wake: make(chan struct{}, 1), outWake: make(chan struct{}, 1), updWake: make(chan struct{}, 1),
 		devs: map[id.UserID]*identity.UserDevices{}, synced: make(chan struct{}),
 		given: map[string]lastGiven{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory, receipts: o.Receipts,
-		patience: memberWait,
+		patience: memberWait, pageWait: pageTimeout,
 	}
 	if c.hs == nil {
 		source, ok := o.Identity.(interface{ Client() *mautrix.Client })

@@ -572,7 +572,7 @@ func (c *Client) recentEvents(ctx context.Context, roomID id.RoomID) ([]*Event, 
 	var out []*Event
 	from := ""
 	for range recentPages {
-		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
+		events, next, err := c.page(ctx, roomID, from)
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -70,6 +71,24 @@ func TestGapOfOneRoomHoldsUpNoOther(t *testing.T) {
 	carol.restart()
 	carol.turn()
 	carol.hs.noHistory = ""
+	w.now.add(time.Minute)
+	w.settle(append(w.all, carol)...)
+	carol.wantTexts("elsewhere", "one", "two", "three", "four", "five", "six")
+}
+
+// Nor does one that does not answer at all.
+func TestGapThatStallsHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t)
+	_, _, carol := w.withGap()
+	carol.hs.stalls, carol.pageWait = true, time.Millisecond
+	ctx := w.ctx
+	var cancel context.CancelFunc
+	w.ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	carol.turn() // without an end of its own it fails
+	cancel()
+	w.ctx = ctx
+	carol.wantTexts("elsewhere")
+	carol.hs.noHistory, carol.pageWait = "", pageTimeout
 	w.now.add(time.Minute)
 	w.settle(append(w.all, carol)...)
 	carol.wantTexts("elsewhere", "one", "two", "three", "four", "five", "six")

@@ -137,7 +137,7 @@ func (c *Client) history(ctx context.Context, roomID id.RoomID, l *lookback) ([]
 	passed, met, quiet := l.gap == "", false, 0
 pages:
 	for range l.pages {
-		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
+		events, next, err := c.page(ctx, roomID, from)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -589,6 +589,17 @@ type gapError struct {
 func (e *gapError) Error() string { return "client: fill a gap: " + e.err.Error() }
 func (e *gapError) Unwrap() error { return e.err }
 
+// pageTimeout is how long the homeserver may take for one page of a room's history.
+// Other rooms wait meanwhile.
+const pageTimeout = 15 * time.Second
+
+// page reads one page of a room's history, backwards.
+func (c *Client) page(ctx context.Context, roomID id.RoomID, from string) ([]*Event, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.pageWait)
+	defer cancel()
+	return c.hs.Messages(ctx, roomID, from, 100)
+}
+
 // fillGap reads the events that a limited timeline left out and puts them in
 // front of it: back to where all was processed before, or, in a room that is new
 // here, to the event that invited us or turned encryption on. One event that was
@@ -614,7 +625,7 @@ func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom
 	met, quiet := false, 0
 pages:
 	for range c.limits.GapPages {
-		events, next, err := c.hs.Messages(ctx, roomID, from, 100)
+		events, next, err := c.page(ctx, roomID, from)
 		if err != nil {
 			if isPermanent(err) {
 				break

@@ -296,6 +296,7 @@ type fakeTransport struct {
 	noState bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
 	noHistory id.RoomID
+	stalls    bool // it does not answer at all then
 	noEvents  bool // it answers with errors where it is asked for an event by its name
 	// stall is called, if set, before a file is looked for.
 	stall func(ctx context.Context, mxc string)
@@ -387,9 +388,13 @@ func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.Even
 	return nil, errRefused
 }
 
-func (t *fakeTransport) Messages(_ context.Context, room id.RoomID, from string, limit int) ([]*Event, string, error) {
+func (t *fakeTransport) Messages(ctx context.Context, room id.RoomID, from string, limit int) ([]*Event, string, error) {
 	if t.before != nil {
 		t.before("messages")
+	}
+	if room == t.noHistory && t.stalls {
+		<-ctx.Done()
+		return nil, "", ctx.Err()
 	}
 	if room == t.noHistory {
 		return nil, "", errors.New("the homeserver does not answer")
