@@ -326,12 +326,28 @@ func (c *Client) toAsk(ctx context.Context) (list []id.RoomID) {
 				c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to drop the key of a request for history that nobody answered")
 			}
 		}
-		if !h.wasAsked() && c.askHistory && r.rec.Phase == phaseMember && r.head() != nil || h.open(c.now()) && !h.Sent {
+		if !h.wasAsked() && c.askHistory && r.rec.Phase == phaseMember && r.head() != nil || h.open(c.now()) && (!h.Sent || r.asksAgain(c.mono())) {
 			list = append(list, r.id)
 		}
 	}
 	slices.Sort(list)
 	return list
+}
+
+// How long the devices that were asked may take before those that have not answered
+// are asked once more, by the same request: a to-device message may be lost, or come
+// before its receiver can know its sender. Twice as long each time.
+const (
+	askAgainAfter = 30 * time.Second
+	askAgainMost  = time.Hour
+)
+
+// asksAgain tells whether a request that was sent is to be sent once more.
+func (r *room) asksAgain(now time.Duration) bool {
+	if r.askAgainAt == 0 { // it was sent before a restart
+		r.askAgainAt = now + askAgainAfter
+	}
+	return now >= r.askAgainAt
 }
 
 // sendAsk asks the devices that may have a room's history.
@@ -349,10 +365,11 @@ func (c *Client) sendAsk(ctx context.Context, roomID id.RoomID) error {
 		}
 	}
 	h := *r.rec.History
-	if !h.open(c.now()) || h.Sent {
+	if !h.open(c.now()) || h.Sent && !r.asksAgain(c.mono()) {
 		c.mu.Unlock()
 		return nil
 	}
+	tries := r.askTries
 	cs := r.head().group.CipherSuite()
 	c.mu.Unlock()
 
@@ -374,18 +391,23 @@ func (c *Client) sendAsk(ctx context.Context, roomID id.RoomID) error {
 	}
 	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
 	for _, p := range h.Asked {
+		if p.Done {
+			continue
+		}
 		if messages[p.User] == nil {
 			messages[p.User] = map[id.DeviceID]json.RawMessage{}
 		}
 		messages[p.User][p.Device] = raw
 	}
-	if err := c.hs.SendToDevice(ctx, rooms.TypeHistoryRequest, "mlsh"+h.Request, messages); err != nil {
+	if err := c.hs.SendToDevice(ctx, rooms.TypeHistoryRequest, fmt.Sprintf("mlsh%s-%d-%d", h.Request, c.now().UnixMilli(), tries), messages); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r := c.rooms[roomID]; r != nil && r.rec.History != nil && r.rec.History.Request == h.Request {
 		r.rec.History.Sent = true
+		r.askAgainAt = c.mono() + min(askAgainAfter<<min(tries, 7), askAgainMost)
+		r.askTries++
 		return c.commitBatch(ctx, r, &batch{})
 	}
 	return nil
@@ -404,7 +426,7 @@ func (c *Client) newAsk(ctx context.Context, r *room) error {
 			return err
 		}
 	}
-	r.rec.History = h
+	r.rec.History, r.askTries, r.askAgainAt = h, 0, 0
 	return c.commitBatch(ctx, r, &batch{})
 }
 

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,5 +174,45 @@ func TestOnWhoseWord(t *testing.T) {
 		if want := (HistorySource{User: tc.want.User, File: tc.want.File}); tc.want.Own && *on.From != own || !tc.want.Own && *on.From != want {
 			t.Errorf("%s: handed on as from %+v", name, *on.From)
 		}
+	}
+}
+
+// TestARequestThatIsLostIsSentAgain: a to-device message may never come; the same request goes out once more, and again, until it is answered.
+func TestARequestThatIsLostIsSentAgain(t *testing.T) {
+	w := newWorld(t)
+	room, alice, second := w.historyWaits()
+	w.all = []*testDevice{alice, second}
+	w.must(func() error { _, err := second.AskHistory(w.ctx, room); return err })
+	lost := 0
+	for range 2 {
+		second.turn()
+		w.s.mu.Lock()
+		for key := range w.s.toDevice {
+			if strings.HasSuffix(key, "/ALICE1") {
+				lost += len(w.s.toDevice[key])
+				w.s.toDevice[key] = nil
+			}
+		}
+		w.s.mu.Unlock()
+		w.now.add(2 * askAgainAfter)
+	}
+	if lost != 2 {
+		t.Fatalf("%d requests were lost", lost)
+	}
+	first := second.request(room)
+	for range 10 {
+		w.settle()
+		w.now.add(askAgainAfter)
+	}
+	if got := second.history(); len(got) != 1 || got[0].Messages != 1 || second.HistoryAsked(room) {
+		t.Errorf("the new device was told %+v", got)
+	}
+	if first == "" {
+		t.Error("there was no request")
+	}
+	w.now.add(askAgainMost)
+	w.settle()
+	if len(alice.tasks) != 0 || len(second.history()) != 1 {
+		t.Errorf("after the answer the giver has %d tasks; the new device was told %d times", len(alice.tasks), len(second.history()))
 	}
 }

@@ -162,6 +162,8 @@ type room struct {
 	keep         int                              // epochs kept below the newest final
 	pruneAt      time.Duration                    // when the next one has been kept for long enough
 	overSince    map[federation.Ref]time.Duration // since when an epoch is below, or beside, the newest final
+	askTries     int                              // how often this request for history was sent
+	askAgainAt   time.Duration                    // when it is sent once more
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
 	joinBy       id.UserID                        // the module whose head the last one was made on
