@@ -29,6 +29,8 @@ type roomState struct {
 	room id.RoomID
 	view *rooms.RoomState
 	read *stateRead // the full state is being read
+	// ended are the member events of users that another took the place of, the last.
+	ended map[string]id.EventID
 }
 
 // stateRead is what comes while the full state is being read: the answer may be
@@ -89,6 +91,7 @@ func (s *roomState) set(evt *Event) bool {
 	if !known && len(byKey) >= maxStateMembers {
 		return false
 	}
+	s.noteEnd(evt, old)
 	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
 	if s.read != nil && len(s.read.came) < maxCame {
 		s.read.came = append(s.read.came, evt)
@@ -98,6 +101,32 @@ func (s *roomState) set(evt *Event) bool {
 	// Content that cannot be read counts as absent: Apply sees to that.
 	_ = s.view.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content)
 	return true
+}
+
+// noteEnd remembers which membership another ends. What the full state shows again
+// has not ended.
+func (s *roomState) noteEnd(evt *Event, old stateEntry) {
+	if evt.Type != rooms.TypeMember {
+		return
+	}
+	user := *evt.StateKey
+	if evt.ID != "" && s.ended[user] == evt.ID {
+		delete(s.ended, user)
+	}
+	if old.Event == "" || old.Event == evt.ID {
+		return
+	}
+	if s.ended == nil {
+		s.ended = map[string]id.EventID{}
+	}
+	s.ended[user] = old.Event
+}
+
+// revives tells whether an event is a membership that had ended. A Synapse's /sync
+// may show one as the state after a timeline (MSC4222) in which its user spoke,
+// though the leave came before; only the full state can tell whether it counts again.
+func (s *roomState) revives(evt *Event) bool {
+	return evt.Type == rooms.TypeMember && evt.StateKey != nil && evt.ID != "" && s.ended[*evt.StateKey] == evt.ID
 }
 
 // rebuild makes the view from the entries.

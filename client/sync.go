@@ -293,6 +293,11 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if c.outdated(r, evt) {
 			continue
 		}
+		if r.state.revives(evt) { // nothing is sent until the full state was read
+			r.state.lose()
+			r.planned = false
+			continue
+		}
 		isNew := r.state.set(evt)
 		if isNew || evt.Type != rooms.TypeMember { // that a module has spoken counts, even if what it said is known
 			c.noteQuiet(r, evt, was)
