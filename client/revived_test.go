@@ -48,12 +48,18 @@ func TestAnEndedMembershipDoesNotComeBackBySync(t *testing.T) {
 	if r.state.membership(bob.UserID()) != rooms.MembershipJoin || !r.state.Known || r.state.revives(join) {
 		t.Error("the full state does not count")
 	}
-	// A new join is none that had ended.
+	// A new join is none that had ended, also where the state after the timeline shows it before the invite that it took.
 	c.fileRoom(room, &syncRoom{Timeline: []*Event{leave}})
+	invite := &Event{ID: "$invite", Type: rooms.TypeMember, StateKey: &user, Sender: alice.UserID(), Content: []byte(`{"membership":"invite"}`)}
 	again := *join
 	again.ID = id.EventID("$again")
-	c.fileRoom(room, &syncRoom{Timeline: []*Event{&again}})
-	if r.state.membership(bob.UserID()) != rooms.MembershipJoin {
-		t.Error("bob cannot come back")
+	c.fileRoom(room, &syncRoom{State: []*Event{&again}, Timeline: []*Event{invite, &again}})
+	if r.state.membership(bob.UserID()) != rooms.MembershipJoin || !r.state.Known {
+		t.Errorf("bob comes back as %q; the state is known: %v", r.state.membership(bob.UserID()), r.state.Known)
+	}
+	// The invite that a join took is none any more, either.
+	c.fileRoom(room, &syncRoom{State: []*Event{invite}})
+	if r.state.membership(bob.UserID()) != rooms.MembershipJoin || r.state.Known {
+		t.Errorf("an old invite makes bob %q; the state is known: %v", r.state.membership(bob.UserID()), r.state.Known)
 	}
 }

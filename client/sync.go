@@ -285,7 +285,7 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		c.rooms[roomID] = r
 	}
 	wasMLS, before := r.state.isMLS(), r.state.view.Encryption
-	for _, evt := range slices.Concat(joined.State, joined.Timeline) {
+	for n, evt := range slices.Concat(joined.State, joined.Timeline) {
 		var was rooms.Membership
 		if evt.StateKey != nil {
 			was = r.state.membership(id.UserID(*evt.StateKey))
@@ -293,7 +293,8 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if c.outdated(r, evt) {
 			continue
 		}
-		if r.state.revives(evt) { // nothing is sent until the full state was read
+		// In a timeline a membership may come after what it ended, where the state is that after it.
+		if n < len(joined.State) && r.state.revives(evt) { // nothing is sent until the full state was read
 			r.state.lose()
 			r.planned = false
 			continue
