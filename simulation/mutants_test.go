@@ -20,7 +20,7 @@ import (
 type mutant string
 
 const (
-	acceptsKept   mutant = "a server keeps accepts to itself, whoever posts them"
+	acceptsKept   mutant = "a server keeps accepts to itself, whoever posts or shows them"
 	appliedKept   mutant = "a server keeps what members vouch for to itself"
 	messagesKept  mutant = "a server keeps messages to itself"
 	plaintext     mutant = "a device sends what it encrypts in the clear, too"
@@ -43,7 +43,7 @@ func TestPropertiesTurnRed(t *testing.T) {
 		steps    string
 		property string
 	}{
-		{acceptsKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "7 bounded forks"},
+		{acceptsKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "1 convergence"},
 		{appliedKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "2 a live majority regains finality"},
 		{messagesKept, two, "send 0\nrun 7\n", "4 no lost message"},
 		{plaintext, two, "send 0\nrun 2\n", "5 server blindness"},
@@ -99,7 +99,7 @@ func (w *world) mutate() {
 	case promisesKept:
 		everywhere(rooms.TypePromise)
 	case acceptsKept:
-		keep(rooms.TypeAccept, rooms.TypeRepost)
+		keep(rooms.TypeAccept, rooms.TypeRepost, rooms.TypeHead) // clients take them from heads, too
 	case appliedKept:
 		keep(rooms.TypeApplied, rooms.TypeRepost)
 	case messagesKept:

@@ -119,8 +119,9 @@ var stages = []stage{
 		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
-	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
-		args: []string{"-sim.seeds=50", "-sim.steps=60"}, require: seeds(50, 60, 10)},
+	// Most rules are left out without the race detector only, so not in the stage above.
+	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^(TestSimulate|TestPropertiesTurnRed)$", "-timeout=15m"},
+		args: []string{"-sim.seeds=50", "-sim.steps=60"}, require: append(seeds(50, 60, 10), "TestPropertiesTurnRed")},
 	{name: "spec", command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"},
 		require: []string{"TestSpec/rounds", "TestSpec/shed-small", "TestSpec/change-small", "TestSpec/dead", "TestSpec/lapse"}, lists: []list{rules}},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
