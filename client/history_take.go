@@ -91,8 +91,7 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 // maxArchive bounds the plaintext of one part.
 const maxArchive = rooms.MaxHistoryPart
 
-// readArchive reads all messages of an archive. They have to be of the room, unless
-// that is empty.
+// readArchive reads all messages of an archive. They have to be of the room.
 func (c *Client) readArchive(r io.Reader, s sealed.Secret, room id.RoomID) ([]*archive.Message, error) {
 	in, err := archive.NewReader(r, s, maxArchive)
 	if err != nil {
