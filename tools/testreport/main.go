@@ -6,7 +6,8 @@
 //	testreport STAGE   one stage of all
 //
 // A stage fails when a test fails, when a test that must be in it did not run, and, in all but fast, when a test was
-// skipped: what is promised either ran or is missing. The last line counts everything.
+// skipped: what is promised either ran or is missing. What failed is told once more at the end, for who sees only that
+// of a long run; the last line counts everything.
 package main
 
 import (
@@ -182,29 +183,39 @@ func main() {
 	}
 	all := strings.Fields(string(out))
 	var total counts
-	good := true
+	var wrong []string
 	for _, s := range todo {
-		c, ok := s.run(all)
+		c, bad := s.run(all)
 		total.passed, total.failed, total.skipped = total.passed+c.passed, total.failed+c.failed, total.skipped+c.skipped
-		good = good && ok
+		for _, b := range bad {
+			wrong = append(wrong, s.name+": "+b)
+		}
 	}
-	if !good && total.failed == 0 {
+	if len(wrong) > 0 && total.failed == 0 {
 		total.failed = 1 // something that is no test failed: a build, a missing test, a skipped one
 	}
-	fmt.Printf("\n%d passed, %d failed\n", total.passed, total.failed)
-	if !good {
+	fmt.Println()
+	for _, w := range wrong[:min(len(wrong), 20)] {
+		fmt.Println(w)
+	}
+	if more := len(wrong) - 20; more > 0 {
+		fmt.Printf("and %d more\n", more)
+	}
+	fmt.Printf("%d passed, %d failed\n", total.passed, total.failed)
+	if len(wrong) > 0 {
 		os.Exit(1)
 	}
 }
 
-func (s *stage) run(all []string) (counts, bool) {
+// run runs the stage and returns its counts and what was wrong: a line each, with the last words of a test that failed.
+func (s *stage) run(all []string) (counts, []string) {
 	began := time.Now()
 	args := s.command
 	if args == nil {
 		packages := s.packages(all)
 		if len(packages) == 0 {
 			fmt.Printf("== %s: no packages\n", s.name)
-			return counts{}, false
+			return counts{}, []string{"no packages"}
 		}
 		fmt.Printf("== %s: %d packages\n", s.name, len(packages))
 		args = slices.Concat([]string{"go", "test", "-json", "-count=1"}, s.flags, packages, s.args)
@@ -220,37 +231,43 @@ func (s *stage) run(all []string) (counts, bool) {
 	}
 	if err != nil {
 		fmt.Printf("testreport: start %s: %v\n", args[0], err)
-		return counts{}, false
+		return counts{}, []string{fmt.Sprintf("start %s: %v", args[0], err)}
 	}
-	r := report{results: map[string]string{}, output: map[string][]string{}}
+	r := report{results: map[string]string{}, output: map[string][]string{}, words: map[string]string{}}
 	readErr := r.read(pipe)
 	waitErr := cmd.Wait()
 	c, kinds := r.count()
-	good := waitErr == nil && readErr == nil && c.failed == 0
+	wrong := r.failed()
+	if readErr != nil {
+		wrong = append(wrong, readErr.Error())
+	}
 	require := slices.Clone(s.require)
 	for _, l := range s.lists {
 		names, err := l.read()
 		if err != nil {
 			fmt.Println(err)
-			good = false
+			wrong = append(wrong, err.Error())
 		}
 		require = append(require, names...)
 	}
 	for _, name := range require {
 		if !r.ran(name) {
 			fmt.Printf("MISSING %s: no such test passed in this stage\n", name)
-			good = false
+			wrong = append(wrong, "MISSING "+name)
 		}
 	}
 	if c.skipped > 0 && !s.allow {
 		fmt.Printf("SKIPPED %d tests, which counts as a failure: %s\n", c.skipped, strings.Join(r.skipped(), ", "))
-		good = false
+		wrong = append(wrong, "SKIPPED "+strings.Join(r.skipped(), ", "))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		fmt.Printf("   %-10s %5d ok %5d bad\n", kind, kinds[kind].passed, kinds[kind].failed)
 	}
+	if waitErr != nil && len(wrong) == 0 {
+		wrong = append(wrong, fmt.Sprintf("%s: %v, though no test failed", args[0], waitErr))
+	}
 	verdict := "ok"
-	if !good {
+	if len(wrong) > 0 {
 		verdict = "FAILED"
 	}
 	left := ""
@@ -258,14 +275,17 @@ func (s *stage) run(all []string) (counts, bool) {
 		left = fmt.Sprintf(", %d left out", c.skipped)
 	}
 	fmt.Printf("== %s: %s, %d tests%s, %.0f s\n\n", s.name, verdict, c.passed+c.failed, left, time.Since(began).Seconds())
-	return c, good
+	return c, wrong
 }
 
 // report gathers what go test says. Tests are keyed by package and name, with a slash between.
 type report struct {
 	results map[string]string
 	output  map[string][]string
-	last    time.Time
+	words   map[string]string // the last line that a failed test said of itself
+	// packages are those that failed, which may be with no test of theirs: one that does not build, or that panics outside.
+	packages []string
+	last     time.Time
 }
 
 func (r *report) read(in io.Reader) error {
@@ -301,6 +321,7 @@ func (r *report) add(e *event) {
 		if e.Test != "" {
 			r.results[key] = e.Action
 			if e.Action == "fail" {
+				r.words[key] = lastWords(r.output[key])
 				fmt.Printf("--- FAIL %s (%.2f s)\n%s", strings.TrimPrefix(key, module), e.Elapsed, strings.Join(r.output[key], ""))
 			}
 			delete(r.output, key)
@@ -312,6 +333,7 @@ func (r *report) add(e *event) {
 		}
 		r.last = time.Now()
 		if e.Action == "fail" {
+			r.packages = append(r.packages, strings.TrimPrefix(e.Package, module))
 			fmt.Print(strings.Join(r.output[key], ""))
 			for k, lines := range r.output { // tests that a panic or a timeout cut short
 				if strings.HasPrefix(k, e.Package+"/Test") {
@@ -381,6 +403,36 @@ func kindOf(key string) string {
 	}
 	folder, _, _ := strings.Cut(rel, "/")
 	return folder
+}
+
+// failed names each test that failed and has no failed subtest, and each package that failed without one.
+func (r *report) failed() []string {
+	var out []string
+	for key, result := range r.results {
+		if result == "fail" && !r.childFailed(key) {
+			out = append(out, strings.TrimSpace(strings.TrimPrefix(key, module)+"  "+r.words[key]))
+		}
+	}
+	for _, p := range r.packages {
+		if !slices.ContainsFunc(out, func(test string) bool {
+			return strings.HasPrefix(test, p+"/Test") || strings.HasPrefix(test, p+"/Fuzz")
+		}) {
+			out = append(out, p+" failed, and no test in it")
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// lastWords returns the last line of a test's output that is not go test's own, cut to 200 bytes.
+func lastWords(output []string) string {
+	for _, line := range slices.Backward(output) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "--- ") && !strings.HasPrefix(line, "=== ") {
+			return line[:min(len(line), 200)]
+		}
+	}
+	return ""
 }
 
 func (r *report) ran(name string) bool {
