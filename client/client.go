@@ -171,6 +171,7 @@ type Client struct {
 	given                 map[string]lastGiven
 	histWake              chan struct{}
 	askHistory, noHistory bool
+	walks                 map[*historyWalk]bool
 	receipts              bool // of delivery
 
 	handler func(ctx context.Context, update Update)
@@ -203,7 +204,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		rooms: map[id.RoomID]*room{}, waiters: map[int64][]chan sendResult{}, handler: o.Handler,
 		wake: make(chan struct{}, 1), outWake: make(chan struct{}, 1), updWake: make(chan struct{}, 1),
 		devs: map[id.UserID]*identity.UserDevices{}, synced: make(chan struct{}),
-		given: map[string]lastGiven{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory, receipts: o.Receipts,
+		given: map[string]lastGiven{}, walks: map[*historyWalk]bool{}, histWake: make(chan struct{}, 1), askHistory: o.AskHistory, noHistory: o.NoHistory, receipts: o.Receipts,
 		patience: memberWait, pageWait: pageTimeout,
 	}
 	if c.hs == nil {

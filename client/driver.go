@@ -381,6 +381,11 @@ func redactedKey(room id.RoomID, event id.EventID) string {
 // redact takes what a redacted message said out of the store. If it cannot be opened
 // yet, it says nothing when it is.
 func (c *Client) redact(r *room, target id.EventID, b *batch) {
+	for w := range c.walks {
+		if w.room == r.id && len(w.redacted) < c.limits.History {
+			w.redacted[target] = true
+		}
+	}
 	b.do(func(ctx context.Context) error {
 		waits, err := c.st.InInbox(ctx, r.id, target)
 		if err == nil && waits {

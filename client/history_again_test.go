@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,12 +167,12 @@ func TestOnWhoseWord(t *testing.T) {
 		"a file that says it is mine":              {HistorySource{User: me, Device: "A", File: true}, "", false, HistorySource{User: me, Device: "A", File: true}},
 		"a file of mine that says carol shared it": {HistorySource{User: me, Device: "A", File: true}, carol, false, HistorySource{User: me, Device: "A", File: true}},
 	} {
-		got := alice.givenMessage(&archive.Message{SharedBy: tc.sharedBy, FromFile: tc.file}, &Event{}, tc.from)
+		got := alice.givenMessage(&archive.Message{SharedBy: tc.sharedBy, FromFile: tc.file}, 0, tc.from)
 		if *got.From != tc.want {
 			t.Errorf("%s: shown as from %+v, want %+v", name, *got.From, tc.want)
 		}
 		// And an own device that gets it from this one has it from the same, or from this one.
-		on := alice.givenMessage(archived(got), &Event{}, own)
+		on := alice.givenMessage(archived(got), 0, own)
 		if want := (HistorySource{User: tc.want.User, File: tc.want.File}); tc.want.Own && *on.From != own || !tc.want.Own && *on.From != want {
 			t.Errorf("%s: handed on as from %+v", name, *on.From)
 		}
@@ -214,5 +216,82 @@ func TestARequestThatIsLostIsSentAgain(t *testing.T) {
 	w.settle()
 	if len(alice.tasks) != 0 || len(second.history()) != 1 {
 		t.Errorf("after the answer the giver has %d tasks; the new device was told %d times", len(alice.tasks), len(second.history()))
+	}
+}
+
+// TestOneEventThatIsGoneCostsNoOthers: what the homeserver does not show leaves nothing
+// else out.
+func TestOneEventThatIsGoneCostsNoOthers(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	content, err := rooms.Encode(&rooms.EncryptedContent{Algorithm: rooms.Algorithm, Ciphertext: rooms.Bytes{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 350
+	message := func(event id.EventID, i int) *archive.Message {
+		return &archive.Message{
+			Room: room, EventID: event, Sender: bob.UserID(), Device: "BOB1", Type: "m.room.message", ID: fmt.Sprint("m", i),
+			Content: json.RawMessage(`{"msgtype":"m.text","body":"x"}`),
+		}
+	}
+	var list []*archive.Message
+	for i := range n {
+		w.s.mu.Lock()
+		evt := w.s.append(&Event{RoomID: room, Type: rooms.TypeEncrypted, Sender: bob.UserID(), Content: content})
+		w.s.mu.Unlock()
+		list = append(list, message(evt, i))
+	}
+	slices.Reverse(list)
+	walk, end := alice.walk(room)
+	defer end()
+	from := HistorySource{User: alice.UserID(), Device: "ALICE2", Own: true}
+	for _, chunk := range []struct {
+		list           []*archive.Message
+		added, dropped int
+	}{
+		{[]*archive.Message{list[0], message("$gone", n)}, 1, 1},
+		{list[1:], n - 1, 0},
+	} {
+		if added, dropped, err := alice.addHistory(w.ctx, walk, chunk.list, from); err != nil || added != chunk.added || dropped != chunk.dropped {
+			t.Errorf("%d were added, %d left out (%v); want %d and %d", added, dropped, err, chunk.added, chunk.dropped)
+		}
+	}
+}
+
+// TestWhatIsRedactedMeanwhileIsNotStored: what is redacted after it was compared, and
+// before it is stored, is not stored.
+func TestWhatIsRedactedMeanwhileIsNotStored(t *testing.T) {
+	w := newWorld(t)
+	room, alice, second := w.historyWaits()
+	list, err := alice.Messages(w.ctx, room, "", 10)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("alice has %d messages (%v)", len(list), err)
+	}
+	w.must(func() error { _, err := second.AskHistory(w.ctx, room); return err })
+	second.turn()
+	alice.turn()
+	if err := second.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	second.hs.before = func(kind string) {
+		if kind != "messages" {
+			return
+		}
+		second.hs.before = nil
+		if _, err := alice.hs.Redact(w.ctx, room, list[0].EventID, "r", ""); err != nil {
+			t.Error(err)
+		}
+		if err := second.SyncOnce(w.ctx, 0); err != nil {
+			t.Error(err)
+		}
+		second.Step(w.ctx)
+	}
+	second.Exchange(w.ctx)
+	if second.hs.before != nil {
+		t.Error("nothing was compared")
+	}
+	if got := second.bodies(room); len(got) != 0 {
+		t.Errorf("the new device has %q", got)
 	}
 }

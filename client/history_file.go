@@ -90,6 +90,8 @@ func (c *Client) Import(ctx context.Context, r io.Reader, secret sealed.Secret) 
 	}
 	got := &Imported{By: HistorySource{User: in.Header.User, Device: in.Header.Device, File: true}}
 	var walk *historyWalk
+	end := func() {}
+	defer func() { end() }()
 	var list []*archive.Message
 	flush := func() error {
 		if len(list) == 0 {
@@ -116,7 +118,8 @@ func (c *Client) Import(ctx context.Context, r io.Reader, secret sealed.Secret) 
 			if err := flush(); err != nil {
 				return got, err
 			}
-			walk = &historyWalk{room: m.Room}
+			end()
+			walk, end = c.walk(m.Room)
 		}
 		if info, err := c.Room(ctx, m.Room); err != nil || info.Membership != "join" || !info.MLS {
 			got.Strange++

@@ -59,7 +59,9 @@ func (c *Client) take(ctx context.Context, t *historyTask) error {
 		return dropTask("%w", err)
 	}
 	from := HistorySource{User: t.Sender, Device: bundle.Device, Own: t.Sender == c.UserID()}
-	got, dropped, err := c.addHistory(ctx, &historyWalk{room: bundle.Room}, list, from)
+	walk, end := c.walk(bundle.Room)
+	got, dropped, err := c.addHistory(ctx, walk, list, from)
+	end()
 	if err != nil {
 		return err
 	}
@@ -127,76 +129,116 @@ type historyWalk struct {
 	token string
 	pages int
 	done  bool
-	page  []*Event // the last one read
+	// seen are the events that were read; HistoryPages bounds them.
+	seen map[id.EventID]walked
+	// redacted are the events that were redacted since it began, guarded by Client.mu.
+	redacted map[id.EventID]bool
 }
 
-// find returns the events with the given ids, as far as the homeserver gives them.
-func (c *Client) find(ctx context.Context, w *historyWalk, ids map[id.EventID]*archive.Message) (map[id.EventID]*Event, error) {
-	events := map[id.EventID]*Event{}
-	note := func(list ...*Event) {
-		for _, evt := range list {
-			if ids[evt.ID] != nil {
-				events[evt.ID] = evt
+// walk begins to compare with a room's events. The caller calls end when all is stored.
+func (c *Client) walk(room id.RoomID) (w *historyWalk, end func()) {
+	w = &historyWalk{room: room, seen: map[id.EventID]walked{}, redacted: map[id.EventID]bool{}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.walks[w] = true
+	return w, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.walks, w)
+	}
+}
+
+// redactedSince tells whether an event was redacted while it was compared. The caller
+// holds c.mu.
+func (c *Client) redactedSince(room id.RoomID, event id.EventID) bool {
+	for w := range c.walks {
+		if w.room == room && w.redacted[event] {
+			return true
+		}
+	}
+	return false
+}
+
+// walked is what is kept of an event that was read.
+type walked struct {
+	sender    id.UserID // empty: a state event, not encrypted, or redacted
+	timestamp int64
+}
+
+func (w *historyWalk) note(list ...*Event) {
+	for _, evt := range list {
+		var of walked
+		if evt.StateKey == nil && evt.Type == rooms.TypeEncrypted {
+			if _, err := rooms.DecodeEncrypted(evt.Content); err == nil {
+				of = walked{sender: evt.Sender, timestamp: evt.Timestamp}
 			}
 		}
+		w.seen[evt.ID] = of
 	}
-	note(w.page...)
-	for len(events) < len(ids) && !w.done {
+}
+
+// find reads on until all the events that are missing were seen, as far as the
+// homeserver gives them. One that it does not show is looked for to the end of what is
+// read, once for the whole walk.
+func (c *Client) find(ctx context.Context, w *historyWalk, missing []*archive.Message) error {
+	unseen := func() (out []id.EventID) {
+		for _, m := range missing {
+			if _, ok := w.seen[m.EventID]; !ok {
+				out = append(out, m.EventID)
+			}
+		}
+		return out
+	}
+	for !w.done && len(unseen()) > 0 {
 		page, next, err := c.hs.Messages(ctx, w.room, w.token, 100)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		note(page...)
+		w.note(page...)
 		w.pages++
 		w.done = next == "" || next == w.token || len(page) == 0 || w.pages >= c.limits.HistoryPages
-		w.token, w.page = next, page
+		w.token = next
 	}
-	lookups := 0
-	for event := range ids {
-		if events[event] != nil || lookups >= maxHistoryLookups {
-			continue
-		}
-		lookups++
+	left := unseen()
+	for _, event := range left[:min(len(left), maxHistoryLookups)] {
 		evt, err := c.hs.Event(ctx, w.room, event)
 		if err != nil && !isPermanent(err) {
-			return nil, err
+			return err
 		}
-		if err == nil {
-			note(evt)
+		if err == nil && evt.ID == event {
+			w.note(evt)
 		}
 	}
-	return events, nil
+	return nil
 }
 
 // addHistory stores messages, the newest first, of which the homeserver has an
 // encrypted event of that sender.
 func (c *Client) addHistory(ctx context.Context, w *historyWalk, list []*archive.Message, from HistorySource) (added, dropped int, err error) {
 	roomID := w.room
-	missing := map[id.EventID]*archive.Message{}
+	var missing []*archive.Message
+	twice := map[id.EventID]bool{}
 	for _, m := range list {
 		known, err := c.st.TimelineEvent(ctx, roomID, m.EventID)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return 0, 0, err
 		}
-		if known == nil {
-			missing[m.EventID] = m
+		if known == nil && !twice[m.EventID] {
+			twice[m.EventID] = true
+			missing = append(missing, m)
 		}
 	}
-	events, err := c.find(ctx, w, missing)
-	if err != nil {
+	if err := c.find(ctx, w, missing); err != nil {
 		return 0, 0, fmt.Errorf("client: compare history of %s with the homeserver's: %w", roomID, err)
 	}
 	var items []*store.TimelineItem
-	for _, m := range list {
-		if missing[m.EventID] != m {
-			continue
-		}
-		evt := events[m.EventID]
-		if evt == nil || !carries(evt, m) {
+	for _, m := range missing {
+		evt := w.seen[m.EventID]
+		if evt.sender == "" || evt.sender != m.Sender {
 			dropped++
 			continue
 		}
-		item, err := historyItem(c.givenMessage(m, evt, from))
+		item, err := historyItem(c.givenMessage(m, evt.timestamp, from))
 		if err != nil {
 			return 0, 0, err
 		}
@@ -214,13 +256,13 @@ func (c *Client) addHistory(ctx context.Context, w *historyWalk, list []*archive
 
 // givenMessage is a message as another device, or a file, gave it. On whose word it
 // is shown an own device may say, nobody else.
-func (c *Client) givenMessage(m *archive.Message, evt *Event, from HistorySource) *Message {
+func (c *Client) givenMessage(m *archive.Message, timestamp int64, from HistorySource) *Message {
 	if from.Own && m.SharedBy != "" && (m.SharedBy != c.UserID() || m.FromFile) {
 		from = HistorySource{User: m.SharedBy, File: m.FromFile}
 	}
 	return &Message{
 		Room: m.Room, EventID: m.EventID, Sender: m.Sender, Device: m.Device, Type: m.Type, Content: m.Content, ID: m.ID,
-		Timestamp: evt.Timestamp, Epoch: m.Epoch, Verification: Unverified, From: &from,
+		Timestamp: timestamp, Epoch: m.Epoch, Verification: Unverified, From: &from,
 	}
 }
 
@@ -233,6 +275,9 @@ func (c *Client) storeHistory(ctx context.Context, roomID id.RoomID, items []*st
 	}
 	b := &batch{}
 	for _, item := range items {
+		if c.redactedSince(roomID, item.EventID) {
+			continue
+		}
 		b.do(func(ctx context.Context) error {
 			ok, err := c.st.AddHistory(ctx, item)
 			if ok {
@@ -246,14 +291,4 @@ func (c *Client) storeHistory(ctx context.Context, roomID id.RoomID, items []*st
 	}
 	r.rec.History.Held = true
 	return added, c.commitBatch(ctx, r, b)
-}
-
-// carries tells whether an event of the homeserver can be the one that a message
-// was in: of that sender, encrypted, and not redacted.
-func carries(evt *Event, m *archive.Message) bool {
-	if evt.Sender != m.Sender || evt.Type != rooms.TypeEncrypted || evt.StateKey != nil {
-		return false
-	}
-	_, err := rooms.DecodeEncrypted(evt.Content)
-	return err == nil
 }
