@@ -59,7 +59,10 @@ func (c *Client) takeShown(ctx context.Context, r *room) error {
 			if r.takenFrom == nil {
 				r.takenFrom = map[id.UserID]id.EventID{}
 			}
-			r.takenFrom[bot], r.taken, r.takeAt = evt, 0, now+takeWait
+			r.takenFrom[bot], r.taken = evt, 0
+			if r.takeAt == 0 || now+takeWait < r.takeAt { // a module that moves on and on delays no other's
+				r.takeAt = now + takeWait
+			}
 		}
 	}
 	if r.takeAt == 0 || now < r.takeAt {

@@ -1,8 +1,11 @@
 package client
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -57,4 +60,29 @@ func TestReceiptsThatTheHomeserverKeeps(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestAHeadThatMovesOnAndOnDelaysNoOthers: what a module's head shows is taken in time,
+// however often another's changes.
+func TestAHeadThatMovesOnAndOnDelaysNoOthers(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	r := alice.rooms[room]
+	bot := w.module.bot
+	for i := range 8 {
+		entry := r.state.Entries[rooms.TypeHead][string(bot)]
+		entry.Event = id.EventID(fmt.Sprint("$head", i))
+		r.state.Entries[rooms.TypeHead][string(bot)] = entry
+		r.showMore = []id.UserID{bot}
+		if err := alice.takeShown(w.ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		if r.takeAt == 0 || r.taken > 0 {
+			return // it was tried
+		}
+		w.now.add(takeWait * 2 / 3)
+	}
+	t.Errorf("nothing was taken in %v", 8*takeWait*2/3)
 }
