@@ -39,6 +39,7 @@ type said struct {
 	Did   string     `json:"did"`
 	Event id.EventID `json:"event_id"`
 	Texts []string   `json:"texts"`
+	ownKeys
 }
 
 // realClients are the programs, installed by make lab-clients.
@@ -52,27 +53,31 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Node looks for modules beside the program.
+	js := func(kind string) func(string) []string {
+		return func(dir string) []string {
+			for _, name := range []string{"js_client.mjs", "js_crypto.mjs"} {
+				raw, err := os.ReadFile(filepath.Join(scripts, name))
+				if err == nil {
+					err = os.WriteFile(filepath.Join(dir, name), raw, 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Symlink(filepath.Join(cache, "lab", "clients-node", "node_modules"), filepath.Join(dir, "node_modules")); err != nil && !os.IsExist(err) {
+				t.Fatal(err)
+			}
+			return []string{"node", filepath.Join(dir, "js_client.mjs"), kind}
+		}
+	}
 	return map[string]func(string) []string{
 		"matrix-nio": func(string) []string {
 			return []string{filepath.Join(cache, "lab", "clients-venv", "bin", "python"), "-B", filepath.Join(scripts, "nio_client.py")}
 		},
-		// Node looks for modules beside the program.
-		"matrix-js-sdk": func(dir string) []string {
-			script := filepath.Join(dir, "js_client.mjs")
-			raw, err := os.ReadFile(filepath.Join(scripts, "js_client.mjs"))
-			if err == nil {
-				err = os.WriteFile(script, raw, 0o600)
-			}
-			if err == nil {
-				if err = os.Symlink(filepath.Join(cache, "lab", "clients-node", "node_modules"), filepath.Join(dir, "node_modules")); os.IsExist(err) {
-					err = nil
-				}
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			return []string{"node", script}
-		},
+		"matrix-js-sdk":                          js("plain"),
+		"matrix-js-sdk with its encryption":      js("rust"),
+		"matrix-js-sdk with external encryption": js("external"),
 	}
 }
 
@@ -131,6 +136,8 @@ func TestProxyRealClients(t *testing.T) {
 	programs := realClients(t)
 	for _, tt := range []struct{ name, from, to string }{
 		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"}, {"matrix-js-sdk", "den1", "syn1"},
+		{"matrix-js-sdk with its encryption", "den1", "syn1"}, {"matrix-js-sdk with its encryption", "syn1", "den1"},
+		{"matrix-js-sdk with external encryption", "syn1", "den1"},
 	} {
 		t.Run(tt.name+" on "+tt.to, func(t *testing.T) {
 			s := tell(t, "sqlite")
@@ -150,6 +157,10 @@ func TestProxyRealClients(t *testing.T) {
 			}
 			c.run(s.ctx, args("first")...)
 			c.did("in")
+			var apart *apart
+			if strings.HasSuffix(tt.name, "its encryption") {
+				apart = c.apart(p, user)
+			}
 			s.must(alice.Invite(s.soon(), room, bob))
 			c.did("joined")
 			s.step("it joined")
@@ -165,6 +176,10 @@ func TestProxyRealClients(t *testing.T) {
 			}
 			first := c.did("read")
 			s.step("it read")
+			if apart != nil {
+				apart.check(c.did("keys").ownKeys)
+				apart.stands()
+			}
 			for _, want := range []struct{ what, text string }{
 				{"text", "text " + word}, {"reply", string(first.Event)}, {"edit", "edit " + word}, {"reaction", "key " + word},
 			} {
@@ -186,7 +201,13 @@ func TestProxyRealClients(t *testing.T) {
 
 			p.end()
 			p.start()
+			if apart != nil {
+				apart.stands()
+			}
 			c.run(s.ctx, args("again")...)
+			if apart != nil {
+				apart.check(c.did("keys").ownKeys)
+			}
 			history := c.did("history").Texts
 			for i := range 5 {
 				if want := fmt.Sprintf("message %d %s", i, word); !slices.Contains(history, want) {

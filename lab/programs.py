@@ -137,7 +137,7 @@ def client_python():
 
 
 def client_modules():
-    """A folder with matrix-js-sdk in node_modules."""
+    """A folder with matrix-js-sdk, and a browser's database for it, in node_modules."""
     root = os.path.join(cache_dir(), "clients-node")
     mark = mark_of(root, "package-lock.json")
     if os.path.exists(mark):

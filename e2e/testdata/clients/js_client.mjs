@@ -1,6 +1,7 @@
-// A person with a program on matrix-js-sdk, without its encryption. Prints one JSON object a line for each thing done.
+// A person with a program on matrix-js-sdk: without its encryption ("plain"), with it ("rust"), or with the option for
+// those whose encryption is a proxy ("external"). Prints one JSON object a line for each thing done.
 //
-// js_client.mjs first|again URL USER PASSWORD ROOM WORD DIR
+// js_client.mjs plain|rust|external first|again URL USER PASSWORD ROOM WORD DIR
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as sdk from "matrix-js-sdk";
@@ -11,7 +12,7 @@ Promise.withResolvers ??= function () {
     out.promise = new this((resolve, reject) => Object.assign(out, { resolve, reject }));
     return out;
 };
-const [mode, url, user, password, room, word, where] = process.argv.slice(2);
+const [kind, mode, url, user, password, room, word, where] = process.argv.slice(2);
 const session = join(where, "session.json");
 const say = (did, rest = {}) => process.stdout.write(JSON.stringify({ did, ...rest }) + "\n");
 
@@ -52,6 +53,13 @@ function readAll(client) {
     return [0, 1, 2, 3, 4].every((i) => [...all.values()].includes(`message ${i} ${word}`)) && all;
 }
 
+// unencrypted checks that the client would send in clear in the room: it leaves that to the proxy.
+async function unencrypted(client) {
+    const here = client.getRoom(room);
+    if (here.hasEncryptionStateEvent() || (await client.getCrypto()?.isEncryptionEnabledInRoom(room)))
+        fail("the client takes the room for one that it has to encrypt for: " + JSON.stringify(here.currentState.getStateEvents("m.room.encryption", "")?.event));
+}
+
 async function first(client) {
     await until(client, ["Room", "Room.myMembership"], () => client.getRoom(room)?.getMyMembership() === "invite");
     await client.joinRoom(room);
@@ -59,7 +67,12 @@ async function first(client) {
     const all = await until(client, ["Room", "Room.timeline", "Event.replaced"], () => readAll(client));
     const of = [...all].find(([, body]) => body === "message 0 " + word)[0];
     say("read", { event_id: of });
-    if (client.getRoom(room).hasEncryptionStateEvent()) fail("the client takes the room for one that it has to encrypt for: " + JSON.stringify(client.getRoom(room).currentState.getStateEvents("m.room.encryption", "")?.event));
+    await unencrypted(client);
+    if (crypto) {
+        const apart = await rust.aside(client, where, until);
+        writeFileSync(session, JSON.stringify({ ...kept, apart }));
+        say("keys", await rust.identity(client, true));
+    }
     const send = async (did, type, content) => {
         const { event_id } = await client.sendEvent(room, type, content);
         say(did, { event_id });
@@ -86,6 +99,11 @@ async function again(client) {
         if (here.getLiveTimeline().getPaginationToken("b")) await client.scrollback(here, 20);
         else await new Promise((resolve) => client.once("sync", resolve)); // the rest comes by later answers
     }
+    await unencrypted(client);
+    if (crypto) {
+        await rust.aside(client, where, until, kept.apart);
+        say("keys", await rust.identity(client, false));
+    }
     say("history", { texts: [...texts(client).values()].sort() });
     client.stopClient();
     await client.logout();
@@ -97,8 +115,14 @@ if (mode === "first") {
     writeFileSync(session, JSON.stringify(kept));
     say("in");
 }
-const client = sdk.createClient({ baseUrl: url, userId: kept.user_id, deviceId: kept.device_id, accessToken: kept.access_token });
+const rust = kind === "rust" && (await import("./js_crypto.mjs"));
+const client = sdk.createClient({
+    baseUrl: url, userId: kept.user_id, deviceId: kept.device_id, accessToken: kept.access_token,
+    usingExternalCrypto: kind === "external", cryptoCallbacks: rust ? rust.secrets(where) : {},
+});
+const crypto = rust && (await rust.start(client, where));
 await client.startClient({ initialSyncLimit: 20, disablePresence: true });
 await (mode === "first" ? first(client) : again(client));
 client.stopClient();
+if (crypto && mode === "first") await crypto.keep();
 process.exit(0);
