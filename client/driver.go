@@ -333,6 +333,7 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		}
 		return rooms.CheckToDevice(evt.Type)
 	}
+	r.hear(evt.Sender, c.mono())
 	switch evt.Type {
 	case rooms.TypeCommit:
 		if data.Late > 0 || len(r.rec.Late) > 0 {
@@ -734,6 +735,7 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			return err
 		}
 		c.watchUnvouched(r)
+		c.watchStandstill(r)
 		c.watchCopy(r)
 		c.plan(r)
 		if err := c.supportEras(ctx, r); err != nil {
@@ -803,6 +805,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	if r.unvouchedSince > 0 {
 		at(r.unvouchedSince + unvouchedWait)
 	}
+	at(c.standstillAt(r))
 	if r.lagSince > 0 {
 		at(r.lagSince + lagLook)
 		at(r.lagSince + lagOther)

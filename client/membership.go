@@ -440,6 +440,9 @@ type RoomInfo struct {
 	// Unconfirmed: this device joined at an epoch whose finality nobody has
 	// proven to it yet.
 	Unconfirmed bool
+	// Standstill says, if nothing became final for the policy's heirs_wait although
+	// something waits, which modules are silent, and what helps.
+	Standstill string
 }
 
 // Rooms lists the MLS rooms this device knows.
@@ -490,6 +493,7 @@ func (c *Client) info(r *room) RoomInfo {
 		info.Final = r.epochOf(r.machine.NewestFinal())
 		info.Era, _ = r.machine.EraOf()
 		info.Status = r.machine.Status(e.ref)
+		info.Standstill = c.standstill(r)
 		if policy, err := rooms.PolicyOf(e.group); err == nil {
 			for _, seq := range policy.Sequencers {
 				info.Modules = append(info.Modules, seq.Server)

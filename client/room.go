@@ -229,6 +229,8 @@ type room struct {
 
 	unvouched      federation.Ref // what nobody in the group could vouch for
 	unvouchedSince time.Duration  // 0: nothing
+
+	heard map[id.UserID]time.Duration // when bots of modules sent something last
 }
 
 func (c *Client) newRoom(roomID id.RoomID) *room {

@@ -279,6 +279,9 @@ func roomState(r client.RoomInfo) string {
 	if len(r.Blocked) > 0 {
 		text += "; sending waits"
 	}
+	if r.Standstill != "" {
+		text += "; nothing becomes final"
+	}
 	return text
 }
 

@@ -92,13 +92,13 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 		}
 		return body
 	}
-	room := client.RoomInfo{ID: "!r:x", Name: evil, MLS: true, Membership: "join", Phase: "member", Epoch: 7, Blocked: []string{evil}, Modules: []string{evil}}
+	room := client.RoomInfo{ID: "!r:x", Name: evil, MLS: true, Membership: "join", Phase: "member", Epoch: 7, Blocked: []string{evil}, Modules: []string{evil}, Standstill: evil}
 	body := write("overview", overview{Homeserver: evil, Reached: "answers", Broken: []string{evil}, Accounts: []accountView{{
 		Status:  &account.Status{User: evil, Device: evil, Dir: evil, VerifiedKnown: true, Stock: []account.Stock{{Suite: 1, Have: 3, Want: 50, Known: true}, {Suite: mls.CipherSuite(2), Want: 2}}},
 		Trouble: evil, Refused: []count{{evil, 4}}, More: 5,
 		Rooms: []roomView{{RoomInfo: room, Link: s.roomLink("room", evil, "!r:x")}},
 	}}})
-	for _, want := range []string{"3 of 50 for MLS_128_DHKEMX25519", "not known yet", "epoch 7, undecided; sending waits", "could not be opened", "has not heard", "rooms do not let it in", "5 more rooms", `<th scope="col">`} {
+	for _, want := range []string{"3 of 50 for MLS_128_DHKEMX25519", "not known yet", "epoch 7, undecided; sending waits; nothing becomes final", "could not be opened", "has not heard", "rooms do not let it in", "5 more rooms", `<th scope="col">`} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}
@@ -117,7 +117,7 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
 		},
 	})
-	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device", "yes, as it says", "not known", "3 more are not shown"} {
+	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device", "yes, as it says", "not known", "<strong>Nothing becomes final:</strong>", "3 more are not shown"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}

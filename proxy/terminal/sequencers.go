@@ -73,6 +73,11 @@ func runEra(ctx context.Context, c *call) error {
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
 		wait, cancel := context.WithTimeout(ctx, settleTime)
 		defer cancel()
+		for _, server := range c.args[1:] {
+			if err := cli.CallModule(wait, r.ID, server); err != nil {
+				return err
+			}
+		}
 		if err := cli.OpenEra(wait, r.ID, c.args[1:]...); err != nil {
 			return err
 		}
@@ -104,7 +109,9 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 	if len(info.Without) > 0 {
 		c.printf("No module in the room: %s.\n", clean(strings.Join(info.Without, ", ")))
 	}
-	if info.Stalled > time.Minute {
+	if r, err := cli.Room(ctx, room); err == nil && r.Standstill != "" {
+		c.printf("%s.\n", clean(strings.ToUpper(r.Standstill[:1])+r.Standstill[1:]))
+	} else if info.Stalled > time.Minute {
 		c.printf("Nothing became final for %s although something waits.\n", info.Stalled.Round(time.Second))
 	}
 	return nil
