@@ -34,7 +34,7 @@ func (i *Identity) doLimit(ctx context.Context, cli *mautrix.Client, method, url
 			return nil
 		}
 		if errors.Is(err, mautrix.MUnknownToken) {
-			return ErrTokenRejected
+			return rejected(err)
 		}
 		wait, limited := retryAfter(err)
 		if !limited || attempt == maxAttempts {
@@ -48,6 +48,16 @@ func (i *Identity) doLimit(ctx context.Context, cli *mautrix.Client, method, url
 		case <-timer.C:
 		}
 	}
+}
+
+// rejected is the error of a token that the homeserver does not take (Matrix
+// client-server API, "Soft logout").
+func rejected(err error) error {
+	var httpErr mautrix.HTTPError
+	if errors.As(err, &httpErr) && httpErr.RespError != nil && httpErr.RespError.ExtraData["soft_logout"] == true {
+		return ErrSoftLogout
+	}
+	return ErrTokenRejected
 }
 
 // retryAfter tells how long a 429 asks us to wait.

@@ -101,11 +101,12 @@ type account struct {
 	server   string
 	secrets  accountSecrets
 	olm      *crypto.OlmAccount
+	renewal  renewal
 }
 
 // accountSecrets is the sealed part of the stored account.
 type accountSecrets struct {
-	AccessToken   string            `json:"access_token"`
+	session
 	Device        []byte            `json:"device"`         // the device's Ed25519 and Curve25519 keys, pickled
 	SignatureKeys map[uint16][]byte `json:"signature_keys"` // by cipher suite
 	Published     string            `json:"published"`      // hash of the device keys that the homeserver has
@@ -194,7 +195,7 @@ func (i *Identity) use(ctx context.Context, a *account) error {
 		return fmt.Errorf("identity: homeserver %s: %w", a.server, err)
 	}
 	cli.DeviceID = a.deviceID
-	cli.Client = i.http
+	cli.Client = i.withSession(a)
 	cli.Log = zerolog.Nop() // what fails is returned, and mautrix logs whole requests
 	i.mu.Lock()
 	i.account, i.client = a, cli
@@ -202,6 +203,18 @@ func (i *Identity) use(ctx context.Context, a *account) error {
 	return nil
 }
 
+// withSession is the HTTP client for the homeserver that shows it the device's
+// token.
+func (i *Identity) withSession(a *account) *http.Client {
+	c := *i.http
+	if c.Transport == nil {
+		c.Transport = http.DefaultTransport
+	}
+	c.Transport = &sessionTransport{i: i, a: a, next: c.Transport}
+	return &c
+}
+
+// saveAccount writes the account. Once it is in use, i.mu is held.
 func (i *Identity) saveAccount(ctx context.Context, a *account) error {
 	data, err := json.Marshal(&a.secrets)
 	if err != nil {

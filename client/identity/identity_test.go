@@ -323,7 +323,7 @@ func TestSSOLoginTakesTheToken(t *testing.T) {
 		}
 		return nil
 	}
-	if err := i.LoginSSO(t.Context(), Login{Homeserver: h.URL}, visit); err != nil {
+	if err := i.LoginBrowser(t.Context(), Login{Homeserver: h.URL}, visit); err != nil {
 		t.Fatal(err)
 	}
 	if i.UserID() != "@sso:one" {
@@ -335,7 +335,7 @@ func TestSSOLoginEndsWithTheContext(t *testing.T) {
 	h := newHomeserver(t, true)
 	i := openIdentity(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	err := i.LoginSSO(ctx, Login{Homeserver: h.URL}, func(string) error { cancel(); return nil })
+	err := i.LoginBrowser(ctx, Login{Homeserver: h.URL}, func(string) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}

@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"html"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -33,38 +31,84 @@ type Login struct {
 var ErrPasswordRefused = errors.New("identity: the homeserver refused the user name or password")
 
 // LoginPassword logs in with a password, which makes a new device, and
-// publishes the device's keys and key packages.
+// publishes the device's keys and key packages. A device that the homeserver
+// wants to log in again ([ErrSoftLogout]) stays the same.
+//
+// A token that lasts is preferred, since it is good in a backup, too. Where the
+// homeserver's end after a time, one is taken that can be renewed.
 func (i *Identity) LoginPassword(ctx context.Context, l Login, password string) error {
 	if l.User == "" {
 		return errors.New("identity: log in: no user name was given")
 	}
-	return i.login(ctx, l, func(cli *mautrix.Client) (*mautrix.ReqLogin, error) {
-		return &mautrix.ReqLogin{
+	return i.login(ctx, l, func(cli *mautrix.Client, device id.DeviceID) (*loggedIn, error) {
+		req := &mautrix.ReqLogin{
 			Type:       mautrix.AuthTypePassword,
 			Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: l.User},
-			Password:   password,
-		}, nil
+			Password:   password, DeviceID: device, InitialDeviceDisplayName: l.DeviceName,
+		}
+		in, err := i.askLogin(ctx, cli, req)
+		if err != nil || in.session.RenewAt == 0 || in.session.RefreshToken != "" {
+			return in, err
+		}
+		first := in
+		req.DeviceID, req.RefreshToken = in.device, true
+		if in, err = i.askLogin(ctx, cli, req); err != nil && device == "" {
+			err = errors.Join(err, i.endSession(context.WithoutCancel(ctx), cli.HomeserverURL.String(), first.session))
+		}
+		return in, err
 	})
 }
 
-// LoginSSO logs in by the homeserver's single sign-on: open is called with the
-// address of a page that the user visits in a browser on this machine, and the
-// browser is sent back to a listener on the loopback interface. LoginSSO
-// returns when that happened or ctx ends.
-func (i *Identity) LoginSSO(ctx context.Context, l Login, open func(url string) error) error {
-	return i.login(ctx, l, func(cli *mautrix.Client) (*mautrix.ReqLogin, error) {
+// LoginBrowser logs in in a browser on this machine: by OAuth 2.0 where the
+// homeserver leaves logins to an issuer of its own, else by single sign-on. open
+// is called with the address of a page that the user visits, and the browser is
+// sent back to a listener on the loopback interface. LoginBrowser returns when
+// that happened or ctx ends. As with [Identity.LoginPassword], a device that has
+// to log in again stays the same.
+func (i *Identity) LoginBrowser(ctx context.Context, l Login, open func(url string) error) error {
+	return i.login(ctx, l, func(cli *mautrix.Client, device id.DeviceID) (*loggedIn, error) {
+		meta, err := i.authMetadata(ctx, cli)
+		if err != nil {
+			return nil, err
+		}
+		if meta != nil {
+			return i.loginOAuth(ctx, cli, meta, device, l.DeviceName, open)
+		}
 		token, err := ssoToken(ctx, cli, open)
 		if err != nil {
 			return nil, err
 		}
-		return &mautrix.ReqLogin{Type: mautrix.AuthTypeToken, Token: token}, nil
+		return i.loginToken(ctx, cli, token, device, l.DeviceName)
+	})
+}
+
+// LoginSSOToken logs in with a login token, which a homeserver gives a browser at
+// the end of its single sign-on, and is good once.
+func (i *Identity) LoginSSOToken(ctx context.Context, l Login, token string) error {
+	return i.login(ctx, l, func(cli *mautrix.Client, device id.DeviceID) (*loggedIn, error) {
+		return i.loginToken(ctx, cli, token, device, l.DeviceName)
+	})
+}
+
+func (i *Identity) loginToken(ctx context.Context, cli *mautrix.Client, token string, device id.DeviceID, name string) (*loggedIn, error) {
+	// The token is good for one login: there is no asking again, as with a password.
+	return i.askLogin(ctx, cli, &mautrix.ReqLogin{
+		Type: mautrix.AuthTypeToken, Token: token, DeviceID: device, InitialDeviceDisplayName: name, RefreshToken: true,
 	})
 }
 
 // login makes the device: resolve, check, log in, keep, publish.
-func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Client) (*mautrix.ReqLogin, error)) error {
-	if i.LoggedIn() {
-		return ErrLoggedIn
+func (i *Identity) login(ctx context.Context, l Login, ask func(cli *mautrix.Client, device id.DeviceID) (*loggedIn, error)) error {
+	a, _, err := i.current()
+	if err == nil { // the device is there: it may have to log in again
+		switch err := i.Check(ctx); {
+		case errors.Is(err, ErrSoftLogout):
+		case errors.Is(err, ErrTokenRejected):
+			return err
+		default:
+			return ErrLoggedIn
+		}
+		l.Homeserver = a.server
 	}
 	base, err := i.resolve(ctx, l)
 	if err != nil {
@@ -75,26 +119,14 @@ func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Cli
 		return fmt.Errorf("identity: homeserver %s: %w", base, err)
 	}
 	cli.Client = i.http
-	req, err := request(cli)
+	if a != nil {
+		return i.loginAgain(ctx, cli, a, ask)
+	}
+	in, err := ask(cli, "")
 	if err != nil {
 		return err
 	}
-	req.InitialDeviceDisplayName = l.DeviceName
-	var resp mautrix.RespLogin
-	err = i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "login"), req, &resp)
-	if err != nil {
-		if status(err) == http.StatusForbidden {
-			return ErrPasswordRefused
-		}
-		return fmt.Errorf("identity: log in at %s: %w", base, err)
-	}
-	if resp.AccessToken == "" || resp.DeviceID == "" {
-		return fmt.Errorf("identity: log in at %s: the answer has no device or token", base)
-	}
-	if _, _, err := resp.UserID.Parse(); err != nil {
-		return fmt.Errorf("identity: log in at %s: the answer has no valid user id: %w", base, err)
-	}
-	if err := i.adopt(ctx, base, resp.UserID, resp.DeviceID, resp.AccessToken); err != nil {
+	if err := i.adopt(ctx, base, in); err != nil {
 		return err
 	}
 	if err := i.publish(ctx); err != nil {
@@ -103,6 +135,56 @@ func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Cli
 		return errors.Join(err, i.Logout(context.WithoutCancel(ctx), true))
 	}
 	return nil
+}
+
+// loginAgain gives a device that is there a new session.
+func (i *Identity) loginAgain(ctx context.Context, cli *mautrix.Client, a *account, ask func(*mautrix.Client, id.DeviceID) (*loggedIn, error)) error {
+	in, err := ask(cli, a.deviceID)
+	if err != nil {
+		return err
+	}
+	if in.user != a.userID || in.device != a.deviceID {
+		return errors.Join(
+			fmt.Errorf("identity: this is device %s of %s, and %s logged in: %w", a.deviceID, a.userID, in.user, ErrLoggedIn),
+			i.endSession(context.WithoutCancel(ctx), a.server, in.session))
+	}
+	i.mu.Lock()
+	old := a.secrets.session
+	a.secrets.session = in.session
+	if err = i.saveAccount(ctx, a); err != nil {
+		a.secrets.session = old
+	}
+	i.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return i.publish(ctx)
+}
+
+// askLogin makes the request of a login.
+func (i *Identity) askLogin(ctx context.Context, cli *mautrix.Client, req *mautrix.ReqLogin) (*loggedIn, error) {
+	base := cli.HomeserverURL
+	var resp mautrix.RespLogin
+	err := i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "login"), req, &resp)
+	if err != nil {
+		if status(err) == http.StatusForbidden {
+			if req.Type == mautrix.AuthTypeToken {
+				return nil, fmt.Errorf("identity: log in at %s: the homeserver does not take the browser's login token", base)
+			}
+			return nil, ErrPasswordRefused
+		}
+		return nil, fmt.Errorf("identity: log in at %s: %w", base, err)
+	}
+	if resp.AccessToken == "" || resp.DeviceID == "" {
+		return nil, fmt.Errorf("identity: log in at %s: the answer has no device or token", base)
+	}
+	if _, _, err := resp.UserID.Parse(); err != nil {
+		return nil, fmt.Errorf("identity: log in at %s: the answer has no valid user id: %w", base, err)
+	}
+	return &loggedIn{user: resp.UserID, device: resp.DeviceID, session: session{
+		AccessToken: resp.AccessToken, RefreshToken: resp.RefreshToken,
+		RenewAt: renewAt(i.now(), time.Duration(resp.ExpiresInMS)*time.Millisecond),
+	}}, nil
 }
 
 // LoginToken uses a device that exists already, such as a bot's: its access
@@ -116,7 +198,7 @@ func (i *Identity) login(ctx context.Context, l Login, request func(*mautrix.Cli
 // token. Another token is refused with [ErrLoggedIn].
 func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken string) error {
 	if a, _, err := i.current(); err == nil {
-		if a.secrets.AccessToken != accessToken {
+		if i.showing(a) != accessToken {
 			return ErrLoggedIn
 		}
 		return i.publish(ctx)
@@ -137,22 +219,29 @@ func (i *Identity) LoginToken(ctx context.Context, homeserver, accessToken strin
 	if resp.DeviceID == "" {
 		return fmt.Errorf("identity: log in at %s: the token belongs to no device", base)
 	}
-	if err := i.adopt(ctx, base, resp.UserID, resp.DeviceID, accessToken); err != nil {
+	if err := i.adopt(ctx, base, &loggedIn{user: resp.UserID, device: resp.DeviceID, session: session{AccessToken: accessToken}}); err != nil {
 		return err
 	}
 	return i.publish(ctx)
 }
 
+// showing is the access token of the moment.
+func (i *Identity) showing(a *account) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return a.secrets.AccessToken
+}
+
 // adopt makes the keys of a new device and keeps them in the store.
-func (i *Identity) adopt(ctx context.Context, base string, user id.UserID, device id.DeviceID, token string) error {
+func (i *Identity) adopt(ctx context.Context, base string, in *loggedIn) error {
 	olmAccount := crypto.NewOlmAccount()
 	olmAccount.Shared = true // its keys are published by this package
 	pickled, err := olmAccount.Internal.Pickle(pickleKey)
 	if err != nil {
 		return fmt.Errorf("identity: make the device keys: %w", err)
 	}
-	a := &account{userID: user, deviceID: device, server: base, olm: olmAccount,
-		secrets: accountSecrets{AccessToken: token, Device: pickled}}
+	a := &account{userID: in.user, deviceID: in.device, server: base, olm: olmAccount,
+		secrets: accountSecrets{session: in.session, Device: pickled}}
 	return i.use(ctx, a)
 }
 
@@ -168,11 +257,18 @@ func (i *Identity) publish(ctx context.Context) error {
 // The store is emptied even if the homeserver cannot be reached when force is
 // set; the device then stays in the user's list of sessions.
 func (i *Identity) Logout(ctx context.Context, force bool) error {
-	_, cli, err := i.current()
+	a, cli, err := i.current()
 	if err != nil {
 		return err
 	}
-	err = i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "logout"), struct{}{}, &struct{}{})
+	i.mu.Lock()
+	current := a.secrets.session
+	i.mu.Unlock()
+	if current.OAuth != nil {
+		err = i.revoke(ctx, current)
+	} else {
+		err = i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "logout"), struct{}{}, &struct{}{})
+	}
 	if err != nil && !errors.Is(err, ErrTokenRejected) && !force {
 		return fmt.Errorf("identity: log out: %w", err)
 	}
@@ -184,6 +280,22 @@ func (i *Identity) Logout(ctx context.Context, force bool) error {
 	i.mu.Unlock()
 	i.lists.init()
 	i.packages.init()
+	return nil
+}
+
+// endSession ends a session that was not taken into use.
+func (i *Identity) endSession(ctx context.Context, base string, s session) error {
+	if s.OAuth != nil {
+		return i.revoke(ctx, s)
+	}
+	cli, err := mautrix.NewClient(base, "", s.AccessToken)
+	if err != nil {
+		return err
+	}
+	cli.Client = i.http
+	if err := i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "logout"), struct{}{}, &struct{}{}); err != nil {
+		return fmt.Errorf("identity: end the session that was just made: %w", err)
+	}
 	return nil
 }
 
@@ -220,63 +332,15 @@ func ssoToken(ctx context.Context, cli *mautrix.Client, open func(string) error)
 	if !slices.ContainsFunc(flows.Flows, func(f mautrix.LoginFlow) bool { return f.Type == mautrix.AuthTypeSSO }) {
 		return "", errors.New("identity: this homeserver has no single sign-on; log in with a password")
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("identity: listen for the browser: %w", err)
+	var token string
+	page := func(redirect string) string {
+		return cli.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "login", "sso", "redirect"}, map[string]string{"redirectUrl": redirect})
 	}
 	// The random path keeps other pages and programs from handing us a token
 	// of their own account.
-	path := "/login/" + rand.Text()
-	tokens := make(chan string, 1)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-		token := r.URL.Query().Get("loginToken")
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Header().Set("Content-Security-Policy", "default-src 'none'")
-		w.Header().Set("Referrer-Policy", "no-referrer")
-		w.Header().Set("Cache-Control", "no-store")
-		message := "You are logged in. You can close this page and go back to the terminal."
-		if token == "" {
-			w.WriteHeader(http.StatusBadRequest)
-			message = "The homeserver sent no login token. Close this page and try again."
-		}
-		fmt.Fprintf(w, "<!DOCTYPE html><html lang=en><title>mls-proxy</title><p>%s</p></html>", html.EscapeString(message))
-		if token != "" {
-			select {
-			case tokens <- token:
-			default:
-			}
-		}
+	err = visit(ctx, "/login/"+rand.Text(), page, open, func(q url.Values) (bool, error) {
+		token = q.Get("loginToken")
+		return token != "", nil
 	})
-	server := &http.Server{
-		Handler: mux, ReadTimeout: 10 * time.Second, ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
-	}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = server.Serve(listener) // ends with ErrServerClosed, below
-	}()
-	defer func() {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if server.Shutdown(stop) != nil {
-			server.Close()
-		}
-		<-served
-	}()
-	redirect := "http://" + listener.Addr().String() + path
-	page := cli.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "login", "sso", "redirect"}, map[string]string{"redirectUrl": redirect})
-	if _, err := url.Parse(page); err != nil {
-		return "", fmt.Errorf("identity: address of the login page: %w", err)
-	}
-	if err := open(page); err != nil {
-		return "", fmt.Errorf("identity: open a browser: %w", err)
-	}
-	select {
-	case token := <-tokens:
-		return token, nil
-	case <-ctx.Done():
-		return "", fmt.Errorf("identity: no answer from the browser: %w", ctx.Err())
-	}
+	return token, err
 }

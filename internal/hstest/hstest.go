@@ -31,6 +31,8 @@ type Server struct {
 	Hidden      map[string]bool            // servers that it cannot reach and does not name, as Dendrite does beside another answer
 	NextLogin   int                        // the next device is one more
 	LastKeys    map[string]json.RawMessage // device keys as last uploaded, by device
+	Lasts       time.Duration              // how long the tokens last that are given from now on, 0 for ever
+	Metadata    json.RawMessage            // of the issuer that logins are left to, nil for none
 	Answering   func()                     // called while an answer to /keys/query is under way
 
 	t    testing.TB
@@ -40,6 +42,9 @@ type Server struct {
 // Device is a logged-in device.
 type Device struct {
 	Token    string
+	Refresh  string // the refresh token, if there is one
+	Over     bool   // the token's time is over: it is refused, with a soft logout
+	Tokens   int    // given so far
 	Keys     json.RawMessage
 	OTK      []Key
 	Fallback map[string]Key // by algorithm
@@ -82,8 +87,8 @@ func New(t testing.TB, fallback bool) *Server {
 				return
 			}
 			user, me := h.caller(r)
-			if me == nil && !strings.Contains(r.URL.Path, "/login") {
-				reply(401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no such token"})
+			if open := strings.HasSuffix(r.URL.Path, "/login") || strings.HasSuffix(r.URL.Path, "/refresh") || strings.HasSuffix(r.URL.Path, "/auth_metadata"); (me == nil || me.Over) && !open {
+				reply(401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no such token", "soft_logout": me != nil})
 				return
 			}
 			var body map[string]json.RawMessage
@@ -100,6 +105,27 @@ func New(t testing.TB, fallback bool) *Server {
 		return 200, map[string]any{"flows": []map[string]string{{"type": "m.login.password"}, {"type": "m.login.sso"}, {"type": "m.login.token"}}}
 	})
 	handle("POST "+v3+"/login", h.login)
+	handle("GET "+v3+"/account/whoami", func(me *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
+		for name, d := range h.Devices[user] {
+			if d == me {
+				return 200, map[string]any{"user_id": user, "device_id": name}
+			}
+		}
+		return 500, map[string]any{"errcode": "M_UNKNOWN"}
+	})
+	handle("POST "+v3+"/refresh", h.refresh)
+	handle("GET /_matrix/client/v1/auth_metadata", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
+		if h.Metadata == nil {
+			return 404, map[string]any{"errcode": "M_UNRECOGNIZED"}
+		}
+		return 200, h.Metadata
+	})
+	handle("GET /_matrix/client/unstable/org.matrix.msc2965/auth_metadata", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
+		return 404, map[string]any{"errcode": "M_UNRECOGNIZED"}
+	})
+	handle("PUT "+v3+"/devices/{device}", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
+		return 200, map[string]any{}
+	})
 	handle("POST "+v3+"/logout", func(me *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
 		for name, d := range h.Devices[user] {
 			if d == me {
@@ -201,6 +227,8 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	var req struct {
 		Type, Password, Token string
 		Identifier            struct{ User string }
+		Device                string `json:"device_id"`
+		Refresh               bool   `json:"refresh_token"`
 	}
 	raw, _ := json.Marshal(body)
 	if json.Unmarshal(raw, &req) != nil {
@@ -217,13 +245,67 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	if !strings.HasPrefix(string(user), "@") {
 		user = "@" + user + ":one"
 	}
-	h.NextLogin++
-	name := fmt.Sprintf("DEV%d", h.NextLogin)
+	name := req.Device
+	if name == "" {
+		h.NextLogin++
+		name = fmt.Sprintf("DEV%d", h.NextLogin)
+	}
+	d := h.Add(user, name)
+	d.give(req.Refresh)
+	return 200, h.given(d, map[string]any{"user_id": user, "device_id": name})
+}
+
+// Add makes a device, or finds it. The caller holds Mu.
+func (h *Server) Add(user id.UserID, name string) *Device {
 	if h.Devices[user] == nil {
 		h.Devices[user] = map[string]*Device{}
 	}
-	h.Devices[user][name] = &Device{Token: "token-" + name, Fallback: map[string]Key{}, Used: map[string]bool{}}
-	return 200, map[string]any{"user_id": user, "device_id": name, "access_token": "token-" + name}
+	d := h.Devices[user][name]
+	if d == nil {
+		d = &Device{Token: "token-" + name + string(user), Fallback: map[string]Key{}, Used: map[string]bool{}}
+		h.Devices[user][name] = d
+	}
+	return d
+}
+
+// give makes the next tokens of a device.
+func (d *Device) give(refresh bool) {
+	base, _, _ := strings.Cut(d.Token, "#")
+	d.Tokens++
+	d.Over, d.Refresh = false, ""
+	if d.Tokens > 1 {
+		d.Token = fmt.Sprintf("%s#%d", base, d.Tokens)
+	}
+	if refresh {
+		d.Refresh = "refresh-" + d.Token
+	}
+}
+
+// given adds the tokens to an answer.
+func (h *Server) given(d *Device, answer map[string]any) map[string]any {
+	answer["access_token"] = d.Token
+	if d.Refresh != "" {
+		answer["refresh_token"] = d.Refresh
+	}
+	if h.Lasts > 0 {
+		answer["expires_in_ms"] = h.Lasts.Milliseconds()
+	}
+	return answer
+}
+
+func (h *Server) refresh(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	var token string
+	if json.Unmarshal(body["refresh_token"], &token) == nil && token != "" {
+		for _, devices := range h.Devices {
+			for _, d := range devices {
+				if d.Refresh == token {
+					d.give(true)
+					return 200, h.given(d, map[string]any{})
+				}
+			}
+		}
+	}
+	return 401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no such refresh token"}
 }
 
 func (h *Server) upload(me *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
@@ -403,10 +485,10 @@ func (h *Server) sync(w http.ResponseWriter, r *http.Request) {
 	for done := false; ; {
 		h.Mu.Lock()
 		_, me := h.caller(r)
-		if me == nil {
+		if me == nil || me.Over {
 			h.Mu.Unlock()
 			w.WriteHeader(401)
-			fmt.Fprint(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no such token"}`)
+			fmt.Fprintf(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no such token","soft_logout":%v}`, me != nil)
 			return
 		}
 		if len(me.Inbox) > 0 || len(me.Changed) > 0 || done {

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
@@ -152,10 +151,15 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 	defer s.lock(user)()
 	a, err := s.Get(user)
 	if err == nil {
-		switch _, err := a.ident.Client().Whoami(ctx); {
+		switch err := a.ident.Check(ctx); {
 		case err == nil:
 			return a, a.addSession(ctx, session)
-		case !errors.Is(err, mautrix.MUnknownToken):
+		case errors.Is(err, identity.ErrSoftLogout): // it is still there
+			if err := a.ident.LoginPassword(ctx, s.deviceOf(user), password); err != nil {
+				return nil, err
+			}
+			return a, a.addSession(ctx, session)
+		case !errors.Is(err, identity.ErrTokenRejected):
 			return nil, fmt.Errorf("account: is the MLS device of %s still there: %w", user, err)
 		}
 		// The homeserver ended the device: rooms let a new one in.
@@ -184,12 +188,16 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 	return a, nil
 }
 
+// deviceOf is how a user's MLS device logs in.
+func (s *Set) deviceOf(user id.UserID) identity.Login {
+	return identity.Login{Homeserver: s.o.Homeserver, User: user.String(), DeviceName: s.o.DeviceName}
+}
+
 // enter logs an opened account in, makes the device cross-signed if it can, and
 // starts it.
 func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password string, session id.DeviceID) error {
 	if !a.ident.LoggedIn() {
-		l := identity.Login{Homeserver: s.o.Homeserver, User: user.String(), DeviceName: s.o.DeviceName}
-		if err := a.ident.LoginPassword(ctx, l, password); err != nil {
+		if err := a.ident.LoginPassword(ctx, s.deviceOf(user), password); err != nil {
 			return err
 		}
 	}

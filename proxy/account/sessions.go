@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
@@ -80,13 +81,14 @@ func (a *Account) pruneSessions(ctx context.Context) (left int, err error) {
 			there[d.DeviceID] = true
 		}
 	}
+	over := errors.Is(err, mautrix.MUnknownToken) && !errors.Is(a.ident.Check(ctx), identity.ErrSoftLogout)
 	a.sessionMu.Lock()
 	defer a.sessionMu.Unlock()
 	all, listErr := a.sessions(ctx)
 	if listErr != nil {
 		return 0, listErr
 	}
-	if errors.Is(err, mautrix.MUnknownToken) {
+	if over {
 		return 0, a.putSessions(ctx, nil)
 	}
 	if err != nil || !there[a.ident.DeviceID()] { // no list, or not this account's

@@ -48,6 +48,7 @@ var knownErrors = []struct {
 	hint string
 }{
 	{identity.ErrNotLoggedIn, ExitNotLoggedIn, "mls-proxy login @you:example.org"},
+	{identity.ErrSoftLogout, ExitNotLoggedIn, "mls-proxy login, as the first time: it stays the same device"},
 	{identity.ErrTokenRejected, ExitNotLoggedIn, "mls-proxy logout --force, then mls-proxy login; rooms let the new device in again"},
 	{identity.ErrLoggedIn, ExitFailure, "mls-proxy logout ends this device; --state DIR keeps another one beside it"},
 	{identity.ErrPasswordRefused, ExitRefused, "check the user name and password; accounts without a password use --sso"},

@@ -14,7 +14,7 @@ import (
 func runLogin(ctx context.Context, c *call) error {
 	homeserver := c.flags.String("homeserver", "", "base `URL`, if the server name does not lead to it")
 	passwordFile := c.flags.String("password-file", "", "read the password from `FILE` (- is standard input)")
-	sso := c.flags.Bool("sso", false, "log in in a browser")
+	sso := c.flags.Bool("sso", false, "log in in a browser: single sign-on, or the issuer that the homeserver leaves logins to")
 	name := c.flags.String("device-name", "", "`NAME` in the list of sessions")
 	if err := c.parse(ctx, 0, 1); err != nil {
 		return err
@@ -49,11 +49,20 @@ func runLogin(ctx context.Context, c *call) error {
 		return err
 	}
 	defer s.close()
-	if s.ident.LoggedIn() {
-		return fmt.Errorf("%w (%s)", identity.ErrLoggedIn, s.ident.UserID())
+	again := s.ident.LoggedIn()
+	if again {
+		// A device that the homeserver wants to log in again stays the same.
+		switch err := s.ident.Check(ctx); {
+		case errors.Is(err, identity.ErrSoftLogout):
+			c.notef("the homeserver wants this device of %s to log in again", clean(s.ident.UserID().String()))
+		case errors.Is(err, identity.ErrTokenRejected):
+			return err
+		default:
+			return fmt.Errorf("%w (%s)", identity.ErrLoggedIn, s.ident.UserID())
+		}
 	}
 	if *sso {
-		err = s.loginSSO(ctx, c, l)
+		err = s.loginBrowser(ctx, c, l)
 	} else {
 		var password string
 		if password, err = c.secret(ctx, *passwordFile, fmt.Sprintf("Password of %s: ", clean(l.User)), "password"); err == nil {
@@ -74,6 +83,9 @@ func runLogin(ctx context.Context, c *call) error {
 		})
 	}
 	c.printf("Logged in as %s, device %s.\n", clean(s.ident.UserID().String()), clean(s.ident.DeviceID().String()))
+	if again && status.DeviceSigned {
+		return nil
+	}
 	if status.HasCrossSigning {
 		c.notef("this device is not verified yet: rooms do not let it in")
 		fmt.Fprintln(c.env.Stderr, "hint: mls-proxy verify --recovery-key, or mls-proxy verify to compare emoji with another device")
@@ -84,10 +96,10 @@ func runLogin(ctx context.Context, c *call) error {
 	return nil
 }
 
-func (s *session) loginSSO(ctx context.Context, c *call, l identity.Login) error {
+func (s *session) loginBrowser(ctx context.Context, c *call, l identity.Login) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	return s.ident.LoginSSO(ctx, l, func(url string) error {
+	return s.ident.LoginBrowser(ctx, l, func(url string) error {
 		c.notef("log in on this page, in a browser on this machine: %s", url)
 		if c.env.OpenBrowser != nil {
 			_ = c.env.OpenBrowser(url) // the address is printed

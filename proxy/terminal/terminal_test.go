@@ -75,6 +75,17 @@ func TestScripts(t *testing.T) {
 				defer h.Mu.Unlock()
 				clear(h.Devices)
 			},
+			// endtokens: the time of all tokens is over.
+			"endtokens": func(ts *testscript.TestScript, neg bool, args []string) {
+				h := ts.Value("hs").(*hstest.Server)
+				h.Mu.Lock()
+				defer h.Mu.Unlock()
+				for _, devices := range h.Devices {
+					for _, d := range devices {
+						d.Over = true
+					}
+				}
+			},
 		},
 	})
 }
