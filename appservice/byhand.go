@@ -33,6 +33,7 @@ func (s *Service) underProbe(p *probe.Module) {
 		}
 	}
 	e, _ := s.engine.(*Engine)
+	e.without = p.Without
 	p.Machine = func(room id.RoomID) *federation.Machine {
 		if r := e.rooms[room]; r != nil {
 			return r.m

@@ -59,6 +59,7 @@ type Engine struct {
 	nextRefresh time.Duration
 	nextCount   time.Duration
 	failing     map[id.RoomID]*pause // rooms that could not be read or worked on
+	without     map[string]bool      // rules that tests leave out: see package probe
 }
 
 // NewEngine makes an engine.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -155,6 +156,9 @@ func (c *Client) takeCommit(ctx context.Context, r *room, facts *federation.Comm
 	b.machine = true
 	c.setCommitEvent(r, facts.Ref, evt.ID)
 	c.keepCommit(b, r, facts.Ref, content)
+	if own := r.own[facts.Ref]; own != nil && own.staged != nil && c.without[probe.Accept] {
+		c.queueWelcomes(r, own, &epoch{ref: facts.Ref, group: own.staged.Merge()}, b)
+	}
 	if err := c.act(ctx, r, acts, b); err != nil {
 		return err
 	}
@@ -613,29 +617,7 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	}
 	own.Settled = true
 	r.settleFresh(own, e)
-	if len(own.Welcomes) > 0 && own.staged != nil {
-		data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
-		config, _ := r.machine.ConfigAt(e.ref)
-		data.Config = rooms.Hash(config)
-		data.Era, _ = r.machine.EraAt(e.ref) // the head may lie in a later one
-		for _, w := range own.Welcomes {
-			if r.served(own, w.KeyPackage) {
-				continue // the device used it up; it finds its leaf without a Welcome and joins again
-			}
-			welcome, err := own.staged.WelcomeFor(mls.KeyPackageRef(w.KeyPackage))
-			if err != nil {
-				c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to make a Welcome")
-				continue
-			}
-			data.Welcomes = append(data.Welcomes, welcomeOut{User: w.User, Device: w.Device, Welcome: welcome})
-			delete(r.claimed, claimKey(w.User, w.Device))
-		}
-		if len(data.Welcomes) > 0 {
-			if _, err := c.addRow(b, r, kindWelcome, stateReady, e.ref, data); err != nil {
-				b.do(func(context.Context) error { return err })
-			}
-		}
-	}
+	c.queueWelcomes(r, own, e, b)
 	r.rec.LastPath, r.rec.Sent, r.altered = c.now().Unix(), 0, 0
 	r.rec.Refresh = false
 	if own.Era {
@@ -646,6 +628,36 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	}
 	if err := c.savePending(b, r, own); err != nil {
 		b.do(func(context.Context) error { return err })
+	}
+}
+
+// queueWelcomes lets the devices that an own commit adds have their Welcome.
+func (c *Client) queueWelcomes(r *room, own *pending, e *epoch, b *batch) {
+	if len(own.Welcomes) == 0 || own.staged == nil {
+		return
+	}
+	data := outData{Tree: e.group.RatchetTree(), TreeHash: e.group.TreeHash(), EventID: c.commitEvent(r, e.ref)}
+	config, _ := r.machine.ConfigAt(e.ref)
+	data.Config = rooms.Hash(config)
+	data.Era, _ = r.machine.EraAt(e.ref) // the head may lie in a later one
+	for _, w := range own.Welcomes {
+		if r.served(own, w.KeyPackage) && !c.without[probe.Packages] {
+			continue // the device used it up; it finds its leaf without a Welcome and joins again
+		}
+		welcome, err := own.staged.WelcomeFor(mls.KeyPackageRef(w.KeyPackage))
+		if err != nil {
+			c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to make a Welcome")
+			continue
+		}
+		data.Welcomes = append(data.Welcomes, welcomeOut{User: w.User, Device: w.Device, Welcome: welcome})
+		if !c.without[probe.Packages] {
+			delete(r.claimed, claimKey(w.User, w.Device))
+		}
+	}
+	if len(data.Welcomes) > 0 {
+		if _, err := c.addRow(b, r, kindWelcome, stateReady, e.ref, data); err != nil {
+			b.do(func(context.Context) error { return err })
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -433,6 +434,12 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			continue
 		}
 		options.Proposals = append(options.Proposals, mls.Remove(rm.Leaf))
+	}
+	if c.without[probe.Proposals] {
+		for _, p := range e.group.PendingProposals() {
+			options.PendingRefs = append(options.PendingRefs, p.Ref)
+			content.Proposals = append(content.Proposals, r.rec.Proposals[rooms.EncodeBase64(p.Ref)].Raw)
+		}
 	}
 	var welcomes []welcomeTarget
 	admitted, later, size := map[id.UserID]bool{}, map[id.UserID]bool{}, 0

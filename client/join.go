@@ -12,6 +12,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -257,7 +258,7 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 	if r.rec.JoinRef.IsZero() { // else it only came back
 		r.rec.JoinRef, r.rec.JoinEpoch = rooms.Hash(e.ref), r.levelOf(e)
 		r.rec.JoinEvent = c.commitEvent(r, e.ref)
-		r.rec.Unconfirmed = true
+		r.rec.Unconfirmed = !c.without[probe.Confirm]
 		r.noteHeads()
 	}
 	r.joinTries, r.joinBy, r.joinFails = 0, "", nil

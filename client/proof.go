@@ -8,6 +8,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -70,6 +71,9 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		}
 		known = &headProof{claims: claims}
 		known.proven, known.err = head.Check(r.id, raw)
+		if c.without[probe.Proof] && known.err != nil && head.Final != nil && head.Accepted != nil {
+			known.proven, known.err = claimed(head), nil
+		}
 		if r.proofs == nil {
 			r.proofs = map[id.UserID]*headProof{}
 		}
@@ -86,7 +90,18 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 	if known.err != nil {
 		return known.proven, known.err
 	}
+	if c.without[probe.Proof] {
+		return known.proven, nil
+	}
 	return known.proven, c.attested(r, bot, known.proven)
+}
+
+// claimed is what a head says, in place of what it proves: for tests alone.
+func claimed(head *rooms.HeadContent) *rooms.Proven {
+	return &rooms.Proven{
+		Groups: [][]byte{head.Group}, Config: federation.Ref(head.Cfg), Era: head.Era,
+		Final: federation.Ref(head.Final.Ref), Epoch: head.Final.Epoch, Accepted: federation.Ref(head.Accepted.Ref),
+	}
 }
 
 const maxProofs = 64

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -26,7 +27,7 @@ func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
 	if err != nil {
 		return err
 	}
-	if sender, public := msg.Sender(); !public || sender.Type != mls.SenderTypeExternal || msg.ContentType() != mls.ContentTypeProposal {
+	if sender, public := msg.Sender(); !public || sender.Type != mls.SenderTypeExternal && !c.without[probe.Proposals] || msg.ContentType() != mls.ContentTypeProposal {
 		return errRefusedUpdate(rooms.RuleExternalProposalNotEntitled, "the proposal is not by a module of the group")
 	}
 	// A group that remembers a proposal sends nothing until it is committed
@@ -43,7 +44,7 @@ func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
 	if !ok {
 		return errRefusedUpdate(rooms.RuleContentMalformed, "the message of a proposal is none")
 	}
-	if err := c.checkProposal(r, e, proposal); err != nil {
+	if err := c.checkProposal(r, e, proposal); err != nil && !c.without[probe.Proposals] {
 		return err
 	}
 	if _, err := e.group.Process(msg); err != nil {

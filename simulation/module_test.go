@@ -78,7 +78,10 @@ func (m *module) start() {
 	cfg := config.Default()
 	cfg.Homeserver.Domain = m.server.Name
 	m.metrics = metrics.New("simulation")
-	m.probe = &probe.Module{Clock: m.clock.mono, Point: func(name string) { m.strike(m.w, name) }}
+	m.probe = &probe.Module{Clock: m.clock.mono, Point: func(name string) { m.strike(m.w, name) }, Without: map[string]bool{}}
+	if m.w.lying {
+		m.probe.Without[string(m.w.script.without)] = true
+	}
 	_, err = appservice.New(ctx, appservice.Options{
 		Config: cfg, Store: st, Homeserver: &bot{m: m}, Metrics: m.metrics, Log: m.w.logger(m.name),
 		Rand: m.w.reader(fmt.Sprintf("%s life %d", m.name, m.life)), Now: m.clock.wall, Getenv: func(string) string { return "" }, Probe: m.probe,

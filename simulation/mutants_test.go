@@ -56,6 +56,13 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{probe.Copies, "servers=1 modules=1 users=2 window=16 history=shared backup", "backup 1 0 0\nsend 0 0 0\nrun 3\nbackup 1 0 0\nsend 0 0 0\nrun 3\n", "15 crash safety"},
 		{ownReceiptsKept, "servers=1 modules=1 users=2 window=16 history=shared backup", "backup 0 0 0\npolicy 0 1 0\nrun 9\nbackup 0 0 0\npolicy 0 0 0\nrun 9\n", "15 crash safety"},
 		{forgottenUntold, "servers=2 modules=1 users=3 window=16 history=joined members reset", "leave 0 2 1\nrun 9\ninvite 0 0 0\nrun 3\ninvite 0 0 1\nrun 9\nreset 1 1 0\nrun 9\n", "11 live proposals"},
+		{probe.Accept, "servers=2 modules=1 users=2 window=16 history=shared members", "invite 1 0 0\nrun 9\n", "12 Welcome only after accept"},
+		{probe.Packages, "servers=2 modules=1 users=2 window=16 history=shared members", "invite 0 0 0\nrun 9\ninvite 0 0 1\nrun 9\nleave 0 2 1\nrun 9\ninvite 0 0 0\nrun 9\n", "13 one Welcome for each key package"},
+		{probe.Confirm, "servers=3 modules=3 users=3 window=16 history=shared members split", "run 12\nsplit 5 0 0\npolicy 0 1 0\ninvite 2 0 2\nrun 12\nrun 12\nrun 12\nrun 12\ninvite 0 0 3\nrun 12\n", "14 newcomers"},
+		{probe.Proof, "servers=3 modules=3 users=3 window=16 history=shared members split liar", "run 12\nsplit 5 0 0\npolicy 0 1 0\ninvite 2 0 2\nrun 12\nrun 12\nrun 12\nrun 12\ninvite 0 0 3\nrun 12\nlie 0 4 5\nrun 9\n", "14 newcomers"},
+		{probe.Proposals, "servers=2 modules=1 users=3 window=16 history=shared propose", "propose 0 1 2\nrun 9\n", "9 no forgery"},
+		{probe.Tags, "servers=2 modules=1 users=2 window=16 history=shared swap", "swap 0 0 0\npolicy 0 1 0\nrun 9\n", "7 bounded forks"},
+		{probe.Unready, "servers=3 modules=3 users=3 window=16 history=shared lists hang", "list 0 6 0\nhang 2 0 0\nrun 12\nlist 0 1 0\nrun 12\n", "10 bounded censorship"},
 		{kickSwallowed, "servers=2 modules=1 users=3 window=16 history=shared members", "leave 0 2 1\nrun 9\n", "9 no forgery"},
 	} {
 		if raceEnabled && test.without != probe.Barrier {
@@ -117,7 +124,11 @@ func (w *world) mutate() {
 			w.fail("%v", err)
 		}
 		at.Packages = append(at.Packages, bundle.KeyPackage())
-	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies:
+	case probe.Tags:
+		for _, m := range w.modules {
+			m.probe.Without[probe.Tags] = true
+		}
+	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies, probe.Accept, probe.Packages, probe.Confirm, probe.Proof, probe.Proposals, probe.Unready:
 		for _, d := range w.devices {
 			d.probe.Without[string(w.script.without)] = true
 		}

@@ -74,7 +74,7 @@ func (c clock) mono() time.Duration { return c.offset + c.w.net.Now*time.Duratio
 
 // world returns when a time on this clock is, on the world's.
 func (c clock) world(at time.Duration) time.Duration {
-	return (at-c.offset)*100/time.Duration(c.rate) + 100
+	return (min(at, never/100)-c.offset)*100/time.Duration(c.rate) + 100
 }
 
 func (c clock) wall() time.Time { return time.UnixMilli(c.w.net.Wall).Add(c.w.net.Now + c.skew) }

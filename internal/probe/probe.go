@@ -42,7 +42,18 @@ const (
 	Forget  = "forget"  // epochs are forgotten beyond the window
 	Rejoin  = "rejoin"  // who cannot follow joins again
 	Copies  = "copies"  // who runs on an old copy sends nothing before it has fresh keys
+
+	Accept    = "accept"    // a Welcome goes out once its commit is accepted
+	Packages  = "packages"  // a key package serves one Welcome
+	Confirm   = "confirm"   // a newcomer is told that it is confirmed once what it came in with is final
+	Proof     = "proof"     // a module's head is taken if it is proven
+	Proposals = "proposals" // of proposals only a module's are taken, for a reason that the device sees
+	Unready   = "unready"   // a list of modules that are not ready is given up
 )
+
+// Tags is a rule of modules: a commit counts if its author signed the confirmation
+// tag that it has.
+const Tags = "tags"
 
 // Held is what a client holds of a room's group.
 type Held struct {
@@ -63,6 +74,8 @@ type Module struct {
 	Clock func() time.Duration // monotonic
 	// Point hears of each point between two writes.
 	Point func(point string)
+	// Without names rules to leave out: Tags.
+	Without map[string]bool
 
 	// These are set by New.
 	Start   func(ctx context.Context) error                           // after New, once
