@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
 	"maunium.net/go/mautrix/id"
@@ -82,12 +83,49 @@ func (i *Identity) LoginBrowser(ctx context.Context, l Login, open func(url stri
 	})
 }
 
-// LoginSSOToken logs in with a login token, which a homeserver gives a browser at
-// the end of its single sign-on, and is good once.
-func (i *Identity) LoginSSOToken(ctx context.Context, l Login, token string) error {
-	return i.login(ctx, l, func(cli *mautrix.Client, device id.DeviceID) (*loggedIn, error) {
-		return i.loginToken(ctx, cli, token, device, l.DeviceName)
-	})
+// Session is a login that no device has taken into use.
+type Session struct {
+	scratch *Identity
+	base    string
+	in      *loggedIn
+}
+
+// RedeemToken logs in with a login token, which a homeserver gives a browser at
+// the end of its single sign-on, and which is good once. Whoever calls it hands
+// the session to [Identity.LoginSession], or ends it. l names the homeserver by its base URL.
+func RedeemToken(ctx context.Context, o Options, l Login, token string) (*Session, error) {
+	scratch := &Identity{http: o.HTTP, now: time.Now, log: zerolog.Nop()}
+	if scratch.http == nil {
+		scratch.http = &http.Client{Timeout: 3 * time.Minute}
+	}
+	base := strings.TrimRight(l.Homeserver, "/")
+	cli, err := mautrix.NewClient(base, "", "")
+	if err != nil {
+		return nil, fmt.Errorf("identity: homeserver %s: %w", base, err)
+	}
+	cli.Client = scratch.http
+	in, err := scratch.loginToken(ctx, cli, token, "", l.DeviceName)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{scratch: scratch, base: base, in: in}, nil
+}
+
+// UserID is the user who logged in.
+func (s *Session) UserID() id.UserID { return s.in.user }
+
+// End ends a session that no device has taken into use.
+func (s *Session) End(ctx context.Context) error {
+	return s.scratch.endSession(ctx, s.base, s.in.session)
+}
+
+// LoginSession makes a session's device this one, and publishes its keys and key
+// packages. If that fails, the session is ended.
+func (i *Identity) LoginSession(ctx context.Context, s *Session) error {
+	if i.LoggedIn() {
+		return errors.Join(ErrLoggedIn, s.End(context.WithoutCancel(ctx)))
+	}
+	return i.begin(ctx, s.base, s.in)
 }
 
 func (i *Identity) loginToken(ctx context.Context, cli *mautrix.Client, token string, device id.DeviceID, name string) (*loggedIn, error) {
@@ -126,8 +164,13 @@ func (i *Identity) login(ctx context.Context, l Login, ask func(cli *mautrix.Cli
 	if err != nil {
 		return err
 	}
+	return i.begin(ctx, base, in)
+}
+
+// begin takes a new device into use.
+func (i *Identity) begin(ctx context.Context, base string, in *loggedIn) error {
 	if err := i.adopt(ctx, base, in); err != nil {
-		return err
+		return errors.Join(err, i.endSession(context.WithoutCancel(ctx), base, in.session))
 	}
 	if err := i.publish(ctx); err != nil {
 		// The session was made a moment ago and nobody else knows it: without

@@ -35,8 +35,9 @@ type Server struct {
 	Metadata    json.RawMessage            // of the issuer that logins are left to, nil for none
 	Answering   func()                     // called while an answer to /keys/query is under way
 
-	t    testing.TB
-	wake chan struct{}
+	t      testing.TB
+	wake   chan struct{}
+	logins map[string]bool // tokens that single sign-on gave, true until they are used
 }
 
 // Device is a logged-in device.
@@ -66,7 +67,7 @@ func AlgorithmOf(keyID string) string { a, _, _ := strings.Cut(keyID, ":"); retu
 func New(t testing.TB, fallback bool) *Server {
 	h := &Server{
 		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{}, Avoided: map[string]bool{}, Hidden: map[string]bool{},
-		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}),
+		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}), logins: map[string]bool{},
 		LastKeys: map[string]json.RawMessage{},
 	}
 	mux := http.NewServeMux()
@@ -122,6 +123,13 @@ func New(t testing.TB, fallback bool) *Server {
 	})
 	handle("GET /_matrix/client/unstable/org.matrix.msc2965/auth_metadata", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
 		return 404, map[string]any{"errcode": "M_UNRECOGNIZED"}
+	})
+	handle("GET "+v3+"/devices", func(_ *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
+		list := []map[string]any{}
+		for name := range h.Devices[user] {
+			list = append(list, map[string]any{"device_id": name})
+		}
+		return 200, map[string]any{"devices": list}
 	})
 	handle("PUT "+v3+"/devices/{device}", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
 		return 200, map[string]any{}
@@ -187,6 +195,13 @@ func New(t testing.TB, fallback bool) *Server {
 		return 200, map[string]any{}
 	})
 	mux.HandleFunc("GET "+v3+"/sync", h.sync)
+	mux.HandleFunc("GET "+v3+"/login/sso/redirect", func(w http.ResponseWriter, r *http.Request) {
+		h.Mu.Lock()
+		defer h.Mu.Unlock()
+		token := fmt.Sprintf("login-%d", len(h.logins)+1)
+		h.logins[token] = true
+		http.Redirect(w, r, r.URL.Query().Get("redirectUrl")+"?loginToken="+token, http.StatusFound)
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		t.Errorf("unexpected request %s %s", r.Method, r.URL.Path)
 		w.WriteHeader(404)
@@ -237,8 +252,10 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	user := id.UserID(req.Identifier.User)
 	switch {
 	case req.Type == "m.login.password" && req.Password == "secret":
-	case req.Type == "m.login.token" && req.Token == "good-token":
-		user = "@sso:one"
+	case req.Type == "m.login.token" && (req.Token == "good-token" || h.logins[req.Token]):
+		if user = "@sso:one"; h.logins[req.Token] {
+			h.logins[req.Token] = false
+		}
 	default:
 		return 403, map[string]any{"errcode": "M_FORBIDDEN", "error": "no"}
 	}

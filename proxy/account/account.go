@@ -170,11 +170,88 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 			return nil, err
 		}
 	}
-	if a, err = s.open(ctx, filepath.Join(s.o.Dir, folder(user))); err != nil {
+	a, err = s.make(ctx, user, identity.UIA{Password: password}, func(ident *identity.Identity) error {
+		return ident.LoginPassword(ctx, s.deviceOf(user), password)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, a.addSession(ctx, session)
+}
+
+// LoginToken makes sure that the user whom a login token of single sign-on
+// belongs to has an MLS device that the homeserver accepts. The token is good
+// once: the client logs in with another, and is noted by Join.
+func (s *Set) LoginToken(ctx context.Context, token string) (id.UserID, error) {
+	made, err := identity.RedeemToken(ctx, identity.Options{HTTP: s.o.HTTP}, s.deviceOf(""), token)
+	if err != nil {
+		return "", err
+	}
+	user := made.UserID()
+	defer s.lock(user)()
+	give := func(err error) (id.UserID, error) {
+		return user, errors.Join(err, made.End(context.WithoutCancel(ctx)))
+	}
+	switch a, err := s.Get(user); {
+	case errors.Is(err, ErrNoDevice):
+	case err != nil:
+		return give(err)
+	default:
+		switch err := a.ident.Check(ctx); {
+		case err == nil:
+			return give(nil) // the one that is there goes on
+		case errors.Is(err, identity.ErrSoftLogout):
+			s.o.Note("the MLS device of %s has to log in again: mls-proxy --state %s login --sso %s", user, a.dir, s.o.Homeserver)
+			return give(ErrUnavailable)
+		case !errors.Is(err, identity.ErrTokenRejected):
+			return give(fmt.Errorf("account: is the MLS device of %s still there: %w", user, err))
+		}
+		// The homeserver ended the device: rooms let a new one in.
+		if err := s.finish(ctx, user, a); err != nil {
+			return give(err)
+		}
+	}
+	// Where there is no cross-signing, homeservers take the first without asking again.
+	_, err = s.make(ctx, user, identity.UIA{}, func(ident *identity.Identity) error {
+		return ident.LoginSession(ctx, made)
+	})
+	return user, err
+}
+
+// Join notes the session of a client that logged in without its user's password.
+// It returns ErrNoDevice if there is no MLS device that the homeserver accepts.
+func (s *Set) Join(ctx context.Context, user id.UserID, session id.DeviceID) error {
+	defer s.lock(user)()
+	a, err := s.Get(user)
+	if err != nil {
+		return err
+	}
+	switch err := a.ident.Check(ctx); {
+	case errors.Is(err, identity.ErrSoftLogout):
+		return ErrUnavailable
+	case errors.Is(err, identity.ErrTokenRejected):
+		return ErrNoDevice
+	case err != nil:
+		return fmt.Errorf("account: is the MLS device of %s still there: %w", user, err)
+	}
+	return a.addSession(ctx, session)
+}
+
+// make opens the folder of a user who has no account, logs the device in if it
+// is not, and starts it.
+func (s *Set) make(ctx context.Context, user id.UserID, auth identity.UIA, login func(*identity.Identity) error) (*Account, error) {
+	a, err := s.open(ctx, filepath.Join(s.o.Dir, folder(user)))
+	if err != nil {
 		return nil, err
 	}
 	was := a.ident.LoggedIn()
-	if err := s.enter(ctx, a, user, password, session); err != nil {
+	if !was {
+		err = login(a.ident)
+	}
+	if err == nil {
+		err = s.enter(ctx, a, user, auth)
+	}
+	if err != nil {
 		if !was { // a device that was there keeps its keys
 			err = errors.Join(err, a.end(context.WithoutCancel(ctx), true))
 		}
@@ -193,14 +270,9 @@ func (s *Set) deviceOf(user id.UserID) identity.Login {
 	return identity.Login{Homeserver: s.o.Homeserver, User: user.String(), DeviceName: s.o.DeviceName}
 }
 
-// enter logs an opened account in, makes the device cross-signed if it can, and
-// starts it.
-func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password string, session id.DeviceID) error {
-	if !a.ident.LoggedIn() {
-		if err := a.ident.LoginPassword(ctx, s.deviceOf(user), password); err != nil {
-			return err
-		}
-	}
+// enter makes the device of an opened account cross-signed if it can, and starts
+// it.
+func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, auth identity.UIA) error {
 	if a.ident.UserID() != user {
 		return fmt.Errorf("account: the folder of %s holds a device of %s", user, a.ident.UserID())
 	}
@@ -210,9 +282,13 @@ func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password st
 	}
 	switch {
 	case !status.HasCrossSigning:
-		key, err := a.ident.Bootstrap(ctx, identity.UIA{Password: password}, "")
+		key, err := a.ident.Bootstrap(ctx, auth, "")
 		if errors.Is(err, identity.ErrSecretStorageExists) {
 			s.o.Note("%s has a recovery key but no cross-signing: mls-proxy --state %s verify --bootstrap", user, a.dir)
+			break
+		}
+		if auth.Password == "" && errors.Is(err, identity.ErrPasswordRefused) {
+			s.o.Note("%s has no cross-signing, so rooms do not let the MLS device in yet: mls-proxy --state %s verify --bootstrap", user, a.dir)
 			break
 		}
 		if err != nil {
@@ -226,10 +302,7 @@ func (s *Set) enter(ctx context.Context, a *Account, user id.UserID, password st
 	case !status.DeviceSigned:
 		s.o.Note("the MLS device of %s is not verified, so rooms do not let it in yet: mls-proxy --state %s verify --recovery-key, or verify to compare emoji with another device", user, a.dir)
 	}
-	if err := a.start(ctx); err != nil {
-		return err
-	}
-	return a.addSession(ctx, session)
+	return a.start(ctx)
 }
 
 // Logout notes that the session of a client has ended. With the last one, the

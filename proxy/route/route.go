@@ -21,6 +21,7 @@ const (
 	Versions                  // goes through without the features that the proxy refuses
 	LoginFlows                // goes through with the flows that give the proxy a device
 	Login                     // makes the account's MLS device
+	SSO                       // sends a browser to the homeserver, once for the MLS device and once for the client
 	Logout                    // ends one session
 	LogoutAll                 // ends all sessions, the MLS device's too
 	Sync                      // events come back
@@ -157,7 +158,6 @@ func (e *entry) match(segments []string) (map[string]string, bool) {
 const (
 	whyNotYet   = "this proxy does not rewrite that path yet, and events of encrypted rooms would come through unreadable"
 	whyRegister = "make the account with your homeserver directly, then log in through the proxy with its password"
-	whySSO      = "this proxy logs in with a password only: single sign-on would give it no device of its own"
 	whyAsync    = "this proxy encrypts files before it knows their address: upload them by POST /_matrix/media/v3/upload"
 	whyPreview  = "a preview would tell the homeserver which links are in encrypted messages"
 )
@@ -176,8 +176,8 @@ var rows = []struct {
 	// Sessions.
 	{"GET", "c/login", LoginFlows, ""},
 	{"POST", "c/login", Login, ""},
-	{"GET", "c/login/sso/redirect", Refused, whySSO},
-	{"GET", "c/login/sso/redirect/{idp}", Refused, whySSO},
+	{"GET", "c/login/sso/redirect", SSO, ""},
+	{"GET", "c/login/sso/redirect/{idp}", SSO, ""},
 	{"POST", "c/logout", Logout, ""},
 	{"POST", "c/logout/all", LogoutAll, ""},
 	{"POST", "c/refresh", Stream, ""},

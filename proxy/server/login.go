@@ -10,9 +10,14 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 )
 
-const passwordLogin = "m.login.password"
+const (
+	passwordLogin = "m.login.password"
+	ssoLogin      = "m.login.sso"
+	tokenLogin    = "m.login.token"
+)
 
 // maxLogin bounds the body of a login.
 const maxLogin = 64 << 10
@@ -48,7 +53,8 @@ func (s *Server) versions(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, body)
 }
 
-// loginFlows offers what gives the proxy a device of its own: the password.
+// loginFlows offers what gives the proxy a device of its own: the password, and
+// single sign-on.
 func (s *Server) loginFlows(w http.ResponseWriter, r *http.Request) {
 	resp, err := s.again(r, nil)
 	if err != nil {
@@ -56,24 +62,29 @@ func (s *Server) loginFlows(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var body struct {
-		Flows []struct {
-			Type string `json:"type"`
-		} `json:"flows"`
+		Flows []map[string]json.RawMessage `json:"flows"`
 	}
 	if resp.status != http.StatusOK || json.Unmarshal(resp.body, &body) != nil {
 		resp.pass(w)
 		return
 	}
-	flows := []map[string]string{}
+	flows, browser := []any{}, false
 	for _, f := range body.Flows {
-		if f.Type == passwordLogin {
+		switch string(f["type"]) {
+		case `"` + passwordLogin + `"`:
 			flows = append(flows, map[string]string{"type": passwordLogin})
+		case `"` + ssoLogin + `"`:
+			flows, browser = append(flows, f), true // with the names of the providers
 		}
+	}
+	if browser {
+		flows = append(flows, map[string]string{"type": tokenLogin}) // how it ends
 	}
 	answer(w, http.StatusOK, map[string]any{"flows": flows})
 }
 
-// login logs the client in, and makes the MLS device by the same password.
+// login logs the client in, and makes the MLS device by the same password. A
+// client that comes from a browser has one already.
 func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 	body, ok := read(w, r, maxLogin)
 	if !ok {
@@ -87,8 +98,8 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the login is not JSON")
 		return
 	}
-	if req.Type != passwordLogin {
-		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "only a login with a password gives the proxy a device of its own; others are not served yet")
+	if req.Type != passwordLogin && req.Type != tokenLogin {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "only a login with a password, or by single sign-on in a browser, gives the proxy a device of its own")
 		return
 	}
 	resp, err := s.again(r, body)
@@ -110,7 +121,12 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer to the login is not one")
 		return
 	}
-	if _, err := s.o.Accounts.Login(r.Context(), made.User, req.Password, made.Device); err != nil {
+	if req.Type == passwordLogin {
+		_, err = s.o.Accounts.Login(r.Context(), made.User, req.Password, made.Device)
+	} else {
+		err = s.o.Accounts.Join(r.Context(), made.User, made.Device)
+	}
+	if err != nil {
 		s.o.Log.Warn().Err(err).Msg("The MLS device could not be made")
 		// Without it the session is of no use, and nobody else knows it yet.
 		if _, err := s.ask(context.WithoutCancel(r.Context()), http.MethodPost, "/_matrix/client/v3/logout", nil, made.Token, []byte("{}")); err != nil {
@@ -119,6 +135,9 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		text := "the MLS device of the account could not be made; log in again, and see what mls-proxy run printed"
 		if errors.Is(err, identity.ErrPasswordRefused) {
 			text = "the homeserver does not take the password for a second device"
+		}
+		if errors.Is(err, account.ErrNoDevice) {
+			text = "the account has no MLS device here: log in by single sign-on through the proxy, from its beginning"
 		}
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", text)
 		return

@@ -56,6 +56,7 @@ type Server struct {
 	sessions *sessions
 	sent     *sent
 	shown    *shown
+	browsers browsers
 }
 
 // New makes a Server.
@@ -125,6 +126,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the proxy is reached as 127.0.0.1, [::1] or localhost only")
 		return
 	}
+	if strings.HasPrefix(r.URL.Path, ssoPath) {
+		s.ssoBack(w, r)
+		return
+	}
 	if r.URL.Path == strings.TrimSuffix(StatusPath, "/") || strings.HasPrefix(r.URL.Path, StatusPath) {
 		s.status(w, r)
 		return
@@ -158,6 +163,8 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
 		s.loginFlows(w, r)
 	case route.Login:
 		s.login(w, r)
+	case route.SSO:
+		s.sso(w, r)
 	case route.Logout:
 		s.logout(w, r, false)
 	case route.LogoutAll:

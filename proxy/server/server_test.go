@@ -157,12 +157,12 @@ func TestFeaturesAndFlowsThatAreNotServedAreNotOffered(t *testing.T) {
 			fmt.Fprint(out, `{"versions":["v1.11"],"unstable_features":{"org.matrix.msc3575":true,"org.matrix.simplified_msc3575":true,"org.matrix.e2e_cross_signing":true}}`)
 			return
 		}
-		fmt.Fprint(out, `{"flows":[{"type":"m.login.sso"},{"type":"m.login.password"},{"type":"m.login.token"}]}`)
+		fmt.Fprint(out, `{"flows":[{"type":"m.login.sso","identity_providers":[{"id":"x","name":"X"}]},{"type":"m.login.password"},{"type":"m.login.token"},{"type":"com.example.else"}]}`)
 	}
 	if _, body := w.do("GET", "/_matrix/client/versions"); body != `{"unstable_features":{"org.matrix.e2e_cross_signing":true,"org.matrix.simplified_msc3575":true},"versions":["v1.11"]}` {
 		t.Errorf("versions: %s", body)
 	}
-	if _, body := w.do("GET", "/_matrix/client/v3/login"); body != `{"flows":[{"type":"m.login.password"}]}` {
+	if _, body := w.do("GET", "/_matrix/client/v3/login"); body != `{"flows":[{"identity_providers":[{"id":"x","name":"X"}],"type":"m.login.sso"},{"type":"m.login.password"},{"type":"m.login.token"}]}` {
 		t.Errorf("flows: %s", body)
 	}
 }

@@ -97,7 +97,7 @@ func runProxy(ctx context.Context, c *call) error {
 	}
 	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
 	notes.Lock()
-	c.notef("clients log in at http://%s, with a password, instead of at %s", listener.Addr(), base)
+	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("%s", clean(status.Where))
 	notes.Unlock()
 	return proxy.Serve(ctx, listener)
