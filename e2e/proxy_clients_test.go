@@ -71,10 +71,14 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 			return []string{"node", filepath.Join(dir, "js_client.mjs"), kind}
 		}
 	}
+	python := func(name string) func(string) []string {
+		return func(string) []string {
+			return []string{filepath.Join(cache, "lab", "clients-venv", "bin", "python"), "-B", filepath.Join(scripts, name)}
+		}
+	}
 	return map[string]func(string) []string{
-		"matrix-nio": func(string) []string {
-			return []string{filepath.Join(cache, "lab", "clients-venv", "bin", "python"), "-B", filepath.Join(scripts, "nio_client.py")}
-		},
+		"matrix-nio":                             python("nio_client.py"),
+		"matrix-commander":                       python("commander_client.py"),
 		"matrix-js-sdk":                          js("plain"),
 		"matrix-js-sdk with its encryption":      js("rust"),
 		"matrix-js-sdk with external encryption": js("external"),
@@ -138,6 +142,7 @@ func TestProxyRealClients(t *testing.T) {
 		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"}, {"matrix-js-sdk", "den1", "syn1"},
 		{"matrix-js-sdk with its encryption", "den1", "syn1"}, {"matrix-js-sdk with its encryption", "syn1", "den1"},
 		{"matrix-js-sdk with external encryption", "syn1", "den1"},
+		{"matrix-commander", "syn1", "syn1"},
 	} {
 		t.Run(tt.name+" on "+tt.to, func(t *testing.T) {
 			s := tell(t, "sqlite")

@@ -319,7 +319,7 @@ def cmd_down(a):
 
 
 def cmd_install(a):
-    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=a.clients, node=a.clients)
+    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=a.clients, node=a.clients, python_clients=a.clients)
     programs.synapse_python()
     programs.dendrite_program()
     if a.clients:

@@ -1,5 +1,5 @@
 """Installs what the lab runs: Synapse into a venv, Dendrite from its Go module, clients by pip and npm, Debian packages by name."""
-import contextlib, fcntl, glob, hashlib, os, re, shutil, subprocess, sys, time
+import contextlib, ctypes.util, fcntl, glob, hashlib, os, re, shutil, subprocess, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REQUIREMENTS = os.path.join(HERE, "synapse-requirements.txt")
@@ -72,7 +72,7 @@ def have_venv():
     return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
 
 
-def install_packages(dendrite=False, synapse=False, postgres=False, browser=False, node=False):
+def install_packages(dendrite=False, synapse=False, postgres=False, browser=False, node=False, python_clients=False):
     want = []
     if not shutil.which("openssl"):
         want.append("openssl")
@@ -88,6 +88,8 @@ def install_packages(dendrite=False, synapse=False, postgres=False, browser=Fals
         want.append("chromium")
     if node and not (shutil.which("node") and shutil.which("npm")):
         want += ["nodejs", "npm"]
+    if python_clients and not ctypes.util.find_library("magic"):
+        want.append("libmagic1")
     if not want:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -120,18 +122,18 @@ def synapse_python():
 
 # ---------------------------------------------------------------- clients
 def client_python():
-    """A Python with matrix-nio."""
+    """A Python with matrix-nio and matrix-commander."""
     venv = os.path.join(cache_dir(), "clients-venv")
     py = os.path.join(venv, "bin", "python")
     mark = mark_of(venv, "requirements.txt")
     if os.path.exists(mark):
         return py
-    install_packages(synapse=True)
+    install_packages(synapse=True, python_clients=True)
     with locked(os.path.join(cache_dir(), "install.lock")):
         if not os.path.exists(mark):
             if not os.path.exists(py):
                 step("making a Python environment for clients", [sys.executable, "-m", "venv", venv])
-            step("installing matrix-nio", [py, "-m", "pip", "install", "--disable-pip-version-check", "-r", os.path.join(CLIENTS, "requirements.txt")])
+            step("installing matrix-nio and matrix-commander", [py, "-m", "pip", "install", "--disable-pip-version-check", "-r", os.path.join(CLIENTS, "requirements.txt")])
             open(mark, "w").close()
     return py
 

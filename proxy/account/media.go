@@ -20,6 +20,9 @@ type Media struct {
 	// Public is where the same file lies unencrypted, because its owner used it
 	// where nothing is encrypted.
 	Public string `json:"public,omitempty"`
+	// Single is the same file without the encryption of the client that uploaded it,
+	// which had encrypted it before.
+	Single *event.EncryptedFileInfo `json:"single,omitempty"`
 }
 
 func mediaKey(mxc string) string { return "proxy/media/" + mxc }
@@ -41,7 +44,7 @@ func (a *Account) Media(ctx context.Context, mxc string) (*Media, error) {
 }
 
 // KeepMedia keeps the key of a file. One that is known stays as it is, except
-// that it may become public.
+// that it may become public, and lie encrypted once only.
 func (a *Account) KeepMedia(ctx context.Context, mxc string, m *Media) error {
 	a.mediaMu.Lock()
 	defer a.mediaMu.Unlock()
@@ -50,10 +53,16 @@ func (a *Account) KeepMedia(ctx context.Context, mxc string, m *Media) error {
 		return err
 	}
 	if known != nil {
-		if m.Public == "" || known.Public != "" {
+		before := *known
+		if known.Public == "" {
+			known.Public = m.Public
+		}
+		if known.Single == nil {
+			known.Single = m.Single
+		}
+		if *known == before {
 			return nil
 		}
-		known.Public = m.Public
 		m = known
 	}
 	raw, err := json.Marshal(m)

@@ -117,6 +117,55 @@ func attach(f fields, find func(string) (json.RawMessage, bool)) (changed bool) 
 	return changed
 }
 
+// Encrypted replaces the encrypted files that a message for others names: its own,
+// its thumbnail's, those of an edit. The function returns the EncryptedFile to take,
+// or an error, which ends it.
+func Encrypted(content json.RawMessage, replace func(file json.RawMessage) (json.RawMessage, error)) (json.RawMessage, error) {
+	f, ok := parse(content)
+	if !ok {
+		return content, nil
+	}
+	changed, err := replaceFiles(f, replace)
+	if err != nil || !changed {
+		return content, err
+	}
+	return f.raw(), nil
+}
+
+func replaceFiles(f fields, replace func(json.RawMessage) (json.RawMessage, error)) (changed bool, err error) {
+	in := func(f fields, key string) (bool, error) {
+		if f.object(key).text("url") == "" {
+			return false, nil
+		}
+		to, err := replace(f[key])
+		if err != nil || string(to) == string(f[key]) {
+			return false, err
+		}
+		f[key] = to
+		return true, nil
+	}
+	if changed, err = in(f, "file"); err != nil {
+		return false, err
+	}
+	if info := f.object("info"); info != nil {
+		switch ok, err := in(info, "thumbnail_file"); {
+		case err != nil:
+			return false, err
+		case ok:
+			f["info"], changed = info.raw(), true
+		}
+	}
+	if fresh := f.object("m.new_content"); fresh != nil {
+		switch ok, err := replaceFiles(fresh, replace); {
+		case err != nil:
+			return false, err
+		case ok:
+			f["m.new_content"], changed = fresh.raw(), true
+		}
+	}
+	return changed, nil
+}
+
 // maxDepth bounds how deep Publish looks.
 const maxDepth = 16
 

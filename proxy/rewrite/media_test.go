@@ -53,6 +53,30 @@ func TestAnAddressGoesWithOneKey(t *testing.T) {
 	}
 }
 
+func TestEncryptedFilesAreReplacedWhereMessagesNameThem(t *testing.T) {
+	in := `{"body":"x","file":{"url":"a"},"info":{"thumbnail_file":{"url":"t"},"w":1},"m.new_content":{"file":{"url":"n"},"info":{"thumbnail_file":{"url":"nt"}}}}`
+	replace := func(file json.RawMessage) (json.RawMessage, error) {
+		if strings.Contains(string(file), "bad") {
+			return nil, errors.New("no")
+		}
+		return json.RawMessage(strings.Replace(string(file), `"url":"`, `"url":"new `, 1)), nil
+	}
+	got, err := Encrypted(json.RawMessage(in), replace)
+	if want := strings.ReplaceAll(in, `"url":"`, `"url":"new `); err != nil || string(got) != want {
+		t.Errorf("got %s, %v\nwant %s", got, err, want)
+	}
+	for _, place := range []string{"a", "t", "n", "nt"} {
+		if _, err := Encrypted(json.RawMessage(strings.Replace(in, `"`+place+`"`, `"bad"`, 1)), replace); err == nil {
+			t.Errorf("an error at %s is forgotten", place)
+		}
+	}
+	for _, same := range []string{`{ "url":"mxc://h/a"}`, `{"file":"x"}`, `{"file":{"key":1}}`, `{"info":null}`, `[1]`, `nonsense`} {
+		if got, err := Encrypted(json.RawMessage(same), replace); err != nil || string(got) != same {
+			t.Errorf("%s became %s, %v", same, got, err)
+		}
+	}
+}
+
 func TestContentsWithoutEncryptedFilesStayAsTheyAre(t *testing.T) {
 	for _, content := range []string{`{"body":"x"}`, `{ "url":"mxc://h/a"}`, `{"file":"x"}`, `{"file":{"url":"mxc://h/a"}}`, `{"info":null}`, `[1]`, `nonsense`} {
 		if got, files := Detach(json.RawMessage(content)); string(got) != content || files != nil {

@@ -235,6 +235,76 @@ func (s *Server) attach(ctx context.Context, sess *session, content json.RawMess
 	return out, failed
 }
 
+// mediaKeeper is where the keys of files are put, too.
+type mediaKeeper interface {
+	mediaKeys
+	KeepMedia(ctx context.Context, mxc string, m *account.Media) error
+}
+
+// single gives a message for an MLS room files that are encrypted once. A client
+// that encrypts its files by itself, in rooms without encryption too, has uploaded
+// what the proxy encrypted once more: nobody could open it with the key that the
+// message names. Such a file is opened with both keys, and uploaded with a new one.
+func (s *Server) single(ctx context.Context, sess *session, keys mediaKeeper, content json.RawMessage) (json.RawMessage, error) {
+	return rewrite.Encrypted(content, func(raw json.RawMessage) (json.RawMessage, error) {
+		var theirs event.EncryptedFileInfo
+		if json.Unmarshal(raw, &theirs) != nil {
+			return raw, nil
+		}
+		mxc := string(theirs.URL)
+		media, err := ownMedia(ctx, keys, mxc)
+		if err != nil || media == nil {
+			return raw, err
+		}
+		if media.Single != nil {
+			return json.Marshal(media.Single)
+		}
+		data, resp, err := s.open(ctx, sess, mxc, media)
+		if err == nil && resp.status != http.StatusOK {
+			err = fmt.Errorf("server: the homeserver answers %d when a file is fetched", resp.status)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := theirs.DecryptInPlace(data); err != nil {
+			return nil, fmt.Errorf("%w: %w", errOtherKey, err)
+		}
+		file := attachment.NewEncryptedFile()
+		file.EncryptInPlace(data)
+		fresh, resp, err := s.put(ctx, sess, anyMIME, data)
+		if err == nil && fresh == "" {
+			err = fmt.Errorf("server: the homeserver answers %d when a file is uploaded", resp.status)
+		}
+		if err != nil {
+			return nil, err
+		}
+		ctx := context.WithoutCancel(ctx)
+		one := &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(fresh)}
+		err = keys.KeepMedia(ctx, fresh, &account.Media{File: one, MIME: anyMIME, Own: true})
+		if err == nil {
+			err = keys.KeepMedia(ctx, rewrite.Unkeyed(mxc), &account.Media{Single: one})
+		}
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(one)
+	})
+}
+
+var errOtherKey = errors.New("server: the key that the message names does not open the file")
+
+// notSingle tells the client why its file could not be sent.
+func (s *Server) notSingle(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case errors.Is(err, errOtherKey):
+		refuse(w, http.StatusBadRequest, "M_BAD_JSON", "the attached file cannot be opened with the key that the message names")
+	case errors.Is(err, errNotTheFile):
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the attached file at the homeserver is not the one that was uploaded")
+	default:
+		s.failed(w, r, err)
+	}
+}
+
 // publish uploads files once more, in clear, that the client uses where nothing
 // is encrypted: in a room without MLS, as an avatar, in the state of a room.
 func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessage) (json.RawMessage, error) {

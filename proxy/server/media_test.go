@@ -3,10 +3,19 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"path"
 	"testing"
 
+	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/crypto/attachment"
 	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
@@ -15,6 +24,105 @@ import (
 type mapOfMedia map[string]*account.Media
 
 func (m mapOfMedia) Media(_ context.Context, mxc string) (*account.Media, error) { return m[mxc], nil }
+
+func (m mapOfMedia) KeepMedia(_ context.Context, mxc string, media *account.Media) error {
+	if known := m[mxc]; known != nil {
+		known.Single = media.Single
+		return nil
+	}
+	m[mxc] = media
+	return nil
+}
+
+// TestFilesOfClientsThatEncryptThemAreEncryptedOnce: a client that encrypts its files by itself uploads them through a
+// proxy that does so as well; who gets the message opens the file with the one key that it names.
+func TestFilesOfClientsThatEncryptThemAreEncryptedOnce(t *testing.T) {
+	const plain = "what the file says"
+	files, uploads := map[string][]byte{}, 0
+	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(files[path.Base(r.URL.Path)])
+			return
+		}
+		data, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		uploads++
+		name := fmt.Sprintf("file%d", uploads)
+		files[name] = data
+		fmt.Fprintf(w, `{"content_uri":"mxc://h/%s"}`, name)
+	}))
+	t.Cleanup(hs.Close)
+	base, err := url.Parse(hs.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, sess, keys := New(Options{Homeserver: base, Log: zerolog.Nop()}), &session{token: "t"}, mapOfMedia{}
+
+	// The client encrypts, then the proxy.
+	theirs, ours := attachment.NewEncryptedFile(), attachment.NewEncryptedFile()
+	data := theirs.Encrypt([]byte(plain))
+	files["own"] = ours.Encrypt(data)
+	stored := func(mxc id.ContentURIString) *account.Media {
+		raw, err := json.Marshal(&event.EncryptedFileInfo{EncryptedFile: *ours, URL: mxc})
+		media := &account.Media{Own: true}
+		if err == nil {
+			err = json.Unmarshal(raw, &media.File)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return media
+	}
+	keys["mxc://h/own"] = stored("mxc://h/own")
+	message := func(file *attachment.EncryptedFile, mxc id.ContentURIString) json.RawMessage {
+		raw, err := json.Marshal(map[string]any{"body": "x", "file": &event.EncryptedFileInfo{EncryptedFile: *file, URL: mxc}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	var first json.RawMessage
+	for range 2 {
+		got, err := s.single(t.Context(), sess, keys, message(theirs, "mxc://h/own"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m struct {
+			File event.EncryptedFileInfo `json:"file"`
+		}
+		if err := json.Unmarshal(got, &m); err != nil || m.File.URL != "mxc://h/file1" || m.File.Key.Key == theirs.Key.Key {
+			t.Fatalf("the message became %s, %v", got, err)
+		}
+		if opened, err := m.File.Decrypt(files["file1"]); err != nil || string(opened) != plain {
+			t.Errorf("who gets %s reads %q, %v", got, opened, err)
+		}
+		if first != nil && string(got) != string(first) {
+			t.Errorf("the same message again became %s, and was %s", got, first)
+		}
+		first = got
+	}
+	if uploads != 1 {
+		t.Errorf("%d files were uploaded, want 1", uploads)
+	}
+	if own := keys["mxc://h/file1"]; own == nil || !own.Own {
+		t.Errorf("the file is not known as an own one: %+v", own)
+	}
+
+	files["other"] = files["own"]
+	keys["mxc://h/other"] = stored("mxc://h/other")
+	if _, err := s.single(t.Context(), sess, keys, message(ours, "mxc://h/other")); !errors.Is(err, errOtherKey) {
+		t.Errorf("with a key that does not open the file: %v", err)
+	}
+	if uploads != 1 {
+		t.Error("a file that could not be opened was uploaded")
+	}
+	strange := message(theirs, "mxc://h/somebody")
+	if got, err := s.single(t.Context(), sess, keys, strange); err != nil || string(got) != string(strange) {
+		t.Errorf("a file that was not uploaded here: %s, %v", got, err)
+	}
+}
 
 // TestOwnFilesAreKnownByEitherAddress: one's own file, seen in a room, has an
 // address that names its key; whoever uses that one where nothing is encrypted

@@ -67,8 +67,12 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), sendWait)
 	defer cancel()
-	content, err := s.attach(ctx, sess, body)
+	content, err := s.single(ctx, sess, sess.account, body)
 	if err != nil {
+		s.notSingle(w, r, err)
+		return
+	}
+	if content, err = s.attach(ctx, sess, content); err != nil {
 		s.o.Log.Err(err).Msg("The key of a file cannot be read")
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the attached file cannot be read")
 		return

@@ -72,7 +72,7 @@ export async function identity(client, sign) {
         const devices = (await crypto.getUserDeviceInfo([own], true)).get(own);
         for (const device of devices.keys()) trust[device] = (await crypto.getDeviceVerificationStatus(own, device)).crossSigningVerified;
         if (!Object.values(trust).includes(false) || Date.now() > until) break;
-        await new Promise((resolve) => client.once("sync", resolve));
+        await new Promise((resolve) => ["sync", "crypto.devicesUpdated"].forEach((name) => client.once(name, resolve)));
     }
     const keys = await crypto.getOwnDeviceKeys();
     return { device: client.getDeviceId(), ed25519: keys.ed25519, curve25519: keys.curve25519, trust };
