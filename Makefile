@@ -17,6 +17,7 @@ BENCH_ROUNDS ?= 3
 BENCH_LEAST ?=
 N ?= 50
 ROOMS ?= 200
+MODULE_ROOMS ?= 1000
 SCALE_DIR ?= .lab/scale-$(N)
 SOAK ?= 10
 FUZZTIME ?= 1m
@@ -100,6 +101,14 @@ bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and t
 	@mkdir -p bin
 	go build -trimpath -o bin/ ./cmd/... ./e2e/scale
 	bin/scale -proxy -n $(N) -rooms $(ROOMS) -dir .lab/proxy-$(N) -bin bin -json .lab/proxy-$(N).json
+
+.PHONY: bench-module
+bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, PostgreSQL, and two processes there (docs/scale.md)
+	@mkdir -p bin .lab
+	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/manyrooms
+	bin/manyrooms -rooms $(MODULE_ROOMS) -database sqlite -json .lab/module-sqlite.json
+	bin/manyrooms -rooms $(MODULE_ROOMS) -database postgres -json .lab/module-postgres.json
+	bin/manyrooms -rooms $(MODULE_ROOMS) -database postgres -processes 2 -json .lab/module-two.json
 
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md

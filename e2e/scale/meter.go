@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -9,13 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 	_ "modernc.org/sqlite" // the driver "sqlite", for what a homeserver has stored
+
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
 )
 
 // cost is what one act took.
@@ -78,7 +78,7 @@ func (s *scale) moment(ctx context.Context) (m moment, err error) {
 			if err != nil {
 				return m, err
 			}
-			m.cpu[name] = p.cpu
+			m.cpu[name] = p.CPU
 		}
 	}
 	if err := s.database(ctx, func(db *sql.DB) error {
@@ -91,68 +91,23 @@ func (s *scale) moment(ctx context.Context) (m moment, err error) {
 	return m, err
 }
 
-// process is what the kernel says of one.
-type process struct {
-	cpu       float64
-	rss, peak int64
-}
-
 // process reads of a homeserver or module, which lab has started.
-func (s *scale) process(name string) (process, error) {
+func (s *scale) process(name string) (machine.Process, error) {
 	raw, err := os.ReadFile(filepath.Join(s.dir, name+".pid"))
 	if err != nil {
-		return process{}, err
+		return machine.Process{}, err
 	}
 	var rec struct {
 		PID int `json:"pid"`
 	}
 	if err := json.Unmarshal(raw, &rec); err != nil {
-		return process{}, err
+		return machine.Process{}, err
 	}
-	p, err := processOf(rec.PID)
+	p, err := machine.Of(rec.PID)
 	if err != nil {
 		return p, fmt.Errorf("%s does not run: %w", name, err)
 	}
 	return p, nil
-}
-
-func processOf(pid int) (p process, err error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return p, err
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	for _, f := range fields[11:13] { // utime and stime, proc_pid_stat(5)
-		ticks, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return p, err
-		}
-		p.cpu += float64(ticks) / 100
-	}
-	p.rss, p.peak, err = memory(pid)
-	return p, err
-}
-
-// memory returns what a process has in memory, and the most it ever had.
-func memory(pid int) (rss, peak int64, err error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		n, _ := strconv.ParseInt(f[1], 10, 64)
-		switch f[0] {
-		case "VmRSS:":
-			rss = n << 10
-		case "VmHWM:":
-			peak = n << 10
-		}
-	}
-	return rss, peak, nil
 }
 
 // database looks into what syn1 has stored.
@@ -195,12 +150,13 @@ func (s *scale) between(ctx context.Context, room id.RoomID, from, to moment) (*
 		if err != nil {
 			return nil, err
 		}
-		c.RSS = max(c.RSS, p.rss)
+		c.RSS = max(c.RSS, p.RSS)
 	}
-	var err error
-	if c.Own, _, err = memory(os.Getpid()); err != nil {
+	own, err := machine.Of(os.Getpid())
+	if err != nil {
 		return nil, err
 	}
+	c.Own = own.RSS
 	return c, s.database(ctx, func(db *sql.DB) error {
 		rows, err := db.QueryContext(ctx, `SELECT events.type, count(*), sum(length(event_json.json)) FROM events JOIN event_json ON event_json.event_id = events.event_id
 			WHERE events.room_id = ? AND events.stream_ordering > ? AND events.stream_ordering <= ? GROUP BY events.type`, string(room), from.stream, to.stream)
@@ -262,13 +218,4 @@ func (s *scale) account(name string, todo bool, act func() error) error {
 	s.costs = append(s.costs, c)
 	s.mu.Unlock()
 	return s.save(true)
-}
-
-// loadAverage is the load of the machine over 1, 5 and 15 minutes.
-func loadAverage() string {
-	raw, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	return strings.Join(strings.Fields(string(raw))[:3], " ")
 }

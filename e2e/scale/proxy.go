@@ -22,6 +22,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
 	"github.com/matrix-mls/matrix-mls/lab"
 )
 
@@ -391,18 +392,18 @@ func (s *scale) proxyIdle(ctx context.Context, pid int) error {
 	if err := pause(ctx, proxyCalm); err != nil {
 		return err
 	}
-	from, err := processOf(pid)
+	from, err := machine.Of(pid)
 	if err != nil {
 		return err
 	}
 	if err := pause(ctx, proxyCalm); err != nil {
 		return err
 	}
-	to, err := processOf(pid)
+	to, err := machine.Of(pid)
 	if err != nil {
 		return err
 	}
-	s.proxied.Idle, s.proxied.Peak, s.proxied.IdleCPU = to.rss, to.peak, (to.cpu-from.cpu)/proxyCalm.Seconds()
+	s.proxied.Idle, s.proxied.Peak, s.proxied.IdleCPU = to.RSS, to.Peak, (to.CPU-from.CPU)/proxyCalm.Seconds()
 	return nil
 }
 

@@ -4,10 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
 )
 
 // report is what is written down of a run.
@@ -33,8 +34,8 @@ type report struct {
 // report prints the figures and writes them into the file.
 func (s *scale) report() error {
 	r := &report{
-		Commit: commit(), Date: time.Now().UTC().Format("2006-01-02"), Go: strings.TrimPrefix(runtime.Version(), "go"), Processors: runtime.NumCPU(),
-		LoadBefore: s.load, LoadAfter: loadAverage(), Leaves: s.options.leaves, Users: len(s.st.Driven) + len(s.st.Crowd), Driven: len(s.st.Driven), PerUser: s.perUser,
+		Commit: machine.Commit(), Date: time.Now().UTC().Format("2006-01-02"), Go: strings.TrimPrefix(runtime.Version(), "go"), Processors: runtime.NumCPU(),
+		LoadBefore: s.load, LoadAfter: machine.LoadAverage(), Leaves: s.options.leaves, Users: len(s.st.Driven) + len(s.st.Crowd), Driven: len(s.st.Driven), PerUser: s.perUser,
 		Starts: s.st.Starts, Seconds: time.Since(s.began).Seconds(), Peak: map[string]int64{}, Costs: s.costs, Megolm: s.megolm, Proxied: s.proxied,
 	}
 	for _, server := range servers {
@@ -43,13 +44,14 @@ func (s *scale) report() error {
 			if err != nil {
 				return err
 			}
-			r.Peak[name] = p.peak
+			r.Peak[name] = p.Peak
 		}
 	}
-	var err error
-	if _, r.Peak["clients"], err = memory(os.Getpid()); err != nil {
+	own, err := machine.Of(os.Getpid())
+	if err != nil {
 		return err
 	}
+	r.Peak["clients"] = own.Peak
 	s.say.end()
 	fmt.Print(r.text())
 	if s.json == "" {
@@ -60,14 +62,6 @@ func (s *scale) report() error {
 		return err
 	}
 	return os.WriteFile(s.json, append(raw, '\n'), 0o644)
-}
-
-func commit() string {
-	raw, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(raw))
 }
 
 func (r *report) text() string {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -76,13 +75,6 @@ func TestSpentAfterARestart(t *testing.T) {
 	to := moment{cpu: map[string]float64{"module-syn1": 2, "module-syn2": 4, "syn1": 51}}
 	if got := spent("module-", from, to); got != 3 {
 		t.Errorf("the modules used %g s, want 3", got)
-	}
-}
-
-func TestMemoryOfThisProcess(t *testing.T) {
-	rss, peak, err := memory(os.Getpid())
-	if err != nil || rss <= 0 || peak < rss {
-		t.Errorf("%d bytes, at most %d: %v", rss, peak, err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
 	"github.com/matrix-mls/matrix-mls/lab"
 )
 
@@ -81,7 +82,7 @@ func (s *scale) path() string { return filepath.Join(s.dir, "scale-state.json") 
 
 // open goes on with the run in the directory, or begins one.
 func open(ctx context.Context, o options) (*scale, error) {
-	s := &scale{options: o, say: newProgress(), http: newCounter(), load: loadAverage(), began: time.Now()}
+	s := &scale{options: o, say: newProgress(), http: newCounter(), load: machine.LoadAverage(), began: time.Now()}
 	raw, err := os.ReadFile(s.path())
 	switch {
 	case err == nil:

@@ -1,0 +1,402 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
+	"github.com/matrix-mls/matrix-mls/lab"
+)
+
+// bench is a run.
+type bench struct {
+	o     options
+	dir   string
+	h     *homeserver
+	c     *crowd
+	procs []*exec.Cmd  // nil: does not run
+	base  []string     // addresses
+	lab   *lab.Servers // PostgreSQL; nil: there is none
+	rep   *report
+}
+
+// run measures everything.
+func run(ctx context.Context, o options) (rep *report, err error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "matrix-mls-manyrooms-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{o: o, dir: dir, rep: &report{Commit: machine.Commit(), Date: time.Now().UTC().Format("2006-01-02"), Go: strings.TrimPrefix(runtime.Version(), "go"), Processors: runtime.NumCPU(), LoadBefore: machine.LoadAverage(),
+		Rooms: o.rooms, Members: o.members, Database: o.database, Processes: o.processes}}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w\nhint: the module's logs are in %s", err, dir)
+			return
+		}
+		err = os.RemoveAll(dir)
+	}()
+	defer func() { err = errors.Join(err, b.end()) }()
+	if err := b.begin(ctx); err != nil {
+		return nil, err
+	}
+	return b.rep, b.measure(ctx)
+}
+
+func (b *bench) measure(ctx context.Context) error {
+	for _, part := range []func(context.Context) error{b.enter, b.grow, b.rest, b.work, b.again} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	b.rep.LoadAfter = machine.LoadAverage()
+	if list := b.h.unknown(); len(list) > 0 {
+		return fmt.Errorf("the module asked for what this homeserver does not have, so the figures are worth nothing: %s", strings.Join(list, ", "))
+	}
+	return nil
+}
+
+// begin starts the homeserver and the module, which know nothing.
+func (b *bench) begin(ctx context.Context) error {
+	database, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	var ports []int
+	for range b.o.processes {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		if err := l.Close(); err != nil {
+			return err
+		}
+		ports = append(ports, port)
+		b.base = append(b.base, fmt.Sprintf("http://127.0.0.1:%d", port))
+	}
+	asToken, hsToken := token(), token()
+	b.h = newHomeserver(asToken, hsToken, b.base...)
+	if b.c, err = newCrowd(b.h, b.o.rooms, b.o.members); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: b.h.handler(), ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(l) }() // ends with the program
+	go b.h.push(ctx)
+	for i, port := range ports {
+		config := map[string]any{
+			"homeserver": map[string]any{"address": "http://" + l.Addr().String(), "domain": serverName, "software": "synapse"},
+			"appservice": map[string]any{
+				"address": b.base[i], "hostname": "127.0.0.1", "port": port, "as_token": asToken, "hs_token": hsToken,
+				"bot": map[string]any{"username": "_mls_bot", "displayname": ""},
+			},
+			"database": database,
+			"logging":  map[string]any{"min_level": "warn", "writers": []any{map[string]any{"type": "stdout", "format": "json"}}},
+		}
+		raw, err := yaml.Marshal(config)
+		if err == nil {
+			err = os.WriteFile(b.config(i), raw, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	b.procs = make([]*exec.Cmd, b.o.processes)
+	for i := range b.procs {
+		if err := b.start(i); err != nil {
+			return err
+		}
+		if i == 0 {
+			if err := b.ready(ctx, i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) config(i int) string { return filepath.Join(b.dir, fmt.Sprintf("config%d.yaml", i)) }
+
+func (b *bench) database(ctx context.Context) (map[string]any, error) {
+	if b.o.database == "sqlite" {
+		return map[string]any{"type": "sqlite3", "uri": filepath.Join(b.dir, "module.db")}, nil
+	}
+	var err error
+	if b.lab, err = lab.Start(ctx, lab.Options{Postgres: true}); err != nil {
+		return nil, err
+	}
+	uri, err := b.lab.CreateDatabase(ctx, "module")
+	return map[string]any{"type": "postgres", "uri": uri}, err
+}
+
+func token() string {
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	return hex.EncodeToString(raw[:])
+}
+
+func (b *bench) start(i int) error {
+	log, err := os.OpenFile(filepath.Join(b.dir, fmt.Sprintf("module%d.log", i)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(b.o.bin, "matrix-mls"), "serve", "-c", b.config(i))
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	b.procs[i] = cmd
+	return nil
+}
+
+func (b *bench) stop(i int, sig os.Signal) error {
+	cmd := b.procs[i]
+	b.procs[i] = nil
+	if err := cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if sig == syscall.SIGKILL && errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+func (b *bench) end() error {
+	for i, cmd := range b.procs {
+		if cmd != nil {
+			_ = b.stop(i, syscall.SIGKILL) // it is only to be gone
+		}
+	}
+	if b.lab == nil {
+		return nil
+	}
+	return b.lab.Close()
+}
+
+// ready waits until a process does the module's work.
+func (b *bench) ready(ctx context.Context, i int) error {
+	return b.until(ctx, func() bool {
+		resp, err := http.Get(b.base[i] + "/_matrix/mau/ready")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close() // the status is all of it
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+func (b *bench) until(ctx context.Context, done func() bool) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// used is what all processes of the module use, and have in memory.
+func (b *bench) used() (cpu float64, rss int64, err error) {
+	for _, cmd := range b.procs {
+		if cmd == nil {
+			continue
+		}
+		p, err := machine.Of(cmd.Process.Pid)
+		if err != nil {
+			return 0, 0, err
+		}
+		cpu, rss = cpu+p.CPU, rss+p.RSS
+	}
+	return cpu, rss, nil
+}
+
+// act measures one act, which may return, in order, how long the module took to accept each commit.
+func (b *bench) act(ctx context.Context, name string, fn func() ([]time.Duration, error)) error {
+	b.o.say("%s …", name)
+	cpu, _, err := b.used()
+	if err != nil {
+		return err
+	}
+	requests, events := b.h.asked(), b.h.sent()
+	began := time.Now()
+	took, err := fn()
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	a := &act{Name: name, Seconds: time.Since(began).Seconds()}
+	after, rss, err := b.used()
+	if err != nil {
+		return err
+	}
+	a.CPU, a.RSS, a.Requests, a.Events = after-cpu, rss, b.h.asked()-requests, b.h.sent()-events
+	if after < cpu {
+		a.CPU = after // it was started anew
+	}
+	if len(took) > 0 {
+		a.Median = float64(took[len(took)/2].Microseconds()) / 1000
+		a.Worst = float64(took[(len(took)*99+99)/100-1].Microseconds()) / 1000
+	}
+	b.rep.Acts = append(b.rep.Acts, a)
+	return nil
+}
+
+// enter invites the module into all rooms.
+func (b *bench) enter(ctx context.Context) error {
+	return b.act(ctx, "invited into all rooms at once, until it has joined and said its keys in each", func() ([]time.Duration, error) {
+		for _, r := range b.c.rooms {
+			if err := b.c.invite(r); err != nil {
+				return nil, err
+			}
+		}
+		return nil, b.until(ctx, func() bool { return b.c.introduced() == len(b.c.rooms) })
+	})
+}
+
+// grow founds the groups and adds everybody.
+func (b *bench) grow(ctx context.Context) error {
+	if err := b.act(ctx, "all groups are founded", func() ([]time.Duration, error) {
+		for _, r := range b.c.rooms {
+			if err := b.c.found(r); err != nil {
+				return nil, err
+			}
+		}
+		return nil, nil
+	}); err != nil {
+		return err
+	}
+	for from := 1; from < len(b.c.devices); from += addsPerCommit {
+		list := b.c.devices[from:min(from+addsPerCommit, len(b.c.devices))]
+		if err := b.act(ctx, fmt.Sprintf("%d members are added to each room", len(list)), func() ([]time.Duration, error) {
+			return b.c.round(ctx, b.c.rooms, list)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest watches the module after what it still has to do is done: newcomers get heads for two minutes, and votes wait.
+func (b *bench) rest(ctx context.Context) error {
+	if err := b.act(ctx, fmt.Sprintf("what growing leaves to do, until the module is silent for %v", b.o.calm), func() ([]time.Duration, error) {
+		return nil, b.silent(ctx, b.o.calm)
+	}); err != nil {
+		return err
+	}
+	return b.act(ctx, "nothing happens", func() ([]time.Duration, error) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(b.o.idle):
+			return nil, nil
+		}
+	})
+}
+
+// silent waits until nothing has been asked or sent for a time.
+func (b *bench) silent(ctx context.Context, d time.Duration) error {
+	last := b.h.asked()
+	since := time.Now()
+	return b.until(ctx, func() bool {
+		if now := b.h.asked(); now != last {
+			last, since = now, time.Now()
+		}
+		return time.Since(since) >= d
+	})
+}
+
+// work lets members commit: one after the other in different rooms, and in all rooms at once.
+func (b *bench) work(ctx context.Context) error {
+	n := min(len(b.c.rooms), 100)
+	if err := b.act(ctx, fmt.Sprintf("%d commits, one after the other in as many rooms", n), func() (all []time.Duration, err error) {
+		for _, r := range b.c.rooms[:n] {
+			took, err := b.c.round(ctx, []*room{r}, nil)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, took...)
+		}
+		return slices.Sorted(slices.Values(all)), nil
+	}); err != nil {
+		return err
+	}
+	return b.act(ctx, "a commit in every room at once", func() ([]time.Duration, error) { return b.c.round(ctx, b.c.rooms, nil) })
+}
+
+// again restarts the module, and kills it.
+func (b *bench) again(ctx context.Context) error {
+	first := b.c.rooms[:1]
+	accept := func() ([]time.Duration, error) { return b.c.round(ctx, first, nil) }
+	if err := b.act(ctx, "stopped and started again, until it is ready", func() ([]time.Duration, error) {
+		if err := b.stop(0, syscall.SIGTERM); err != nil {
+			return nil, err
+		}
+		if b.o.processes == 2 {
+			return nil, b.ready(ctx, 1)
+		}
+		if err := b.start(0); err != nil {
+			return nil, err
+		}
+		return nil, b.ready(ctx, 0)
+	}); err != nil {
+		return err
+	}
+	if b.o.processes == 2 {
+		if err := b.start(0); err != nil {
+			return err
+		}
+	}
+	if err := b.act(ctx, "the first commit after that", accept); err != nil {
+		return err
+	}
+	active := b.o.processes - 1
+	if err := b.act(ctx, "killed and started again, or the other process takes over: from the kill until a commit is accepted", func() ([]time.Duration, error) {
+		if err := b.stop(active, syscall.SIGKILL); err != nil {
+			return nil, err
+		}
+		if b.o.processes == 1 {
+			if err := b.start(0); err != nil {
+				return nil, err
+			}
+		}
+		return accept()
+	}); err != nil {
+		return err
+	}
+	for _, cmd := range b.procs {
+		if cmd != nil {
+			p, err := machine.Of(cmd.Process.Pid)
+			if err != nil {
+				return err
+			}
+			b.rep.Peak = append(b.rep.Peak, p.Peak)
+		}
+	}
+	return nil
+}
