@@ -102,6 +102,10 @@ bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and t
 	go build -trimpath -o bin/ ./cmd/... ./e2e/scale
 	bin/scale -proxy -n $(N) -rooms $(ROOMS) -dir .lab/proxy-$(N) -bin bin -json .lab/proxy-$(N).json
 
+.PHONY: bench-client
+bench-client: ## a client that was away for 1,000 commits, and a newcomer to 5,000 leaves (docs/scale.md)
+	go test ./client -run '^$$' -bench 'CatchUp|FirstMessage' -benchtime 1x -timeout 60m
+
 .PHONY: bench-module
 bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, PostgreSQL, and two processes there (docs/scale.md)
 	@mkdir -p bin .lab
