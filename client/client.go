@@ -234,7 +234,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	}
 	c.ident.OnDevicesChanged(c.devicesChanged)
 	if o.Probe != nil {
-		c.crashAt, o.Probe.Inspect, o.Probe.Woken, c.without, c.blind = o.Probe.Point, c.inspect, c.woken, o.Probe.Without, o.Probe.Blind
+		c.crashAt, o.Probe.Inspect, o.Probe.Woken, o.Probe.Idle, c.without, c.blind = o.Probe.Point, c.inspect, c.woken, c.idled, o.Probe.Without, o.Probe.Blind
 	}
 	return c, nil
 }

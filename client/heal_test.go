@@ -178,9 +178,10 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 		before         bool // the message is sent before the commits are
 		long           bool // the first of them two minutes before the last
 		unseen         bool // the last of them so shortly before the end that nothing shows that it was held up, but the one below
+		quiet          bool // nobody commits for two minutes at the cut's beginning
 	}{
-		{"within what is kept", 3, 0, false, false, false}, {"sent after", 4, 1, false, false, false}, {"sent before", 4, 1, true, false, false},
-		{"a longer one", 4, 1, true, true, false}, {"its end unseen", 4, 1, true, false, true},
+		{"within what is kept", 3, 0, false, false, false, false}, {"sent after", 4, 1, false, false, false, false}, {"sent before", 4, 1, true, false, false, false},
+		{"a longer one", 4, 1, true, true, false, false}, {"its end unseen", 4, 1, true, false, true, false}, {"a longer one, quiet at first", 4, 1, true, true, false, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -200,6 +201,11 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 			w.cut("s3.example")
 			if tc.before {
 				w.send(carol, room, "unheard")
+			}
+			if tc.quiet {
+				w.s.mu.Lock()
+				w.s.clock += 2 * time.Minute.Milliseconds()
+				w.s.mu.Unlock()
 			}
 			for i := range tc.commits {
 				if tc.unseen && i == tc.commits-1 {

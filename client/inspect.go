@@ -1,7 +1,10 @@
 package client
 
 import (
+	"context"
+	"encoding/binary"
 	"maps"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -23,6 +26,17 @@ func (c *Client) woken() (engine, outbox bool) {
 	default:
 	}
 	return engine, outbox
+}
+
+// idled notes a /sync that ended at a time without anything new.
+func (c *Client) idled(ctx context.Context, at time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.st.PutKV(ctx, syncTimeKey, binary.BigEndian.AppendUint64(nil, uint64(at.UnixMilli()))); err != nil {
+		return err
+	}
+	c.syncAt = at.UnixMilli()
+	return nil
 }
 
 // inspect shows the simulator what this device holds of a room.

@@ -24,8 +24,10 @@ const (
 	// lateAfter is how old a commit has to be, when it comes to a device that was
 	// listening, to show that servers did not reach each other.
 	lateAfter = time.Minute
-	// heldUpAfter is the same for a short cut, or the end of a long one: it concerns
-	// messages that were sent in the cut, or at most lateAfter before it showed.
+	// heldUpAfter is the same for a short cut: it concerns messages that were sent in
+	// the cut, or at most lateAfter before it showed. At the end of a long one it
+	// concerns all that are kept: how long nothing was held up, for there was nothing,
+	// nobody knows.
 	heldUpAfter = 5 * time.Second
 	// maxLateSends bounds how often one message is sent again because commits came
 	// late: their age is what servers say.
@@ -94,7 +96,7 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) 
 // an epoch of the given level before a message that was sent then could reach them.
 func (c *Client) missed(r *room, level uint64, sent int64) bool {
 	return slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool {
-		if l.Delay < lateAfter && sent < r.cutSince(l)-lateAfter.Milliseconds() {
+		if since := r.cutSince(l); l.Delay < lateAfter && l.Came-since < lateAfter.Milliseconds() && sent < since-lateAfter.Milliseconds() {
 			return false // a short cut, long after it
 		}
 		forgotten := l.Level > level+uint64(c.limits.PastEpochs) || l.Level > level && l.Delay >= c.limits.PastAge

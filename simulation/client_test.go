@@ -54,7 +54,8 @@ type device struct {
 	next     time.Duration // when it wants to be called, on the world's clock
 	stepAt   time.Duration // the same for Step and Flush
 	flushAt  time.Duration
-	seen     int // changes of its server that it has seen
+	seen     int           // changes of its server that it has seen
+	heard    time.Duration // when it had the newest answer to /sync; 0: none since it was started
 	devices  func(user id.UserID)
 	random   io.Reader // for key packages
 	key      []byte    // public signature key
@@ -101,7 +102,7 @@ func (d *device) start() {
 	if err != nil {
 		d.w.fail("open %s: %v", d.name, err)
 	}
-	d.next, d.stepAt, d.flushAt, d.seen = d.w.net.Now, 0, 0, -1
+	d.next, d.stepAt, d.flushAt, d.seen, d.heard, d.away = d.w.net.Now, 0, 0, -1, 0, 0
 	d.replenish()
 }
 
@@ -158,7 +159,9 @@ func (d *device) turn() {
 		switch {
 		case d.seen != d.server.Changes:
 			d.seen = d.server.Changes
+			d.listened()
 			syncErr = d.c.SyncOnce(d.w.ctx, 0)
+			d.heard = now
 		case d.stepAt <= now:
 			d.stepAt = d.at(d.c.Step(d.w.ctx))
 		case d.flushAt <= now:
@@ -182,6 +185,20 @@ func (d *device) turn() {
 		d.w.observe(d)
 	}
 	d.next = now
+}
+
+// listened notes the answers to /sync that a device had while it waited for
+// something new.
+func (d *device) listened() {
+	if d.heard = max(d.heard, d.away); d.heard == 0 {
+		return // it was off, and asks for the first time
+	}
+	const wait = 30 * time.Second
+	if last := d.heard + (d.w.net.Now - d.heard).Truncate(wait); last > d.heard {
+		if err := d.probe.Idle(d.w.ctx, d.clock.wall().Add(last-d.w.net.Now)); err != nil {
+			d.w.fail("sync of %s: %v", d.name, err)
+		}
+	}
 }
 
 // at returns when a method wants to be called again, on the world's clock.

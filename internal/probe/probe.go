@@ -34,6 +34,9 @@ type Client struct {
 	Inspect func(room id.RoomID) *Held
 	// Woken is set by Open. It tells whether Step and Flush are asked for.
 	Woken func() (step, flush bool)
+	// Idle is set by Open. It does what a /sync does that ended at a time without
+	// anything new.
+	Idle func(ctx context.Context, at time.Time) error
 }
 
 // Rules that a client can be told to leave out, so that a property breaks.
