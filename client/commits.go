@@ -448,7 +448,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 			}
 			by := r.authorOf(act.Ref)
 			c.warn(r, "doubt/"+act.Ref.String(), &Warning{
-				Sender: by, Rule: act.Rule, Text: fmt.Sprintf("a member could not apply a commit of %s; messages wait until it is settled", by),
+				Sender: by, Rule: act.Rule, Kind: MemberBehindWarning, Text: fmt.Sprintf("a member could not apply a commit of %s; messages wait until it is settled", by),
 			})
 		case federation.Fetch:
 			if act.EventID != "" {

@@ -366,7 +366,7 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		// Own room is switched to MLS with plaintext before it: only what
 		// comes after is a fault.
 		if r.machine != nil {
-			c.tell(&Warning{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Rule: ruleOf(err), Text: "an unencrypted event came in an encrypted room; do not trust it"})
+			c.tell(&Warning{Room: r.id, EventID: evt.ID, Sender: evt.Sender, Rule: ruleOf(err), Kind: PlaintextWarning, Text: "an unencrypted event came in an encrypted room; do not trust it"})
 		}
 		return err
 	}

@@ -326,7 +326,7 @@ func (c *Client) plan(r *room) {
 				if list.MasterKey == "" {
 					continue // the homeserver has not got the keys yet: that is no other identity
 				}
-				c.warn(r, "admitted/"+string(user)+"/"+list.MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Text: err.Error()})
+				c.warn(r, "admitted/"+string(user)+"/"+list.MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Kind: IdentityWarning, Text: err.Error()})
 				continue
 			}
 		}
@@ -336,7 +336,7 @@ func (c *Client) plan(r *room) {
 	r.planned, r.plannedOn, r.plannedFor = complete, e.ref, use.ref
 	for _, rm := range r.todo.Removes {
 		if rooms.RuleOf(rm.Err) == rooms.RuleIdentityChanged {
-			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Text: rm.Err.Error()})
+			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Kind: IdentityWarning, Text: rm.Err.Error()})
 		}
 	}
 	if lost := c.lostKeys(r, e); len(lost) > 0 && policy.IsAdmin(c.UserID()) {

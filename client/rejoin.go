@@ -216,7 +216,7 @@ func (c *Client) stuck(r *room, ref federation.Ref, by id.UserID) {
 	if by != "" {
 		text = fmt.Sprintf("this device could not apply a commit by %s (%s) which others have applied, and joins again", by, ref.Short())
 	}
-	c.warn(r, "stuck/"+ref.String(), &Warning{Rule: ruleCannotFollow, Sender: by, Text: text})
+	c.warn(r, "stuck/"+ref.String(), &Warning{Rule: ruleCannotFollow, Kind: BehindWarning, Sender: by, Text: text})
 	r.rec.Phase = phaseJoining
 	r.resyncAt = c.mono() // our leaf in the tree is no sign of a Welcome
 	r.joinAt = c.mono() + joinDelay

@@ -116,8 +116,25 @@ type Warning struct {
 	EventID id.EventID
 	Sender  id.UserID
 	Rule    string
+	Kind    WarningKind // "" for what none of them names
 	Text    string
 }
+
+// WarningKind names the warnings that programs tell people in words of their own.
+type WarningKind string
+
+// The values of WarningKind.
+const (
+	// IdentityWarning: the keys of Sender, or of a device of theirs, are not those
+	// known before.
+	IdentityWarning WarningKind = "identity"
+	// PlaintextWarning: EventID came unencrypted into an encrypted room.
+	PlaintextWarning WarningKind = "plaintext"
+	// BehindWarning: this device cannot follow the group and joins again.
+	BehindWarning WarningKind = "behind"
+	// MemberBehindWarning: a member could not apply a commit of Sender's.
+	MemberBehindWarning WarningKind = "member-behind"
+)
 
 // Redaction reports that an event was taken out of the room's history.
 type Redaction struct {

@@ -70,7 +70,7 @@ func (c *plainClient) take(e *event.Event) {
 			Event id.EventID `json:"event_id"`
 		} `json:"m.relates_to"`
 	}
-	if !strings.HasPrefix(string(e.ID), "$mls-proxy-") || json.Unmarshal(e.Content.VeryRaw, &late) != nil {
+	if !strings.HasPrefix(string(e.ID), "$mls-proxy-") || json.Unmarshal(e.Content.VeryRaw, &late) != nil || late.Relates.Event == "" {
 		c.seen = append(c.seen, e)
 		return
 	}
@@ -246,6 +246,16 @@ func TestProxyConversation(t *testing.T) {
 
 			s.onlyMLS(alice, room)
 			s.blind([]string{secret, text, reply, edit, key, odd, after, inside, called})
+
+			// What is not right in the room is said in the room.
+			_, err = e2e.API(s.soon(), alice.Server, alice.User, http.MethodPut, "/rooms/"+url.PathEscape(string(room))+"/state/m.room.encryption", map[string]any{"algorithm": "m.megolm.v1.aes-sha2"})
+			s.must(err)
+			told := bob.until("a notice", room, func(e *event.Event) bool {
+				return strings.HasPrefix(body(e), "About this room's encryption: the room's encryption setting was changed")
+			})
+			if told.Sender != bob.UserID || bob.SendReceipt(s.soon(), room, told.ID, event.ReceiptTypeRead, nil) != nil {
+				t.Errorf("the notice is %+v, and cannot be read up to", told)
+			}
 			_, err = bob.Logout(s.soon())
 			s.must(err)
 		})

@@ -394,6 +394,8 @@ type Account struct {
 
 	sessionMu sync.Mutex // a session is added or dropped
 	mediaMu   sync.Mutex // the key of a file is written
+	noticeMu  sync.Mutex // a notice is added or handed on
+	notices   *notices   // as in the store, or nil
 	close     sync.Once
 	ready     atomic.Bool
 

@@ -146,7 +146,8 @@ func (a *Account) AwaitRoom(ctx context.Context, room id.RoomID) {
 }
 
 // handle takes the client's updates.
-func (a *Account) handle(_ context.Context, u client.Update) {
+func (a *Account) handle(ctx context.Context, u client.Update) {
+	a.tell(ctx, u)
 	if redaction, ok := u.(*client.Redaction); ok {
 		a.unread.stale(redaction.Room)
 	}

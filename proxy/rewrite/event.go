@@ -51,6 +51,9 @@ type Reading struct {
 // KeyUnreadable marks the notice in the place of an event that cannot be read.
 const KeyUnreadable = rooms.Prefix + "unreadable"
 
+// KeyNotice marks a notice of the proxy's own about a room.
+const KeyNotice = rooms.Prefix + "notice"
+
 // Event is what became of one event.
 type Event struct {
 	Raw    json.RawMessage // nil: it is left out

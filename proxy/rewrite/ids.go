@@ -2,7 +2,10 @@ package rewrite
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // ownPrefix begins the ids of events that the proxy makes: the rest is the id of
@@ -12,10 +15,34 @@ const ownPrefix = "$mls-proxy-"
 // Original is the id of the event that an event stands for, as the homeserver
 // knows it.
 func Original(event string) string {
-	if rest, ok := strings.CutPrefix(event, ownPrefix); ok {
-		return "$" + rest
+	rest, ok := strings.CutPrefix(event, ownPrefix)
+	if !ok {
+		return event
 	}
-	return event
+	if _, before, told := strings.Cut(rest, noticeEnd); told && strings.HasPrefix(rest, noticePrefix) {
+		rest = before
+	}
+	return "$" + rest
+}
+
+// noticePrefix begins, after ownPrefix, the ids of notices about a room, and
+// noticeEnd stands before the id of the event that such a notice follows: for
+// receipts it counts as that.
+const (
+	noticePrefix = "notice-"
+	noticeEnd    = "~"
+)
+
+// RoomNotice is an event of the proxy's own that tells a user something about a
+// room. It comes from themselves, since nobody else said it. number tells notices
+// of an account apart; the newest event of the room is before.
+func RoomNotice(user id.UserID, number int64, at int64, before id.EventID, text string) Event {
+	name := id.EventID(fmt.Sprintf("%s%s%d%s%s", ownPrefix, noticePrefix, number, noticeEnd, strings.TrimPrefix(string(before), "$")))
+	time, _ := json.Marshal(at)
+	return Event{ID: name, Sender: user, Time: at, Raw: fields{
+		"type": quote("m.room.message"), "sender": quote(string(user)), "origin_server_ts": time, "event_id": quote(string(name)),
+		"content": fields{"msgtype": quote("m.notice"), "body": quote(text), KeyNotice: json.RawMessage("true")}.raw(),
+	}.raw()}
 }
 
 // namesEvents are the keys of contents, receipts and read markers whose values

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -33,6 +35,27 @@ func TestParseLanguage(t *testing.T) {
 	for _, name := range []string{"", "fr_FR.UTF-8", "deutsch"} {
 		if _, ok := ParseLanguage(name); ok {
 			t.Errorf("%q is a language of the catalogue", name)
+		}
+	}
+}
+
+func TestNoticesAboutARoom(t *testing.T) {
+	for _, before := range []string{"$0123456789abcdefghijklmnopqrstuvwxyzABCDEFG", "$1~old:example.org", "$-_:x"} {
+		n := RoomNotice("@me:x", 7, 1234, id.EventID(before), "hello")
+		f, ok := parse(n.Raw)
+		if !ok || f.text("type") != "m.room.message" || f.text("sender") != "@me:x" || f.text("event_id") != string(n.ID) || string(f["origin_server_ts"]) != "1234" ||
+			f.object("content").text("body") != "hello" || f.object("content").text("msgtype") != "m.notice" {
+			t.Errorf("the notice is %s", n.Raw)
+		}
+		if got := Original(string(n.ID)); got != before {
+			t.Errorf("for receipts it counts as %s, want %s", got, before)
+		}
+		if other := RoomNotice("@me:x", 8, 1234, id.EventID(before), "hello"); other.ID == n.ID {
+			t.Error("two notices have one id")
+		}
+		// What replaces the notice of an unreadable message keeps its own form.
+		if got := Original(ownPrefix + before[1:]); got != before {
+			t.Errorf("a replacement of %s counts as %s", before, got)
 		}
 	}
 }

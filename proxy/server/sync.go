@@ -9,10 +9,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
@@ -121,7 +123,53 @@ func (s *Server) replace(answer interface {
 	for i, n := range notices {
 		answer.Add(n.room, rewrite.Event{Raw: rewrite.Replacement(n.event, readings[i])})
 	}
-	return len(notices) > 0
+	return s.tell(answer, v) || len(notices) > 0
+}
+
+// tell adds the notices about rooms that the client has not been told of.
+func (s *Server) tell(answer interface {
+	Add(id.RoomID, rewrite.Event)
+}, v *view) bool {
+	notices, err := v.sess.account.Notices(v.ctx, v.sess.device)
+	if err != nil {
+		s.o.Log.Err(err).Msg("The notices about rooms cannot be read")
+	}
+	told := false
+	for _, n := range notices {
+		info, err := v.sess.account.Client().Room(v.ctx, n.Room)
+		if err != nil || info.Membership != "join" {
+			continue
+		}
+		var newest id.EventID
+		if last, err := v.sess.account.Client().Messages(v.ctx, n.Room, "", 1); err == nil && len(last) > 0 {
+			newest = last[0].EventID
+		}
+		answer.Add(n.Room, rewrite.RoomNotice(v.sess.user, n.Number, n.At, newest, noticeText(v.Language(), n, v.sess.account.Dir())))
+		told = true
+	}
+	return told
+}
+
+// plainName is what the names of users are made of today.
+const plainName = "@:abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-/+[]"
+
+// noticeText says a notice in a language.
+func noticeText(l rewrite.Language, n account.Notice, dir string) string {
+	switch n.Kind {
+	case account.IdentityNotice:
+		name := string(n.User)
+		if strings.ContainsFunc(name, func(c rune) bool { return !strings.ContainsRune(plainName, c) }) {
+			name = "@USER" // it is for a shell
+		}
+		return l.Text(rewrite.IdentityChanged, n.User, dir, name)
+	case account.HealedNotice:
+		return l.Text(rewrite.Healed)
+	case account.BehindNotice:
+		return l.Text(rewrite.Behind)
+	case account.MemberBehindNotice:
+		return l.Text(rewrite.MemberBehind, n.User)
+	}
+	return l.Text(rewrite.OtherWarning, n.Text)
 }
 
 func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) {

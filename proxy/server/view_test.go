@@ -3,10 +3,12 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
@@ -66,5 +68,29 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	}
 	if len(sessions.owners) != maxOwners || len(sessions.order) != maxOwners {
 		t.Errorf("%d owners", len(sessions.owners))
+	}
+}
+
+func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
+	for _, row := range []struct {
+		l    rewrite.Language
+		n    account.Notice
+		want []string
+	}{
+		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b:x"}, []string{"The keys of @b:x are not", "--state '/dir' verify accept @b:x"}},
+		{rewrite.German, account.Notice{Kind: account.IdentityNotice, User: "@b:x"}, []string{"Die Schlüssel von @b:x", "--state '/dir' verify accept @b:x"}},
+		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b;reboot:x"}, []string{"The keys of @b;reboot:x are not", "verify accept @USER"}},
+		{rewrite.English, account.Notice{Kind: account.HealedNotice}, []string{"It is one again"}},
+		{rewrite.German, account.Notice{Kind: account.HealedNotice}, []string{"Er ist wieder einer"}},
+		{rewrite.English, account.Notice{Kind: account.BehindNotice}, []string{"joins again by itself"}},
+		{rewrite.German, account.Notice{Kind: account.MemberBehindNotice, User: "@b:x"}, []string{"dieses Raums durch @b:x nicht folgen"}},
+		{rewrite.English, account.Notice{Kind: account.OtherNotice, Text: "the text"}, []string{"About this room's encryption: the text"}},
+	} {
+		got := noticeText(row.l, row.n, "/dir")
+		for _, want := range row.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: %q lacks %q", row.n.Kind, got, want)
+			}
+		}
 	}
 }
