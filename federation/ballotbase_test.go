@@ -171,8 +171,9 @@ func TestNobodyVotesBesideAHeldLastVote(t *testing.T) {
 }
 
 // TestLiesAndWhereOneStarts: a liar that accepts beside the final a and above it parts
-// nobody. One that promises with a vote for a in a ballot that nobody accepted it in
-// does: who starts at a cannot tell. Votes bring them together.
+// nobody. Nor does one that promises with a vote for a in a ballot that nobody accepted
+// it in: who starts at a cannot tell, so that all read it alike. Nobody votes on it who
+// can tell.
 func TestLiesAndWhereOneStarts(t *testing.T) {
 	for _, lie := range []string{"last vote", "two accepts"} {
 		t.Run(lie, func(t *testing.T) {
@@ -181,7 +182,7 @@ func TestLiesAndWhereOneStarts(t *testing.T) {
 			evs := append(w.fork(), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s2", Ballot{}, nil))
 			heads := [2]string{"b", "b"}
 			if lie == "last vote" {
-				heads[1] = "c"
+				heads = [2]string{"c", "c"}
 				evs = append(evs, w.opened("c", w.one("s2", lastVote("a", 0)), w.one("s3", lastVote("a", 1))))
 			} else {
 				evs = append(evs, w.accept("x", "s1", Ballot{}, false, nil), w.accept("c", "s2", Ballot{Rank: 1}, true, nil))

@@ -92,6 +92,7 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 		clear(rs.valid[i].covers)
 	}
 	rs.valid = rs.valid[:0]
+	newest := m.newestOf(config, base)
 	// rs.accepts is sorted by ballot: an accept may rest on one in a lower ballot.
 	for _, a := range rs.accepts {
 		n := a.node
@@ -101,16 +102,18 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			}
 			continue
 		}
-		from, known := base, base
+		c := covered{top: n, from: base, known: base}
 		if a.Ballot.Round > 0 {
 			var ok bool
-			if from, known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil); !ok {
-				continue
+			if c.from, c.known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, nil); !ok {
+				c.read = true
+				if c.from, c.known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, newest); !ok {
+					continue
+				}
 			}
 		}
-		rs.addValid(a.Ballot, covered{n, from, known})
+		rs.addValid(a.Ballot, c)
 	}
-	newest := m.newestOf(config, base)
 	for i := range rs.valid {
 		v := &rs.valid[i]
 		chain := !m.keeps(ruleEquivocatorLast) || m.oneChain(v)
@@ -145,8 +148,12 @@ type accepted struct {
 
 // covered is what a valid accept covers: the commit that it names, what its ballot
 // had to extend, and what it would have had to without the last votes that this
-// machine cannot judge.
-type covered struct{ top, from, known *node }
+// machine cannot judge. What is only read gives its accept a mark and is no ground to
+// vote on.
+type covered struct {
+	top, from, known *node
+	read             bool
+}
 
 func (rs *receipts) addValid(b Ballot, c covered) {
 	if k := len(rs.valid); k > 0 && rs.valid[k-1].ballot == b {
@@ -242,7 +249,12 @@ func (m *Machine) mark(top *node, low int) {
 // one, must extend it, and has no promises beside these. Those that count are added
 // to counted. Known is what it
 // would be without last votes for what lies below what is held: from, or above it.
-func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise) (from, known *node, ok bool) {
+//
+// With the list's newest final commit it judges for reading alone: a last vote for
+// what is not above that counts as one for the list's base, whether an accept backs it
+// or not. Who starts at, or dropped all below, some commit up to there cannot tell,
+// and nobody must come to another head than they.
+func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, promises []*Promise, target *node, counted *[]*Promise, newest *node) (from, known *node, ok bool) {
 	var seen uint64
 	from, known = base, base
 	var highest, highestKnown *LastVote
@@ -258,6 +270,8 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 				continue
 			case !held && !m.dropped(v.Ref, v.Epoch):
 				continue // fetched; the accept waits
+			case newest != nil && !(held && n != newest && n.extends(newest)):
+				n = base
 			case !held && base == m.base && m.TooOld(v.Epoch):
 				// What backed it may have been dropped. Who holds it is bound to it, and so
 				// to no more than lies below all that is held here.
@@ -266,7 +280,7 @@ func (m *Machine) ballotBase(rs *receipts, list List, base *node, b Ballot, prom
 				}
 				n = nil
 			case !held: // beside what is held: it binds to nothing
-			case !m.complete && n == m.base, n.votable && m.backed(rs, v.Ballot, n):
+			case !m.complete && n == m.base, n.votable && m.backed(rs, v.Ballot, n, newest != nil):
 			default:
 				continue
 			}
@@ -314,9 +328,9 @@ func (m *Machine) outweighs(v *LastVote, n *node, highest *LastVote, o *node) bo
 // a valid accept covers it, and it extends what that ballot had to extend. A
 // promise that tells of another last vote would set aside what lower ballots
 // voted for, and no receipt of its author would show the lie.
-func (m *Machine) backed(rs *receipts, b Ballot, n *node) bool {
+func (m *Machine) backed(rs *receipts, b Ballot, n *node, read bool) bool {
 	for _, v := range rs.in(b) {
-		if v.top.extends(n) && (n.extends(v.from) || !m.keeps(ruleBallotBase)) {
+		if (read || !v.read) && v.top.extends(n) && (n.extends(v.from) || !m.keeps(ruleBallotBase)) {
 			return true
 		}
 	}

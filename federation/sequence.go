@@ -202,13 +202,13 @@ func (m *Machine) tip(base *node, o *ownState) *node {
 // another one that comes later could name another base.
 func (m *Machine) openBallot(b *batch, config Ref, rank uint32, list List, base *node, o *ownState, rs *receipts) bool {
 	var counted []*Promise
-	if _, _, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil, &counted); !ok || !m.space(config, 2) {
+	if _, _, ok := m.ballotBase(rs, list, base, o.promised, m.promisesFor(rs, o.promised), nil, &counted, nil); !ok || !m.space(config, 2) {
 		return false
 	}
 	if len(counted) > list.Quorum() {
 		counted = counted[:list.Quorum()]
 	}
-	from, _, ok := m.ballotBase(rs, list, base, o.promised, counted, nil, nil)
+	from, _, ok := m.ballotBase(rs, list, base, o.promised, counted, nil, nil, nil)
 	if !ok {
 		return false
 	}
@@ -381,7 +381,7 @@ func (m *Machine) vote(b *batch, config Ref, rank uint32, base *node, o *ownStat
 		ballot = h
 	}
 	for _, v := range rs.in(ballot) {
-		if top == nil || v.top.depth > top.depth {
+		if !v.read && (top == nil || v.top.depth > top.depth) {
 			top, from = v.top, v.known
 		}
 	}

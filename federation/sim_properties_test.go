@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"slices"
 	"time"
 )
 
@@ -310,60 +309,15 @@ func (s *sim) end() {
 	}
 }
 
-// shut reports whether a liar shut the list: it parted those who hold the past from
-// those who do not (misled), or it is proven and the room does not come to rest, or
-// every ballot has to extend a commit beside the newest final. Honest modules vote
-// for neither then, so progress is claimed again above an era only.
+// shut reports whether a liar that is proven shut the list: the room does not come to
+// rest, or every ballot has to extend a commit beside the newest final. Honest modules
+// vote for neither then, so progress is claimed again above an era only.
 func (s *sim) shut(m *Machine) bool {
-	if !s.lied() {
-		return false
-	}
-	for _, x := range s.nodes {
-		if x.up && x.m.head.ref != m.head.ref && s.misled(x.m, m) {
-			return true
-		}
-	}
-	if !s.proof[s.liar.name] {
+	if !s.lied() || !s.proof[s.liar.name] {
 		return false
 	}
 	n := m.boundTo(m.serving())
 	return s.restless || n != nil && !n.extends(m.final) && !m.final.extends(n)
-}
-
-// misled reports whether an accept is valid for one of two machines alone because it
-// shows a last vote of the liar that nobody accepted: who begins at or above that
-// commit cannot tell and takes its word. Equal heads are not claimed then, until
-// something above is final or an admin's era leaves the list.
-func (s *sim) misled(a, b *Machine) bool {
-	if !s.lied() || s.left || a.base.ref == b.base.ref {
-		return false
-	}
-	if s.depth[a.base.ref] < s.depth[b.base.ref] {
-		a, b = b, a
-	}
-	for _, ev := range s.log {
-		o, ok := ev.(*Accept)
-		if !ok || len(o.Promises) == 0 || a.nodes[o.Ref] == nil || a.valid(o) == b.valid(o) {
-			continue
-		}
-		list, _, _ := a.list(o.Config)
-		for _, p := range o.Promises {
-			v := p.LastVote
-			if v == nil || int(p.Promiser) >= len(list) || list[p.Promiser].Server != s.liar.name {
-				continue
-			}
-			if n := a.nodes[v.Ref]; n == nil || n == a.base {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// valid reports whether an accept in a ballot is valid for a machine.
-func (m *Machine) valid(a *Accept) bool {
-	rs := m.lists[a.Config]
-	return rs != nil && slices.ContainsFunc(rs.in(a.Ballot), func(c covered) bool { return c.top.ref == a.Ref })
 }
 
 // leave lets an admin leave a list that a liar shut, by an era on the head with the
@@ -395,9 +349,6 @@ func (s *sim) leave() {
 			return
 		}
 		s.restless = false
-		if live {
-			s.left = true
-		}
 		s.put(y, &Commit{Ref: s.newRef(), Parent: n.ref, Epoch: n.epoch + 1, Author: leaf, AuthorUser: y.user, Policy: p, Era: &Era{Number: n.eraNo + 1}})
 		s.settle()
 		s.converged("after an era")
@@ -483,13 +434,12 @@ func (s *sim) converged(when string) {
 }
 
 func (s *sim) same(a *simNode, name string, m *Machine, when string) {
-	misled := s.misled(a.m, m)
 	switch {
-	case a.m.head.ref != m.head.ref && !misled:
+	case a.m.head.ref != m.head.ref:
 		broken("1 convergence", "%s: head of %s is %s, of %s is %s", when, a.name, a.m.head.ref.Short(), name, m.head.ref.Short())
 	case a.m.final.ref != m.final.ref || a.m.era.eraNo != m.era.eraNo:
 		broken("1 convergence", "%s: final of %s is %s, of %s is %s", when, a.name, a.m.final.ref.Short(), name, m.final.ref.Short())
-	case a.m.SafeHead() != m.SafeHead() && !misled:
+	case a.m.SafeHead() != m.SafeHead():
 		broken("1 convergence", "%s: what to build on differs between %s and %s", when, a.name, name)
 	}
 }

@@ -282,7 +282,6 @@ type sim struct {
 	calm     bool // nothing bad happens any more
 	conflict bool
 	restless bool // a proven liar keeps the room from coming to rest
-	left     bool // an admin's era left the list that a liar shut
 	root     Ref
 	base     Base
 	founding []byte // a client's machine before anything happened

@@ -329,11 +329,17 @@ func (m *Machine) surveyAccepts(rs *receipts, list List, config Ref, at func(*no
 	}
 	// The highest ballot of each sequencer is what counts, and any before an accept
 	// without a majority.
+	_, base, _ := m.list(config)
+	newest := m.newestOf(config, base)
 	for i := len(rs.valid) - 1; i >= 0; i-- {
 		v := &rs.valid[i]
 		chain := m.oneChain(v)
 		for _, c := range v.covers {
-			note(c.top, v.ballot.Rank, SurveyedAccept{Ballot: v.ballot, Liar: !chain && v.besides(c.top, m.base)})
+			beside := m.base
+			if c.top != newest && c.top.extends(newest) {
+				beside = newest // what lies beside that takes nothing from it
+			}
+			note(c.top, v.ballot.Rank, SurveyedAccept{Ballot: v.ballot, Liar: !chain && v.besides(c.top, beside)})
 		}
 	}
 	for _, a := range rs.accepts {

@@ -304,7 +304,8 @@ func toldHere(t *testing.T) []VectorCase {
 		w.vote("b", "s3", Ballot{Round: 1, Rank: 1}, nil), w.vote("a", "s1", Ballot{}, nil))
 
 	// The same beginning, and a liar's promise that tells of a last vote for what
-	// is final, in a ballot that never was: it sets nothing aside.
+	// is final, in a ballot that never was: who starts there cannot tell, so that it
+	// counts for everybody. Nobody votes on it.
 	w = newWorld()
 	late = w.base(three, []string{"alice"}, users)
 	w.commit("a", "root", "alice", commitSpec{})

@@ -69,11 +69,11 @@ var boundRules = []ruleCase{
 		return base, append(w.fork(), w.opened("c", w.one("s1", lastVote("a", 0)), w.one("s3", nil)),
 			w.accept("x", "s3", two, false, []*Promise{w.promise("root", "s1", two, lastVote("a", 0)), w.promise("root", "s3", two, nil)}))
 	}},
-	{"bound-base", "a last vote for the root, which no accept backs, does not count", func(w *world) (Base, []Event) {
+	{"bound-base", "a last vote for the root, which no accept backs, counts as one for the list's base: it is not above the newest final", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		return base, append(w.fork(), w.opened("c", w.one("s1", lastVote("a", 0)), w.one("s3", lastVote("root", 1))))
 	}},
-	{"bound-final", "a last vote for a final commit in a ballot that no accept backs does not count where all is held", func(w *world) (Base, []Event) {
+	{"bound-final", "a last vote for the newest final commit counts, backed or not", func(w *world) (Base, []Event) {
 		base := w.plainBase()
 		return base, append(w.fork(), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s3", Ballot{}, nil),
 			w.opened("c", w.one("s2", nil), w.one("s3", lastVote("a", 1))))
@@ -83,6 +83,11 @@ var boundRules = []ruleCase{
 		evs := []Event{w.commit("a", "root", "alice", commitSpec{}), w.commit("b", "a", "alice", commitSpec{}), w.commit("c", "a", "alice", commitSpec{}),
 			w.accept("b", "s1", Ballot{}, false, nil)}
 		return base, append(evs, w.opened("c", w.one("s1", lastVote("a", 0)), w.one("s3", nil)))
+	}},
+	{"bound-above", "a last vote above the newest final commit, in a ballot in which no accept backs it, does not count", func(w *world) (Base, []Event) {
+		base := w.plainBase()
+		return base, append(slices.Concat(w.fork(), w.vouched("d", "c", "carol", "bob")), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s3", Ballot{}, nil),
+			w.opened("d", w.one("s2", nil), w.one("s3", lastVote("c", 1))))
 	}},
 	{"bound-from", "a last vote below what its ballot had to extend is not backed", func(w *world) (Base, []Event) {
 		base := w.plainBase()
@@ -112,7 +117,7 @@ var newcomerRules = []ruleCase{
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "a", "carol", "bob")),
 			w.accept("b", "s1", Ballot{}, false, nil), w.opened("c", w.one("s2", lastVote("b", 0)), w.one("s3", lastVote("a", 1))))
 	}},
-	{"newcomer-final", "a last vote for a final commit above the base counts only if it is backed, as for who starts at the root", func(w *world) (Base, []Event) {
+	{"newcomer-final", "a last vote for the newest final commit above the base counts, backed or not, as for who starts at the root", func(w *world) (Base, []Event) {
 		base := w.lateBase()
 		return base, append(slices.Concat(w.vouched("b", "a", "bob", "carol"), w.vouched("c", "b", "carol", "bob"), w.vouched("d", "b", "alice", "bob")),
 			w.accept("c", "s1", Ballot{}, false, nil), w.vote("b", "s1", Ballot{}, nil), w.vote("b", "s2", Ballot{}, nil),

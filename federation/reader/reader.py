@@ -278,29 +278,27 @@ class Room:
                 for c in self.under(v.ref):
                     tally.setdefault((v.ballot, c.ref), set()).add(v.rank)
         self.final |= {r for (_, r), who in tally.items() if len(who) >= q}
-    def bound(self, a, q, valid, base):            # 5.3: what the accept's ballot had to extend; None: too few promises count
+    def bound(self, a, q, valid, base, top):       # 5.3: what the accept's ballot had to extend; None: too few promises count
         counted, best = set(), []
         for p in a.promises:
             if p.rank in counted: continue
             if p.last is not None:
                 n, lb, held = p.last.ref, p.last.ballot, p.last.ref in self.tree
-                backed = held and self.tree[n].votable and any(
-                    o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)
-                low = not held and self.too_old(p.last.epoch)
-                if backed or self.above_root and (n == self.base or low and base == self.base):
-                    n = base if low else n
-                    best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
-                elif not (self.above_root and not held and (p.last.epoch <= self.tree[self.base].epoch or n in self.beside)):
+                above = held and n != top and self.extends(n, top)
+                if above and not (self.tree[n].votable and any(o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)):
                     continue
+                if not (held or self.above_root and (p.last.epoch <= self.tree[self.base].epoch or n in self.beside)): continue
+                n = n if above else base
+                best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
             counted.add(p.rank)
         return None if len(counted) < q or len(a.promises) > q else min(best)[3] if best else base
     def accepting(self, cfg, lst, q):              # 5.3, 5.4
         valid, accepts = [], list(self.got["accept"].get(cfg, {}).values())
+        top = min((-c.depth, c.ref) for c in self.tree.values() if c.cfg == cfg and c.ref in self.final or c.ref == lst.base)[1]
         for a in sorted((a for a in accepts if not a.prov), key=lambda a: a.ballot):
-            a.start = lst.base if a.ballot == (0, 0) else self.bound(a, q, valid, lst.base)
+            a.start = lst.base if a.ballot == (0, 0) else self.bound(a, q, valid, lst.base, top)
             if a.start is not None and self.extends(a.ref, a.start):
                 valid.append(a)
-        top = min((-c.depth, c.ref) for c in self.tree.values() if c.cfg == cfg and c.ref in self.final or c.ref == lst.base)[1]
         for a in valid + [a for a in accepts if a.prov and not self.tree[a.ref].sets]:
             off = not a.prov and any(o.ballot == a.ballot and self.off(o.ref, a.ref)
                                      and self.extends(o.ref, top) >= self.extends(a.ref, top) for o in valid)

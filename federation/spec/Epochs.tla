@@ -233,8 +233,10 @@ bases(l, Q) ==
   IN  IF told = {} \/ ~keeps("promised-value") THEN {l}
       ELSE IF keeps("deepest-tie") THEN {min(S)} ELSE S
 
-\* Everyone counts a promise only if its last vote is one that an honest module
+\* For voting a promise counts only if its last vote is one that an honest module
 \* could have cast: covered by an accept of its ballot, and on what that was bound to.
+\* For the head one for what is not above the newest final counts in any case; only a
+\* liar makes a difference between the two, and no head is claimed here with liars.
 backed(p) ==
   IF p[4] = None \/ ~keeps("backed") THEN TRUE
   ELSE \E a \in accepts : /\ a[1] = p[1] /\ a[2] = p[4] /\ extends(a[3], p[5])
