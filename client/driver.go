@@ -387,6 +387,7 @@ func (c *Client) redact(r *room, target id.EventID, b *batch) {
 			w.redacted[target] = true
 		}
 	}
+	c.takeBack(b, r, target)
 	b.do(func(ctx context.Context) error {
 		waits, err := c.st.InInbox(ctx, r.id, target)
 		if err == nil && waits {

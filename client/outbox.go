@@ -54,6 +54,8 @@ type outData struct {
 	Content json.RawMessage  `json:"content,omitempty"` // what is sent
 	Plain   *rooms.Plaintext `json:"plain,omitempty"`   // chat: what was encrypted
 	EventID id.EventID       `json:"event_id,omitempty"`
+	// Was are events in which it was sent before, the newest last.
+	Was []id.EventID `json:"was,omitempty"`
 	// Try counts how often the message was encrypted: each ciphertext has a
 	// transaction id of its own, or the homeserver would drop it as repeated.
 	Try int   `json:"try,omitempty"`

@@ -3,6 +3,8 @@ package client
 import (
 	"slices"
 	"testing"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // TestWhatWasRedactedIsGone: what a redacted message said is in no store any more,
@@ -73,4 +75,46 @@ func TestWhatWasRedactedBeforeItWasOpenedIsGone(t *testing.T) {
 	if _, err := bob.st.GetKV(w.ctx, redactedKey(room, said)); err == nil {
 		t.Error("it is still noted that it was redacted")
 	}
+}
+
+// TestWhatWasTakenBackIsNotSentAgain: a message of a branch that lost is sent again,
+// unless its author took it back.
+func TestWhatWasTakenBackIsNotSentAgain(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, nil)
+	alice, bob, carol := u[0], u[1], u[2]
+	fork := alice.headRef(room)
+	w.cut("s3.example")
+	for _, d := range []*testDevice{alice, carol} {
+		w.must(func() error { return d.Refresh(w.ctx, room) })
+	}
+	if !w.until(400, func() bool { return alice.headRef(room) != fork && carol.headRef(room) != fork }) {
+		t.Fatal("a side stands still")
+	}
+	w.send(carol, room, "kept")
+	said := w.send(carol, room, "taken back")
+	w.must(func() error { _, err := carol.Redact(w.ctx, room, said, ""); return err })
+	w.settle()
+	if alice.headRef(room) == carol.headRef(room) || len(alice.received()) != 0 {
+		t.Fatal("the sides did not part: the test proves nothing")
+	}
+	if n := len(carol.keptMessages(room)); n != 1 {
+		t.Errorf("carol keeps %d messages to send again, want 1", n)
+	}
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	for _, d := range []*testDevice{alice, bob} {
+		got := slices.DeleteFunc(d.received(), func(text string) bool { return text == "" }) // what was taken back says nothing
+		if !slices.Equal(got, []string{"kept"}) {
+			t.Errorf("%s got %q", d.ident.device, got)
+		}
+	}
+}
+
+// keptMessages are the rows of a room's outbox that hold a message.
+func (d *testDevice) keptMessages(room id.RoomID) []*outRow {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.DeleteFunc(d.roomRows(room), func(row *outRow) bool { return row.data.Plain == nil })
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -175,7 +177,25 @@ func (c *Client) requeueAll(b *batch, r *room) {
 	}
 }
 
+// takeBack drops the plaintext of a message of ours that was redacted, in whichever of
+// its events: it is not sent again.
+func (c *Client) takeBack(b *batch, r *room, target id.EventID) {
+	for _, row := range c.roomRows(r.id) {
+		if target != "" && row.data.Plain != nil && !row.busy && (row.data.EventID == target || slices.Contains(row.data.Was, target)) {
+			c.deleteRow(b, row)
+			b.then(func() { c.answer(row, sendResult{event: target}) })
+		}
+	}
+}
+
+// maxWas bounds the earlier events of one message that are kept.
+const maxWas = 8
+
 func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
+	if data.EventID != "" {
+		was := append(slices.Clone(data.Was), data.EventID)
+		data.Was = was[max(0, len(was)-maxWas):]
+	}
 	data.Content, data.EventID, data.Sent = nil, "", 0
 	c.saveRow(b, row, stateQueued, federation.Ref{}, data)
 }
