@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +22,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/proxy/terminal"
 )
 
 // plainClient is a client without any encryption, and what it has been told.
@@ -240,6 +243,7 @@ func TestProxyConversation(t *testing.T) {
 					t.Errorf("the history has %s: %s", e.Type.Type, e.Content.VeryRaw)
 				}
 			}
+			s.export(p, room, secret)
 			after := token("after the restart")
 			s.hears(alice, bob.UserID, bob.send(room, "m.room.message", "5", map[string]any{"msgtype": "m.text", "body": after}))
 			s.step("it spoke after a restart")
@@ -686,6 +690,42 @@ func (c *plainClient) lookAround(room id.RoomID, first *event.Event, secret stri
 	}
 }
 
+// export writes what the MLS device of the only account has of a room into a file, which shows nothing of it without
+// the passphrase, and reads that in again: all of it is there already.
+func (s *story) export(p *localProxy, room id.RoomID, secret string) {
+	s.Helper()
+	folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"))
+	if len(folders) != 1 {
+		s.Fatalf("the accounts are %v", folders)
+	}
+	dir := s.TempDir()
+	run := func(passphrase string, args ...string) (int, string) {
+		stdout, stderr := newOutput(), newOutput()
+		env := &terminal.Env{Stdin: strings.NewReader(passphrase + "\n"), Stdout: stdout, Stderr: stderr, Getenv: func(string) string { return "" }, Cwd: dir}
+		code := terminal.Main(s.soon(), append([]string{"--state", folders[0]}, args...), env)
+		return code, stdout.String() + stderr.String()
+	}
+	if code, said := run("correct horse", "export", "messages", string(room), "--passphrase-file", "-"); code != terminal.ExitOK {
+		s.Fatalf("export: exit code %d\n%s", code, said)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "messages"))
+	s.must(err)
+	if len(raw) == 0 || bytes.Contains(raw, []byte(secret)) || bytes.Contains(raw, []byte("m.room.message")) {
+		s.Errorf("the file of %d bytes shows what was said", len(raw))
+	}
+	if code, said := run("another wrong horse", "import", "messages", "--passphrase-file", "-"); code != terminal.ExitRefused {
+		s.Errorf("import with a wrong passphrase: exit code %d\n%s", code, said)
+	}
+	code, said := run("correct horse", "import", "messages", "--passphrase-file", "-", "--json")
+	var got struct {
+		Messages, Known, Dropped, Strange int
+	}
+	if code != terminal.ExitOK || json.Unmarshal([]byte(said), &got) != nil || got.Messages != 0 || got.Known < 10 || got.Dropped != 0 || got.Strange != 0 {
+		s.Errorf("import: exit code %d\n%s", code, said)
+	}
+	s.step("its messages were written out and read in again")
+}
+
 // refusals tries what must not be possible, and sends a message by a path that is escaped in an odd way: it returns what
 // that said.
 func (c *plainClient) refusals(p *localProxy, room id.RoomID) string {
@@ -697,6 +737,23 @@ func (c *plainClient) refusals(p *localProxy, room id.RoomID) string {
 	_, err = c.SendMessageEvent(c.s.soon(), room, event.EventEncrypted, map[string]string{"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "x", "session_id": "y"})
 	if !errors.Is(err, mautrix.MForbidden) {
 		c.s.Errorf("a Megolm message: %v", err)
+	}
+	// What the proxy does not do yet it says, and does nothing of it.
+	for _, tt := range []struct {
+		path string
+		body any
+		want string
+	}{
+		{c.BuildClientURL("v3", "rooms", room, "upgrade"), map[string]string{"new_version": "11"}, "cannot upgrade MLS rooms"},
+		{c.BuildURL(mautrix.MediaURLPath{"v1", "create"}), map[string]string{}, "upload them by POST"},
+		{c.BuildClientURL("v3", "register"), map[string]string{"username": "x", "password": "y"}, "with your homeserver directly"},
+	} {
+		if _, err = c.MakeRequest(c.s.soon(), http.MethodPost, tt.path, tt.body, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
+			c.s.Errorf("%s: %v, want a refusal that says %q", tt.path, err, tt.want)
+		}
+	}
+	if raw, err := c.get("rooms", room, "state", "m.room.tombstone"); err == nil {
+		c.s.Errorf("the room has a successor: %s", raw)
 	}
 	// Another way to write the same path leads to the same place.
 	odd := token("odd-path")

@@ -150,8 +150,8 @@ func (s *Server) createMLS(w http.ResponseWriter, r *http.Request, sess *session
 	if string(req.Power) == "null" {
 		o.Power = nil
 	}
-	if req.Preset == "trusted_private_chat" && len(o.Power) == 0 {
-		o.Power = trusting(sess.user, req)
+	if req.Preset == "trusted_private_chat" {
+		o.Power = trusting(sess.user, req, o.Power)
 	}
 	var later []createState
 	for _, e := range req.State {
@@ -199,8 +199,13 @@ func (s *Server) createMLS(w http.ResponseWriter, r *http.Request, sess *session
 
 // trusting are power levels by which the invited may do all that the creator may
 // (Matrix client-server API, "trusted_private_chat"). From room version 12 on the
-// creator stands above them.
-func trusting(creator id.UserID, req *createRequest) json.RawMessage {
+// creator stands above them. Levels that the client asks for stay as they are; if
+// they name users, those alone have some.
+func trusting(creator id.UserID, req *createRequest, asked json.RawMessage) json.RawMessage {
+	levels := map[string]json.RawMessage{}
+	if len(asked) > 0 && (json.Unmarshal(asked, &levels) != nil || levels == nil || levels["users"] != nil) {
+		return asked
+	}
 	power := map[id.UserID]int{}
 	if n, err := strconv.Atoi(req.Version); req.Version == "" || err == nil && n < 12 {
 		power[creator] = 100
@@ -208,7 +213,8 @@ func trusting(creator id.UserID, req *createRequest) json.RawMessage {
 	for _, user := range req.Invite {
 		power[user] = 100
 	}
-	raw, _ := json.Marshal(map[string]any{"users": power})
+	levels["users"], _ = json.Marshal(power)
+	raw, _ := json.Marshal(levels)
 	return raw
 }
 

@@ -59,8 +59,19 @@ func TestTheInvitedOfATrustedRoomMayDoAllThatItsCreatorMay(t *testing.T) {
 		"11": `{"users":{"@a:x":100,"@b:x":100}}`,
 		"12": `{"users":{"@b:x":100}}`,
 	} {
-		if got := string(trusting("@a:x", &createRequest{Version: version, Invite: []id.UserID{"@b:x"}})); got != want {
+		if got := string(trusting("@a:x", &createRequest{Version: version, Invite: []id.UserID{"@b:x"}}, nil)); got != want {
 			t.Errorf("version %q: %s, want %s", version, got, want)
+		}
+	}
+	for asked, want := range map[string]string{
+		`{}`:                        `{"users":{"@a:x":100,"@b:x":100}}`,
+		`{"state_default":60}`:      `{"state_default":60,"users":{"@a:x":100,"@b:x":100}}`,
+		`{"users":{"@a:x":100}}`:    `{"users":{"@a:x":100}}`,
+		`{"users":null,"invite":5}`: `{"users":null,"invite":5}`,
+		`[]`:                        `[]`,
+	} {
+		if got := string(trusting("@a:x", &createRequest{Invite: []id.UserID{"@b:x"}}, []byte(asked))); got != want {
+			t.Errorf("asked for %s: %s, want %s", asked, got, want)
 		}
 	}
 }
