@@ -48,6 +48,7 @@ type lateCommit struct {
 	Delay time.Duration `json:"delay"`          // between its sending and its coming
 	At    int64         `json:"at,omitempty"`   // when it was sent, unix milliseconds
 	Came  int64         `json:"came,omitempty"` // when it came
+	By    id.UserID     `json:"by,omitempty"`   // who sent it
 }
 
 // lateness tells for how long an event was under way, if the last /sync answer
@@ -89,9 +90,30 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) 
 		delay = time.Duration(max(0, came-evt.Timestamp)) * time.Millisecond
 	}
 	if level, ok := r.levelAt(federation.Ref(content.Parent)); ok && !r.machine.Held(ref) {
-		late := append(r.rec.Late, lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp, Came: came})
-		r.rec.Late = late[max(0, len(late)-maxLateCommits):]
+		r.keepLate(lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp, Came: came, By: evt.Sender})
 	}
+}
+
+// keepLate remembers a late commit. Nobody has checked it yet, so that of too many
+// those of the server, and there of the user, that sent the most give way, the oldest first.
+func (r *room) keepLate(l lateCommit) {
+	r.rec.Late = append(r.rec.Late, l)
+	if len(r.rec.Late) <= maxLateCommits {
+		return
+	}
+	servers, users := map[string]int{}, map[id.UserID]int{}
+	for _, o := range r.rec.Late {
+		servers[serverOf(o.By)]++
+		users[o.By]++
+	}
+	most := 0
+	for i, o := range r.rec.Late { // the first of the most is the oldest
+		m := r.rec.Late[most]
+		if c := cmp.Compare(servers[serverOf(o.By)], servers[serverOf(m.By)]); c > 0 || c == 0 && users[o.By] > users[m.By] {
+			most = i
+		}
+	}
+	r.rec.Late = slices.Delete(r.rec.Late, most, most+1)
 }
 
 // missed tells whether those who made the room's final commits forgot the keys of
