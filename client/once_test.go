@@ -1,6 +1,7 @@
 package client
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
 
@@ -38,6 +39,31 @@ func TestSendOnceSendsOnceForEachKey(t *testing.T) {
 	w.settle()
 	if got, want := bob.texts(), []string{"hello", "hello"}; !slices.Equal(got, want) {
 		t.Errorf("bob got %q, want %q", got, want)
+	}
+}
+
+func TestMessagesAreKeptAsTheyWereWritten(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{Name: "bytes"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	w.join(bob, room)
+	w.settle()
+	const content = `{"msgtype":"m.text","body":"a<b>&c\u2028\u003c ","n":1.50}`
+	w.must(func() error {
+		_, err := alice.SendOnce(w.ctx, room, "m.room.message", json.RawMessage(content), "1")
+		return err
+	})
+	w.settle()
+	for _, d := range []*testDevice{alice, bob} {
+		list, err := d.Messages(w.ctx, room, "", 10)
+		if err != nil || len(list) != 1 || string(list[0].Content) != content {
+			t.Errorf("%s has %d messages, %v", d.UserID(), len(list), err)
+			for _, m := range list {
+				t.Errorf("%s\nwant %s", m.Content, content)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -278,8 +279,11 @@ func (c *Client) addMessage(b *batch, msg *Message) {
 		case !errors.Is(err, store.ErrNotFound):
 			return err
 		}
-		raw, err := json.Marshal(msg)
-		if err != nil {
+		// As it was written: json.Marshal would write "<", ">" and "&" another way.
+		var raw bytes.Buffer
+		enc := json.NewEncoder(&raw)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(msg); err != nil {
 			return fmt.Errorf("client: message %s: %w", msg.EventID, err)
 		}
 		if err := c.dropHistory(ctx, msg); err != nil {
@@ -287,7 +291,7 @@ func (c *Client) addMessage(b *batch, msg *Message) {
 		}
 		return c.st.AddTimeline(ctx, &store.TimelineItem{
 			Room: msg.Room, EventID: msg.EventID, Mid: msg.ID, Sender: msg.Sender, Type: msg.Type,
-			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw,
+			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw.Bytes(),
 		})
 	})
 	b.then(func() { notifyChan(c.updWake) })

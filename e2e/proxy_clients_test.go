@@ -54,9 +54,9 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 		t.Fatal(err)
 	}
 	// Node looks for modules beside the program.
-	js := func(kind string) func(string) []string {
+	js := func(argv []string, files ...string) func(string) []string {
 		return func(dir string) []string {
-			for _, name := range []string{"js_client.mjs", "js_crypto.mjs"} {
+			for _, name := range files {
 				raw, err := os.ReadFile(filepath.Join(scripts, name))
 				if err == nil {
 					err = os.WriteFile(filepath.Join(dir, name), raw, 0o600)
@@ -68,8 +68,11 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 			if err := os.Symlink(filepath.Join(cache, "lab", "clients-node", "node_modules"), filepath.Join(dir, "node_modules")); err != nil && !os.IsExist(err) {
 				t.Fatal(err)
 			}
-			return []string{"node", filepath.Join(dir, "js_client.mjs"), kind}
+			return append([]string{"node", filepath.Join(dir, files[0])}, argv...)
 		}
+	}
+	jsSDK := func(kind string) func(string) []string {
+		return js([]string{kind}, "js_client.mjs", "js_crypto.mjs")
 	}
 	python := func(name string) func(string) []string {
 		return func(string) []string {
@@ -79,9 +82,10 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 	return map[string]func(string) []string{
 		"matrix-nio":                             python("nio_client.py"),
 		"matrix-commander":                       python("commander_client.py"),
-		"matrix-js-sdk":                          js("plain"),
-		"matrix-js-sdk with its encryption":      js("rust"),
-		"matrix-js-sdk with external encryption": js("external"),
+		"hydrogen":                               js(nil, "hydrogen_client.mjs", "hydrogen.html", "hydrogen_page.js"),
+		"matrix-js-sdk":                          jsSDK("plain"),
+		"matrix-js-sdk with its encryption":      jsSDK("rust"),
+		"matrix-js-sdk with external encryption": jsSDK("external"),
 	}
 }
 
@@ -142,7 +146,7 @@ func TestProxyRealClients(t *testing.T) {
 		{"matrix-nio", "syn1", "den1"}, {"matrix-nio", "den1", "syn1"}, {"matrix-js-sdk", "syn1", "den1"}, {"matrix-js-sdk", "den1", "syn1"},
 		{"matrix-js-sdk with its encryption", "den1", "syn1"}, {"matrix-js-sdk with its encryption", "syn1", "den1"},
 		{"matrix-js-sdk with external encryption", "syn1", "den1"},
-		{"matrix-commander", "syn1", "syn1"},
+		{"matrix-commander", "syn1", "syn1"}, {"hydrogen", "syn1", "den1"},
 	} {
 		t.Run(tt.name+" on "+tt.to, func(t *testing.T) {
 			s := tell(t, "sqlite")
@@ -154,7 +158,11 @@ func TestProxyRealClients(t *testing.T) {
 			s.must(err)
 			other := s.stranger(interop.OpenMLS, tt.from, mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519)
 			bob, word := id.UserID(user.UserID), token("planted")
-			c := &realClient{s: s, name: tt.name, argv: programs[tt.name], dir: s.TempDir()}
+			// A browser's children may outlive it for a moment, and hold files.
+			dir, err := os.MkdirTemp("", "client")
+			s.must(err)
+			s.Cleanup(func() { _ = os.RemoveAll(dir) })
+			c := &realClient{s: s, name: tt.name, argv: programs[tt.name], dir: dir}
 			data := bytes.Repeat([]byte(word+"\n"), (1<<20)/(len(word)+1)+1)[:1<<20]
 			s.must(os.WriteFile(filepath.Join(c.dir, "file"), data, 0o600))
 			args := func(mode string) []string {

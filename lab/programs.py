@@ -139,7 +139,7 @@ def client_python():
 
 
 def client_modules():
-    """A folder with matrix-js-sdk, and a browser's database for it, in node_modules."""
+    """A folder with matrix-js-sdk, a browser's database for it, and Hydrogen, in node_modules."""
     root = os.path.join(cache_dir(), "clients-node")
     mark = mark_of(root, "package-lock.json")
     if os.path.exists(mark):
@@ -153,7 +153,7 @@ def client_modules():
             os.makedirs(root, exist_ok=True)
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(os.path.join(CLIENTS, name), root)
-            step("installing matrix-js-sdk", ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=root)
+            step("installing matrix-js-sdk and Hydrogen", ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=root)
             open(mark, "w").close()
     return root
 
