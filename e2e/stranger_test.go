@@ -45,6 +45,7 @@ type stranger struct {
 	joined  map[id.RoomID]*strangeRoom
 	texts   map[id.RoomID][]string
 	opened  map[id.EventID]json.RawMessage // contents of what was decrypted
+	seen    map[id.EventID]bool            // what came
 	waiting map[id.RoomID][]*strangeEvent
 	fault   error
 }
@@ -71,7 +72,7 @@ func (s *story) stranger(library, server string, suite mls.CipherSuite) *strange
 	s.must(err)
 	x := &stranger{
 		s: s, name: user.Localpart, suite: suite, server: w, user: user, came: make(chan struct{}),
-		joined: map[id.RoomID]*strangeRoom{}, texts: map[id.RoomID][]string{}, opened: map[id.EventID]json.RawMessage{}, waiting: map[id.RoomID][]*strangeEvent{},
+		joined: map[id.RoomID]*strangeRoom{}, texts: map[id.RoomID][]string{}, opened: map[id.EventID]json.RawMessage{}, seen: map[id.EventID]bool{}, waiting: map[id.RoomID][]*strangeEvent{},
 	}
 	x.peer, err = interop.Start(ctx, library, nil)
 	s.must(err)
@@ -159,7 +160,8 @@ func (x *stranger) follow(ctx context.Context) {
 		}
 		for room, joined := range resp.Rooms.Join {
 			for _, evt := range joined.Timeline.Events {
-				if evt.StateKey == nil {
+				if evt.StateKey == nil && !x.seen[evt.ID] {
+					x.seen[evt.ID] = true
 					x.waiting[room] = append(x.waiting[room], &strangeEvent{evt.ID, evt.Type.Type, evt.Sender, evt.Content.VeryRaw})
 				}
 			}
@@ -349,9 +351,36 @@ func (x *stranger) reads(room id.RoomID, text string) {
 	})
 }
 
+// look asks for an event until it is there. A busy Dendrite leaves events of other servers out of /sync; the SDK finds
+// them, too.
+func (x *stranger) look(ctx context.Context, m *client.Message) {
+	x.s.Helper()
+	for {
+		raw, err := e2e.API(ctx, x.server, x.user, http.MethodGet, "/rooms/"+url.PathEscape(string(m.Room))+"/event/"+url.PathEscape(string(m.EventID)), nil)
+		if err == nil {
+			evt := new(strangeEvent)
+			x.s.must(json.Unmarshal(raw, evt))
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			if !x.seen[evt.ID] {
+				x.seen[evt.ID] = true
+				x.waiting[m.Room] = append(x.waiting[m.Room], evt)
+				x.note(x.take(ctx, m.Room))
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			x.s.Fatalf("%s asks for the event %s: %v", x.name, m.EventID, err)
+		}
+		x.s.pause()
+	}
+}
+
 // readsAlso waits until the library has decrypted what a member with the SDK read, and compares the bytes.
 func (x *stranger) readsAlso(m *client.Message) {
 	x.s.Helper()
+	ctx := x.s.soon()
+	x.look(ctx, m)
 	x.wait(fmt.Sprintf("the event %s", m.EventID), func() bool { return x.opened[m.EventID] != nil })
 	x.mu.Lock()
 	defer x.mu.Unlock()
