@@ -294,3 +294,39 @@ func TestMessagesThatCameTooLateAreSentAgain(t *testing.T) {
 		})
 	}
 }
+
+// What a newcomer says in the epoch that it came in with, in a cut, is sent again as well.
+func TestMessagesOfANewcomerThatCameTooLateAreSentAgain(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, nil)
+	alice, bob := u[0], u[1]
+	dora := w.deviceOn(w.modules()[2].s, "dora", "DORA1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dora.UserID()) })
+	w.join(dora, room)
+	w.settle()
+	dora.mu.Lock()
+	m := dora.rooms[room].machine
+	if m.Head() != m.Base() {
+		t.Fatal("the head is not the epoch that the newcomer came in with")
+	}
+	dora.mu.Unlock()
+	for _, d := range []*testDevice{alice, bob, dora} {
+		d.got = nil
+	}
+	w.cut("s3.example")
+	w.send(dora, room, "unheard")
+	w.settle()
+	for range 5 {
+		w.must(func() error { return bob.ChangePolicySelf(room) })
+		w.settle()
+	}
+	dora.skew = 10 * time.Minute // which the cut lasts
+	dora.turn()
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, dora)
+	for _, d := range []*testDevice{alice, bob, dora} {
+		d.wantReceived("unheard")
+	}
+	w.checkNonces()
+}

@@ -154,11 +154,11 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 	rows := c.roomRows(r.id)
 	slices.Reverse(rows) // the newest first
 	for _, row := range rows {
-		if row.item.State != stateSent || row.data.Plain == nil {
+		if row.item.State != stateSent || row.data.Plain == nil || b.again[row] {
 			continue
 		}
 		ref := row.ref()
-		if _, known := r.machine.Known(ref); !known {
+		if !r.machine.Held(ref) {
 			c.deleteRow(b, row)
 			continue
 		}
@@ -218,6 +218,10 @@ func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
 		was := append(slices.Clone(data.Was), data.EventID)
 		data.Was = was[max(0, len(was)-maxWas):]
 	}
+	if b.again == nil {
+		b.again = map[*outRow]bool{}
+	}
+	b.again[row] = true
 	data.Content, data.EventID, data.Sent = nil, "", 0
 	c.saveRow(b, row, stateQueued, federation.Ref{}, data)
 }

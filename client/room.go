@@ -387,8 +387,9 @@ type batch struct {
 	machine bool // write the machine
 	state   bool // write the room state
 	entered []*epoch
-	torn    bool // memory may be half changed
-	dropped bool // secrets are deleted
+	torn    bool             // memory may be half changed
+	dropped bool             // secrets are deleted
+	again   map[*outRow]bool // messages that are sent again
 	// ratchets are those that moved: what changed of them is written at the end.
 	ratchets map[federation.Ref]*epoch
 }
