@@ -436,7 +436,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				return err
 			}
 		case federation.Finalized:
-			r.finalRef = r.machine.NewestFinal()
+			c.noteFinal(r)
 			if r.machine.Extends(act.Ref, federation.Ref(r.rec.JoinRef)) {
 				c.confirmFinal(r)
 			}
@@ -488,7 +488,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		if !final.IsZero() {
 			c.tellEra(r, era, final)
 		}
-		r.finalRef = r.machine.NewestFinal()
+		c.noteFinal(r)
 	}()
 	if lost {
 		left := r.machine.Path(act.Fork, act.From)

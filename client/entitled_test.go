@@ -28,6 +28,8 @@ func TestForgedAdmissionDoesNotReplaceAGoodOne(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
 	dave := w.device("dave", "DAVE1")
+	packages := dave.ident.own().packages
+	dave.ident.own().packages = nil // nobody can add the device yet
 	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
 	w.settle(alice, bob)
 	// Carol posts a copy whose signature is another leaf's.
@@ -46,9 +48,10 @@ func TestForgedAdmissionDoesNotReplaceAGoodOne(t *testing.T) {
 	bob.mu.Lock()
 	kept := bob.rooms[room].rec.Admissions[dave.UserID()]
 	bob.mu.Unlock()
-	if kept.Leaf == 2 {
+	if kept.Leaf == 2 || kept.User != dave.UserID() {
 		t.Error("the forged admission took the place of the good one: the user would stay out")
 	}
+	dave.ident.own().packages = packages
 	w.join(dave, room)
 	w.settle()
 	w.sameEpoch(room, alice, bob, carol, dave)

@@ -316,10 +316,13 @@ func (c *Client) plan(r *room) {
 	}
 	view := c.view(r, e.group)
 	for user, admission := range r.rec.Admissions {
+		if inGroup[user] {
+			continue // nobody has to let them in
+		}
 		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err != nil {
 			continue
 		}
-		if list := c.devs[user]; list != nil && r.devices[user] && !inGroup[user] {
+		if list := c.devs[user]; list != nil && r.devices[user] {
 			// Whom the member admitted is who holds this key, not whom a
 			// homeserver shows under that name later.
 			if err := list.CheckAdmission(&admission); err != nil {

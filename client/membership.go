@@ -32,7 +32,9 @@ func (c *Client) admitUser(r *room, e *epoch, user id.UserID) error {
 	if err != nil {
 		return err
 	}
-	r.admit(admission)
+	if !c.admit(r, admission) {
+		return fmt.Errorf("client: %d users were admitted to %s and are not in its group yet: wait until they are, before you invite %s", maxAdmissions, r.id, user)
+	}
 	return nil
 }
 
