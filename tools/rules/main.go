@@ -1,5 +1,5 @@
 // Rules checks what the compiler and the linters do not: file sizes, the direction of imports, that pure packages stay
-// pure, and that nothing names a package registry or is left undone. It reads the files that git would commit.
+// pure, that the first level holds what it should, and that nothing names a package registry or is left undone. It reads the files that git would commit.
 package main
 
 import (
@@ -27,6 +27,10 @@ var registryHosts = []string{
 }
 
 var undone = []string{"TO" + "DO", "FIX" + "ME", "XX" + "X:"}
+
+// top is what the first level holds.
+var top = []string{".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "appservice", "client", "cmd", "config.example.yaml",
+	"contrib", "docs", "e2e", "embed.go", "federation", "go.mod", "go.sum", "internal", "interop", "lab", "mls", "proxy", "rooms", "simulation", "tools"}
 
 // allowed says which of our packages a folder may import, itself aside. A folder that is not listed is free.
 var allowed = map[string][]string{
@@ -75,6 +79,9 @@ func main() {
 		raw, err := os.ReadFile(path)
 		if os.IsNotExist(err) {
 			continue // deleted, not yet committed
+		}
+		if first, _, _ := strings.Cut(path, "/"); !slices.Contains(top, first) {
+			problem(path, 0, "%s has no place on the first level: put it into a folder, or name it in tools/rules", first)
 		}
 		if err != nil {
 			problem(path, 0, "%v", err)
