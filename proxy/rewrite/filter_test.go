@@ -136,8 +136,8 @@ func TestIdsOfTheProxysOwnEventsStayHere(t *testing.T) {
 		{`nonsense`, `nonsense`},
 		{``, ``},
 	} {
-		if got := string(Originals(json.RawMessage(tt.in))); got != tt.want {
-			t.Errorf("%s became %s, want %s", tt.in, got, tt.want)
+		if got, notice := Originals(json.RawMessage(tt.in)); string(got) != tt.want || notice {
+			t.Errorf("%s became %s (notice: %t), want %s", tt.in, got, notice, tt.want)
 		}
 	}
 }

@@ -47,15 +47,54 @@ func TestNoticesAboutARoom(t *testing.T) {
 			f.object("content").text("body") != "hello" || f.object("content").text("msgtype") != "m.notice" {
 			t.Errorf("the notice is %s", n.Raw)
 		}
-		if got := Original(string(n.ID)); got != before {
-			t.Errorf("for receipts it counts as %s, want %s", got, before)
+		if got, is := Noticed(string(n.ID)); got != before || !is {
+			t.Errorf("it follows %s (%t), want %s", got, is, before)
+		}
+		if got := Original(string(n.ID)); got != string(n.ID) {
+			t.Errorf("what is done to it is done to %s", got)
 		}
 		if other := RoomNotice("@me:x", 8, 1234, id.EventID(before), "hello"); other.ID == n.ID {
 			t.Error("two notices have one id")
 		}
 		// What replaces the notice of an unreadable message keeps its own form.
+		if _, is := Noticed(ownPrefix + before[1:]); is {
+			t.Errorf("a replacement of %s is a notice", before)
+		}
 		if got := Original(ownPrefix + before[1:]); got != before {
 			t.Errorf("a replacement of %s counts as %s", before, got)
+		}
+	}
+}
+
+// TestANoticeStandsForAnotherEventOnlyWhereItIsRead: who answers, reacts to or edits
+// a notice does nothing to the message that stands before it.
+func TestANoticeStandsForAnotherEventOnlyWhereItIsRead(t *testing.T) {
+	const notice, first = "$mls-proxy-notice-7~X", "$mls-proxy-notice-8~"
+	for _, content := range []string{
+		`{"m.relates_to":{"rel_type":"m.annotation","event_id":"` + notice + `","key":"+"}}`,
+		`{"m.relates_to":{"m.in_reply_to":{"event_id":"` + notice + `"}}}`,
+		`{"m.relates_to":{"rel_type":"m.replace","event_id":"` + first + `"}}`,
+		`{"pinned":["$y","` + notice + `"]}`,
+		`{"redacts":"` + notice + `"}`,
+	} {
+		if got, is := Originals(json.RawMessage(content)); !is || string(got) != content {
+			t.Errorf("%s became %s (%t)", content, got, is)
+		}
+	}
+	for _, tt := range []struct {
+		in, want string
+		some     bool
+	}{
+		{`{"m.fully_read":"` + notice + `","m.read":"` + notice + `"}`, `{"m.fully_read":"$X","m.read":"$X"}`, true},
+		{`{"m.fully_read":"` + first + `","m.read":"$mls-proxy-y"}`, `{"m.read":"$y"}`, true},
+		{`{"m.fully_read":"` + first + `","m.read.private":"` + first + `"}`, `{}`, false},
+		{`{}`, `{}`, true},
+		{`{"thread_id":"main"}`, `{"thread_id":"main"}`, true},
+		{``, ``, true},
+		{`nonsense`, `nonsense`, true},
+	} {
+		if got, some := Marks(json.RawMessage(tt.in)); string(got) != tt.want || some != tt.some {
+			t.Errorf("%s became %s (%t), want %s (%t)", tt.in, got, some, tt.want, tt.some)
 		}
 	}
 }

@@ -61,7 +61,11 @@ func (s *Server) marker(w http.ResponseWriter, r *http.Request, sess *session, m
 	if !ok {
 		return
 	}
-	body = rewrite.Originals(body)
+	body, some := rewrite.Marks(body)
+	if !some {
+		answer(w, http.StatusOK, struct{}{})
+		return
+	}
 	resp, err := s.again(r, body)
 	if err != nil {
 		s.failed(w, r, err)

@@ -81,6 +81,36 @@ func (s *Server) event(w http.ResponseWriter, r *http.Request, sess *session, ro
 	answerRaw(w, http.StatusOK, event.Raw)
 }
 
+// whyNotice is why nothing can be done to a notice about a room.
+const whyNotice = "this is a notice of the proxy's to you alone, which nobody else in the room sees: it cannot be answered, reacted to, edited or reported"
+
+// onNotice answers what is asked of a notice about a room, which is nobody's event
+// but the client's.
+func (s *Server) onNotice(w http.ResponseWriter, m route.Match) {
+	switch m.Kind {
+	case route.Redact: // nothing is shown of it again
+		answer(w, http.StatusOK, map[string]string{"event_id": m.Params["event"]})
+	case route.Marker: // nothing was read before it
+		answer(w, http.StatusOK, struct{}{})
+	case route.Relations: // it has none
+		answer(w, http.StatusOK, map[string][]string{"chunk": {}})
+	case route.Context, route.Event:
+		refuse(w, http.StatusNotFound, "M_NOT_FOUND", notFound)
+	default:
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", whyNotice)
+	}
+}
+
+// originals puts the ids that the homeserver knows into an event that a client
+// sends, or refuses one that names a notice about a room.
+func (s *Server) originals(w http.ResponseWriter, body []byte) ([]byte, bool) {
+	body, notice := rewrite.Originals(body)
+	if notice {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", whyNotice)
+	}
+	return body, !notice
+}
+
 // relations answers GET /rooms/{room}/relations/{event}. The homeserver sees
 // only ciphertexts, so it is not asked for a type of events; it knows the
 // relations that stand outside the ciphertexts: edits, threads and references.

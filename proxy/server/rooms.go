@@ -37,7 +37,6 @@ const (
 // it goes out through the MLS device, encrypted, or not at all.
 func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
 	room, eventType, txn := id.RoomID(m.Params["room"]), m.Params["type"], m.Params["txn"]
-	cli := sess.account.Client()
 	if strings.HasPrefix(eventType, rooms.Prefix) {
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
 		return
@@ -46,7 +45,10 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	if !ok {
 		return
 	}
-	body = rewrite.Originals(body)
+	if body, ok = s.originals(w, body); !ok {
+		return
+	}
+	cli := sess.account.Client()
 	if !cli.IsMLS(room) {
 		// The device may not have heard yet that it is one now.
 		if s.isPlain(w, r, sess, room) {
@@ -212,7 +214,9 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 			return
 		}
 	}
-	body = rewrite.Originals(body)
+	if body, ok = s.originals(w, body); !ok {
+		return
+	}
 	if rewrite.IsMessage(eventType) && sess.account.Client().IsMLS(room) {
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "state is not encrypted, so messages of an MLS room are none; send them by PUT …/send/{type}/{txnId}")
 		return

@@ -143,15 +143,30 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := route.Classify(r.Method, r.URL.EscapedPath())
-	if event := m.Params["event"]; rewrite.Original(event) != event {
-		m = route.Classify(r.Method, strings.Replace(m.Path, "/"+event, "/"+rewrite.Original(event), 1))
+	if event := m.Params["event"]; eventOf(m) != event {
+		m = route.Classify(r.Method, strings.Replace(m.Path, "/"+url.PathEscape(event), "/"+url.PathEscape(eventOf(m)), 1))
 	}
 	r = r.WithContext(context.WithValue(r.Context(), pathKey{}, m.Path))
 	r.Body = http.MaxBytesReader(w, r.Body, maxStreamed)
 	s.handle(w, r, m)
 }
 
+// eventOf is the event of a path as the homeserver knows it. A notice about a room
+// stays what it is, except where only its place in the room counts.
+func eventOf(m route.Match) string {
+	event := m.Params["event"]
+	before, notice := rewrite.Noticed(event)
+	if notice && before != "" && (m.Kind == route.Marker || m.Kind == route.Context || m.Kind == route.Event) {
+		return before
+	}
+	return rewrite.Original(event)
+}
+
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
+	if _, notice := rewrite.Noticed(m.Params["event"]); notice {
+		s.withSession(w, r, m) // the homeserver does not know it
+		return
+	}
 	switch m.Kind {
 	case route.Stream:
 		s.stream.ServeHTTP(w, r)

@@ -14,6 +14,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
 )
 
@@ -154,6 +155,10 @@ func (s *Server) withSession(w http.ResponseWriter, r *http.Request, m route.Mat
 
 // serve does what a path asks for.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, sess *session) {
+	if _, notice := rewrite.Noticed(m.Params["event"]); notice {
+		s.onNotice(w, m)
+		return
+	}
 	room := id.RoomID(m.Params["room"])
 	switch m.Kind {
 	case route.Sync:

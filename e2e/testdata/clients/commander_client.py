@@ -29,6 +29,8 @@ def note(event, seen):
     content = event.get("content", {})
     if event["type"].startswith("io.github.matrix-mls.") or event["type"] in ("m.room.encrypted", "m.room.encryption"):
         raise SystemExit("the client was told of " + event["type"])
+    if content.get("io.github.matrix-mls.notice"):  # about the room, to its user alone
+        return
     # A notice that is edited when its message can be read.
     if event["event_id"].startswith("$mls-proxy-"):
         seen[content["m.relates_to"]["event_id"]] = content["m.new_content"].get("body", "")

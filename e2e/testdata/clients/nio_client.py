@@ -32,6 +32,8 @@ def note(event, seen):
     content = event.source.get("content", {})
     if event.source["type"].startswith("io.github.matrix-mls.") or event.source["type"] in ("m.room.encrypted", "m.room.encryption"):
         raise SystemExit("the client was told of " + event.source["type"])
+    if content.get("io.github.matrix-mls.notice"):  # about the room, to its user alone
+        return
     # A notice that is edited when its message can be read, as every client shows it.
     relates = content.get("m.relates_to", {})
     if event.event_id.startswith("$mls-proxy-"):
