@@ -358,6 +358,29 @@ func rejectAlgorithmDowngrade(t *testing.T) {
 	}
 }
 
+// TestAlgorithmDowngradeThatSyncLeftOut: a homeserver that shows the new setting in the full state alone hides it from nobody.
+func TestAlgorithmDowngradeThatSyncLeftOut(t *testing.T) {
+	x := newRefusing(t)
+	key := ""
+	x.s.mu.Lock()
+	x.s.leftOut = func(evt *Event) bool { return evt.Type == rooms.TypeEncryption }
+	x.s.mu.Unlock()
+	x.show(&Event{Type: rooms.TypeEncryption, StateKey: &key, Sender: x.bob.UserID(), Content: json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2"}`)})
+	x.settle()
+	if x.alice.warned(rooms.RuleAlgorithmDowngrade) {
+		t.Fatal("/sync showed it: the test proves nothing")
+	}
+	x.alice.mu.Lock()
+	r := x.alice.rooms[x.room]
+	r.state.lose()
+	r.planned = false
+	x.alice.mu.Unlock()
+	x.settle()
+	if !x.alice.warned(rooms.RuleAlgorithmDowngrade) {
+		t.Error("nobody is told")
+	}
+}
+
 func rejectMegolm(t *testing.T) {
 	x := newRefusing(t)
 	x.wantRefused(rooms.RuleMegolmForMLS, 1, func() {
