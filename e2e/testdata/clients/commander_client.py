@@ -60,7 +60,11 @@ def first():
         if read(seen):
             break
     listening.send_signal(signal.SIGINT)
-    listening.communicate(timeout=60)
+    try:
+        listening.communicate(timeout=60)
+    except subprocess.TimeoutExpired:  # in its long poll it does not listen to signals
+        listening.kill()
+        listening.communicate()
     if not read(seen):
         raise SystemExit("matrix-commander ended; it read %s" % seen)
     of = next(i for i, body in seen.items() if body == "message 0 " + word)

@@ -70,6 +70,9 @@ const server = createServer(async (request, response) => {
     else if (path === "/fail") {
         response.end();
         fail("the page: " + body);
+    } else if (path === "/complain") {
+        response.end();
+        process.stderr.write("the page: " + body + "\n");
     } else if (path === "/say") {
         const { did } = JSON.parse(body);
         if (did === "picture") await picture();

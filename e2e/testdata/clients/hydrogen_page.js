@@ -4,7 +4,8 @@
 const say = (did, rest = {}) => fetch("/say", { method: "POST", body: JSON.stringify({ did, ...rest }) });
 const fail = (why) => fetch("/fail", { method: "POST", body: String(why?.stack ?? why) });
 addEventListener("error", (e) => fail(e.error ?? e.message));
-addEventListener("unhandledrejection", (e) => fail(e.reason));
+// Such as of a receipt that the logout breaks off, which nobody waits for: shown if something fails. What is waited for fails in main.
+addEventListener("unhandledrejection", (e) => fetch("/complain", { method: "POST", body: String(e.reason?.stack ?? e.reason) }).catch(() => {}));
 
 // The library comes as modules for Node.
 const loaded = {};
