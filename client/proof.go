@@ -82,9 +82,9 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		}
 		r.proofs[bot] = known
 		if known.err != nil && rooms.RuleOf(known.err) != rooms.RuleFinalNotProven {
-			sum := sha256.Sum256(raw)
 			c.count(ruleOf(known.err))
-			c.warn(r, "proof/"+string(bot)+"/"+string(sum[:4]), &Warning{Sender: bot, Rule: ruleOf(known.err), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
+			// Once, however many such heads it makes.
+			c.warn(r, "proof/"+string(bot), &Warning{Sender: bot, Rule: ruleOf(known.err), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
 		}
 	}
 	if known.err != nil {

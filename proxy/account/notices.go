@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,16 +39,71 @@ type Notice struct {
 
 // notices are the newest of an account, and how far each client has been told.
 type notices struct {
-	Next int64                 `json:"next"`
-	All  []Notice              `json:"all"`
-	Told map[id.DeviceID]int64 `json:"told"` // the next number for a client
+	Next int64    `json:"next"`
+	All  []Notice `json:"all"`
+	// Told is, for a client, the number that all notices it was told of are below,
+	// except those of Ahead.
+	Told  map[id.DeviceID]int64   `json:"told"`
+	Ahead map[id.DeviceID][]int64 `json:"ahead,omitempty"`
 }
 
+// Bounds of what is kept of an account.
 const (
 	noticesKey = "proxy/notices"
-	maxNotices = 100  // kept of an account
+	maxNotices = 100
+	maxOfRoom  = 20
+	maxOthers  = 10   // OtherNotices of a room in an hour: a member may cause as many as they like
 	maxText    = 1000 // bytes of a warning
 )
+
+// weight says which notices go first where there are too many.
+func (k NoticeKind) weight() int {
+	switch k {
+	case OtherNotice:
+		return 0
+	case IdentityNotice:
+		return 2
+	}
+	return 1
+}
+
+// add keeps a notice, within the bounds.
+func (all *notices) add(n Notice) bool {
+	ofRoom, others := 0, 0
+	for _, o := range all.All {
+		if o.Room == n.Room {
+			ofRoom++
+			if o.Kind == OtherNotice && n.At-o.At < time.Hour.Milliseconds() {
+				others++
+			}
+		}
+	}
+	if n.Kind == OtherNotice && others >= maxOthers {
+		return false
+	}
+	n.Number = all.Next
+	all.Next++
+	all.All = append(all.All, n)
+	if ofRoom >= maxOfRoom {
+		all.drop(n.Room)
+	}
+	if len(all.All) > maxNotices {
+		all.drop("")
+	}
+	return true
+}
+
+// drop forgets the oldest notice of those that go first, of a room or, if it is
+// "", of all.
+func (all *notices) drop(room id.RoomID) {
+	least := -1
+	for i, o := range all.All {
+		if (room == "" || o.Room == room) && (least < 0 || o.Kind.weight() < all.All[least].Kind.weight()) {
+			least = i
+		}
+	}
+	all.All = slices.Delete(all.All, least, least+1)
+}
 
 // tell keeps what an update says about a room for the clients.
 func (a *Account) tell(ctx context.Context, u client.Update) {
@@ -81,31 +137,29 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 	if n.Room == "" {
 		return
 	}
-	err := a.withNotices(ctx, func(all *notices) bool {
-		n.Number = all.Next
-		all.Next++
-		all.All = append(all.All, n)
-		if more := len(all.All) - maxNotices; more > 0 {
-			all.All = all.All[more:]
-		}
-		return true
-	})
+	err := a.withNotices(ctx, func(all *notices) bool { return all.add(n) })
 	if err != nil {
 		a.log.Err(err).Msg("A notice about a room cannot be kept")
 	}
 }
 
-// Notices hands on the notices that a client has not been told of. One that is
+// Notices are those that a client has not been told of (see Told). One that is
 // new here is told of what comes from now on.
 func (a *Account) Notices(ctx context.Context, session id.DeviceID) (out []Notice, err error) {
 	err = a.withNotices(ctx, func(all *notices) bool {
 		from, known := all.Told[session]
-		if known && from == all.Next {
+		if known {
+			for _, n := range all.All {
+				if n.Number >= from && !slices.Contains(all.Ahead[session], n.Number) {
+					out = append(out, n)
+				}
+			}
 			return false
 		}
-		if !known && len(all.Told) >= maxSessions {
+		if len(all.Told) >= maxSessions {
 			for one := range all.Told { // any: it is told of less
 				delete(all.Told, one)
+				delete(all.Ahead, one)
 				break
 			}
 		}
@@ -113,17 +167,47 @@ func (a *Account) Notices(ctx context.Context, session id.DeviceID) (out []Notic
 			all.Told = map[id.DeviceID]int64{}
 		}
 		all.Told[session] = all.Next
-		for _, n := range all.All {
-			if known && n.Number >= from {
-				out = append(out, n)
-			}
-		}
 		return true
 	})
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+// Told notes that a client was told of notices.
+func (a *Account) Told(ctx context.Context, session id.DeviceID, numbers []int64) error {
+	if len(numbers) == 0 {
+		return nil
+	}
+	return a.withNotices(ctx, func(all *notices) bool {
+		from, known := all.Told[session]
+		if !known {
+			return false
+		}
+		ahead := append(slices.Clone(all.Ahead[session]), numbers...)
+		next := all.Next
+		for _, n := range all.All {
+			if n.Number >= from && !slices.Contains(ahead, n.Number) {
+				next = n.Number
+				break
+			}
+		}
+		all.Told[session] = next
+		// Bounded by the notices that are kept.
+		ahead = slices.DeleteFunc(ahead, func(n int64) bool {
+			return n < next || !slices.ContainsFunc(all.All, func(o Notice) bool { return o.Number == n })
+		})
+		slices.Sort(ahead)
+		delete(all.Ahead, session)
+		if ahead = slices.Compact(ahead); len(ahead) > 0 {
+			if all.Ahead == nil {
+				all.Ahead = map[id.DeviceID][]int64{}
+			}
+			all.Ahead[session] = ahead
+		}
+		return true
+	})
 }
 
 // withNotices lets change look at the notices, and keeps them if it says that it

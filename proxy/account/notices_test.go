@@ -3,6 +3,7 @@ package account
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,9 @@ func TestNoticesReachEachClientOnceAndLiveOverRestarts(t *testing.T) {
 		}
 		var out []string
 		for _, n := range list {
+			if err := a.Told(t.Context(), id.DeviceID(session), []int64{n.Number}); err != nil {
+				t.Fatal(err)
+			}
 			out = append(out, string(n.Kind)+" "+string(n.Room)+" "+string(n.User)+n.Text)
 		}
 		return strings.Join(out, ", ")
@@ -54,20 +58,77 @@ func TestNoticesReachEachClientOnceAndLiveOverRestarts(t *testing.T) {
 	if got := told("TWO"); got != "" {
 		t.Errorf("a second client that is new is told %q", got)
 	}
-	for n := range 3 * maxNotices {
-		tell(&client.Warning{Room: "!r:x", Text: fmt.Sprint(n)})
-	}
-	a.Close()
-	a = stored(t, path, key)
-	for _, session := range []string{"ONE", "TWO"} {
-		if got := strings.Split(told(session), ", "); len(got) != maxNotices || got[0] != fmt.Sprintf("other !r:x %d", 2*maxNotices) {
-			t.Errorf("%s is told %d notices from %q on, want the newest %d", session, len(got), got[0], maxNotices)
-		}
-	}
 	for n := range 3 * maxSessions {
 		told(fmt.Sprint(n))
 	}
 	if n := len(a.notices.Told); n != maxSessions {
 		t.Errorf("%d clients are remembered, want %d", n, maxSessions)
+	}
+}
+
+// TestAMemberCannotPushOutWhatMatters: whoever causes warnings without end fills
+// neither a room's timeline nor the place of other notices.
+func TestAMemberCannotPushOutWhatMatters(t *testing.T) {
+	all := new(notices)
+	for n := range int64(1000) {
+		all.add(Notice{Room: "!r:x", Kind: OtherNotice, At: n})
+		if n == 500 {
+			all.add(Notice{Room: "!r:x", Kind: IdentityNotice, User: "@here:x", At: n})
+			all.add(Notice{Room: "!other:x", Kind: IdentityNotice, User: "@there:x", At: n})
+		}
+	}
+	if len(all.All) != maxOthers+2 || all.Next != maxOthers+2 {
+		t.Errorf("%d notices of %d", len(all.All), all.Next)
+	}
+	for n := range int64(1000) {
+		room := id.RoomID(fmt.Sprintf("!%d:x", n%50))
+		all.add(Notice{Room: room, Kind: OtherNotice, At: n})
+		all.add(Notice{Room: room, Kind: MemberBehindNotice, At: n})
+		all.add(Notice{Room: "!r:x", Kind: MemberBehindNotice, At: n})
+	}
+	kept, rooms := map[id.UserID]int{}, map[id.RoomID]int{}
+	for _, n := range all.All {
+		kept[n.User]++
+		rooms[n.Room]++
+	}
+	if len(all.All) != maxNotices || rooms["!r:x"] > maxOfRoom || kept["@here:x"] != 1 || kept["@there:x"] != 1 {
+		t.Errorf("%d notices, %d of one room, of identities %v", len(all.All), rooms["!r:x"], kept)
+	}
+}
+
+// TestANoticeThatWasNotShownIsShownLater: a client may leave some out, or go away
+// before it has them.
+func TestANoticeThatWasNotShownIsShownLater(t *testing.T) {
+	path, key := filepath.Join(t.TempDir(), storeName), newKey(t)
+	a := stored(t, path, key)
+	left := func() (out []int64) {
+		t.Helper()
+		list, err := a.Notices(t.Context(), "ONE")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range list {
+			out = append(out, n.Number)
+		}
+		return out
+	}
+	left()
+	for _, room := range []id.RoomID{"!a:x", "!b:x", "!a:x", "!b:x"} {
+		a.tell(t.Context(), &client.Warning{Room: room, Text: "text"})
+	}
+	for _, step := range []struct{ told, want []int64 }{
+		{nil, []int64{0, 1, 2, 3}}, {nil, []int64{0, 1, 2, 3}}, {[]int64{1}, []int64{0, 2, 3}}, {[]int64{3, 1, 99}, []int64{0, 2}}, {[]int64{0}, []int64{2}}, {[]int64{2}, nil},
+	} {
+		if err := a.Told(t.Context(), "ONE", step.told); err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		a = stored(t, path, key)
+		if got := left(); !slices.Equal(got, step.want) {
+			t.Errorf("after %v there are %v, want %v", step.told, got, step.want)
+		}
+	}
+	if len(a.notices.Ahead) != 0 || a.notices.Told["ONE"] != 4 {
+		t.Errorf("told up to %d and %v", a.notices.Told["ONE"], a.notices.Ahead)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -82,6 +84,7 @@ type Selection struct {
 	types, not []string
 	some       bool // types counts
 	url        *bool
+	within     []fields // the filters of rooms and senders, of /sync
 	// Limit is how many events the client wants in a window; 0: it does not say.
 	Limit int
 	// Threads: unread counts are wanted for each thread.
@@ -104,6 +107,7 @@ func TimelineOf(filter json.RawMessage) Selection {
 	timeline := room.object("timeline")
 	s := selection(timeline)
 	timeline = orNew(timeline)
+	s.within = []fields{room, timeline}
 	if json.Unmarshal(timeline["limit"], &s.Limit) != nil {
 		s.Limit = 0
 	}
@@ -144,6 +148,29 @@ func (s *Selection) passes(raw json.RawMessage) bool {
 		return false
 	}
 	return s.url == nil || *s.url == (f.object("content").text("url") != "")
+}
+
+// TakesNotice tells whether a filter of /sync lets a notice about a room pass,
+// which is a message of the user's own.
+func (s *Selection) TakesNotice(room id.RoomID, user id.UserID) bool {
+	if s.some && !matches(s.types, "m.room.message") || matches(s.not, "m.room.message") || s.url != nil && *s.url {
+		return false
+	}
+	for _, f := range s.within {
+		if !f.lets("rooms", string(room)) || !f.lets("senders", string(user)) {
+			return false
+		}
+	}
+	return true
+}
+
+// lets tells whether a filter's lists KEY and not_KEY let something pass.
+func (f fields) lets(key, value string) bool {
+	var only, not []string
+	if f.has(key) && json.Unmarshal(f[key], &only) == nil && only != nil && !slices.Contains(only, value) {
+		return false
+	}
+	return !f.has("not_"+key) || json.Unmarshal(f["not_"+key], &not) != nil || !slices.Contains(not, value)
 }
 
 func matches(patterns []string, t string) bool {

@@ -119,6 +119,31 @@ func TestSelectionShrinksAWindowThatIsThenFilledWithTheMembersOfWhatCame(t *test
 	}
 }
 
+func TestAFilterTakesNoticesAsMessagesOfTheUsersOwn(t *testing.T) {
+	for _, tt := range []struct {
+		filter string
+		want   bool
+	}{
+		{`{}`, true},
+		{`{"room":{"rooms":["!r:x"],"timeline":{"limit":1,"types":["m.room.*"],"senders":["@me:x"],"rooms":["!r:x"]}}}`, true},
+		{`{"room":{"not_rooms":["!o:x"],"timeline":{"not_types":["m.reaction"],"not_senders":["@you:x"],"contains_url":false}}}`, true},
+		{`{"room":{"timeline":{"types":["m.reaction"]}}}`, false},
+		{`{"room":{"timeline":{"not_types":["m.room.message"]}}}`, false},
+		{`{"room":{"rooms":["!o:x"]}}`, false},
+		{`{"room":{"rooms":[]}}`, false},
+		{`{"room":{"not_rooms":["!r:x"]}}`, false},
+		{`{"room":{"timeline":{"not_rooms":["!r:x"]}}}`, false},
+		{`{"room":{"timeline":{"senders":["@you:x"]}}}`, false},
+		{`{"room":{"timeline":{"not_senders":["@me:x"]}}}`, false},
+		{`{"room":{"timeline":{"contains_url":true}}}`, false},
+	} {
+		s := TimelineOf(json.RawMessage(tt.filter))
+		if got := s.TakesNotice("!r:x", "@me:x"); got != tt.want {
+			t.Errorf("%s takes it: %t", tt.filter, got)
+		}
+	}
+}
+
 func TestIdsOfTheProxysOwnEventsStayHere(t *testing.T) {
 	if got := Original("$mls-proxy-abc"); got != "$abc" {
 		t.Errorf("the original is %s", got)

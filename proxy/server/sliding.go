@@ -27,14 +27,15 @@ func (s *Server) slidingSync(w http.ResponseWriter, r *http.Request, sess *sessi
 	v := s.view(ctx, sess)
 	query := r.URL.Query()
 	pos := query.Get("pos")
+	takes := func(id.RoomID) bool { return true }
 	resp, err := s.news(ctx, sess, func() (*reply, error) {
 		return s.ask(ctx, http.MethodPost, pathOf(ctx), query, sess.token, body)
 	}, func() bool {
 		quiet := rewrite.QuietSliding(pos)
-		if pos == "" || !s.replace(quiet, v) {
+		if pos == "" || !s.replace(quiet, v, takes) {
 			return false
 		}
-		s.encode(w, quiet)
+		s.hand(w, quiet, v)
 		return true
 	})
 	if errors.Is(err, errAnswered) {
@@ -81,8 +82,8 @@ func (s *Server) slidingSync(w http.ResponseWriter, r *http.Request, sess *sessi
 			window.SetSlidingCounts(all)
 		}
 	}
-	s.replace(answer, v)
-	s.encode(w, answer)
+	s.replace(answer, v, takes)
+	s.hand(w, answer, v)
 }
 
 // lost is how many events a window of a sliding sync needs, which has earlier ones:

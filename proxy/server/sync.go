@@ -45,16 +45,17 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		return
 	}
 	since := query.Get("since")
+	takes := func(room id.RoomID) bool { return asked.TakesNotice(room, sess.user) }
 	resp, err := s.news(ctx, sess, func() (*reply, error) {
 		return s.ask(ctx, http.MethodGet, pathOf(ctx), query, sess.token, nil)
 	}, func() bool {
 		// What the homeserver may have said meanwhile it says again: the
 		// position stays the same.
 		quiet := rewrite.Quiet(since)
-		if since == "" || !s.replace(quiet, v) {
+		if since == "" || !s.replace(quiet, v, takes) {
 			return false
 		}
-		s.encode(w, quiet)
+		s.hand(w, quiet, v)
 		return true
 	})
 	if errors.Is(err, errAnswered) {
@@ -84,8 +85,8 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		s.shown.note(sess.tag, window.Room, window.Events)
 	}
 	s.counts(v, answer, asked)
-	s.replace(answer, v)
-	s.encode(w, answer)
+	s.replace(answer, v, takes)
+	s.hand(w, answer, v)
 }
 
 // news waits until the homeserver has news for a client. Meanwhile, whenever the MLS
@@ -115,29 +116,36 @@ func (s *Server) news(ctx context.Context, sess *session, ask func() (*reply, er
 }
 
 // replace adds to an answer what puts readable messages in the place of
-// notices.
+// notices, and the notices about rooms that the client takes.
 func (s *Server) replace(answer interface {
 	Add(id.RoomID, rewrite.Event)
-}, v *view) bool {
+}, v *view, takes func(id.RoomID) bool) bool {
 	notices, readings := s.shown.readable(v.sess.tag, v)
 	for i, n := range notices {
 		answer.Add(n.room, rewrite.Event{Raw: rewrite.Replacement(n.event, readings[i])})
 	}
-	return s.tell(answer, v) || len(notices) > 0
+	return s.tell(answer, v, takes) || len(notices) > 0
 }
 
 // tell adds the notices about rooms that the client has not been told of.
 func (s *Server) tell(answer interface {
 	Add(id.RoomID, rewrite.Event)
-}, v *view) bool {
+}, v *view, takes func(id.RoomID) bool) bool {
 	notices, err := v.sess.account.Notices(v.ctx, v.sess.device)
 	if err != nil {
 		s.o.Log.Err(err).Msg("The notices about rooms cannot be read")
 	}
 	told := false
 	for _, n := range notices {
+		if !takes(n.Room) {
+			continue
+		}
 		info, err := v.sess.account.Client().Room(v.ctx, n.Room)
-		if err != nil || info.Membership != "join" {
+		if err != nil {
+			continue
+		}
+		v.told = append(v.told, n.Number)
+		if info.Membership != "join" { // it is not theirs any more
 			continue
 		}
 		var newest id.EventID
@@ -148,6 +156,17 @@ func (s *Server) tell(answer interface {
 		told = true
 	}
 	return told
+}
+
+// hand gives a client an answer with notices about rooms. One that has gone away
+// meanwhile is told of them again.
+func (s *Server) hand(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }, v *view) {
+	if !s.encode(w, answer) || v.ctx.Err() != nil {
+		return
+	}
+	if err := v.sess.account.Told(v.ctx, v.sess.device, v.told); err != nil {
+		s.o.Log.Err(err).Msg("It cannot be kept which notices about rooms a client has")
+	}
 }
 
 // plainName is what the names of users are made of today.
@@ -172,13 +191,14 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 	return l.Text(rewrite.OtherWarning, n.Text)
 }
 
-func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) {
+func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) bool {
 	raw, err := answer.Encode()
 	if err != nil {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be rewritten")
-		return
+		return false
 	}
 	answerRaw(w, http.StatusOK, raw)
+	return true
 }
 
 // fillAll fills what windows need it, a few at a time.

@@ -18,6 +18,7 @@ type view struct {
 	s    *Server
 	ctx  context.Context
 	sess *session
+	told []int64 // notices about rooms that the answer brings
 }
 
 func (s *Server) view(ctx context.Context, sess *session) *view {
