@@ -191,17 +191,29 @@ func (i *Identity) loginAgain(ctx context.Context, cli *mautrix.Client, a *accou
 			fmt.Errorf("identity: this is device %s of %s, and %s logged in: %w", a.deviceID, a.userID, in.user, ErrLoggedIn),
 			i.endSession(context.WithoutCancel(ctx), a.server, in.session))
 	}
-	i.mu.Lock()
-	old := a.secrets.session
-	a.secrets.session = in.session
-	if err = i.saveAccount(ctx, a); err != nil {
-		a.secrets.session = old
-	}
-	i.mu.Unlock()
-	if err != nil {
+	if err := i.put(ctx, a, in.session); err != nil {
 		return err
 	}
 	return i.publish(ctx)
+}
+
+// put takes a new session of a device into use. A renewal under way ends first,
+// and does not take its place.
+func (i *Identity) put(ctx context.Context, a *account, s session) error {
+	if err := a.renewal.enter(ctx); err != nil {
+		return err
+	}
+	defer a.renewal.leave()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	old := a.secrets.session
+	a.secrets.session = s
+	if err := i.saveAccount(ctx, a); err != nil {
+		a.secrets.session = old
+		return err
+	}
+	a.renewal.refused, a.renewal.failed = "", nil
+	return nil
 }
 
 // askLogin makes the request of a login.
@@ -297,8 +309,9 @@ func (i *Identity) publish(ctx context.Context) error {
 }
 
 // Logout ends the device's session at the homeserver and empties the store.
-// The store is emptied even if the homeserver cannot be reached when force is
-// set; the device then stays in the user's list of sessions.
+// The store is emptied even if the homeserver cannot be reached, or wants the
+// device to log in again first ([ErrSoftLogout]), when force is set; the device
+// then stays in the user's list of sessions.
 func (i *Identity) Logout(ctx context.Context, force bool) error {
 	a, cli, err := i.current()
 	if err != nil {
@@ -312,7 +325,8 @@ func (i *Identity) Logout(ctx context.Context, force bool) error {
 	} else {
 		err = i.do(ctx, cli, http.MethodPost, cli.BuildClientURL("v3", "logout"), struct{}{}, &struct{}{})
 	}
-	if err != nil && !errors.Is(err, ErrTokenRejected) && !force {
+	// A device that only has to log in again is still in the user's list.
+	if err != nil && !force && (!errors.Is(err, ErrTokenRejected) || errors.Is(err, ErrSoftLogout)) {
 		return fmt.Errorf("identity: log out: %w", err)
 	}
 	if err := i.st.Wipe(ctx); err != nil {

@@ -42,11 +42,39 @@ func renewAt(now time.Time, lasts time.Duration) int64 {
 
 // renewal keeps the renewals of a session apart, and remembers what was refused.
 type renewal struct {
-	mu      sync.Mutex
-	refused string // the refresh token that the homeserver did not take
-	failed  error  // of the last try, if it may work later
+	once    sync.Once
+	slot    chan struct{} // holds one while a session is renewed or put in the place of another
+	refused string        // the refresh token that the homeserver did not take
+	failed  error         // of the last try, if it may work later
 	until   time.Time
 }
+
+func (r *renewal) busy() chan struct{} {
+	r.once.Do(func() { r.slot = make(chan struct{}, 1) })
+	return r.slot
+}
+
+// enter waits until nobody else renews the session, or ctx ends.
+func (r *renewal) enter(ctx context.Context) error {
+	select {
+	case r.busy() <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("identity: the session is being renewed: %w", ctx.Err())
+	}
+}
+
+// try enters if nobody else renews the session.
+func (r *renewal) try() bool {
+	select {
+	case r.busy() <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *renewal) leave() { <-r.busy() }
 
 // sessionTransport shows the homeserver the device's token of the moment, and
 // renews it: before it ends, or when the homeserver no longer takes it.
@@ -138,8 +166,14 @@ func (i *Identity) token(ctx context.Context, a *account, refused string) (strin
 	if !renew || s.RefreshToken == "" {
 		return s.AccessToken, nil
 	}
-	a.renewal.mu.Lock()
-	defer a.renewal.mu.Unlock()
+	if s.AccessToken != refused {
+		if !a.renewal.try() {
+			return s.AccessToken, nil // it lasts a little, and is being renewed
+		}
+	} else if err := a.renewal.enter(ctx); err != nil {
+		return "", err
+	}
+	defer a.renewal.leave()
 	if s, renew = due(); !renew || s.RefreshToken == a.renewal.refused { // another request was first
 		return s.AccessToken, nil
 	}
@@ -184,7 +218,7 @@ func (i *Identity) token(ctx context.Context, a *account, refused string) (strin
 }
 
 const (
-	renewTime  = 30 * time.Second // bounds a renewal
+	renewTime  = 10 * time.Second // bounds a renewal
 	renewPause = 5 * time.Second  // after one that did not work
 )
 

@@ -189,6 +189,60 @@ func TestSoftLogoutKeepsTheDevice(t *testing.T) {
 	}
 }
 
+// TestLogoutOfADeviceThatHasToLogInAgain: its keys go only with its session.
+func TestLogoutOfADeviceThatHasToLogInAgain(t *testing.T) {
+	h := newHomeserver(t, true)
+	i := h.loginDevice("@a:one")
+	h.change(i, func(d *hstest.Device) { d.Over = true })
+	if err := i.Logout(t.Context(), false); !errors.Is(err, ErrSoftLogout) || !i.LoggedIn() {
+		t.Fatalf("got %v, want ErrSoftLogout and the device", err)
+	}
+	if err := i.Logout(t.Context(), true); err != nil || i.LoggedIn() {
+		t.Errorf("by force: %v", err)
+	}
+}
+
+// TestALoginAndARenewalDoNotRace: the session of a new login is not replaced by one
+// that an older session was renewed to, and nobody waits for a renewal for longer
+// than they want, or without need.
+func TestALoginAndARenewalDoNotRace(t *testing.T) {
+	h := newHomeserver(t, true)
+	h.lasts(5 * time.Minute)
+	c := newClock()
+	i := openIdentity(t, c.Now)
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "@a:one"}, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	a, _, err := i.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := i.showing(a)
+	a.renewal.refused, a.renewal.failed = "before", errors.New("before")
+	if err := a.renewal.enter(t.Context()); err != nil { // a renewal is under way
+		t.Fatal(err)
+	}
+	c.pass(5 * time.Minute)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if token, err := i.token(ended, a, ""); token != before || err != nil {
+		t.Errorf("while the token is renewed: %q, %v, want the one that is there", token, err)
+	}
+	if token, err := i.token(ended, a, before); !errors.Is(err, context.Canceled) {
+		t.Errorf("who waits for a token and is stopped: %q, %v", token, err)
+	}
+	if err := i.put(ended, a, session{AccessToken: "early"}); !errors.Is(err, context.Canceled) || i.showing(a) != before {
+		t.Errorf("a login beside the renewal: %v, token %q", err, i.showing(a))
+	}
+	a.renewal.leave()
+	if err := i.put(t.Context(), a, session{AccessToken: "new"}); err != nil || i.showing(a) != "new" {
+		t.Errorf("a login after it: %v, token %q", err, i.showing(a))
+	}
+	if a.renewal.refused != "" || a.renewal.failed != nil {
+		t.Error("what was refused before the login still counts")
+	}
+}
+
 // browse visits a page as a browser does, redirects and all.
 func browse(ctx context.Context) func(string) error {
 	return func(page string) error {

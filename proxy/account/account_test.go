@@ -4,6 +4,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +16,9 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/hstest"
 )
 
 // stored is an account with a store and nothing else.
@@ -141,5 +147,56 @@ func TestOpenLeavesOutWhatCannotBeOpened(t *testing.T) {
 	s.Close()
 	if _, err := s.Get("@nobody:x"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Get after the end: %v", err)
+	}
+}
+
+// TestANetworkErrorEndsNoMLSDevice: only the homeserver's word ends a device, not
+// that it cannot be asked.
+func TestANetworkErrorEndsNoMLSDevice(t *testing.T) {
+	h := hstest.New(t, true)
+	base, err := url.Parse(h.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := httputil.NewSingleHostReverseProxy(base)
+	for _, row := range []struct {
+		name        string
+		check, want int // what whoami answers with; how many sessions are left
+	}{{"a soft logout", 0, 1}, {"then no answer", http.StatusBadGateway, 1}, {"an end", http.StatusUnauthorized, 0}} {
+		down := false
+		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case down && strings.HasSuffix(r.URL.Path, "/devices"):
+				w.WriteHeader(http.StatusUnauthorized)
+				fmt.Fprint(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no","soft_logout":true}`)
+			case down && strings.HasSuffix(r.URL.Path, "/whoami") && row.check == http.StatusUnauthorized:
+				w.WriteHeader(row.check)
+				fmt.Fprint(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no"}`)
+			case down && strings.HasSuffix(r.URL.Path, "/whoami") && row.check == 0:
+				w.WriteHeader(http.StatusUnauthorized)
+				fmt.Fprint(w, `{"errcode":"M_UNKNOWN_TOKEN","error":"no","soft_logout":true}`)
+			case down:
+				w.WriteHeader(row.check)
+			default:
+				through.ServeHTTP(w, r)
+			}
+		}))
+		a := stored(t, filepath.Join(t.TempDir(), storeName), newKey(t))
+		ident, err := identity.Open(t.Context(), identity.Options{Store: a.st})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.ident = ident
+		if err := ident.LoginPassword(t.Context(), identity.Login{Homeserver: front.URL, User: "@a:one"}, "secret"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.addSession(t.Context(), "ONE"); err != nil {
+			t.Fatal(err)
+		}
+		down = true
+		if left, err := a.pruneSessions(t.Context()); err != nil || left != row.want {
+			t.Errorf("%s: %d sessions are left (%v), want %d", row.name, left, err, row.want)
+		}
+		front.Close()
 	}
 }

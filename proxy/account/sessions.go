@@ -81,7 +81,11 @@ func (a *Account) pruneSessions(ctx context.Context) (left int, err error) {
 			there[d.DeviceID] = true
 		}
 	}
-	over := errors.Is(err, mautrix.MUnknownToken) && !errors.Is(a.ident.Check(ctx), identity.ErrSoftLogout)
+	over := false
+	if errors.Is(err, mautrix.MUnknownToken) {
+		check := a.ident.Check(ctx)
+		over = errors.Is(check, identity.ErrTokenRejected) && !errors.Is(check, identity.ErrSoftLogout)
+	}
 	a.sessionMu.Lock()
 	defer a.sessionMu.Unlock()
 	all, listErr := a.sessions(ctx)
