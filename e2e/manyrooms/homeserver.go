@@ -40,6 +40,7 @@ type event struct {
 // API wants it: one transaction at a time, again until it is taken.
 type homeserver struct {
 	asToken, hsToken string
+	client           *http.Client
 	modules          []string // addresses of the module's processes; who is not ready answers with an error
 
 	mu      sync.Mutex
@@ -59,8 +60,8 @@ type roomEvents struct {
 	state    map[[2]string]*event
 }
 
-func newHomeserver(asToken, hsToken string, modules ...string) *homeserver {
-	return &homeserver{asToken: asToken, hsToken: hsToken, modules: modules, rooms: map[id.RoomID]*roomEvents{}, media: map[string][]byte{},
+func newHomeserver(asToken, hsToken string, client *http.Client, modules ...string) *homeserver {
+	return &homeserver{asToken: asToken, hsToken: hsToken, client: client, modules: modules, rooms: map[id.RoomID]*roomEvents{}, media: map[string][]byte{},
 		txns: map[string]id.EventID{}, calls: map[string]int{}, wake: make(chan struct{}, 1)}
 }
 
@@ -108,7 +109,6 @@ func (h *homeserver) put(room id.RoomID, sender id.UserID, kind string, stateKey
 
 // push sends the module what it has to know, until the context ends.
 func (h *homeserver) push(ctx context.Context) {
-	client := &http.Client{Timeout: time.Minute}
 	for txn := 1; ; txn++ {
 		h.mu.Lock()
 		batch := slices.Clone(h.queue[:min(len(h.queue), transactionEvents)])
@@ -125,7 +125,7 @@ func (h *homeserver) push(ctx context.Context) {
 		if err != nil {
 			panic("manyrooms: an event does not encode: " + err.Error())
 		}
-		for at := 0; h.transaction(ctx, client, h.modules[at%len(h.modules)], txn, body) != nil; at++ {
+		for at := 0; h.transaction(ctx, h.client, h.modules[at%len(h.modules)], txn, body) != nil; at++ {
 			select {
 			case <-ctx.Done():
 				return
@@ -246,7 +246,7 @@ func (h *homeserver) ping(r *http.Request, body json.RawMessage) (any, *refusal)
 			continue
 		}
 		req.Header.Set("Authorization", "Bearer "+h.hsToken)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := h.client.Do(req)
 		if err != nil {
 			continue
 		}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -28,7 +30,9 @@ func TestSmall(t *testing.T) {
 	for _, o := range []options{{database: "sqlite", processes: 1}, {database: "postgres", processes: 2}} {
 		t.Run(o.database, func(t *testing.T) {
 			o.rooms, o.members, o.bin, o.calm, o.idle, o.say = 3, 4, bin, 200*time.Millisecond, time.Millisecond, t.Logf
-			rep, err := run(t.Context(), o)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			rep, err := run(ctx, o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,6 +52,21 @@ func TestSmall(t *testing.T) {
 				t.Errorf("the report is\n%s", text)
 			}
 		})
+	}
+}
+
+// TestModuleThatDies: a run fails at once, with what the module said.
+func TestModuleThatDies(t *testing.T) {
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "matrix-mls"), []byte("#!/bin/sh\necho its last words\nexit 7\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := run(ctx, options{rooms: 1, members: 2, processes: 1, database: "sqlite", bin: bin, say: t.Logf})
+	if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "its last words") || !strings.Contains(err.Error(), "ended by itself: exit status 7") {
+		t.Errorf("got %v", err)
 	}
 }
 
