@@ -333,7 +333,7 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		}
 		return rooms.CheckToDevice(evt.Type)
 	}
-	r.hear(evt.Sender, c.mono())
+	r.hear(evt.Sender, c.mono(), time.Duration(min(max(c.now().UnixMilli()-evt.Timestamp, 0), maxAge.Milliseconds()))*time.Millisecond)
 	switch evt.Type {
 	case rooms.TypeCommit:
 		if data.Late > 0 || len(r.rec.Late) > 0 {

@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,19 +49,19 @@ func (c *Client) standstill(r *room) string {
 	}
 	text := fmt.Sprintf("nothing became final for %v although a change of the group waits: ", stalled.Truncate(time.Minute))
 	if len(spoke) >= federation.List(policy.Sequencers).Quorum() {
-		return text + fmt.Sprintf("most of its modules are there; what it waits for is in mls-proxy epochs '%s'", r.id)
+		return text + "most of its modules are there; what it waits for is in " + command("epochs", r.id)
 	}
-	text += fmt.Sprintf("nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again", strings.Join(silent, ", "))
-	servers := r.goOnWith(spoke, policy, serverOf(c.UserID()))
-	command := fmt.Sprintf("mls-proxy era '%s' %s", r.id, strings.Join(servers, " "))
+	text += fmt.Sprintf("nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again", serverNames(silent))
+	servers, hint := r.goOnWith(spoke, policy, serverOf(c.UserID())), ""
 	if len(servers) == 0 {
-		command = fmt.Sprintf("mls-proxy era '%s' SERVER, with the name of a server that has a module", r.id)
+		servers, hint = []string{"SERVER"}, ", with the name of a server that has a module"
 	}
+	goOn := command("era", r.id, servers...) + hint
 	switch {
 	case policy.IsAdmin(c.UserID()):
-		return text + ". If they are lost for good, you, an admin, go on without them: " + command
+		return text + ". If they are lost for good, you, an admin, go on without them: " + goOn
 	case policy.IsHeir(c.UserID()):
-		return text + ". If they are lost for good, and no admin is there, you, an heir, go on without them: " + command
+		return text + ". If they are lost for good, and no admin is there, you, an heir, go on without them: " + goOn
 	}
 	who := slices.Clone(policy.Admins)
 	for _, h := range policy.Heirs {
@@ -73,6 +74,7 @@ func (c *Client) standstill(r *room) string {
 // or three where there are as many, for two make nothing final when one is lost. If none
 // did, that of our own server, or another one that is in the room.
 func (r *room) goOnWith(spoke []string, policy *rooms.Policy, own string) []string {
+	spoke = slices.DeleteFunc(slices.Clone(spoke), func(s string) bool { return !plainServer(s) })
 	switch {
 	case len(spoke) >= 3:
 		return spoke[:3]
@@ -87,9 +89,51 @@ func (r *room) goOnWith(spoke []string, policy *rooms.Policy, own string) []stri
 		if m.Server == own {
 			return []string{own}
 		}
-		out = append(out, m.Server)
+		if plainServer(m.Server) {
+			out = append(out, m.Server)
+		}
 	}
 	return out[:min(1, len(out))]
+}
+
+// command names a verb of mls-proxy for a room. It is made to be pasted into a shell, and
+// the room's id is what the one who made the room made up.
+func command(verb string, room id.RoomID, servers ...string) string {
+	if !plainRoom(room) {
+		return fmt.Sprintf("the verb %s of mls-proxy (the room's id holds characters that a shell may run, so the command is not shown)", verb)
+	}
+	return strings.Join(append([]string{fmt.Sprintf("mls-proxy %s '%s'", verb, room)}, servers...), " ")
+}
+
+// plainServer tells whether a text is of the form of a server name and means nothing to a
+// shell. A policy may hold any.
+func plainServer(s string) bool {
+	return s != "" && s[0] != '-' && onlyOf(s, "-.:[]")
+}
+
+// plainRoom tells whether a room id means nothing to a shell within quotation marks.
+func plainRoom(room id.RoomID) bool {
+	s, ok := strings.CutPrefix(string(room), "!")
+	return ok && s != "" && onlyOf(s, "-.:[]_~=+/")
+}
+
+// onlyOf tells whether a text holds ASCII letters, digits and some other characters alone.
+func onlyOf(s, more string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune(more, c)
+	})
+}
+
+// serverNames quotes what is no name of a server.
+func serverNames(servers []string) string {
+	var out []string
+	for _, s := range servers {
+		if !plainServer(s) {
+			s = strconv.QuoteToASCII(s)
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, ", ")
 }
 
 // maxNamed bounds the users that a text names.
@@ -103,16 +147,22 @@ func userNames(users []id.UserID) string {
 	return strings.Join(out, ", ")
 }
 
-// hear notes that the bot of a module sent something just now. Only bots that are in
-// the room count, so that the room bounds what is kept.
-func (r *room) hear(sender id.UserID, now time.Duration) {
+// maxAge bounds how long ago something counts as sent.
+const maxAge = 100 * 24 * time.Hour
+
+// hear notes that the bot of a module sent something, so long ago: what comes late, as to a
+// device that was away, may be from before the module was lost. Only bots that are in the
+// room count, so that the room bounds what is kept.
+func (r *room) hear(sender id.UserID, now, age time.Duration) {
 	if !r.isModule(sender) || r.state.membership(sender) != rooms.MembershipJoin {
 		return
 	}
 	if r.heard == nil {
 		r.heard = map[id.UserID]time.Duration{}
 	}
-	r.heard[sender] = now
+	if at, ok := r.heard[sender]; !ok || at < now-age {
+		r.heard[sender] = now - age
+	}
 }
 
 // watchStandstill tells who may open an era, once for each final commit, that the

@@ -92,6 +92,58 @@ func TestAdminIsToldHowToGoOn(t *testing.T) {
 	}
 }
 
+// TestAdminWhoWasAwayIsToldHowToGoOn: what lost modules sent before an admin's device started is no sign of life.
+func TestAdminWhoWasAwayIsToldHowToGoOn(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, testServer, "two.example", "three.example") })
+	w.settle()
+	alice.dead = true
+	w.must(func() error { return bob.Refresh(w.ctx, room) })
+	w.settle(bob, carol)
+	w.rest()
+	w.module.down, w.more[0].down = true, true
+	dave := w.device("dave:two.example", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.settle(bob, carol)
+	alice.skew = 2 * time.Hour // that long she was away
+	alice.restart()
+	w.settle()
+	for range 5 {
+		w.now.add(11 * time.Minute)
+		w.settle()
+	}
+	want := fmt.Sprintf("mls-proxy era '%s' ", room)
+	if got := alice.toldOf(ruleStandstill); len(got) != 1 || !strings.Contains(got[0], want) || !strings.Contains(got[0], testServer+", two.example") {
+		t.Errorf("alice is told %q, want %q", got, want)
+	}
+}
+
+// TestNoCommandHoldsWhatOthersMadeUp: what is shown to be pasted into a shell holds nothing that a shell would run.
+func TestNoCommandHoldsWhatOthersMadeUp(t *testing.T) {
+	for _, s := range []string{"", "-x", "a b", "a;reboot", "$(reboot)", "a\nb", "a'b", "a`b`", "a\u202eb", "a|b", "a&b", "a>b", "a\\b", "é.example"} {
+		if plainServer(s) {
+			t.Errorf("the server %q goes into a command", s)
+		}
+		if plainRoom(id.RoomID("!"+s)) && s != "-x" {
+			t.Errorf("the room %q goes into a command", "!"+s)
+		}
+	}
+	for _, s := range []string{"two.example", "two.example:8448", "[::1]:80", "10.0.0.1", "a-b.example"} {
+		if !plainServer(s) || !plainRoom(id.RoomID("!room:"+s)) {
+			t.Errorf("%q does not go into a command", s)
+		}
+	}
+	if !plainRoom("!Ab_c-9~x./=+") {
+		t.Error("a room id without a server does not go into a command")
+	}
+	r := &room{}
+	policy := &rooms.Policy{}
+	if got := r.goOnWith([]string{"a;reboot", "two.example"}, policy, "own.example"); len(got) != 1 || got[0] != "two.example" {
+		t.Errorf("proposed are %q", got)
+	}
+}
+
 func (d *testDevice) mayOpen(room id.RoomID) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
