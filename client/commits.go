@@ -534,6 +534,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 			c.joined(r, e, b)
 		}
 		c.tellEpoch(r, e, lost)
+		lost = false // once for all epochs of the way
 	}
 	if r.rec.Phase == phaseJoining && !r.rec.JoinRef.IsZero() && r.epochs[act.To] != nil {
 		// The head came back to where this device can read.

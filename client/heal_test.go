@@ -47,6 +47,23 @@ func (d *testDevice) received() []string {
 	return out
 }
 
+// wantOneLossAHeal: who moves to another branch is told so once, and not for each
+// epoch there.
+func (d *testDevice) wantOneLossAHeal() {
+	d.w.t.Helper()
+	var last *EpochChanged
+	for _, u := range d.got {
+		e, ok := u.(*EpochChanged)
+		if !ok {
+			continue
+		}
+		if last != nil && e.Lost && e.Parent == last.Ref {
+			d.w.t.Errorf("%s is told of a loss at epoch %d, which follows the one before", d.ident.device, e.Epoch)
+		}
+		last = e
+	}
+}
+
 func faultPartition(t *testing.T) {
 	w := newWorld(t)
 	room, u := w.apart(3, nil)
@@ -82,6 +99,9 @@ func faultPartition(t *testing.T) {
 	w.mend()
 	w.settle()
 	w.sameEpoch(room, alice, bob, carol, erin)
+	for _, d := range []*testDevice{alice, bob, carol, erin} {
+		d.wantOneLossAHeal()
+	}
 	all := []string{"majority", "majority too", "majority, old epoch", "minority", "minority, banned elsewhere", "minority, new member", "minority, old epoch", "together"}
 	for _, d := range []*testDevice{alice, bob, carol} {
 		if got := d.received(); !slices.Equal(got, all) {

@@ -101,7 +101,7 @@ type EpochChanged struct {
 	Added   []id.UserID // one entry for each device
 	Removed []id.UserID
 	Joined  bool // this device entered the group with it
-	Lost    bool // commits left the head: messages sent in them are sent again
+	Lost    bool // commits left the head: messages sent in them are sent again; of several epochs at once, the first says so
 }
 
 // Removed reports that this device is not in the group any more.

@@ -39,7 +39,7 @@ func visit(ctx context.Context, path string, page func(redirect string) string, 
 		w.Header().Set("Content-Security-Policy", "default-src 'none'")
 		w.Header().Set("Referrer-Policy", "no-referrer")
 		w.Header().Set("Cache-Control", "no-store")
-		message := "You are logged in. You can close this page and go back to the terminal."
+		message := "Go back to the terminal: it says whether the login worked. You can close this page."
 		switch {
 		case err != nil:
 			w.WriteHeader(http.StatusBadRequest)

@@ -201,7 +201,7 @@ func (s *Set) LoginToken(ctx context.Context, token string) (id.UserID, error) {
 		case err == nil:
 			return give(nil) // the one that is there goes on
 		case errors.Is(err, identity.ErrSoftLogout):
-			s.o.Note("the MLS device of %s has to log in again: mls-proxy --state %s login --sso %s", user, a.dir, s.o.Homeserver)
+			s.o.Note("the MLS device of %s has to log in again: end this program, run the following, and start it again: mls-proxy --state %s login --sso %s", user, a.dir, s.o.Homeserver)
 			return give(ErrUnavailable)
 		case !errors.Is(err, identity.ErrTokenRejected):
 			return give(fmt.Errorf("account: is the MLS device of %s still there: %w", user, err))

@@ -81,7 +81,7 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, account.Notice{Kind: account.IdentityNotice, User: "@b:x"}, []string{"Die Schlüssel von @b:x", "--state '/dir' verify accept @b:x"}},
 		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b;reboot:x"}, []string{"The keys of @b;reboot:x are not", "verify accept @USER"}},
 		{rewrite.English, account.Notice{Kind: account.HealedNotice}, []string{"It is one again"}},
-		{rewrite.German, account.Notice{Kind: account.HealedNotice}, []string{"Er ist wieder einer"}},
+		{rewrite.German, account.Notice{Kind: account.HealedNotice}, []string{"Es ist wieder einer"}},
 		{rewrite.English, account.Notice{Kind: account.BehindNotice}, []string{"joins again by itself"}},
 		{rewrite.German, account.Notice{Kind: account.MemberBehindNotice, User: "@b:x"}, []string{"dieses Raums durch @b:x nicht folgen"}},
 		{rewrite.English, account.Notice{Kind: account.OtherNotice, Text: "the text"}, []string{"About this room's encryption: the text"}},
