@@ -402,7 +402,7 @@ func (c *Client) redact(r *room, target id.EventID, b *batch) {
 				return nil, fmt.Errorf("client: message %s: %w", target, err)
 			}
 			msg.Content = json.RawMessage("{}")
-			return json.Marshal(msg)
+			return encodeKept(msg)
 		})
 	})
 }

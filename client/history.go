@@ -567,7 +567,7 @@ func (c *Client) dropHistory(ctx context.Context, msg *Message) error {
 
 // historyItem makes the row of a message that was given.
 func historyItem(msg *Message) (*store.TimelineItem, error) {
-	raw, err := json.Marshal(msg)
+	raw, err := encodeKept(msg)
 	if err != nil {
 		return nil, fmt.Errorf("client: message %s: %w", msg.EventID, err)
 	}

@@ -63,7 +63,21 @@ func TestMessagesAreKeptAsTheyWereWritten(t *testing.T) {
 			for _, m := range list {
 				t.Errorf("%s\nwant %s", m.Content, content)
 			}
+			continue
 		}
+		// As it is kept after it was sent again, or given by somebody.
+		item, err := historyItem(list[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := messageOf(item); err != nil || string(m.Content) != content {
+			t.Errorf("as history %s keeps %s, %v", d.UserID(), item.Data, err)
+		}
+	}
+	// As it is sent again after a restart.
+	alice.restart()
+	if rows := alice.keptMessages(room); len(rows) != 1 || string(rows[0].data.Plain.Content) != content {
+		t.Errorf("the outbox keeps %d messages", len(rows))
 	}
 }
 

@@ -136,7 +136,7 @@ func (c *Client) addRow(b *batch, r *room, kind, state string, ref federation.Re
 	}
 	row := &outRow{item: &store.OutboxItem{Room: r.id, TxnID: "mls" + txnID, Kind: kind, State: state, Ref: refBytes(ref)}, data: data}
 	b.do(func(ctx context.Context) error {
-		raw, err := json.Marshal(&row.data)
+		raw, err := encodeKept(&row.data)
 		if err != nil {
 			return fmt.Errorf("client: outbox: %w", err)
 		}
@@ -160,7 +160,7 @@ func refBytes(ref federation.Ref) []byte {
 // saveRow writes a row's new content and state in the step's transaction.
 func (c *Client) saveRow(b *batch, row *outRow, state string, ref federation.Ref, data outData) {
 	b.do(func(ctx context.Context) error {
-		raw, err := json.Marshal(&data)
+		raw, err := encodeKept(&data)
 		if err != nil {
 			return fmt.Errorf("client: outbox: %w", err)
 		}

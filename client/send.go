@@ -148,13 +148,23 @@ func contentJSON(content any) (json.RawMessage, error) {
 	case []byte:
 		return v, nil
 	}
+	raw, err := encodeKept(content)
+	if err != nil {
+		return nil, fmt.Errorf("client: content: %w", err)
+	}
+	return raw, nil
+}
+
+// encodeKept encodes what holds contents of events, each as it was written: json.Marshal
+// would write "<", ">" and "&" another way.
+func encodeKept(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(content); err != nil {
-		return nil, fmt.Errorf("client: content: %w", err)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
 	}
-	return bytes.TrimSpace(b.Bytes()), nil
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 func (c *Client) newPlaintext(roomID id.RoomID, eventType string, content json.RawMessage) (*rooms.Plaintext, error) {

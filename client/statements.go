@@ -88,14 +88,16 @@ func (c *Client) watchUnvouched(r *room) {
 	if err != nil || !policy.IsAdmin(c.UserID()) {
 		return
 	}
-	command := fmt.Sprintf("mls-proxy era '%s'", r.id)
+	var servers []string
 	for _, seq := range policy.Sequencers {
-		command += " " + seq.Server
+		if plainServer(seq.Server) {
+			servers = append(servers, seq.Server)
+		}
 	}
 	by := r.authorOf(ref)
 	c.warn(r, "unvouched/"+ref.String(), &Warning{
 		Sender: by, Rule: ruleUnvouched,
-		Text: fmt.Sprintf("everybody who could confirm a commit of %s has left the room, so nothing becomes final any more; an admin, as you are, opens a new era with the same modules: %s", by, command),
+		Text: fmt.Sprintf("everybody who could confirm a commit of %s has left the room, so nothing becomes final any more; an admin, as you are, opens a new era with the same modules: %s", by, command("era", r.id, servers...)),
 	})
 }
 

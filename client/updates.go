@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -279,11 +278,8 @@ func (c *Client) addMessage(b *batch, msg *Message) {
 		case !errors.Is(err, store.ErrNotFound):
 			return err
 		}
-		// As it was written: json.Marshal would write "<", ">" and "&" another way.
-		var raw bytes.Buffer
-		enc := json.NewEncoder(&raw)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(msg); err != nil {
+		raw, err := encodeKept(msg)
+		if err != nil {
 			return fmt.Errorf("client: message %s: %w", msg.EventID, err)
 		}
 		if err := c.dropHistory(ctx, msg); err != nil {
@@ -291,7 +287,7 @@ func (c *Client) addMessage(b *batch, msg *Message) {
 		}
 		return c.st.AddTimeline(ctx, &store.TimelineItem{
 			Room: msg.Room, EventID: msg.EventID, Mid: msg.ID, Sender: msg.Sender, Type: msg.Type,
-			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw.Bytes(),
+			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw,
 		})
 	})
 	b.then(func() { notifyChan(c.updWake) })
