@@ -41,6 +41,7 @@ type authMetadata struct {
 	Registration  string   `json:"registration_endpoint"`
 	Revocation    string   `json:"revocation_endpoint"`
 	Challenges    []string `json:"code_challenge_methods_supported"`
+	NamesIssuer   bool     `json:"authorization_response_iss_parameter_supported"` // RFC 9207
 
 	scopes string // before the words of the scopes
 }
@@ -71,13 +72,16 @@ func (i *Identity) authMetadata(ctx context.Context, cli *mautrix.Client) (*auth
 			return nil, fmt.Errorf("identity: ask for the issuer of tokens: %w", err)
 		}
 		meta.scopes = place.scopes
-		return &meta, meta.check()
+		return &meta, meta.check(cli.HomeserverURL)
 	}
 	return nil, nil
 }
 
-// check looks at the issuer's addresses, where codes and tokens are sent to.
-func (m *authMetadata) check() error {
+// check looks at the issuer's addresses, where codes and tokens are sent to. Only a
+// homeserver of this machine has an issuer here.
+func (m *authMetadata) check(homeserver *url.URL) error {
+	here := loopback(homeserver)
+	safeAddress := func(address string) bool { return safeAddress(address, here) }
 	for name, address := range map[string]string{"issuer": m.Issuer, "authorization_endpoint": m.Authorization, "token_endpoint": m.Token} {
 		if !safeAddress(address) {
 			return fmt.Errorf("identity: the homeserver's issuer of tokens has no %s with https", name)
@@ -95,15 +99,20 @@ func (m *authMetadata) check() error {
 	return nil
 }
 
-// safeAddress tells whether secrets may be sent to an address: by https, or to
-// this machine.
-func safeAddress(address string) bool {
+// safeAddress tells whether secrets may be sent to an address: by https, or, if
+// here is set, to this machine.
+func safeAddress(address string, here bool) bool {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {
 		return false
 	}
+	return u.Scheme == "https" || u.Scheme == "http" && here && loopback(u)
+}
+
+// loopback tells whether an address is of this machine.
+func loopback(u *url.URL) bool {
 	ip := net.ParseIP(u.Hostname())
-	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // loginOAuth makes a session of a device, a new one if none is named.
@@ -137,7 +146,7 @@ func (i *Identity) loginOAuth(ctx context.Context, cli *mautrix.Client, meta *au
 		if subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(state)) != 1 {
 			return false, nil // another page's, or program's
 		}
-		if iss := q.Get("iss"); iss != "" && iss != meta.Issuer { // RFC 9207
+		if iss := q.Get("iss"); iss != meta.Issuer && (iss != "" || meta.NamesIssuer) { // RFC 9207, Section 2.4
 			return false, errors.New("identity: the browser was sent back by another issuer than the homeserver's")
 		}
 		if q.Has("error") {

@@ -339,6 +339,31 @@ func TestOAuthLogin(t *testing.T) {
 	}
 }
 
+// TestAHomeserverElsewhereNamesNoIssuerHere: what would be asked there is a program
+// of this machine's own.
+func TestAHomeserverElsewhereNamesNoIssuerHere(t *testing.T) {
+	for _, tt := range []struct {
+		homeserver, token string
+		want              bool
+	}{
+		{"https://one.example", "https://issuer.example/token", true},
+		{"https://one.example", "http://127.0.0.1:631/token", false},
+		{"http://localhost:8008", "http://127.0.0.1:631/token", true},
+		{"http://[::1]:8008", "http://localhost/token", true},
+		{"http://127.0.0.1:8008", "http://issuer.example/token", false},
+	} {
+		base, err := url.Parse(tt.homeserver)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const good = "https://issuer.example/"
+		m := authMetadata{Issuer: good, Authorization: good, Registration: good, Token: tt.token, Challenges: []string{"S256"}}
+		if err := m.check(base); (err == nil) != tt.want {
+			t.Errorf("%s of %s: %v", tt.token, tt.homeserver, err)
+		}
+	}
+}
+
 func TestOAuthLoginRefusals(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -347,6 +372,10 @@ func TestOAuthLoginRefusals(t *testing.T) {
 	}{
 		{"by the user", func(_ *hstest.Server, issuer *hstest.Issuer) { issuer.Refuse = true }, "access_denied"},
 		{"of another issuer", func(_ *hstest.Server, issuer *hstest.Issuer) { issuer.Says = "https://evil.example/" }, "another issuer"},
+		{"of no issuer where it says that it names itself", func(h *hstest.Server, issuer *hstest.Issuer) {
+			h.Metadata = []byte(strings.Replace(string(h.Metadata), "{", `{"authorization_response_iss_parameter_supported":true,`, 1))
+			issuer.Silent = true
+		}, "another issuer"},
 		{"of an issuer that is broken", func(_ *hstest.Server, issuer *hstest.Issuer) { issuer.Broken = true }, "status 502"},
 		{"of codes without PKCE", func(h *hstest.Server, _ *hstest.Issuer) {
 			h.Metadata = []byte(strings.Replace(string(h.Metadata), "S256", "plain", 1))

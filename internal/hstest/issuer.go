@@ -24,6 +24,7 @@ type Issuer struct {
 	User    id.UserID
 	Refuse  bool   // the user says no
 	Says    string // the issuer's name in redirects, if it is another one than URL
+	Silent  bool   // redirects do not name it
 	Broken  bool   // it answers nothing but errors
 	Renewed int    // tokens
 	Revoked []string
@@ -131,6 +132,9 @@ func (s *Issuer) authorize(w http.ResponseWriter, r *http.Request) {
 	back := url.Values{"state": q["state"], "iss": {s.URL}}
 	if s.Says != "" {
 		back.Set("iss", s.Says)
+	}
+	if s.Silent {
+		back.Del("iss")
 	}
 	if s.Refuse {
 		back.Set("error", "access_denied")

@@ -112,6 +112,8 @@ func TestRequestsThatNeverReachTheHomeserver(t *testing.T) {
 		{"a token that is none", "GET", "/_matrix/client/v3/sync", []string{"Authorization", "Basic x"}, 401, "M_MISSING_TOKEN"},
 		{"another name for this machine", "GET", "/_matrix/client/versions", []string{"Host", "evil.example"}, 403, "M_FORBIDDEN"},
 		{"another page", "GET", "/_matrix/client/versions", []string{"Origin", "https://evil.example"}, 403, "M_FORBIDDEN"},
+		{"a picture in a page that begins a login", "GET", "/_matrix/client/v3/login/sso/redirect?redirectUrl=x", []string{"Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"}, 403, "M_FORBIDDEN"},
+		{"a frame in a page that begins a login", "GET", "/_matrix/client/v3/login/sso/redirect?redirectUrl=x", []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"}, 403, "M_FORBIDDEN"},
 		{"a page without origin", "GET", "/_matrix/client/versions", []string{"Origin", "null"}, 403, "M_FORBIDDEN"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

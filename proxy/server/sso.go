@@ -65,6 +65,13 @@ func (b *browsers) back(name string, now time.Time) (string, bool) {
 
 // sso sends a browser to the homeserver's single sign-on, for the MLS device.
 func (s *Server) sso(w http.ResponseWriter, r *http.Request) {
+	// Any page can have a browser ask for pictures, which would push out the logins under way.
+	for name, want := range map[string]string{"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"} {
+		if got := r.Header.Get(name); got != "" && got != want {
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "a login is a page of its own in the browser, and no part of another")
+			return
+		}
+	}
 	query := r.URL.Query()
 	if query.Get("redirectUrl") == "" {
 		refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "the address to come back to (redirectUrl) is missing")

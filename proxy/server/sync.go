@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 
 	"maunium.net/go/mautrix/id"
 
@@ -172,23 +173,29 @@ func (s *Server) hand(w http.ResponseWriter, answer interface{ Encode() ([]byte,
 // plainName is what the names of users are made of today.
 const plainName = "@:abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=-/+[]"
 
-// noticeText says a notice in a language.
+// noticeText says a notice in a language. Names and texts may be what a member chose.
 func noticeText(l rewrite.Language, n account.Notice, dir string) string {
+	shown, typed := string(n.User), string(n.User)
+	if strings.ContainsFunc(shown, func(c rune) bool { return !strings.ContainsRune(plainName, c) }) {
+		shown = strconv.QuoteToASCII(shown)
+		typed = "@USER" // it is for a shell
+	}
 	switch n.Kind {
 	case account.IdentityNotice:
-		name := string(n.User)
-		if strings.ContainsFunc(name, func(c rune) bool { return !strings.ContainsRune(plainName, c) }) {
-			name = "@USER" // it is for a shell
-		}
-		return l.Text(rewrite.IdentityChanged, n.User, dir, name)
+		return l.Text(rewrite.IdentityChanged, shown, dir, typed)
 	case account.HealedNotice:
 		return l.Text(rewrite.Healed)
 	case account.BehindNotice:
 		return l.Text(rewrite.Behind)
 	case account.MemberBehindNotice:
-		return l.Text(rewrite.MemberBehind, n.User)
+		return l.Text(rewrite.MemberBehind, shown)
 	}
-	return l.Text(rewrite.OtherWarning, n.Text)
+	return l.Text(rewrite.OtherWarning, strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) { // also what turns the writing round, or begins a line
+			return ' '
+		}
+		return c
+	}, n.Text))
 }
 
 func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) bool {

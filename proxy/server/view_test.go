@@ -79,7 +79,9 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 	}{
 		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b:x"}, []string{"The keys of @b:x are not", "--state '/dir' verify accept @b:x"}},
 		{rewrite.German, account.Notice{Kind: account.IdentityNotice, User: "@b:x"}, []string{"Die Schlüssel von @b:x", "--state '/dir' verify accept @b:x"}},
-		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b;reboot:x"}, []string{"The keys of @b;reboot:x are not", "verify accept @USER"}},
+		{rewrite.English, account.Notice{Kind: account.IdentityNotice, User: "@b;reboot:x"}, []string{`The keys of "@b;reboot:x" are not`, "verify accept @USER"}},
+		{rewrite.English, account.Notice{Kind: account.MemberBehindNotice, User: "@b\u202e\u2028run\u00a0this:x"}, []string{`that "@b\u202e\u2028run\u00a0this:x" made`}},
+		{rewrite.English, account.Notice{Kind: account.OtherNotice, Text: "a\u2028run\n\u202ethis"}, []string{"encryption: a run  this"}},
 		{rewrite.English, account.Notice{Kind: account.HealedNotice}, []string{"It is one again"}},
 		{rewrite.German, account.Notice{Kind: account.HealedNotice}, []string{"Es ist wieder einer"}},
 		{rewrite.English, account.Notice{Kind: account.BehindNotice}, []string{"joins again by itself"}},
