@@ -9,79 +9,123 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
+// small logs a device in that keeps few admissions: 32 in all, 2 of who is in the group.
+func (w *world) small(user string) *testDevice {
+	w.t.Helper()
+	d := w.device(user, user+"1")
+	if err := d.st.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	d.bounds.Admissions = 32
+	d.open()
+	return d
+}
+
+func (d *testDevice) admitted(room id.RoomID) map[id.UserID]rooms.Admission {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rooms[room].rec.Admissions
+}
+
 // TestAdmissionsGoWhenTheyWereUsed: what is kept of who was admitted does not grow with everybody who ever came in.
 func TestAdmissionsGoWhenTheyWereUsed(t *testing.T) {
 	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	w.settle()
-	for _, d := range []*testDevice{alice, bob, carol} {
-		d.mu.Lock()
-		for user := range d.rooms[room].rec.Admissions {
-			if user != d.UserID() {
-				t.Errorf("%s keeps the admission of %s, who is in the group for good", d.UserID(), user)
-			}
-		}
-		d.mu.Unlock()
+	alice, bob := w.small("alice"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	for i := range 12 {
+		_, user := w.register(fmt.Sprint("user", i), "D1")
+		w.must(func() error { return alice.Invite(w.ctx, room, user) })
 	}
-	// An admission whose user has not come in stays, over a restart as well.
-	dave := w.device("dave", "DAVE1")
-	w.all = []*testDevice{alice, bob, carol}
-	dave.ident.own().packages = nil
-	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
 	w.settle()
+	for range 5 { // the epochs that are held go beyond all of them
+		w.must(func() error { return alice.ChangePolicySelf(room) })
+		w.settle()
+	}
+	// Those of users who have not come in stay, over a restart as well.
+	var outside []id.UserID
+	for i := range 6 {
+		ident, user := w.register(fmt.Sprint("outside", i), "D1")
+		ident.own().packages = nil
+		w.must(func() error { return alice.Invite(w.ctx, room, user) })
+		outside = append(outside, user)
+	}
+	w.settle()
+	w.must(func() error { return alice.ChangePolicySelf(room) })
 	alice.restart()
 	w.settle()
-	alice.mu.Lock()
-	_, kept := alice.rooms[room].rec.Admissions[dave.UserID()]
-	alice.mu.Unlock()
-	if !kept {
-		t.Error("the admission of somebody who has not come in is gone")
+	for _, user := range outside {
+		if _, kept := alice.admitted(room)[user]; !kept {
+			t.Errorf("the admission of %s, who has not come in, is gone", user)
+		}
+	}
+	if n := len(alice.admitted(room)) - len(outside); n > 2 {
+		t.Errorf("%d admissions of users who are in the group for good are kept", n)
 	}
 }
 
-// TestInviteWhereAdmissionsAreFull: neither what strangers posted nor who came in long ago keeps anybody from inviting.
+// TestReadmissionOutlivesTheCommitThatUsedTheFirst: who is put out and invited again before their first Add is final
+// comes in again.
+func TestReadmissionOutlivesTheCommitThatUsedTheFirst(t *testing.T) {
+	w := newWorld(t)
+	alice, bob, carol := w.small("alice"), w.small("bob"), w.small("carol")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	for _, d := range []*testDevice{bob, carol} {
+		w.must(func() error { return alice.Invite(w.ctx, room, d.UserID()) })
+		w.join(d, room)
+	}
+	w.must(func() error { return alice.Kick(w.ctx, room, bob.UserID(), "") })
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	w.join(bob, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+}
+
+// TestInviteWhereAdmissionsAreFull: neither what strangers post, again and again, nor how many were admitted and have not
+// come in keeps anybody from inviting.
 func TestInviteWhereAdmissionsAreFull(t *testing.T) {
 	w := newWorld(t)
-	room, alice, bob, carol := w.three("shared")
-	fill := func(of id.UserID, good bool) {
+	alice, bob := w.small("alice"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	flood := func() {
 		t.Helper()
 		alice.mu.Lock()
 		defer alice.mu.Unlock()
 		r := alice.rooms[room]
-		r.rec.Admissions = map[id.UserID]rooms.Admission{}
-		if err := alice.admitUser(r, r.head(), of); err != nil {
+		if err := alice.admitUser(r, r.head(), "@one:s.test"); err != nil {
 			t.Fatal(err)
 		}
-		one := r.rec.Admissions[of]
-		for i := range maxAdmissions - 1 {
-			a := one
+		a := r.rec.Admissions["@one:s.test"]
+		for i := range 100 {
 			a.User = id.UserID(fmt.Sprintf("@nobody%d:s.test", i))
-			if good {
-				if err := alice.admitUser(r, r.head(), a.User); err != nil {
-					t.Fatal(err)
-				}
-				continue
-			}
-			if !alice.admit(r, &a) {
-				t.Fatalf("%d admissions are too many", i)
-			}
+			alice.takeAdmission(r, &a, bob.UserID())
 		}
-		if len(r.rec.Admissions) != maxAdmissions {
-			t.Fatalf("%d admissions", len(r.rec.Admissions))
+		if n := len(r.rec.Admissions); n > 4 {
+			t.Fatalf("%d admissions are kept, nearly all of which nobody can use", n)
 		}
 	}
-	fill(bob.UserID(), false)
+	flood()
+	flood()
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	for i := range 40 {
+		if err := alice.admitUser(r, r.head(), id.UserID(fmt.Sprintf("@later%d:s.test", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := len(r.rec.Admissions)
+	alice.mu.Unlock()
+	if n != 32 {
+		t.Fatalf("%d admissions, want no more than 32", n)
+	}
 	dave := w.device("dave", "DAVE1")
 	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
 	w.join(dave, room)
 	w.settle()
-	w.sameEpoch(room, alice, bob, carol, dave)
-
-	// Where all of them are good, whoever invites is told.
-	fill("@nobody:s.test", true)
-	erin := w.device("erin", "ERIN1")
-	err := w.background(func() error { return alice.Invite(w.ctx, room, erin.UserID()) })
-	if want := fmt.Sprintf("client: %d users were admitted to %s and are not in its group yet: wait until they are, before you invite %s", maxAdmissions, room, erin.UserID()); err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
-	}
+	w.sameEpoch(room, alice, bob, dave)
 }

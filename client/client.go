@@ -57,6 +57,9 @@ type Limits struct {
 	// ReceiptDevices is the size of a group above which no delivery receipts are
 	// sent; default 10.
 	ReceiptDevices int
+	// Admissions bounds the users of a room whose admission to its group is kept;
+	// default 4,096. Of those in the group already, a sixteenth of it is kept.
+	Admissions int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -71,6 +74,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.History, 10_000)
 	def(&l.HistoryPages, 200)
 	def(&l.ReceiptDevices, 10)
+	def(&l.Admissions, 4096)
 	if l.PastAge <= 0 {
 		l.PastAge = time.Hour
 	}

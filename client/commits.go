@@ -436,7 +436,8 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				return err
 			}
 		case federation.Finalized:
-			c.noteFinal(r)
+			r.finalRef = r.machine.NewestFinal()
+			c.sweepAdmissions(r)
 			if r.machine.Extends(act.Ref, federation.Ref(r.rec.JoinRef)) {
 				c.confirmFinal(r)
 			}
@@ -488,7 +489,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		if !final.IsZero() {
 			c.tellEra(r, era, final)
 		}
-		c.noteFinal(r)
+		r.finalRef = r.machine.NewestFinal()
 	}()
 	if lost {
 		left := r.machine.Path(act.Fork, act.From)
@@ -573,7 +574,7 @@ func (c *Client) noteRemovals(r *room, e *epoch) {
 		if r.rec.Removals == nil {
 			r.rec.Removals = map[id.UserID]uint64{}
 		}
-		if len(r.rec.Removals) < maxAdmissions {
+		if len(r.rec.Removals) < maxRemovals {
 			r.rec.Removals[cred.User] = r.levelOf(e)
 		}
 		if a, admitted := r.rec.Admissions[cred.User]; admitted && c.removedSince(r, cred.User, federation.Ref(a.Ref)) {

@@ -441,6 +441,10 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			content.Proposals = append(content.Proposals, r.rec.Proposals[rooms.EncodeBase64(p.Ref)].Raw)
 		}
 	}
+	policy, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return err
+	}
 	var welcomes []welcomeTarget
 	admitted, later, size := map[id.UserID]bool{}, map[id.UserID]bool{}, 0
 	for _, add := range d.adds {
@@ -449,7 +453,12 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			continue
 		}
 		if add.NewUser && !admitted[add.User] {
-			if admission, ok := r.rec.Admissions[add.User]; ok {
+			admission, ok := r.rec.Admissions[add.User]
+			if !ok && policy.Join == rooms.JoinAdmitted {
+				later[add.User] = true // it went since this was planned
+				continue
+			}
+			if ok {
 				if size += admission.Size(); size > rooms.MaxAdmissionsSize {
 					later[add.User] = true // with the next commit
 					continue
@@ -485,7 +494,6 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if len(options.Proposals) == 0 && len(options.PendingRefs) == 0 && !options.ForcePath {
 		return nil
 	}
-	var err error
 	if options.AuthenticatedData, err = aad.Encode(); err != nil {
 		return err
 	}

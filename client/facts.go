@@ -152,6 +152,9 @@ func (c *Client) checkProposal(r *room, e *epoch, proposal *mls.ProposalMessage)
 	})
 }
 
+// maxRemovals bounds the users of whom a room remembers when they were removed.
+const maxRemovals = 4096
+
 // maxRoots bounds the founding events noted before this device has a group.
 const maxRoots = 16
 

@@ -32,9 +32,7 @@ func (c *Client) admitUser(r *room, e *epoch, user id.UserID) error {
 	if err != nil {
 		return err
 	}
-	if !c.admit(r, admission) {
-		return fmt.Errorf("client: %d users were admitted to %s and are not in its group yet: wait until they are, before you invite %s", maxAdmissions, r.id, user)
-	}
+	c.admit(r, admission, true)
 	return nil
 }
 
@@ -111,12 +109,12 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	return nil
 }
 
-// awaitRemoval waits, in rooms where invited users get no keys yet, until who
-// left is out of the group: an admission from before does not outlive that.
+// awaitRemoval waits until who left is out of the group: an admission from
+// before does not outlive that.
 func (c *Client) awaitRemoval(ctx context.Context, roomID id.RoomID, user id.UserID) error {
 	err := c.await(ctx, roomID, func(r *room) error {
 		e := r.head()
-		if e == nil || r.state.view.AddsOnInvite() || r.state.view.InRoom(user) || len(rooms.LeavesOf(e.group, user)) == 0 {
+		if e == nil || r.state.view.InRoom(user) || len(rooms.LeavesOf(e.group, user)) == 0 {
 			return nil
 		}
 		if r.rec.Caused == nil {

@@ -156,7 +156,7 @@ type room struct {
 
 	todo         *rooms.Plan       // desired minus actual
 	planned      bool              // todo is up to date
-	sweptOn      federation.Ref    // the head on which useless admissions were looked for
+	sweepAt      int               // so many admissions are looked through for those that were used
 	leaves       []rooms.GroupLeaf // of the epoch leavesOf
 	leavesOf     federation.Ref
 	plannedOn    federation.Ref                   // the epoch it was made on

@@ -16,7 +16,6 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
-	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -364,120 +363,6 @@ func isMLSEncryption(evt *Event) bool {
 		Algorithm string `json:"algorithm"`
 	}
 	return json.Unmarshal(evt.Content, &content) == nil && content.Algorithm == rooms.Algorithm
-}
-
-// noteAdmission keeps an admission that rides beside an invite. It is checked
-// when it is used.
-func (c *Client) noteAdmission(r *room, evt *Event) {
-	var content map[string]json.RawMessage
-	if json.Unmarshal(evt.Content, &content) != nil || content[rooms.KeyAdmission] == nil {
-		return
-	}
-	admission, err := rooms.DecodeAdmission(content[rooms.KeyAdmission])
-	if err != nil || admission.Room != r.id || string(admission.User) != *evt.StateKey {
-		return
-	}
-	c.takeAdmission(r, admission, evt.Sender)
-}
-
-// takeAdmission keeps an admission that somebody posted. Anybody in the room
-// can post one, so one that cannot be used never takes the place of one that
-// can: checked against the group, or, before this device is in it, by whether
-// the one who invited us sent it.
-func (c *Client) takeAdmission(r *room, a *rooms.Admission, sender id.UserID) {
-	known, ok := r.rec.Admissions[a.User]
-	if ok && !c.betterAdmission(r, &known, a, sender) {
-		return
-	}
-	if !c.admit(r, a) {
-		return
-	}
-	if a.User == c.UserID() {
-		r.rec.Admitter = sender
-	}
-}
-
-func (c *Client) betterAdmission(r *room, known, a *rooms.Admission, sender id.UserID) bool {
-	e := r.head()
-	if e == nil {
-		return sender == r.rec.Inviter || r.rec.Inviter == ""
-	}
-	policy, err := rooms.PolicyOf(e.group)
-	if err != nil {
-		return false
-	}
-	since := func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) }
-	if _, err := rooms.VerifyAdmission(e.group, policy, a, since); err == nil {
-		return true
-	}
-	_, err = rooms.VerifyAdmission(e.group, policy, known, since)
-	return err != nil // neither is good now: the signer may come with the next epoch
-}
-
-// maxAdmissions bounds the users of a room who are admitted and not in the group yet.
-const maxAdmissions = 4096
-
-// admit keeps an admission, and tells whether there was room for it. Where there is none, those go that are of no use: of
-// users who are in the group for good, and what cannot be verified, as what strangers post.
-func (c *Client) admit(r *room, a *rooms.Admission) bool {
-	if r.rec.Admissions == nil {
-		r.rec.Admissions = map[id.UserID]rooms.Admission{}
-	}
-	if _, known := r.rec.Admissions[a.User]; !known && len(r.rec.Admissions) >= maxAdmissions {
-		c.sweepAdmissions(r)
-		if len(r.rec.Admissions) >= maxAdmissions {
-			return false
-		}
-	}
-	r.rec.Admissions[a.User] = *a
-	return true
-}
-
-// sweepAdmissions forgets admissions that are of no use on the head, once for each head: it verifies them all.
-func (c *Client) sweepAdmissions(r *room) {
-	e := r.head()
-	if e == nil || e.ref == r.sweptOn {
-		return
-	}
-	policy, err := rooms.PolicyOf(e.group)
-	if err != nil {
-		return
-	}
-	r.sweptOn = e.ref
-	in := map[id.UserID]bool{}
-	if final := r.epochs[r.machine.NewestFinal()]; final != nil {
-		for _, leaf := range rooms.GroupLeaves(final.group) {
-			in[leaf.Cred.User] = true
-		}
-	}
-	since := func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) }
-	for user, a := range r.rec.Admissions {
-		_, err := rooms.VerifyAdmission(e.group, policy, &a, since)
-		if user != c.UserID() && (in[user] || err != nil) {
-			delete(r.rec.Admissions, user)
-		}
-	}
-}
-
-// noteFinal takes in what is final now, and forgets the admissions of users whom it added: they did what they were for. A
-// device keeps its own user's, with which it may have to come in again.
-func (c *Client) noteFinal(r *room) {
-	from, to := r.finalRef, r.machine.NewestFinal()
-	r.finalRef = to
-	if len(r.rec.Admissions) == 0 {
-		return
-	}
-	for _, ref := range r.machine.Path(from, to) {
-		known, ok := r.machine.Known(ref)
-		if !ok {
-			continue
-		}
-		for _, leaf := range known.Added {
-			if user := id.UserID(leaf.User); user != c.UserID() {
-				delete(r.rec.Admissions, user)
-			}
-		}
-	}
 }
 
 // wanted tells whether an event goes to the inbox.

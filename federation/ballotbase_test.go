@@ -170,6 +170,47 @@ func TestNobodyVotesBesideAHeldLastVote(t *testing.T) {
 	}
 }
 
+// TestALieThatOneCanJudgeBindsAllAlike: a liar reports a vote that never was for a commit beside the newest final, which
+// who holds it can judge, and who starts above it cannot. What the ballot then had to extend is the same for both, so
+// that a later promise is backed for both or for neither.
+func TestALieThatOneCanJudgeBindsAllAlike(t *testing.T) {
+	w := newWorld()
+	root := w.plainBase()
+	one, two := Ballot{Round: 1, Rank: 2}, Ballot{Round: 2, Rank: 2}
+	last := func(name string, b Ballot) *LastVote { return &LastVote{Ballot: b, Ref: testRef(name)} }
+	evs := slices.Concat(w.vouched("a", "root", "alice", "bob"), w.vouched("b1", "a", "bob", "carol"), w.vouched("b2", "b1", "carol", "bob"),
+		w.vouched("c2", "b1", "bob", "carol"), w.vouched("x", "root", "bob", "carol"), w.vouched("y", "x", "carol", "bob"), []Event{
+			w.accept("a", "s1", Ballot{}, false, nil), w.vote("a", "s1", Ballot{}, nil), w.vote("a", "s2", Ballot{}, nil),
+			w.accept("b2", "s1", Ballot{}, false, nil), w.vote("b2", "s1", Ballot{}, nil),
+			w.accept("b2", "s3", one, false, []*Promise{w.promise("root", "s1", one, last("b2", Ballot{})), w.promise("root", "s3", one, last("y", Ballot{Round: 1}))}),
+			w.accept("c2", "s3", two, false, []*Promise{w.promise("root", "s1", two, last("b2", Ballot{})), w.promise("root", "s3", two, last("b1", one))}),
+		})
+	late := root
+	late.Ref, late.Epoch, late.Config = testRef("a"), 1, root.Ref
+	for _, base := range []Base{root, late} {
+		m, err := New(testConfig(""), base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if base.Ref != root.Ref {
+			// It knows of what lies beside, as who dropped it does.
+			for _, ev := range evs {
+				if c, ok := ev.(*Commit); ok && (w.name(c.Ref) == "x" || w.name(c.Ref) == "y") {
+					m.gone[c.Ref] = c.Epoch
+				}
+			}
+		}
+		for _, ev := range evs {
+			if _, err := m.Step(ev); err != nil && base.Ref == root.Ref {
+				t.Fatal(err)
+			}
+		}
+		if w.name(m.NewestFinal()) != "a" || w.name(m.Head()) != "c2" {
+			t.Errorf("from %s:\n%s", w.name(base.Ref), w.state(m))
+		}
+	}
+}
+
 // TestLiesAndWhereOneStarts: a liar that accepts beside the final a and above it parts
 // nobody. Nor does one that promises with a vote for a in a ballot that nobody accepted
 // it in: who starts at a cannot tell, so that all read it alike. Nobody votes on it who

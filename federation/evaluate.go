@@ -102,14 +102,18 @@ func (m *Machine) evaluateAccepts(rs *receipts, list List, config Ref, base *nod
 			}
 			continue
 		}
-		c := covered{top: n, from: base, known: base}
+		c := covered{top: n, from: base, known: base, reads: base}
 		if a.Ballot.Round > 0 {
-			var ok bool
-			if c.from, c.known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, nil); !ok {
-				c.read = true
-				if c.from, c.known, ok = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, newest); !ok {
+			reads, known, readable := m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, newest)
+			var strict bool
+			if c.from, c.known, strict = m.ballotBase(rs, list, base, a.Ballot, a.Promises, n, nil, nil); !strict {
+				if !readable {
 					continue
 				}
+				c.from, c.known, c.read = reads, known, true
+			}
+			if c.reads = reads; !readable {
+				c.reads = c.from
 			}
 		}
 		rs.addValid(a.Ballot, c)
@@ -148,11 +152,11 @@ type accepted struct {
 
 // covered is what a valid accept covers: the commit that it names, what its ballot
 // had to extend, and what it would have had to without the last votes that this
-// machine cannot judge. What is only read gives its accept a mark and is no ground to
-// vote on.
+// machine cannot judge; and what it had to extend for reading alone, which is the same
+// for everybody. What is only read gives its accept a mark and is no ground to vote on.
 type covered struct {
-	top, from, known *node
-	read             bool
+	top, from, known, reads *node
+	read                    bool
 }
 
 func (rs *receipts) addValid(b Ballot, c covered) {
@@ -330,7 +334,11 @@ func (m *Machine) outweighs(v *LastVote, n *node, highest *LastVote, o *node) bo
 // voted for, and no receipt of its author would show the lie.
 func (m *Machine) backed(rs *receipts, b Ballot, n *node, read bool) bool {
 	for _, v := range rs.in(b) {
-		if (read || !v.read) && v.top.extends(n) && (n.extends(v.from) || !m.keeps(ruleBallotBase)) {
+		from := v.from
+		if read {
+			from = v.reads
+		}
+		if (read || !v.read) && v.top.extends(n) && (n.extends(from) || !m.keeps(ruleBallotBase)) {
 			return true
 		}
 	}
