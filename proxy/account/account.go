@@ -212,9 +212,14 @@ func (s *Set) LoginToken(ctx context.Context, token string) (id.UserID, error) {
 		}
 	}
 	// Where there is no cross-signing, homeservers take the first without asking again.
+	used := false
 	_, err = s.make(ctx, user, identity.UIA{}, func(ident *identity.Identity) error {
+		used = true
 		return ident.LoginSession(ctx, made)
 	})
+	if !used {
+		return give(err)
+	}
 	return user, err
 }
 

@@ -200,3 +200,24 @@ func TestANetworkErrorEndsNoMLSDevice(t *testing.T) {
 		front.Close()
 	}
 }
+
+// TestALoginThatCannotBeKeptLeavesNoSession: the device of a login token that has no
+// place here is ended at the homeserver.
+func TestALoginThatCannotBeKeptLeavesNoSession(t *testing.T) {
+	h := hstest.New(t, true)
+	dir := t.TempDir()
+	accounts, err := Open(t.Context(), Options{Dir: dir, Homeserver: h.URL, Note: t.Logf, Getenv: func(string) string { return "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accounts.Close()
+	if err := os.WriteFile(filepath.Join(dir, folder("@sso:one")), nil, 0o600); err != nil { // where a folder should be
+		t.Fatal(err)
+	}
+	user, err := accounts.LoginToken(t.Context(), "good-token")
+	h.Mu.Lock()
+	defer h.Mu.Unlock()
+	if err == nil || user != "@sso:one" || len(h.Devices["@sso:one"]) != 0 {
+		t.Errorf("%s: %v, %d devices are left", user, err, len(h.Devices["@sso:one"]))
+	}
+}
