@@ -23,6 +23,7 @@ const (
 	kindWelcome = "welcome"   // to-device, after the accept
 	kindChat    = "chat"      // an application message
 	kindReceipt = "receipt"   // delivery receipts
+	kindRedact  = "redaction" // of an event in which a message of ours went out once more
 	kindForeign = "foreign"   // an application message that a bot's own client sends
 )
 
@@ -30,7 +31,7 @@ func kindPriority(kind string) int {
 	switch kind {
 	case kindCommit:
 		return 0
-	case kindProof:
+	case kindProof, kindRedact:
 		return 1
 	case kindWelcome:
 		return 2
@@ -56,6 +57,11 @@ type outData struct {
 	EventID id.EventID       `json:"event_id,omitempty"`
 	// Was are events in which it was sent before, the newest last.
 	Was []id.EventID `json:"was,omitempty"`
+	// Taken tells that it was redacted while it was on its way once more.
+	Taken bool `json:"taken,omitempty"`
+	// Target is what a redaction redacts; of a message that is taken, the event whose
+	// redaction is queued.
+	Target id.EventID `json:"target,omitempty"`
 	// Try counts how often the message was encrypted: each ciphertext has a
 	// transaction id of its own, or the homeserver would drop it as repeated.
 	Try int   `json:"try,omitempty"`
@@ -310,6 +316,9 @@ func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
 	if row.item.Kind == kindWelcome {
 		return "", c.sendWelcomes(ctx, row)
 	}
+	if row.item.Kind == kindRedact {
+		return c.hs.Redact(ctx, row.item.Room, row.data.Target, row.item.TxnID, "")
+	}
 	content := row.data.Content
 	if len(row.data.Upload) > 0 {
 		var err error
@@ -404,10 +413,22 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		c.setCommitEvent(r, row.ref(), evt)
 		c.deleteRow(b, row)
 	case kindChat:
-		if row.item.State != stateReady {
-			return // its epoch left the head meanwhile: it is sent again
-		}
 		data := row.data
+		if data.Taken {
+			c.deleteRow(b, row)
+			if evt != data.Target {
+				c.redactSent(b, r, evt)
+			}
+			break
+		}
+		if row.item.State != stateReady { // its epoch left the head meanwhile: it is sent again
+			data.went(evt)
+			c.saveRow(b, row, row.item.State, row.ref(), data)
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				log.Err(err).Msg("Failed to store the outcome of a sending")
+			}
+			return
+		}
 		data.EventID, data.Sent = evt, c.now().UnixMilli()
 		c.saveRow(b, row, stateSent, row.ref(), data)
 		r.pruneBy(c.mono() + c.limits.PastAge)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // TestWhatWasRedactedIsGone: what a redacted message said is in no store any more,
@@ -117,4 +119,80 @@ func (d *testDevice) keptMessages(room id.RoomID) []*outRow {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.DeleteFunc(d.roomRows(room), func(row *outRow) bool { return row.data.Plain == nil })
+}
+
+// again lets a device send its last kept message once more.
+func (d *testDevice) again(room id.RoomID) {
+	d.w.t.Helper()
+	rows := d.keptMessages(room)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := &batch{}
+	d.sendAgain(b, rows[len(rows)-1], rows[len(rows)-1].data)
+	if err := d.commitBatch(d.w.ctx, d.rooms[room], b); err != nil {
+		d.w.t.Fatal(err)
+	}
+}
+
+// redactions are the events that were redacted, in order.
+func (w *world) redactions() (out []id.EventID) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	for _, evt := range w.s.log {
+		if evt.Redacts != "" {
+			out = append(out, evt.Redacts)
+		}
+	}
+	return out
+}
+
+// TestWhatWasSentAgainIsTakenBackInAllItsEvents: whoever redacts a message knows of its first event alone.
+func TestWhatWasSentAgainIsTakenBackInAllItsEvents(t *testing.T) {
+	for _, onItsWay := range []bool{false, true} {
+		w := newWorld(t)
+		room, alice, bob, carol := w.three("shared")
+		said := w.send(alice, room, "taken back")
+		w.settle()
+		alice.again(room)
+		redact := func() {
+			if _, err := alice.hs.Redact(w.ctx, room, said, "t", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		alice.crashAt = func(point string) error {
+			if point == "after-send-"+kindChat && onItsWay {
+				redact()
+				if err := alice.SyncOnce(w.ctx, 0); err != nil {
+					t.Fatal(err)
+				}
+				alice.Step(w.ctx)
+			}
+			return nil
+		}
+		alice.Client.crashAt = alice.crashAt
+		w.settle()
+		if !onItsWay {
+			rows := alice.keptMessages(room)
+			if len(rows) != 1 || !slices.Equal(rows[0].data.Was, []id.EventID{said}) || rows[0].data.EventID == "" {
+				t.Fatal("it was not sent again: the test proves nothing")
+			}
+			redact()
+			w.settle()
+		}
+		w.s.mu.Lock()
+		var sent []id.EventID
+		for _, evt := range w.s.log {
+			if evt.Type == rooms.TypeEncrypted && evt.Sender == alice.UserID() {
+				sent = append(sent, evt.ID)
+			}
+		}
+		w.s.mu.Unlock()
+		if got := w.redactions(); len(sent) != 2 || !slices.Equal(got, sent) {
+			t.Errorf("on its way %v: sent as %q, redacted are %q", onItsWay, sent, got)
+		}
+		if rows := alice.keptMessages(room); len(rows) != 0 {
+			t.Errorf("on its way %v: %d messages are kept", onItsWay, len(rows))
+		}
+		w.sameEpoch(room, alice, bob, carol)
+	}
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"time"
 
@@ -200,24 +201,59 @@ func (c *Client) requeueAll(b *batch, r *room) {
 }
 
 // takeBack drops the plaintext of a message of ours that was redacted, in whichever of
-// its events: it is not sent again.
+// its events: it is not sent again, and its other events are redacted, too. Who redacts
+// knows of the first alone.
 func (c *Client) takeBack(b *batch, r *room, target id.EventID) {
 	for _, row := range c.roomRows(r.id) {
-		if target != "" && row.data.Plain != nil && !row.busy && (row.data.EventID == target || slices.Contains(row.data.Was, target)) {
-			c.deleteRow(b, row)
-			b.then(func() { c.answer(row, sendResult{event: target}) })
+		if target == "" || row.data.Plain == nil || row.data.EventID != target && !slices.Contains(row.data.Was, target) {
+			continue
 		}
+		for _, other := range append(slices.Clone(row.data.Was), row.data.EventID) {
+			if other != target && !row.data.Taken {
+				c.redactSent(b, r, other)
+			}
+		}
+		if row.busy { // settleRow redacts what is on its way
+			data := row.data
+			data.Taken, data.Target = true, data.EventID // which its echo may have told
+			c.saveRow(b, row, row.item.State, row.ref(), data)
+			continue
+		}
+		c.deleteRow(b, row)
+		b.then(func() { c.answer(row, sendResult{event: target}) })
+	}
+}
+
+// redactSent queues the redaction of an event of ours.
+func (c *Client) redactSent(b *batch, r *room, target id.EventID) {
+	if target == "" {
+		return
+	}
+	if _, err := c.addRow(b, r, kindRedact, stateReady, federation.Ref{}, outData{Type: "m.room.redaction", Target: target}); err != nil {
+		b.do(func(context.Context) error { return err })
 	}
 }
 
 // maxWas bounds the earlier events of one message that are kept.
 const maxWas = 8
 
-func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
-	if data.EventID != "" {
-		was := append(slices.Clone(data.Was), data.EventID)
-		data.Was = was[max(0, len(was)-maxWas):]
+// went notes an event in which a message went out that is to be sent again.
+func (d *outData) went(evt id.EventID) {
+	if evt == "" {
+		return
 	}
+	was := append(slices.Clone(d.Was), evt)
+	d.Was = was[max(0, len(was)-maxWas):]
+}
+
+func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
+	if data.Taken {
+		if !row.busy {
+			c.deleteRow(b, row)
+		}
+		return
+	}
+	data.went(data.EventID)
 	if b.again == nil {
 		b.again = map[*outRow]bool{}
 	}

@@ -272,6 +272,10 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 				continue
 			}
 		}
+		if row.data.Taken {
+			c.deleteRow(b, row)
+			continue
+		}
 		gen := e.group.Sent()
 		content, err := c.encrypt(r, e, row.data.Plain)
 		if errors.Is(err, mls.ErrPendingProposals) {
