@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"maunium.net/go/mautrix/crypto/attachment"
 	"maunium.net/go/mautrix/event"
@@ -259,43 +260,109 @@ func (s *Server) single(ctx context.Context, sess *session, keys mediaKeeper, co
 		if media.Single != nil {
 			return json.Marshal(media.Single)
 		}
-		data, resp, err := s.open(ctx, sess, mxc, media)
-		if err == nil && resp.status != http.StatusOK {
-			err = fmt.Errorf("server: the homeserver answers %d when a file is fetched", resp.status)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := theirs.DecryptInPlace(data); err != nil {
-			return nil, fmt.Errorf("%w: %w", errOtherKey, err)
-		}
-		file := attachment.NewEncryptedFile()
-		file.EncryptInPlace(data)
-		fresh, resp, err := s.put(ctx, sess, anyMIME, data)
-		if err == nil && fresh == "" {
-			err = fmt.Errorf("server: the homeserver answers %d when a file is uploaded", resp.status)
-		}
-		if err != nil {
-			return nil, err
-		}
-		ctx := context.WithoutCancel(ctx)
-		one := &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(fresh)}
-		err = keys.KeepMedia(ctx, fresh, &account.Media{File: one, MIME: anyMIME, Own: true})
-		if err == nil {
-			err = keys.KeepMedia(ctx, rewrite.Unkeyed(mxc), &account.Media{Single: one})
-		}
-		if err != nil {
-			return nil, err
-		}
-		return json.Marshal(one)
+		return s.singles.do(ctx, string(sess.user)+" "+string(raw), func(ctx context.Context) (json.RawMessage, error) {
+			return s.makeSingle(ctx, sess, keys, mxc, media, theirs)
+		})
 	})
 }
+
+// makeSingle opens a file with both keys, and uploads it with a new one.
+func (s *Server) makeSingle(ctx context.Context, sess *session, keys mediaKeeper, mxc string, media *account.Media, theirs event.EncryptedFileInfo) (json.RawMessage, error) {
+	data, resp, err := s.open(ctx, sess, mxc, media)
+	if err == nil && resp.status != http.StatusOK {
+		err = fmt.Errorf("server: the homeserver answers %d when a file is fetched", resp.status)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := theirs.DecryptInPlace(data); err != nil {
+		return nil, fmt.Errorf("%w: %w", errOtherKey, err)
+	}
+	file := attachment.NewEncryptedFile()
+	file.EncryptInPlace(data)
+	fresh, resp, err := s.put(ctx, sess, anyMIME, data)
+	if err == nil && fresh == "" {
+		err = fmt.Errorf("server: the homeserver answers %d when a file is uploaded", resp.status)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	one := &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(fresh)}
+	err = keys.KeepMedia(ctx, fresh, &account.Media{File: one, MIME: anyMIME, Own: true})
+	if err == nil {
+		err = keys.KeepMedia(ctx, rewrite.Unkeyed(mxc), &account.Media{Single: one})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(one)
+}
+
+// maxSingles bounds the files that are uploaded anew at once; each may take twice
+// its size in memory.
+const maxSingles = 4
+
+// singles are the files that are being opened and uploaded anew.
+type singles struct {
+	mu    sync.Mutex
+	under map[string]*singling
+}
+
+type singling struct {
+	done chan struct{}
+	out  json.RawMessage
+	err  error
+}
+
+// do makes a file, for all who ask for it meanwhile, and goes on if nobody waits
+// any longer: what it made is kept, so that the next who asks has it.
+func (s *singles) do(ctx context.Context, key string, upload func(context.Context) (json.RawMessage, error)) (json.RawMessage, error) {
+	s.mu.Lock()
+	one := s.under[key]
+	if one == nil {
+		if len(s.under) >= maxSingles {
+			s.mu.Unlock()
+			return nil, errManyFiles
+		}
+		if s.under == nil {
+			s.under = map[string]*singling{}
+		}
+		one = &singling{done: make(chan struct{})}
+		s.under[key] = one
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeWait)
+			defer cancel()
+			defer func() {
+				if cause := recover(); cause != nil { // of one file, not of the program
+					one.err = fmt.Errorf("server: internal: panic while a file was opened: %v", cause)
+				}
+				s.mu.Lock()
+				delete(s.under, key)
+				s.mu.Unlock()
+				close(one.done)
+			}()
+			one.out, one.err = upload(ctx)
+		}()
+	}
+	s.mu.Unlock()
+	select {
+	case <-one.done:
+		return one.out, one.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+var errManyFiles = errors.New("server: many files are being uploaded")
 
 var errOtherKey = errors.New("server: the key that the message names does not open the file")
 
 // notSingle tells the client why its file could not be sent.
 func (s *Server) notSingle(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
+	case errors.Is(err, errManyFiles), errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil:
+		wait(w, "the attached file is being uploaded once more")
 	case errors.Is(err, errOtherKey):
 		refuse(w, http.StatusBadRequest, "M_BAD_JSON", "the attached file cannot be opened with the key that the message names")
 	case errors.Is(err, errNotTheFile):

@@ -11,7 +11,10 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"path"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/crypto/attachment"
@@ -126,6 +129,47 @@ func TestFilesOfClientsThatEncryptThemAreEncryptedOnce(t *testing.T) {
 	if got, err := s.single(t.Context(), sess, keys, strange); err != nil || string(got) != string(strange) {
 		t.Errorf("a file that was not uploaded here: %s, %v", got, err)
 	}
+}
+
+// TestALargeFileIsOpenedWhileItsClientComesAgain: what takes longer than a client
+// waits goes on, once, and is there when the client comes again.
+func TestALargeFileIsOpenedWhileItsClientComesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s singles
+		var made atomic.Int32
+		upload := func(ctx context.Context) (json.RawMessage, error) {
+			<-time.After(time.Minute)
+			made.Add(1)
+			return json.RawMessage(`{}`), ctx.Err()
+		}
+		ask := func(key string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), sendWait)
+			defer cancel()
+			_, err := s.do(ctx, key, upload)
+			return err
+		}
+		for n := range 3 {
+			err := ask("file")
+			if last := n == 2; last != (err == nil) || !last && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("try %d: %v", n, err)
+			}
+		}
+		if made.Load() != 1 || len(s.under) != 0 {
+			t.Errorf("it was made %d times, %d are under way", made.Load(), len(s.under))
+		}
+		for n := range maxSingles {
+			go ask(fmt.Sprint(n))
+		}
+		synctest.Wait()
+		if err := ask("more"); !errors.Is(err, errManyFiles) {
+			t.Errorf("one more than may be under way: %v", err)
+		}
+		<-time.After(2 * time.Minute)
+		synctest.Wait()
+		if _, err := s.do(t.Context(), "bad", func(context.Context) (json.RawMessage, error) { panic("of a test") }); err == nil || len(s.under) != 0 {
+			t.Errorf("a panic: %v, %d are under way", err, len(s.under))
+		}
+	})
 }
 
 // TestOwnFilesAreKnownByEitherAddress: one's own file, seen in a room, has an

@@ -57,6 +57,7 @@ type Server struct {
 	sent     *sent
 	shown    *shown
 	browsers browsers
+	singles  singles
 }
 
 // New makes a Server.
