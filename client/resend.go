@@ -28,9 +28,9 @@ const (
 	// listening, to show that servers did not reach each other.
 	lateAfter = time.Minute
 	// heldUpAfter is the same for a short cut: it concerns messages that were sent in
-	// the cut, or at most lateAfter before it showed. At the end of a long one it
-	// concerns all that are kept: how long nothing was held up, for there was nothing,
-	// nobody knows.
+	// the cut, or at most lateAfter before it showed. At the end of a long one, which one
+	// commit or a chain of several that were held up for seconds may show, it concerns
+	// all that are kept: how long nothing was held up, for there was nothing, nobody knows.
 	heldUpAfter = 5 * time.Second
 	// maxLateSends bounds how often one message is sent again because commits came
 	// late: their age is what servers say.
