@@ -29,6 +29,9 @@ type session struct {
 	OAuth        *oauthSession `json:"oauth,omitempty"`    // of a login by OAuth 2.0
 }
 
+// Format prints no token, whatever the verb.
+func (session) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[secret]")) }
+
 // renewMargin is how long before its end a token is renewed.
 const renewMargin = 30 * time.Second
 
@@ -271,3 +274,6 @@ type loggedIn struct {
 	device  id.DeviceID
 	session session
 }
+
+// Format prints whose login it is, and no token: fmt does not ask what lies inside.
+func (l loggedIn) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s on %s", l.device, l.user) }

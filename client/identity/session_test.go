@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -402,5 +403,17 @@ func TestOAuthLoginRefusals(t *testing.T) {
 				t.Error("a device was made")
 			}
 		})
+	}
+}
+
+// TestNoTokenPrints: whatever verb a log or an error is written with.
+func TestNoTokenPrints(t *testing.T) {
+	s := session{AccessToken: "access-token", RefreshToken: "refresh-token"}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		for _, v := range []any{s, &s, loggedIn{user: "@a:s.test", device: "D", session: s}, &loggedIn{session: s}} {
+			if got := fmt.Sprintf(verb, v); strings.Contains(got, "-token") || strings.Contains(got, fmt.Sprintf("%x", "-token")) {
+				t.Errorf("%s of a %T prints %q", verb, v, got)
+			}
+		}
 	}
 }
