@@ -22,6 +22,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -420,7 +421,7 @@ func (m *module) settleFor(d time.Duration) {
 			}
 			select {
 			case <-m.woke:
-			case <-time.After(10 * time.Second):
+			case <-time.After(patience.Hang):
 				m.t.Fatal("a request to the homeserver did not come back")
 			}
 		}

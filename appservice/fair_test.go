@@ -10,6 +10,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -35,7 +36,7 @@ func TestJobsOfOneRoomDelayNoOther(t *testing.T) {
 	js.start(context.Background())
 	select {
 	case <-woke:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience.Hang):
 		t.Fatal("the quiet room's request was not made")
 	}
 	if err := js.finish(context.Background()); err != nil || !ran {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -196,7 +197,7 @@ func faultScarcity(t *testing.T) {
 	}
 	defer func() { _ = end() }()
 	put := func(txn, body string) (int, error) {
-		client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
+		client := &http.Client{Timeout: patience.Hang, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
 		req, err := http.NewRequest(http.MethodPut, "http://module/_matrix/app/v1/transactions/"+txn, strings.NewReader(body))
 		if err != nil {
 			return 0, err

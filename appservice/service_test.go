@@ -21,6 +21,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -78,7 +79,7 @@ func (b *bench) start(t *testing.T) (client *http.Client, stop func() error) {
 		return result
 	}
 	t.Cleanup(func() { _ = stop() })
-	return &http.Client{Transport: transport, Timeout: 20 * time.Second}, stop
+	return &http.Client{Transport: transport, Timeout: patience.Hang}, stop
 }
 
 func call(t *testing.T, c *http.Client, method, path, body string) (int, string) {
@@ -103,7 +104,7 @@ func call(t *testing.T, c *http.Client, method, path, body string) (int, string)
 // eventually asks until something holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(patience.Hang)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

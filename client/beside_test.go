@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -49,7 +49,7 @@ func TestFileFromAServerThatStalls(t *testing.T) {
 			got <- m.Body()
 		}
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, patience.Hang)
 	defer cancel()
 	if err := bob.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func TestFileThatIsFetchedBeside(t *testing.T) {
 			got <- m.Body()
 		}
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, patience.Hang)
 	defer cancel()
 	if err := bob.Start(ctx); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -434,7 +435,7 @@ func TestStartAndCloseLeaveNothingRunning(t *testing.T) {
 			}
 		}
 	}()
-	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, patience.Hang)
 	defer cancel()
 	room, err := alice.CreateRoom(ctx, CreateOptions{Invite: []id.UserID{bob.UserID()}})
 	if err != nil {

@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
+
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
 
 func TestWhoWaitsLearnsOfClose(t *testing.T) {
@@ -18,7 +19,7 @@ func TestWhoWaitsLearnsOfClose(t *testing.T) {
 	if err := alice.StartFed(w.ctx); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.ctx, patience.Hang)
 	defer cancel()
 	calls := map[string]func() error{
 		"Settle":       func() error { return alice.Settle(ctx, roomID) },

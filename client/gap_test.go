@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -83,7 +84,7 @@ func TestGapThatStallsHoldsUpNoOther(t *testing.T) {
 	carol.hs.stalls, carol.pageWait = true, time.Millisecond
 	ctx := w.ctx
 	var cancel context.CancelFunc
-	w.ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	w.ctx, cancel = context.WithTimeout(ctx, patience.Hang)
 	carol.turn() // without an end of its own it fails
 	cancel()
 	w.ctx = ctx

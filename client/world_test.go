@@ -28,6 +28,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -961,7 +962,7 @@ func (w *world) background(fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	// Some methods wait on the real clock, however fast the turns go.
-	for n, start := 0, time.Now(); n < 4000 || time.Since(start) < 20*time.Second; n++ {
+	for n, start := 0, time.Now(); n < 4000 || time.Since(start) < patience.Hang; n++ {
 		select {
 		case err := <-done:
 			return err

@@ -286,7 +286,7 @@ def cmd_block(a):
         with open(path + ".new", "w") as f:
             json.dump(cur, f)
         os.replace(path + ".new", path)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while processes.is_up(a.dir, "proxy"):
             try:
                 with open(os.path.join(a.dir, "blocked.seen.json")) as f:

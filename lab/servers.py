@@ -10,7 +10,7 @@ PG_ROLE = "lab"
 SHARED_SECRET = "shared-secret"
 
 
-def http(method, url, body=None, token=None, timeout=20):
+def http(method, url, body=None, token=None, timeout=60):
     data = None if body is None else json.dumps(body).encode()
     req = urllib.request.Request(url, data=data, method=method)
     if data is not None:

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,11 +13,14 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
 
 func TestMain(m *testing.M) {
@@ -50,13 +55,22 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// nextPort is below the range from which the kernel hands out ports, and below
+// those of the lab's servers: nobody else gets it before the module listens.
+var nextPort = func() *atomic.Int64 {
+	n := new(atomic.Int64)
+	n.Store(10_000 + rand.Int64N(8_000))
+	return n
+}()
+
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	for range 100 {
+		port := int(nextPort.Add(1))
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, errors.New("no port is free")
 }
 
 // fakeHomeserver is one that knows the module and does what it asks.
@@ -112,7 +126,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: await URL STATUS")
 	}
-	if !answersWithin(20*time.Second, args[0], args[1]) {
+	if !answersWithin(patience.Hang, args[0], args[1]) {
 		ts.Fatalf("%s never answered %s", args[0], args[1])
 	}
 }
@@ -120,11 +134,11 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 // answersWithin asks an address again and again until it answers with a status,
 // or with any if that is empty.
 func answersWithin(limit time.Duration, url, status string) bool {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
+	elapsed, stop := patience.Watch()
+	defer stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for elapsed() < limit {
 		resp, err := http.Get(url)
 		if err == nil {
 			_ = resp.Body.Close()
@@ -132,12 +146,9 @@ func answersWithin(limit time.Duration, url, status string) bool {
 				return true
 			}
 		}
-		select {
-		case <-deadline.C:
-			return false
-		case <-tick.C:
-		}
+		<-tick.C
 	}
+	return false
 }
 
 func TestUsageFitsOneScreen(t *testing.T) {

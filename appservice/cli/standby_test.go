@@ -18,6 +18,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
 
 // takeoverLimit is how long a process that stands by may take until it works.
@@ -102,7 +103,7 @@ func (p *process) push(n string) int {
 		p.t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+standbyToken)
-	client := http.Client{Timeout: 30 * time.Second}
+	client := http.Client{Timeout: patience.Hang}
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0
@@ -123,10 +124,10 @@ func TestTwoProcessesOnOneDatabase(t *testing.T) {
 		}
 	}
 	a := startProcess(t, "a", db, hs.URL, ports[0])
-	a.await("/_matrix/mau/ready", "200", 30*time.Second)
+	a.await("/_matrix/mau/ready", "200", patience.Hang)
 	b := startProcess(t, "b", db, hs.URL, ports[1])
-	b.await("/_matrix/mau/live", "200", 10*time.Second)
-	b.await("/_matrix/mau/ready", "503", time.Second)
+	b.await("/_matrix/mau/live", "200", patience.Hang)
+	b.await("/_matrix/mau/ready", "503", patience.Hang)
 	if got := a.push("1"); got != http.StatusOK {
 		t.Fatalf("the process that works answers %d", got)
 	}
@@ -136,20 +137,16 @@ func TestTwoProcessesOnOneDatabase(t *testing.T) {
 
 	// Killed: its connections end with it.
 	a.signal(syscall.SIGKILL)
-	start := time.Now()
-	b.await("/_matrix/mau/ready", "200", takeoverLimit)
-	t.Logf("b works %v after SIGKILL", time.Since(start))
+	t.Logf("b works %v after SIGKILL", patience.Measure(func() { b.await("/_matrix/mau/ready", "200", takeoverLimit) }))
 	if got := b.push("2"); got != http.StatusOK {
 		t.Errorf("after the takeover: %d", got)
 	}
 
 	// Stopped: its connections stay, and it holds what it held.
 	a = startProcess(t, "a again", db, hs.URL, ports[0])
-	a.await("/_matrix/mau/ready", "503", 10*time.Second)
+	a.await("/_matrix/mau/ready", "503", patience.Hang)
 	b.signal(syscall.SIGSTOP)
-	start = time.Now()
-	a.await("/_matrix/mau/ready", "200", takeoverLimit)
-	t.Logf("a works %v after SIGSTOP", time.Since(start))
+	t.Logf("a works %v after SIGSTOP", patience.Measure(func() { a.await("/_matrix/mau/ready", "200", takeoverLimit) }))
 	late := make(chan int, 1)
 	go func() { late <- b.push("3") }() // the kernel takes it, the process gets it when it goes on
 	st := storetest.Open(t, db, nil)
@@ -158,7 +155,7 @@ func TestTwoProcessesOnOneDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.signal(syscall.SIGCONT)
-	if code := b.ended(20 * time.Second); code != int(TakenOver) {
+	if code := b.ended(patience.Hang); code != int(TakenOver) {
 		t.Errorf("the process that was stopped ended with %d, want %d", code, TakenOver)
 	}
 	if got := <-late; got == http.StatusOK {
@@ -176,12 +173,10 @@ func TestTwoProcessesOnOneDatabase(t *testing.T) {
 
 	// Stopped in order: the next goes on at once.
 	c := startProcess(t, "c", db, hs.URL, ports[1])
-	c.await("/_matrix/mau/ready", "503", 10*time.Second)
+	c.await("/_matrix/mau/ready", "503", patience.Hang)
 	a.signal(syscall.SIGTERM)
-	if code := a.ended(15 * time.Second); code != int(Done) {
+	if code := a.ended(patience.Hang); code != int(Done) {
 		t.Errorf("stopped in order it ended with %d", code)
 	}
-	start = time.Now()
-	c.await("/_matrix/mau/ready", "200", takeoverLimit)
-	t.Logf("c works %v after the other ended", time.Since(start))
+	t.Logf("c works %v after the other ended", patience.Measure(func() { c.await("/_matrix/mau/ready", "200", takeoverLimit) }))
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -358,7 +359,7 @@ func TestOwnerOnPostgres(t *testing.T) {
 	if err := works.Close(); err != nil { // as when it is killed
 		t.Fatal(err)
 	}
-	deadline, tick := time.NewTimer(20*time.Second), time.NewTicker(20*time.Millisecond)
+	deadline, tick := time.NewTimer(patience.Hang), time.NewTicker(20*time.Millisecond)
 	defer deadline.Stop()
 	defer tick.Stop()
 	for { // PostgreSQL takes a moment to see it

@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
 
 const asToken = "as-token-planted-0123456789"
@@ -53,7 +55,7 @@ func newServer(t *testing.T, answer func(w http.ResponseWriter, r *http.Request)
 		s.answer(w, r)
 	}))
 	t.Cleanup(s.Close)
-	return s, client(t, s.URL, 5*time.Second)
+	return s, client(t, s.URL, patience.Hang)
 }
 
 func client(t *testing.T, address string, timeout time.Duration) *Client {
@@ -126,7 +128,7 @@ func TestUnreachable(t *testing.T) {
 	s, _ := newServer(t, nil)
 	address := s.URL
 	s.Close()
-	c := client(t, address, time.Second)
+	c := client(t, address, patience.Hang)
 	_, err := c.Versions(t.Context())
 	if !errors.Is(err, ErrUnreachable) || !IsTemporary(err) {
 		t.Errorf("error %v, want ErrUnreachable", err)

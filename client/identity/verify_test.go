@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
 
 // person answers a verification.
@@ -35,7 +37,7 @@ func wait[T any](t *testing.T, what string, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience.Hang):
 		t.Fatalf("timed out waiting for %s", what)
 		panic("unreachable")
 	}
