@@ -22,20 +22,24 @@ const (
 	beatEvery    = time.Second
 	standbyLook  = 500 * time.Millisecond
 	standbyStill = 3 * time.Second // a beat that stands still so long is that of a process that hangs
+	standbyMost  = 2 * standbyLook // what one look counts at most: who stood still, or had no database, saw no beats meanwhile
 	standbyGone  = 2               // looks in sequence that find a process without connections
 )
 
 // watch decides when a waiting process takes over.
 type watch struct {
 	seen  store.Holder
-	since time.Duration // when the holder or its beat was first seen so
+	at    time.Duration // of the last look
+	still time.Duration // for how long the holder and its beat were seen so
 	gone  int
 }
 
 // due reports whether to take over now, on the monotonic clock.
 func (w *watch) due(h store.Holder, now time.Duration) bool {
+	w.still += min(now-w.at, standbyMost)
+	w.at = now
 	if h.Process != w.seen.Process || h.Beat != w.seen.Beat {
-		w.since = now
+		w.still = 0
 	}
 	if h.Process != w.seen.Process || h.Connected {
 		w.gone = 0
@@ -44,7 +48,7 @@ func (w *watch) due(h store.Holder, now time.Duration) bool {
 		w.gone++
 	}
 	w.seen = h
-	return h.Process == "" || w.gone >= standbyGone || now-w.since >= standbyStill
+	return h.Process == "" || w.gone >= standbyGone || w.still >= standbyStill
 }
 
 // StandBy waits until this process may work on the database, and makes it the

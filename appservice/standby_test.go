@@ -22,8 +22,9 @@ func TestStandbyTakesOverWhen(t *testing.T) {
 	}{
 		"nobody works":                  {[]look{{store.Holder{}, 0}}, true},
 		"one that beats":                {[]look{alive("1", 0), alive("2", 2*time.Second), alive("3", 4*time.Second), alive("4", 6*time.Second)}, false},
-		"one that hangs":                {[]look{alive("1", 0), alive("1", time.Second), alive("1", standbyStill)}, true},
-		"one that hangs for a moment":   {[]look{alive("1", 0), alive("1", standbyStill-1)}, false},
+		"one that hangs":                {[]look{alive("1", 0), alive("1", time.Second), alive("1", 2*time.Second), alive("1", standbyStill)}, true},
+		"one that hangs for a moment":   {[]look{alive("1", 0), alive("1", time.Second), alive("1", 2*time.Second), alive("1", standbyStill-1)}, false},
+		"one, after standing still":     {[]look{alive("1", 0), alive("1", time.Second), alive("1", time.Minute)}, false},
 		"one without connections":       {[]look{alive("1", 0), gone(1), gone(2)}, true},
 		"one that connects again":       {[]look{gone(0), alive("1", 1), gone(2)}, false},
 		"another that took over before": {[]look{alive("1", 0), {store.Holder{Process: "b", Beat: "1", Connected: true}, standbyStill}}, false},
