@@ -89,7 +89,7 @@ type doctor struct {
 }
 
 // probeTime bounds each probe.
-const probeTime = 20 * time.Second
+const probeTime = 45 * time.Second
 
 // Run makes all probes in order.
 func Run(ctx context.Context, o Options) *Report {

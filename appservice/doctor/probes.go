@@ -290,8 +290,9 @@ func probeLink(ctx context.Context, d *doctor, r *Result) {
 	}
 }
 
-// callBackTime is how long a homeserver has to push an event to the module.
-const callBackTime = 10 * time.Second
+// callBackTime is how long a homeserver has to push an event to the module: one
+// that could not do so just before waits for seconds until it tries again.
+const callBackTime = 30 * time.Second
 
 // probeCallBack tests the link where the homeserver has no ping: what the bot
 // sends into its own room must come back to the module.
