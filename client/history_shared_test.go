@@ -157,6 +157,7 @@ func TestAChangeOfVisibilityKeepsWhatWasBeforeItClosed(t *testing.T) {
 	w.s.mu.Unlock()
 	w.settle()
 	w.must(func() error { return carol.Invite(w.ctx, room, dave.UserID()) })
+	dave.turn() // who has not seen the invite does not know whom to ask
 	w.join(dave, room)
 	w.settle()
 	if got := dave.bodies(room); len(got) != 0 {
