@@ -153,6 +153,12 @@ lab-install: ## Synapse, Dendrite and PostgreSQL for tests, into ~/.cache/matrix
 lab-clients: ## the same, and a browser and the libraries of Matrix clients
 	@python3 -B lab/homeservers.py install --clients
 
+.PHONY: nheko
+nheko: peer ## a desktop client in an MLS room, on a screen that nobody sees; pictures into .lab/nheko
+	@python3 -B lab/homeservers.py install --desktop
+	@rm -rf .lab/nheko; mkdir -p .lab/nheko
+	MLS_SCREENSHOTS=$(CURDIR)/.lab/nheko go test -tags=goolm,nheko ./e2e -run '^TestProxyNheko$$' -count=1 -v -timeout 20m
+
 .PHONY: peer
 peer: ## the interop partner, with OpenMLS and mls-rs in it
 	@MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type localProxy struct {
 	s      *story
 	server *lab.Server
 	state  string
+	listen string // empty: at a port that is free
 	url    string
 	stderr *output
 	stop   context.CancelFunc
@@ -45,9 +47,10 @@ func (p *localProxy) start() {
 	ctx, cancel := context.WithCancel(p.s.ctx)
 	p.stop, p.stderr, p.ended = cancel, newOutput(), make(chan int, 1)
 	env := &terminal.Env{Stdin: strings.NewReader(""), Stdout: newOutput(), Stderr: p.stderr, Getenv: func(string) string { return "" }, Cwd: p.s.TempDir()}
+	listen := cmp.Or(p.listen, "127.0.0.1:0")
 	ended := p.ended
 	go func() {
-		ended <- terminal.Main(ctx, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", "127.0.0.1:0"}, env)
+		ended <- terminal.Main(ctx, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", listen}, env)
 	}()
 	p.s.Cleanup(func() { p.end() })
 	p.s.must(p.stderr.wait(p.s.soon(), "clients log in at"))

@@ -319,7 +319,7 @@ def cmd_down(a):
 
 
 def cmd_install(a):
-    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=a.clients, node=a.clients, python_clients=a.clients)
+    programs.install_packages(dendrite=True, synapse=True, postgres=True, browser=a.clients, node=a.clients, python_clients=a.clients, desktop=a.desktop)
     programs.synapse_python()
     programs.dendrite_program()
     if a.clients:
@@ -340,6 +340,7 @@ def main():
             p.add_argument("--dir", required=True, help="work directory of this run")
         else:
             p.add_argument("--clients", action="store_true", help="also a browser, matrix-nio and matrix-js-sdk")
+            p.add_argument("--desktop", action="store_true", help="also nheko, and what draws and drives it without a screen")
         if c == "up":
             p.add_argument("--synapse", type=int, default=0)
             p.add_argument("--dendrite", type=int, default=0)

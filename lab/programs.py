@@ -72,7 +72,7 @@ def have_venv():
     return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
 
 
-def install_packages(dendrite=False, synapse=False, postgres=False, browser=False, node=False, python_clients=False):
+def install_packages(dendrite=False, synapse=False, postgres=False, browser=False, node=False, python_clients=False, desktop=False):
     want = []
     if not shutil.which("openssl"):
         want.append("openssl")
@@ -90,6 +90,9 @@ def install_packages(dendrite=False, synapse=False, postgres=False, browser=Fals
         want += ["nodejs", "npm"]
     if python_clients and not ctypes.util.find_library("magic"):
         want.append("libmagic1")
+    for program, package in (("nheko", "nheko"), ("Xvfb", "xvfb"), ("xdotool", "xdotool"), ("import", "imagemagick"), ("dbus-run-session", "dbus-daemon")):
+        if desktop and not shutil.which(program):
+            want.append(package)
     if not want:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
