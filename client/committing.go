@@ -41,7 +41,7 @@ type due struct {
 	removes []rooms.PlannedRemove
 	adds    []rooms.PlannedAdd
 	urgent  bool          // do not wait for the committer timer
-	asks    bool          // the own user's devices are being asked for, because of a leaf
+	asks    bool          // a leaf of the own user, or of one whom it put out, waits for what is asked for
 	other   bool          // a change of policy, a fresh path or an era
 	policy  *rooms.Policy // what the commit sets, nil: no change
 }
@@ -112,6 +112,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 			}
 		}
 		if rm.Reason == rooms.RemoveLeft && !c.surelyOut(r, rm.Cred, now) {
+			d.asks = d.asks || r.rec.Caused[rm.Cred.User]
 			continue
 		}
 		d.removes = append(d.removes, rm)

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
 	"testing"
 	"time"
@@ -105,5 +106,32 @@ func TestInviteThatIsAnsweredAtOnce(t *testing.T) {
 	alice.noteMembership(room, "@dave:"+testServer, rooms.MembershipInvite)
 	if m := is("@dave:" + testServer); m != rooms.MembershipInvite {
 		t.Errorf("dave is %q, want invited", m)
+	}
+}
+
+// TestSettleWaitsForTheState: who is not seen to have left is removed only after the
+// room's state was read once more. Until then nothing has settled.
+func TestSettleWaitsForTheState(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.settle()
+	before := alice.epoch(room)
+	alice.hs.noState = true
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	delete(r.state.Entries[rooms.TypeMember], string(bob.UserID()))
+	r.state.rebuild()
+	r.rec.Caused, r.planned = map[id.UserID]bool{bob.UserID(): true}, false
+	alice.mu.Unlock()
+	alice.turn()
+	over, cancel := context.WithCancel(w.ctx)
+	cancel()
+	if err := alice.Settle(over, room); err == nil {
+		t.Error("the room has settled while it is not known whether bob is in it")
+	}
+	alice.hs.noState = false
+	w.must(func() error { return alice.Settle(w.ctx, room) })
+	if now := alice.epoch(room); now != before {
+		t.Errorf("epoch %d, want %d: bob is in the room", now, before)
 	}
 }
