@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -365,5 +366,29 @@ func TestAskingDoesNotPushOutTheStock(t *testing.T) {
 		if _, err := a.st.KeyPackage(t.Context(), ref); err != nil {
 			t.Errorf("one that lies at the homeserver is gone: %v", err)
 		}
+	}
+}
+
+// TestNothingIsWrittenWhereNoPackageIsOld: the stock is looked through with each
+// /sync, which a transaction would hold up.
+func TestNothingIsWrittenWhereNoPackageIsOld(t *testing.T) {
+	h := newHomeserver(t, true)
+	a := h.loginDevice("@a:one")
+	all, err := a.st.KeyPackages(t.Context())
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%d key packages, %v", len(all), err)
+	}
+	busy := errors.New("the store was written to")
+	err = a.st.Do(t.Context(), func(context.Context) error { // nobody else can write meanwhile
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, busy)
+		defer cancel()
+		kept, err := a.dropOldPackages(ctx, all, a.now())
+		if err == nil && len(kept) != len(all) {
+			t.Errorf("%d of %d key packages are kept", len(kept), len(all))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

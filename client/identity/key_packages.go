@@ -294,25 +294,31 @@ func (i *Identity) mlsConfig() *mls.Config {
 }
 
 // dropOldPackages deletes what nobody may use any more, and the oldest of too
-// many.
+// many. It comes with each /sync, and mostly there is nothing to write.
 func (i *Identity) dropOldPackages(ctx context.Context, stored []*store.KeyPackage, now time.Time) (kept []*store.KeyPackage, err error) {
 	newest, direct := map[uint16]int{}, 0
+	var old []*store.KeyPackage
+	for _, kp := range slices.Backward(stored) {
+		drop := now.After(kp.Expires.Add(keepExpired)) || len(kept) >= maxKeyPackages
+		if kp.LastResort {
+			newest[kp.Suite]++
+			drop = drop || newest[kp.Suite] > keepLastResort
+		}
+		if kp.State == store.KeyPackageDirect {
+			direct++
+			drop = drop || direct > maxDirect
+		}
+		if drop {
+			old = append(old, kp)
+		} else {
+			kept = append(kept, kp)
+		}
+	}
+	if len(old) == 0 {
+		return kept, nil
+	}
 	err = i.st.Do(ctx, func(ctx context.Context) error {
-		for n := len(stored) - 1; n >= 0; n-- {
-			kp := stored[n]
-			drop := now.After(kp.Expires.Add(keepExpired)) || len(kept) >= maxKeyPackages
-			if kp.LastResort {
-				newest[kp.Suite]++
-				drop = drop || newest[kp.Suite] > keepLastResort
-			}
-			if kp.State == store.KeyPackageDirect {
-				direct++
-				drop = drop || direct > maxDirect
-			}
-			if !drop {
-				kept = append(kept, kp)
-				continue
-			}
+		for _, kp := range old {
 			if err := i.st.DeleteKeyPackage(ctx, kp.Ref); err != nil {
 				return err
 			}

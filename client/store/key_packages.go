@@ -23,7 +23,7 @@ const (
 	putKeyPackageQuery = `INSERT INTO key_packages (ref, suite, last_resort, state, created_at, expires_at, data)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`
 	getKeyPackageQuery      = `SELECT ref, suite, last_resort, state, created_at, expires_at, data FROM key_packages WHERE ref = $1`
-	listKeyPackagesQuery    = `SELECT ref, suite, last_resort, state, created_at, expires_at, data FROM key_packages ORDER BY created_at, ref`
+	listKeyPackagesQuery    = `SELECT ref, suite, last_resort, state, created_at, expires_at, '' FROM key_packages ORDER BY created_at, ref`
 	keyPackageUploadedQuery = `UPDATE key_packages SET state = $2 WHERE ref = $1`
 	deleteKeyPackageQuery   = `DELETE FROM key_packages WHERE ref = $1`
 )
