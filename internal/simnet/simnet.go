@@ -311,8 +311,9 @@ const asked = 10
 // catchUp brings what was held up between two servers: all of it, or, as after a
 // longer cut, the newest event, which shows that the others are missing.
 func (n *Net) catchUp(held []delivery) {
-	if n.rng.IntN(2) == 0 {
-		held = held[max(0, len(held)-1):]
+	if n.rng.IntN(2) == 0 && len(held) > 0 {
+		// The newest that was sent, not what came last: links may have held it up.
+		held = []delivery{slices.MaxFunc(held, func(a, b delivery) int { return compareEvents(a.ev, b.ev) })}
 	}
 	at := n.Now + n.latency()
 	for i, d := range held {
