@@ -52,7 +52,7 @@
 //	 9 no forgery           each commit removes only leaves of who has left; without devices
 //	10 bounded censorship   no commit and no message waits for ever, at the end
 //	11 live proposals       who is out has no leaf, at the end
-//	12 Welcome after accept each Welcome, where it is sent
+//	12 Welcome after accept each Welcome, where it is sent; of an era, which needs no accept, after the word of somebody who applied it
 //	13 one Welcome          each Welcome, where it is sent
 //	14 newcomers            who was told that it is confirmed came in on what became final, at the end
 //	15 crash safety         each receipt against all of its module before; each durable key and nonce against all before

@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/internal/simrecord"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 var (
@@ -158,4 +161,32 @@ func shrink(t testing.TB, sc script, property string) script {
 		}
 	}
 	return sc
+}
+
+// TestWhatMakesACommitCount: an accept for it or above it, and of an era, which needs
+// none, the word of somebody who applied it.
+func TestWhatMakesACommitCount(t *testing.T) {
+	w := newWorld(script{seed: 1}, "")
+	low, high, side := federation.Ref{1}, federation.Ref{2}, federation.Ref{3}
+	for _, c := range []*commit{{ref: low}, {ref: high, parent: low, depth: 1}, {ref: side, depth: 1}} {
+		w.commits[c.ref] = c
+	}
+	want := func(when string, ref federation.Ref, era, want bool) {
+		t.Helper()
+		if got := w.counts(ref, era); got != want {
+			t.Errorf("%s: counts %v, want %v", when, got, want)
+		}
+	}
+	want("a commit", low, false, false)
+	want("an era", side, true, false)
+	raw, err := rooms.Encode(rooms.AppliedOf(&federation.Applied{Ref: side, Hash: [32]byte{1}, Signature: make([]byte, 64)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sent(w.net.Add("s.test"), &simnet.Event{Type: rooms.TypeApplied, Sender: "@u:s.test", Content: raw})
+	want("an era that somebody applied", side, true, true)
+	want("a commit that somebody applied", side, false, false)
+	w.accepted[high] = true
+	want("a commit below an accept", low, false, true)
+	want("a commit beside it", side, false, false)
 }

@@ -35,6 +35,7 @@ type truth struct {
 	messages []*message
 	welcomed map[string][]byte // key package → the Welcome that was sent for it
 	accepted map[federation.Ref]bool
+	applied  map[federation.Ref]bool             // commits that a member said it applied
 	order    []federation.Ref                    // commits as they were sent
 	spoiled  map[federation.Ref]bool             // commits that nobody can apply
 	half     map[federation.Ref]map[*device]bool // commits that these cannot apply
@@ -47,7 +48,7 @@ func (t *truth) init(w *world) {
 	*t = truth{
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, begun: map[id.UserID]bool{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
-		spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
+		applied: map[federation.Ref]bool{}, spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
 		secrets: secrets{known: map[string][]byte{}}, digest: sha256.New(),
 	}
 }
@@ -141,6 +142,10 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 	case rooms.TypeAccept:
 		if c, err := rooms.DecodeAccept(e.Content); err == nil {
 			w.accepted[federation.Ref(c.Ref)] = true
+		}
+	case rooms.TypeApplied:
+		if c, err := rooms.DecodeReceipt(e.Type, string(e.ID), e.Content); err == nil {
+			w.applied[c.(*federation.Applied).Ref] = true
 		}
 	}
 	w.trace("%s: %s by %s %s", at.Name, e.Type, e.Sender, w.describe(e))
@@ -531,9 +536,9 @@ func (w *world) judgeToDevice(d *device, kind string, user id.UserID, name id.De
 	if err != nil {
 		w.fail("%s sends what is no Welcome: %v", d.name, err)
 	}
-	// 12: only after the accept.
+	// 12: only after the accept, or, of an era, once it counts.
 	ref := federation.Ref(welcome.Ref)
-	if h := d.held(); h == nil || h.Machine == nil || !h.Machine.Accepted(ref) || !w.acceptedAbove(ref) {
+	if h := d.held(); h == nil || h.Machine == nil || !h.Machine.Accepted(ref) || !w.counts(ref, opensEra(h.Machine, ref)) {
 		broken("12 Welcome only after accept", "%s sends a Welcome to %s for commit %s, which is not accepted", d.name, user, ref.Short())
 	}
 	// 13: a key package serves at most one Welcome that is sent.
@@ -547,6 +552,18 @@ func (w *world) judgeToDevice(d *device, kind string, user id.UserID, name id.De
 		}
 		w.welcomed[string(kp)] = slices.Clone(welcome.Welcome)
 	}
+}
+
+// counts tells whether what makes a commit count was sent: an accept for it or for one
+// above it. A commit that opens an era needs none, but somebody's word that they
+// applied it.
+func (w *world) counts(ref federation.Ref, era bool) bool {
+	return w.acceptedAbove(ref) || era && w.applied[ref]
+}
+
+func opensEra(m *federation.Machine, ref federation.Ref) bool {
+	c, known := m.Known(ref)
+	return known && c.Era != nil
 }
 
 // acceptedAbove tells whether a sequencer accepted a commit, or one above it.
