@@ -210,6 +210,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		return nil
 	}
 	c.dropUnready(r, now)
+	c.dropContested(r, e, now)
 	if r.pending != nil && federation.Ref(r.pending.Parent) == e.ref {
 		if r.pendingSince == 0 || r.pendingRef != federation.Ref(r.pending.Ref) || r.pending.EventID == "" && r.quietUntil() > now { // not sent yet
 			r.pendingSince, r.pendingRef = now, federation.Ref(r.pending.Ref)
@@ -305,6 +306,68 @@ func (c *Client) dropAltered(r *room, now time.Duration) {
 	if err := c.commitBatch(context.Background(), r, b); err != nil {
 		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
 	}
+}
+
+// contestedAt returns when an own commit that is not accepted is given up for one of
+// the same, 0 for never: modules accept none that leaves out a Remove which they
+// proposed, for what they knew when it came.
+func (r *room) contestedAt() time.Duration {
+	p := r.pending
+	if p == nil || p.External || p.Founding || p.Era || r.pendingSince == 0 || r.pendingRef != federation.Ref(p.Ref) {
+		return 0
+	}
+	tries := 0
+	for _, own := range r.own {
+		if own.Lost && own.Parent == p.Parent {
+			tries++
+		}
+	}
+	if tries >= maxContests {
+		return 0
+	}
+	return r.pendingSince + acceptWait<<tries
+}
+
+// maxContests is how many commits on one are given up for such a Remove: a module
+// that is mistaken reads its room again meanwhile.
+const maxContests = 5
+
+// dropContested gives up an own commit that no module accepts and that leaves a leaf
+// in the group which a module proposed to remove. What it wanted is planned again,
+// with the Remove if this device sees its reason, too.
+func (c *Client) dropContested(r *room, e *epoch, now time.Duration) {
+	at := r.contestedAt()
+	if at == 0 || now < at || federation.Ref(r.pending.Parent) != e.ref || r.machine.Accepted(r.pendingRef) {
+		return
+	}
+	if contested, err := c.contested(r, e); err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to look at an own commit")
+		return
+	} else if !contested {
+		return
+	}
+	b := &batch{}
+	c.loseCommit(r, b)
+	if err := c.commitBatch(context.Background(), r, b); err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
+	}
+}
+
+// contested tells whether a module proposed a Remove that the own commit leaves out,
+// or one for whose reason this device sees nothing.
+func (c *Client) contested(r *room, e *epoch) (bool, error) {
+	if federation.Ref(r.rec.Contested) == e.ref {
+		return true, nil
+	}
+	staged, err := c.stage(r, e, r.pendingRef, nil, nil)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(e.group.PendingProposals(), func(p mls.ProposalMessage) bool {
+		return p.Sender.Type == mls.SenderTypeExternal && p.Proposal.Type == mls.ProposalTypeRemove &&
+			p.Proposal.Remove != e.group.OwnLeafIndex() &&
+			!slices.ContainsFunc(staged.Removed(), func(l mls.RemovedLeaf) bool { return l.Index == p.Proposal.Remove })
+	}), nil
 }
 
 // ruleAltered is the rule of own commits that the homeserver has changed.

@@ -804,6 +804,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	if r.pending != nil && r.pendingSince > 0 {
 		at(r.pendingSince + alteredWait)
+		at(r.contestedAt())
 	}
 	if r.unvouchedSince > 0 {
 		at(r.unvouchedSince + unvouchedWait)

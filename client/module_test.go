@@ -28,6 +28,7 @@ type fakeModule struct {
 	at       int
 	groups   map[id.RoomID]*moduleRoom
 	deaf     bool // accepts nothing
+	bars     bool // it accepts no commit that leaves out a Remove of its own
 	down     bool // does nothing at all
 	// noVouching: it does not see what members say of commits, except rejects.
 	noVouching bool
@@ -45,6 +46,7 @@ type moduleRoom struct {
 	contents map[federation.Ref]*rooms.CommitContent
 	raw      map[federation.Ref]*Event // as they came
 	events   map[federation.Ref]id.EventID
+	proposed map[federation.Ref][]mls.LeafIndex // to be removed
 	root     federation.Ref
 	n        int
 }
@@ -93,7 +95,7 @@ func (m *fakeModule) handle(evt *Event) {
 			}
 			m.groups[evt.RoomID] = &moduleRoom{
 				epochs: map[federation.Ref]*mls.PublicGroup{}, staged: map[federation.Ref]*mls.PublicStagedCommit{},
-				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{},
+				infos: map[federation.Ref][]byte{}, events: map[federation.Ref]id.EventID{}, proposed: map[federation.Ref][]mls.LeafIndex{},
 				contents: map[federation.Ref]*rooms.CommitContent{}, raw: map[federation.Ref]*Event{},
 			}
 			m.head(evt.RoomID)
@@ -259,6 +261,11 @@ func (m *fakeModule) commit(evt *Event) {
 		t.Logf("module refuses a commit: %v", err)
 		return
 	}
+	for _, leaf := range g.proposed[parent] {
+		if m.bars && !slices.Contains(checked.Commit.Removed, uint32(leaf)) {
+			checked.Commit.Barred = "it leaves out a Remove"
+		}
+	}
 	g.contents[ref] = content
 	g.staged[ref], g.infos[ref], g.events[ref] = staged, content.GroupInfo, evt.ID
 	g.epochs[ref] = staged.Merge()
@@ -385,6 +392,7 @@ func (m *fakeModule) proposeRemove(room id.RoomID, user id.UserID, reason id.Eve
 			t.Fatal(err)
 		}
 		g.n++
+		g.proposed[ref] = append(g.proposed[ref], leaf.Index)
 		if _, err := m.hs.Send(m.w.ctx, room, rooms.TypeProposal, "p"+strconv.Itoa(g.n), raw); err != nil {
 			t.Fatal(err)
 		}

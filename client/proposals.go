@@ -45,6 +45,9 @@ func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
 		return errRefusedUpdate(rooms.RuleContentMalformed, "the message of a proposal is none")
 	}
 	if err := c.checkProposal(r, e, proposal); err != nil && !c.without[probe.Proposals] {
+		if proposal.Proposal.Type == mls.ProposalTypeRemove {
+			r.rec.Contested = rooms.Hash(e.ref)
+		}
 		return err
 	}
 	if _, err := e.group.Process(msg); err != nil {

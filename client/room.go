@@ -45,6 +45,7 @@ type roomRecord struct {
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
 	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
+	Contested  rooms.Hash                    `json:"contested,omitzero"`  // the epoch in which a module wants somebody out for no reason seen here
 	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
 	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // the policy our user asked for, until it is final
 	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"` // the policy that was changed for it
