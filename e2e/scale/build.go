@@ -32,6 +32,9 @@ func (s *scale) build(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.st.Grown {
+		return s.asLeft(ctx)
+	}
 	room := s.st.Room
 	early := s.st.Crowd[:s.st.Early]
 	if !s.st.Closed {
@@ -60,7 +63,7 @@ func (s *scale) build(ctx context.Context) error {
 	for n := range early {
 		s.want += s.devicesOf(n)
 	}
-	err := s.account(fmt.Sprintf("switch the room of %d devices to MLS", s.want), !s.st.Grown, func() error { return s.enable(ctx, early) })
+	err := s.account(fmt.Sprintf("switch the room of %d devices to MLS", s.want), true, func() error { return s.enable(ctx, early) })
 	if err != nil {
 		return err
 	}
@@ -68,7 +71,7 @@ func (s *scale) build(ctx context.Context) error {
 	for n := range s.st.Crowd[s.st.Early:] {
 		s.want += s.devicesOf(s.st.Early + n)
 	}
-	if err := s.account(fmt.Sprintf("add %d devices in batches", s.want-grown), !s.st.Grown, func() error { return s.grow(ctx, grown) }); err != nil {
+	if err := s.account(fmt.Sprintf("add %d devices in batches", s.want-grown), true, func() error { return s.grow(ctx, grown) }); err != nil {
 		return err
 	}
 	if err := s.agreed(ctx, 10*time.Minute); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,50 +16,113 @@ import (
 )
 
 const (
-	limit = 5 * time.Minute // of one act
-	texts = 5               // messages whose median is taken
+	limit      = 5 * time.Minute  // of one act
+	texts      = 5                // messages whose median is taken
+	comeToRest = 10 * time.Second // without a change, after a start
 
 	alone = "a device comes while nobody else is there (external commit)"
 )
 
-// measure measures single acts in the room of the full size. It can be begun again at its start only.
+// act is one that is measured.
+type act struct {
+	name string
+	do   func(context.Context) error
+	// with names the last of several acts that belong together: until that one was measured, all of them are measured anew.
+	with string
+	rest func(context.Context) error // what is awaited after it; nil: nothing
+	many int                         // the median of so many; 0: it is done once
+}
+
+// measure measures single acts in the room of the full size. A program that goes on leaves out what was measured.
 func (s *scale) measure(ctx context.Context) error {
 	if err := s.listed(ctx); err != nil {
 		return err
 	}
-	for _, act := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"a commit in a cold tree", func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }},
-		{"a commit by the same client", func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }},
-		{"add a user with one device", s.add},
-		{"the newcomer reads a message", func(ctx context.Context) error { return s.text(ctx, s.online[2%len(s.online)]) }},
-		{"remove that user", s.remove},
-		{"ban a user of the crowd", s.ban},
-		{"a further device of a member", s.further},
-		{"restart a module", s.restart},
-		{"a commit after that", func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }},
-		{fmt.Sprintf("all %d whole clients commit at once", len(s.online)+1), s.together}, // one more by then
-		{alone, s.alone},
-		{"everybody comes back", s.back},
+	const removed, returned = "remove that user", "everybody comes back"
+	for _, a := range []act{
+		{name: "a commit in a cold tree", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
+		{name: "a commit by the same client", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
+		{name: "a message", do: s.nextText, many: texts},
+		{name: "add a user with one device", do: s.add, with: removed, rest: s.settled},
+		{name: "the newcomer reads a message", do: func(ctx context.Context) error { return s.text(ctx, s.online[2%len(s.online)]) }, with: removed, rest: s.settled},
+		{name: removed, do: s.remove, rest: s.settled},
+		{name: "ban a user of the crowd", do: s.ban, rest: s.settled},
+		{name: "a further device of a member", do: s.further, rest: s.settled},
+		{name: "restart a module", do: s.restart, rest: s.settled},
+		{name: "a commit after that", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }, rest: s.settled},
+		{name: "all whole clients commit at once", do: s.together, rest: s.settled},
+		{name: alone, do: s.alone, with: returned}, // nobody is there who could vouch for it
+		{name: returned, do: s.back, rest: s.settled},
 	} {
-		rest := s.settled
-		if act.name == alone {
-			rest = nil // nobody is there who could vouch for it
+		if s.measured(a) {
+			continue
 		}
-		c, err := s.meter(ctx, s.st.Room, act.name, act.do, rest)
-		if err != nil {
-			return err
-		}
-		s.costs = append(s.costs, c)
-		if act.name == "a commit by the same client" {
-			if err := s.messages(ctx); err != nil {
+		var all []*cost
+		for range max(a.many, 1) {
+			c, err := s.meter(ctx, s.st.Room, a.name, a.do, a.rest)
+			if err != nil {
 				return err
 			}
+			all = append(all, c)
+		}
+		if err := s.keep(median(all)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// measured tells whether an act, and those that belong to it, were measured.
+func (s *scale) measured(a act) bool {
+	return slices.ContainsFunc(s.costs, func(c *cost) bool { return c.Name == cmp.Or(a.with, a.name) })
+}
+
+// keep writes down what an act took, in the place of what was measured of it before.
+func (s *scale) keep(c *cost) error {
+	s.mu.Lock()
+	if at := slices.IndexFunc(s.costs, func(old *cost) bool { return old.Name == c.Name }); at >= 0 {
+		s.costs[at] = c
+	} else {
+		s.costs = append(s.costs, c)
+	}
+	s.mu.Unlock()
+	return s.save(true)
+}
+
+// asLeft takes over a room of the full size as a program left it that was ended at its acts: the user whom an act lets in
+// and out is out, and who is not in the room has no leaf.
+func (s *scale) asLeft(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	founder, kicked := s.online[0], false
+	for steady := time.Now(); time.Since(steady) < comeToRest; {
+		members, err := founder.Members(ctx, s.st.Room)
+		if err != nil {
+			return err
+		}
+		leaves, open := 0, ""
+		for _, m := range members {
+			if m.User == s.late.UserID() && m.Membership == "join" && !kicked {
+				kicked = true
+				if err := founder.Kick(ctx, s.st.Room, m.User, "measured anew"); err != nil {
+					return err
+				}
+			}
+			if m.Device == "" {
+				continue
+			}
+			if leaves++; m.Membership != "join" || m.User == s.late.UserID() {
+				open = fmt.Sprintf("%s is %s and has a leaf still", m.User, m.Membership)
+			}
+		}
+		if leaves != s.want || open != "" {
+			s.want, steady = leaves, time.Now()
+		}
+		if err := pause(ctx, 500*time.Millisecond); err != nil {
+			return fmt.Errorf("the room does not come to rest: %s (%w)", open, err)
+		}
+	}
+	return s.agreed(ctx, limit)
 }
 
 // listed lets the modules of all three servers order the room, as the clients of its admins would after a while.
@@ -122,7 +186,7 @@ func (s *scale) together(ctx context.Context) error {
 	if err := s.all(func(d *e2e.Device) error { return d.Refresh(ctx, s.st.Room) }); err != nil {
 		return err
 	}
-	if err := s.agreed(ctx, limit); err != nil {
+	if err := s.agreed(ctx, limit*4); err != nil { // an epoch for each of them
 		return err
 	}
 	after, err := epoch()
@@ -153,18 +217,10 @@ func (s *scale) text(ctx context.Context, from *e2e.Device) error {
 	return errors.Join(<-errs, err)
 }
 
-// messages takes the median of several.
-func (s *scale) messages(ctx context.Context) error {
-	var all []*cost
-	for n := range texts {
-		c, err := s.meter(ctx, s.st.Room, "a message", func(ctx context.Context) error { return s.text(ctx, s.online[n%len(s.online)]) }, nil)
-		if err != nil {
-			return err
-		}
-		all = append(all, c)
-	}
-	s.costs = append(s.costs, median(all))
-	return nil
+// nextText lets one client after the other send.
+func (s *scale) nextText(ctx context.Context) error {
+	s.texts++
+	return s.text(ctx, s.online[s.texts%len(s.online)])
 }
 
 func median(all []*cost) *cost {
@@ -202,12 +258,19 @@ func (s *scale) remove(ctx context.Context) error {
 	return s.agreed(ctx, limit)
 }
 
-// ban bans the first user of the crowd, with all devices.
+// ban bans the first user of the crowd, with all devices, or the next, if a program was ended at that.
 func (s *scale) ban(ctx context.Context) error {
-	if err := s.online[0].Ban(ctx, s.st.Room, id.UserID(s.st.Crowd[0].User.UserID), "measured"); err != nil {
+	n := s.st.Banned
+	if err := s.update(func() { s.st.Banned++ }); err != nil {
 		return err
 	}
-	s.want -= s.devicesOf(0)
+	if err := s.save(true); err != nil {
+		return err
+	}
+	if err := s.online[0].Ban(ctx, s.st.Room, id.UserID(s.st.Crowd[n].User.UserID), "measured"); err != nil {
+		return err
+	}
+	s.want -= s.devicesOf(n)
 	return s.agreed(ctx, limit)
 }
 

@@ -53,7 +53,7 @@ func (s *scale) beside(ctx context.Context) error {
 	if !s.options.megolm {
 		return nil
 	}
-	crowd := s.st.Crowd[1:] // the first was banned
+	crowd := s.st.Crowd[s.st.Banned:]
 	if err := s.besideRoom(ctx, crowd); err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (s *scale) beside(ctx context.Context) error {
 	}
 	s.want = len(clients)
 	for n := range crowd {
-		s.want += s.devicesOf(n + 1)
+		s.want += s.devicesOf(n + s.st.Banned)
 	}
 	speak := func(ctx context.Context) error { return s.speak(ctx, sender, users, clients) }
 	for _, act := range []struct {
@@ -100,6 +100,12 @@ func (s *scale) beside(ctx context.Context) error {
 		{"Megolm: remove a user, and the next message of one client", func(ctx context.Context) error {
 			gone := users[len(users)-1]
 			users = users[:len(users)-1]
+			if err := s.update(func() { crowd[len(crowd)-1].Beside = false }); err != nil { // a program that goes on lets them in again
+				return err
+			}
+			if err := s.save(true); err != nil {
+				return err
+			}
 			if err := s.plain(ctx, "/kick", map[string]any{"user_id": gone}); err != nil {
 				return err
 			}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +90,43 @@ func TestReportHasARowForEachAct(t *testing.T) {
 	}
 	if got := median([]*cost{{Seconds: 3}, {Seconds: 1}, {Seconds: 2}}).Seconds; got != 2 {
 		t.Errorf("the median is %g", got)
+	}
+}
+
+// TestGoingOnLeavesOutWhatWasMeasured: an act that was measured is not done again; one of several that belong together is,
+// until the last of them was measured; and what is measured anew takes the place of what was.
+func TestGoingOnLeavesOutWhatWasMeasured(t *testing.T) {
+	s := &scale{options: options{dir: t.TempDir()}}
+	add, remove, ban := act{name: "add", with: "remove"}, act{name: "remove"}, act{name: "ban"}
+	want := func(a act, want bool) {
+		t.Helper()
+		if got := s.measured(a); got != want {
+			t.Errorf("%s counts as measured: %t", a.name, got)
+		}
+	}
+	keep := func(name string, seconds float64) {
+		t.Helper()
+		if err := s.keep(&cost{Name: name, Seconds: seconds}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep("add", 1)
+	want(add, false)
+	keep("add", 2)
+	keep("remove", 3)
+	want(add, true)
+	want(remove, true)
+	want(ban, false)
+	raw, err := os.ReadFile(s.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st state
+	if err := json.Unmarshal(raw, &st); err != nil {
+		t.Fatal(err)
+	}
+	if len(st.Costs) != 2 || st.Costs[0].Seconds != 2 || st.Costs[1].Name != "remove" {
+		t.Errorf("written down: %+v", st.Costs)
 	}
 }
 

@@ -32,9 +32,10 @@ type state struct {
 	Room   id.RoomID `json:"room,omitempty"`
 	Closed bool      `json:"closed,omitempty"` // nobody joins uninvited any more
 	Grown  bool      `json:"grown,omitempty"`
+	Banned int       `json:"banned,omitempty"` // of the crowd, who were banned, or are to be
 	// Starts counts the programs that worked at this run.
 	Starts int       `json:"starts"`
-	Costs  []*cost   `json:"costs,omitempty"` // of the way to here
+	Costs  []*cost   `json:"costs,omitempty"` // of the way to here, and of acts
 	Plain  id.RoomID `json:"plain,omitempty"` // the room for Megolm
 }
 
@@ -70,6 +71,7 @@ type scale struct {
 	online  []*e2e.Device // driven clients that run and are in the group
 	late    *e2e.Device
 	want    int // leaves that the tree should have
+	texts   int // that were sent
 	costs   []*cost
 	megolm  []*cost
 	proxied *proxied
