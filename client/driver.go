@@ -131,7 +131,7 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 }
 
 // drain processes the room's inbox in order until nothing moves, or until the
-// history has to be read first.
+// history has to be read first. It holds one event at a time.
 func (c *Client) drain(ctx context.Context, r *room) error {
 	items, err := c.st.Inbox(ctx, r.id)
 	if err != nil || len(items) == 0 {
@@ -229,6 +229,12 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 	// What was begun is ended: an event must not count as refused because the
 	// client is being closed.
 	ctx = context.WithoutCancel(ctx)
+	if err := c.st.LoadInbox(ctx, item); errors.Is(err, store.ErrNotFound) {
+		return true, nil // another event has settled it
+	} else if err != nil {
+		return false, err
+	}
+	defer func() { item.Data = nil }()
 	var data inboxData
 	b := &batch{}
 	err := json.Unmarshal(item.Data, &data)

@@ -2,7 +2,9 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -131,6 +133,86 @@ func TestGapIsNotGivenUp(t *testing.T) {
 	for _, r := range carol.rooms {
 		if r.rec.Look != nil && r.needs[lookLater] == nil {
 			t.Errorf("carol still looks for it: %v", r.rec.Look)
+		}
+	}
+}
+
+// TestGapHoldsOneHeadOfEachModule: of the heads that modules published while a device
+// was away, which are the most of a large room's history, the newest is held alone;
+// whatever else there is comes in its order.
+func TestGapHoldsOneHeadOfEachModule(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	bob.ident.limit = 3
+	bob.turn()
+	w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == bob })
+	var want []id.EventID
+	heads := 0
+	for i := range 20 {
+		want = append(want, w.send(alice, room, fmt.Sprint("text", i)))
+		w.must(func() error { return alice.Refresh(w.ctx, room) })
+		w.settle()
+	}
+	w.s.mu.Lock()
+	for _, evt := range w.s.log {
+		if evt.RoomID == room && evt.Type == rooms.TypeHead {
+			heads++
+		}
+	}
+	at := strconv.Itoa(len(w.s.log))
+	w.s.mu.Unlock()
+	joined := &syncRoom{Limited: true, PrevBatch: at}
+	if err := bob.fillGap(w.ctx, room, joined); err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	var texts []id.EventID
+	for _, evt := range joined.Timeline {
+		switch {
+		case evt.Type == rooms.TypeHead:
+			kept++
+		case slices.Contains(want, evt.ID):
+			texts = append(texts, evt.ID)
+		}
+	}
+	if heads < 10 || kept != 1 {
+		t.Errorf("%d of %d heads are held, want 1", kept, heads)
+	}
+	if !slices.Equal(texts, want) {
+		t.Errorf("the messages are %v, want %v", texts, want)
+	}
+	w.settle(append(w.all, bob)...)
+	w.sameEpoch(room, alice, bob)
+	if got := bob.texts(); len(got) != len(want) {
+		t.Errorf("bob got %q", got)
+	}
+}
+
+// TestInboxIsReadOneByOne: what waits in a room's inbox is not held in memory.
+func TestInboxIsReadOneByOne(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	for i := range 5 {
+		alice.sendAlone(room, fmt.Sprint(i))
+	}
+	if err := bob.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	bob.mu.Lock()
+	defer bob.mu.Unlock()
+	items, err := bob.st.Inbox(w.ctx, room)
+	if err != nil || len(items) < 5 {
+		t.Fatalf("%d events in the inbox (%v)", len(items), err)
+	}
+	for n, item := range items {
+		if item.Data != nil {
+			t.Errorf("event %d was read with the list", n)
+		}
+		if _, err := bob.process(w.ctx, bob.rooms[room], item); err != nil {
+			t.Error(err)
+		}
+		if item.Data != nil {
+			t.Errorf("event %d is held after it was processed", n)
 		}
 	}
 }

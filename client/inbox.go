@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -41,8 +42,14 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		if item == nil {
 			continue
 		}
+		if err := c.st.LoadInbox(ctx, item); errors.Is(err, store.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
 		var data inboxData
 		err := json.Unmarshal(item.Data, &data)
+		item.Data = nil
 		if err == nil && data.ToDevice {
 			kind, _, _ := strings.Cut(item.WaitsFor, ":")
 			lost := slices.Contains(welcomeWaits, kind) && now.Sub(time.UnixMilli(data.At)) > welcomeAge

@@ -267,6 +267,9 @@ func (w *world) inbox(d *testDevice, room id.RoomID) (out []inboxData) {
 		w.t.Fatal(err)
 	}
 	for _, item := range items {
+		if err := d.st.LoadInbox(w.ctx, item); err != nil {
+			w.t.Fatal(err)
+		}
 		var data inboxData
 		if err := json.Unmarshal(item.Data, &data); err != nil {
 			w.t.Fatal(err)

@@ -146,7 +146,9 @@ pages:
 			if c.begins(evt) {
 				break pages
 			}
-			out = append(out, evt)
+			if evt.StateKey == nil { // state is read by itself
+				out = append(out, evt)
+			}
 			until = slices.DeleteFunc(until, func(e id.EventID) bool { return e == evt.ID })
 			if passed = passed || evt.ID == l.gap; l.gap == "" || !passed || !c.wanted(nil, evt) {
 				continue
@@ -189,6 +191,10 @@ func (c *Client) fileHistory(ctx context.Context, r *room, key string, l *lookba
 			waiting[item.EventID] = item
 		}
 		again := func(item *store.InboxItem) error {
+			if err := c.st.LoadInbox(ctx, item); err != nil {
+				return err
+			}
+			defer func() { item.Data = nil }()
 			if err := c.st.DeleteInbox(ctx, r.id, item.EventID); err != nil {
 				return err
 			}

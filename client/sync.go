@@ -569,6 +569,17 @@ func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom
 		return nil
 	}
 	from := joined.PrevBatch
+	heads := map[id.UserID]bool{} // a module publishes at every few commits, and all but the newest say nothing more
+	replaced := func(evt *Event) bool {
+		if evt.Type != rooms.TypeHead || evt.StateKey == nil || *evt.StateKey != string(evt.Sender) {
+			return false
+		}
+		defer func() { heads[evt.Sender] = true }()
+		return heads[evt.Sender]
+	}
+	for _, evt := range joined.Timeline {
+		replaced(evt)
+	}
 	var older []*Event
 	met, quiet := false, 0
 pages:
@@ -587,7 +598,9 @@ pages:
 		}
 		fresh := false
 		for _, evt := range events {
-			older = append(older, evt)
+			if !replaced(evt) {
+				older = append(older, evt)
+			}
 			if c.begins(evt) {
 				break pages
 			}

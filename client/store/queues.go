@@ -18,10 +18,10 @@ const (
 
 	addInboxQuery = `INSERT INTO inbox (room_id, event_id, waits_for, data) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (room_id, event_id) DO UPDATE SET waits_for = excluded.waits_for, data = excluded.data`
-	listInboxQuery    = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE room_id = $1 ORDER BY seq`
-	waitingInboxQuery = `SELECT room_id, event_id, waits_for, data FROM inbox WHERE waits_for = $1 ORDER BY seq`
-	inboxRoomsQuery   = `SELECT DISTINCT room_id FROM inbox ORDER BY room_id`
-	deleteInboxQuery  = `DELETE FROM inbox WHERE room_id = $1 AND event_id = $2`
+	listInboxQuery   = `SELECT room_id, event_id, waits_for FROM inbox WHERE room_id = $1 ORDER BY seq`
+	loadInboxQuery   = `SELECT data FROM inbox WHERE room_id = $1 AND event_id = $2`
+	inboxRoomsQuery  = `SELECT DISTINCT room_id FROM inbox ORDER BY room_id`
+	deleteInboxQuery = `DELETE FROM inbox WHERE room_id = $1 AND event_id = $2`
 
 	inInboxQuery = `SELECT COUNT(*) FROM inbox WHERE room_id = $1 AND event_id = $2`
 
@@ -99,23 +99,31 @@ func (s *Store) AddInbox(ctx context.Context, item *InboxItem) error {
 	return s.exec(ctx, "inbox", addInboxQuery, item.Room, item.EventID, item.WaitsFor, sealed)
 }
 
-// Inbox lists a room's waiting events in the order in which they came.
-func (s *Store) Inbox(ctx context.Context, room id.RoomID) ([]*InboxItem, error) {
-	return s.inbox(ctx, listInboxQuery, room)
-}
-
-// InboxWaiting lists the events that wait for one thing.
-func (s *Store) InboxWaiting(ctx context.Context, waitsFor string) ([]*InboxItem, error) {
-	return s.inbox(ctx, waitingInboxQuery, waitsFor)
-}
-
-func (s *Store) inbox(ctx context.Context, query string, arg any) (all []*InboxItem, err error) {
-	err = s.sealedList(ctx, "inbox", query, []any{arg}, func(row dbutil.Scannable, sealed *[]byte) ([]byte, func([]byte), error) {
+// Inbox lists a room's waiting events in the order in which they came, without
+// their Data: after a long absence that is more than fits into memory.
+func (s *Store) Inbox(ctx context.Context, room id.RoomID) (all []*InboxItem, err error) {
+	err = s.each(ctx, "inbox", listInboxQuery, []any{room}, func(row dbutil.Scannable) error {
 		item := new(InboxItem)
-		err := row.Scan(&item.Room, &item.EventID, &item.WaitsFor, sealed)
-		return place("inbox", item.Room.String(), item.EventID.String()), func(plain []byte) { item.Data = plain; all = append(all, item) }, err
+		err := row.Scan(&item.Room, &item.EventID, &item.WaitsFor)
+		all = append(all, item)
+		return err
 	})
 	return all, err
+}
+
+// LoadInbox reads the Data of a listed item. It returns [ErrNotFound] if the item
+// was removed since.
+func (s *Store) LoadInbox(ctx context.Context, item *InboxItem) error {
+	var sealed []byte
+	if err := s.one(ctx, "inbox", loadInboxQuery, []any{item.Room, item.EventID}, &sealed); err != nil {
+		return err
+	}
+	plain, err := s.open(sealed, place("inbox", item.Room.String(), item.EventID.String()))
+	if err != nil {
+		return fmt.Errorf("store: an event of inbox: %w", err)
+	}
+	item.Data = plain
+	return nil
 }
 
 // InboxRooms lists the rooms with waiting events.
