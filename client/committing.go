@@ -308,12 +308,12 @@ func (c *Client) dropAltered(r *room, now time.Duration) {
 	}
 }
 
-// contestedAt returns when an own commit that is not accepted is given up for one of
+// contestedAt returns when an own commit that was sent, and is not accepted, is given up for one of
 // the same, 0 for never: modules accept none that leaves out a Remove which they
 // proposed, for what they knew when it came.
 func (r *room) contestedAt() time.Duration {
 	p := r.pending
-	if p == nil || p.External || p.Founding || p.Era || r.pendingSince == 0 || r.pendingRef != federation.Ref(p.Ref) {
+	if p == nil || p.EventID == "" || p.External || p.Founding || p.Era || p.List || r.pendingSince == 0 || r.pendingRef != federation.Ref(p.Ref) {
 		return 0
 	}
 	tries := 0
