@@ -122,7 +122,7 @@ func TestProxyTwoMembers(t *testing.T) {
 	}
 	s.eventually("the other device takes the file in", func() string {
 		s.must(json.Unmarshal([]byte(other.runWith("correct horse\n", "import", file, "--passphrase-file", "-", "--json")), &got))
-		if got.Messages < 3 {
+		if got.Messages+got.Known < 3 { // an import that was ended early has left some
 			return fmt.Sprintf("%+v", got)
 		}
 		return ""
