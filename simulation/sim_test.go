@@ -183,7 +183,11 @@ func TestWhatMakesACommitCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.sent(w.net.Add("s.test"), &simnet.Event{Type: rooms.TypeApplied, Sender: "@u:s.test", Content: raw})
+	w.commits[side].sender = "@author:s.test"
+	at := w.net.Add("s.test")
+	w.sent(at, &simnet.Event{Type: rooms.TypeApplied, Sender: "@author:s.test", Content: raw})
+	want("an era that its author applied", side, true, false)
+	w.sent(at, &simnet.Event{Type: rooms.TypeApplied, Sender: "@u:s.test", Content: raw})
 	want("an era that somebody applied", side, true, true)
 	want("a commit that somebody applied", side, false, false)
 	w.accepted[high] = true

@@ -35,7 +35,7 @@ type truth struct {
 	messages []*message
 	welcomed map[string][]byte // key package → the Welcome that was sent for it
 	accepted map[federation.Ref]bool
-	applied  map[federation.Ref]bool             // commits that a member said it applied
+	applied  map[federation.Ref]bool             // commits that another user than the author said it applied
 	order    []federation.Ref                    // commits as they were sent
 	spoiled  map[federation.Ref]bool             // commits that nobody can apply
 	half     map[federation.Ref]map[*device]bool // commits that these cannot apply
@@ -145,7 +145,10 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 		}
 	case rooms.TypeApplied:
 		if c, err := rooms.DecodeReceipt(e.Type, string(e.ID), e.Content); err == nil {
-			w.applied[c.(*federation.Applied).Ref] = true
+			// The author's own word vouches for nothing.
+			if ref := c.(*federation.Applied).Ref; w.commits[ref] != nil && w.commits[ref].sender != e.Sender {
+				w.applied[ref] = true
+			}
 		}
 	}
 	w.trace("%s: %s by %s %s", at.Name, e.Type, e.Sender, w.describe(e))
