@@ -308,9 +308,9 @@ func (c *Client) dropAltered(r *room, now time.Duration) {
 	}
 }
 
-// contestedAt returns when an own commit that was sent, and is not accepted, is given up for one of
-// the same, 0 for never: modules accept none that leaves out a Remove which they
-// proposed, for what they knew when it came.
+// contestedAt returns when an own commit that was sent, and is not accepted, is given
+// up for another, 0 for never: modules accept none that leaves out a Remove which
+// they proposed, for what they knew when it came.
 func (r *room) contestedAt() time.Duration {
 	p := r.pending
 	if p == nil || p.EventID == "" || p.External || p.Founding || p.Era || p.List || r.pendingSince == 0 || r.pendingRef != federation.Ref(p.Ref) {
