@@ -19,6 +19,7 @@ const (
 	putKVQuery     = `INSERT INTO kv (key, data) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET data = excluded.data`
 	deleteKVQuery  = `DELETE FROM kv WHERE key = $1`
 	deleteKVsQuery = `DELETE FROM kv WHERE key >= $1 AND key < $2`
+	kvKeysQuery    = `SELECT key FROM kv WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3`
 
 	getDeviceListQuery = `SELECT outdated, data FROM device_lists WHERE user_id = $1`
 	putDeviceListQuery = `INSERT INTO device_lists (user_id, outdated, data) VALUES ($1, $2, $3)
@@ -102,8 +103,24 @@ func (s *Store) DeleteKV(ctx context.Context, key string) error {
 // DeleteKVs removes all keys that begin with a prefix, which ends with a character
 // of ASCII.
 func (s *Store) DeleteKVs(ctx context.Context, prefix string) error {
-	end := prefix[:len(prefix)-1] + string(rune(prefix[len(prefix)-1]+1))
-	return s.exec(ctx, "kv", deleteKVsQuery, prefix, end)
+	return s.exec(ctx, "kv", deleteKVsQuery, prefix, afterPrefix(prefix))
+}
+
+// afterPrefix is the first key after all that begin with a prefix.
+func afterPrefix(prefix string) string {
+	return prefix[:len(prefix)-1] + string(rune(prefix[len(prefix)-1]+1))
+}
+
+// KVKeys returns the first keys, in their order, that begin with a prefix, which ends
+// with a character of ASCII.
+func (s *Store) KVKeys(ctx context.Context, prefix string, limit int) (keys []string, err error) {
+	err = s.each(ctx, "kv", kvKeysQuery, []any{prefix, afterPrefix(prefix), limit}, func(row dbutil.Scannable) error {
+		var key string
+		err := row.Scan(&key)
+		keys = append(keys, key)
+		return err
+	})
+	return keys, err
 }
 
 // DeviceList returns what is stored about a user's devices and whether it is

@@ -158,6 +158,7 @@ func (s *Set) Login(ctx context.Context, user id.UserID, password string, sessio
 			if err := a.ident.LoginPassword(ctx, s.deviceOf(user), password); err != nil {
 				return nil, err
 			}
+			a.renewed()
 			return a, a.addSession(ctx, session)
 		case !errors.Is(err, identity.ErrTokenRejected):
 			return nil, fmt.Errorf("account: is the MLS device of %s still there: %w", user, err)
@@ -407,6 +408,8 @@ type Account struct {
 	verifiedMu sync.Mutex // and what it guards
 	verified   bool
 	verifiedAt time.Time
+	session    Session
+	checkedAt  time.Time
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced with every update

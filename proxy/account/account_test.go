@@ -16,9 +16,11 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/internal/hstest"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
 // stored is an account with a store and nothing else.
@@ -100,6 +102,128 @@ func TestTheFirstKeyOfAFileCountsAndLiesSealed(t *testing.T) {
 	raw, err := os.ReadFile(path)
 	if err != nil || strings.Contains(string(raw), "first/planted") {
 		t.Errorf("the key of a file is not sealed (%v)", err)
+	}
+}
+
+// TestTheKeysOfFilesGoWithTheLastMessageThatNamesThem: by a redaction, or with the room.
+func TestTheKeysOfFilesGoWithTheLastMessageThatNamesThem(t *testing.T) {
+	a := stored(t, filepath.Join(t.TempDir(), storeName), newKey(t))
+	a.unread = newUnread(a.st, unreadOwn, nil, nil)
+	file := func(key string) *event.EncryptedFileInfo {
+		f := new(event.EncryptedFileInfo)
+		f.Key.Key = key
+		return f
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const uploaded, twice = "mxc://h/own", "mxc://h/twice"
+	keyed, other := rewrite.Keyed(uploaded, []byte(`1`)), rewrite.Keyed("mxc://h/other", []byte(`2`))
+	must(a.KeepMedia(t.Context(), twice, &Media{File: file("double"), Own: true, Single: file("k")}))
+	must(a.KeepMedia(t.Context(), uploaded, &Media{File: file("k"), Own: true, Of: twice}))
+	says := func(room id.RoomID, evt id.EventID) {
+		t.Helper()
+		must(a.KeepFiles(t.Context(), room, evt, []File{{keyed, &Media{File: file("k")}}, {other, &Media{File: file("o")}}}))
+	}
+	has := func(want bool, all ...string) {
+		t.Helper()
+		for _, mxc := range all {
+			if m, err := a.Media(t.Context(), mxc); err != nil || (m != nil) != want {
+				t.Errorf("the key of %s is %+v, %v; want it: %t", mxc, m, err, want)
+			}
+		}
+	}
+	says("!r:x", "$1")
+	says("!r:x", "$1") // read again
+	says("!r:x", "$2")
+	says("!s:x", "$3")
+	must(a.DropFiles(t.Context(), "!r:x", "$1"))
+	must(a.DropFiles(t.Context(), "!r:x", "$1"))
+	must(a.DropFiles(t.Context(), "!r:x", "$unknown"))
+	has(true, keyed, other, uploaded, twice)
+	a.changed = make(chan struct{})
+	a.handle(t.Context(), &client.Redaction{Room: "!r:x", Target: "$2"})
+	has(true, keyed, other, uploaded, twice)
+	must(a.Forget(t.Context(), "!s:x"))
+	has(false, keyed, other, uploaded, twice)
+	if left, err := a.st.KVKeys(t.Context(), "proxy/files/", 10); err != nil || len(left) != 0 {
+		t.Errorf("there is left %q, %v", left, err)
+	}
+
+	// One's own that lies open somewhere, too, and one that many name, stay.
+	must(a.KeepMedia(t.Context(), uploaded, &Media{File: file("k"), Own: true, Public: "mxc://h/public"}))
+	says("!r:x", "$4")
+	must(a.DropFiles(t.Context(), "!r:x", "$4"))
+	has(true, uploaded)
+	has(false, keyed, other)
+	for n := range maxNaming + 2 {
+		says("!r:x", id.EventID(fmt.Sprint("$many", n)))
+	}
+	for n := range maxNaming + 2 {
+		must(a.DropFiles(t.Context(), "!r:x", id.EventID(fmt.Sprint("$many", n))))
+	}
+	has(true, keyed, other)
+	// What is read again is there again.
+	must(a.KeepMedia(t.Context(), "mxc://h/y", &Media{File: file("y"), Own: true}))
+	again := rewrite.Keyed("mxc://h/y", []byte(`3`))
+	for range 2 {
+		must(a.KeepFiles(t.Context(), "!r:x", "$5", []File{{again, &Media{File: file("another key")}}}))
+		has(true, again)
+		must(a.DropFiles(t.Context(), "!r:x", "$5"))
+		has(false, again)
+	}
+	has(true, "mxc://h/y") // its key is another
+}
+
+// TestADeviceThatHasToLogInAgainStaysTheSame: after a soft logout the next login with
+// the password brings it back; after the end of its session there is another.
+func TestADeviceThatHasToLogInAgainStaysTheSame(t *testing.T) {
+	h := hstest.New(t, true)
+	accounts, err := Open(t.Context(), Options{Dir: t.TempDir(), Homeserver: h.URL, Note: t.Logf, Getenv: func(string) string { return "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accounts.Close()
+	login := func(session id.DeviceID) *Account {
+		t.Helper()
+		a, err := accounts.Login(t.Context(), "@a:one", "secret", session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	a := login("ONE")
+	device := a.Client().DeviceID()
+	if got := a.Session(t.Context()); got != SessionGood {
+		t.Errorf("after the login the session is %d", got)
+	}
+	h.Mu.Lock()
+	h.Devices["@a:one"][device.String()].Over = true
+	h.Mu.Unlock()
+	a.renewed()
+	status, err := a.Status(t.Context())
+	if got := a.Session(t.Context()); got != SessionSoft || err != nil || !status.SoftLogout() || status.Ended() {
+		t.Errorf("after a soft logout the session is %d, %+v, %v", got, status, err)
+	}
+	if again := login("TWO"); again != a || again.Client().DeviceID() != device || a.Session(t.Context()) != SessionGood {
+		t.Errorf("the device was %s and is %s, in the session %d", device, again.Client().DeviceID(), a.Session(t.Context()))
+	}
+	h.Mu.Lock()
+	n := len(h.Devices["@a:one"])
+	delete(h.Devices["@a:one"], device.String())
+	h.Mu.Unlock()
+	if n != 1 {
+		t.Errorf("the user has %d devices, want 1", n)
+	}
+	a.renewed()
+	if got := a.Session(t.Context()); got != SessionOver {
+		t.Errorf("after its end the session is %d", got)
+	}
+	if again := login("THREE"); again == a || again.Client().DeviceID() == device || again.Session(t.Context()) != SessionGood {
+		t.Errorf("after its end the device is still %s", again.Client().DeviceID())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
@@ -101,6 +102,43 @@ func (a *Account) verification(ctx context.Context) (verified, known bool) {
 	return a.verified, true
 }
 
+// Session is what the homeserver makes of the device's token.
+type Session int
+
+// The states of a session.
+const (
+	SessionGood Session = iota // or it cannot be asked
+	SessionSoft                // the homeserver wants the device to log in again: it stays the same
+	SessionOver                // the homeserver has ended the device
+)
+
+// Session tells whether the homeserver still takes the device's token. It is not
+// asked again for a while.
+func (a *Account) Session(ctx context.Context) Session {
+	a.verifiedMu.Lock()
+	defer a.verifiedMu.Unlock()
+	if time.Since(a.checkedAt) < verifiedTime {
+		return a.session
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	a.session, a.checkedAt = SessionGood, time.Now()
+	switch err := a.ident.Check(ctx); {
+	case errors.Is(err, identity.ErrSoftLogout):
+		a.session = SessionSoft
+	case errors.Is(err, identity.ErrTokenRejected):
+		a.session = SessionOver
+	}
+	return a.session
+}
+
+// renewed forgets what was known of the session: there is another.
+func (a *Account) renewed() {
+	a.verifiedMu.Lock()
+	defer a.verifiedMu.Unlock()
+	a.checkedAt = time.Time{}
+}
+
 // Dir is the folder of the account.
 func (a *Account) Dir() string { return a.dir }
 
@@ -150,6 +188,9 @@ func (a *Account) handle(ctx context.Context, u client.Update) {
 	a.tell(ctx, u)
 	if redaction, ok := u.(*client.Redaction); ok {
 		a.unread.stale(redaction.Room)
+		if err := a.DropFiles(ctx, redaction.Room, redaction.Target); err != nil {
+			a.log.Err(err).Msg("The keys of a redacted message's files cannot be deleted")
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

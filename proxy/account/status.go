@@ -25,11 +25,18 @@ type Status struct {
 	Dir           string
 	Verified      bool // signed by its user
 	VerifiedKnown bool
+	Session       Session
 	Synced        bool // the device has heard from the homeserver since it was started
 	Sessions      int  // of clients that use the proxy
 	Stock         []Stock
 	Refused       map[string]uint64 // events since the start, by rule
 }
+
+// SoftLogout tells whether the device has to log in again, and stays the same.
+func (s *Status) SoftLogout() bool { return s.Session == SessionSoft }
+
+// Ended tells whether the homeserver has ended the device.
+func (s *Status) Ended() bool { return s.Session == SessionOver }
 
 // All are the accounts whose devices run, by user.
 func (s *Set) All() []*Account {
@@ -59,6 +66,7 @@ func (a *Account) Status(ctx context.Context) (*Status, error) {
 		User: a.ident.UserID(), Device: a.ident.DeviceID(), Dir: a.dir, Synced: a.heard(ctx),
 		Sessions: len(sessions), Refused: a.cli.Refusals(),
 	}
+	s.Session = a.Session(ctx)
 	s.Verified, s.VerifiedKnown = a.verification(ctx)
 	have, want := a.ident.Stock()
 	for _, cs := range a.ident.Suites() {

@@ -500,10 +500,10 @@ func (a *Account) ReadUpTo(ctx context.Context, receipts map[id.RoomID][]Receipt
 // TakePushRules takes in m.push_rules as a client is told it.
 func (a *Account) TakePushRules(content json.RawMessage) { a.unread.rules.take(content) }
 
-// Forget deletes what is kept of a room that the user left and forgot: messages and
-// receipts.
+// Forget deletes what is kept of a room that the user left and forgot: messages,
+// receipts, and the keys of files.
 func (a *Account) Forget(ctx context.Context, room id.RoomID) error {
-	if err := errors.Join(a.unread.forget(ctx, room), a.st.DropTimeline(ctx, room)); err != nil {
+	if err := errors.Join(a.unread.forget(ctx, room), a.forgetFiles(ctx, room), a.st.DropTimeline(ctx, room)); err != nil {
 		return err
 	}
 	return a.st.Scrub(ctx)

@@ -47,6 +47,8 @@ func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 		s.stopped(w)
 	case errors.As(err, &tooLarge):
 		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", fmt.Sprintf("the request has more than %d bytes", tooLarge.Limit))
+	case errors.Is(err, errTooLarge):
+		refuse(w, http.StatusBadGateway, "M_TOO_LARGE", fmt.Sprintf("the homeserver's answer has more than %d MiB, which is more than the proxy holds; a client that loads members lazily, or asks for less at once, gets a smaller one", maxResponse>>20))
 	default:
 		s.o.Log.Warn().Str("error", redact(err)).Msg("The homeserver did not answer")
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver "+s.o.Homeserver.Host+" does not answer; check the network, the client tries again")
@@ -138,6 +140,29 @@ var errTooLarge = errors.New("server: the homeserver's answer is too large")
 
 // ask makes a request of the proxy's own to the homeserver.
 func (s *Server) ask(ctx context.Context, method, path string, query url.Values, token string, body []byte) (*reply, error) {
+	resp, err := s.begin(ctx, method, path, query, token, body)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return readReply(resp, maxResponse)
+}
+
+// readReply reads an answer of at most limit bytes.
+func readReply(resp *http.Response, limit int64) (*reply, error) {
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(raw)) > limit {
+		return nil, errTooLarge
+	}
+	return &reply{status: resp.StatusCode, header: resp.Header, body: raw}, nil
+}
+
+// begin makes a request of the proxy's own to the homeserver. The caller closes the
+// body of the answer.
+func (s *Server) begin(ctx context.Context, method, path string, query url.Values, token string, body []byte) (*http.Response, error) {
 	var in io.Reader
 	if body != nil {
 		in = bytes.NewReader(body)
@@ -154,19 +179,7 @@ func (s *Server) ask(ctx context.Context, method, path string, query url.Values,
 		req.Header.Set("Content-Type", "application/json")
 	}
 	s.direct(req, path)
-	resp, err := s.o.Transport.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(raw) > maxResponse {
-		return nil, errTooLarge
-	}
-	return &reply{status: resp.StatusCode, header: resp.Header, body: raw}, nil
+	return s.o.Transport.RoundTrip(req)
 }
 
 // again makes the client's own request, and reads the answer.

@@ -183,7 +183,7 @@ func (s *Server) createMLS(w http.ResponseWriter, r *http.Request, sess *session
 		}
 	}
 	if req.Visibility == "public" {
-		if err := s.list(ctx, sess, room); err != nil {
+		if err := s.publicize(ctx, sess, room); err != nil {
 			refuse(w, http.StatusBadGateway, "M_UNKNOWN", fmt.Sprintf("the room %s was made, but is not in the directory: %s", room, plain(err)))
 			return
 		}
@@ -218,8 +218,8 @@ func trusting(creator id.UserID, req *createRequest, asked json.RawMessage) json
 	return raw
 }
 
-// list puts a room into the server's directory.
-func (s *Server) list(ctx context.Context, sess *session, room id.RoomID) error {
+// publicize puts a room into the server's directory.
+func (s *Server) publicize(ctx context.Context, sess *session, room id.RoomID) error {
 	path := "/_matrix/client/v3/directory/list/room/" + url.PathEscape(string(room))
 	return s.change(ctx, sess, path, json.RawMessage(`{"visibility":"public"}`))
 }

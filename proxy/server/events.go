@@ -179,34 +179,48 @@ func (v *view) withReactions(room id.RoomID, to id.EventID, events []rewrite.Eve
 	return events, nil
 }
 
-// chunk answers GET /rooms/{room}/members, which has one list.
-func (s *Server) chunk(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
-	body := s.fetch(w, r, sess)
-	if body == nil {
-		return
-	}
-	page, err := rewrite.ParsePage(room, body)
+// list answers what has one list of state events, of any length: GET
+// /rooms/{room}/members has it under a name, /rooms/{room}/state has nothing else.
+func (s *Server) list(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID, name string) {
+	query := r.URL.Query()
+	resp, err := s.begin(r.Context(), r.Method, pathOf(r.Context()), query, tokenOf(r.Header, query), nil)
 	if err != nil {
-		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		s.failed(w, r, err)
 		return
 	}
-	page.Rewrite(s.view(r.Context(), sess), "chunk")
-	s.encode(w, page)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		refusal, err := readReply(resp, maxRequest)
+		if err != nil {
+			s.failed(w, r, err)
+			return
+		}
+		s.passed(w, refusal, sess)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	out := &begun{w: w}
+	err = rewrite.WriteList(out, resp.Body, room, name, s.view(r.Context(), sess))
+	switch {
+	case err == nil:
+	case out.some:
+		s.o.Log.Warn().Str("error", redact(err)).Msg("A list of the homeserver's broke off")
+		panic(http.ErrAbortHandler) // the client must not take it for a whole answer
+	default:
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+	}
 }
 
-// state answers GET /rooms/{room}/state.
-func (s *Server) state(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
-	body := s.fetch(w, r, sess)
-	if body == nil {
-		return
-	}
-	var events []json.RawMessage
-	if err := json.Unmarshal(body, &events); err != nil {
-		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
-		return
-	}
-	kept, _ := rewrite.List(room, events, s.view(r.Context(), sess))
-	answer(w, http.StatusOK, rewrite.Raws(kept))
+// begun tells whether something of an answer is on its way.
+type begun struct {
+	w    http.ResponseWriter
+	some bool
+}
+
+// Write implements io.Writer.
+func (b *begun) Write(p []byte) (int, error) {
+	b.some = true
+	return b.w.Write(p)
 }
 
 // stateEvent answers GET /rooms/{room}/state/{type}/{key}.

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"net/url"
+	"path"
+	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"maunium.net/go/mautrix/crypto/attachment"
 	"maunium.net/go/mautrix/event"
@@ -30,8 +32,14 @@ const (
 
 // upload encrypts every file, since nobody knows yet what it is for. It is
 // uploaded once more, in clear, if it is then used where nothing is encrypted:
-// see publish.
+// see publish. What the client has encrypted by itself stays as it is: in a room
+// with Megolm, whose messages nobody reads here, it has to be opened by the
+// client's key alone.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request, sess *session) {
+	s.uploadTo(w, r, sess, sess.account)
+}
+
+func (s *Server) uploadTo(w http.ResponseWriter, r *http.Request, sess *session, keys mediaKeeper) {
 	data, ok := read(w, r, maxMedia)
 	if !ok {
 		return
@@ -40,8 +48,13 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, sess *session) {
 	if kind == "" {
 		kind = anyMIME
 	}
-	file := attachment.NewEncryptedFile()
-	file.EncryptInPlace(data)
+	media := &account.Media{MIME: kind, Own: true}
+	if looksEncrypted(kind, r.URL.Query().Get("filename"), data) && s.encrypts(r.Context(), sess) {
+		media.Raw = true
+	} else {
+		media.File = &event.EncryptedFileInfo{EncryptedFile: *attachment.NewEncryptedFile()}
+		media.File.EncryptInPlace(data)
+	}
 	// Its name and type stay here.
 	mxc, resp, err := s.put(r.Context(), sess, anyMIME, data)
 	if err != nil {
@@ -52,13 +65,79 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, sess *session) {
 		s.passed(w, resp, sess)
 		return
 	}
-	media := &account.Media{File: &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(mxc)}, MIME: kind, Own: true}
-	if err := sess.account.KeepMedia(context.WithoutCancel(r.Context()), mxc, media); err != nil {
+	if media.File != nil {
+		media.File.URL = id.ContentURIString(mxc)
+	}
+	if err := keys.KeepMedia(context.WithoutCancel(r.Context()), mxc, media); err != nil {
 		s.o.Log.Err(err).Msg("The key of a file could not be stored")
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the file could not be stored; is the disk full?")
 		return
 	}
 	answer(w, http.StatusOK, map[string]string{"content_uri": mxc})
+}
+
+// plainMarks begin files that http.DetectContentType does not tell, and that are as
+// even as a ciphertext.
+var plainMarks = []string{"\xfd7zXZ\x00", "7z\xbc\xaf\x27\x1c", "\x28\xb5\x2f\xfd", "BZh", "age-encryption.org/", "\x1aE\xdf\xa3", "OggS", "fLaC"}
+
+// telling are ends of names of files whose beginning, or text, tells what they are.
+var telling = []string{
+	".jpg", ".jpeg", ".png", ".gif", ".webp", ".pdf", ".mp4", ".mov", ".webm", ".zip", ".docx", ".xlsx", ".pptx", ".odt", ".ods", ".txt", ".md", ".html", ".json", ".csv",
+}
+
+// looksEncrypted tells whether a file may be one that its client has encrypted by
+// itself: each byte in it is as likely as any other, and it has no type. It has no
+// name either, or, with some clients, that of a file that would begin in another way.
+func looksEncrypted(kind, name string, data []byte) bool {
+	if kind != anyMIME || utf8.Valid(data) || name != "" && !slices.Contains(telling, strings.ToLower(path.Ext(name))) {
+		return false
+	}
+	if len(data) >= 8 && string(data[4:8]) == "ftyp" { // a film
+		return false
+	}
+	if found := http.DetectContentType(data); found != anyMIME && !strings.HasPrefix(found, "text/") {
+		return false
+	}
+	for _, mark := range plainMarks {
+		if bytes.HasPrefix(data, []byte(mark)) {
+			return false
+		}
+	}
+	return even(data)
+}
+
+// even tells whether bytes are spread as at random: Pearson's chi-squared of the
+// counts of the 256 values. Its mean is 255; of random bytes one file in about a
+// hundred million has more than 400.
+func even(data []byte) bool {
+	var counts [256]int
+	for _, b := range data {
+		counts[b]++
+	}
+	want := float64(len(data)) / 256
+	sum := 0.0
+	for _, n := range counts {
+		sum += (float64(n) - want) * (float64(n) - want) / want
+	}
+	return sum < 400
+}
+
+// encrypts tells whether a session's client encrypts by itself: its device has keys.
+func (s *Server) encrypts(ctx context.Context, sess *session) bool {
+	body, err := json.Marshal(map[string]any{"device_keys": map[id.UserID][]id.DeviceID{sess.user: {sess.device}}})
+	if err != nil {
+		return false
+	}
+	resp, err := s.ask(ctx, http.MethodPost, "/_matrix/client/v3/keys/query", nil, sess.token, body)
+	if err != nil || resp.status != http.StatusOK {
+		return false
+	}
+	var answer struct {
+		Devices map[id.UserID]map[id.DeviceID]struct {
+			Keys map[string]string `json:"keys"`
+		} `json:"device_keys"`
+	}
+	return json.Unmarshal(resp.body, &answer) == nil && len(answer.Devices[sess.user][sess.device].Keys) > 0
 }
 
 // put uploads a file. Without an error and an address, the homeserver refused.
@@ -89,14 +168,7 @@ func (s *Server) do(req *http.Request, limit int64) (*reply, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(raw)) > limit {
-		return nil, errTooLarge
-	}
-	return &reply{status: resp.StatusCode, header: resp.Header, body: raw}, nil
+	return readReply(resp, limit)
 }
 
 // open fetches an encrypted file and decrypts it. A file that is not the one its
@@ -147,7 +219,7 @@ func ownMedia(ctx context.Context, keys mediaKeys, mxc string) (*account.Media, 
 		return seen, err
 	}
 	own, err := keys.Media(ctx, rewrite.Unkeyed(mxc))
-	if err != nil || own == nil || !own.Own || own.File == nil || seen.File == nil || own.File.Key.Key != seen.File.Key.Key || own.File.InitVector != seen.File.InitVector {
+	if err != nil || own == nil || !own.Own || own.Raw || own.File == nil || seen.File == nil || own.File.Key.Key != seen.File.Key.Key || own.File.InitVector != seen.File.InitVector {
 		return nil, err
 	}
 	return own, nil
@@ -172,7 +244,7 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request, sess *session,
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the file cannot be read")
 		return
 	}
-	if media == nil {
+	if media == nil || media.Raw {
 		s.stream.ServeHTTP(w, r)
 		return
 	}
@@ -225,6 +297,9 @@ func (s *Server) attach(ctx context.Context, sess *session, content json.RawMess
 	var failed error
 	out := rewrite.Attach(content, func(mxc string) (json.RawMessage, bool) {
 		media, err := known(ctx, sess, mxc)
+		if err == nil && media != nil && media.Raw {
+			err = errAsItIs
+		}
 		if err != nil || media == nil {
 			failed = errors.Join(failed, err)
 			return nil, false
@@ -254,7 +329,7 @@ func (s *Server) single(ctx context.Context, sess *session, keys mediaKeeper, co
 		}
 		mxc := string(theirs.URL)
 		media, err := ownMedia(ctx, keys, mxc)
-		if err != nil || media == nil {
+		if err != nil || media == nil || media.Raw {
 			return raw, err
 		}
 		if media.Single != nil {
@@ -289,7 +364,7 @@ func (s *Server) makeSingle(ctx context.Context, sess *session, keys mediaKeeper
 	}
 	ctx = context.WithoutCancel(ctx)
 	one := &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(fresh)}
-	err = keys.KeepMedia(ctx, fresh, &account.Media{File: one, MIME: anyMIME, Own: true})
+	err = keys.KeepMedia(ctx, fresh, &account.Media{File: one, MIME: anyMIME, Own: true, Of: rewrite.Unkeyed(mxc)})
 	if err == nil {
 		err = keys.KeepMedia(ctx, rewrite.Unkeyed(mxc), &account.Media{Single: one})
 	}
@@ -356,6 +431,9 @@ func (s *singles) do(ctx context.Context, key string, upload func(context.Contex
 
 var errManyFiles = errors.New("server: many files are being uploaded")
 
+// errAsItIs reports a file that was taken for one that its client had encrypted.
+var errAsItIs = errors.New("server: the file lies at the homeserver as the client uploaded it")
+
 var errOtherKey = errors.New("server: the key that the message names does not open the file")
 
 // notSingle tells the client why its file could not be sent.
@@ -377,7 +455,7 @@ func (s *Server) notSingle(w http.ResponseWriter, r *http.Request, err error) {
 func (s *Server) publish(ctx context.Context, sess *session, body json.RawMessage) (json.RawMessage, error) {
 	return rewrite.Publish(body, func(mxc string) (string, error) {
 		media, err := ownMedia(ctx, sess.account, mxc)
-		if err != nil || media == nil {
+		if err != nil || media == nil || media.Raw {
 			return rewrite.Unkeyed(mxc), err // of others, what they encrypted stays so
 		}
 		if media.Public != "" {

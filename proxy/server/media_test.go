@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"path"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -220,5 +222,115 @@ func TestFilesThatCouldRunInTheProxysNameAreOnlySaved(t *testing.T) {
 		if kind, disposition := shownAs(tt.claimed); kind != tt.kind || disposition != tt.disposition {
 			t.Errorf("%q is shown as %s, %s; want %s, %s", tt.claimed, kind, disposition, tt.kind, tt.disposition)
 		}
+	}
+}
+
+// ciphertext is what a client's encryption makes of a file: any bytes.
+func ciphertext(n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{7}).Read(data)
+	return data
+}
+
+func TestFilesThatLookEncrypted(t *testing.T) {
+	zip := append([]byte("PK\x03\x04"), ciphertext(5000)...)
+	image := make([]byte, 5000)
+	for i := range image {
+		image[i] = byte(i % 200)
+	}
+	for _, tt := range []struct {
+		name, kind, file string
+		data             []byte
+		want             bool
+	}{
+		{"a ciphertext", anyMIME, "", ciphertext(100_000), true},
+		{"a small one", anyMIME, "", ciphertext(40), true},
+		{"with a name that tells nothing", anyMIME, "a.bin", ciphertext(5000), false},
+		{"with a name without an end", anyMIME, "jpg", ciphertext(5000), false},
+		{"with a picture's name", anyMIME, "a.JPG", ciphertext(5000), true},
+		{"with a text's name", anyMIME, "notes.txt", ciphertext(5000), true},
+		{"a picture", anyMIME, "a.jpg", append([]byte("\xff\xd8\xff\xe0"), ciphertext(5000)...), false},
+		{"a film", anyMIME, "a.mp4", append([]byte("\x00\x00\x00\x18ftypisom"), ciphertext(5000)...), false},
+		{"with a type", "image/png", "", ciphertext(5000), false},
+		{"a text", anyMIME, "", []byte("a text, which a client may send as a file without a name"), false},
+		{"a text in another encoding", anyMIME, "", bytes.Repeat([]byte("gr\xfc\xdfe "), 100), false},
+		{"an archive", anyMIME, "", zip, false},
+		{"another archive", anyMIME, "", append([]byte("\xfd7zXZ\x00"), ciphertext(5000)...), false},
+		{"pixels", anyMIME, "", image, false},
+		{"nothing", anyMIME, "", nil, false},
+	} {
+		if got := looksEncrypted(tt.kind, tt.file, tt.data); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+	// Random bytes hardly ever look like anything else.
+	random := rand.New(rand.NewChaCha8([32]byte{8}))
+	for range 2000 {
+		data := make([]byte, 64+random.IntN(4000))
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		if !looksEncrypted(anyMIME, "", data) {
+			t.Fatalf("%d random bytes do not look encrypted: %x…", len(data), data[:16])
+		}
+	}
+}
+
+// TestWhatAClientHasEncryptedLiesAsItIs: a client that encrypts by itself, in rooms whose messages nobody reads here,
+// has its files opened by the keys that it names there. A file is taken for one of those only if its client has keys.
+func TestWhatAClientHasEncryptedLiesAsItIs(t *testing.T) {
+	var lies []byte
+	devices := `{}`
+	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		data, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if strings.HasSuffix(r.URL.Path, "/keys/query") {
+			if want := `{"device_keys":{"@a:x":["DEV"]}}`; string(data) != want {
+				t.Errorf("asked for %s, want %s", data, want)
+			}
+			fmt.Fprintf(w, `{"device_keys":{"@a:x":%s}}`, devices)
+			return
+		}
+		lies = data
+		fmt.Fprint(w, `{"content_uri":"mxc://h/file"}`)
+	}))
+	t.Cleanup(hs.Close)
+	base, err := url.Parse(hs.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, sess := New(Options{Homeserver: base, Log: zerolog.Nop()}), &session{user: "@a:x", device: "DEV", token: "t"}
+	const hasKeys = `{"DEV":{"keys":{"ed25519:DEV":"K"}}}`
+	for _, tt := range []struct {
+		name, devices, kind string
+		raw                 bool
+	}{
+		{"a client with keys", hasKeys, anyMIME, true},
+		{"a client without", `{}`, anyMIME, false},
+		{"another device's keys", `{"OTHER":{"keys":{"ed25519:OTHER":"K"}}}`, anyMIME, false},
+		{"a file with a type", hasKeys, "text/plain", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			devices = tt.devices
+			keys, data := mapOfMedia{}, ciphertext(3000)
+			r := httptest.NewRequestWithContext(t.Context(), "POST", "http://localhost"+uploadPath, bytes.NewReader(data))
+			r.Header.Set("Content-Type", tt.kind)
+			w := httptest.NewRecorder()
+			s.uploadTo(w, r, sess, keys)
+			media := keys["mxc://h/file"]
+			if w.Code != http.StatusOK || media == nil || !media.Own || media.Raw != tt.raw || (media.File == nil) != tt.raw || bytes.Equal(lies, data) != tt.raw {
+				t.Fatalf("%d %s, kept as %+v", w.Code, w.Body, media)
+			}
+			if !tt.raw {
+				return
+			}
+			// With its key it goes as it is, in a room with MLS too.
+			theirs := json.RawMessage(`{"file":{"url":"mxc://h/file","key":{"k":"theirs"}}}`)
+			if got, err := s.single(t.Context(), sess, keys, theirs); err != nil || string(got) != string(theirs) {
+				t.Errorf("%s, %v", got, err)
+			}
+		})
 	}
 }

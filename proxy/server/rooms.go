@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -74,7 +75,11 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		s.notSingle(w, r, err)
 		return
 	}
-	if content, err = s.attach(ctx, sess, content); err != nil {
+	if content, err = s.attach(ctx, sess, content); errors.Is(err, errAsItIs) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the client uploaded the attached file without a name and a type, as one that it had encrypted by itself, and sends no key for it: upload it again, with its name")
+		return
+	}
+	if err != nil {
 		s.o.Log.Err(err).Msg("The key of a file cannot be read")
 		refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the key of the attached file cannot be read")
 		return
@@ -85,6 +90,14 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		return
 	}
 	if err != nil {
+		switch sess.account.Session(context.WithoutCancel(r.Context())) {
+		case account.SessionSoft:
+			wait(w, "the message waits: the homeserver wants the proxy's device to log in again; end mls-proxy run, run on its machine: mls-proxy --state '"+sess.account.Dir()+"' login, and start it again; or log in through it once more with another client, with the password")
+			return
+		case account.SessionOver:
+			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the homeserver has ended the session of the proxy's device: log out and in again through the proxy")
+			return
+		}
 		s.refusal(w, r, err)
 		return
 	}

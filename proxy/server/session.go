@@ -182,13 +182,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 	case route.Threads:
 		s.threads(w, r, sess, room)
 	case route.Members:
-		s.chunk(w, r, sess, room)
+		s.list(w, r, sess, room, "chunk")
 	case route.Notifications:
 		s.notifications(w, r, sess)
 	case route.Search:
 		s.search(w, r, sess)
 	case route.State:
-		s.state(w, r, sess, room)
+		s.list(w, r, sess, room, "")
 	case route.StateEvent:
 		s.stateEvent(w, r, sess, m)
 	case route.Send:

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ func (v *view) read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 	r := v.sess.account.Read(v.ctx, room, event, time.UnixMilli(at))
 	switch r.State {
 	case account.Opened:
-		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: v.detach(r.Message.Content)}
+		out := rewrite.Reading{State: rewrite.Opened, Sender: r.Message.Sender, Type: r.Message.Type, Content: v.detach(r.Message)}
 		if from := r.Message.From; from != nil && !from.Own {
 			out.SharedBy = from.User
 		}
@@ -57,6 +58,12 @@ func (v *view) read(room id.RoomID, event id.EventID, at int64) rewrite.Reading 
 			return rewrite.Reading{Text: v.Language().Text(rewrite.Asked), Later: true}
 		}
 		return rewrite.Reading{Text: v.Language().Text(rewrite.BeforeUs)}
+	}
+	switch v.sess.account.Session(v.ctx) {
+	case account.SessionSoft:
+		return rewrite.Reading{Text: v.Language().Text(rewrite.SoftLogout, v.sess.account.Dir()), Later: true}
+	case account.SessionOver:
+		return rewrite.Reading{Text: v.Language().Text(rewrite.SessionOver)}
 	}
 	if !v.sess.account.Verified(v.ctx) {
 		return rewrite.Reading{Text: v.Language().Text(rewrite.NotVerified, v.sess.account.Dir()), Later: true}
@@ -75,17 +82,26 @@ func (v *view) message(m *client.Message) rewrite.Event {
 
 // detach keeps the keys of a message's files, so that the client can download
 // them as if they were not encrypted.
-func (v *view) detach(content json.RawMessage) json.RawMessage {
-	out, files := rewrite.Detach(content)
-	for _, f := range files {
+func (v *view) detach(m *client.Message) json.RawMessage {
+	out, found := rewrite.Detach(m.Content)
+	var files []account.File
+	var err error
+	for _, f := range found {
 		media := &account.Media{MIME: f.MIME}
-		err := json.Unmarshal(f.File, &media.File)
-		if err == nil {
-			err = v.sess.account.KeepMedia(v.ctx, f.MXC, media)
+		if bad := json.Unmarshal(f.File, &media.File); bad != nil {
+			err = bad
+			continue
 		}
-		if err != nil {
-			v.s.o.Log.Warn().Err(err).Msg("The key of an attachment cannot be kept")
-		}
+		files = append(files, account.File{MXC: f.MXC, Media: media})
+	}
+	if len(files) > 0 {
+		err = errors.Join(err, v.sess.account.KeepFiles(v.ctx, m.Room, m.EventID, files))
+	}
+	if len(m.Content) <= len("{}") { // it was redacted, perhaps while the proxy did not run
+		err = errors.Join(err, v.sess.account.DropFiles(v.ctx, m.Room, m.EventID))
+	}
+	if err != nil {
+		v.s.o.Log.Warn().Err(err).Msg("The keys of a message's attachments cannot be kept or deleted")
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 // matrix-js-sdk's encryption in Rust as a browser uses it: its keys are in IndexedDB, which is kept in a file from one
 // run to the next, and the person's recovery key opens their cross-signing keys.
 import "fake-indexeddb/auto";
+import { createCipheriv, createDecipheriv, createHash, randomBytes } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { deserialize, serialize } from "node:v8";
@@ -78,6 +79,31 @@ export async function identity(client, sign) {
     return { device: client.getDeviceId(), ed25519: keys.ed25519, curve25519: keys.curve25519, trust };
 }
 
+const base64 = (bytes) => bytes.toString("base64").replace(/=+$/, "");
+
+// file encrypts a file, uploads it as clients do with what they have encrypted, and sends its key in a room with Megolm.
+async function file(client, room, name) {
+    const key = randomBytes(32);
+    const iv = Buffer.concat([randomBytes(8), Buffer.alloc(8)]);
+    const cipher = createCipheriv("aes-256-ctr", key, iv);
+    const bytes = Buffer.concat([cipher.update(name.repeat(100)), cipher.final()]);
+    const { content_uri: url } = await client.uploadContent(new Blob([bytes]), { type: "application/octet-stream", includeFilename: false });
+    const jwk = { kty: "oct", alg: "A256CTR", ext: true, key_ops: ["encrypt", "decrypt"], k: key.toString("base64url") };
+    const hashes = { sha256: base64(createHash("sha256").update(bytes).digest()) };
+    await client.sendEvent(room, "m.room.message", { msgtype: "m.file", body: name, file: { v: "v2", url, key: jwk, iv: base64(iv), hashes } });
+}
+
+// opens gets such a file from the other one's homeserver, with the key of the message alone.
+async function opens(homeserver, who, message, word) {
+    const { url, key, iv, hashes } = message.getContent().file;
+    const answer = await fetch(`${homeserver}/_matrix/client/v1/media/download/${url.slice("mxc://".length)}`, { headers: { Authorization: "Bearer " + who.getAccessToken() } });
+    const bytes = Buffer.from(await answer.arrayBuffer());
+    if (!answer.ok || base64(createHash("sha256").update(bytes).digest()) !== hashes.sha256) throw new Error("the file of a message with Megolm is not the one that was encrypted: " + answer.status);
+    const open = createDecipheriv("aes-256-ctr", Buffer.from(key.k, "base64url"), Buffer.from(iv, "base64"));
+    const text = Buffer.concat([open.update(bytes), open.final()]).toString();
+    if (!text.startsWith(word)) throw new Error("the file says " + text.slice(0, 100));
+}
+
 // aside has the client talk with somebody who is not behind the proxy, in a room with Megolm: room keys go by to-device
 // messages, both ways. With a room it only reads there again.
 export async function aside(client, where, until, room) {
@@ -104,6 +130,8 @@ export async function aside(client, where, until, room) {
     await reads(client, words.there);
     await client.sendEvent(room, "m.room.message", { msgtype: "m.text", body: words.back });
     await reads(other, words.back);
+    await file(client, room, words.back + " as a file");
+    await opens(words.url, other, await reads(other, words.back + " as a file"), words.back);
     other.stopClient();
     return room;
 }
