@@ -761,7 +761,7 @@ func (c *plainClient) refusals(p *localProxy, room id.RoomID) string {
 	}{
 		{c.BuildClientURL("v3", "rooms", room, "upgrade"), map[string]string{"new_version": "11"}, "cannot upgrade MLS rooms"},
 		{c.BuildURL(mautrix.MediaURLPath{"v1", "create"}), map[string]string{}, "upload them by POST"},
-		{c.BuildClientURL("v3", "register"), map[string]string{"username": "x", "password": "y"}, "with your homeserver directly"},
+		{c.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "register"}, map[string]string{"kind": "guest"}), map[string]string{}, "a guest has no device"},
 	} {
 		if _, err = c.MakeRequest(c.s.soon(), http.MethodPost, tt.path, tt.body, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 			c.s.Errorf("%s: %v, want a refusal that says %q", tt.path, err, tt.want)

@@ -88,7 +88,7 @@ func New(t testing.TB, fallback bool) *Server {
 				return
 			}
 			user, me := h.caller(r)
-			if open := strings.HasSuffix(r.URL.Path, "/login") || strings.HasSuffix(r.URL.Path, "/refresh") || strings.HasSuffix(r.URL.Path, "/auth_metadata"); (me == nil || me.Over) && !open {
+			if open := strings.HasSuffix(r.URL.Path, "/login") || strings.HasSuffix(r.URL.Path, "/register") || strings.HasSuffix(r.URL.Path, "/refresh") || strings.HasSuffix(r.URL.Path, "/auth_metadata"); (me == nil || me.Over) && !open {
 				reply(401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no such token", "soft_logout": me != nil})
 				return
 			}
@@ -106,6 +106,7 @@ func New(t testing.TB, fallback bool) *Server {
 		return 200, map[string]any{"flows": []map[string]string{{"type": "m.login.password"}, {"type": "m.login.sso"}, {"type": "m.login.token"}}}
 	})
 	handle("POST "+v3+"/login", h.login)
+	handle("POST "+v3+"/register", h.register)
 	handle("GET "+v3+"/account/whoami", func(me *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
 		for name, d := range h.Devices[user] {
 			if d == me {
@@ -269,6 +270,34 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	}
 	d := h.Add(user, name)
 	d.give(req.Refresh)
+	return 200, h.given(d, map[string]any{"user_id": user, "device_id": name})
+}
+
+// register makes a user whose password is as everybody's, once a question was answered.
+func (h *Server) register(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+	var req struct {
+		Username string
+		Later    bool `json:"inhibit_login"`
+		Auth     *struct{ Type, Session string }
+	}
+	raw, _ := json.Marshal(body)
+	if json.Unmarshal(raw, &req) != nil {
+		return 400, map[string]any{"errcode": "M_BAD_JSON"}
+	}
+	user := id.UserID("@" + req.Username + ":one")
+	switch {
+	case h.Devices[user] != nil:
+		return 400, map[string]any{"errcode": "M_USER_IN_USE", "error": "taken"}
+	case req.Auth == nil || req.Auth.Type != "m.login.dummy" || req.Auth.Session != "s":
+		return 401, map[string]any{"session": "s", "flows": []map[string]any{{"stages": []string{"m.login.dummy"}}}}
+	case req.Later:
+		h.Devices[user] = map[string]*Device{}
+		return 200, map[string]any{"user_id": user}
+	}
+	h.NextLogin++
+	name := fmt.Sprintf("DEV%d", h.NextLogin)
+	d := h.Add(user, name)
+	d.give(false)
 	return 200, h.given(d, map[string]any{"user_id": user, "device_id": name})
 }
 

@@ -22,6 +22,8 @@ const (
 	LoginFlows                // goes through with the flows that give the proxy a device
 	Login                     // makes the account's MLS device
 	SSO                       // sends a browser to the homeserver, once for the MLS device and once for the client
+	Register                  // makes an account, and its MLS device
+	Page                      // a page of the homeserver's, for a browser: it is sent there
 	Logout                    // ends one session
 	LogoutAll                 // ends all sessions, the MLS device's too
 	Sync                      // events come back
@@ -156,10 +158,9 @@ func (e *entry) match(segments []string) (map[string]string, bool) {
 
 // Why a listed path is refused.
 const (
-	whyNotYet   = "this proxy does not rewrite that path yet, and events of encrypted rooms would come through unreadable"
-	whyRegister = "make the account with your homeserver directly, then log in through the proxy with its password"
-	whyAsync    = "this proxy encrypts files before it knows their address: upload them by POST /_matrix/media/v3/upload"
-	whyPreview  = "a preview would tell the homeserver which links are in encrypted messages"
+	whyNotYet  = "this proxy does not rewrite that path yet, and events of encrypted rooms would come through unreadable"
+	whyAsync   = "this proxy encrypts files before it knows their address: upload them by POST /_matrix/media/v3/upload"
+	whyPreview = "a preview would tell the homeserver which links are in encrypted messages"
 )
 
 // rows is the table: methods, path below its root, kind. A path begins with
@@ -181,8 +182,12 @@ var rows = []struct {
 	{"POST", "c/logout", Logout, ""},
 	{"POST", "c/logout/all", LogoutAll, ""},
 	{"POST", "c/refresh", Stream, ""},
-	{"POST", "c/register", Refused, whyRegister},
+	{"POST", "c/register", Register, ""},
 	{"GET", "c/register/available", Stream, ""},
+	{"GET", "_matrix/client/v1/register/m.login.registration_token/validity", Stream, ""},
+	{"POST", "c/register/email/requestToken", Stream, ""},
+	{"POST", "c/register/msisdn/requestToken", Stream, ""},
+	{"GET", "c/auth/{stage}/fallback/web", Page, ""},
 
 	// The account.
 	{"GET", "c/account/whoami", Stream, ""},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -111,6 +112,64 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		resp.pass(w)
 		return
 	}
+	s.enter(w, r, resp, "log in again", func(user id.UserID, device id.DeviceID) error {
+		if req.Type == passwordLogin {
+			_, err := s.o.Accounts.Login(r.Context(), user, req.Password, device)
+			return err
+		}
+		return s.o.Accounts.Join(r.Context(), user, device)
+	})
+}
+
+// register makes an account, and its MLS device by the password that the account
+// gets. What the homeserver wants to know first, and asks for by its refusals, it is
+// told by the client (Matrix client-server API, "User-Interactive Authentication").
+func (s *Server) register(w http.ResponseWriter, r *http.Request) {
+	if kind := r.URL.Query().Get("kind"); kind != "" && kind != "user" {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "a guest has no device that rooms with MLS let in: make an account")
+		return
+	}
+	body, ok := read(w, r, maxLogin)
+	if !ok {
+		return
+	}
+	var req struct {
+		Password string `json:"password"`
+		Later    bool   `json:"inhibit_login"`
+	}
+	if err := json.Unmarshal(body, &req); err != nil {
+		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the registration is not JSON")
+		return
+	}
+	resp, err := s.again(r, body)
+	if err != nil {
+		s.failed(w, r, err)
+		return
+	}
+	if resp.status != http.StatusOK || req.Later {
+		resp.pass(w)
+		return
+	}
+	s.enter(w, r, resp, "the account is made: log in with its password", func(user id.UserID, device id.DeviceID) error {
+		_, err := s.o.Accounts.Login(r.Context(), user, req.Password, device)
+		return err
+	})
+}
+
+// visit sends a browser to a page of the homeserver's, which is no page of the
+// proxy's: such as one that asks for what a client cannot ask for.
+func (s *Server) visit(w http.ResponseWriter, r *http.Request) {
+	page := *s.o.Homeserver
+	page.RawPath = strings.TrimRight(page.EscapedPath(), "/") + pathOf(r.Context())
+	page.Path, _ = url.PathUnescape(page.RawPath)
+	page.RawQuery = r.URL.RawQuery
+	w.Header().Set("Cache-Control", "no-store")
+	http.Redirect(w, r, page.String(), http.StatusFound)
+}
+
+// enter answers a client that has just got a session, once its user has an MLS
+// device. Without one, the session is given up.
+func (s *Server) enter(w http.ResponseWriter, r *http.Request, resp *reply, next string, device func(id.UserID, id.DeviceID) error) {
 	var made struct {
 		User   id.UserID   `json:"user_id"`
 		Device id.DeviceID `json:"device_id"`
@@ -121,20 +180,15 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer to the login is not one")
 		return
 	}
-	if req.Type == passwordLogin {
-		_, err = s.o.Accounts.Login(r.Context(), made.User, req.Password, made.Device)
-	} else {
-		err = s.o.Accounts.Join(r.Context(), made.User, made.Device)
-	}
-	if err != nil {
+	if err := device(made.User, made.Device); err != nil {
 		s.o.Log.Warn().Err(err).Msg("The MLS device could not be made")
 		// Without it the session is of no use, and nobody else knows it yet.
 		if _, err := s.ask(context.WithoutCancel(r.Context()), http.MethodPost, "/_matrix/client/v3/logout", nil, made.Token, []byte("{}")); err != nil {
 			s.o.Log.Warn().Str("error", redact(err)).Msg("A session that was given up is still there")
 		}
-		text := "the MLS device of the account could not be made; log in again, and see what mls-proxy run printed"
+		text := "the MLS device of the account could not be made; " + next + ", and see what mls-proxy run printed"
 		if errors.Is(err, identity.ErrPasswordRefused) {
-			text = "the homeserver does not take the password for a second device"
+			text = "the homeserver does not take the password for a second device; " + next
 		}
 		if errors.Is(err, account.ErrNoDevice) {
 			text = "the account has no MLS device here: log in by single sign-on through the proxy, from its beginning"

@@ -181,6 +181,10 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
 		s.login(w, r)
 	case route.SSO:
 		s.sso(w, r)
+	case route.Register:
+		s.register(w, r)
+	case route.Page:
+		s.visit(w, r)
 	case route.Logout:
 		s.logout(w, r, false)
 	case route.LogoutAll:

@@ -103,7 +103,7 @@ func TestRequestsThatNeverReachTheHomeserver(t *testing.T) {
 		{"search without a token", "POST", "/_matrix/client/v3/search", nil, 401, "M_MISSING_TOKEN"},
 		{"link preview", "GET", "/_matrix/media/v3/preview_url?url=x", nil, 404, "M_UNRECOGNIZED"},
 		{"the homeserver's admin API", "GET", "/_synapse/admin/v1/users/@a:x", nil, 404, "M_UNRECOGNIZED"},
-		{"registration", "POST", "/_matrix/client/v3/register", nil, 404, "M_UNRECOGNIZED"},
+		{"registration of a guest", "POST", "/_matrix/client/v3/register?kind=guest", nil, 403, "M_FORBIDDEN"},
 		{"an address for a later upload", "POST", "/_matrix/media/v1/create", nil, 404, "M_UNRECOGNIZED"},
 		{"an upload to an address made before", "PUT", "/_matrix/media/v3/upload/x/abc", nil, 404, "M_UNRECOGNIZED"},
 		{"the upgrade of a room without a token", "POST", "/_matrix/client/v3/rooms/!r:x/upgrade", nil, 401, "M_MISSING_TOKEN"},
