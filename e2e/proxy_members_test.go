@@ -52,16 +52,18 @@ func TestProxyTwoMembers(t *testing.T) {
 	first := anna.send(room, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": before})
 	s.step("something was said")
 
-	_, err = anna.InviteUser(s.soon(), room, &mautrix.ReqInviteUser{UserID: ben.UserID})
-	s.must(err)
-	ctx := s.soon()
-	for invited := false; !invited; {
-		resp, err := ben.sync(ctx, room)
+	s.part(t, "POST invite and join", func() {
+		_, err = anna.InviteUser(s.soon(), room, &mautrix.ReqInviteUser{UserID: ben.UserID})
 		s.must(err)
-		invited = resp.Rooms.Invite[room] != nil
-	}
-	_, err = ben.JoinRoomByID(s.soon(), room)
-	s.must(err)
+		ctx := s.soon()
+		for invited := false; !invited; {
+			resp, err := ben.sync(ctx, room)
+			s.must(err)
+			invited = resp.Rooms.Invite[room] != nil
+		}
+		_, err = ben.JoinRoomByID(s.soon(), room)
+		s.must(err)
+	})
 	// Homeservers show what was said before when it is asked for.
 	var shown []string
 	s.eventually("who was invited reads what was said before, and who says so", func() string {
@@ -145,13 +147,15 @@ func TestProxyTwoMembers(t *testing.T) {
 	if n := kept(); n < 3 {
 		t.Errorf("ben's device has %d messages", n)
 	}
-	_, err = ben.LeaveRoom(s.soon(), room)
-	s.must(err)
-	_, err = ben.MakeRequest(s.soon(), http.MethodPost, ben.BuildClientURL("v3", "rooms", room, "forget"), struct{}{}, nil)
-	s.must(err)
-	if n := kept(); n != 0 {
-		t.Errorf("ben's device has %d messages of a room that he forgot", n)
-	}
+	s.part(t, "POST leave and forget", func() {
+		_, err = ben.LeaveRoom(s.soon(), room)
+		s.must(err)
+		_, err = ben.MakeRequest(s.soon(), http.MethodPost, ben.BuildClientURL("v3", "rooms", room, "forget"), struct{}{}, nil)
+		s.must(err)
+		if n := kept(); n != 0 {
+			s.Errorf("ben's device has %d messages of a room that he forgot", n)
+		}
+	})
 	s.step("who forgot the room has nothing of it")
 	s.blind([]string{before, text, answer})
 }

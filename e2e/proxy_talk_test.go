@@ -110,6 +110,29 @@ func (c *plainClient) untilRepeated(what string, room id.RoomID, fits func(*even
 	}
 }
 
+// accepts waits for an invite, joins, and waits until the inviter has the client's MLS device in the group.
+func (c *plainClient) accepts(from *e2e.Device, room id.RoomID) {
+	c.s.Helper()
+	ctx := c.s.soon()
+	for invited := false; !invited; {
+		resp, err := c.sync(ctx, room)
+		c.s.must(err)
+		if invite := resp.Rooms.Invite[room]; invite != nil {
+			invited = true
+			for _, e := range invite.State.Events {
+				if e.Type.Type == "m.room.encryption" {
+					c.s.Errorf("the invite shows %s", e.Content.VeryRaw)
+				}
+			}
+		}
+	}
+	_, err := c.JoinRoomByID(c.s.soon(), room)
+	c.s.must(err)
+	_, err = from.WaitEpoch(c.s.soon(), room, "the plain client's device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, c.UserID) })
+	c.s.must(err)
+	c.s.step("the plain client joined")
+}
+
 func (c *plainClient) summary() string {
 	var out []string
 	for _, e := range c.seen {
@@ -161,24 +184,7 @@ func TestProxyConversation(t *testing.T) {
 			room, err := alice.CreateRoom(s.soon(), client.CreateOptions{Name: "Through the proxy"})
 			s.must(err)
 			s.must(alice.Invite(s.soon(), room, bob.UserID))
-			ctx := s.soon()
-			for {
-				resp, err := bob.sync(ctx, room)
-				s.must(err)
-				if invited := resp.Rooms.Invite[room]; invited != nil {
-					for _, e := range invited.State.Events {
-						if e.Type.Type == "m.room.encryption" {
-							t.Errorf("the invite shows %s", e.Content.VeryRaw)
-						}
-					}
-					break
-				}
-			}
-			_, err = bob.JoinRoomByID(s.soon(), room)
-			s.must(err)
-			s.step("the plain client joined")
-			_, err = alice.WaitEpoch(s.soon(), room, "the plain client's device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, bob.UserID) })
-			s.must(err)
+			bob.accepts(alice, room)
 			secret := token("planted")
 			for i := range 5 {
 				_, err := alice.SendText(s.soon(), room, fmt.Sprintf("message %d: %s", i, secret))
@@ -228,14 +234,11 @@ func TestProxyConversation(t *testing.T) {
 				t.Errorf("its own message came back as %s of transaction %q, want %s of 1", own.ID, own.Unsigned.TransactionID, sent)
 			}
 			bob.until("its reaction", room, func(e *event.Event) bool { return e.ID == reacted && e.Type.Type == "m.reaction" })
-			bob.lookAround(room, first, secret)
-			bob.search(room, secret)
-			bob.reactions(room, first.ID, reacted)
-			bob.slide(alice, room, "said later: "+secret)
-			odd := bob.refusals(p, room)
-			inside := s.files(alice, bob, room)
-
-			called := bob.unread(alice, room, sent)
+			bob.paths(t, alice, room, first, secret, reacted)
+			var odd, inside, called string
+			s.part(t, "refusals", func() { odd = bob.refusals(p, room) })
+			s.part(t, "files", func() { inside = s.files(alice, bob, room) })
+			s.part(t, "unread counts", func() { called = bob.unread(alice, room, sent) })
 
 			// After a restart the whole history is there.
 			p.end()
@@ -284,7 +287,7 @@ func TestProxyConversation(t *testing.T) {
 // TestProxyCreatesEncryptedRooms: what a client takes for a room with Megolm is an MLS room.
 func TestProxyCreatesEncryptedRooms(t *testing.T) {
 	s := tell(t, "sqlite")
-	alice := s.person("syn1", "alice")
+	alice, carol := s.person("syn1", "alice"), s.person("den1", "carol")
 	user, err := s.w.AddUser(s.ctx, "den1", fmt.Sprintf("plain%d", people.Add(1)))
 	s.must(err)
 	p := s.proxy("den1")
@@ -322,12 +325,32 @@ func TestProxyCreatesEncryptedRooms(t *testing.T) {
 	if e := bob.reads(made.RoomID, "answer to "+word); e.ID != said {
 		t.Errorf("the answer is %s, want %s", e.ID, said)
 	}
-	// A kick through the proxy is a removal from the group.
-	_, err = bob.KickUser(s.soon(), made.RoomID, &mautrix.ReqKickUser{UserID: alice.UserID()})
-	s.must(err)
-	s.gone(alice, made.RoomID)
-	_, err = bob.LeaveRoom(s.soon(), made.RoomID)
-	s.must(err)
+	// Who is put out through the proxy is removed from the group.
+	in := "/rooms/" + url.PathEscape(string(made.RoomID))
+	does := func(path, body string) {
+		t.Helper()
+		if status, raw := bob.ask(http.MethodPost, "/_matrix/client/"+path, []byte(body)); status != http.StatusOK {
+			s.Fatalf("%s: %d %s", path, status, raw)
+		}
+	}
+	whom := func(d *e2e.Device) string { return `{"user_id":"` + string(d.UserID()) + `"}` }
+	s.part(t, "POST v3 invite", func() {
+		does("v3"+in+"/invite", whom(carol))
+		s.join(carol, made.RoomID, &e2e.Device{Server: p.server})
+	})
+	s.part(t, "POST r0 ban", func() {
+		does("r0"+in+"/ban", whom(carol))
+		s.gone(carol, made.RoomID)
+	})
+	s.part(t, "POST v3 unban and r0 invite", func() {
+		does("v3"+in+"/unban", whom(carol))
+		does("r0"+in+"/invite", whom(carol))
+	})
+	s.part(t, "POST v3 kick", func() {
+		does("v3"+in+"/kick", whom(alice))
+		s.gone(alice, made.RoomID)
+	})
+	s.part(t, "POST r0 leave", func() { does("r0"+in+"/leave", `{}`) })
 }
 
 func (c *plainClient) send(room id.RoomID, eventType, txn string, content any) id.EventID {
@@ -887,29 +910,41 @@ func (c *plainClient) history(room id.RoomID) []*event.Event {
 	return all
 }
 
-// onlyMLS looks at all messages of a room as the homeserver has them.
-func (s *story) onlyMLS(d *e2e.Device, room id.RoomID) {
+// roomEvent is what a homeserver tells of an event.
+type roomEvent struct {
+	Type     string          `json:"type"`
+	Sender   id.UserID       `json:"sender"`
+	StateKey *string         `json:"state_key"`
+	Content  json.RawMessage `json:"content"`
+}
+
+// roomEvents are the newest 1,000 events of a room as a homeserver has them.
+func (s *story) roomEvents(d *e2e.Device, room id.RoomID) []roomEvent {
 	s.Helper()
 	raw, err := e2e.API(s.soon(), d.Server, d.User, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit=1000", nil)
 	s.must(err)
 	var page struct {
-		Chunk []struct {
-			Type     string  `json:"type"`
-			StateKey *string `json:"state_key"`
-			Content  struct {
-				Algorithm string `json:"algorithm"`
-			} `json:"content"`
-		} `json:"chunk"`
+		Chunk []roomEvent `json:"chunk"`
 	}
 	s.must(json.Unmarshal(raw, &page))
+	return page.Chunk
+}
+
+// onlyMLS looks at all messages of a room as the homeserver has them.
+func (s *story) onlyMLS(d *e2e.Device, room id.RoomID) {
+	s.Helper()
 	ciphertexts := 0
-	for _, e := range page.Chunk {
+	for _, e := range s.roomEvents(d, room) {
+		var content struct {
+			Algorithm string `json:"algorithm"`
+		}
+		_ = json.Unmarshal(e.Content, &content)
 		switch {
-		case e.StateKey != nil || strings.HasPrefix(e.Type, "io.github.matrix-mls."):
-		case e.Type == "m.room.encrypted" && e.Content.Algorithm == "io.github.matrix-mls.v1":
+		case e.StateKey != nil || strings.HasPrefix(e.Type, "io.github.matrix-mls.") || e.Type == "m.room.redaction" || string(e.Content) == "{}": // it was redacted
+		case e.Type == "m.room.encrypted" && content.Algorithm == "io.github.matrix-mls.v1":
 			ciphertexts++
 		default:
-			s.Errorf("the room has an event %s with the algorithm %q", e.Type, e.Content.Algorithm)
+			s.Errorf("the room has an event %s with the algorithm %q", e.Type, content.Algorithm)
 		}
 	}
 	if ciphertexts < 10 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -31,7 +32,12 @@ type localProxy struct {
 	stderr *output
 	stop   context.CancelFunc
 	ended  chan int
+	apart  bool // it runs as a process of its own: see signal
+	signal func(os.Signal)
 }
+
+// asProxy is set in the environment of a test program that is to be mls-proxy.
+const asProxy = "MLS_TEST_AS_PROXY"
 
 func (s *story) proxy(server string) *localProxy {
 	s.Helper()
@@ -48,13 +54,40 @@ func (p *localProxy) start() {
 	p.stop, p.stderr, p.ended = cancel, newOutput(), make(chan int, 1)
 	env := &terminal.Env{Stdin: strings.NewReader(""), Stdout: newOutput(), Stderr: p.stderr, Getenv: func(string) string { return "" }, Cwd: p.s.TempDir()}
 	listen := cmp.Or(p.listen, "127.0.0.1:0")
-	ended := p.ended
-	go func() {
-		ended <- terminal.Main(ctx, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", listen}, env)
-	}()
+	ended, args := p.ended, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", listen}
+	if p.apart {
+		p.startApart(args)
+	} else {
+		go func() { ended <- terminal.Main(ctx, args, env) }()
+	}
 	p.s.Cleanup(func() { p.end() })
 	p.s.must(p.stderr.wait(p.s.soon(), "clients log in at"))
 	p.url = proxyAddress.FindStringSubmatch(p.stderr.String())[1]
+}
+
+// startApart starts the program as a process.
+func (p *localProxy) startApart(args []string) {
+	p.s.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env, cmd.Stderr, cmd.Dir = append(os.Environ(), asProxy+"=1"), p.stderr, p.s.TempDir()
+	p.s.must(cmd.Start())
+	ended := p.ended
+	go func() {
+		_ = cmd.Wait()
+		ended <- cmd.ProcessState.ExitCode()
+	}()
+	p.signal = func(what os.Signal) { p.s.must(cmd.Process.Signal(what)) }
+	p.stop = func() { p.signal(os.Interrupt) }
+}
+
+// kill ends a process with SIGKILL, and waits until it is gone.
+func (p *localProxy) kill() {
+	p.s.Helper()
+	p.signal(os.Kill)
+	if code := <-p.ended; code == terminal.ExitOK {
+		p.s.Errorf("mls-proxy run ended by itself\n%s", p.stderr)
+	}
+	p.ended = nil
 }
 
 // end stops the program and waits for it.
@@ -167,6 +200,10 @@ func TestProxyLogin(t *testing.T) {
 				t.Errorf("after the last logout: %v, want %v", left, before)
 			}
 
+			if server == "syn1" {
+				s.twoAccounts(p, cli)
+			}
+
 			// A session that another one ended does not keep the MLS device.
 			third, fourth := p.login(user), p.login(user)
 			_, err = e2e.API(s.soon(), p.server, lab.User{UserID: user.UserID, AccessToken: third.AccessToken}, http.MethodPost, "/logout", nil)
@@ -191,6 +228,39 @@ func TestProxyLogin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// twoAccounts lets another user log in through a proxy, and out again: each has a device and a folder of their own.
+func (s *story) twoAccounts(p *localProxy, of *mautrix.Client) {
+	s.Helper()
+	var clients []*mautrix.Client
+	for range 2 {
+		user, err := s.w.AddUser(s.ctx, p.server.Name, fmt.Sprintf("proxied%d", people.Add(1)))
+		s.must(err)
+		clients = append(clients, p.login(user))
+	}
+	for _, c := range clients {
+		who, err := c.Whoami(s.soon())
+		if err != nil || who.UserID != c.UserID || who.UserID == of.UserID {
+			s.Errorf("whoami: %+v, %v; want %s", who, err, c.UserID)
+		}
+		if _, err := c.SyncRequest(s.soon(), 0, "", "", false, ""); err != nil {
+			s.Errorf("%s cannot sync: %v", c.UserID, err)
+		}
+		if folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"+c.UserID.Localpart()+"*")); len(folders) != 1 {
+			s.Errorf("%s has the folders %q", c.UserID, folders)
+		}
+	}
+	for i, c := range clients {
+		_, err := c.Logout(s.soon())
+		s.must(err)
+		if i == 0 {
+			if _, err := clients[1].SyncRequest(s.soon(), 0, "", "", false, ""); err != nil {
+				s.Errorf("after the other's logout: %v", err)
+			}
+		}
+	}
+	s.step("two more accounts came and went")
 }
 
 // TestProxyRefusesSessionsThatAreNotItsOwn: a token that was not made through the proxy has no MLS device behind it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/proxy/terminal"
 )
 
 // Worlds are shared by the tests, which use rooms and users of their own: homeservers take longer to start than most
@@ -57,6 +59,12 @@ func world(t *testing.T, name string) *e2e.World {
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asProxy) != "" { // a process of its own, which a test can kill
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		code := terminal.Main(ctx, os.Args[1:], terminal.System())
+		stop()
+		os.Exit(code)
+	}
 	code := m.Run()
 	for name, s := range worlds {
 		if s.world == nil {
