@@ -46,6 +46,9 @@ func API(ctx context.Context, s *lab.Server, user lab.User, method, path string,
 	return answer, nil
 }
 
+// Ask makes a request that needs no account, and tells whether it was answered well.
+func Ask(ctx context.Context, s *lab.Server, path string) error { return get(ctx, s.BaseURL+path) }
+
 // Ciphertext returns the MLS message in an encrypted room event, as the user's homeserver has it.
 func Ciphertext(ctx context.Context, s *lab.Server, user lab.User, room id.RoomID, event id.EventID) ([]byte, error) {
 	raw, err := API(ctx, s, user, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/event/"+url.PathEscape(string(event)), nil)

@@ -136,16 +136,20 @@ func (s *story) cannotRead(removed *e2e.Device, kept e2e.Kept, room id.RoomID, f
 func (s *story) blind(texts []string) {
 	s.Helper()
 	control := token("control")
+	s.spoken = append(s.spoken, texts...)
 	for _, server := range s.w.All() {
 		s.plainRoom(server.Name, control)
 	}
 	found, err := s.w.Search(s.ctx, append([]string{control}, texts...)...)
 	s.must(err)
-	controls := map[string]bool{}
+	controls, wire := map[string]bool{}, s.w.Wire()
 	for _, hit := range found.Hits {
 		if hit.Text != control {
 			s.Errorf("found on the servers' side: %s", hit)
 			continue
+		}
+		if wire != nil && hit.Path == wire.Path() {
+			controls["the wire"] = true
 		}
 		for _, server := range s.w.All() {
 			if strings.HasPrefix(hit.Path, server.Dir+"/") {
@@ -155,6 +159,9 @@ func (s *story) blind(texts []string) {
 				controls[server.Name] = true
 			}
 		}
+	}
+	if wire != nil && !controls["the wire"] {
+		s.Errorf("the search does not find a plain message on the wire: it proves nothing")
 	}
 	for _, server := range s.w.All() {
 		if !controls[server.Name] {

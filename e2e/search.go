@@ -33,9 +33,14 @@ type Search struct {
 }
 
 // Search looks for texts in everything that the servers' side has written: databases (each file as it is, and every
-// value of every table), write-ahead logs, media, logs, configuration, and a dump of PostgreSQL. It looks for the text
-// itself and for its hex and base64 forms. What the clients keep is not looked at: it is theirs.
+// value of every table), write-ahead logs, media, logs, configuration, a dump of PostgreSQL, and what was recorded of the
+// wire. It looks for the text itself and for its hex and base64 forms. What the clients keep is not looked at: it is theirs.
 func (w *World) Search(ctx context.Context, texts ...string) (*Search, error) {
+	if w.wire != nil { // its file lies among the others
+		if err := w.wire.Settle(ctx); err != nil {
+			return nil, err
+		}
+	}
 	forms := searchForms(texts)
 	found := &Search{}
 	skip := filepath.Join(w.Dir(), "clients")

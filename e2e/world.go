@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -32,6 +33,8 @@ type Options struct {
 	CrashPoints bool
 	// ModuleSettings are environment variables for the modules, which override their configuration.
 	ModuleSettings map[string]string
+	// Record keeps what is said at the servers' side; see [Wire]. It needs Linux and root, and does nothing without.
+	Record bool
 	// Progress is told what goes on; nil: nobody.
 	Progress func(format string, args ...any)
 }
@@ -42,6 +45,7 @@ type World struct {
 	modules map[string]*Module
 	bin     string
 	began   time.Time
+	wire    *Wire
 }
 
 // since is the clock of the devices' journals.
@@ -74,10 +78,26 @@ func Start(ctx context.Context, o Options) (*World, error) {
 		return nil, err
 	}
 	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin, began: time.Now()}
-	if err := w.startModules(ctx, o, say); err != nil {
+	if o.Record && os.Geteuid() == 0 && runtime.GOOS == "linux" {
+		err = w.recordWire()
+	}
+	if err == nil {
+		err = w.startModules(ctx, o, say)
+	}
+	if err != nil {
 		return nil, errors.Join(err, w.giveUp(o))
 	}
 	return w, nil
+}
+
+// Close ends the recording of the wire, and everything else.
+func (w *World) Close() error {
+	var err error
+	if w.wire != nil {
+		err = w.wire.Close()
+		w.wire = nil
+	}
+	return errors.Join(err, w.Servers.Close())
 }
 
 // giveUp ends a run that did not come up, leaving its logs where a detached one was asked for.

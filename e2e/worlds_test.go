@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -26,15 +27,19 @@ var worlds = map[string]*shared{
 	"sqlite": {options: e2e.Options{
 		Options:        lab.Options{Synapse: 2, Dendrite: 1, Proxy: true},
 		ModuleSettings: map[string]string{"MATRIX_MLS_ROOMS_EXPERIMENTAL_SUITES": "true"},
+		Record:         true,
 	}},
-	"postgres":   {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true}, ModulePostgres: true}},
-	"sequencers": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}}}, // its modules are stopped
+	"postgres": {options: e2e.Options{
+		Options: lab.Options{Synapse: 2, Dendrite: 1, HomeserverPostgres: true, Proxy: true}, ModulePostgres: true, Record: true,
+	}},
+	"sequencers": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true}, Record: true}}, // its modules are stopped
 	"partition": {options: e2e.Options{ // its servers are lost, and its modules killed
 		Options:       lab.Options{Synapse: 3, Dendrite: 1, Proxy: true},
 		WithoutModule: []string{"syn3"},
 		CrashPoints:   true,
+		Record:        true,
 	}},
-	"limits": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true}}},
+	"limits": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true, Proxy: true}, Record: true}},
 }
 
 type shared struct {
@@ -89,7 +94,9 @@ type story struct {
 	w   *e2e.World
 	ctx context.Context
 
-	began time.Time
+	began  time.Time
+	crew   []*e2e.Device // whose messages are looked for on the wire
+	spoken []string      // and others
 }
 
 var people atomic.Uint64
@@ -98,8 +105,68 @@ func tell(t *testing.T, worldName string) *story {
 	t.Helper()
 	w := world(t, worldName)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	s := &story{TB: t, w: w, ctx: ctx, began: time.Now()}
+	s.record()
 	t.Cleanup(cancel)
-	return &story{TB: t, w: w, ctx: ctx, began: time.Now()}
+	return s
+}
+
+// record looks, when the story is told, for all its messages on the wire: what the homeservers and modules are told, and
+// tell each other.
+func (s *story) record() {
+	s.Helper()
+	wire := s.w.Wire()
+	if wire == nil {
+		s.Log("without root the wire is not looked at")
+		return
+	}
+	s.must(wire.Begin())
+	s.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), e2e.Soon)
+		defer cancel()
+		began := time.Now()
+		controls := map[string]string{}
+		for _, server := range s.w.All() {
+			word := token("control")
+			if e2e.Ask(ctx, server, "/_matrix/client/versions?"+word) == nil { // a story may have ended one
+				controls[word] = server.Name
+			}
+		}
+		texts := slices.Concat(slices.Collect(maps.Keys(controls)), s.spoken, s.bodies())
+		found, err := wire.Find(ctx, texts)
+		if err != nil {
+			s.Error(err)
+			return
+		}
+		for _, text := range found {
+			if controls[text] == "" {
+				s.Errorf("on the wire, at the servers' side, there is %q", text)
+			}
+			delete(controls, text)
+		}
+		for _, server := range controls {
+			s.Errorf("what %s was asked is not found on the wire: that nothing else is proves nothing", server)
+		}
+		s.Logf("looked for %d texts on the wire in %v; %d gaps", len(texts), time.Since(began).Round(time.Millisecond), wire.Lost())
+	})
+}
+
+// bodies are the texts that the story's devices sent or read, of those that are long enough to be found nowhere else and are
+// written in one way only.
+func (s *story) bodies() (out []string) {
+	for _, d := range s.crew {
+		for _, u := range d.Updates() {
+			m, ok := u.(*client.Message)
+			if !ok {
+				continue
+			}
+			if text := m.Body(); len(text) >= 12 && !strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' || strings.ContainsRune(`"\<>&'+%`, c) }) {
+				out = append(out, text)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func (s *story) must(err error) {
@@ -128,6 +195,7 @@ func (s *story) device(server, localpart, name string, o e2e.DeviceOptions) *e2e
 	defer cancel()
 	d, err := s.w.NewDevice(ctx, server, localpart, fmt.Sprintf("%s-%s", localpart, name), o)
 	s.must(err)
+	s.crew = append(s.crew, d)
 	s.Cleanup(func() {
 		if err := d.Stop(); err != nil {
 			s.Errorf("end %s: %v", d.Name, err)

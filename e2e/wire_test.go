@@ -1,0 +1,106 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// TestTheWireIsRecorded: what goes both ways over a connection to a watched port is found, wherever packets and pieces of
+// the recording end; what goes elsewhere is not recorded.
+func TestTheWireIsRecorded(t *testing.T) {
+	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
+		t.Log("without root the wire is not looked at")
+		return
+	}
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { // says everything back
+					_, _ = io.Copy(conn, conn)
+					conn.Close()
+				}()
+			}
+		}()
+		return l
+	}
+	watched, other := listen(), listen()
+	w, err := record(filepath.Join(t.TempDir(), "wire"), []uint16{uint16(watched.Addr().(*net.TCPAddr).Port)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	word := func() string { return "word-" + rand.Text() }
+	say := func(to net.Listener, text []byte) {
+		t.Helper()
+		conn, err := net.Dial("tcp", to.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go func() { _, _ = conn.Write(text) }()
+		if _, err := io.ReadFull(conn, make([]byte, len(text))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func(texts ...string) string {
+		t.Helper()
+		found, err := w.Find(t.Context(), texts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(found, " ")
+	}
+	before, elsewhere := word(), word()
+	say(watched, []byte(before))
+	say(other, []byte(elsewhere))
+	if got := find(before, elsewhere, word()); got != before {
+		t.Errorf("found %q, want %q", got, before)
+	}
+	if err := w.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	// Words at all places of many pieces.
+	var said bytes.Buffer
+	var words []string
+	for said.Len() < 4*pieceSize {
+		words = append(words, word())
+		said.WriteString(words[len(words)-1])
+		said.Write(make([]byte, len(words)%97))
+	}
+	say(watched, said.Bytes())
+	if got := len(strings.Fields(find(append(words, before)...))); got != len(words) {
+		t.Errorf("found %d of %d words", got, len(words))
+	}
+	if w.Lost() != 0 {
+		t.Errorf("there are %d gaps", w.Lost())
+	}
+}
+
+func TestManyTextsAreFoundAtOnce(t *testing.T) {
+	n := newNeedles([]string{"beginning", "beginning of it", "at the end", "short", "nowhere at all", strings.Repeat("long", 200)})
+	n.look([]byte("beginning of something, and then it is at the end"))
+	found := n.found()
+	if got := len(found); got != 2 || !n.hit["beginning"] || !n.hit["at the end"] {
+		t.Errorf("found %q", found)
+	}
+}
