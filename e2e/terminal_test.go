@@ -204,6 +204,9 @@ func TestTerminal(t *testing.T) {
 				t.Errorf("no picture: %s", svg)
 			}
 			bob.inASecondTerminal(room)
+			if servers[0] == "syn1" {
+				alice.changesSuite(room, word, bob, laptop)
+			}
 
 			alice.run("kick", room, bob.id())
 			after := token("after")
@@ -222,6 +225,75 @@ func TestTerminal(t *testing.T) {
 				p.run("logout")
 			}
 		})
+	}
+}
+
+// changesSuite moves a room to another suite, and lets the others follow.
+func (p *prompt) changesSuite(room, before string, others ...*prompt) {
+	p.s.Helper()
+	type suites struct {
+		Suite   string `json:"suite"`
+		Devices int    `json:"devices"`
+		Suites  []struct {
+			Number  int      `json:"number"`
+			Devices int      `json:"devices"`
+			InUse   bool     `json:"in_use"`
+			Lacking []string `json:"lacking"`
+		} `json:"suites"`
+	}
+	show := func() (shown suites) {
+		p.s.Helper()
+		p.s.must(json.Unmarshal([]byte(p.run("suite", room, "--json")), &shown))
+		return shown
+	}
+	was := show()
+	if was.Devices != 3 || len(was.Suites) < 3 || was.Suites[0].Number != 1 || !was.Suites[0].InUse || was.Suites[0].Devices != 3 {
+		p.s.Errorf("the suites are %+v", was)
+	}
+	if said := p.run("suite", room, "3", "--check"); !strings.Contains(said, "3 of 3 devices") || !strings.Contains(said, "All can follow") {
+		p.s.Errorf("suite --check says\n%s", said)
+	}
+	if now := show(); now.Suite != was.Suite {
+		p.s.Errorf("--check moved the room to %s", now.Suite)
+	}
+	var ends []func()
+	for _, o := range others { // somebody else has to be there, for anything to become final
+		ends = append(ends, o.follows(room))
+	}
+	if said := p.run("suite", room, "3"); !strings.Contains(said, "count from 1 again") {
+		p.s.Errorf("suite says\n%s", said)
+	}
+	if now := show(); now.Suite == was.Suite || !strings.Contains(now.Suite, "CHACHA20") {
+		p.s.Errorf("the room uses %s", now.Suite)
+	}
+	for _, end := range ends {
+		end()
+	}
+	text := token("in-another-suite")
+	p.run("send", room, text)
+	for _, o := range others {
+		o.reads(room, text)
+		if kept := o.run("history", room); !strings.Contains(kept, before) {
+			p.s.Errorf("%s has forgotten what was said before:\n%s", o.id(), kept)
+		}
+	}
+	p.s.step("the room moved to another suite")
+}
+
+// follows runs tail until the function that it returns is called.
+func (p *prompt) follows(room string) (end func()) {
+	p.s.Helper()
+	ctx, cancel := context.WithTimeout(p.s.ctx, 4*e2e.Soon)
+	stdout, stderr, done := newOutput(), newOutput(), make(chan int, 1)
+	go func() { done <- p.start(ctx, "", stdout, stderr, "tail", room) }()
+	if err := stdout.wait(ctx, "epoch"); err != nil {
+		cancel()
+		<-done
+		p.s.Fatalf("%s: %v\n%s", p.id(), err, stderr)
+	}
+	return func() {
+		cancel()
+		<-done
 	}
 }
 
