@@ -13,7 +13,7 @@ import (
 )
 
 // vouch posts P.applied for commits that wait for a member to vouch, when this
-// device's turn has come: the first of those who could does so at once.
+// device's turn has come, unless somebody does before.
 func (c *Client) vouch(ctx context.Context, r *room) error {
 	now := c.mono()
 	for _, ref := range r.machine.NeedsVouching() {

@@ -451,15 +451,20 @@ func CommitterDelay(parent federation.Ref, leaf mls.LeafIndex, leaves int) time.
 	return time.Duration(max(0, t) * float64(CommitterSpan))
 }
 
+// VoucherGrace is how long the first of those who could vouch for a commit waits:
+// its statement shall not compete with the accept that is still on its way to the
+// rest, and a commit on top says the same. Votes wait ten times as long.
+const VoucherGrace = 500 * time.Millisecond
+
 // VoucherStep is how long the second of those who could vouch for a commit gives
 // the first: a statement is everywhere by then.
 const VoucherStep = time.Second
 
 // VoucherDelay returns how long a member waits before it says that it applied a
 // commit. Those who could say so, in vouchers, are ranked by a hash of the
-// commit's ref and their leaf. The first does not wait, so that one statement is
-// enough; r places behind it a member waits min(r steps, T·ln(1+r)/ln(N)), at
-// most T, so that it does not matter how many of the N are online.
+// commit's ref and their leaf. The first waits [VoucherGrace], and r places behind
+// it a member waits min(r steps, T·ln(1+r)/ln(N)) more, at most T in all, so that
+// one statement is enough and it does not matter how many of the N are online.
 func VoucherDelay(ref federation.Ref, leaf mls.LeafIndex, vouchers []uint32) time.Duration {
 	place := func(leaf uint32) uint64 {
 		h := sha256.Sum256(binary.BigEndian.AppendUint32(append([]byte("voucher"), ref[:]...), leaf))
@@ -472,8 +477,8 @@ func VoucherDelay(ref federation.Ref, leaf mls.LeafIndex, vouchers []uint32) tim
 		}
 	}
 	if before == 0 {
-		return 0
+		return VoucherGrace
 	}
 	t := float64(CommitterSpan) * math.Log(1+float64(before)) / math.Log(float64(len(vouchers)))
-	return min(time.Duration(before)*VoucherStep, time.Duration(t), CommitterSpan)
+	return min(VoucherGrace+min(time.Duration(before)*VoucherStep, time.Duration(t)), CommitterSpan)
 }
