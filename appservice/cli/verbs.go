@@ -19,6 +19,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/setup"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/internal/memory"
 )
 
 // writeExample writes the example configuration where there is none.
@@ -191,6 +192,9 @@ func serve(ctx context.Context, env Env, o options) error {
 	if err != nil {
 		return err
 	}
+	resting, stop := context.WithCancel(ctx)
+	defer stop()
+	go memory.ReturnIdle(resting)
 	if err := service.Run(ctx); err != nil {
 		return err
 	}

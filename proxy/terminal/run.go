@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/internal/memory"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
@@ -100,6 +101,7 @@ func runProxy(ctx context.Context, c *call) error {
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("%s", clean(status.Where))
 	notes.Unlock()
+	go memory.ReturnIdle(ctx)
 	return proxy.Serve(ctx, listener)
 }
 

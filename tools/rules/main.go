@@ -37,9 +37,9 @@ var allowed = map[string][]string{
 	"mls":        {},
 	"federation": {},
 	"rooms":      {"mls", "federation"},
-	"appservice": {"mls", "federation", "rooms"},
+	"appservice": {"mls", "federation", "rooms", "internal/memory"},
 	"client":     {"mls", "federation", "rooms"},
-	"proxy":      {"mls", "federation", "rooms", "client"},
+	"proxy":      {"mls", "federation", "rooms", "client", "internal/memory"},
 	"lab":        {},
 	"lab/demo":   {"lab", "e2e", "client"},
 	"interop":    {"mls", "lab"},
@@ -143,7 +143,7 @@ func checkGo(path string, raw []byte) {
 		line := fset.Position(spec.Pos()).Line
 		if ours, ok := strings.CutPrefix(name, module+"/"); ok && limited {
 			to, _, _ := strings.Cut(ours, "/")
-			if to != folder && !slices.Contains(anyMay, ours) && !slices.Contains(mayImport, to) && !(test && slices.Contains(testsMay, to)) && !(above && slices.Contains(pure, to)) {
+			if to != folder && !slices.Contains(anyMay, ours) && !slices.Contains(mayImport, to) && !slices.Contains(mayImport, ours) && !(test && slices.Contains(testsMay, to)) && !(above && slices.Contains(pure, to)) {
 				problem(path, line, "%s may not import %s", folder, to)
 			}
 		}
