@@ -22,6 +22,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/e2e/machine"
 	"github.com/matrix-mls/matrix-mls/lab"
 )
@@ -254,6 +255,10 @@ func (s *scale) throughProxy(ctx context.Context) error {
 			return err
 		}
 		s.say.note("%s is in both rooms, %d leaves", user.UserID, s.want)
+	}
+	// Whoever else decrypts the messages does so on the processors of this machine.
+	if err := s.all((*e2e.Device).Stop); err != nil {
+		return err
 	}
 	s.proxied = &proxied{Rooms: s.options.rooms, Accounts: len(through)}
 	if err := s.proxyLatency(ctx, through, direct); err != nil {
