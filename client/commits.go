@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -399,7 +400,7 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 				// Whose leaf signed it: the event may be a repost in any name.
 				if cred := leafCredential(e, ev.Leaf); cred != nil {
 					c.warn(r, "applied/"+ev.Ref.String(), &Warning{
-						EventID: evt.ID, Sender: cred.User, Rule: string(rooms.RuleReceiptForged),
+						EventID: evt.ID, Sender: cred.User, Rule: string(rooms.RuleReceiptForged), Kind: OtherKeysWarning, Detail: strconv.FormatUint(e.number, 10),
 						Text: fmt.Sprintf("%s says that epoch %d has other keys than this device holds", cred.User, e.number),
 					})
 				}
@@ -458,7 +459,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 		case federation.Evidence:
 			c.noteLiar(r, act)
 			c.warn(r, "evidence/"+string(act.Signer.ReceiptKey)+string(act.Kind), &Warning{
-				Sender: id.UserID(act.Signer.User), Rule: string(act.Kind),
+				Sender: id.UserID(act.Signer.User), Rule: string(act.Kind), Kind: LiarWarning, Servers: []string{act.Signer.Server},
 				Text: fmt.Sprintf("the module of %s signed two things that contradict each other; an admin should drop it", act.Signer.Server),
 			})
 		case federation.Forget:

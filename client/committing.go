@@ -218,10 +218,11 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 			c.dropAltered(r, now)
 		} else if now-r.pendingSince > acceptWait {
 			text := "the module has not accepted a change of the group for a while; it waits until the module answers"
-			if why := c.noMajority(r); why != "" {
+			why := c.noMajority(r)
+			if why != "" {
 				text = "no module has accepted a change of the group for a while: " + why
 			}
-			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{Rule: ruleNoAccept, Text: text})
+			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{Rule: ruleNoAccept, Kind: NoAcceptWarning, Detail: why, Text: text})
 		}
 		return nil // waits for its accept
 	}
@@ -298,7 +299,7 @@ func (c *Client) dropAltered(r *room, now time.Duration) {
 	r.altered++
 	r.tried["commit"] = now + wait
 	c.warn(r, "altered/"+r.pendingRef.String(), &Warning{
-		EventID: r.pending.EventID, Rule: ruleAltered,
+		EventID: r.pending.EventID, Rule: ruleAltered, Kind: AlteredWarning, Servers: []string{serverOf(c.UserID())},
 		Text: fmt.Sprintf("the homeserver %s does not show a change of the group as this device sent it, so nobody can use it; it is made again in %v", serverOf(c.UserID()), wait),
 	})
 	b := &batch{}
@@ -543,7 +544,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			}
 		}
 		if err != nil {
-			c.warn(r, "policy/"+e.ref.String(), &Warning{Rule: ruleOf(err), Text: "a change of the group's policy was given up: " + err.Error()})
+			c.warn(r, "policy/"+e.ref.String(), &Warning{Rule: ruleOf(err), Kind: PolicyWarning, Detail: err.Error(), Text: "a change of the group's policy was given up: " + err.Error()})
 			r.rec.Policy, r.rec.PolicyOn, r.rec.NewEra = nil, nil, false
 			r.policyError, r.auto = err, nil
 			r.notify()

@@ -44,7 +44,7 @@ func (c *Client) copied(r *room, why string) {
 	}
 	if fresh {
 		c.warn(r, "copied/"+r.machine.Head().String(), &Warning{
-			Rule: ruleCopied, Sender: c.UserID(),
+			Rule: ruleCopied, Sender: c.UserID(), Kind: CopyWarning,
 			Text: "the store of this device is an old copy, or another program uses a copy of it (" + why + "); this device makes fresh keys before it sends. Never run two copies; to use another machine, log in anew",
 		})
 	}
@@ -138,7 +138,7 @@ func (c *Client) noteSuperseded(r *room, commit *federation.Commit) bool {
 	}
 	r.rec.Superseded = true
 	c.warn(r, "superseded/"+commit.Ref.String(), &Warning{
-		Rule: ruleCopied, Sender: c.UserID(),
+		Rule: ruleCopied, Sender: c.UserID(), Kind: SupersededWarning,
 		Text: "another copy of this device's store has taken its place in the group; this copy stays out. Never run two copies: log in anew on one of the machines",
 	})
 	return true

@@ -347,7 +347,7 @@ func (c *Client) plan(r *room) {
 	}
 	if lost := c.lostKeys(r, e); len(lost) > 0 && policy.IsAdmin(c.UserID()) {
 		c.warn(r, fmt.Sprintf("key-lost/%x", lost), &Warning{
-			Rule: ruleKeyLost, Text: fmt.Sprintf("the module has lost its receipt key and can accept nothing; an admin of the room, as you are, moves it to the new key: mls-proxy repair '%s'", r.id),
+			Rule: ruleKeyLost, Kind: KeyLostWarning, Text: fmt.Sprintf("the module has lost its receipt key and can accept nothing; an admin of the room, as you are, moves it to the new key: mls-proxy repair '%s'", r.id),
 		})
 	}
 	c.choose(r, e, policy, leaves)

@@ -213,7 +213,7 @@ func (c *Client) supportEras(ctx context.Context, r *room) error {
 			return err
 		}
 		c.warn(r, "heirs/"+key[:min(len(key), 200)], &Warning{
-			Rule: ruleHeirs, Text: fmt.Sprintf("the room stands still, and an heir wants to go on in a new era with the modules of %v; this device, an heir's too, consents", serversOfList(list)),
+			Rule: ruleHeirs, Kind: HeirsWarning, Servers: serversOfList(list), Text: fmt.Sprintf("the room stands still, and an heir wants to go on in a new era with the modules of %v; this device, an heir's too, consents", serversOfList(list)),
 		})
 	}
 	r.rec.EraProposals = nil

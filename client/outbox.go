@@ -380,7 +380,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		b.then(func() {
 			if row.data.Plain != nil && len(c.waiters[row.item.ID]) == 0 {
 				c.tell(&Warning{
-					Room: r.id, Sender: c.UserID(), Rule: ruleSendRefused,
+					Room: r.id, Sender: c.UserID(), Rule: ruleSendRefused, Kind: NotSentWarning, Detail: err.Error(),
 					Text: fmt.Sprintf("the homeserver refused a message of ours (%s), and it is not sent: %v", row.data.Plain.MessageID, err),
 				})
 			}

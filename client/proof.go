@@ -84,7 +84,7 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		if known.err != nil && rooms.RuleOf(known.err) != rooms.RuleFinalNotProven {
 			c.count(ruleOf(known.err))
 			// Once, however many such heads it makes.
-			c.warn(r, "proof/"+string(bot), &Warning{Sender: bot, Rule: ruleOf(known.err), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
+			c.warn(r, "proof/"+string(bot), &Warning{Sender: bot, Rule: ruleOf(known.err), Kind: ProofWarning, Detail: known.err.Error(), Text: "a module's head does not follow from the room's beginning; it is not used: " + known.err.Error()})
 		}
 	}
 	if known.err != nil {

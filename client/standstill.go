@@ -21,24 +21,31 @@ const ruleStandstill = "client/nothing-final"
 // waits; "" while that is not so. No device can tell modules that are lost from
 // modules that are cut off, so that no program opens an era by itself (decision 0025).
 func (c *Client) standstill(r *room) string {
+	text, _ := c.standing(r)
+	return text
+}
+
+// standing is the text of standstill, and what it says.
+func (c *Client) standing(r *room) (string, *Standstill) {
 	if r.machine == nil || r.rec.Phase != phaseMember || !r.machine.HeirsDue() {
-		return ""
+		return "", nil
 	}
 	e := r.sendEpoch()
 	if e == nil {
 		e = r.head()
 	}
 	if e == nil {
-		return ""
+		return "", nil
 	}
 	if _, ok := r.machine.Unvouched(); ok {
-		return "" // an admin is told of that
+		return "", nil // an admin is told of that
 	}
 	policy, err := rooms.PolicyOf(e.group)
 	if err != nil {
-		return ""
+		return "", nil
 	}
 	stalled := r.machine.Stalled()
+	out := &Standstill{For: stalled.Truncate(time.Minute), Admin: policy.IsAdmin(c.UserID()), Heir: policy.IsHeir(c.UserID())}
 	var spoke, silent []string
 	for _, s := range policy.Sequencers {
 		if at, ok := r.heard[id.UserID(s.User)]; ok && at >= c.mono()-stalled {
@@ -47,27 +54,28 @@ func (c *Client) standstill(r *room) string {
 			silent = append(silent, s.Server)
 		}
 	}
-	text := fmt.Sprintf("nothing became final for %v although a change of the group waits: ", stalled.Truncate(time.Minute))
+	text := fmt.Sprintf("nothing became final for %v although a change of the group waits: ", out.For)
 	if len(spoke) >= federation.List(policy.Sequencers).Quorum() {
-		return text + "most of its modules are there; what it waits for is in " + command("epochs", r.id)
+		return text + "most of its modules are there; what it waits for is in " + command("epochs", r.id), out
 	}
+	out.Silent, out.Servers = silent, r.goOnWith(spoke, policy, serverOf(c.UserID()))
 	text += fmt.Sprintf("nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again", serverNames(silent))
-	servers, hint := r.goOnWith(spoke, policy, serverOf(c.UserID())), ""
+	servers, hint := out.Servers, ""
 	if len(servers) == 0 {
 		servers, hint = []string{"SERVER"}, ", with the name of a server that has a module"
 	}
 	goOn := command("era", r.id, servers...) + hint
 	switch {
-	case policy.IsAdmin(c.UserID()):
-		return text + ". If they are lost for good, you, an admin, go on without them: " + goOn
-	case policy.IsHeir(c.UserID()):
-		return text + ". If they are lost for good, and no admin is there, you, an heir, go on without them: " + goOn
+	case out.Admin:
+		return text + ". If they are lost for good, you, an admin, go on without them: " + goOn, out
+	case out.Heir:
+		return text + ". If they are lost for good, and no admin is there, you, an heir, go on without them: " + goOn, out
 	}
 	who := slices.Clone(policy.Admins)
 	for _, h := range policy.Heirs {
 		who = append(who, id.UserID(h.User))
 	}
-	return text + fmt.Sprintf(". If they are lost for good, one of %s can open a new era", userNames(who))
+	return text + fmt.Sprintf(". If they are lost for good, one of %s can open a new era", userNames(who)), out
 }
 
 // goOnWith proposes modules for a new era: of those on the list that spoke the first,
@@ -168,8 +176,8 @@ func (r *room) hear(sender id.UserID, now, age time.Duration) {
 // watchStandstill tells who may open an era, once for each final commit, that the
 // room stands still, with the command that helps.
 func (c *Client) watchStandstill(r *room) {
-	if text := c.standstill(r); text != "" && r.mayOpenEra(c.UserID()) && !r.rec.NewEra && r.rec.HeirsEra == nil {
-		c.warn(r, "standstill/"+r.machine.NewestFinal().String(), &Warning{Rule: ruleStandstill, Text: text})
+	if text, what := c.standing(r); text != "" && r.mayOpenEra(c.UserID()) && !r.rec.NewEra && r.rec.HeirsEra == nil {
+		c.warn(r, "standstill/"+r.machine.NewestFinal().String(), &Warning{Rule: ruleStandstill, Kind: StandstillWarning, Text: text, Standstill: what})
 	}
 }
 

@@ -96,7 +96,7 @@ func (c *Client) watchUnvouched(r *room) {
 	}
 	by := r.authorOf(ref)
 	c.warn(r, "unvouched/"+ref.String(), &Warning{
-		Sender: by, Rule: ruleUnvouched,
+		Sender: by, Rule: ruleUnvouched, Kind: UnvouchedWarning, Servers: servers,
 		Text: fmt.Sprintf("everybody who could confirm a commit of %s has left the room, so nothing becomes final any more; an admin, as you are, opens a new era with the same modules: %s", by, command("era", r.id, servers...)),
 	})
 }
@@ -166,7 +166,7 @@ func (c *Client) sendReject(r *room, ref, parent federation.Ref, rule string, b 
 		return err
 	}
 	by := r.authorOf(ref)
-	c.warn(r, "failed/"+ref.String(), &Warning{Sender: by, Rule: rule, Text: fmt.Sprintf("a commit of %s could not be applied here; this device said so", by)})
+	c.warn(r, "failed/"+ref.String(), &Warning{Sender: by, Rule: rule, Kind: NotAppliedWarning, Text: fmt.Sprintf("a commit of %s could not be applied here; this device said so", by)})
 	_, err = c.addRow(b, r, kindProof, stateReady, ref, outData{Type: rooms.TypeReject, Content: raw})
 	return err
 }

@@ -350,7 +350,7 @@ func (c *Client) checkAlgorithm(r *room, wasMLS bool, before string) {
 	}
 	if wasMLS && (!r.state.isMLS() || before == rooms.Algorithm && r.state.view.Encryption != before) {
 		c.warn(r, "downgrade", &Warning{
-			Rule: ruleOf(err), Text: "the room's encryption setting was changed; this group goes on and nothing is sent in clear: " + err.Error(),
+			Rule: ruleOf(err), Kind: EncryptionWarning, Detail: err.Error(), Text: "the room's encryption setting was changed; this group goes on and nothing is sent in clear: " + err.Error(),
 		})
 	}
 }

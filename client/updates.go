@@ -118,6 +118,12 @@ type Warning struct {
 	Rule    string
 	Kind    WarningKind // "" for what none of them names
 	Text    string
+	// Servers are those that the text names, and Detail what it says beyond what its
+	// Kind tells, in English.
+	Servers []string
+	Detail  string
+	// Standstill is what a StandstillWarning tells.
+	Standstill *Standstill
 }
 
 // WarningKind names the warnings that programs tell people in words of their own.
@@ -134,7 +140,58 @@ const (
 	BehindWarning WarningKind = "behind"
 	// MemberBehindWarning: a member could not apply a commit of Sender's.
 	MemberBehindWarning WarningKind = "member-behind"
+	// NotAppliedWarning: this device could not apply a commit of Sender's, and said so.
+	NotAppliedWarning WarningKind = "not-applied"
+	// EncryptionWarning: the room's encryption setting was changed. The group goes on.
+	EncryptionWarning WarningKind = "encryption"
+	// StandstillWarning: nothing becomes final any more; this device's user can open an
+	// era.
+	StandstillWarning WarningKind = "standstill"
+	// UnvouchedWarning: everybody who could confirm a commit of Sender's has left.
+	// Servers are those of a new era that this device's user, an admin, can open.
+	UnvouchedWarning WarningKind = "unvouched"
+	// KeyLostWarning: the module has lost its receipt key; this device's user, an
+	// admin, can move the room to the new one.
+	KeyLostWarning WarningKind = "key-lost"
+	// HeirsWarning: an heir wants to go on in a new era with the modules of Servers,
+	// and this device, an heir's too, consents.
+	HeirsWarning WarningKind = "heirs"
+	// LiarWarning: the module of Servers signed two things that contradict each other.
+	LiarWarning WarningKind = "liar"
+	// OtherKeysWarning: Sender says that an epoch, Detail, has other keys than here.
+	OtherKeysWarning WarningKind = "other-keys"
+	// NoAcceptWarning: no module accepts a change of the group. Detail may say why.
+	NoAcceptWarning WarningKind = "no-accept"
+	// AlteredWarning: the homeserver, Servers, does not show a change of the group as
+	// it was sent. It is made again.
+	AlteredWarning WarningKind = "altered"
+	// NotReadyWarning: a change of the room's modules is not in force; Detail says why.
+	NotReadyWarning WarningKind = "not-ready"
+	// PolicyWarning: a change of the group's policy was given up; Detail says why.
+	PolicyWarning WarningKind = "policy"
+	// ProofWarning: what the module of Sender shows does not follow from the room's
+	// beginning, and is not used; Detail says why.
+	ProofWarning WarningKind = "proof"
+	// CopyWarning: the store of this device is an old copy, or another program uses one.
+	CopyWarning WarningKind = "copy"
+	// SupersededWarning: another copy of this device's store has taken its place.
+	SupersededWarning WarningKind = "superseded"
+	// NotSentWarning: the homeserver refused a message of ours; Detail says why.
+	NotSentWarning WarningKind = "not-sent"
 )
+
+// Standstill is what is known of a room in which nothing becomes final any more
+// although something waits.
+type Standstill struct {
+	For time.Duration `json:"for"`
+	// Silent are the servers of the modules that were not heard from meanwhile; none:
+	// most modules are there.
+	Silent []string `json:"silent,omitempty"`
+	// Servers are whose modules a new era can go on with; none: nobody knows one.
+	Servers []string `json:"servers,omitempty"`
+	Admin   bool     `json:"admin,omitempty"` // this device's user is one
+	Heir    bool     `json:"heir,omitempty"`
+}
 
 // Redaction reports that an event was taken out of the room's history.
 type Redaction struct {

@@ -269,7 +269,7 @@ func TestProxyConversation(t *testing.T) {
 			// A busy Dendrite leaves events of other servers out of /sync, so that alice may have to say it again.
 			ctx, period := s.soon(), 0
 			told := bob.untilRepeated("a notice", room, func(e *event.Event) bool {
-				return strings.HasPrefix(body(e), "About this room's encryption: the room's encryption setting was changed")
+				return strings.HasPrefix(body(e), "The room's encryption setting was changed")
 			}, func() {
 				period += 100
 				_, err := e2e.API(ctx, alice.Server, alice.User, http.MethodPut, "/rooms/"+url.PathEscape(string(room))+"/state/m.room.encryption", map[string]any{"algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": period})

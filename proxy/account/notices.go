@@ -27,6 +27,8 @@ const (
 	OtherNotice        NoticeKind = "other"         // Text says what, in English
 )
 
+// The other kinds are named as the warnings that they tell of, client.WarningKind.
+
 // Notice is something that a person is told about a room, where they read it.
 type Notice struct {
 	Number int64      `json:"number"`
@@ -35,6 +37,10 @@ type Notice struct {
 	User   id.UserID  `json:"user_id,omitempty"`
 	Text   string     `json:"text,omitempty"`
 	At     int64      `json:"at"` // Unix milliseconds
+	// What the warning tells of; see client.Warning.
+	Servers    []string           `json:"servers,omitempty"`
+	Detail     string             `json:"detail,omitempty"`
+	Standstill *client.Standstill `json:"standstill,omitempty"`
 }
 
 // notices are the newest of an account, and how far each client has been told.
@@ -52,19 +58,24 @@ const (
 	noticesKey = "proxy/notices"
 	maxNotices = 100
 	maxOfRoom  = 20
-	maxOthers  = 10   // OtherNotices of a room in an hour: a member may cause as many as they like
+	maxOthers  = 10   // notices of a room in an hour of those that go first: a member may cause as many as they like
 	maxText    = 1000 // bytes of a warning
+	maxServers = 50   // that a warning names
 )
 
 // weight says which notices go first where there are too many.
 func (k NoticeKind) weight() int {
 	switch k {
-	case OtherNotice:
-		return 0
 	case IdentityNotice:
 		return 2
+	case HealedNotice, BehindNotice, MemberBehindNotice:
+		return 1
 	}
-	return 1
+	switch client.WarningKind(k) {
+	case client.StandstillWarning, client.UnvouchedWarning, client.KeyLostWarning, client.HeirsWarning, client.CopyWarning, client.SupersededWarning:
+		return 1
+	}
+	return 0
 }
 
 // add keeps a notice, within the bounds.
@@ -73,12 +84,12 @@ func (all *notices) add(n Notice) bool {
 	for _, o := range all.All {
 		if o.Room == n.Room {
 			ofRoom++
-			if o.Kind == OtherNotice && n.At-o.At < time.Hour.Milliseconds() {
+			if o.Kind.weight() == 0 && n.At-o.At < time.Hour.Milliseconds() {
 				others++
 			}
 		}
 	}
-	if n.Kind == OtherNotice && others >= maxOthers {
+	if n.Kind.weight() == 0 && others >= maxOthers {
 		return false
 	}
 	n.Number = all.Next
@@ -125,10 +136,12 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 			n.Kind = BehindNotice
 		case client.MemberBehindWarning:
 			n.Kind = MemberBehindNotice
+		case "":
+			n.Kind, n.Text = OtherNotice, short(u.Text)
 		default:
-			n.Kind, n.Text = OtherNotice, u.Text
-			if len(n.Text) > maxText {
-				n.Text = strings.ToValidUTF8(n.Text[:maxText], "") + "…"
+			n.Kind, n.Text, n.Detail, n.Standstill = NoticeKind(u.Kind), short(u.Text), short(u.Detail), u.Standstill
+			for _, server := range u.Servers[:min(len(u.Servers), maxServers)] {
+				n.Servers = append(n.Servers, short(server))
 			}
 		}
 	default:
@@ -141,6 +154,14 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 	if err != nil {
 		a.log.Err(err).Msg("A notice about a room cannot be kept")
 	}
+}
+
+// short cuts a text off where it is too long.
+func short(text string) string {
+	if len(text) > maxText {
+		return strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
+	return text
 }
 
 // Notices are those that a client has not been told of (see Told). One that is

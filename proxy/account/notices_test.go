@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -70,6 +71,13 @@ func TestNoticesReachEachClientOnceAndLiveOverRestarts(t *testing.T) {
 // neither a room's timeline nor the place of other notices.
 func TestAMemberCannotPushOutWhatMatters(t *testing.T) {
 	all := new(notices)
+	for n := range int64(1000) { // a member can make commits without an end that nobody can apply
+		all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.NotAppliedWarning), At: n})
+	}
+	if len(all.All) != maxOthers {
+		t.Errorf("%d notices of commits, want %d", len(all.All), maxOthers)
+	}
+	all = new(notices)
 	for n := range int64(1000) {
 		all.add(Notice{Room: "!r:x", Kind: OtherNotice, At: n})
 		if n == 500 {
@@ -130,5 +138,28 @@ func TestANoticeThatWasNotShownIsShownLater(t *testing.T) {
 	}
 	if len(a.notices.Ahead) != 0 || a.notices.Told["ONE"] != 4 {
 		t.Errorf("told up to %d and %v", a.notices.Told["ONE"], a.notices.Ahead)
+	}
+}
+
+// TestANoticeKeepsWhatItsWarningTells: it is put into words when a client is told.
+func TestANoticeKeepsWhatItsWarningTells(t *testing.T) {
+	path, key := filepath.Join(t.TempDir(), storeName), newKey(t)
+	a := stored(t, path, key)
+	if _, err := a.Notices(t.Context(), "ONE"); err != nil {
+		t.Fatal(err)
+	}
+	a.tell(t.Context(), &client.Warning{Room: "!r:x", Kind: client.StandstillWarning, Text: "in English", Standstill: &client.Standstill{For: time.Hour, Silent: []string{"one.example"}, Admin: true}})
+	a.tell(t.Context(), &client.Warning{Room: "!r:x", Kind: client.HeirsWarning, Sender: "@b:x", Servers: slices.Repeat([]string{strings.Repeat("s", 2*maxText)}, 2*maxServers), Detail: strings.Repeat("d", 2*maxText)})
+	a.Close()
+	a = stored(t, path, key)
+	list, err := a.Notices(t.Context(), "ONE")
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if s := list[0].Standstill; list[0].Kind != NoticeKind(client.StandstillWarning) || s == nil || s.For != time.Hour || !s.Admin || s.Silent[0] != "one.example" {
+		t.Errorf("the standstill is kept as %+v, %+v", list[0], s)
+	}
+	if n := list[1]; n.User != "@b:x" || len(n.Servers) != maxServers || len(n.Servers[0]) > maxText+3 || len(n.Detail) > maxText+3 {
+		t.Errorf("%d servers of %d bytes, and %d bytes, are kept", len(n.Servers), len(n.Servers[0]), len(n.Detail))
 	}
 }

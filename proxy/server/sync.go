@@ -15,6 +15,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
@@ -190,12 +191,101 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 	case account.MemberBehindNotice:
 		return l.Text(rewrite.MemberBehind, shown)
 	}
-	return l.Text(rewrite.OtherWarning, strings.Map(func(c rune) rune {
-		if !unicode.IsPrint(c) { // also what turns the writing round, or begins a line
+	servers := serverNames(n.Servers)
+	switch client.WarningKind(n.Kind) {
+	case client.NotAppliedWarning:
+		return l.Text(rewrite.NotApplied, shown)
+	case client.EncryptionWarning:
+		return l.Text(rewrite.EncryptionChanged)
+	case client.StandstillWarning:
+		if n.Standstill != nil {
+			return standstillText(l, n, dir)
+		}
+	case client.UnvouchedWarning:
+		return l.Text(rewrite.Unvouched, shown, command(l, dir, "era", n.Room, n.Servers...))
+	case client.KeyLostWarning:
+		return l.Text(rewrite.KeyLost, command(l, dir, "repair", n.Room))
+	case client.HeirsWarning:
+		return l.Text(rewrite.HeirsEra, servers)
+	case client.LiarWarning:
+		return l.Text(rewrite.Liar, servers)
+	case client.OtherKeysWarning:
+		return l.Text(rewrite.OtherKeys, shown, printable(n.Detail))
+	case client.NoAcceptWarning:
+		if n.Detail == "" {
+			return l.Text(rewrite.NoAccept)
+		}
+		return l.Text(rewrite.NoAcceptWhy, printable(n.Detail))
+	case client.AlteredWarning:
+		return l.Text(rewrite.Altered, servers)
+	case client.NotReadyWarning:
+		return l.Text(rewrite.NotReady, printable(n.Detail))
+	case client.PolicyWarning:
+		return l.Text(rewrite.PolicyGivenUp, printable(n.Detail))
+	case client.ProofWarning:
+		return l.Text(rewrite.NotProven, shown, printable(n.Detail))
+	case client.CopyWarning:
+		return l.Text(rewrite.CopiedStore)
+	case client.SupersededWarning:
+		return l.Text(rewrite.Superseded)
+	case client.NotSentWarning:
+		return l.Text(rewrite.NotSent, printable(n.Detail))
+	}
+	return l.Text(rewrite.OtherWarning, printable(n.Text))
+}
+
+// printable takes out of a text what turns the writing round, or begins a line.
+func printable(text string) string {
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
 			return ' '
 		}
 		return c
-	}, n.Text))
+	}, text)
+}
+
+// serverNames quotes what is no name of a server.
+func serverNames(servers []string) string {
+	out := make([]string, 0, len(servers))
+	for _, s := range servers {
+		if strings.ContainsFunc(s, func(c rune) bool { return !strings.ContainsRune(plainName, c) }) {
+			s = strconv.QuoteToASCII(s)
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, ", ")
+}
+
+// standstillText says that nothing in a room becomes final any more, and what its
+// reader can do.
+func standstillText(l rewrite.Language, n account.Notice, dir string) string {
+	s := n.Standstill
+	minutes := strconv.Itoa(int(s.For.Minutes()))
+	if len(s.Silent) == 0 {
+		return l.Text(rewrite.StandstillThere, minutes, command(l, dir, "epochs", n.Room))
+	}
+	servers := s.Servers
+	if len(servers) == 0 {
+		servers = []string{l.Text(rewrite.ServerToName)}
+	}
+	text := rewrite.StandstillHeir
+	if s.Admin {
+		text = rewrite.StandstillAdmin
+	}
+	return l.Text(text, minutes, serverNames(s.Silent), command(l, dir, "era", n.Room, servers...))
+}
+
+// command is a verb of mls-proxy for a room, to be pasted into a shell on the proxy's
+// machine. The id of a room is what the one who made it made up; servers are checked
+// by the SDK.
+func command(l rewrite.Language, dir, verb string, room id.RoomID, servers ...string) string {
+	name, ok := strings.CutPrefix(string(room), "!")
+	if !ok || strings.ContainsFunc(name, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("-.:[]_~=+/", c)
+	}) {
+		return l.Text(rewrite.NoCommand, verb)
+	}
+	return strings.Join(append([]string{"mls-proxy --state '" + dir + "' " + verb + " '" + string(room) + "'"}, servers...), " ")
 }
 
 func (s *Server) encode(w http.ResponseWriter, answer interface{ Encode() ([]byte, error) }) bool {

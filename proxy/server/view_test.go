@@ -3,11 +3,15 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
@@ -71,6 +75,33 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	}
 }
 
+func standstill(s client.Standstill) account.Notice {
+	return account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Room: "!r:x", Standstill: &s}
+}
+
+// TestEachKindOfWarningIsToldInEachLanguage: what the SDK can name is in the catalogue.
+func TestEachKindOfWarningIsToldInEachLanguage(t *testing.T) {
+	source, err := os.ReadFile("../../client/updates.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := regexp.MustCompile(`WarningKind = "([a-z-]+)"`).FindAllSubmatch(source, -1)
+	if len(kinds) < 15 {
+		t.Fatalf("%d kinds of warnings were found", len(kinds))
+	}
+	for _, kind := range kinds {
+		n := standstill(client.Standstill{Silent: []string{"one.example"}})
+		n.Kind, n.User, n.Servers, n.Detail, n.Text = account.NoticeKind(kind[1]), "@b:x", []string{"one.example"}, "detail", "only in English"
+		if client.WarningKind(n.Kind) == client.PlaintextWarning {
+			continue // the event itself is marked
+		}
+		english, german := noticeText(rewrite.English, n, "/dir"), noticeText(rewrite.German, n, "/dir")
+		if strings.Contains(english, n.Text) || strings.Contains(german, n.Text) || english == german {
+			t.Errorf("%s is told as %q and %q", n.Kind, english, german)
+		}
+	}
+}
+
 func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 	for _, row := range []struct {
 		l    rewrite.Language
@@ -87,6 +118,17 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.English, account.Notice{Kind: account.BehindNotice}, []string{"joins again by itself"}},
 		{rewrite.German, account.Notice{Kind: account.MemberBehindNotice, User: "@b:x"}, []string{"dieses Raums durch @b:x nicht folgen"}},
 		{rewrite.English, account.Notice{Kind: account.OtherNotice, Text: "the text"}, []string{"About this room's encryption: the text"}},
+		{rewrite.English, standstill(client.Standstill{For: 12 * time.Minute, Silent: []string{"one.example", "t\u202ewo"}, Servers: []string{"three.example"}, Admin: true}), []string{
+			"for 12 minutes", `modules of one.example, "t\u202ewo".`, "you, an admin", "mls-proxy --state '/dir' era '!r:x' three.example"}},
+		{rewrite.German, standstill(client.Standstill{For: 75 * time.Minute, Silent: []string{"one.example"}, Servers: []string{"three.example"}, Heir: true}), []string{
+			"seit 75 Minuten", "Modulen von one.example", "als Erbe", "mls-proxy --state '/dir' era '!r:x' three.example"}},
+		{rewrite.German, standstill(client.Standstill{Silent: []string{"one.example"}, Admin: true}), []string{"als Admin", "era '!r:x' SERVER, mit dem Namen"}},
+		{rewrite.German, standstill(client.Standstill{Admin: true}), []string{"Die meisten Module", "mls-proxy --state '/dir' epochs '!r:x'"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.KeyLostWarning), Room: "!r'$(reboot):x"}, []string{"das Verb repair von mls-proxy"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.UnvouchedWarning), Room: "!r:x", User: "@b:x", Servers: []string{"one.example", "two.example"}}, []string{"durch @b:x bestätigen", "era '!r:x' one.example two.example"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning)}, []string{"wartet, bis das Modul antwortet"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning), Detail: "a\nreason"}, []string{"for a while: a reason"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Text: "from a file of before"}, []string{"encryption: from a file of before"}},
 	} {
 		got := noticeText(row.l, row.n, "/dir")
 		for _, want := range row.want {
