@@ -74,6 +74,7 @@ func TestProxyKilled(t *testing.T) {
 		for _, text := range texts[round*atOnce:] {
 			_, err := alice.WaitText(s.soon(), room, text)
 			s.must(err)
+			bob.reads(room, text)
 		}
 		bob.reads(room, while)
 		s.step("kill %d", round)
