@@ -203,6 +203,9 @@ type DeviceKeys struct {
 
 	signed     []byte            // canonical JSON under the signatures
 	signatures map[string]string // of the same user: key id → base64
+
+	against     []byte // the self-signing key that Against looked for
+	crossSigned bool   // what it found
 }
 
 // ParseDeviceKeys reads an entry of device_keys in a /keys/query response that
@@ -255,7 +258,26 @@ func (d *DeviceKeys) signedBy(keyID string, key []byte) bool {
 // CrossSignedBy tells whether the self-signing key of the device's user has
 // signed the device.
 func (d *DeviceKeys) CrossSignedBy(c *CrossSigning) bool {
-	return c != nil && c.User == d.User && d.signedBy("ed25519:"+EncodeBase64(c.SelfSigning), c.SelfSigning)
+	switch {
+	case c == nil || c.User != d.User:
+		return false
+	case len(d.against) > 0 && bytes.Equal(d.against, c.SelfSigning):
+		return d.crossSigned
+	}
+	return d.signedBy("ed25519:"+EncodeBase64(c.SelfSigning), c.SelfSigning)
+}
+
+// Against returns the keys with the answer to CrossSignedBy for the given identity,
+// which is asked for whenever the members of a group are compared, and follows from
+// keys and signatures that never change here.
+func (d *DeviceKeys) Against(c *CrossSigning) *DeviceKeys {
+	out := *d
+	out.against = nil
+	if c != nil && c.User == d.User {
+		out.crossSigned = out.CrossSignedBy(c)
+		out.against = bytes.Clone(c.SelfSigning)
+	}
+	return &out
 }
 
 // CrossSigning is the public cross-signing keys of a user, with the signature

@@ -140,6 +140,14 @@ func TestBinding(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			err := CheckBinding(&test.cred, testSuite, test.device, test.cross, test.known, test.need)
+			for _, against := range []*CrossSigning{cross, stranger, nil} { // whatever was looked for before
+				if test.device == nil {
+					break
+				}
+				if again := CheckBinding(&test.cred, testSuite, test.device.Against(against), test.cross, test.known, test.need); RuleOf(again) != test.rule {
+					t.Errorf("with what is known of another identity: %v, want %q", again, test.rule)
+				}
+			}
 			if test.rule == "" {
 				must(t, err)
 				return

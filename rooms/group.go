@@ -86,7 +86,17 @@ func GroupLeaves(t Tree) []GroupLeaf {
 
 // LeavesOf returns the leaves of a user's devices.
 func LeavesOf(t Tree, user id.UserID) []GroupLeaf {
-	return slices.DeleteFunc(GroupLeaves(t), func(l GroupLeaf) bool { return l.Cred.User != user })
+	var out []GroupLeaf
+	prefix := appendVarVec(nil, []byte(user))
+	for i, leaf := range t.Members() {
+		if !bytes.HasPrefix(leaf.Credential.Identity, prefix) { // the user id comes first, with its length
+			continue
+		}
+		if c, err := CredentialOf(leaf); err == nil && c.User == user {
+			out = append(out, GroupLeaf{Index: i, Cred: *c})
+		}
+	}
+	return out
 }
 
 // usersOf returns the users with a leaf.
