@@ -46,9 +46,11 @@ type Machine struct {
 	stall      timer
 	stallFinal Ref
 
-	dirty   bool
-	saved   int     // bytes of the last saved state
-	signing Receipt // an own receipt that is being recorded
+	dirty     bool
+	saved     int     // bytes of the last saved state, without its base
+	savedBase []byte  // the base as it is saved
+	savedOf   *node   // which base that is
+	signing   Receipt // an own receipt that is being recorded
 }
 
 // ownState is what a module promised and signed under one list.

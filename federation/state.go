@@ -40,14 +40,13 @@ type savedOwn struct {
 const stateVersion = 6
 
 func (c *codec) state(s *saved) {
-	version := uint32(stateVersion)
-	c.u32(&version)
-	if version < 1 || version > stateVersion {
-		c.err = fmt.Errorf("federation: saved state has version %d, this program reads versions 1 to %d", version, stateVersion)
-		return
-	}
-	c.version = version
 	must(c, &s.base, c.base)
+	c.rest(s)
+}
+
+// rest codes what may change while the base stays.
+func (c *codec) rest(s *saved) {
+	slice(c, &s.base.vouchers, func(v *voucher) { c.fields(&v.user, &v.leaf, &v.since, &v.applied, &v.commit) })
 	slice(c, &s.commits, func(n **node) {
 		must(c, n, func(n *node) {
 			must(c, &n.c, c.commit)
@@ -79,7 +78,15 @@ type savedLeaf struct {
 	leaf
 }
 
+// base codes the version and what never changes of a base.
 func (c *codec) base(n *node) {
+	version := uint32(stateVersion)
+	c.u32(&version)
+	if version < 1 || version > stateVersion {
+		c.err = fmt.Errorf("federation: saved state has version %d, this program reads versions 1 to %d", version, stateVersion)
+		return
+	}
+	c.version = version
 	c.fields(&n.ref, &n.depth, &n.epoch, &n.group, &n.suite)
 	must(c, &n.policy, c.policy)
 	c.fields(&n.config, &n.sets, &n.eraNo)
@@ -91,7 +98,6 @@ func (c *codec) base(n *node) {
 		sort.Slice(ls, func(i, j int) bool { return ls[i].index < ls[j].index })
 	}
 	slice(c, &ls, func(l *savedLeaf) { c.fields(&l.index, &l.user, &l.key, &l.since) })
-	slice(c, &n.vouchers, func(v *voucher) { c.fields(&v.user, &v.leaf, &v.since, &v.applied, &v.commit) })
 	if c.reading {
 		n.changes, n.whole, n.leaves, n.eraBase = make(map[uint32]*leaf, len(ls)), true, len(ls), n
 		for i := range ls {
@@ -103,6 +109,23 @@ func (c *codec) base(n *node) {
 // MarshalBinary returns the machine's state; equal states give equal bytes. It
 // holds no key.
 func (m *Machine) MarshalBinary() ([]byte, error) {
+	base, rest, err := m.MarshalParts()
+	return slices.Concat(base, rest), err
+}
+
+// MarshalParts returns what MarshalBinary does in two parts, to be joined again for
+// [Unmarshal]. The first has the leaves of the group in it, and changes only when
+// the commit does at which the machine begins: once in Limits.Keep final commits. The
+// caller does not change it.
+func (m *Machine) MarshalParts() (base, rest []byte, err error) {
+	if m.savedOf != m.base {
+		c := &codec{}
+		c.base(m.base)
+		if c.err != nil {
+			return nil, nil, c.err
+		}
+		m.savedBase, m.savedOf = slices.Clip(c.buf), m.base
+	}
 	s := saved{
 		base: m.base, commits: m.order[1:], waiting: m.waiting, counter: m.counter, prev: m.prev,
 		retired: m.retired, complete: m.complete, seq: m.seq, steps: m.proofSteps, fromRoot: m.fromRoot,
@@ -138,10 +161,10 @@ func (m *Machine) MarshalBinary() ([]byte, error) {
 	for _, r := range sortedRefs(m.gone) {
 		s.gone = append(s.gone, goneCommit{r, m.gone[r]})
 	}
-	c := &codec{buf: make([]byte, 0, m.saved+m.saved/8)}
-	c.state(&s)
+	c := &codec{version: stateVersion, buf: make([]byte, 0, m.saved+m.saved/8)}
+	c.rest(&s)
 	m.saved = len(c.buf)
-	return c.buf, c.err
+	return m.savedBase, c.buf, c.err
 }
 
 func sortedRefs[T any](m map[Ref]T) []Ref {

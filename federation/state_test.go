@@ -134,3 +134,36 @@ func TestStatesOfOldVersions(t *testing.T) {
 		})
 	}
 }
+
+// TestTheBaseIsSavedApart: what a machine saves of its base, the leaves of a large group among it, stays the same bytes while
+// events come; joined with the rest it is the whole state.
+func TestTheBaseIsSavedApart(t *testing.T) {
+	w, m := stateOfHistory(t)
+	before, first, err := m.MarshalParts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := m.MarshalBinary(); err != nil || !bytes.Equal(whole, append(bytes.Clone(before), first...)) {
+		t.Fatalf("the two parts are not the whole (%v)", err)
+	}
+	if _, err := m.Step(w.commit("more", "y0", "alice", commitSpec{})); err != nil {
+		t.Fatal(err)
+	}
+	after, rest, err := m.MarshalParts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if &before[0] != &after[0] || len(before) != len(after) {
+		t.Error("the base was saved anew")
+	}
+	if bytes.Equal(first, rest) {
+		t.Error("the rest does not show the commit")
+	}
+	got, err := Unmarshal(m.cfg, append(bytes.Clone(after), rest...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, want := w.state(got), w.state(m); g != want {
+		t.Errorf("got\n%swant\n%s", g, want)
+	}
+}
