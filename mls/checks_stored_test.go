@@ -172,6 +172,15 @@ func TestStoredCommitsThatDoNotFit(t *testing.T) {
 	if _, err := UnmarshalStagedCommit(w.cfg, branch[2], raw); err == nil {
 		t.Error("a commit of another member is read")
 	}
+	raw, err = c.MarshalOn(branch[0])
+	w.check(err)
+	_, err = UnmarshalStagedCommit(w.cfg, branch[0], raw)
+	w.check(err)
+	for name, g := range map[string]*Group{"nothing": nil, "another branch": other[0], "another member": branch[2], "another epoch": gs[0]} {
+		if _, err := UnmarshalStagedCommit(w.cfg, g, raw); err == nil {
+			t.Errorf("a commit that was stored on its parent is read on %s", name)
+		}
+	}
 	c, err = gs[0].Commit(CommitOptions{})
 	w.check(err)
 	n := *c

@@ -3,7 +3,9 @@ package mls
 import (
 	"bytes"
 	"iter"
+	"maps"
 	"math"
+	"slices"
 )
 
 // An epoch is what everybody, member or not, can know of a group in one epoch.
@@ -329,6 +331,13 @@ type proposalCache struct {
 	byRef  map[string]*cachedProposal
 	stored int // how many of list are stored as pages
 	size   int // bytes of all, encoded
+}
+
+// clone returns a cache to which proposals can be added for themselves.
+func (c *proposalCache) clone() proposalCache {
+	out := *c
+	out.list, out.byRef = slices.Clone(c.list), maps.Clone(c.byRef)
+	return out
 }
 
 func (c *proposalCache) get(ref ProposalRef) *cachedProposal { return c.byRef[string(ref)] }

@@ -413,6 +413,31 @@ func (g *Group) Process(m *Message) (Processed, error) {
 	return nil, unexpected(m, "is not for a group to process")
 }
 
+// ProcessBeside does what Process does with a PublicMessage, as if the given
+// proposals had come before it, and leaves the group as it is: it keeps neither
+// them nor m, if that is a proposal. Of the proposals those that are not valid,
+// or not in the clear, are left out, and a Commit that names one of them fails.
+// It is for Commits that may never be accepted, and for looking at a proposal
+// before it is kept, since a group that keeps one sends nothing until it is
+// committed (RFC 9420, Section 12.4).
+func (g *Group) ProcessBeside(proposals []*Message, m *Message) (Processed, error) {
+	if m.public == nil {
+		return nil, unexpected(m, "is no PublicMessage")
+	}
+	beside := *g
+	beside.cache = g.cache.clone()
+	for _, p := range proposals {
+		if p.public != nil && p.ContentType() == ContentTypeProposal {
+			_, _ = beside.Process(p) // one that is not valid fails the Commit that names it
+		}
+	}
+	return beside.Process(m)
+}
+
+// Public returns what a server sees of the epoch, without its proposals. The two
+// share the tree.
+func (g *Group) Public() *PublicGroup { return &PublicGroup{epoch: g.epoch} }
+
 func processedCommit(s *StagedCommit, err error) (Processed, error) {
 	if err != nil {
 		return nil, err

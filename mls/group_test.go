@@ -597,32 +597,115 @@ func TestGroupContextExtensions(t *testing.T) {
 }
 
 func TestStagedCommitSurvivesCrash(t *testing.T) {
+	for name, marshal := range map[string]func(c *StagedCommit, g *Group) ([]byte, error){
+		"whole":     func(c *StagedCommit, _ *Group) ([]byte, error) { return c.MarshalBinary() },
+		"on parent": (*StagedCommit).MarshalOn,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			gs := w.group(3)
+			b := w.bundle("new")
+			c, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Remove(2), Add(b.KeyPackage())}, WelcomeRatchetTree: true, AuthenticatedData: []byte("aad")})
+			w.check(err)
+			raw, err := marshal(c, gs[0])
+			w.check(err)
+			g, err := LoadGroup(w.cfg, gs[0].EpochState(), gs[0].RatchetState())
+			w.check(err)
+			d, err := UnmarshalStagedCommit(w.cfg, g, raw)
+			w.check(err)
+			if !bytes.Equal(c.Message(), d.Message()) || !bytes.Equal(c.Welcome(), d.Welcome()) || d.Committer() != 0 || d.Epoch() != c.Epoch() ||
+				len(d.Proposals()) != 2 || len(d.Added()) != 1 || len(d.Removed()) != 1 || string(d.AuthenticatedData()) != "aad" || d.CommitterLeaf() == nil {
+				t.Fatal("the Commit has changed in the store")
+			}
+			again, err := marshal(d, gs[0])
+			w.check(err)
+			if !bytes.Equal(raw, again) {
+				t.Fatal("the stored form has changed")
+			}
+			next := w.follow([]*Group{gs[1]}, nil, d)
+			joined, err := JoinWelcome(w.cfg, w.parse(d.Welcome()), b, JoinOptions{})
+			w.check(err)
+			next = append(next, d.Merge(), joined)
+			w.agree(next)
+			w.talk(next)
+		})
+	}
+}
+
+// What is stored of a Commit in a large group is what the Commit changes.
+func TestStagedCommitOnItsParentIsSmall(t *testing.T) {
+	g := newTestGroup(t, testConfig(t), 1, 200)[0]
+	c, err := g.Commit(CommitOptions{ForcePath: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := c.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	small, err := c.MarshalOn(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tree := len(g.RatchetTree()); len(small) > len(whole)-tree*9/10 {
+		t.Errorf("%d bytes, %d with a tree of %d", len(small), len(whole), tree)
+	}
+}
+
+// A Commit and what it names are looked at without the group's keeping anything.
+func TestProcessBesideLeavesTheGroup(t *testing.T) {
 	w := newWorld(t, 1)
-	gs := w.group(3)
-	b := w.bundle("new")
-	c, err := gs[0].Commit(CommitOptions{Proposals: []Proposal{Remove(2), Add(b.KeyPackage())}, WelcomeRatchetTree: true, AuthenticatedData: []byte("aad")})
+	gs := w.group(4)
+	server := w.public(gs[0])
+	known, _, err := gs[1].Propose(Add(w.bundle("known").KeyPackage()), FramingOptions{})
 	w.check(err)
-	raw, err := c.MarshalBinary()
-	w.check(err)
-	g, err := LoadGroup(w.cfg, gs[0].EpochState(), gs[0].RatchetState())
-	w.check(err)
-	d, err := UnmarshalStagedCommit(w.cfg, g, raw)
-	w.check(err)
-	if !bytes.Equal(c.Message(), d.Message()) || !bytes.Equal(c.Welcome(), d.Welcome()) || d.Committer() != 0 || d.Epoch() != c.Epoch() ||
-		len(d.Proposals()) != 2 || len(d.Added()) != 1 || len(d.Removed()) != 1 || string(d.AuthenticatedData()) != "aad" || d.CommitterLeaf() == nil {
-		t.Fatal("the Commit has changed in the store")
+	for _, g := range []interface {
+		Process(m *Message) (Processed, error)
+	}{gs[0], gs[2], server} {
+		_, err := g.Process(w.parse(known))
+		w.check(err)
 	}
-	again, err := d.MarshalBinary()
+	removed, _, err := gs[2].Propose(Remove(3), FramingOptions{})
 	w.check(err)
-	if !bytes.Equal(raw, again) {
-		t.Fatal("the stored form has changed")
+	private, _, err := gs[2].Propose(Remove(0), FramingOptions{Private: true})
+	w.check(err)
+	c, err := gs[2].Commit(CommitOptions{Pending: true})
+	w.check(err)
+	beside := []*Message{w.parse(private), w.parse(c.Message()), w.parse(removed)}
+	before, seen := groupState(gs[0]), server.EpochHead()
+	if _, err := gs[0].ProcessBeside(nil, w.parse(c.Message())); !hasRule(err, "proposal/ref-unknown") {
+		t.Errorf("a Commit that names what did not come: %v", err)
 	}
-	next := w.follow([]*Group{gs[1]}, nil, d)
-	joined, err := JoinWelcome(w.cfg, w.parse(d.Welcome()), b, JoinOptions{})
+	if _, err := gs[0].ProcessBeside(beside, w.parse(c.Message())); !hasRule(err, "proposal/ref-unknown") {
+		t.Errorf("a Commit that names a proposal that is not in the clear: %v", err)
+	}
+	if _, err := gs[0].ProcessBeside(nil, w.parse(private)); err == nil {
+		t.Error("a proposal that is not in the clear is looked at")
+	}
+	pm, err := gs[0].ProcessBeside(nil, w.parse(removed))
 	w.check(err)
-	next = append(next, d.Merge(), joined)
-	w.agree(next)
-	w.talk(next)
+	if p, ok := pm.(*ProposalMessage); !ok || p.Proposal.Remove != 3 {
+		t.Errorf("the proposal is read as %+v", pm)
+	}
+	ref := pm.(*ProposalMessage).Ref
+	c, err = gs[2].Commit(CommitOptions{PendingRefs: []ProposalRef{ref}})
+	w.check(err)
+	staged, err := gs[0].ProcessBeside(beside, w.parse(c.Message()))
+	w.check(err)
+	public, err := server.ProcessBeside(beside, w.parse(c.Message()))
+	w.check(err)
+	if !bytes.Equal(groupState(gs[0]), before) || !bytes.Equal(server.EpochHead(), seen) {
+		t.Error("the group has changed")
+	}
+	next := staged.(*StagedCommit).Merge()
+	if len(public.(*PublicStagedCommit).Removed()) != 1 || !bytes.Equal(public.(*PublicStagedCommit).Merge().TreeHash(), next.TreeHash()) {
+		t.Error("the server sees another epoch")
+	}
+	w.agree([]*Group{next, c.Merge()})
+	w.talk([]*Group{next, c.Merge()})
+	if p := next.Public(); p.Epoch() != next.Epoch() || !bytes.Equal(p.GroupContext(), next.GroupContext()) || len(p.PendingProposals()) != 0 {
+		t.Error("the public side is of another epoch")
+	}
 }
 
 func TestKeyPackageBundleStore(t *testing.T) {

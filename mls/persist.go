@@ -16,6 +16,8 @@ const (
 	epochStateFormat   = 1
 	ratchetStateFormat = 1
 	stagedCommitFormat = 1
+	// stagedOnFormat: of the next epoch's tree only what differs from its parent's.
+	stagedOnFormat = 2
 )
 
 func readFormat(s *reader, want uint8, what string) error {
@@ -293,13 +295,36 @@ func readMember(e *epoch, s *reader) (*Group, error) {
 // transaction that stores the merged group: merged twice, it is two groups of one
 // epoch, which would use message keys twice.
 func (s *StagedCommit) MarshalBinary() ([]byte, error) {
+	b, err := s.appendTo(stagedCommitFormat)
+	if err != nil {
+		return nil, err
+	}
+	b = appendOpaqueVec(b, s.next.EpochState())
+	return appendOpaqueVec(b, s.next.RatchetState()), nil
+}
+
+// MarshalOn encodes what MarshalBinary does, without the part of the tree that the
+// Commit leaves as it is in the epoch it was made in: nearly all of a large group.
+// [UnmarshalStagedCommit] then needs that group.
+func (s *StagedCommit) MarshalOn(g *Group) ([]byte, error) {
+	b, err := s.appendTo(stagedOnFormat)
+	if err != nil {
+		return nil, err
+	}
+	b = appendOpaqueVec(b, s.next.EpochHead())
+	b = appendOpaqueVec(b, s.next.TreeDelta(g))
+	return appendOpaqueVec(b, s.next.RatchetState()), nil
+}
+
+// appendTo encodes a Commit of ours but for the epoch that it leads to.
+func (s *StagedCommit) appendTo(format uint8) ([]byte, error) {
 	if s.message == nil || s.next == nil {
 		return nil, errors.New("mls: only Commits of our own are stored; process others again")
 	}
 	if s.next.ratchets == nil {
 		return nil, ErrZeroed
 	}
-	b := []byte{stagedCommitFormat}
+	b := []byte{format}
 	b = appendOpaqueVec(b, s.message)
 	b = appendOptional(b, s.welcome != nil)
 	if s.welcome != nil {
@@ -332,30 +357,40 @@ func (s *StagedCommit) MarshalBinary() ([]byte, error) {
 		}
 		return b
 	})
-	b = appendOptional(b, s.hasPath)
-	b = appendOpaqueVec(b, s.next.EpochState())
-	return appendOpaqueVec(b, s.next.RatchetState()), nil
+	return appendOptional(b, s.hasPath), nil
 }
 
-// UnmarshalStagedCommit decodes what MarshalBinary gave, from our own store. g
+// UnmarshalStagedCommit decodes what MarshalBinary or MarshalOn gave, from our own store. g
 // is the group that the Commit was made from, in that epoch and branch and of that
 // member, which is checked; nil for an external Commit, and for one that founds a
 // group.
 func UnmarshalStagedCommit(cfg *Config, g *Group, data []byte) (*StagedCommit, error) {
 	s := newReader(bytes.Clone(data))
-	if err := readFormat(s, stagedCommitFormat, "commit"); err != nil {
+	format := uint8(stagedCommitFormat)
+	if len(data) > 0 && data[0] == stagedOnFormat {
+		format = stagedOnFormat
+	}
+	if err := readFormat(s, format, "commit"); err != nil {
 		return nil, err
 	}
 	c := new(StagedCommit)
-	var epochState, ratchetState []byte
-	if !c.unmarshal(s) || !readOpaqueVec(s, &epochState) || !readOpaqueVec(s, &ratchetState) {
+	var epochState, delta, ratchetState []byte
+	if !c.unmarshal(s) || !readOpaqueVec(s, &epochState) || format == stagedOnFormat && !readOpaqueVec(s, &delta) || !readOpaqueVec(s, &ratchetState) {
 		return nil, fmt.Errorf("mls: reading a stored commit: %w", s.error())
 	}
 	if !s.Empty() {
 		return nil, errors.New("mls: reading a stored commit: bytes follow it")
 	}
 	var err error
-	if c.next, err = LoadGroup(cfg, epochState, ratchetState); err != nil {
+	switch {
+	case format == stagedCommitFormat:
+		c.next, err = LoadGroup(cfg, epochState, ratchetState)
+	case g == nil:
+		return nil, errors.New("mls: the stored commit holds a part of its tree; pass the group that it was made from")
+	default:
+		c.next, err = (&StoredGroup{Head: epochState, From: g, Deltas: [][]byte{delta}, RatchetState: ratchetState}).Load(cfg)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("mls: reading a stored commit: %w", err)
 	}
 	if g != nil && !g.leadsTo(c.next) {

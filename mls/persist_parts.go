@@ -94,9 +94,13 @@ func sameNode(a, b *treeSlot) bool {
 }
 
 // A TreeHolder is a *Group or a *PublicGroup.
-type TreeHolder interface{ ratchetTree() *ratchetTree }
+type TreeHolder interface {
+	ratchetTree() *ratchetTree
+	sharedSigners() *signers
+}
 
 func (e *epoch) ratchetTree() *ratchetTree { return e.tree }
+func (e *epoch) sharedSigners() *signers   { return e.signers }
 
 // applyDelta changes a tree under construction as TreeDelta says.
 func (t *ratchetTree) applyDelta(delta []byte, lim *Limits) error {
@@ -305,12 +309,20 @@ func (g *Group) readPages(pages []RatchetPage) error {
 	return nil
 }
 
-// plantParts gives an epoch from our own store the tree that its parts make.
-func (e *epoch) plantParts(tree []byte, deltas [][]byte) error {
+// plantParts gives an epoch from our own store the tree that its parts make. With
+// from they are the differences from that epoch's tree, with which it then shares
+// what is the same.
+func (e *epoch) plantParts(from TreeHolder, tree []byte, deltas [][]byte) error {
 	lim := e.cfg.limits()
-	t, err := parseTree(e.context.cipherSuite, bytes.Clone(tree), lim)
-	if err != nil {
-		return err
+	var t *ratchetTree
+	if from != nil {
+		t = from.ratchetTree().change()
+		e.signers = from.sharedSigners()
+	} else {
+		var err error
+		if t, err = parseTree(e.context.cipherSuite, bytes.Clone(tree), lim); err != nil {
+			return err
+		}
 	}
 	for _, d := range deltas {
 		if err := t.applyDelta(bytes.Clone(d), lim); err != nil {
@@ -328,9 +340,10 @@ func (p *PublicGroup) EpochHead() []byte {
 
 // A StoredPublicGroup is a PublicGroup in the parts that it was stored in.
 type StoredPublicGroup struct {
-	Head   []byte   // EpochHead of the epoch, with its proposals
-	Tree   []byte   // RatchetTree of this epoch or of another
-	Deltas [][]byte // TreeDeltas from there to this epoch, in order
+	Head   []byte     // EpochHead of the epoch, with its proposals
+	Tree   []byte     // RatchetTree of this epoch or of another
+	From   TreeHolder // that other epoch, in place of Tree if it is not nil: the trees then share memory
+	Deltas [][]byte   // TreeDeltas from there to this epoch, in order
 }
 
 // Load restores the group. The parts must come from our own store: the tree is
@@ -359,14 +372,15 @@ func (st *StoredPublicGroup) load(cfg *Config) (*PublicGroup, error) {
 	if !s.Empty() {
 		return nil, errors.New("bytes follow the group")
 	}
-	return p, e.plantParts(st.Tree, st.Deltas)
+	return p, e.plantParts(st.From, st.Tree, st.Deltas)
 }
 
 // A StoredGroup is a group in the parts that it was stored in.
 type StoredGroup struct {
-	Head   []byte   // EpochHead of the epoch
-	Tree   []byte   // RatchetTree of this epoch or of another
-	Deltas [][]byte // TreeDeltas from there to this epoch, in order
+	Head   []byte     // EpochHead of the epoch
+	Tree   []byte     // RatchetTree of this epoch or of another
+	From   TreeHolder // that other epoch, in place of Tree if it is not nil: the trees then share memory
+	Deltas [][]byte   // TreeDeltas from there to this epoch, in order
 
 	// What changed by messages: either the newest RatchetState or all pages, not
 	// both. Pages without Data are those to be deleted, and are left out.
@@ -393,7 +407,7 @@ func (st *StoredGroup) load(cfg *Config) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.plantParts(st.Tree, st.Deltas); err != nil {
+	if err := e.plantParts(st.From, st.Tree, st.Deltas); err != nil {
 		return nil, err
 	}
 	g, err := readMember(e, s)

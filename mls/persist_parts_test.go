@@ -76,8 +76,42 @@ func TestTreeDeltaBetweenAnyEpochs(t *testing.T) {
 					t.Fatalf("seed %d, epoch %d (%d leaves) to %d (%d leaves): %v", seed, i, a.tree.size, k, b.tree.size, err)
 				}
 				wantSameGroup(t, loaded, b)
+				stored.Tree, stored.From = nil, a
+				before := a.RatchetTree()
+				if loaded, err = stored.Load(cfg); err != nil {
+					t.Fatalf("seed %d, epoch %d to %d, from the group: %v", seed, i, k, err)
+				}
+				wantSameGroup(t, loaded, b)
+				if !bytes.Equal(a.RatchetTree(), before) {
+					t.Fatalf("seed %d: loading epoch %d has changed epoch %d", seed, k, i)
+				}
 			}
 		}
+	}
+}
+
+// Epochs that are loaded one from the other share what is the same of their trees,
+// as they do where they are entered one after the other.
+func TestLoadedEpochsShareTheirTrees(t *testing.T) {
+	cfg := testConfig(t)
+	g := newTestGroup(t, cfg, partsSuite, 300)[0]
+	_, next := mustCommit(t, g, CommitOptions{Proposals: []Proposal{Remove(9)}})
+	stored := StoredGroup{Head: next.EpochHead(), From: g, Deltas: [][]byte{next.TreeDelta(g)}, RatchetState: next.RatchetState()}
+	loaded, err := stored.Load(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := 0
+	for i, c := range loaded.tree.chunks {
+		if c != g.tree.chunks[i] {
+			own++
+		}
+	}
+	if all := len(g.tree.chunks); own > all/2 {
+		t.Errorf("%d of %d parts of the tree are held twice", own, all)
+	}
+	if loaded.signers != g.signers {
+		t.Error("the epochs do not share the keys of who signed")
 	}
 }
 

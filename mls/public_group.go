@@ -66,6 +66,18 @@ func (p *PublicGroup) Process(m *Message) (Processed, error) {
 	}, nil
 }
 
+// ProcessBeside does what Process does, as if the given proposals had come before
+// m, and leaves the group as it is: see [Group.ProcessBeside].
+func (p *PublicGroup) ProcessBeside(proposals []*Message, m *Message) (Processed, error) {
+	beside := PublicGroup{epoch: p.epoch, cache: p.cache.clone()}
+	for _, m := range proposals {
+		if m.public != nil && m.ContentType() == ContentTypeProposal {
+			_, _ = beside.Process(m) // one that is not valid fails the Commit that names it
+		}
+	}
+	return beside.Process(m)
+}
+
 // A PublicStagedCommit is a Commit that a PublicGroup has checked.
 type PublicStagedCommit struct {
 	commitInfo
