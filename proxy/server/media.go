@@ -28,6 +28,9 @@ const (
 	maxMedia   = 100 << 20 // bytes of one file
 	anyMIME    = "application/octet-stream"
 	uploadPath = "/_matrix/media/v3/upload"
+	// minEncrypted is of how many bytes a file must be to be taken for a client's
+	// ciphertext: the bytes of a shorter one, a key or a text, may well be as even.
+	minEncrypted = 4 << 10
 )
 
 // upload encrypts every file, since nobody knows yet what it is for. It is
@@ -89,13 +92,13 @@ var telling = []string{
 // itself: each byte in it is as likely as any other, and it has no type. It has no
 // name either, or, with some clients, that of a file that would begin in another way.
 func looksEncrypted(kind, name string, data []byte) bool {
-	if kind != anyMIME || utf8.Valid(data) || name != "" && !slices.Contains(telling, strings.ToLower(path.Ext(name))) {
+	if len(data) < minEncrypted || kind != anyMIME || utf8.Valid(data) || name != "" && !slices.Contains(telling, strings.ToLower(path.Ext(name))) {
 		return false
 	}
 	if len(data) >= 8 && string(data[4:8]) == "ftyp" { // a film
 		return false
 	}
-	if found := http.DetectContentType(data); found != anyMIME && !strings.HasPrefix(found, "text/") {
+	if http.DetectContentType(data) != anyMIME {
 		return false
 	}
 	for _, mark := range plainMarks {

@@ -244,7 +244,13 @@ func TestFilesThatLookEncrypted(t *testing.T) {
 		want             bool
 	}{
 		{"a ciphertext", anyMIME, "", ciphertext(100_000), true},
-		{"a small one", anyMIME, "", ciphertext(40), true},
+		{"the smallest that is taken for one", anyMIME, "", ciphertext(minEncrypted), true},
+		{"a smaller one", anyMIME, "", ciphertext(minEncrypted - 1), false},
+		{"random bytes of 3 KiB", anyMIME, "", ciphertext(3 << 10), false},
+		{"a key", anyMIME, "", ciphertext(32), false},
+		{"a short text in another encoding", anyMIME, "", []byte("Gr\xf6\xdfe 12"), false},
+		{"another", anyMIME, "", []byte("Passw\xf6rter: hunter2"), false},
+		{"what begins as a text in UTF-16", anyMIME, "", append([]byte("\xff\xfe"), ciphertext(5000)...), false},
 		{"with a name that tells nothing", anyMIME, "a.bin", ciphertext(5000), false},
 		{"with a name without an end", anyMIME, "jpg", ciphertext(5000), false},
 		{"with a picture's name", anyMIME, "a.JPG", ciphertext(5000), true},
@@ -266,7 +272,7 @@ func TestFilesThatLookEncrypted(t *testing.T) {
 	// Random bytes hardly ever look like anything else.
 	random := rand.New(rand.NewChaCha8([32]byte{8}))
 	for range 2000 {
-		data := make([]byte, 64+random.IntN(4000))
+		data := make([]byte, minEncrypted+random.IntN(4000))
 		for i := range data {
 			data[i] = byte(random.Uint32())
 		}
@@ -314,7 +320,7 @@ func TestWhatAClientHasEncryptedLiesAsItIs(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			devices = tt.devices
-			keys, data := mapOfMedia{}, ciphertext(3000)
+			keys, data := mapOfMedia{}, ciphertext(minEncrypted)
 			r := httptest.NewRequestWithContext(t.Context(), "POST", "http://localhost"+uploadPath, bytes.NewReader(data))
 			r.Header.Set("Content-Type", tt.kind)
 			w := httptest.NewRecorder()

@@ -86,7 +86,7 @@ async function file(client, room, name) {
     const key = randomBytes(32);
     const iv = Buffer.concat([randomBytes(8), Buffer.alloc(8)]);
     const cipher = createCipheriv("aes-256-ctr", key, iv);
-    const bytes = Buffer.concat([cipher.update(name.repeat(100)), cipher.final()]);
+    const bytes = Buffer.concat([cipher.update(name.repeat(500)), cipher.final()]);
     const { content_uri: url } = await client.uploadContent(new Blob([bytes]), { type: "application/octet-stream", includeFilename: false });
     const jwk = { kty: "oct", alg: "A256CTR", ext: true, key_ops: ["encrypt", "decrypt"], k: key.toString("base64url") };
     const hashes = { sha256: base64(createHash("sha256").update(bytes).digest()) };
