@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,6 +104,45 @@ func TestTheFirstKeyOfAFileCountsAndLiesSealed(t *testing.T) {
 	if err != nil || strings.Contains(string(raw), "first/planted") {
 		t.Errorf("the key of a file is not sealed (%v)", err)
 	}
+}
+
+// TestThatAClientHasKeysIsNotedWithItsSession: until that ends, over restarts.
+func TestThatAClientHasKeysIsNotedWithItsSession(t *testing.T) {
+	path, key := filepath.Join(t.TempDir(), storeName), newKey(t)
+	a := stored(t, path, key)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	noted := func(want ...id.DeviceID) {
+		t.Helper()
+		for _, session := range []id.DeviceID{"ONE", "TWO", "NONE"} {
+			if has, err := a.HasKeys(t.Context(), session); err != nil || has != slices.Contains(want, session) {
+				t.Errorf("%s has keys: %t, %v; those that do are %q", session, has, err, want)
+			}
+		}
+	}
+	for _, session := range []id.DeviceID{"ONE", "TWO"} {
+		must(a.addSession(t.Context(), session))
+	}
+	noted()
+	for _, session := range []id.DeviceID{"TWO", "TWO", "ONE", "NONE"} {
+		must(a.NoteKeys(t.Context(), session))
+	}
+	noted("ONE", "TWO")
+	a.Close()
+	a = stored(t, path, key)
+	noted("ONE", "TWO")
+	_, err := a.dropSession(t.Context(), "ONE")
+	must(err)
+	must(a.addSession(t.Context(), "ONE")) // another client may have its name
+	noted("TWO")
+	for i := range maxSessions {
+		must(a.addSession(t.Context(), id.DeviceID(fmt.Sprint(i))))
+	}
+	noted()
 }
 
 // TestTheKeysOfFilesGoWithTheLastMessageThatNamesThem: by a redaction, or with the room.

@@ -17,11 +17,19 @@ import (
 // sessionsKey keeps the devices of the clients that use the proxy.
 const sessionsKey = "proxy/sessions"
 
+// ownKeysKey keeps those of them whose clients encrypt by themselves, see NoteKeys.
+const ownKeysKey = "proxy/own-keys"
+
 // maxSessions bounds them: the oldest is forgotten.
 const maxSessions = 100
 
-func (a *Account) sessions(ctx context.Context) (all []id.DeviceID, err error) {
-	raw, err := a.st.GetKV(ctx, sessionsKey)
+func (a *Account) sessions(ctx context.Context) ([]id.DeviceID, error) {
+	return a.devices(ctx, sessionsKey)
+}
+
+// devices reads a list of devices.
+func (a *Account) devices(ctx context.Context, key string) (all []id.DeviceID, err error) {
+	raw, err := a.st.GetKV(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil
 	}
@@ -34,12 +42,51 @@ func (a *Account) sessions(ctx context.Context) (all []id.DeviceID, err error) {
 	return all, nil
 }
 
+// putSessions keeps the sessions, and of what is noted of them that of no other.
 func (a *Account) putSessions(ctx context.Context, all []id.DeviceID) error {
+	noted, err := a.devices(ctx, ownKeysKey)
+	if err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(slices.Clone(noted), func(d id.DeviceID) bool { return !slices.Contains(all, d) })
+	return a.st.Do(ctx, func(ctx context.Context) error {
+		if len(left) < len(noted) {
+			if err := a.putDevices(ctx, ownKeysKey, left); err != nil {
+				return err
+			}
+		}
+		return a.putDevices(ctx, sessionsKey, all)
+	})
+}
+
+func (a *Account) putDevices(ctx context.Context, key string, all []id.DeviceID) error {
 	raw, err := json.Marshal(all)
 	if err != nil {
 		return fmt.Errorf("account: sessions: %w", err)
 	}
-	return a.st.PutKV(ctx, sessionsKey, raw)
+	return a.st.PutKV(ctx, key, raw)
+}
+
+// NoteKeys notes that a client published keys of its own for its device: it encrypts
+// by itself, in rooms without MLS.
+func (a *Account) NoteKeys(ctx context.Context, session id.DeviceID) error {
+	a.sessionMu.Lock()
+	defer a.sessionMu.Unlock()
+	all, err := a.sessions(ctx)
+	if err != nil || !slices.Contains(all, session) {
+		return err
+	}
+	noted, err := a.devices(ctx, ownKeysKey)
+	if err != nil || slices.Contains(noted, session) {
+		return err
+	}
+	return a.putDevices(ctx, ownKeysKey, append(noted, session))
+}
+
+// HasKeys tells whether that was noted of a client's session.
+func (a *Account) HasKeys(ctx context.Context, session id.DeviceID) (bool, error) {
+	noted, err := a.devices(ctx, ownKeysKey)
+	return slices.Contains(noted, session), err
 }
 
 // addSession notes that a client uses the account.

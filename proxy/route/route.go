@@ -55,6 +55,7 @@ const (
 	Upgrade                   // moves a room, with its encryption
 	UploadMedia               // may be an attachment of an encrypted room
 	DownloadMedia             // may be an encrypted attachment
+	UploadKeys                // goes through untouched; it tells that the client encrypts by itself
 )
 
 // Match is a recognised request. Params holds the unescaped values of the
@@ -219,7 +220,7 @@ var rows = []struct {
 	{"GET", "c/voip/turnServer", Stream, ""},
 
 	// The client's own end-to-end encryption, for rooms that are none of ours.
-	{"POST", "c/keys/upload", Stream, ""},
+	{"POST", "c/keys/upload", UploadKeys, ""},
 	{"POST", "c/keys/query", Stream, ""},
 	{"POST", "c/keys/claim", Stream, ""},
 	{"GET", "c/keys/changes", Stream, ""},

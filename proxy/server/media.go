@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"net/url"
@@ -42,7 +43,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, sess *session) {
 	s.uploadTo(w, r, sess, sess.account)
 }
 
-func (s *Server) uploadTo(w http.ResponseWriter, r *http.Request, sess *session, keys mediaKeeper) {
+func (s *Server) uploadTo(w http.ResponseWriter, r *http.Request, sess *session, keys uploads) {
 	data, ok := read(w, r, maxMedia)
 	if !ok {
 		return
@@ -52,9 +53,13 @@ func (s *Server) uploadTo(w http.ResponseWriter, r *http.Request, sess *session,
 		kind = anyMIME
 	}
 	media := &account.Media{MIME: kind, Own: true}
-	if looksEncrypted(kind, r.URL.Query().Get("filename"), data) && s.encrypts(r.Context(), sess) {
-		media.Raw = true
-	} else {
+	if looksEncrypted(kind, r.URL.Query().Get("filename"), data) {
+		var err error
+		if media.Raw, err = keys.HasKeys(r.Context(), sess.device); err != nil {
+			s.o.Log.Err(err).Msg("Whether a client encrypts by itself cannot be read")
+		}
+	}
+	if !media.Raw {
 		media.File = &event.EncryptedFileInfo{EncryptedFile: *attachment.NewEncryptedFile()}
 		media.File.EncryptInPlace(data)
 	}
@@ -125,22 +130,46 @@ func even(data []byte) bool {
 	return sum < 400
 }
 
-// encrypts tells whether a session's client encrypts by itself: its device has keys.
-func (s *Server) encrypts(ctx context.Context, sess *session) bool {
-	body, err := json.Marshal(map[string]any{"device_keys": map[id.UserID][]id.DeviceID{sess.user: {sess.device}}})
+// ownKeys is where it is noted which clients encrypt by themselves.
+type ownKeys interface {
+	NoteKeys(ctx context.Context, session id.DeviceID) error
+	HasKeys(ctx context.Context, session id.DeviceID) (bool, error)
+}
+
+// uploadKeys passes on what a client publishes of its own keys (POST /keys/upload),
+// and notes it if the keys of its own device are among them. The homeserver is not
+// asked for that: what it says decides whether a file is encrypted.
+func (s *Server) uploadKeys(w http.ResponseWriter, r *http.Request, sess *session, keys ownKeys) {
+	body := r.Body
+	head, err := io.ReadAll(io.LimitReader(body, maxRequest+1))
 	if err != nil {
-		return false
+		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request broke off")
+		return
 	}
-	resp, err := s.ask(ctx, http.MethodPost, "/_matrix/client/v3/keys/query", nil, sess.token, body)
-	if err != nil || resp.status != http.StatusOK {
-		return false
+	if len(head) <= maxRequest && namesDevice(head, sess) {
+		if err := keys.NoteKeys(context.WithoutCancel(r.Context()), sess.device); err != nil {
+			s.o.Log.Err(err).Msg("That a client encrypts by itself could not be noted")
+		}
 	}
-	var answer struct {
-		Devices map[id.UserID]map[id.DeviceID]struct {
-			Keys map[string]string `json:"keys"`
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), body), body}
+	s.stream.ServeHTTP(w, r)
+}
+
+// namesDevice tells whether a client publishes the keys of its own device.
+func namesDevice(body []byte, sess *session) bool {
+	var published struct {
+		Device struct {
+			User   id.UserID         `json:"user_id"`
+			Device id.DeviceID       `json:"device_id"`
+			Keys   map[string]string `json:"keys"`
 		} `json:"device_keys"`
 	}
-	return json.Unmarshal(resp.body, &answer) == nil && len(answer.Devices[sess.user][sess.device].Keys) > 0
+	err := json.Unmarshal(body, &published)
+	d := published.Device
+	return err == nil && d.User == sess.user && d.Device == sess.device && len(d.Keys) > 0
 }
 
 // put uploads a file. Without an error and an address, the homeserver refused.
@@ -318,6 +347,12 @@ func (s *Server) attach(ctx context.Context, sess *session, content json.RawMess
 type mediaKeeper interface {
 	mediaKeys
 	KeepMedia(ctx context.Context, mxc string, m *account.Media) error
+}
+
+// uploads is what an upload needs of an account.
+type uploads interface {
+	mediaKeeper
+	ownKeys
 }
 
 // single gives a message for an MLS room files that are encrypted once. A client

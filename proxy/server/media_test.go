@@ -282,25 +282,34 @@ func TestFilesThatLookEncrypted(t *testing.T) {
 	}
 }
 
+// mapOfKeys notes whose clients have keys, too.
+type mapOfKeys struct {
+	mapOfMedia
+	noted map[id.DeviceID]bool
+}
+
+func (m mapOfKeys) NoteKeys(_ context.Context, session id.DeviceID) error {
+	m.noted[session] = true
+	return nil
+}
+
+func (m mapOfKeys) HasKeys(_ context.Context, session id.DeviceID) (bool, error) {
+	return m.noted[session], nil
+}
+
 // TestWhatAClientHasEncryptedLiesAsItIs: a client that encrypts by itself, in rooms whose messages nobody reads here,
-// has its files opened by the keys that it names there. A file is taken for one of those only if its client has keys.
+// has its files opened by the keys that it names there. A file is taken for one of those only if that client published
+// keys through the proxy, whatever the homeserver says.
 func TestWhatAClientHasEncryptedLiesAsItIs(t *testing.T) {
 	var lies []byte
-	devices := `{}`
+	var asked []string
 	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		data, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
-		if strings.HasSuffix(r.URL.Path, "/keys/query") {
-			if want := `{"device_keys":{"@a:x":["DEV"]}}`; string(data) != want {
-				t.Errorf("asked for %s, want %s", data, want)
-			}
-			fmt.Fprintf(w, `{"device_keys":{"@a:x":%s}}`, devices)
-			return
-		}
-		lies = data
-		fmt.Fprint(w, `{"content_uri":"mxc://h/file"}`)
+		lies, asked = data, append(asked, path.Base(r.URL.Path))
+		fmt.Fprint(w, `{"content_uri":"mxc://h/file","device_keys":{"@a:x":{"DEV":{"keys":{"ed25519:DEV":"K"}}}}}`)
 	}))
 	t.Cleanup(hs.Close)
 	base, err := url.Parse(hs.URL)
@@ -308,24 +317,43 @@ func TestWhatAClientHasEncryptedLiesAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, sess := New(Options{Homeserver: base, Log: zerolog.Nop()}), &session{user: "@a:x", device: "DEV", token: "t"}
-	const hasKeys = `{"DEV":{"keys":{"ed25519:DEV":"K"}}}`
+	device := func(user, device, keys string) string {
+		return fmt.Sprintf(`{"device_keys":{"user_id":%q,"device_id":%q,"keys":%s},"one_time_keys":{}}`, user, device, keys)
+	}
+	const some = `{"ed25519:DEV":"K"}`
 	for _, tt := range []struct {
-		name, devices, kind string
-		raw                 bool
+		name, published, kind string
+		raw                   bool
 	}{
-		{"a client with keys", hasKeys, anyMIME, true},
-		{"a client without", `{}`, anyMIME, false},
-		{"another device's keys", `{"OTHER":{"keys":{"ed25519:OTHER":"K"}}}`, anyMIME, false},
-		{"a file with a type", hasKeys, "text/plain", false},
+		{"a client with keys", device("@a:x", "DEV", some), anyMIME, true},
+		{"a client without", "", anyMIME, false},
+		{"another device's keys", device("@a:x", "OTHER", some), anyMIME, false},
+		{"another user's keys", device("@b:x", "DEV", some), anyMIME, false},
+		{"no keys", device("@a:x", "DEV", `{}`), anyMIME, false},
+		{"one-time keys alone", `{"one_time_keys":{"signed_curve25519:A":{}}}`, anyMIME, false},
+		{"more than is looked at", device("@a:x", "DEV", some) + strings.Repeat(" ", maxRequest), anyMIME, false},
+		{"a file with a type", device("@a:x", "DEV", some), "text/plain", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			devices = tt.devices
-			keys, data := mapOfMedia{}, ciphertext(minEncrypted)
+			keys, data := mapOfKeys{mapOfMedia{}, map[id.DeviceID]bool{}}, ciphertext(minEncrypted)
+			asked = nil
+			if tt.published != "" {
+				const path = "/_matrix/client/v3/keys/upload"
+				r := httptest.NewRequestWithContext(context.WithValue(t.Context(), pathKey{}, path), "POST", "http://localhost"+path, strings.NewReader(tt.published))
+				w := httptest.NewRecorder()
+				if s.uploadKeys(w, r, sess, keys); w.Code != http.StatusOK || string(lies) != tt.published {
+					t.Fatalf("%d %s; %d bytes of %d came", w.Code, w.Body, len(lies), len(tt.published))
+				}
+				asked = asked[1:]
+			}
 			r := httptest.NewRequestWithContext(t.Context(), "POST", "http://localhost"+uploadPath, bytes.NewReader(data))
 			r.Header.Set("Content-Type", tt.kind)
 			w := httptest.NewRecorder()
 			s.uploadTo(w, r, sess, keys)
-			media := keys["mxc://h/file"]
+			if len(asked) != 1 || asked[0] != "upload" {
+				t.Errorf("the homeserver was asked for %q", asked)
+			}
+			media := keys.mapOfMedia["mxc://h/file"]
 			if w.Code != http.StatusOK || media == nil || !media.Own || media.Raw != tt.raw || (media.File == nil) != tt.raw || bytes.Equal(lies, data) != tt.raw {
 				t.Fatalf("%d %s, kept as %+v", w.Code, w.Body, media)
 			}

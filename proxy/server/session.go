@@ -211,6 +211,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.upload(w, r, sess)
 	case route.DownloadMedia:
 		s.download(w, r, sess, m)
+	case route.UploadKeys:
+		s.uploadKeys(w, r, sess, sess.account)
 	default:
 		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", fmt.Sprintf("%s %s is not served", r.Method, m.Path))
 	}
