@@ -12,7 +12,6 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
-	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
 // Media is an encrypted file at the homeserver that this device has the key of.
@@ -176,29 +175,19 @@ func (a *Account) dropFiles(ctx context.Context, name string) error {
 	})
 }
 
-// dropFile forgets that a message names a file, and its key if it was the last one.
-// What a client of this proxy uploaded is kept under its own address, too.
+// dropFile forgets that a message names a file, and the key under that address if it
+// was the last one. What a client of this proxy uploaded is kept under its own address:
+// account data, an avatar or a draft may name it, too.
 func (a *Account) dropFile(ctx context.Context, mxc, name string) error {
 	m, err := a.Media(ctx, mxc)
 	if err != nil || m == nil || m.Many {
 		return err
 	}
 	m.Events = slices.DeleteFunc(m.Events, func(e string) bool { return e == name })
-	if len(m.Events) > 0 {
+	if len(m.Events) > 0 || m.Own {
 		return a.putMedia(ctx, mxc, m)
 	}
-	if err := a.st.DeleteKV(ctx, mediaKey(mxc)); err != nil {
-		return err
-	}
-	uploaded := rewrite.Unkeyed(mxc)
-	own, err := a.Media(ctx, uploaded)
-	if err != nil || own == nil || !own.Own || own.Public != "" || own.File == nil || m.File == nil || own.File.Key.Key != m.File.Key.Key {
-		return err
-	}
-	if err := a.st.DeleteKV(ctx, mediaKey(uploaded)); err != nil || own.Of == "" {
-		return err
-	}
-	return a.st.DeleteKV(ctx, mediaKey(own.Of))
+	return a.st.DeleteKV(ctx, mediaKey(mxc))
 }
 
 // forgetFiles deletes the keys of the files that a room's messages named.

@@ -326,11 +326,19 @@ func shownAs(claimed string) (kind, disposition string) {
 // attach gives a message for an MLS room the keys of the files that the client
 // uploaded for it.
 func (s *Server) attach(ctx context.Context, sess *session, content json.RawMessage) (json.RawMessage, error) {
+	return attach(content, func(mxc string) (*account.Media, error) { return known(ctx, sess, mxc) })
+}
+
+func attach(content json.RawMessage, find func(mxc string) (*account.Media, error)) (json.RawMessage, error) {
 	var failed error
 	out := rewrite.Attach(content, func(mxc string) (json.RawMessage, bool) {
-		media, err := known(ctx, sess, mxc)
-		if err == nil && media != nil && media.Raw {
+		media, err := find(mxc)
+		switch {
+		case err != nil:
+		case media != nil && media.Raw:
 			err = errAsItIs
+		case media != nil && media.File == nil, media == nil && rewrite.Unkeyed(mxc) != mxc:
+			err = errNoKey // whoever got the address alone could not open the file
 		}
 		if err != nil || media == nil {
 			failed = errors.Join(failed, err)
@@ -471,6 +479,9 @@ var errManyFiles = errors.New("server: many files are being uploaded")
 
 // errAsItIs reports a file that was taken for one that its client had encrypted.
 var errAsItIs = errors.New("server: the file lies at the homeserver as the client uploaded it")
+
+// errNoKey reports a file that is encrypted, and whose key is gone.
+var errNoKey = errors.New("server: the key of the file is not there any more")
 
 var errOtherKey = errors.New("server: the key that the message names does not open the file")
 

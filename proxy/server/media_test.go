@@ -174,6 +174,41 @@ func TestALargeFileIsOpenedWhileItsClientComesAgain(t *testing.T) {
 	})
 }
 
+// TestAFileWithoutItsKeyIsNotSent: whoever got its address alone could not open it.
+func TestAFileWithoutItsKeyIsNotSent(t *testing.T) {
+	file := &event.EncryptedFileInfo{EncryptedFile: *attachment.NewEncryptedFile()}
+	const plain = "mxc://a.example/own"
+	keyed := rewrite.Keyed(plain, json.RawMessage(`{}`))
+	for _, tt := range []struct {
+		name, mxc string
+		media     *account.Media
+		want      error
+		file      bool
+	}{
+		{"own", plain, &account.Media{File: file, Own: true}, nil, true},
+		{"seen", keyed, &account.Media{File: file}, nil, true},
+		{"never encrypted", plain, nil, nil, false},
+		{"no file", "https://a.example/x", nil, nil, false},
+		{"seen, and its key is gone", keyed, nil, errNoKey, false},
+		{"own, and its key is gone", plain, &account.Media{Public: "mxc://a.example/open"}, errNoKey, false},
+		{"as the client uploaded it", plain, &account.Media{Own: true, Raw: true}, errAsItIs, false},
+	} {
+		for where, content := range map[string]string{
+			"file": `{"url":%q}`, "thumbnail": `{"info":{"thumbnail_url":%q}}`, "edit": `{"m.new_content":{"url":%q}}`,
+		} {
+			out, err := attach(json.RawMessage(fmt.Sprintf(content, tt.mxc)), func(mxc string) (*account.Media, error) {
+				if mxc != tt.mxc {
+					t.Errorf("asked for %s", mxc)
+				}
+				return tt.media, nil
+			})
+			if !errors.Is(err, tt.want) || err == nil && strings.Contains(string(out), `"key"`) != tt.file {
+				t.Errorf("%s, %s: %s, %v", tt.name, where, out, err)
+			}
+		}
+	}
+}
+
 // TestOwnFilesAreKnownByEitherAddress: one's own file, seen in a room, has an
 // address that names its key; whoever uses that one where nothing is encrypted
 // means the same file.

@@ -76,7 +76,11 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		return
 	}
 	if content, err = s.attach(ctx, sess, content); errors.Is(err, errAsItIs) {
-		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the client uploaded the attached file without a name and a type, as one that it had encrypted by itself, and sends no key for it: upload it again, with its name")
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the client uploaded the attached file without a name and a type, as one that it had encrypted by itself, and sends no key for it: upload it again with its type, as application/pdf for scan.pdf, instead of application/octet-stream")
+		return
+	}
+	if errors.Is(err, errNoKey) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the key of the attached file is not there any more, since the message that it came with was removed, or its room forgotten: upload the file again")
 		return
 	}
 	if err != nil {
