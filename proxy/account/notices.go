@@ -58,7 +58,7 @@ const (
 	noticesKey = "proxy/notices"
 	maxNotices = 100
 	maxOfRoom  = 20
-	maxOthers  = 10   // notices of a room in an hour of those that go first: a member may cause as many as they like
+	maxOthers  = 10   // notices of a room and kind in an hour of those that go first: a member may cause as many as they like
 	maxText    = 1000 // bytes of a warning
 	maxServers = 50   // that a warning names
 )
@@ -72,7 +72,8 @@ func (k NoticeKind) weight() int {
 		return 1
 	}
 	switch client.WarningKind(k) {
-	case client.StandstillWarning, client.UnvouchedWarning, client.KeyLostWarning, client.HeirsWarning, client.CopyWarning, client.SupersededWarning:
+	case client.StandstillWarning, client.UnvouchedWarning, client.KeyLostWarning, client.HeirsWarning, client.CopyWarning, client.SupersededWarning,
+		client.NotSentWarning, client.EncryptionWarning:
 		return 1
 	}
 	return 0
@@ -84,7 +85,7 @@ func (all *notices) add(n Notice) bool {
 	for _, o := range all.All {
 		if o.Room == n.Room {
 			ofRoom++
-			if o.Kind.weight() == 0 && n.At-o.At < time.Hour.Milliseconds() {
+			if o.Kind == n.Kind && n.At-o.At < time.Hour.Milliseconds() {
 				others++
 			}
 		}

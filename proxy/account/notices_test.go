@@ -77,6 +77,23 @@ func TestAMemberCannotPushOutWhatMatters(t *testing.T) {
 	if len(all.All) != maxOthers {
 		t.Errorf("%d notices of commits, want %d", len(all.All), maxOthers)
 	}
+	// What else is to be told of that room finds its place beside them, and stays.
+	others := []client.WarningKind{client.LiarWarning, client.NotSentWarning, client.EncryptionWarning}
+	for _, kind := range others {
+		if !all.add(Notice{Room: "!c:x", Kind: NoticeKind(kind), At: 1000}) {
+			t.Errorf("%s is not told", kind)
+		}
+	}
+	for hour := range int64(10) {
+		for range 20 {
+			all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.NotAppliedWarning), At: (hour + 1) * 2 * time.Hour.Milliseconds()})
+		}
+	}
+	for _, kind := range others[1:] {
+		if !slices.ContainsFunc(all.All, func(n Notice) bool { return n.Kind == NoticeKind(kind) }) {
+			t.Errorf("%s was pushed out", kind)
+		}
+	}
 	all = new(notices)
 	for n := range int64(1000) {
 		all.add(Notice{Room: "!r:x", Kind: OtherNotice, At: n})
