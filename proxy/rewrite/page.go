@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Page is an answer with lists of events of one room: /messages, /context,
@@ -95,3 +97,46 @@ func (p *Page) RewriteOne(v View, key string) (Event, bool) {
 
 // Encode writes the answer.
 func (p *Page) Encode() ([]byte, error) { return json.Marshal(p.body) }
+
+// Hierarchy rewrites what a homeserver says of a space and the rooms in it: of an MLS
+// room not how it is encrypted, and of each the state that clients may see.
+func Hierarchy(raw []byte, v View) ([]byte, error) {
+	body, ok := parse(raw)
+	if !ok {
+		return nil, ErrNotAnObject
+	}
+	var list []json.RawMessage
+	if body.has("rooms") && json.Unmarshal(body["rooms"], &list) != nil {
+		return nil, ErrNotAnObject
+	}
+	for i, raw := range list {
+		f, ok := parse(raw)
+		if !ok {
+			return nil, ErrNotAnObject
+		}
+		room := id.RoomID(f.text("room_id"))
+		mls := v.MLS(room)
+		names := []string{"encryption", "im.nheko.summary.encryption"}
+		for _, name := range names {
+			mls = mls || f.text(name) == rooms.Algorithm
+		}
+		for _, name := range names {
+			if mls {
+				delete(f, name)
+			}
+		}
+		if f.has("children_state") {
+			var state []json.RawMessage
+			if json.Unmarshal(f["children_state"], &state) != nil {
+				return nil, ErrNotAnObject
+			}
+			kept, _ := strippedList(room, state, v)
+			f["children_state"], _ = json.Marshal(kept)
+		}
+		list[i] = f.raw()
+	}
+	if list != nil {
+		body["rooms"], _ = json.Marshal(list)
+	}
+	return json.Marshal(body)
+}

@@ -2,6 +2,7 @@ package rewrite
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -113,6 +114,37 @@ func TestOne(t *testing.T) {
 				t.Errorf("%s\nbecame\n%s", raw, got.Raw)
 			}
 		})
+	}
+}
+
+// TestAHierarchyTellsOfNoMLSRoomHowItIsEncrypted: a client would encrypt by itself there.
+func TestAHierarchyTellsOfNoMLSRoomHowItIsEncrypted(t *testing.T) {
+	const megolm = `"m.megolm.v1.aes-sha2"`
+	child := `{"type":"m.space.child","state_key":"!c:x","sender":"@a:x","origin_server_ts":5,"content":{"via":["x"]}}`
+	ours := `{"type":"` + rooms.TypeHead + `","state_key":"@a:x","sender":"@a:x","origin_server_ts":5,"content":{}}`
+	set := `{"type":"m.room.encryption","state_key":"","sender":"@a:x","origin_server_ts":5,"content":{"algorithm":"` + rooms.Algorithm + `"}}`
+	room := func(id, rest string) string { return `{"room_id":"` + id + `","name":"N"` + rest + `}` }
+	for _, tt := range []struct{ name, in, want string }{
+		{"known here", room(mlsRoom, `,"encryption":`+megolm+`,"im.nheko.summary.encryption":`+megolm), room(mlsRoom, "")},
+		{"not known here", room("!new:x", `,"encryption":"`+rooms.Algorithm+`"`), room("!new:x", "")},
+		{"by its older name", room("!new:x", `,"im.nheko.summary.encryption":"`+rooms.Algorithm+`"`), room("!new:x", "")},
+		{"a room with Megolm", room("!megolm:x", `,"encryption":`+megolm), room("!megolm:x", `,"encryption":`+megolm)},
+		{"a plain one", room("!plain:x", ""), room("!plain:x", "")},
+		{"state", room(mlsRoom, `,"children_state":[`+child+","+ours+","+set+`]`), room(mlsRoom, `,"children_state":[`+child+`]`)},
+	} {
+		out, err := Hierarchy([]byte(`{"rooms":[`+tt.in+`],"next_batch":"n"}`), view)
+		var got, want any
+		if err == nil {
+			err = json.Unmarshal(out, &got)
+		}
+		if json.Unmarshal([]byte(`{"rooms":[`+tt.want+`],"next_batch":"n"}`), &want) != nil || err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %s, %v", tt.name, out, err)
+		}
+	}
+	for _, in := range []string{`[]`, `{"rooms":{}}`, `{"rooms":["x"]}`, `{"rooms":[{"children_state":"x"}]}`} {
+		if out, err := Hierarchy([]byte(in), view); err == nil {
+			t.Errorf("%s became %s", in, out)
+		}
 	}
 }
 

@@ -40,6 +40,7 @@ const (
 	Members                   // state events come back
 	State                     // state events come back
 	StateEvent                // the content of a state event comes back
+	Hierarchy                 // tells of rooms how they are encrypted, and state events of theirs
 	Send                      // an event goes out
 	SetState                  // a state event goes out
 	SetProfile                // may name a file that the client uploaded
@@ -284,7 +285,7 @@ var rows = []struct {
 	{"GET", "c/rooms/{room}/members", Members, ""},
 	{"GET", "c/rooms/{room}/joined_members", Stream, ""},
 	{"GET", "c/rooms/{room}/aliases", Stream, ""},
-	{"GET", "_matrix/client/v1/rooms/{room}/hierarchy", Stream, ""},
+	{"GET", "_matrix/client/v1/rooms/{room}/hierarchy", Hierarchy, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/timestamp_to_event", Stream, ""},
 	{"PUT", "c/rooms/{room}/typing/{user}", Stream, ""},
 	{"POST", "c/rooms/{room}/receipt/{type}/{event}", Marker, ""},

@@ -70,7 +70,7 @@ func TestEverySegmentThatNamesEventsIsRewrittenOrRefused(t *testing.T) {
 	events := map[string]bool{
 		"sync": true, "messages": true, "context": true, "event": true, "relations": true, "threads": true, "search": true,
 		"notifications": true, "events": true, "initialSync": true, "send": true, "state": true, "redact": true,
-		"upload": true, "download": true, "thumbnail": true, "createRoom": true, "preview_url": true,
+		"upload": true, "download": true, "thumbnail": true, "createRoom": true, "preview_url": true, "hierarchy": true,
 	}
 	// Not the word of rooms and media.
 	other := map[string]bool{"user_directory/search": true, "device_signing/upload": true, "signatures/upload": true}

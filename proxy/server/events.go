@@ -239,3 +239,17 @@ func (s *Server) stateEvent(w http.ResponseWriter, r *http.Request, sess *sessio
 	}
 	s.passed(w, resp, sess)
 }
+
+// hierarchy answers GET /rooms/{room}/hierarchy.
+func (s *Server) hierarchy(w http.ResponseWriter, r *http.Request, sess *session) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
+		return
+	}
+	out, err := rewrite.Hierarchy(body, s.view(r.Context(), sess))
+	if err != nil {
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+		return
+	}
+	answerRaw(w, http.StatusOK, out)
+}

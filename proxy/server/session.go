@@ -191,6 +191,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.list(w, r, sess, room, "")
 	case route.StateEvent:
 		s.stateEvent(w, r, sess, m)
+	case route.Hierarchy:
+		s.hierarchy(w, r, sess)
 	case route.Send:
 		s.send(w, r, sess, m)
 	case route.SetState:
