@@ -15,6 +15,7 @@ func TestKeyPackagesOverServers(t *testing.T) {
 	for _, servers := range [][2]string{{"syn1", "den1"}, {"den1", "syn1"}} {
 		t.Run("of "+servers[0], func(t *testing.T) {
 			s := tell(t, "sqlite")
+			s.silent = true
 			owner, near, far := s.person(servers[0], "owner"), s.person(servers[0], "near"), s.person(servers[1], "far")
 			list, err := near.Identity.Devices(s.soon(), owner.UserID())
 			s.must(err)
@@ -56,6 +57,7 @@ func TestSecondBootstrapIsRefused(t *testing.T) {
 	for _, server := range []string{"syn1", "den1"} {
 		t.Run(server, func(t *testing.T) {
 			s := tell(t, "sqlite")
+			s.silent = true
 			first := s.person(server, "first")
 			second := s.second(first)
 			_, err := second.Identity.Bootstrap(s.soon(), identity.UIA{Password: first.User.Password}, "")

@@ -128,12 +128,22 @@ func TestProxyKilled(t *testing.T) {
 
 	// As on a machine that sleeps: meanwhile the homeserver has closed the connections.
 	p.signal(syscall.SIGSTOP)
+	ended := false
+	defer func() {
+		if !ended { // other stories need the server, and this one's end the program
+			p.signal(syscall.SIGCONT)
+			if err := s.w.Servers.Start(context.WithoutCancel(s.ctx), "syn2"); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
 	s.must(s.w.Kill(s.ctx, "syn2"))
 	asleep := token("asleep")
 	_, err = alice.SendText(s.soon(), room, asleep)
 	s.must(err)
 	s.must(s.w.Servers.Start(s.ctx, "syn2"))
 	p.signal(syscall.SIGCONT)
+	ended = true
 	s.step("its homeserver is there again")
 	bob.reads(room, asleep)
 	awake := token("awake")

@@ -144,6 +144,7 @@ func TestProxyLogin(t *testing.T) {
 	for _, server := range []string{"syn1", "den1"} {
 		t.Run(server, func(t *testing.T) {
 			s := tell(t, "sqlite")
+			s.silent = true
 			user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("proxied%d", people.Add(1)))
 			s.must(err)
 			p := s.proxy(server)
@@ -266,6 +267,7 @@ func (s *story) twoAccounts(p *localProxy, of *mautrix.Client) {
 // TestProxyRefusesSessionsThatAreNotItsOwn: a token that was not made through the proxy has no MLS device behind it.
 func TestProxyRefusesSessionsThatAreNotItsOwn(t *testing.T) {
 	s := tell(t, "sqlite")
+	s.silent = true
 	user, err := s.w.AddUser(s.ctx, "syn1", fmt.Sprintf("proxied%d", people.Add(1)))
 	s.must(err)
 	p := s.proxy("syn1")

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,6 +55,9 @@ func (w *World) Search(ctx context.Context, texts ...string) (*Search, error) {
 			return fs.SkipDir
 		case !e.Type().IsRegular():
 			return nil
+		}
+		if w.wire != nil && path == w.wire.path {
+			return found.lookInBlocks(forms, path)
 		}
 		raw, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -115,6 +119,39 @@ func (s *Search) look(forms []searchForm, path string, raw []byte) {
 		if bytes.Contains(raw, f.bytes) {
 			s.Hits = append(s.Hits, Hit{f.text, f.form, path})
 		}
+	}
+}
+
+// lookInBlocks goes through a file that may not fit into memory.
+func (s *Search) lookInBlocks(forms []searchForm, path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	s.Files++
+	longest := 0
+	for _, f := range forms {
+		longest = max(longest, len(f.bytes))
+	}
+	block, kept := make([]byte, 4<<20+longest), 0
+	hit := make([]bool, len(forms))
+	for {
+		n, err := io.ReadFull(file, block[kept:])
+		s.Bytes += int64(n)
+		for i, f := range forms {
+			if !hit[i] && bytes.Contains(block[:kept+n], f.bytes) {
+				hit[i] = true
+				s.Hits = append(s.Hits, Hit{f.text, f.form, path})
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		kept = copy(block, block[len(block)-longest:])
 	}
 }
 

@@ -224,6 +224,7 @@ func TestTerminal(t *testing.T) {
 			for _, p := range []*prompt{alice, laptop, bob} {
 				p.run("logout")
 			}
+			s.blind([]string{word, content, second, after})
 		})
 	}
 }

@@ -35,7 +35,8 @@ type Wire struct {
 	file  *os.File
 	size  int64
 	flows map[flow]*talk
-	lost  int // times that the recording has a gap
+	gaps  int // where a segment came late, or not at all
+	lost  int // packets that the kernel had no place for
 	mark  []byte
 	seen  chan struct{} // closed when the mark has come
 	err   error
@@ -158,11 +159,14 @@ func (w *Wire) take(f flow, seq uint32, syn, end bool, payload []byte) {
 	if len(payload) > 0 {
 		switch ahead := int32(seq - t.next); {
 		case ahead > 0: // something is missing: what comes is no continuation
-			w.lost++
+			w.gaps++
 			w.write(t)
 			t.text, t.tail, t.next = nil, 0, seq
-		case ahead < 0: // sent again
-			payload = payload[min(int(-ahead), len(payload)):]
+		case int(-ahead) >= len(payload): // sent again, or late
+			w.write(&talk{text: bytes.Clone(payload)})
+			payload = nil
+		case ahead < 0: // sent again in part
+			payload = payload[-ahead:]
 		}
 		t.text = append(t.text, payload...)
 		t.next += uint32(len(payload))
@@ -207,24 +211,35 @@ func (w *Wire) Settle(ctx context.Context) error {
 	seen := make(chan struct{})
 	w.mark, w.seen = mark, seen
 	w.mu.Unlock()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", w.marks.Addr().String())
-	if err == nil {
-		_, err = conn.Write(mark)
-		err = errors.Join(err, conn.Close())
+	again := time.NewTicker(5 * time.Second)
+	defer again.Stop()
+	for waits := true; waits; {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", w.marks.Addr().String())
+		if err == nil {
+			_, err = conn.Write(mark)
+			err = errors.Join(err, conn.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("e2e: the wire: %w", err)
+		}
+		select {
+		case <-seen:
+			waits = false
+		case <-w.done:
+			waits = false
+		case <-again.C: // there may have been no place for it
+		case <-ctx.Done():
+			return fmt.Errorf("e2e: the wire brings nothing: %w", ctx.Err())
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("e2e: the wire: %w", err)
-	}
-	select {
-	case <-seen:
-	case <-w.done:
-	case <-ctx.Done():
-		return fmt.Errorf("e2e: the wire brings nothing: %w", ctx.Err())
-	}
+	lost, err := dropped(w.device)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, t := range w.flows {
 		w.write(t)
+	}
+	if w.lost += lost; w.err == nil {
+		w.err = err
 	}
 	if w.err != nil {
 		return fmt.Errorf("e2e: the wire: %w", w.err)
@@ -239,8 +254,9 @@ func (w *Wire) Begin() error {
 	for _, t := range w.flows {
 		t.text, t.tail = nil, 0
 	}
-	w.size, w.lost, w.err = 0, 0, nil
-	err := w.file.Truncate(0)
+	_, err := dropped(w.device) // those of before do not count
+	w.size, w.gaps, w.lost, w.err = 0, 0, 0, nil
+	err = errors.Join(err, w.file.Truncate(0))
 	if err == nil {
 		_, err = w.file.Seek(0, io.SeekStart)
 	}
@@ -250,11 +266,12 @@ func (w *Wire) Begin() error {
 	return nil
 }
 
-// Lost tells how often the recording has a gap since Begin.
-func (w *Wire) Lost() int {
+// Lost tells what the recording lacks since Begin, as of the last Settle: packets that came faster than they were taken in,
+// and how often a segment came late, so that a text that begins before it and ends in it is not found.
+func (w *Wire) Lost() (packets, gaps int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.lost
+	return w.lost, w.gaps
 }
 
 // Path is the file that the recording lies in.

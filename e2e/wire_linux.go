@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"syscall"
@@ -22,11 +23,13 @@ func loopback(first, last, more uint16) (*os.File, error) {
 	}
 	fd, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, int(htons(syscall.ETH_P_IP)))
 	if err != nil {
-		return nil, err
+		return nil, needs("CAP_NET_RAW", err)
+	}
+	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, recordBuffer); err != nil {
+		return nil, errors.Join(needs("CAP_NET_ADMIN", err), syscall.Close(fd))
 	}
 	err = errors.Join(
 		syscall.SetsockoptInt(fd, syscall.SOL_PACKET, packetIgnoreOutgoing, 1),
-		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, recordBuffer),
 		attach(fd, onlyPorts(uint32(first), uint32(last), uint32(more))),
 		syscall.Bind(fd, &syscall.SockaddrLinklayer{Protocol: htons(syscall.ETH_P_IP), Ifindex: lo.Index}),
 	)
@@ -71,6 +74,29 @@ func attach(fd int, program []syscall.SockFilter) error {
 		return errno
 	}
 	return nil
+}
+
+func needs(capability string, err error) error {
+	return fmt.Errorf("read what goes over the loopback interface, for which root needs %s: %w", capability, err)
+}
+
+// dropped tells how many packets there was no place for since it was last asked (PACKET_STATISTICS of packet(7)).
+func dropped(device *os.File) (int, error) {
+	conn, err := device.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	const packetStatistics = 6
+	var stats struct{ packets, drops uint32 }
+	size := uint32(unsafe.Sizeof(stats))
+	var errno syscall.Errno
+	err = conn.Control(func(fd uintptr) {
+		_, _, errno = syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.SOL_PACKET, packetStatistics, uintptr(unsafe.Pointer(&stats)), uintptr(unsafe.Pointer(&size)), 0)
+	})
+	if err == nil && errno != 0 {
+		err = errno
+	}
+	return int(stats.drops), err
 }
 
 // htons is a number of two bytes as the network writes it.

@@ -97,6 +97,7 @@ type story struct {
 	began  time.Time
 	crew   []*e2e.Device // whose messages are looked for on the wire
 	spoken []string      // and others
+	silent bool          // nobody says anything
 }
 
 var people atomic.Uint64
@@ -132,7 +133,11 @@ func (s *story) record() {
 				controls[word] = server.Name
 			}
 		}
-		texts := slices.Concat(slices.Collect(maps.Keys(controls)), s.spoken, s.bodies())
+		secrets := append(s.bodies(), s.spoken...)
+		if len(secrets) == 0 && !s.silent && !s.Failed() {
+			s.Error("nothing that was said is looked for on the wire: name it in spoken")
+		}
+		texts := slices.Concat(slices.Collect(maps.Keys(controls)), secrets)
 		found, err := wire.Find(ctx, texts)
 		if err != nil {
 			s.Error(err)
@@ -147,7 +152,11 @@ func (s *story) record() {
 		for _, server := range controls {
 			s.Errorf("what %s was asked is not found on the wire: that nothing else is proves nothing", server)
 		}
-		s.Logf("looked for %d texts on the wire in %v; %d gaps", len(texts), time.Since(began).Round(time.Millisecond), wire.Lost())
+		lost, gaps := wire.Lost()
+		if lost > 0 {
+			s.Errorf("%d packets came faster than they were recorded: what was in them is not known", lost)
+		}
+		s.Logf("looked for %d texts on the wire in %v; %d segments came late", len(texts), time.Since(began).Round(time.Millisecond), gaps)
 	})
 }
 
