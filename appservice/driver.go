@@ -59,6 +59,9 @@ type Engine struct {
 	nextRefresh time.Duration
 	nextCount   time.Duration
 	failing     map[id.RoomID]*pause // rooms that could not be read or worked on
+	treesGrew   bool                 // trees came into memory since they were counted
+	treesMost   int                  // bytes that they may take
+	newcomers   int                  // rooms in which somebody needs fresh heads
 	without     map[string]bool      // rules that tests leave out: see package probe
 }
 
@@ -79,7 +82,7 @@ func NewEngine(d Deps) *Engine {
 		}},
 	}
 	e.jobs.wake, e.jobs.inline = d.Wake, d.inline
-	e.media.limit = 64 << 20
+	e.media.limit, e.treesMost = 64<<20, treesInMemory
 	return e
 }
 
@@ -405,6 +408,12 @@ func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, er
 	if retry > 0 {
 		next = min(next, retry)
 	}
+	e.newcomers = 0
+	for _, r := range e.rooms {
+		if now < r.joinerUntil {
+			e.newcomers++
+		}
+	}
 	for _, r := range e.inOrder() {
 		at, err := e.tickRoom(ctx, r, now)
 		if err != nil {
@@ -422,6 +431,7 @@ func (e *Engine) Tick(ctx context.Context, now time.Duration) (time.Duration, er
 		}
 	}
 	e.putAway(now)
+	e.putTreesAway()
 	e.countTrouble(now)
 	e.jobs.start(ctx)
 	return next, nil

@@ -22,12 +22,15 @@ import (
 )
 
 const (
-	inlineTree       = 12_000           // a tree up to this size goes into the event itself
-	joinerTime       = 2 * time.Minute  // how long a newcomer is given fresh heads
-	publishSoon      = time.Second      // between heads while a newcomer needs them
-	publishRest      = time.Minute      // after the last change, when nobody does
-	publishRestSmall = 15 * time.Second // the same, for a group whose tree fits into the event
-	purposeTree      = "tree"           // of an upload
+	inlineTree       = 12_000                // a tree up to this size goes into the event itself
+	joinerTime       = 2 * time.Minute       // how long a newcomer is given fresh heads
+	publishSoon      = time.Second           // between heads while a newcomer needs them, at least
+	publishSlow      = 8 * time.Second       // and at most
+	publishRate      = 200_000               // bytes of trees in a second, of one room
+	publishShare     = 20 * time.Millisecond // for each room in which one does
+	publishRest      = time.Minute           // after the last change, when nobody does
+	publishRestSmall = 15 * time.Second      // the same, for a group whose tree fits into the event
+	purposeTree      = "tree"                // of an upload
 	contentBinary    = "application/octet-stream"
 )
 
@@ -73,8 +76,17 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 		due = now
 	case !r.m.Listed() && !r.data.Published.IsZero():
 		// The modules of the list serve newcomers.
-	case now < r.joinerUntil || many || r.data.Published.IsZero():
+	case r.data.Published.IsZero():
 		due = r.lastPublish + publishSoon
+	case now < r.joinerUntil || many:
+		// With newcomers in many rooms each waits for some seconds, and so for what the
+		// same commit brings about: accepts go first.
+		pace := min(max(publishSoon, time.Duration(e.newcomers)*publishShare), publishSlow)
+		apart := pace
+		if s := r.data.Snapshot; s != nil && s.File != nil { // the tree is uploaded anew each time
+			apart = min(apart+time.Duration(s.File.Size)*time.Second/publishRate, publishSlow)
+		}
+		due = min(due, max(r.lastPublish+apart, r.changed+pace-publishSoon))
 	case r.data.Snapshot == nil:
 		due = r.changed + publishRestSmall
 	}

@@ -409,7 +409,7 @@ func (e *Engine) group(ctx context.Context, r *room, ref federation.Ref) (*mls.P
 		if err != nil {
 			return nil, fmt.Errorf("appservice: stored group of room %s at %s: %w", r.id, ref.Short(), err)
 		}
-		r.groups[ref] = pg
+		e.holdTree(r, ref, pg)
 		return pg, nil
 	}
 	if !errors.Is(err, store.ErrNotFound) {
@@ -443,13 +443,13 @@ func (e *Engine) group(ctx context.Context, r *room, ref federation.Ref) (*mls.P
 		return nil, fmt.Errorf("appservice: stored commit %s: %w", ref.Short(), err)
 	}
 	pg := staged.Merge()
-	r.groups[ref] = pg
+	e.holdTree(r, ref, pg)
 	return pg, nil
 }
 
 // keepGroup puts a group's state away, a large one not at every commit.
 func (e *Engine) keepGroup(ctx context.Context, r *room, ref federation.Ref, pg *mls.PublicGroup, always bool) error {
-	r.groups[ref] = pg
+	e.holdTree(r, ref, pg)
 	if !always && pg.MemberCount() > smallGroup && pg.Epoch()%groupEvery != 0 {
 		return nil
 	}
