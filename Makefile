@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # goolm: Matrix' own end-to-end encryption (for the device's identity) in Go, without cgo.
 export GOFLAGS := -buildvcs=false -tags=goolm
 
-CACHE := $(or $(MATRIX_MLS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/matrix-mls)
+CACHE := $(or $(MLS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/matrix-mls)
 # Tests run at low priority: a homeserver that is being tested must not starve.
 NICE := nice -n 5
 DEMO_DIR ?= .lab/demo
@@ -80,7 +80,7 @@ bench: ## the benchmarks of mls (BENCH=pattern, BENCHTIME=1s)
 
 .PHONY: bench-peers
 bench-peers: bin/benchpeers ## mls beside OpenMLS and mls-rs, into docs/speed.md (about 10 minutes on a quiet machine)
-	bin/benchpeers -peers "$$(MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh bench)" -sizes $(BENCH_SIZES) -rounds $(BENCH_ROUNDS) $(BENCH_LEAST) -write docs/speed.md
+	bin/benchpeers -peers "$$(MLS_CACHE=$(CACHE) interop/build-peer.sh bench)" -sizes $(BENCH_SIZES) -rounds $(BENCH_ROUNDS) $(BENCH_LEAST) -write docs/speed.md
 
 .PHONY: bench-plots
 bench-plots: bin/benchplots ## cost against the size of the group, as docs/speed-*.svg
@@ -161,7 +161,7 @@ nheko: peer ## a desktop client in an MLS room, on a screen that nobody sees; pi
 
 .PHONY: peer
 peer: ## the interop partner, with OpenMLS and mls-rs in it
-	@MATRIX_MLS_CACHE=$(CACHE) interop/build-peer.sh
+	@MLS_CACHE=$(CACHE) interop/build-peer.sh
 
 # The tools are a module of their own, so that the project does not depend on them.
 bin/testreport bin/rules bin/benchpeers bin/benchplots bin/benchfederation: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)

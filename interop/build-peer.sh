@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds interop/peer (OpenMLS and mls-rs) once for each state of its sources and prints the program's path;
 # "build-peer.sh bench" does so with interop/bench, to which interop/peer/src/peers belongs as well. Programs are kept in
-# ~/.cache/matrix-mls/mls-peer and mls-bench, or under MATRIX_MLS_CACHE.
+# ~/.cache/matrix-mls/mls-peer and mls-bench, or under MLS_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 what=${1:-peer}
-cache=${MATRIX_MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-$what
+cache=${MLS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/matrix-mls}/mls-$what
 say() { echo "interop: $*" >&2; }
 
 shared=

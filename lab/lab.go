@@ -455,7 +455,7 @@ func scriptPath() (string, error) {
 
 // CacheDir is where installed programs are kept.
 func CacheDir() (string, error) {
-	if d := os.Getenv("MATRIX_MLS_CACHE"); d != "" {
+	if d := os.Getenv("MLS_CACHE"); d != "" {
 		return d, nil
 	}
 	d, err := os.UserCacheDir()

