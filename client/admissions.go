@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 
@@ -24,43 +25,108 @@ func (c *Client) noteAdmission(r *room, evt *Event) {
 	c.takeAdmission(r, admission, evt.Sender)
 }
 
-// takeAdmission keeps an admission that somebody posted. Anybody in the room
-// can post one, so one that cannot be used never takes the place of one that
-// can: checked against the group, or, before this device is in it, by whether
-// the one who invited us sent it. Where there are many, only those are taken
-// that can be used.
+// takeAdmission keeps an admission that somebody posted, and beside it one of
+// another inviter: who admits a user may leave before they come in, and with
+// them goes their word. Anybody in the room can post one, so one that cannot be
+// used never takes the place of one that can: checked against the group, or,
+// before this device is in it, by whether the one who invited us sent it. Where
+// there are many, only those are taken that can be used.
 func (c *Client) takeAdmission(r *room, a *rooms.Admission, sender id.UserID) {
-	known, ok := r.rec.Admissions[a.User]
-	if ok && !c.betterAdmission(r, &known, a, sender) {
-		return
-	}
+	known := r.admissionsOf(a.User)
 	own := a.User == c.UserID()
-	if !ok && !own && len(r.rec.Admissions) >= c.fewAdmissions() && !c.usable(r, a) {
-		return
+	if i := slices.IndexFunc(known, func(k rooms.Admission) bool { return bytes.Equal(k.Sig, a.Sig) }); i >= 0 {
+		if !own || r.head() != nil || sender != r.rec.Inviter {
+			return
+		}
+		known = slices.Delete(known, i, i+1) // others have posted what is our inviter's
 	}
-	if !c.admit(r, a, own) {
-		return
+	if !own && len(r.rec.Admissions)+len(r.rec.Others) >= c.fewAdmissions() && !c.usable(r, a) {
+		if len(known) == 0 || slices.ContainsFunc(known, func(k rooms.Admission) bool { return c.usable(r, &k) }) {
+			return
+		} // else it is not worse than what is kept
 	}
-	if own {
+	all := append([]rooms.Admission{*a}, known...)
+	if r.head() == nil && len(known) > 0 && r.rec.Inviter != "" && sender != r.rec.Inviter {
+		all[0], all[1] = all[1], all[0]
+	}
+	first := c.admit(r, all, own)
+	if own && first != nil && bytes.Equal(first.Sig, a.Sig) {
 		r.rec.Admitter = sender
 	}
 }
 
-func (c *Client) betterAdmission(r *room, known, a *rooms.Admission, sender id.UserID) bool {
+// admissionsOf returns what is kept of a user's admissions: none, one, or two of
+// different inviters, the one to be used first.
+func (r *room) admissionsOf(user id.UserID) []rooms.Admission {
+	a, ok := r.rec.Admissions[user]
+	if !ok {
+		return nil
+	}
+	if other, ok := r.rec.Others[user]; ok {
+		return []rooms.Admission{a, other}
+	}
+	return []rooms.Admission{a}
+}
+
+// keepAdmissions sets what is kept of a user's admissions: two at the most.
+func (r *room) keepAdmissions(user id.UserID, kept []rooms.Admission) {
+	delete(r.rec.Admissions, user)
+	delete(r.rec.Others, user)
+	for i, m := range []*map[id.UserID]rooms.Admission{&r.rec.Admissions, &r.rec.Others} {
+		if i >= len(kept) {
+			return
+		}
+		if *m == nil {
+			*m = map[id.UserID]rooms.Admission{}
+		}
+		(*m)[user] = kept[i]
+	}
+}
+
+// rank picks, of a user's admissions, the newest first, the two to keep: those
+// that are good on the head go before those that are not, of which the signer may
+// come with the next epoch, and no inviter has both.
+func (c *Client) rank(r *room, all []rooms.Admission) []rooms.Admission {
+	by := make([]id.UserID, len(all)) // whose word it is, if it is good
+	for i := range all {
+		by[i], _ = c.admitter(r, &all[i])
+	}
+	var kept []int
+	for _, good := range []bool{true, false} {
+		for i := range all {
+			if len(kept) == 2 || (by[i] != "") != good || slices.ContainsFunc(kept, func(k int) bool {
+				return all[k].Leaf == all[i].Leaf || by[i] != "" && by[k] == by[i]
+			}) {
+				continue
+			}
+			kept = append(kept, i)
+		}
+	}
+	out := make([]rooms.Admission, 0, len(kept))
+	for _, i := range kept {
+		out = append(out, all[i])
+	}
+	return out
+}
+
+// admitter returns whose word an admission is, if it can be used in the head's
+// epoch.
+func (c *Client) admitter(r *room, a *rooms.Admission) (id.UserID, error) {
 	e := r.head()
 	if e == nil {
-		return sender == r.rec.Inviter || r.rec.Inviter == ""
+		return "", ErrNoGroup
 	}
 	policy, err := rooms.PolicyOf(e.group)
 	if err != nil {
-		return false
+		return "", err
 	}
-	since := func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) }
-	if _, err := rooms.VerifyAdmission(e.group, policy, a, since); err == nil {
-		return true
-	}
-	_, err = rooms.VerifyAdmission(e.group, policy, known, since)
-	return err != nil // neither is good now: the signer may come with the next epoch
+	return c.verifyAdmission(r, e, policy, a)
+}
+
+// verifyAdmission checks an admission against an epoch and what is known of
+// Removes. It returns whose word it is.
+func (c *Client) verifyAdmission(r *room, e *epoch, policy *rooms.Policy, a *rooms.Admission) (id.UserID, error) {
+	return rooms.VerifyAdmission(e.group, policy, a, func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) })
 }
 
 // fewAdmissions is how many are kept of whatever kind: the signer may come with the next epoch, and who was added may have
@@ -69,32 +135,55 @@ func (c *Client) fewAdmissions() int { return c.limits.Admissions / 16 }
 
 // usable tells whether an admission can be used in the head's epoch.
 func (c *Client) usable(r *room, a *rooms.Admission) bool {
-	e := r.head()
-	if e == nil {
-		return false
-	}
-	policy, err := rooms.PolicyOf(e.group)
-	if err != nil {
-		return false
-	}
-	_, err = rooms.VerifyAdmission(e.group, policy, a, func(user id.UserID, since federation.Ref) bool { return c.removedSince(r, user, since) })
+	_, err := c.admitter(r, a)
 	return err == nil
 }
 
-// admit keeps an admission, and tells whether there was a place for it. What this device made itself, or what lets its own
-// user in, takes the place of another's if there is none.
-func (c *Client) admit(r *room, a *rooms.Admission, must bool) bool {
-	if r.rec.Admissions == nil {
-		r.rec.Admissions = map[id.UserID]rooms.Admission{}
-	}
-	if _, known := r.rec.Admissions[a.User]; !known && len(r.rec.Admissions) >= c.limits.Admissions {
+// admit keeps the best of a user's admissions, the newest first, and returns the one to be used first, nil if there was no
+// place. What this device made itself, or what lets its own user in, takes the place of another's if there is none.
+func (c *Client) admit(r *room, all []rooms.Admission, must bool) *rooms.Admission {
+	user := all[0].User
+	if _, known := r.rec.Admissions[user]; !known && len(r.rec.Admissions) >= c.limits.Admissions {
 		if !must {
-			return false
+			return nil
 		}
-		delete(r.rec.Admissions, c.leastWanted(r))
+		r.keepAdmissions(c.leastWanted(r), nil)
 	}
-	r.rec.Admissions[a.User] = *a
-	return true
+	kept := c.rank(r, all)
+	r.keepAdmissions(user, kept)
+	return &kept[0]
+}
+
+// letsIn returns the admission with which a user comes into an epoch, nil if there is none: the first one kept that is good
+// there and does not name another key than the homeserver shows, if that was asked. The error says that one of them does.
+// Whoever else lets them in then has to have known the key that is shown.
+func (c *Client) letsIn(r *room, e *epoch, policy *rooms.Policy, user id.UserID) (*rooms.Admission, error) {
+	list := c.devs[user]
+	known := list != nil && r.devices[user]
+	var good []rooms.Admission
+	var other error // whom a member admitted is who holds this key, not whom a homeserver shows under that name later
+	doubt := false
+	for _, a := range r.admissionsOf(user) {
+		if _, err := c.verifyAdmission(r, e, policy, &a); err != nil {
+			continue
+		}
+		if known {
+			if err := list.CheckAdmission(&a); err != nil {
+				doubt = true
+				if list.MasterKey != "" { // else the homeserver has not got the keys yet: that is no other identity
+					other = err
+				}
+				continue
+			}
+		}
+		good = append(good, a)
+	}
+	for i := range good {
+		if !doubt || good[i].MasterKey != "" {
+			return &good[i], other
+		}
+	}
+	return nil, other
 }
 
 // leastWanted returns who loses their admission where there are too many: somebody who is neither in the room nor invited,
@@ -146,7 +235,7 @@ func (c *Client) sweepAdmissions(r *room) {
 	}
 	for user := range r.rec.Admissions {
 		if in[user] == 3 && user != c.UserID() {
-			delete(r.rec.Admissions, user)
+			r.keepAdmissions(user, nil)
 		}
 	}
 	r.sweepAt = len(r.rec.Admissions) + c.fewAdmissions() // the others are asked again after as many more

@@ -578,9 +578,9 @@ func (c *Client) noteRemovals(r *room, e *epoch) {
 		if len(r.rec.Removals) < maxRemovals {
 			r.rec.Removals[cred.User] = r.levelOf(e)
 		}
-		if a, admitted := r.rec.Admissions[cred.User]; admitted && c.removedSince(r, cred.User, federation.Ref(a.Ref)) {
-			delete(r.rec.Admissions, cred.User)
-		}
+		r.keepAdmissions(cred.User, slices.DeleteFunc(r.admissionsOf(cred.User), func(a rooms.Admission) bool {
+			return c.removedSince(r, cred.User, federation.Ref(a.Ref))
+		}))
 	}
 }
 
@@ -718,7 +718,7 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 // removed ends this device's membership of the group.
 func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	r.rec.Phase = phaseRemoved
-	delete(r.rec.Admissions, c.UserID()) // it does not let us in again
+	r.keepAdmissions(c.UserID(), nil) // it does not let us in again
 	c.dropGroup(r, b)
 	if r.rec.Membership != "join" || r.rec.Superseded {
 		c.dropMessages(r, b)

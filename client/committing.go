@@ -518,17 +518,17 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			continue
 		}
 		if add.NewUser && !admitted[add.User] {
-			admission, ok := r.rec.Admissions[add.User]
-			if !ok && policy.Join == rooms.JoinAdmitted {
+			admission, _ := c.letsIn(r, e, policy, add.User)
+			if admission == nil && policy.Join == rooms.JoinAdmitted {
 				later[add.User] = true // it went since this was planned
 				continue
 			}
-			if ok {
+			if admission != nil {
 				if size += admission.Size(); size > rooms.MaxAdmissionsSize {
 					later[add.User] = true // with the next commit
 					continue
 				}
-				aad.Admissions = append(aad.Admissions, admission)
+				aad.Admissions = append(aad.Admissions, *admission)
 			}
 			admitted[add.User] = true
 		}

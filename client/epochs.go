@@ -158,7 +158,7 @@ func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 	parts := []struct {
 		name string
 		v    any
-	}{{recordPart, &rec}, {admissionsPart, r.rec.Admissions}, {sentPart, r.rec.Sent}}
+	}{{recordPart, &rec}, {admissionsPart, r.rec.Admissions}, {othersPart, r.rec.Others}, {sentPart, r.rec.Sent}}
 	if state {
 		parts = append(parts, struct {
 			name string
@@ -191,6 +191,7 @@ const (
 	recordPart     = "record"
 	statePart      = "state"
 	admissionsPart = "admissions"
+	othersPart     = "others"
 	sentPart       = "sent"
 )
 
@@ -208,7 +209,7 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 			return fmt.Errorf("client: record of %s: %w", r.id, err)
 		}
 	}
-	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, sentPart: &r.rec.Sent, statePart: r.state} {
+	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, othersPart: &r.rec.Others, sentPart: &r.rec.Sent, statePart: r.state} {
 		raw, err := c.st.GetKV(ctx, partKey(part, r.id))
 		if errors.Is(err, store.ErrNotFound) {
 			continue // or, of an older version, in the record

@@ -317,26 +317,17 @@ func (c *Client) plan(r *room) {
 		}
 		in.Devices[user] = entries
 	}
-	view := c.view(r, e.group)
-	for user, admission := range r.rec.Admissions {
+	for user := range r.rec.Admissions {
 		if inGroup[user] {
 			continue // nobody has to let them in
 		}
-		if _, err := rooms.VerifyAdmission(e.group, policy, &admission, view.RemovedSince); err != nil {
-			continue
+		admission, err := c.letsIn(r, e, policy, user)
+		if err != nil {
+			c.warn(r, "admitted/"+string(user)+"/"+c.devs[user].MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Kind: IdentityWarning, Text: err.Error()})
 		}
-		if list := c.devs[user]; list != nil && r.devices[user] {
-			// Whom the member admitted is who holds this key, not whom a
-			// homeserver shows under that name later.
-			if err := list.CheckAdmission(&admission); err != nil {
-				if list.MasterKey == "" {
-					continue // the homeserver has not got the keys yet: that is no other identity
-				}
-				c.warn(r, "admitted/"+string(user)+"/"+list.MasterKey, &Warning{Sender: user, Rule: ruleOf(err), Kind: IdentityWarning, Text: err.Error()})
-				continue
-			}
+		if admission != nil {
+			in.Admitted[user] = true
 		}
-		in.Admitted[user] = true
 	}
 	r.todo = rooms.MakePlan(in)
 	r.planned, r.plannedOn, r.plannedFor = complete, e.ref, use.ref

@@ -435,9 +435,9 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	}
 	r.joinAt = now + joinRetry
 	roomID := r.id
-	admission, admitted := r.rec.Admissions[c.UserID()]
+	admissions := r.admissionsOf(c.UserID())
 	return func(ctx context.Context) {
-		err := c.externalJoin(ctx, roomID, bot, head, tree, &admission, admitted)
+		err := c.externalJoin(ctx, roomID, bot, head, tree, admissions)
 		if err == nil || ctx.Err() != nil || errors.Is(err, errWelcomeDue) {
 			return
 		}
@@ -503,7 +503,7 @@ func (r *room) anyGroup() bool {
 
 // externalJoin joins the group by an external commit on the head, and with the tree,
 // that a module publishes (RFC 9420, Section 12.4.3.2).
-func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, tree []byte, admission *rooms.Admission, admitted bool) error {
+func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, tree []byte, admissions []rooms.Admission) error {
 	info, err := head.Parse()
 	if err != nil {
 		return &headError{err}
@@ -553,13 +553,14 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 			return errWelcomeDue
 		}
 	}
-	if admitted {
-		if _, err = rooms.VerifyAdmission(public, policy, admission, nil); err == nil {
-			aad.Admissions = append(aad.Admissions, *admission)
+	for _, admission := range admissions {
+		if _, err = rooms.VerifyAdmission(public, policy, &admission, nil); err == nil {
+			aad.Admissions = append(aad.Admissions, admission)
+			break
 		}
 	}
 	if !member && policy.Join == rooms.JoinAdmitted {
-		if !admitted {
+		if len(admissions) == 0 {
 			return fmt.Errorf("client: %w: no member has admitted %s to %s; a member who may invite has to", ErrNotAllowed, c.UserID(), roomID)
 		}
 		if err != nil {

@@ -32,7 +32,7 @@ func (c *Client) admitUser(r *room, e *epoch, user id.UserID) error {
 	if err != nil {
 		return err
 	}
-	c.admit(r, admission, true)
+	c.admit(r, append([]rooms.Admission{*admission}, r.admissionsOf(user)...), true)
 	return nil
 }
 
@@ -379,7 +379,7 @@ func (c *Client) Leave(ctx context.Context, roomID id.RoomID) error {
 	b := &batch{}
 	r.rec.Phase, r.rec.Membership = phaseRemoved, "leave"
 	r.moved = &move{to: "leave", at: c.mono()}
-	delete(r.rec.Admissions, c.UserID())
+	r.keepAdmissions(c.UserID(), nil)
 	c.dropGroup(r, b)
 	c.dropMessages(r, b)
 	b.then(r.notify)
@@ -407,7 +407,7 @@ func (c *Client) expel(ctx context.Context, roomID id.RoomID, user id.UserID, me
 			r.rec.Caused = map[id.UserID]bool{}
 		}
 		r.rec.Caused[user] = true
-		delete(r.rec.Admissions, user)
+		r.keepAdmissions(user, nil)
 		if r.expelled == nil {
 			r.expelled = map[id.UserID]expulsion{}
 		}

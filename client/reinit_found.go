@@ -548,13 +548,16 @@ func (c *Client) renewAdmissions(r *room, old, e *epoch, b *batch) error {
 	}
 	slices.Sort(users)
 	for _, user := range users {
-		a := r.rec.Admissions[user]
-		if !bytes.Equal(a.Group, old.group.GroupID()) {
-			continue
-		}
-		by, err := rooms.VerifyAdmission(old.group, policy, &a, c.view(r, old.group).RemovedSince)
-		delete(r.rec.Admissions, user) // it does for the old group only
-		if err != nil || by != c.UserID() {
+		own := false
+		r.keepAdmissions(user, slices.DeleteFunc(r.admissionsOf(user), func(a rooms.Admission) bool {
+			if !bytes.Equal(a.Group, old.group.GroupID()) {
+				return false
+			}
+			by, err := rooms.VerifyAdmission(old.group, policy, &a, c.view(r, old.group).RemovedSince)
+			own = own || err == nil && by == c.UserID()
+			return true // it does for the old group only
+		}))
+		if !own {
 			continue
 		}
 		if err := c.admitAgain(r, e, user, b); err != nil {

@@ -42,6 +42,7 @@ type roomRecord struct {
 	JoinedAt   int64                         `json:"joined_at,omitempty"`
 	Inviter    id.UserID                     `json:"inviter,omitempty"`
 	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
+	Others     map[id.UserID]rooms.Admission `json:"-"` // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
 	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
