@@ -94,7 +94,7 @@ bench-federation: lab-install bin/benchfederation ## what a commit costs across 
 scale: lab-install ## one room of N=50 devices on three homeservers, what single acts cost there, and Megolm beside it (docs/scale.md)
 	@mkdir -p bin
 	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/scale
-	bin/scale -n $(N) -dir $(SCALE_DIR) -bin bin -json $(SCALE_DIR).json
+	bin/scale -n $(N) -dir $(SCALE_DIR) -bin bin -json $(SCALE_DIR).json $(SCALE_FLAGS)
 
 .PHONY: bench-proxy
 bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and to an account with ROOMS=200 rooms (docs/proxy.md)

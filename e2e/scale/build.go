@@ -16,9 +16,6 @@ import (
 	"github.com/matrix-mls/matrix-mls/lab"
 )
 
-// batch is how many users are invited before their joins are awaited.
-const batch = 25
-
 // build makes the room: an open and unencrypted one with the driven clients and half of the others in it, which is closed
 // and switched to MLS; then the other half is invited in batches.
 func (s *scale) build(ctx context.Context) error {
@@ -234,8 +231,8 @@ func (s *scale) admitLeft(ctx context.Context, early []*member) error {
 func (s *scale) grow(ctx context.Context, have int) error {
 	founder, room := s.online[0], s.st.Room
 	rest := s.st.Crowd[s.st.Early:]
-	for first := 0; first < len(rest); first += batch {
-		part := rest[first:min(first+batch, len(rest))]
+	for first := 0; first < len(rest); first += s.batch {
+		part := rest[first:min(first+s.batch, len(rest))]
 		for n, m := range part {
 			if !m.Invited {
 				if err := founder.Invite(ctx, room, id.UserID(m.User.UserID)); err != nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // traffic is what went between the clients and their homeservers.
@@ -19,16 +21,17 @@ type traffic struct {
 	Down          int64 `json:"bytes_down"`
 	ToDevice      int64 `json:"to_device"` // messages, one for each device
 	ToDeviceBytes int64 `json:"to_device_bytes"`
+	PackagesAsked int64 `json:"packages_asked"` // of these messages, those that ask for a key package, as none is left
 }
 
 func (t traffic) minus(o traffic) traffic {
-	return traffic{t.Requests - o.Requests, t.Up - o.Up, t.Down - o.Down, t.ToDevice - o.ToDevice, t.ToDeviceBytes - o.ToDeviceBytes}
+	return traffic{t.Requests - o.Requests, t.Up - o.Up, t.Down - o.Down, t.ToDevice - o.ToDevice, t.ToDeviceBytes - o.ToDeviceBytes, t.PackagesAsked - o.PackagesAsked}
 }
 
 // counter makes the requests of all clients and counts them.
 type counter struct {
-	next                                        http.RoundTripper
-	requests, up, down, toDevice, toDeviceBytes atomic.Int64
+	next                                                       http.RoundTripper
+	requests, up, down, toDevice, toDeviceBytes, packagesAsked atomic.Int64
 }
 
 func newCounter() *counter {
@@ -42,7 +45,7 @@ func (c *counter) client() *http.Client {
 }
 
 func (c *counter) now() traffic {
-	return traffic{c.requests.Load(), c.up.Load(), c.down.Load(), c.toDevice.Load(), c.toDeviceBytes.Load()}
+	return traffic{c.requests.Load(), c.up.Load(), c.down.Load(), c.toDevice.Load(), c.toDeviceBytes.Load(), c.packagesAsked.Load()}
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -59,7 +62,7 @@ func (c *counter) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.countToDevice(raw)
+		c.countToDevice(raw, strings.Contains(req.URL.Path, "/"+rooms.TypeKeyPackageRequest+"/"))
 		req = req.Clone(req.Context())
 		req.Body = io.NopCloser(bytes.NewReader(raw))
 	}
@@ -70,7 +73,7 @@ func (c *counter) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-func (c *counter) countToDevice(raw []byte) {
+func (c *counter) countToDevice(raw []byte, asksPackage bool) {
 	var body struct {
 		Messages map[string]map[string]json.RawMessage `json:"messages"`
 	}
@@ -80,6 +83,9 @@ func (c *counter) countToDevice(raw []byte) {
 	for _, devices := range body.Messages {
 		for _, content := range devices {
 			c.toDevice.Add(1)
+			if asksPackage {
+				c.packagesAsked.Add(1)
+			}
 			c.toDeviceBytes.Add(int64(len(content)))
 		}
 	}

@@ -26,6 +26,9 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.leaves, "n", 50, "leaves of the tree")
 	flag.IntVar(&o.perUser, "per-user", 4, "devices of each user that is not driven")
+	flag.IntVar(&o.early, "early", 50, "how many of 100 of the users that nobody runs are in the room before it is switched")
+	flag.IntVar(&o.batch, "batch", 0, "users that are invited before their joins are awaited; 0: a hundredth of the leaves, at least 25, at most 50")
+	flag.IntVar(&o.atOnce, "at-once", 3, "people who come to one server at the same time")
 	flag.IntVar(&o.driven, "driven", 0, "whole clients; 0: a quarter of the leaves, at least 6, at most 24")
 	flag.StringVar(&o.dir, "dir", ".lab/scale", "work directory")
 	flag.StringVar(&o.bin, "bin", "", "directory with the built programs; empty: they are built")
@@ -53,6 +56,7 @@ func main() {
 
 type options struct {
 	leaves, perUser, driven int
+	early, batch, atOnce    int
 	dir, bin, json, profile string
 	megolm, keep, proxy     bool
 	rooms                   int
@@ -64,6 +68,9 @@ func (o *options) check() error {
 	if o.driven == 0 {
 		o.driven = min(max(o.leaves/4, 6), 24)
 	}
+	if o.batch == 0 {
+		o.batch = min(max(o.leaves/100, 25), 50)
+	}
 	switch {
 	case o.driven < 3:
 		return errors.New("at least 3 clients are driven, one on each server: raise -driven")
@@ -73,6 +80,8 @@ func (o *options) check() error {
 		return errors.New("-proxy takes the built programs of -bin, and at least one room: make bench-proxy")
 	case o.perUser < 1 || o.perUser > 20:
 		return errors.New("-per-user takes 1 to 20")
+	case o.early < 1 || o.early > 99 || o.batch < 1 || o.atOnce < 1:
+		return errors.New("-early takes 1 to 99, -batch and -at-once at least 1")
 	}
 	var err error
 	o.dir, err = filepath.Abs(o.dir)

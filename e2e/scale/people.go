@@ -29,9 +29,8 @@ import (
 
 const (
 	sharedSecret = "shared-secret" // of the lab's homeservers, for registering users
-	atOnce       = 3               // people who come to one server at the same time
 	suite        = mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519
-	packages     = 3 // key packages of a device that nobody runs: more than one, for a claim may be lost with a killed client
+	packages     = 6 // key packages of a device that nobody runs: more than one, for others may claim one, and a claim be lost with a killed client
 	oneTimeKeys  = 3 // the same for Olm
 )
 
@@ -51,7 +50,7 @@ func each[T any](s *scale, ctx context.Context, what string, items []T, server f
 	var wg sync.WaitGroup
 	for _, queue := range queues {
 		close(queue)
-		for range atOnce {
+		for range s.atOnce {
 			wg.Go(func() {
 				for item := range queue {
 					if ctx.Err() != nil {

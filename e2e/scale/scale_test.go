@@ -10,10 +10,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 func TestDevicesFillTheTree(t *testing.T) {
 	for _, o := range []options{{leaves: 50, perUser: 4, driven: 12}, {leaves: 51, perUser: 4, driven: 12}, {leaves: 10, perUser: 1, driven: 3}, {leaves: 5000, perUser: 4, driven: 24}} {
+		o.early, o.atOnce = 50, 3
 		if err := o.check(); err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +33,7 @@ func TestDevicesFillTheTree(t *testing.T) {
 			t.Errorf("%+v: %d devices", o, devices)
 		}
 	}
-	for _, o := range []options{{leaves: 10, perUser: 4}, {leaves: 50, perUser: 0}, {leaves: 50, perUser: 4, driven: 2}} {
+	for _, o := range []options{{leaves: 10, perUser: 4}, {leaves: 50, perUser: 0}, {leaves: 50, perUser: 4, driven: 2}, {leaves: 50, perUser: 4, early: 100, atOnce: 3}, {leaves: 50, perUser: 4, early: 50}} {
 		if err := o.check(); err == nil {
 			t.Errorf("%+v was taken", o)
 		}
@@ -50,7 +53,7 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 	defer server.Close()
 	c := newCounter()
 	for _, r := range []struct{ method, path, body string }{
-		{http.MethodPut, "/_matrix/client/v3/sendToDevice/m.x/1", body}, {http.MethodGet, "/_matrix/client/v3/sync", ""},
+		{http.MethodPut, "/_matrix/client/v3/sendToDevice/m.x/1", body}, {http.MethodPut, "/_matrix/client/v3/sendToDevice/" + rooms.TypeKeyPackageRequest + "/2", body}, {http.MethodGet, "/_matrix/client/v3/sync", ""},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), r.method, server.URL+r.path, strings.NewReader(r.body))
 		if err != nil {
@@ -65,7 +68,7 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	want := traffic{Requests: 1, Up: int64(len(body)), Down: 14, ToDevice: 3, ToDeviceBytes: int64(len(`{"k":1}{"k":22}{}`))}
+	want := traffic{Requests: 2, Up: 2 * int64(len(body)), Down: 21, ToDevice: 6, ToDeviceBytes: 2 * int64(len(`{"k":1}{"k":22}{}`)), PackagesAsked: 3}
 	if got := c.now(); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -130,7 +130,7 @@ func (s *scale) begin(ctx context.Context) error {
 	for have := s.options.driven; have < s.options.leaves; have += s.perUser {
 		s.st.Crowd = append(s.st.Crowd, &member{Server: servers[len(s.st.Crowd)%len(servers)]})
 	}
-	s.st.Early = len(s.st.Crowd) / 2
+	s.st.Early = max(len(s.st.Crowd)*s.early/100, 1)
 	return nil
 }
 
