@@ -237,6 +237,9 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 			r.commitOn = e.ref
 			r.commitAt = now + committerGrace + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
 		}
+		if until := r.rivalUntil(e.ref, now); r.commitAt <= now && now < until { // then all wait, and must not go at once
+			r.commitAt = until + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+		}
 		if now < r.commitAt {
 			return nil
 		}
@@ -254,6 +257,26 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	return func(ctx context.Context) { c.prepareCommit(ctx, roomID, ref, cs, targets) }
 }
+
+// rivalUntil returns until when a commit on the given one leaves another member's, which no
+// module has answered yet, the first word. In a large room many would else claim key packages
+// for the same devices, and make commits of which at most one is used.
+func (r *room) rivalUntil(parent federation.Ref, now time.Duration) time.Duration {
+	if !slices.ContainsFunc(r.machine.Children(parent), func(ref federation.Ref) bool {
+		known, ok := r.machine.Known(ref)
+		return ok && known.Barred == "" && known.Era == nil && r.own[ref] == nil && r.rec.Failed[ref.String()] == "" && !r.machine.Accepted(ref)
+	}) {
+		return 0
+	}
+	if r.rivalOn != parent {
+		r.rivalOn, r.rivalAt = parent, now
+	}
+	return r.rivalAt + rivalWait
+}
+
+// rivalWait is how long another member's commit may wait for its accept before this device
+// makes one beside it.
+const rivalWait = 10 * time.Second
 
 // cameBackChanged tells whether the homeserver shows an own commit that was sent, and
 // did not come back as a commit of the group, otherwise than this device sent it. It

@@ -147,6 +147,8 @@ type room struct {
 	devices  map[id.UserID]bool // users whose device lists were read since they changed
 	commitAt time.Duration      // when to commit if nobody did; 0: no timer
 	commitOn federation.Ref     // head the timer was set on
+	rivalOn  federation.Ref     // head on which another's commit waited
+	rivalAt  time.Duration      // when that was seen first
 	vouchAt  map[federation.Ref]time.Duration
 	tried    map[string]time.Duration // failed attempts: not before
 	blocked  []string                 // why sending waits
