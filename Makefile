@@ -53,7 +53,7 @@ test-unit: bin/testreport ## one stage of make test
 	$(NICE) bin/testreport unit
 test-simulate: bin/testreport ## 500 simulated rooms of servers that fail and lie
 	$(NICE) bin/testreport simulate
-test-rooms: bin/testreport ## 50 simulated rooms of real clients and modules
+test-rooms: bin/testreport ## 50 simulated rooms of real clients and modules, 10 of them with liars
 	$(NICE) bin/testreport rooms
 test-interop: peer bin/testreport ## live groups with OpenMLS and mls-rs
 	$(NICE) bin/testreport interop

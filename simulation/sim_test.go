@@ -17,7 +17,8 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 50, or 2 with -race")
+	simSeeds = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 50 and 10 of -sim.worse, or 2 with -race")
+	simWorse = flag.Int("sim.worse", 0, "runs of TestSimulate after these in whose rooms modules, members and servers may lie and be lost")
 	simFirst = flag.Int64("sim.first", 1, "first seed of TestSimulate")
 	simSteps = flag.Int("sim.steps", 60, "steps of a run")
 	simWhole = flag.Bool("sim.whole", false, "do not shrink what failed")
@@ -53,20 +54,25 @@ func run(t testing.TB, sc script, sum *stats) (*world, error) {
 func TestSimulate(t *testing.T) {
 	var sum stats
 	start, cpu := time.Now(), simrecord.CPUTime()
-	failed, count := 0, *simSeeds
+	failed, count, worse := 0, *simSeeds, *simWorse
 	switch {
 	case testing.Short():
-		count = 3
+		count, worse = 3, 0
 	case count == 0 && raceEnabled:
 		count = 2
+	case count == 0 && *simFirst == 1:
+		count, worse = 50, 10
 	case count == 0:
 		count = 50
 	}
-	last := *simFirst + int64(count) - 1
-	for first := *simFirst; first <= last; first += simBlock {
-		end := min(first+simBlock-1, last)
-		t.Run(fmt.Sprintf("steps=%d/seeds=%d-%d", *simSteps, first, end), func(t *testing.T) {
-			for seed := first; seed <= end && failed < 5; seed++ {
+	blocks, seeds := blocksOf(*simFirst, count), fmt.Sprintf("%d–%d", *simFirst, *simFirst+int64(count)-1)
+	if worse > 0 {
+		blocks, seeds = append(blocks, blocksOf(firstWorse+1, worse)...), fmt.Sprintf("%s, %d–%d", seeds, firstWorse+1, firstWorse+worse)
+		count += worse
+	}
+	for _, b := range blocks {
+		t.Run(fmt.Sprintf("steps=%d/seeds=%d-%d", *simSteps, b.first, b.last), func(t *testing.T) {
+			for seed := b.first; seed <= b.last && failed < 5; seed++ {
 				sc := scriptOf(seed, *simSteps)
 				began := simrecord.CPUTime()
 				_, err := run(t, sc, &sum)
@@ -92,8 +98,8 @@ func TestSimulate(t *testing.T) {
 	if *simWrite {
 		simrecord.Add(t, "Whole rooms", "Written by `go test ./simulation -run TestSimulate -sim.record`.",
 			"| when | commit | seeds | steps | failed | CPU time a seed | what happened | machine |",
-			fmt.Sprintf("| %s | %s | %d–%d | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), simrecord.Revision(), *simFirst,
-				last, *simSteps, failed, (used/time.Duration(count)).Round(time.Millisecond), &sum, simrecord.Machine()))
+			fmt.Sprintf("| %s | %s | %s | %d | %d | %v | %s | %s |", time.Now().UTC().Format("2006-01-02 15:04"), simrecord.Revision(), seeds, *simSteps,
+				failed, (used/time.Duration(count)).Round(time.Millisecond), &sum, simrecord.Machine()))
 	}
 }
 
@@ -117,6 +123,17 @@ func TestRunsRepeat(t *testing.T) {
 
 // simBlock is how many seeds a subtest of TestSimulate runs.
 const simBlock = 10
+
+type block struct{ first, last int64 }
+
+// blocksOf divides seeds.
+func blocksOf(first int64, count int) []block {
+	var out []block
+	for last := first + int64(count) - 1; first <= last; first += simBlock {
+		out = append(out, block{first, min(first+simBlock-1, last)})
+	}
+	return out
+}
 
 // TestKeptScripts repeats what once failed, or is worth keeping.
 func TestKeptScripts(t *testing.T) {

@@ -122,7 +122,8 @@ var stages = []stage{
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
 	// Most rules are left out without the race detector only, so not in the stage above.
 	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^(TestSimulate|TestPropertiesTurnRed)$", "-timeout=15m"},
-		args: []string{"-sim.seeds=50", "-sim.steps=60"}, require: append(seeds(50, 60, 10), "TestPropertiesTurnRed")},
+		args:    []string{"-sim.seeds=50", "-sim.worse=10", "-sim.steps=60"},
+		require: append(seeds(50, 60, 10), "TestSimulate/steps=60/seeds=200001-200010", "TestPropertiesTurnRed")},
 	{name: "spec", command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"},
 		require: []string{"TestSpec/rounds", "TestSpec/shed-small", "TestSpec/change-small", "TestSpec/dead", "TestSpec/lapse"}, lists: []list{rules}},
 	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
