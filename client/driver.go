@@ -774,6 +774,10 @@ func (c *Client) nextWork(r *room, now time.Duration) func(ctx context.Context) 
 	return nil
 }
 
+// overdueIn is when a room is looked at again for what became due while it was
+// looked at: later than at once, or a clock that stands would make it spin.
+const overdueIn = time.Millisecond
+
 // nextTimer returns the time of the room's next timer, 0 if there is none.
 func (c *Client) nextTimer(r *room) time.Duration {
 	var next time.Duration
@@ -827,6 +831,10 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	}
 	for _, t := range r.vouchAt {
 		at(t)
+	}
+	if r.vouchDue > 0 && r.machine != nil && r.rec.Phase == phaseMember {
+		// On a busy machine it may have become due since it was looked at.
+		at(max(r.vouchDue, now+overdueIn))
 	}
 	if r.machine != nil {
 		if t, ok := r.machine.Next(); ok {

@@ -150,6 +150,7 @@ type room struct {
 	rivalOn  federation.Ref     // head on which another's commit waited
 	rivalAt  time.Duration      // when that was seen first
 	vouchAt  map[federation.Ref]time.Duration
+	vouchDue time.Duration            // when the next of these is due, as of the last look; 0: none
 	tried    map[string]time.Duration // failed attempts: not before
 	blocked  []string                 // why sending waits
 	changed  chan struct{}

@@ -16,6 +16,7 @@ import (
 // device's turn has come, unless somebody does before.
 func (c *Client) vouch(ctx context.Context, r *room) error {
 	now := c.mono()
+	r.vouchDue = 0
 	for _, ref := range r.machine.NeedsVouching() {
 		if _, failed := r.rec.Failed[ref.String()]; failed || r.rec.Vouched[ref.String()] {
 			delete(r.vouchAt, ref)
@@ -48,6 +49,9 @@ func (c *Client) vouch(ctx context.Context, r *room) error {
 			r.vouchAt[ref] = at
 		}
 		if at > now {
+			if r.vouchDue == 0 || at < r.vouchDue {
+				r.vouchDue = at
+			}
 			continue
 		}
 		delete(r.vouchAt, ref)

@@ -103,3 +103,41 @@ func TestAdminIsToldThatNobodyCanVouch(t *testing.T) {
 		t.Errorf("after the era alice is told again: %s", again)
 	}
 }
+
+// TestAWordThatBecomesDueMeanwhileIsNotForgotten: on a busy machine the turn of a member who waits to vouch may come after
+// the room was looked at for that, and before the timer is set.
+func TestAWordThatBecomesDueMeanwhileIsNotForgotten(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.join(bob, room)
+	w.settle()
+	w.must(func() error { return alice.Refresh(w.ctx, room) })
+	for turns := 0; ; turns++ {
+		if turns == 100 {
+			t.Fatal("bob never waits to vouch")
+		}
+		w.order()
+		bob.turn()
+		bob.mu.Lock()
+		r := bob.rooms[room]
+		due := r.vouchDue
+		if due > 0 {
+			w.now.add(due - bob.mono() + rooms.VoucherGrace)
+			if next := bob.nextTimer(r); next != bob.mono()+overdueIn {
+				t.Errorf("its turn came %v ago, and the room is looked at again at %v, it is %v", bob.mono()-due, next, bob.mono())
+			}
+		}
+		bob.mu.Unlock()
+		if due > 0 {
+			break
+		}
+	}
+	w.settle()
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	if m := alice.rooms[room].machine; m.NewestFinal() != m.Head() {
+		t.Error("nobody vouched")
+	}
+}
