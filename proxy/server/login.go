@@ -162,7 +162,9 @@ func (s *Server) visit(w http.ResponseWriter, r *http.Request) {
 	page := *s.o.Homeserver
 	page.RawPath = strings.TrimRight(page.EscapedPath(), "/") + pathOf(r.Context())
 	page.Path, _ = url.PathUnescape(page.RawPath)
-	page.RawQuery = r.URL.RawQuery
+	query := r.URL.Query()
+	query.Del("access_token") // an address is kept in histories, and the page wants none
+	page.RawQuery = query.Encode()
 	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, r, page.String(), http.StatusFound)
 }

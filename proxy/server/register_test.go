@@ -73,7 +73,7 @@ func TestWhoRegistersHasAnMLSDevice(t *testing.T) {
 func TestPagesOfTheHomeserverAreNotTheProxys(t *testing.T) {
 	w := newWorld(t)
 	direct := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := direct.Get(w.proxy.URL + "/_matrix/client/v3/auth/m.login.recaptcha/fallback/web?session=s%26t")
+	resp, err := direct.Get(w.proxy.URL + "/_matrix/client/v3/auth/m.login.recaptcha/fallback/web?access_token=secret&session=s%26t")
 	if err != nil {
 		t.Fatal(err)
 	}
