@@ -177,7 +177,9 @@ def tlc(jar, module, cfg, workers, jvm, limit):
             f.write(cfg)
         # States in which nothing is left to do are no fault here: ballots are bounded.
         # What must not be left undone is an invariant (NothingWaits).
-        argv = ["java", *jvm, "-cp", jar, "tlc2.TLC", "-workers", workers, "-deadlock", "-metadir",
+        # TLC unpacks its standard modules into the temporary folder, and deletes them there when it ends: two
+        # that share a folder take them from each other.
+        argv = ["java", *jvm, "-Djava.io.tmpdir=" + d, "-cp", jar, "tlc2.TLC", "-workers", workers, "-deadlock", "-metadir",
                 os.path.join(d, "states"), "-config", "run.cfg", module + ".tla"]
         began, text = time.monotonic(), []
         p = subprocess.Popen(argv, cwd=d, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
