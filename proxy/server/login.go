@@ -134,11 +134,19 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var req struct {
-		Password string `json:"password"`
-		Later    bool   `json:"inhibit_login"`
+		Password string          `json:"password"`
+		Later    bool            `json:"inhibit_login"`
+		Auth     json.RawMessage `json:"auth"`
 	}
 	if err := json.Unmarshal(body, &req); err != nil {
 		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the registration is not JSON")
+		return
+	}
+	// What asks without an answer to anything only wants to know what it will be asked. After the account is made it
+	// would be too late: nobody could log in to it here.
+	if answers := len(req.Auth) > 0 && string(req.Auth) != "null"; answers && req.Password == "" && !req.Later {
+		refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "no account was made: each request of a registration has to bring the password that the account gets, by which the proxy makes the MLS device; "+
+			"an account without one is made with inhibit_login, and used here by single sign-on")
 		return
 	}
 	resp, err := s.again(r, body)

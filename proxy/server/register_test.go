@@ -44,7 +44,11 @@ func TestWhoRegistersHasAnMLSDevice(t *testing.T) {
 		{"and is told", "ann", "secret", auth, 200, `"well_known":{"m.homeserver":{"base_url":"` + proxy.URL, 2},
 		{"a name that is taken", "ann", "secret", auth, 400, "M_USER_IN_USE", 2},
 		{"a login that comes later", "ben", "secret", auth + `,"inhibit_login":true`, 200, `"@ben:one"`, 0},
-		{"no password", "cid", "", auth, 500, "the account is made: log in with its password", 0},
+		{"who has no password yet may ask", "cid", "", "", 401, `"m.login.dummy"`, 0},
+		{"no password", "cid", "", auth, 400, "M_MISSING_PARAM", 0},
+		{"nor with a token that lets in", "cid", "", `,"auth":{"type":"m.login.registration_token","token":"t","session":"s"}`, 400, "no account was made", 0},
+		{"such an account is made without a login", "cid", "", auth + `,"inhibit_login":true`, 200, `"@cid:one"`, 0},
+		{"a password that the homeserver does not take again", "dan", "other", auth, 500, "the account is made: log in with its password", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			body := `{"username":"` + tt.user + `","password":"` + tt.password + `"` + tt.more + `}`
@@ -59,7 +63,11 @@ func TestWhoRegistersHasAnMLSDevice(t *testing.T) {
 			}
 			h.Mu.Lock()
 			defer h.Mu.Unlock()
-			if n := len(h.Devices[id.UserID("@"+tt.user+":one")]); n != tt.devices {
+			devices, made := h.Devices[id.UserID("@"+tt.user+":one")]
+			if made != (tt.status == 200 || tt.status == 500 || tt.devices > 0) {
+				t.Errorf("that there is such an account is %t", made)
+			}
+			if n := len(devices); n != tt.devices {
 				t.Errorf("%d devices, want %d", n, tt.devices)
 			}
 		})
