@@ -218,11 +218,11 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 			c.dropAltered(r, now)
 		} else if now-r.pendingSince > acceptWait {
 			text := "the module has not accepted a change of the group for a while; it waits until the module answers"
-			why := c.noMajority(r)
+			why, servers := c.noMajority(r)
 			if why != "" {
 				text = "no module has accepted a change of the group for a while: " + why
 			}
-			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{Rule: ruleNoAccept, Kind: NoAcceptWarning, Detail: why, Text: text})
+			c.warn(r, "no-accept/"+r.pendingRef.String(), &Warning{Rule: ruleNoAccept, Kind: NoAcceptWarning, Servers: servers, Detail: why, Text: text})
 		}
 		return nil // waits for its accept
 	}
@@ -410,25 +410,24 @@ const ruleNoAccept = "client/no-accept"
 // noMajority says, where a room has several modules and a commit of ours waits
 // or the head has only one module's word, that this side may be the smaller one,
 // and what helps; "" otherwise.
-func (c *Client) noMajority(r *room) string {
+func (c *Client) noMajority(r *room) (why string, servers []string) {
 	e := r.head()
 	if e == nil {
-		return ""
+		return "", nil
 	}
 	policy, err := rooms.PolicyOf(e.group)
 	if err != nil || len(policy.Sequencers) < 2 {
-		return ""
+		return "", nil
 	}
 	waits := r.pending != nil && r.pendingSince > 0 && c.mono()-r.pendingSince > acceptWait
 	if !waits && r.machine.Status(r.machine.Head()) != federation.StatusSideBranch {
-		return ""
+		return "", nil
 	}
-	var servers []string
 	for _, seq := range policy.Sequencers {
 		servers = append(servers, seq.Server)
 	}
 	return fmt.Sprintf("this side of the room does not reach a majority of its modules (%s); it goes on when they are back, or when an admin opens a new era",
-		strings.Join(servers, ", "))
+		strings.Join(servers, ", ")), servers
 }
 
 // acceptWait is how long an own commit waits for its accept before a person is

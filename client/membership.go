@@ -480,7 +480,7 @@ func (c *Client) info(r *room) RoomInfo {
 		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
 		Unconfirmed: r.rec.Unconfirmed,
 	}
-	if why := c.noMajority(r); why != "" && len(info.Blocked) > 0 {
+	if why, _ := c.noMajority(r); why != "" && len(info.Blocked) > 0 {
 		info.Blocked = append(info.Blocked, why)
 	}
 	for user, member := range r.state.view.Members {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
@@ -379,8 +380,13 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		}
 		b.then(func() {
 			if row.data.Plain != nil && len(c.waiters[row.item.ID]) == 0 {
+				var code string
+				detail := err.Error()
+				if said := (mautrix.HTTPError{}); errors.As(err, &said) && said.RespError != nil {
+					code, detail = said.RespError.ErrCode, said.RespError.Err
+				}
 				c.tell(&Warning{
-					Room: r.id, Sender: c.UserID(), Rule: ruleSendRefused, Kind: NotSentWarning, Detail: err.Error(),
+					Room: r.id, Sender: c.UserID(), Rule: ruleSendRefused, Kind: NotSentWarning, Reason: code, Detail: detail,
 					Text: fmt.Sprintf("the homeserver refused a message of ours (%s), and it is not sent: %v", row.data.Plain.MessageID, err),
 				})
 			}

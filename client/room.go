@@ -323,7 +323,7 @@ func (c *Client) dropUnready(r *room, now time.Duration) {
 			}
 		}
 		c.warn(r, "list/"+federation.Ref(p.Ref).String(), &Warning{
-			Rule: ruleNotReady, Kind: NotReadyWarning, Detail: change.missing() + "; " + again,
+			Rule: ruleNotReady, Kind: NotReadyWarning, Reason: change.reason(), Servers: change.waiting(), Detail: change.missing() + "; " + again,
 			Text: "the change of the room's modules is not in force: " + change.missing() + "; " + again,
 		})
 	}

@@ -211,7 +211,7 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
 		return ErrNoGroup
 	case len(r.blocked) > 0:
-		if why := c.noMajority(r); why != "" {
+		if why, _ := c.noMajority(r); why != "" {
 			return fmt.Errorf("%w (%s; %s)", ErrBarrier, r.blocked[0], why)
 		}
 		return fmt.Errorf("%w (%s)", ErrBarrier, r.blocked[0])

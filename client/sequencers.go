@@ -229,9 +229,40 @@ func (r *room) listChange() *ListChange {
 	return change
 }
 
+// reason names what a list change waits for, as NotReadyWarning does.
+func (l *ListChange) reason() string {
+	switch {
+	case l.ready() < l.Needs:
+		return WaitsForReady
+	case !l.Accepted:
+		return WaitsForAccept
+	}
+	return WaitsForFinal
+}
+
+// ready counts the modules that have said that they are.
+func (l *ListChange) ready() (n int) {
+	for _, s := range l.List {
+		if s.State == SequencerReady {
+			n++
+		}
+	}
+	return n
+}
+
+// waiting are the servers whose modules have not said that they are ready.
+func (l *ListChange) waiting() (servers []string) {
+	for _, s := range l.List {
+		if s.State != SequencerReady {
+			servers = append(servers, s.Server)
+		}
+	}
+	return servers
+}
+
 // missing says what a list change waits for.
 func (l *ListChange) missing() string {
-	ready := 0
+	ready := l.ready()
 	var waits []string
 	// The present ones speak last, when theirs is the word that is missing.
 	newcomers := slices.ContainsFunc(l.List, func(s SequencerInfo) bool { return !s.present && s.State != SequencerReady })
@@ -241,7 +272,6 @@ func (l *ListChange) missing() string {
 		}
 		switch s.State {
 		case SequencerReady:
-			ready++
 		case SequencerAbsent:
 			waits = append(waits, s.Server+" (its module is not in the room)")
 		case SequencerNewKey:

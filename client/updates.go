@@ -119,9 +119,10 @@ type Warning struct {
 	Kind    WarningKind // "" for what none of them names
 	Text    string
 	// Servers are those that the text names, and Detail what it says beyond what its
-	// Kind tells, in English.
+	// Kind tells, in English. Reason is a name for that, where its Kind has some.
 	Servers []string
 	Detail  string
+	Reason  string
 	// Standstill is what a StandstillWarning tells.
 	Standstill *Standstill
 }
@@ -160,12 +161,14 @@ const (
 	LiarWarning WarningKind = "liar"
 	// OtherKeysWarning: Sender says that an epoch, Detail, has other keys than here.
 	OtherKeysWarning WarningKind = "other-keys"
-	// NoAcceptWarning: no module accepts a change of the group. Detail may say why.
+	// NoAcceptWarning: no module accepts a change of the group. With Servers, this side
+	// of the room does not reach a majority of their modules, as Detail says.
 	NoAcceptWarning WarningKind = "no-accept"
 	// AlteredWarning: the homeserver, Servers, does not show a change of the group as
 	// it was sent. It is made again.
 	AlteredWarning WarningKind = "altered"
-	// NotReadyWarning: a change of the room's modules is not in force; Detail says why.
+	// NotReadyWarning: a change of the room's modules is not in force; Reason and Detail
+	// say why, and Servers are those whose modules have not said that they are ready.
 	NotReadyWarning WarningKind = "not-ready"
 	// PolicyWarning: a change of the group's policy was given up; Detail says why.
 	PolicyWarning WarningKind = "policy"
@@ -176,8 +179,16 @@ const (
 	CopyWarning WarningKind = "copy"
 	// SupersededWarning: another copy of this device's store has taken its place.
 	SupersededWarning WarningKind = "superseded"
-	// NotSentWarning: the homeserver refused a message of ours; Detail says why.
+	// NotSentWarning: the homeserver refused a message of ours; Detail is what it said,
+	// and Reason its error code, if it was an answer.
 	NotSentWarning WarningKind = "not-sent"
+)
+
+// Reasons of a NotReadyWarning.
+const (
+	WaitsForReady  = "ready"  // too few of its modules have said that they are ready
+	WaitsForAccept = "accept" // the present modules have not accepted it
+	WaitsForFinal  = "final"  // they have, and have not made it final
 )
 
 // Standstill is what is known of a room in which nothing becomes final any more

@@ -38,8 +38,10 @@ type Notice struct {
 	Text   string     `json:"text,omitempty"`
 	At     int64      `json:"at"` // Unix milliseconds
 	// What the warning tells of; see client.Warning.
+	Rule       string             `json:"rule,omitempty"`
 	Servers    []string           `json:"servers,omitempty"`
 	Detail     string             `json:"detail,omitempty"`
+	Reason     string             `json:"reason,omitempty"`
 	Standstill *client.Standstill `json:"standstill,omitempty"`
 }
 
@@ -141,6 +143,7 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 			n.Kind, n.Text = OtherNotice, short(u.Text)
 		default:
 			n.Kind, n.Text, n.Detail, n.Standstill = NoticeKind(u.Kind), short(u.Text), short(u.Detail), u.Standstill
+			n.Rule, n.Reason = short(u.Rule), short(u.Reason)
 			for _, server := range u.Servers[:min(len(u.Servers), maxServers)] {
 				n.Servers = append(n.Servers, short(server))
 			}

@@ -37,16 +37,24 @@ const (
 	Liar                             // the server
 	OtherKeys                        // who says so, the epoch
 	NoAccept                         // no argument
-	NoAcceptWhy                      // the reason, in English
+	NoMajority                       // the servers of the modules
 	Altered                          // the homeserver
-	NotReady                         // the reason, in English
-	PolicyGivenUp                    // the reason, in English
-	NotProven                        // the module's user, the reason in English
+	NotReady                         // no argument
+	NotReadyModules                  // the servers of the modules
+	NotReadyAccept                   // no argument
+	NotReadyFinal                    // no argument
+	PolicyNotYours                   // no argument
+	PolicyGivenUp                    // the rule
+	NotProven                        // the module's user, the rule
 	CopiedStore                      // no argument
 	Superseded                       // no argument
-	NotSent                          // the reason, in English
+	NotSent                          // the homeserver's answer
+	NotSentForbidden                 // no argument
+	NotSentTooLarge                  // no argument
 	ServerToName                     // no argument
 	NoCommand                        // the verb
+
+	messages // how many there are
 )
 
 // Language is one of those of the catalogue.
@@ -87,14 +95,20 @@ var catalogue = [...]map[Message]string{
 		Liar:              "The module of %s signed two things that contradict each other. An admin should take it off the list.",
 		OtherKeys:         "%s says that the keys of this room's epoch %s are not those that the proxy's device holds.",
 		NoAccept:          "The module that orders this room's changes has not accepted one for a while. It waits until the module answers.",
-		NoAcceptWhy:       "No module has accepted a change of this room's encryption for a while: %s",
+		NoMajority:        "No module has accepted a change of this room's encryption for a while: this side of the room does not reach more than half of the modules of %s. It goes on when they are back, or when an admin opens a new era.",
 		Altered:           "The homeserver %s does not show a change of this room's encryption as the proxy's device sent it, so that nobody can use it. It is made again.",
-		NotReady:          "The change of the modules that order this room's changes is not in force: %s",
-		PolicyGivenUp:     "A change of the rules of this room's encryption was given up: %s",
-		NotProven:         "What the module %s shows of this room does not follow from the room's beginning, and is not used: %s",
+		NotReady:          "The change of the modules that order this room's changes is not in force. It is tried again by itself.",
+		NotReadyModules:   "The change of the modules that order this room's changes is not in force: those of %s have not said that they are ready. It is tried again by itself.",
+		NotReadyAccept:    "The change of the modules that order this room's changes is not in force: the new ones are ready, and the present ones have not accepted it. It is tried again by itself.",
+		NotReadyFinal:     "The change of the modules that order this room's changes is not in force: the present ones have accepted it and not yet made it final. A device of another member has to confirm it, and more than half of them to vote.",
+		PolicyNotYours:    "A change of the rules of this room's encryption was given up: you are not an admin of its group any more.",
+		PolicyGivenUp:     "A change of the rules of this room's encryption was given up, by the rule %s.",
+		NotProven:         "What the module %s shows of this room does not follow from the room's beginning, and is not used (%s).",
 		CopiedStore:       "What the proxy keeps on its disk for this account is an old copy, or another program uses a copy of it. Its device makes fresh keys before it sends. Never run two copies: on another machine, log in anew.",
 		Superseded:        "Another copy of the proxy's device has taken its place in this room's encryption, and this one stays out. Never run two copies: log in anew on one of the machines.",
-		NotSent:           "The homeserver refused a message of yours, and it is not sent: %s",
+		NotSent:           "The homeserver refused a message of yours, and it is not sent. It answered: %s",
+		NotSentForbidden:  "The homeserver refused a message of yours, and it is not sent: you may not write here, or not such messages.",
+		NotSentTooLarge:   "The homeserver refused a message of yours, and it is not sent: it is too large.",
 		ServerToName:      "SERVER, with the name of a server that has a module",
 		NoCommand:         "the verb %s of mls-proxy (the room's id holds characters that a shell may run, so the command is not shown)",
 	},
@@ -126,14 +140,20 @@ var catalogue = [...]map[Message]string{
 		Liar:              "Das Modul von %s hat zweierlei unterschrieben, das sich widerspricht. Ein Admin sollte es von der Liste nehmen.",
 		OtherKeys:         "%s sagt, die Schlüssel der Epoche %s dieses Raums seien nicht die, die das Gerät des Proxys hat.",
 		NoAccept:          "Das Modul, das die Änderungen dieses Raums ordnet, hat seit einer Weile keine angenommen. Sie wartet, bis das Modul antwortet.",
-		NoAcceptWhy:       "Seit einer Weile hat kein Modul eine Änderung der Verschlüsselung dieses Raums angenommen (auf Englisch): %s",
+		NoMajority:        "Seit einer Weile hat kein Modul eine Änderung der Verschlüsselung dieses Raums angenommen: Diese Seite des Raums erreicht nicht mehr als die Hälfte der Module von %s. Es geht weiter, wenn sie wieder da sind oder ein Admin eine neue Ära beginnt.",
 		Altered:           "Der Homeserver %s zeigt eine Änderung der Verschlüsselung dieses Raums nicht so, wie das Gerät des Proxys sie gesendet hat; so kann sie niemand benutzen. Sie wird neu gemacht.",
-		NotReady:          "Die Änderung der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft (auf Englisch): %s",
-		PolicyGivenUp:     "Eine Änderung der Regeln für die Verschlüsselung dieses Raums wurde aufgegeben (auf Englisch): %s",
-		NotProven:         "Was das Modul %s von diesem Raum zeigt, folgt nicht aus dessen Anfang und wird nicht benutzt (auf Englisch): %s",
+		NotReady:          "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft. Es wird von selbst wieder versucht.",
+		NotReadyModules:   "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die von %s haben nicht gesagt, dass sie bereit sind. Es wird von selbst wieder versucht.",
+		NotReadyAccept:    "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die neuen sind bereit, und die jetzigen haben sie nicht angenommen. Es wird von selbst wieder versucht.",
+		NotReadyFinal:     "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die jetzigen haben sie angenommen und noch nicht endgültig gemacht. Ein Gerät eines anderen Mitglieds muss sie bestätigen, und mehr als die Hälfte der Module muss dafür stimmen.",
+		PolicyNotYours:    "Eine Änderung der Regeln für die Verschlüsselung dieses Raums wurde aufgegeben: Sie sind kein Admin seiner Gruppe mehr.",
+		PolicyGivenUp:     "Eine Änderung der Regeln für die Verschlüsselung dieses Raums wurde aufgegeben, nach der Regel %s.",
+		NotProven:         "Was das Modul %s von diesem Raum zeigt, folgt nicht aus dessen Anfang und wird nicht benutzt (%s).",
 		CopiedStore:       "Was der Proxy für dieses Konto auf der Platte hat, ist eine alte Kopie, oder ein anderes Programm benutzt eine. Sein Gerät macht neue Schlüssel, bevor es sendet. Betreiben Sie nie zwei Kopien: Auf einem anderen Rechner melden Sie sich neu an.",
 		Superseded:        "Eine andere Kopie des Geräts des Proxys hat seinen Platz in der Verschlüsselung dieses Raums eingenommen; dieses bleibt draußen. Betreiben Sie nie zwei Kopien: Melden Sie sich auf einem der Rechner neu an.",
-		NotSent:           "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet (auf Englisch): %s",
+		NotSent:           "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet. Seine Antwort: %s",
+		NotSentForbidden:  "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie dürfen hier nicht schreiben, oder keine solchen Nachrichten.",
+		NotSentTooLarge:   "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie ist zu groß.",
 		ServerToName:      "SERVER, mit dem Namen eines Servers, der ein Modul hat",
 		NoCommand:         "das Verb %s von mls-proxy (die Kennung des Raums enthält Zeichen, die eine Shell ausführen könnte; darum steht der Befehl nicht hier)",
 	},

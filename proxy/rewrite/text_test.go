@@ -14,11 +14,11 @@ import (
 func TestCatalogueIsWholeInEachLanguage(t *testing.T) {
 	verbs := func(s string) int { return strings.Count(s, "%s") }
 	for l, texts := range catalogue {
-		if len(texts) != len(catalogue[English]) {
-			t.Errorf("language %d has %d texts, want %d", l, len(texts), len(catalogue[English]))
+		if len(texts) != int(messages) {
+			t.Errorf("language %d has %d texts, want %d", l, len(texts), messages)
 		}
-		for m, text := range texts {
-			english := catalogue[English][m]
+		for m := range messages {
+			text, english := texts[m], catalogue[English][m]
 			if text == "" || verbs(text) != verbs(english) || strings.Count(text, "%") != verbs(text) || l != int(English) && text == english {
 				t.Errorf("language %d says %q for %q", l, text, english)
 			}

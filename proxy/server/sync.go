@@ -18,6 +18,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Bounds of what is read from the homeserver to fill one answer.
@@ -212,26 +213,52 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 	case client.OtherKeysWarning:
 		return l.Text(rewrite.OtherKeys, shown, printable(n.Detail))
 	case client.NoAcceptWarning:
-		if n.Detail == "" {
+		if len(n.Servers) == 0 {
 			return l.Text(rewrite.NoAccept)
 		}
-		return l.Text(rewrite.NoAcceptWhy, printable(n.Detail))
+		return l.Text(rewrite.NoMajority, servers)
 	case client.AlteredWarning:
 		return l.Text(rewrite.Altered, servers)
 	case client.NotReadyWarning:
-		return l.Text(rewrite.NotReady, printable(n.Detail))
+		switch {
+		case n.Reason == client.WaitsForReady && len(n.Servers) > 0:
+			return l.Text(rewrite.NotReadyModules, servers)
+		case n.Reason == client.WaitsForAccept:
+			return l.Text(rewrite.NotReadyAccept)
+		case n.Reason == client.WaitsForFinal:
+			return l.Text(rewrite.NotReadyFinal)
+		}
+		return l.Text(rewrite.NotReady)
 	case client.PolicyWarning:
-		return l.Text(rewrite.PolicyGivenUp, printable(n.Detail))
+		if n.Rule == string(rooms.RulePolicyNotEntitled) {
+			return l.Text(rewrite.PolicyNotYours)
+		}
+		return l.Text(rewrite.PolicyGivenUp, rule(n))
 	case client.ProofWarning:
-		return l.Text(rewrite.NotProven, shown, printable(n.Detail))
+		return l.Text(rewrite.NotProven, shown, rule(n))
 	case client.CopyWarning:
 		return l.Text(rewrite.CopiedStore)
 	case client.SupersededWarning:
 		return l.Text(rewrite.Superseded)
 	case client.NotSentWarning:
-		return l.Text(rewrite.NotSent, printable(n.Detail))
+		switch n.Reason {
+		case "M_FORBIDDEN":
+			return l.Text(rewrite.NotSentForbidden)
+		case "M_TOO_LARGE":
+			return l.Text(rewrite.NotSentTooLarge)
+		}
+		return l.Text(rewrite.NotSent, printable(strings.TrimSpace(n.Reason+" "+n.Detail)))
 	}
 	return l.Text(rewrite.OtherWarning, printable(n.Text))
+}
+
+// rule names the rule that a warning is about: it is the same in all languages, and
+// in the documentation.
+func rule(n account.Notice) string {
+	if n.Rule == "" { // it was kept by an earlier version
+		return "unknown"
+	}
+	return printable(n.Rule)
 }
 
 // printable takes out of a text what turns the writing round, or begins a line.

@@ -79,7 +79,8 @@ func standstill(s client.Standstill) account.Notice {
 	return account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Room: "!r:x", Standstill: &s}
 }
 
-// TestEachKindOfWarningIsToldInEachLanguage: what the SDK can name is in the catalogue.
+// TestEachKindOfWarningIsToldInEachLanguage: what the SDK can name is in the catalogue, and nothing that it says in words of
+// its own is among it.
 func TestEachKindOfWarningIsToldInEachLanguage(t *testing.T) {
 	source, err := os.ReadFile("../../client/updates.go")
 	if err != nil {
@@ -91,13 +92,31 @@ func TestEachKindOfWarningIsToldInEachLanguage(t *testing.T) {
 	}
 	for _, kind := range kinds {
 		n := standstill(client.Standstill{Silent: []string{"one.example"}})
-		n.Kind, n.User, n.Servers, n.Detail, n.Text = account.NoticeKind(kind[1]), "@b:x", []string{"one.example"}, "detail", "only in English"
+		n.Kind, n.User, n.Servers, n.Detail, n.Text = account.NoticeKind(kind[1]), "@b:x", []string{"one.example"}, "a reason in English", "only in English"
+		n.Rule = "matrix/some-rule"
 		if client.WarningKind(n.Kind) == client.PlaintextWarning {
 			continue // the event itself is marked
 		}
-		english, german := noticeText(rewrite.English, n, "/dir"), noticeText(rewrite.German, n, "/dir")
-		if strings.Contains(english, n.Text) || strings.Contains(german, n.Text) || english == german {
-			t.Errorf("%s is told as %q and %q", n.Kind, english, german)
+		if client.WarningKind(n.Kind) == client.OtherKeysWarning {
+			n.Detail = "7" // the epoch
+		}
+		reasons := map[client.WarningKind][]string{
+			client.NotReadyWarning: {"", "another", client.WaitsForReady, client.WaitsForAccept, client.WaitsForFinal},
+			client.NotSentWarning:  {"M_FORBIDDEN", "M_TOO_LARGE"},
+		}[client.WarningKind(n.Kind)]
+		if reasons == nil {
+			reasons = []string{""}
+		}
+		told := map[string]string{}
+		for _, n.Reason = range reasons {
+			english, german := noticeText(rewrite.English, n, "/dir"), noticeText(rewrite.German, n, "/dir")
+			if strings.Contains(english+german, "English") || english == german {
+				t.Errorf("%s for %q is told as %q and %q", n.Kind, n.Reason, english, german)
+			}
+			if before, is := told[german]; is && before != "" {
+				t.Errorf("%s is told for %q as for %q", n.Kind, n.Reason, before)
+			}
+			told[german] = n.Reason
 		}
 	}
 }
@@ -127,7 +146,12 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.KeyLostWarning), Room: "!r'$(reboot):x"}, []string{"das Verb repair von mls-proxy"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.UnvouchedWarning), Room: "!r:x", User: "@b:x", Servers: []string{"one.example", "two.example"}}, []string{"durch @b:x bestätigen", "era '!r:x' one.example two.example"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning)}, []string{"wartet, bis das Modul antwortet"}},
-		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning), Detail: "a\nreason"}, []string{"for a while: a reason"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning), Servers: []string{"one.example", "t\u202ewo"}}, []string{`der Module von one.example, "t\u202ewo".`}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotReadyWarning), Reason: client.WaitsForReady, Servers: []string{"one.example"}}, []string{"Die von one.example haben nicht gesagt"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.PolicyWarning), Rule: "matrix/policy-not-entitled"}, []string{"kein Admin"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.PolicyWarning), Rule: "matrix/a\nrule"}, []string{"nach der Regel matrix/a rule."}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.ProofWarning), User: "@b:x"}, []string{"Was das Modul @b:x von", "(unknown)"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Reason: "M_UNKNOWN", Detail: "it\nsaid this"}, []string{"Seine Antwort: M_UNKNOWN it said this"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Text: "from a file of before"}, []string{"encryption: from a file of before"}},
 	} {
 		got := noticeText(row.l, row.n, "/dir")
