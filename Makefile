@@ -19,6 +19,7 @@ N ?= 50
 ROOMS ?= 200
 MODULE_ROOMS ?= 1000
 SCALE_DIR ?= .lab/scale-$(N)
+SCALE_SIZES ?= 10,50,200,500,1000,2000,5000
 SOAK ?= 10
 FUZZTIME ?= 1m
 COMMIT = $(shell git rev-parse HEAD)
@@ -96,6 +97,12 @@ scale: lab-install ## one room of N=50 devices on three homeservers, what single
 	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/scale
 	bin/scale -n $(N) -dir $(SCALE_DIR) -bin bin -json $(SCALE_DIR).json $(SCALE_FLAGS)
 
+.PHONY: scale-figures
+scale-figures: lab-install bin/scaleplots ## make scale with SCALE_SIZES=10,…,5000 leaves, into docs/scale.md with drawings (hours, on a quiet machine)
+	@mkdir -p bin
+	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/scale
+	bin/scaleplots -measure $(SCALE_SIZES)
+
 .PHONY: bench-proxy
 bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and to an account with ROOMS=200 rooms (docs/proxy.md)
 	@mkdir -p bin
@@ -164,7 +171,7 @@ peer: ## the interop partner, with OpenMLS and mls-rs in it
 	@MLS_CACHE=$(CACHE) interop/build-peer.sh
 
 # The tools are a module of their own, so that the project does not depend on them.
-bin/testreport bin/rules bin/benchpeers bin/benchplots bin/benchfederation: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)
+bin/testreport bin/rules bin/benchpeers bin/benchplots bin/benchfederation bin/scaleplots: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
 
 bin/fuzz bin/mutate: $(wildcard tools/fuzz/*.go tools/mutate/*.go)

@@ -300,11 +300,16 @@ func (s *scale) missing(ctx context.Context) string {
 
 // agreed waits until all driven clients are on one head with all leaves.
 func (s *scale) agreed(ctx context.Context, limit time.Duration) error {
+	return s.agree(ctx, limit, s.online)
+}
+
+// agree waits until these clients are.
+func (s *scale) agree(ctx context.Context, limit time.Duration, devices []*e2e.Device) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		head, why := "", ""
-		for _, d := range s.online {
+		for _, d := range devices {
 			info, err := d.Room(ctx, s.st.Room)
 			switch {
 			case err != nil:

@@ -22,16 +22,17 @@ type traffic struct {
 	ToDevice      int64 `json:"to_device"` // messages, one for each device
 	ToDeviceBytes int64 `json:"to_device_bytes"`
 	PackagesAsked int64 `json:"packages_asked"` // of these messages, those that ask for a key package, as none is left
+	Welcomes      int64 `json:"welcomes"`       // and those that let a device into the group
 }
 
 func (t traffic) minus(o traffic) traffic {
-	return traffic{t.Requests - o.Requests, t.Up - o.Up, t.Down - o.Down, t.ToDevice - o.ToDevice, t.ToDeviceBytes - o.ToDeviceBytes, t.PackagesAsked - o.PackagesAsked}
+	return traffic{t.Requests - o.Requests, t.Up - o.Up, t.Down - o.Down, t.ToDevice - o.ToDevice, t.ToDeviceBytes - o.ToDeviceBytes, t.PackagesAsked - o.PackagesAsked, t.Welcomes - o.Welcomes}
 }
 
 // counter makes the requests of all clients and counts them.
 type counter struct {
-	next                                                       http.RoundTripper
-	requests, up, down, toDevice, toDeviceBytes, packagesAsked atomic.Int64
+	next                                                                 http.RoundTripper
+	requests, up, down, toDevice, toDeviceBytes, packagesAsked, welcomes atomic.Int64
 }
 
 func newCounter() *counter {
@@ -45,7 +46,7 @@ func (c *counter) client() *http.Client {
 }
 
 func (c *counter) now() traffic {
-	return traffic{c.requests.Load(), c.up.Load(), c.down.Load(), c.toDevice.Load(), c.toDeviceBytes.Load(), c.packagesAsked.Load()}
+	return traffic{c.requests.Load(), c.up.Load(), c.down.Load(), c.toDevice.Load(), c.toDeviceBytes.Load(), c.packagesAsked.Load(), c.welcomes.Load()}
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -62,7 +63,7 @@ func (c *counter) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.countToDevice(raw, strings.Contains(req.URL.Path, "/"+rooms.TypeKeyPackageRequest+"/"))
+		c.countToDevice(raw, req.URL.Path)
 		req = req.Clone(req.Context())
 		req.Body = io.NopCloser(bytes.NewReader(raw))
 	}
@@ -73,7 +74,7 @@ func (c *counter) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-func (c *counter) countToDevice(raw []byte, asksPackage bool) {
+func (c *counter) countToDevice(raw []byte, path string) {
 	var body struct {
 		Messages map[string]map[string]json.RawMessage `json:"messages"`
 	}
@@ -83,8 +84,11 @@ func (c *counter) countToDevice(raw []byte, asksPackage bool) {
 	for _, devices := range body.Messages {
 		for _, content := range devices {
 			c.toDevice.Add(1)
-			if asksPackage {
+			switch {
+			case strings.Contains(path, "/"+rooms.TypeKeyPackageRequest+"/"):
 				c.packagesAsked.Add(1)
+			case strings.Contains(path, "/"+rooms.TypeWelcome+"/"):
+				c.welcomes.Add(1)
 			}
 			c.toDeviceBytes.Add(int64(len(content)))
 		}

@@ -20,7 +20,13 @@ const (
 	texts      = 5                // messages whose median is taken
 	comeToRest = 10 * time.Second // without a change, after a start
 
-	alone = "a device comes while nobody else is there (external commit)"
+	spoken     = "a message"
+	added      = "add a user with one device"
+	removed    = "remove that user"
+	restarted  = "restart a module"
+	afterwards = "a commit after that"
+	alone      = "a device comes while nobody else is there (external commit)"
+	returned   = "everybody comes back"
 )
 
 // act is one that is measured.
@@ -29,8 +35,38 @@ type act struct {
 	do   func(context.Context) error
 	// with names the last of several acts that belong together: until that one was measured, all of them are measured anew.
 	with string
-	rest func(context.Context) error // what is awaited after it; nil: nothing
-	many int                         // the median of so many; 0: it is done once
+	// before makes ready what the act needs, and is not measured; nil: nothing.
+	before func(context.Context) error
+	rest   func(context.Context) error // what is awaited after it; nil: nothing
+	many   int                         // the median of so many; 0: it is done once
+	links  bool                        // it cuts links between the servers
+	short  bool                        // it is one of the few of a short run
+}
+
+// acts are what is measured, in this order.
+func (s *scale) acts() []act {
+	all := []act{
+		{name: "a commit in a cold tree", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
+		{name: "a commit by the same client", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
+		{name: spoken, do: s.nextText, many: texts, short: true},
+		{name: added, do: s.add, with: removed, rest: s.settled, short: true},
+		{name: "the newcomer reads a message", do: func(ctx context.Context) error { return s.text(ctx, s.online[2%len(s.online)]) }, with: removed, rest: s.settled, short: true},
+		{name: removed, do: s.remove, rest: s.settled, short: true},
+		{name: "ban a user of the crowd", do: s.ban, rest: s.settled},
+		{name: "a further device of a member", do: s.further, rest: s.settled},
+		{name: restarted, do: s.restart, rest: s.settled, short: true},
+		{name: afterwards, do: func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }, rest: s.settled, short: true},
+		{name: "all whole clients commit at once", do: s.together, rest: s.settled},
+		{name: alone, do: s.alone, with: returned, short: true}, // nobody is there who could vouch for it
+		{name: returned, do: s.back, rest: s.settled, short: true},
+		{name: rebuilt, do: s.rebuild, with: ordering},
+		{name: ordering, do: s.ordersAgain, rest: s.settled},
+		{name: healed, before: s.part, do: s.heal, rest: s.once, links: true},
+	}
+	if s.short {
+		all = slices.DeleteFunc(all, func(a act) bool { return !a.short })
+	}
+	return all
 }
 
 // measure measures single acts in the room of the full size. A program that goes on leaves out what was measured.
@@ -38,27 +74,21 @@ func (s *scale) measure(ctx context.Context) error {
 	if err := s.listed(ctx); err != nil {
 		return err
 	}
-	const removed, returned = "remove that user", "everybody comes back"
-	for _, a := range []act{
-		{name: "a commit in a cold tree", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
-		{name: "a commit by the same client", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[1]) }, rest: s.settled},
-		{name: "a message", do: s.nextText, many: texts},
-		{name: "add a user with one device", do: s.add, with: removed, rest: s.settled},
-		{name: "the newcomer reads a message", do: func(ctx context.Context) error { return s.text(ctx, s.online[2%len(s.online)]) }, with: removed, rest: s.settled},
-		{name: removed, do: s.remove, rest: s.settled},
-		{name: "ban a user of the crowd", do: s.ban, rest: s.settled},
-		{name: "a further device of a member", do: s.further, rest: s.settled},
-		{name: "restart a module", do: s.restart, rest: s.settled},
-		{name: "a commit after that", do: func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }, rest: s.settled},
-		{name: "all whole clients commit at once", do: s.together, rest: s.settled},
-		{name: alone, do: s.alone, with: returned}, // nobody is there who could vouch for it
-		{name: returned, do: s.back, rest: s.settled},
-	} {
+	for _, a := range s.acts() {
 		if s.measured(a) {
+			continue
+		}
+		if a.links && !s.st.Links {
+			s.say.note("%s: left out, as the program that began this run could not cut links", a.name)
 			continue
 		}
 		var all []*cost
 		for range max(a.many, 1) {
+			if a.before != nil {
+				if err := a.before(ctx); err != nil {
+					return fmt.Errorf("before %s: %w", a.name, err)
+				}
+			}
 			c, err := s.meter(ctx, s.st.Room, a.name, a.do, a.rest)
 			if err != nil {
 				return err
@@ -129,7 +159,7 @@ func (s *scale) asLeft(ctx context.Context) error {
 func (s *scale) listed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	founder, room := s.online[0], s.st.Room
+	founder, room := s.founder(), s.st.Room
 	var names []string
 	for _, name := range servers {
 		names = append(names, s.w.Server(name).ServerName)
@@ -150,6 +180,9 @@ func (s *scale) listed(ctx context.Context) error {
 		if err := founder.SetSequencers(ctx, room, names...); err != nil {
 			return err
 		}
+	}
+	if err := s.repaired(ctx); err != nil { // a program was ended after a module had lost its database
+		return err
 	}
 	for {
 		if info, err = founder.Sequencers(ctx, room); err != nil {

@@ -32,6 +32,8 @@ type cost struct {
 	Media   int64          `json:"media_bytes"`
 	Traffic traffic        `json:"traffic"`
 	Leaves  int            `json:"leaves,omitempty"` // afterwards
+
+	Sizes map[string]int64 `json:"event_bytes_by_type,omitempty"`
 }
 
 func (c *cost) count() (n int) {
@@ -46,18 +48,20 @@ type moment struct {
 	at            time.Time
 	client        float64
 	cpu           map[string]float64 // by process
+	pid           map[string]int
 	traffic       traffic
 	stream, media int64
 }
 
-// spent is what processes whose names begin so used between two moments. One that was started anew counts from 0.
+// spent is what processes whose names begin so used between two moments. One that was started anew counts from 0; what the
+// one before it used of the time is lost.
 func spent(prefix string, from, to moment) (sum float64) {
 	for name, now := range to.cpu {
 		if !strings.HasPrefix(name, prefix) {
 			continue
 		}
-		if before := from.cpu[name]; before <= now {
-			now -= before
+		if from.pid[name] == to.pid[name] {
+			now -= from.cpu[name]
 		}
 		sum += now
 	}
@@ -71,14 +75,18 @@ func (s *scale) moment(ctx context.Context) (m moment, err error) {
 		return m, err
 	}
 	m.client = time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
-	m.cpu = map[string]float64{}
+	m.cpu, m.pid = map[string]float64{}, map[string]int{}
 	for _, server := range servers {
 		for _, name := range []string{"module-" + server, server} {
+			pid, err := s.pid(name)
+			if err != nil {
+				return m, err
+			}
 			p, err := s.process(name)
 			if err != nil {
 				return m, err
 			}
-			m.cpu[name] = p.CPU
+			m.cpu[name], m.pid[name] = p.CPU, pid
 		}
 	}
 	if err := s.database(ctx, func(db *sql.DB) error {
@@ -91,19 +99,26 @@ func (s *scale) moment(ctx context.Context) (m moment, err error) {
 	return m, err
 }
 
-// process reads of a homeserver or module, which lab has started.
-func (s *scale) process(name string) (machine.Process, error) {
+// pid is that of a homeserver or module, which lab has started.
+func (s *scale) pid(name string) (int, error) {
 	raw, err := os.ReadFile(filepath.Join(s.dir, name+".pid"))
 	if err != nil {
-		return machine.Process{}, err
+		return 0, err
 	}
 	var rec struct {
 		PID int `json:"pid"`
 	}
-	if err := json.Unmarshal(raw, &rec); err != nil {
+	err = json.Unmarshal(raw, &rec)
+	return rec.PID, err
+}
+
+// process reads of a homeserver or module.
+func (s *scale) process(name string) (machine.Process, error) {
+	pid, err := s.pid(name)
+	if err != nil {
 		return machine.Process{}, err
 	}
-	p, err := machine.Of(rec.PID)
+	p, err := machine.Of(pid)
 	if err != nil {
 		return p, fmt.Errorf("%s does not run: %w", name, err)
 	}
@@ -143,7 +158,7 @@ func (s *scale) mediaBytes() (sum int64, err error) {
 func (s *scale) between(ctx context.Context, room id.RoomID, from, to moment) (*cost, error) {
 	c := &cost{
 		Client: to.client - from.client, Modules: spent("module-", from, to), Homes: spent("syn", from, to) + spent("den", from, to),
-		Media: to.media - from.media, Traffic: to.traffic.minus(from.traffic), Events: map[string]int{},
+		Media: to.media - from.media, Traffic: to.traffic.minus(from.traffic), Events: map[string]int{}, Sizes: map[string]int64{},
 	}
 	for _, server := range servers {
 		p, err := s.process("module-" + server)
@@ -170,7 +185,7 @@ func (s *scale) between(ctx context.Context, room id.RoomID, from, to moment) (*
 			if err := rows.Scan(&kind, &n, &size); err != nil {
 				return err
 			}
-			c.Events[kind] = n
+			c.Events[kind], c.Sizes[kind] = n, int64(size)
 			c.Bytes += int64(size)
 		}
 		return rows.Err()

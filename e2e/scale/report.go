@@ -26,6 +26,7 @@ type report struct {
 	Starts     int              `json:"starts"`
 	Seconds    float64          `json:"seconds"` // of the last start
 	Peak       map[string]int64 `json:"peak_rss"`
+	Traffic    traffic          `json:"traffic"` // of all clients, since the last start
 	Costs      []*cost          `json:"costs"`
 	Megolm     []*cost          `json:"megolm,omitempty"`
 	Proxied    *proxied         `json:"proxied,omitempty"`
@@ -36,7 +37,7 @@ func (s *scale) report() error {
 	r := &report{
 		Commit: machine.Commit(), Date: time.Now().UTC().Format("2006-01-02"), Go: strings.TrimPrefix(runtime.Version(), "go"), Processors: runtime.NumCPU(),
 		LoadBefore: s.load, LoadAfter: machine.LoadAverage(), Leaves: s.options.leaves, Users: len(s.st.Driven) + len(s.st.Crowd), Driven: len(s.st.Driven), PerUser: s.perUser,
-		Starts: s.st.Starts, Seconds: time.Since(s.began).Seconds(), Peak: map[string]int64{}, Costs: s.costs, Megolm: s.megolm, Proxied: s.proxied,
+		Starts: s.st.Starts, Seconds: time.Since(s.began).Seconds(), Peak: map[string]int64{}, Traffic: s.http.now(), Costs: s.costs, Megolm: s.megolm, Proxied: s.proxied,
 	}
 	for _, server := range servers {
 		for _, name := range []string{"module-" + server, server} {

@@ -7,10 +7,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -53,7 +57,7 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 	defer server.Close()
 	c := newCounter()
 	for _, r := range []struct{ method, path, body string }{
-		{http.MethodPut, "/_matrix/client/v3/sendToDevice/m.x/1", body}, {http.MethodPut, "/_matrix/client/v3/sendToDevice/" + rooms.TypeKeyPackageRequest + "/2", body}, {http.MethodGet, "/_matrix/client/v3/sync", ""},
+		{http.MethodPut, "/_matrix/client/v3/sendToDevice/m.x/1", body}, {http.MethodPut, "/_matrix/client/v3/sendToDevice/" + rooms.TypeKeyPackageRequest + "/2", body}, {http.MethodPut, "/_matrix/client/v3/sendToDevice/" + rooms.TypeWelcome + "/3", body}, {http.MethodGet, "/_matrix/client/v3/sync", ""},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), r.method, server.URL+r.path, strings.NewReader(r.body))
 		if err != nil {
@@ -68,7 +72,7 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	want := traffic{Requests: 2, Up: 2 * int64(len(body)), Down: 21, ToDevice: 6, ToDeviceBytes: 2 * int64(len(`{"k":1}{"k":22}{}`)), PackagesAsked: 3}
+	want := traffic{Requests: 3, Up: 3 * int64(len(body)), Down: 28, ToDevice: 9, ToDeviceBytes: 3 * int64(len(`{"k":1}{"k":22}{}`)), PackagesAsked: 3, Welcomes: 3}
 	if got := c.now(); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -76,10 +80,61 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 
 // TestSpentAfterARestart: a process that was started anew counts from nothing.
 func TestSpentAfterARestart(t *testing.T) {
-	from := moment{cpu: map[string]float64{"module-syn1": 10, "module-syn2": 3, "syn1": 50}}
-	to := moment{cpu: map[string]float64{"module-syn1": 2, "module-syn2": 4, "syn1": 51}}
-	if got := spent("module-", from, to); got != 3 {
-		t.Errorf("the modules used %g s, want 3", got)
+	from := moment{cpu: map[string]float64{"module-syn1": 10, "module-syn2": 3, "module-den1": 1, "syn1": 50}, pid: map[string]int{"module-syn1": 1, "module-syn2": 2, "module-den1": 3, "syn1": 4}}
+	to := moment{cpu: map[string]float64{"module-syn1": 2, "module-syn2": 4, "module-den1": 5, "syn1": 51}, pid: map[string]int{"module-syn1": 11, "module-syn2": 2, "module-den1": 13, "syn1": 4}}
+	if got := spent("module-", from, to); got != 8 {
+		t.Errorf("the modules used %g s, want 8", got)
+	}
+}
+
+// TestShownOnce: a message that came twice, not at all, or as of somebody else is told.
+func TestShownOnce(t *testing.T) {
+	const room, text = id.RoomID("!room:x"), "a text"
+	said := func(room id.RoomID, text, sender, device string) client.Update {
+		return &client.Message{Room: room, Sender: id.UserID(sender), Device: id.DeviceID(device), Type: "m.room.message", Content: json.RawMessage(`{"msgtype":"m.text","body":"` + text + `"}`)}
+	}
+	right := said(room, text, "@a:x", "A")
+	others := []client.Update{&client.Removed{Room: room}, said("!other:x", text, "@a:x", "A"), said(room, "another", "@a:x", "A")}
+	for _, c := range []struct {
+		name string
+		add  []client.Update
+		want string
+	}{
+		{"once", []client.Update{right}, ""},
+		{"never", nil, "0 times"},
+		{"twice", []client.Update{right, right}, "2 times"},
+		{"another sender", []client.Update{said(room, text, "@b:x", "A")}, "as of @b:x A"},
+		{"another device", []client.Update{right, said(room, text, "@a:x", "B")}, "as of @a:x B"},
+	} {
+		got := countShown(slices.Concat(others, c.add), room, text, "@a:x", "A")
+		if got == "" != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// TestShortRunIsOne: it has a change of each kind, in their order, and those of one whole.
+func TestShortRunIsOne(t *testing.T) {
+	s := &scale{options: options{short: true}}
+	var names []string
+	for _, a := range s.acts() {
+		names = append(names, a.name)
+	}
+	for _, a := range s.acts() {
+		if a.with != "" && !slices.Contains(names, a.with) {
+			t.Errorf("%q belongs to %q, which is not there", a.name, a.with)
+		}
+	}
+	at := -1
+	for _, want := range []string{spoken, added, removed, restarted, afterwards, alone, returned} {
+		i := slices.Index(names, want)
+		if i <= at {
+			t.Errorf("%q is not where it should be in %q", want, names)
+		}
+		at = i
+	}
+	if all := (&scale{}).acts(); len(all) <= len(names) {
+		t.Errorf("a whole run has %d acts, a short one %d", len(all), len(names))
 	}
 }
 

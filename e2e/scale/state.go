@@ -33,6 +33,7 @@ type state struct {
 	Closed bool      `json:"closed,omitempty"` // nobody joins uninvited any more
 	Grown  bool      `json:"grown,omitempty"`
 	Banned int       `json:"banned,omitempty"` // of the crowd, who were banned, or are to be
+	Links  bool      `json:"links,omitempty"`  // those between the servers can be cut
 	// Starts counts the programs that worked at this run.
 	Starts int       `json:"starts"`
 	Costs  []*cost   `json:"costs,omitempty"` // of the way to here, and of acts
@@ -69,6 +70,7 @@ type scale struct {
 	st      state
 	saved   time.Time
 	online  []*e2e.Device // driven clients that run and are in the group
+	said    []saying      // around a partition
 	late    *e2e.Device
 	want    int // leaves that the tree should have
 	texts   int // that were sent
@@ -98,6 +100,9 @@ func open(ctx context.Context, o options) (*scale, error) {
 			return nil, err
 		}
 		s.say.note("going on with the run in %s", o.dir)
+		if err := s.revive(ctx); err != nil {
+			return nil, err
+		}
 	case errors.Is(err, os.ErrNotExist):
 		if err := s.begin(ctx); err != nil {
 			return nil, err
@@ -117,12 +122,12 @@ func (s *scale) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	w, err := e2e.Start(ctx, e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Dir: s.dir, Detach: true}, Bin: s.bin, Progress: s.say.note})
+	w, err := e2e.Start(ctx, e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, Proxy: true, Dir: s.dir, Detach: !s.hold}, Bin: s.bin, Progress: s.say.note})
 	if err != nil {
 		return err
 	}
 	s.w = w
-	s.st = state{Leaves: s.options.leaves, PerUser: s.perUser}
+	s.st = state{Leaves: s.options.leaves, PerUser: s.perUser, Links: true}
 	for i := range s.options.driven {
 		s.st.Driven = append(s.st.Driven, &driven{Server: servers[i%len(servers)], Name: fmt.Sprintf("driven%d", i)})
 	}
@@ -132,6 +137,30 @@ func (s *scale) begin(ctx context.Context) error {
 	}
 	s.st.Early = max(len(s.st.Crowd)*s.early/100, 1)
 	return nil
+}
+
+// revive starts what does not run, and joins what was cut: the program before this one may have been ended while a module
+// was down, or a link.
+func (s *scale) revive(ctx context.Context) error {
+	var names []string
+	if s.st.Links {
+		names = append(names, "proxy")
+	}
+	for _, server := range s.w.All() {
+		names = append(names, server.Name)
+	}
+	if err := s.w.Servers.Start(ctx, names...); err != nil {
+		return err
+	}
+	for _, server := range s.w.All() {
+		if err := s.w.StartModule(ctx, server.Name); err != nil {
+			return err
+		}
+	}
+	if !s.st.Links {
+		return nil
+	}
+	return s.w.Unblock(ctx, "*", "*")
 }
 
 // devicesOf is how many devices a user of the crowd has: the last one's fill the tree.
@@ -172,6 +201,9 @@ func (s *scale) close(over bool) error {
 	var err error
 	for _, d := range s.more {
 		err = errors.Join(err, d.Stop())
+	}
+	if s.hold {
+		return errors.Join(err, s.w.Close())
 	}
 	if !over {
 		return err
