@@ -18,12 +18,13 @@ import (
 
 // world is a proxy in front of a homeserver that notes what it is asked.
 type world struct {
-	t     *testing.T
-	proxy *httptest.Server
-	hs    *httptest.Server
-	asked []string
-	reply func(w http.ResponseWriter, r *http.Request)
-	log   strings.Builder
+	server *Server
+	t      *testing.T
+	proxy  *httptest.Server
+	hs     *httptest.Server
+	asked  []string
+	reply  func(w http.ResponseWriter, r *http.Request)
+	log    strings.Builder
 }
 
 func newWorld(t *testing.T, origins ...string) *world {
@@ -43,7 +44,8 @@ func newWorld(t *testing.T, origins ...string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.proxy = httptest.NewServer(New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "it is in a file"}, Log: zerolog.New(&w.log)}))
+	w.server = New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "it is in a file"}, Log: zerolog.New(&w.log)})
+	w.proxy = httptest.NewServer(w.server)
 	t.Cleanup(w.proxy.Close)
 	return w
 }

@@ -101,26 +101,26 @@ func (s *Server) ssoBack(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Frame-Options", "DENY")
 	if r.Method != http.MethodGet {
 		h.Set("Allow", "GET")
-		s.page(w, http.StatusMethodNotAllowed, "Only for browsers", "refused", "A browser comes here at the end of a login.")
+		s.page(w, http.StatusMethodNotAllowed, s.say(pageOnlyBrowsers), "refused", s.say(pageEndOfLogin))
 		return
 	}
 	token := r.URL.Query().Get("loginToken")
 	if token == "" {
-		s.page(w, http.StatusBadRequest, "No login", "refused", "The homeserver sent no login token. Begin the login in your client again.")
+		s.page(w, http.StatusBadRequest, s.say(pageNoLogin), "refused", s.say(pageNoToken))
 		return
 	}
 	to, ok := s.browsers.back(strings.TrimPrefix(r.URL.Path, ssoPath), time.Now())
 	if !ok {
-		s.page(w, http.StatusForbidden, "No login under way", "refused", "This address was good once, for a quarter of an hour. Begin the login in your client again.")
+		s.page(w, http.StatusForbidden, s.say(pageNoneUnderWay), "refused", s.say(pageGoodOnce))
 		return
 	}
 	if _, err := s.o.Accounts.LoginToken(r.Context(), token); err != nil {
 		s.o.Log.Warn().Str("error", redact(err)).Msg("The MLS device could not be made")
-		text := "The device that encrypts for you could not be made. Begin the login in your client again, and see what mls-proxy run printed."
+		text := pageDeviceNotMade
 		if errors.Is(err, account.ErrUnavailable) {
-			text = "The device that encrypts for you cannot be used now. What mls-proxy run printed says why."
+			text = pageDeviceNotUsable
 		}
-		s.page(w, http.StatusBadGateway, "The login did not work", "refused", text)
+		s.page(w, http.StatusBadGateway, s.say(pageLoginFailed), "refused", s.say(text))
 		return
 	}
 	http.Redirect(w, r, to, http.StatusSeeOther)

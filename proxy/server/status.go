@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/subtle"
 	_ "embed"
-	"fmt"
 	"html/template"
 	"maps"
 	"net/http"
@@ -21,6 +20,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/federation/picture"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
 // Status is the page about the proxy, for the person who runs it.
@@ -42,12 +42,25 @@ const (
 	maxMemberShown = 2000
 )
 
-//go:embed status.html
-var statusHTML string
+// The pages are there once in each language, and differ in nothing but their words.
+var (
+	//go:embed status.html
+	statusHTML string
+	//go:embed status.de.html
+	statusGerman string
 
-var statusPages = template.Must(template.New("status").Funcs(template.FuncMap{
-	"qr": func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) }, "state": roomState, "trust": trustText, "join": func(all []string) string { return strings.Join(all, ", ") },
-}).Parse(statusHTML))
+	statusSources = [...]string{rewrite.English: statusHTML, rewrite.German: statusGerman}
+	statusPages   = [...]*template.Template{rewrite.English: statusPage(rewrite.English), rewrite.German: statusPage(rewrite.German)}
+)
+
+func statusPage(l rewrite.Language) *template.Template {
+	return template.Must(template.New("status").Funcs(template.FuncMap{
+		"qr":    func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) },
+		"state": func(r client.RoomInfo) string { return roomState(l, r) },
+		"trust": func(m client.Member) string { return trustText(l, m) },
+		"join":  func(all []string) string { return strings.Join(all, ", ") },
+	}).Parse(statusSources[l]))
+}
 
 // status answers what begins with StatusPath. Pages from elsewhere, and other
 // users of this machine, lack the token; what a browser says of the page behind a
@@ -67,12 +80,12 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	token, page, _ := strings.Cut(rest, "/")
 	switch {
 	case r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin":
-		s.page(w, http.StatusForbidden, "Not from here", "refused", "Other pages may not open this one. Open its address by itself.")
+		s.page(w, http.StatusForbidden, s.say(pageNotFromHere), "refused", s.say(pageOpenByItself))
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		h.Set("Allow", "GET, HEAD")
-		s.page(w, http.StatusMethodNotAllowed, "Only to be read", "refused", "This page is only to be read.")
+		s.page(w, http.StatusMethodNotAllowed, s.say(pageOnlyRead), "refused", s.say(pageOnlyToBeRead))
 	case s.o.Status.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(s.o.Status.Token)) != 1:
-		s.page(w, http.StatusForbidden, "Which address?", "refused", "The address of this page ends in a secret that is made anew at each start. "+s.o.Status.Where)
+		s.page(w, http.StatusForbidden, s.say(pageWhichAddress), "refused", s.say(pageSecret)+" "+s.o.Status.Where)
 	case page == "":
 		s.overview(w, r)
 	case page == "room":
@@ -80,19 +93,27 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	case page == "epochs":
 		s.epochsPage(w, r)
 	default:
-		s.page(w, http.StatusNotFound, "No such page", "refused", "There is no such page here.")
+		s.page(w, http.StatusNotFound, s.say(pageNoSuch), "refused", s.say(pageNoSuchHere))
 	}
+}
+
+// inLanguage names the language of a document.
+func inLanguage(l rewrite.Language, document []byte) []byte {
+	if l == rewrite.German {
+		return bytes.Replace(document, []byte(`<html lang="en">`), []byte(`<html lang="de">`), 1)
+	}
+	return document
 }
 
 // page writes one of the pages.
 func (s *Server) page(w http.ResponseWriter, status int, title, name string, data any) {
 	var b bytes.Buffer
-	if err := statusPages.ExecuteTemplate(&b, name, data); err != nil {
+	if err := statusPages[s.o.Language].ExecuteTemplate(&b, name, data); err != nil {
 		s.o.Log.Err(err).Msg("The status page cannot be written")
-		status, b = http.StatusInternalServerError, *bytes.NewBufferString("<h1>The page could not be written</h1>\n")
+		status, b = http.StatusInternalServerError, *bytes.NewBufferString("<h1>" + s.say(pageBroken) + "</h1>\n")
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(picture.Document(title, b.String()))
+	_, _ = w.Write(inLanguage(s.o.Language, picture.Document(title, b.String())))
 }
 
 // home is the address of the overview.
@@ -137,11 +158,11 @@ func (s *Server) reached(ctx context.Context) string {
 	resp, err := s.ask(ctx, http.MethodGet, "/_matrix/client/versions", nil, "", nil)
 	switch {
 	case err != nil:
-		return "does not answer: " + redact(err)
+		return s.say(pageNoAnswer, redact(err))
 	case resp.status != http.StatusOK:
-		return fmt.Sprintf("answers with the error %d %s", resp.status, resp.code())
+		return s.say(pageAnswersError, strconv.Itoa(resp.status)+" "+resp.code())
 	}
-	return "answers"
+	return s.say(pageAnswers)
 }
 
 func (s *Server) accountView(ctx context.Context, a *account.Account) accountView {
@@ -198,7 +219,7 @@ func (s *Server) asked(w http.ResponseWriter, r *http.Request) (a *account.Accou
 		info, err = a.Client().Room(r.Context(), id.RoomID(r.URL.Query().Get("room")))
 	}
 	if err != nil {
-		s.page(w, http.StatusNotFound, "No such room", "refused", "There is no such account or room here. "+plain(err))
+		s.page(w, http.StatusNotFound, s.say(pageNoRoom), "refused", s.say(pageNoRoomHere)+" "+plain(err))
 		return nil, info, false
 	}
 	return a, info, true
@@ -245,61 +266,61 @@ func (s *Server) epochsPage(w http.ResponseWriter, r *http.Request) {
 	}
 	p, err := a.Client().EpochPicture(r.Context(), info.ID)
 	if err != nil {
-		s.page(w, http.StatusConflict, roomName(info), "refused", "There is no picture of this room. "+plain(err))
+		s.page(w, http.StatusConflict, roomName(info), "refused", s.say(pageNoPicture)+" "+plain(err))
 		return
 	}
-	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">Back to the room</a></p>` + "\n"
+	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">` + s.say(pageBack) + `</a></p>` + "\n"
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(p.Page(before))
 }
 
 // roomState says in words where the device stands in a room.
-func roomState(r client.RoomInfo) string {
+func roomState(l rewrite.Language, r client.RoomInfo) string {
 	switch {
 	case r.Membership == "invite":
-		return "invited; join with a client"
+		return sayIn(l, pageInvited)
 	case r.Phase == "removed":
-		return "this device was removed"
+		return sayIn(l, pageRemoved)
 	case r.Phase != "member":
-		return "waits to be let in"
+		return sayIn(l, pageWaitsToBeLetIn)
 	}
-	text := "epoch " + strconv.FormatUint(r.Epoch, 10)
+	text := sayIn(l, pageEpoch, strconv.FormatUint(r.Epoch, 10)) + ", "
 	switch r.Status {
 	case federation.StatusFinal:
-		text += ", final"
+		text += sayIn(l, pageFinal)
 	case federation.StatusAccepted, federation.StatusVotable:
-		text += ", accepted"
+		text += sayIn(l, pageAccepted)
 	case federation.StatusSideBranch:
-		text += ", provisional"
+		text += sayIn(l, pageProvisional)
 	case federation.StatusDisplaced:
-		text += ", displaced"
+		text += sayIn(l, pageDisplaced)
 	default:
-		text += ", undecided"
+		text += sayIn(l, pageUndecided)
 	}
 	if len(r.Blocked) > 0 {
-		text += "; sending waits"
+		text += "; " + sayIn(l, pageSendingWaits)
 	}
 	if r.Standstill != "" {
-		text += "; nothing becomes final"
+		text += "; " + sayIn(l, pageNothingFinal)
 	}
 	return text
 }
 
 // trustText says in words how sure the device is of another.
-func trustText(m client.Member) string {
+func trustText(l rewrite.Language, m client.Member) string {
 	switch {
 	case m.Own:
-		return "this device"
+		return sayIn(l, pageThisDevice)
 	case m.Device == "":
-		return "no device in the group"
+		return sayIn(l, pageNoDevice)
 	}
 	switch m.Verification {
 	case client.VerifiedUser:
-		return "verified: you compared keys with this person"
+		return sayIn(l, pageVerifiedPerson)
 	case client.VerifiedDevice:
-		return "signed by its user, whose keys nobody compared yet"
+		return sayIn(l, pageSignedDevice)
 	case client.ChangedUser:
-		return "WARNING: the user's keys are not those known before"
+		return sayIn(l, pageChangedKeys)
 	}
-	return "NOT verified by its user"
+	return sayIn(l, pageNotVerified)
 }
