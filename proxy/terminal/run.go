@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"maunium.net/go/mautrix"
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/internal/memory"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/connect"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
 )
@@ -25,6 +27,9 @@ import (
 // accountsFolder holds the accounts of mls-proxy run, below the state
 // directory.
 const accountsFolder = "accounts"
+
+// requestTimeout bounds a request of an MLS device's, a long /sync among them.
+const requestTimeout = 3 * time.Minute
 
 // defaultListen is where clients find the proxy.
 const defaultListen = "127.0.0.1:8009"
@@ -70,10 +75,13 @@ func runProxy(ctx context.Context, c *call) error {
 	if host, err := os.Hostname(); err == nil {
 		name += " on " + host
 	}
+	through := connect.Transport()
+	defer through.CloseIdleConnections()
 	// Requests of several clients tell the person something at a time.
 	var notes sync.Mutex
 	accounts, err := account.Open(ctx, account.Options{
 		Dir: filepath.Join(c.state, accountsFolder), Homeserver: base.String(), DeviceName: name, Log: c.log, Getenv: c.env.Getenv,
+		HTTP: &http.Client{Transport: through, Timeout: requestTimeout},
 		Note: func(format string, args ...any) {
 			notes.Lock()
 			defer notes.Unlock()
@@ -89,14 +97,11 @@ func runProxy(ctx context.Context, c *call) error {
 		return err
 	}
 	defer accounts.Close()
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 64
-	defer transport.CloseIdleConnections()
 	status, err := c.writeStatusAddress(listener.Addr())
 	if err != nil {
 		return err
 	}
-	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: transport, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
+	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: through, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
 	notes.Lock()
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("%s", clean(status.Where))

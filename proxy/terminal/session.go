@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/proxy/connect"
 )
 
 // storeName is the file of keys and messages in a state directory.
@@ -31,6 +33,8 @@ type session struct {
 	log   zerolog.Logger
 	st    *store.Store
 	ident *identity.Identity
+	// through is the way to the homeserver, nil where it is another's.
+	through *http.Transport
 
 	mu      sync.Mutex
 	cli     *client.Client
@@ -50,12 +54,13 @@ func openStore(ctx context.Context, c *call) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &c.log})
+	through := connect.Transport()
+	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &c.log, HTTP: &http.Client{Transport: through, Timeout: requestTimeout}})
 	if err != nil {
 		st.Close()
 		return nil, err
 	}
-	return &session{dir: c.state, log: c.log, st: st, ident: ident, subs: make(map[chan client.Update]context.Context)}, nil
+	return &session{dir: c.state, log: c.log, st: st, ident: ident, through: through, subs: make(map[chan client.Update]context.Context)}, nil
 }
 
 // openSession opens the files of a logged-in device.
@@ -81,6 +86,9 @@ func (s *session) close() {
 	s.mu.Unlock()
 	if cli != nil {
 		_ = cli.Close()
+	}
+	if s.through != nil {
+		s.through.CloseIdleConnections()
 	}
 	_ = s.st.Close()
 }
