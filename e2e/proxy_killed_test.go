@@ -80,51 +80,7 @@ func TestProxyKilled(t *testing.T) {
 		s.step("kill %d", round)
 	}
 
-	// Once everywhere.
-	heard, keys := map[string]int{}, map[string]id.EventID{}
-	for _, u := range alice.Updates() {
-		m, ok := u.(*client.Message)
-		if !ok || m.Room != room || m.Sender != bob.UserID {
-			continue
-		}
-		heard[m.Body()]++
-		key := fmt.Sprintf("%s %d %d", m.Ref, m.Leaf, m.Generation)
-		if other, used := keys[key]; used {
-			t.Errorf("%s and %s are encrypted with the same key", other, m.EventID)
-		}
-		keys[key] = m.EventID
-	}
-	shown := map[string]int{}
-	for _, e := range bob.seen {
-		shown[body(e)]++
-	}
-	history := map[string]int{}
-	bob.since, bob.seen = "", nil
-	for _, e := range bob.history(room) {
-		history[body(e)]++
-	}
-	for _, text := range texts {
-		if heard[text] != 1 || shown[text] != 1 || history[text] != 1 {
-			t.Errorf("%q was heard %d times by alice, shown %d times to its author, and is %d times in the history", text, heard[text], shown[text], history[text])
-		}
-	}
-	for _, text := range said {
-		if shown[text] != 1 || history[text] != 1 {
-			t.Errorf("%q was shown %d times, and is %d times in the history", text, shown[text], history[text])
-		}
-	}
-	if len(heard) != len(texts) {
-		t.Errorf("alice heard %v", heard)
-	}
-	for rule, n := range alice.Refusals() {
-		if n != refused[rule] {
-			t.Errorf("alice's device refused %d events: %s", n-refused[rule], rule)
-		}
-	}
-	// A key that was used for a message that did not go out is not used for another one that did: each ciphertext is a message.
-	if n := s.ciphertexts(alice, room, bob.UserID); n != len(texts) {
-		t.Errorf("bob's homeserver has %d ciphertexts of bob's, want %d", n, len(texts))
-	}
+	bob.once(alice, room, refused, texts, said)
 
 	// As on a machine that sleeps: meanwhile the homeserver has closed the connections.
 	p.signal(syscall.SIGSTOP)
@@ -167,6 +123,57 @@ func TestProxyKilled(t *testing.T) {
 	_, err = bob.Logout(s.soon())
 	s.must(err)
 	p.end()
+}
+
+// once checks that each of the client's own texts is there once: at alice, at the client by /sync, in the history, and as a
+// ciphertext of its own, with a key of its own; and what alice said at the client and in the history.
+func (c *plainClient) once(alice *e2e.Device, room id.RoomID, refused map[string]uint64, texts, said []string) {
+	s := c.s
+	s.Helper()
+	heard, keys := map[string]int{}, map[string]id.EventID{}
+	for _, u := range alice.Updates() {
+		m, ok := u.(*client.Message)
+		if !ok || m.Room != room || m.Sender != c.UserID {
+			continue
+		}
+		heard[m.Body()]++
+		key := fmt.Sprintf("%s %d %d", m.Ref, m.Leaf, m.Generation)
+		if other, used := keys[key]; used {
+			s.Errorf("%s and %s are encrypted with the same key", other, m.EventID)
+		}
+		keys[key] = m.EventID
+	}
+	shown := map[string]int{}
+	for _, e := range c.seen {
+		shown[body(e)]++
+	}
+	history := map[string]int{}
+	c.since, c.seen = "", nil
+	for _, e := range c.history(room) {
+		history[body(e)]++
+	}
+	for _, text := range texts {
+		if heard[text] != 1 || shown[text] != 1 || history[text] != 1 {
+			s.Errorf("%q was heard %d times by alice, shown %d times to its author, and is %d times in the history", text, heard[text], shown[text], history[text])
+		}
+	}
+	for _, text := range said {
+		if shown[text] != 1 || history[text] != 1 {
+			s.Errorf("%q was shown %d times, and is %d times in the history", text, shown[text], history[text])
+		}
+	}
+	if len(heard) != len(texts) {
+		s.Errorf("alice heard %v", heard)
+	}
+	for rule, n := range alice.Refusals() {
+		if n != refused[rule] {
+			s.Errorf("alice's device refused %d events: %s", n-refused[rule], rule)
+		}
+	}
+	// A key that was used for a message that did not go out is not used for another one that did: each ciphertext is a message.
+	if n := s.ciphertexts(alice, room, c.UserID); n != len(texts) {
+		s.Errorf("the homeserver has %d ciphertexts of the client's, want %d", n, len(texts))
+	}
 }
 
 // insists sends a message again, as the same transaction, until it is answered.
