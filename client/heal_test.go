@@ -196,13 +196,16 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 	for _, tc := range []struct {
 		name           string
 		commits, again int
-		before         bool // the message is sent before the commits are
-		long           bool // the first of them two minutes before the last
-		unseen         bool // the last of them so shortly before the end that nothing shows that it was held up, but the one below
-		quiet          bool // nobody commits for two minutes at the cut's beginning
+		before         bool          // the message is sent before the commits are
+		long           bool          // the first of them two minutes before the last
+		unseen         bool          // the last of them so shortly before the end that nothing shows that it was held up, but the one below
+		quiet          bool          // nobody commits for two minutes at the cut's beginning
+		slow           time.Duration // the author's clock
 	}{
-		{"within what is kept", 3, 0, false, false, false, false}, {"sent after", 4, 1, false, false, false, false}, {"sent before", 4, 1, true, false, false, false},
-		{"a longer one", 4, 1, true, true, false, false}, {"its end unseen", 4, 1, true, false, true, false}, {"a longer one, quiet at first", 4, 1, true, true, false, true},
+		{"within what is kept", 3, 0, false, false, false, false, 0}, {"sent after", 4, 1, false, false, false, false, 0}, {"sent before", 4, 1, true, false, false, false, 0},
+		{"a longer one", 4, 1, true, true, false, false, 0}, {"its end unseen", 4, 1, true, false, true, false, 0}, {"a longer one, quiet at first", 4, 1, true, true, false, true, 0},
+		{"a slow clock", 4, 1, true, false, false, false, 40 * time.Minute}, {"a slow clock, sent after", 4, 1, false, false, false, false, 40 * time.Minute},
+		{"a slow clock, within what is kept", 3, 0, true, false, false, false, 40 * time.Minute},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -213,7 +216,7 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 				w.s.mu.Lock()
 				at := time.UnixMilli(w.s.clock)
 				w.s.mu.Unlock()
-				carol.skew = time.Until(at)
+				carol.skew = time.Until(at) - tc.slow
 				carol.turn()
 			}
 			clock()

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/binary"
 	"maps"
 	"time"
 
@@ -32,7 +31,7 @@ func (c *Client) woken() (engine, outbox bool) {
 func (c *Client) idled(ctx context.Context, at time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.st.PutKV(ctx, syncTimeKey, binary.BigEndian.AppendUint64(nil, uint64(at.UnixMilli()))); err != nil {
+	if err := c.st.PutKV(ctx, syncTimeKey, c.syncTime(at.UnixMilli())); err != nil {
 		return err
 	}
 	c.syncAt = at.UnixMilli()

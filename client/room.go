@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -471,9 +470,9 @@ func (c *Client) load(ctx context.Context) error {
 		return err
 	}
 	switch at, err := c.st.GetKV(ctx, syncTimeKey); {
-	case err == nil && len(at) == 8:
-		c.syncAt = int64(binary.BigEndian.Uint64(at))
-	case err != nil && !errors.Is(err, store.ErrNotFound):
+	case err == nil:
+		c.readSyncTime(at)
+	case !errors.Is(err, store.ErrNotFound):
 		return err
 	}
 	return c.markRestored(ctx)

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -133,6 +132,12 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	came := c.now().UnixMilli()
+	for _, joined := range resp.Join {
+		for _, evt := range joined.Timeline {
+			c.noteStamp(evt, came)
+		}
+	}
 	var steps []func(ctx context.Context) error
 	var touched []*room
 	for roomID, joined := range resp.Join {
@@ -215,7 +220,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 				return err
 			}
 		}
-		if err := c.st.PutKV(ctx, syncTimeKey, binary.BigEndian.AppendUint64(nil, uint64(now))); err != nil {
+		if err := c.st.PutKV(ctx, syncTimeKey, c.syncTime(now)); err != nil {
 			return err
 		}
 		return c.crashpoint("sync-filed")
