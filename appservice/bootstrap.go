@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
@@ -64,14 +65,15 @@ func mayShow(s *rooms.RoomState, sender id.UserID) bool {
 
 // noteHead keeps a head, for a start without the group's beginning. Those that
 // a start can rest on are never crowded out by others.
-func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent) {
+func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Duration) {
 	if r.heads[sender] == nil && len(r.heads) >= rooms.MaxSequencers {
-		if !r.loaded || !mayShow(r.state, sender) {
+		if !r.mayCount(r.state, sender) {
 			return
 		}
 		for other := range r.heads {
-			if !mayShow(r.state, other) {
+			if !r.mayCount(r.state, other) {
 				delete(r.heads, other)
+				delete(r.shown, other)
 				break
 			}
 		}
@@ -80,6 +82,22 @@ func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent) {
 		}
 	}
 	r.heads[sender], r.tryBootstrap = head, true
+	r.noteShown(sender, now)
+}
+
+// mayCount reports whether a head of this sender can be of use: to start at, or as that
+// of a module of the group's list.
+func (r *room) mayCount(s *rooms.RoomState, sender id.UserID) bool {
+	return r.lists(sender) || r.loaded && mayShow(s, sender)
+}
+
+// lists reports whether a user is a module of the list that governs what follows the head.
+func (r *room) lists(user id.UserID) bool {
+	if r.m == nil {
+		return false
+	}
+	policy, _ := r.m.PolicyAt(r.m.Head())
+	return slices.ContainsFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == user })
 }
 
 // beginning is a head at which the module could start.
@@ -239,6 +257,6 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
 	r.anew = again{}
 	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored, InvitedAgain: r.data.InvitedAgain}
-	r.publication = publication{}
+	r.shown, r.publication = nil, publication{}
 	return nil
 }

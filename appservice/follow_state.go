@@ -358,11 +358,11 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 	r.stateLog = nil
 	r.state, r.loaded, r.needState, r.planDirty, r.retryWaiting, r.tryBootstrap = state, true, false, true, true, true
 	for _, ev := range heads {
-		if r.heads[ev.Sender] == nil && len(r.heads) >= rooms.MaxSequencers && !mayShow(state, ev.Sender) {
+		if r.heads[ev.Sender] == nil && len(r.heads) >= rooms.MaxSequencers && !r.mayCount(state, ev.Sender) {
 			continue // it would be parsed for nothing
 		}
 		if head, err := rooms.DecodeHead(ev.Content); err == nil {
-			r.noteHead(ev.Sender, head)
+			r.noteHead(ev.Sender, head, e.d.Monotonic())
 		}
 	}
 	r.statePause.reset()
@@ -422,7 +422,7 @@ func (e *Engine) takeHead(ctx context.Context, r *room, msg *message) (outcome, 
 	if err != nil {
 		return done, err
 	}
-	r.noteHead(msg.sender, head)
+	r.noteHead(msg.sender, head, e.d.Monotonic())
 	r.hear(msg.sender, head)
 	if r.m == nil {
 		return done, nil

@@ -70,6 +70,7 @@ type room struct {
 	arrived      map[federation.Ref]time.Duration // commits that are not final
 	trouble      map[string]time.Duration         // since when the room is in trouble
 	anew         again                            // what is asked for in the room, and posted again
+	shown        map[id.UserID]*shown             // heads that may show receipts which did not come, of those in heads
 	publication
 
 	dirty   bool // to be stored
