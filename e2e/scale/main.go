@@ -37,7 +37,7 @@ func main() {
 	flag.BoolVar(&o.proxy, "proxy", false, "measure mls-proxy in the room instead of single acts and Megolm")
 	flag.IntVar(&o.rooms, "rooms", 200, "with -proxy: rooms of the account whose first /sync is measured")
 	flag.BoolVar(&o.keep, "keep", false, "leave the homeservers running")
-	flag.BoolVar(&o.short, "short", false, "measure few acts only")
+	flag.BoolVar(&o.short, "short", false, "measure few acts only: those that make test looks at")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of the driven clients to this file")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "give up after this time")
 	flag.Parse()

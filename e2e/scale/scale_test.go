@@ -113,7 +113,7 @@ func TestShownOnce(t *testing.T) {
 	}
 }
 
-// TestShortRunIsOne: it has a change of each kind, in their order, and those of one whole.
+// TestShortRunIsOne: it has the acts that TestLargeRoom looks at, in their order, and those of one whole.
 func TestShortRunIsOne(t *testing.T) {
 	s := &scale{options: options{short: true}}
 	var names []string

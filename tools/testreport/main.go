@@ -135,7 +135,7 @@ var stages = []stage{
 	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
 		require: []string{"TestFederatedServers"}},
 	{name: "e2e", packages: only("e2e"), flags: []string{"-race", "-timeout=60m"},
-		require: []string{"TestConversation"}},
+		require: []string{"TestConversation", "TestLargeRoom"}},
 }
 
 // soak is what takes long or needs root, before make soak runs everything again and again.
