@@ -202,6 +202,7 @@ func (s *scale) olm(ctx context.Context, d *driven) (*olmClient, error) {
 		return nil, err
 	}
 	cli.Client = s.http.client()
+	cli.Client.Transport = &claimer{cli.Client.Transport}
 	if _, err := cli.Login(ctx, &mautrix.ReqLogin{
 		Type: mautrix.AuthTypePassword, Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: d.User.Localpart},
 		Password: d.User.Password, InitialDeviceDisplayName: "Megolm", StoreCredentials: true,

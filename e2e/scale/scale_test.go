@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -75,6 +76,81 @@ func TestCounterCountsToDeviceMessages(t *testing.T) {
 	want := traffic{Requests: 3, Up: 3 * int64(len(body)), Down: 28, ToDevice: 9, ToDeviceBytes: 3 * int64(len(`{"k":1}{"k":22}{}`)), PackagesAsked: 3, Welcomes: 3}
 	if got := c.now(); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// TestClaimsAreSplit: every device is claimed once, in requests of no more than so many, and all keys come back in one answer.
+func TestClaimsAreSplit(t *testing.T) {
+	const users, devices = 150, 5
+	requests, asked := 0, map[string]int{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			Keys    claims `json:"one_time_keys"`
+			Timeout int    `json:"timeout"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || body.Timeout != 10000 || r.Header.Get("Authorization") != "Bearer x" {
+			t.Errorf("a request with %v, timeout %d and %v", err, body.Timeout, r.Header)
+		}
+		requests++
+		out, count := claimed{claims{}, map[string]json.RawMessage{"down": json.RawMessage(`{}`)}}, 0
+		for user, list := range body.Keys {
+			for device, algorithm := range list {
+				count++
+				asked[user+device]++
+				out.Keys.put(user, device, json.RawMessage(`{"key":`+string(algorithm)+`}`))
+			}
+		}
+		if count > claimAtOnce {
+			t.Errorf("a request for %d devices", count)
+		}
+		_ = json.NewEncoder(w).Encode(out)
+	}))
+	defer server.Close()
+	all := claims{}
+	for u := range users {
+		for d := range devices {
+			all.put(fmt.Sprintf("@%d:x", u), fmt.Sprint("D", d), json.RawMessage(`"signed_curve25519"`))
+		}
+	}
+	claim := func(what claims) (got claimed) {
+		t.Helper()
+		raw, err := json.Marshal(map[string]any{"one_time_keys": what, "timeout": 10000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/_matrix/client/v3/keys/claim", bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer x")
+		resp, err := (&http.Client{Transport: &claimer{http.DefaultTransport}}).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	got := claim(all)
+	if requests != 4 || len(asked) != users*devices || len(got.Keys) != users || len(got.Failures) != 1 {
+		t.Errorf("%d requests, %d devices claimed, keys of %d users, %d failures", requests, len(asked), len(got.Keys), len(got.Failures))
+	}
+	for device, times := range asked {
+		if times != 1 {
+			t.Errorf("a key of %s was claimed %d times", device, times)
+		}
+	}
+	for user, list := range all {
+		for device := range list {
+			if string(got.Keys[user][device]) != `{"key":"signed_curve25519"}` {
+				t.Errorf("%s %s: got %s", user, device, got.Keys[user][device])
+			}
+		}
+	}
+	if requests = 0; len(claim(nil).Keys) != 0 || requests != 1 {
+		t.Errorf("a claim of nothing took %d requests", requests)
 	}
 }
 
