@@ -69,6 +69,12 @@ func (w *World) NewDevice(ctx context.Context, server, localpart, name string, o
 			return nil, err
 		}
 	}
+	return w.NewDeviceOf(ctx, server, user, name, o)
+}
+
+// NewDeviceOf does the same for an account that the caller has made. Several may be made at the same time.
+func (w *World) NewDeviceOf(ctx context.Context, server string, user lab.User, name string, o DeviceOptions) (*Device, error) {
+	s := w.Server(server)
 	d := w.newDevice(s, user, name, o)
 	if err := d.open(ctx); err != nil {
 		return nil, err

@@ -310,7 +310,7 @@ func (s *scale) ban(ctx context.Context) error {
 // oneMore makes a further whole client of a driven user.
 func (s *scale) oneMore(ctx context.Context, n int, name string) (*e2e.Device, error) {
 	of := s.st.Driven[n]
-	d, err := s.newDevice(ctx, s.w.Server(of.Server), of.User, fmt.Sprintf("%s-%s-%d", of.User.Localpart, name, s.st.Starts),
+	d, err := s.w.NewDeviceOf(ctx, of.Server, of.User, fmt.Sprintf("%s-%s-%d", of.User.Localpart, name, s.st.Starts),
 		e2e.DeviceOptions{RecoveryKey: of.Recovery, HTTP: s.http.client(), Suites: []mls.CipherSuite{suite}})
 	if err != nil {
 		return nil, err

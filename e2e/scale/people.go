@@ -161,23 +161,11 @@ func (s *scale) drive(ctx context.Context, d *driven) (*e2e.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	device, err := s.newDevice(ctx, server, user, user.Localpart, options)
+	device, err := s.w.NewDeviceOf(ctx, server.Name, user, user.Localpart, options)
 	if err != nil {
 		return nil, err
 	}
 	return device, s.update(func() { d.User, d.Recovery, d.Made = user, device.Recovery, true })
-}
-
-// newDevice makes a whole client of a user who has an account.
-func (s *scale) newDevice(ctx context.Context, server *lab.Server, user lab.User, name string, o e2e.DeviceOptions) (*e2e.Device, error) {
-	s.mu.Lock()
-	users := map[string]lab.User{user.Localpart: user}
-	for name, u := range server.Users {
-		users[name] = u
-	}
-	server.Users = users // a new map: others read the old one
-	s.mu.Unlock()
-	return s.w.NewDevice(ctx, server.Name, user.Localpart, name, o)
 }
 
 // makeMember makes a user with cross-signing keys and devices that nobody runs.
