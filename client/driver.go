@@ -184,6 +184,8 @@ func (r *room) arrived(what string) bool {
 	switch kind {
 	case "group":
 		return r.machine != nil
+	case "member":
+		return r.rec.Phase != phaseJoining
 	case "join":
 		return r.rec.Membership == "join"
 	case "media":
@@ -339,6 +341,7 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 		}
 		return rooms.CheckToDevice(evt.Type)
 	}
+	r.noteMeanwhile(evt)
 	r.hear(evt.Sender, c.mono(), time.Duration(min(max(c.now().UnixMilli()-evt.Timestamp, 0), maxAge.Milliseconds()))*time.Millisecond)
 	switch evt.Type {
 	case rooms.TypeCommit:

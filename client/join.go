@@ -158,6 +158,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if r.machine != nil || len(r.epochs) > 0 {
 		c.dropGroup(r, b)
 	}
+	again := r.rec.Meanwhile // joined forgets it
 	r.machine = machine
 	b.machine = true
 	b.do(func(ctx context.Context) error { return c.ident.ConsumeBundle(ctx, packRef) })
@@ -166,6 +167,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.putEpoch(b, r, e)
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
+	c.readAgain(r, ref, again, b)
 	r.rec.Refresh = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
 	return nil
@@ -249,9 +251,39 @@ func (c *Client) checkEra(r *room, group []byte, policy *rooms.Policy, welcome *
 	return nil
 }
 
+// maxMeanwhile bounds what is remembered of what came while this device joined by
+// itself.
+const maxMeanwhile = 256
+
+// noteMeanwhile remembers that an event of the group came while it was open whether an
+// own commit lets this device in. What it looks at such an event with goes if a Welcome
+// does after all.
+func (r *room) noteMeanwhile(evt *Event) {
+	if r.rec.Phase != phaseJoining || !r.rec.JoinRef.IsZero() || r.machine == nil || slices.Contains(r.rec.Meanwhile, evt.ID) {
+		return
+	}
+	switch evt.Type {
+	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject, rooms.TypeRepost:
+		r.rec.Meanwhile = append(r.rec.Meanwhile, evt.ID)
+		if n := len(r.rec.Meanwhile) - maxMeanwhile; n > 0 {
+			r.rec.Meanwhile = slices.Delete(r.rec.Meanwhile, 0, n)
+		}
+	}
+}
+
+// readAgain has what came meanwhile read from the room's history once more, for the
+// epoch that a Welcome opened.
+func (c *Client) readAgain(r *room, ref federation.Ref, events []id.EventID, b *batch) {
+	if len(events) == 0 {
+		return
+	}
+	b.do(func(ctx context.Context) error { return c.st.ForgetSeen(ctx, r.id, events) })
+	c.look(r, ref, c.limits.GapPages, true)
+}
+
 // joined marks this device as a member from an epoch on.
 func (c *Client) joined(r *room, e *epoch, b *batch) {
-	r.rec.Phase = phaseMember
+	r.rec.Phase, r.rec.Meanwhile = phaseMember, nil
 	r.noteGroup(e.group.GroupID())
 	c.noteBefore(r, e)
 	r.rec.Group, r.rec.Bound = e.group.GroupID(), e.group.GroupID()
@@ -428,10 +460,8 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		if err := c.commitBatch(context.Background(), r, b); err != nil {
 			return nil
 		}
-		if other, _, _ := c.usableHead(r); other != bot {
-			r.joinAt = now + time.Second
-			return nil
-		}
+		r.joinAt = now + time.Second // a Welcome that waits for what became of it goes first, and another module does
+		return nil
 	}
 	r.joinAt = now + joinRetry
 	roomID := r.id

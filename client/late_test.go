@@ -169,6 +169,86 @@ func TestWelcomeLongBeforeItsCommit(t *testing.T) {
 	}
 }
 
+// TestWelcomeAfterAnOwnCommitThatLost: a newcomer whose Welcome is late comes in by
+// itself, by a commit that loses. What was said in the epoch that the Welcome opens, and
+// what was committed above it meanwhile, is not lost on it.
+func TestWelcomeAfterAnOwnCommitThatLost(t *testing.T) {
+	for _, above := range []uint64{0, 1, 3} {
+		t.Run(fmt.Sprintf("%d epochs above", above), func(t *testing.T) { welcomeAfterAnOwnCommit(t, above) })
+	}
+}
+
+// welcomeAfterAnOwnCommit: the own commit is made on one that lies so many epochs above
+// the Welcome's.
+func welcomeAfterAnOwnCommit(t *testing.T, above uint64) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	before := alice.epoch(room)
+	dave := w.device("dave", "DAVE1")
+	dave.dead = true
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	w.send(bob, room, "to dave")
+	w.settle()
+	want := []string{"to dave"}
+	for i := range above {
+		w.must(func() error { return alice.ChangePolicySelf(room) })
+		want = append(want, fmt.Sprintf("between %d", i))
+		w.send(bob, room, want[len(want)-1])
+		w.settle()
+	}
+	q := string(dave.UserID()) + "/" + string(dave.DeviceID())
+	w.s.mu.Lock()
+	late := w.s.toDevice[q]
+	w.s.toDevice[q] = nil
+	w.s.mu.Unlock()
+	if len(late) == 0 {
+		t.Fatal("dave has no Welcome")
+	}
+	w.module.down = true
+	dave.dead = false
+	if _, err := dave.hs.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	joining := func() bool {
+		dave.mu.Lock()
+		defer dave.mu.Unlock()
+		r := dave.rooms[room]
+		return r != nil && r.pending != nil && r.pending.External && r.pending.EventID != ""
+	}
+	for range 20 {
+		if joining() {
+			break
+		}
+		dave.turn()
+		w.now.add(3 * time.Second)
+	}
+	if !joining() {
+		t.Fatal("dave does not come in by himself: the test proves nothing")
+	}
+	w.hide(func(evt *Event) bool {
+		return evt.RoomID == room && evt.Type == rooms.TypeCommit && evt.Sender == dave.UserID()
+	})
+	w.s.mu.Lock()
+	w.s.toDevice[q] = append(w.s.toDevice[q], late...)
+	w.s.mu.Unlock()
+	dave.turn()
+	if waiting := dave.waiting(room); !slices.Contains(waiting, "decided:") {
+		t.Fatalf("the Welcome does not wait for what becomes of dave's commit: %q", waiting)
+	}
+	w.module.down = false
+	w.must(func() error { return bob.ChangePolicySelf(room) })
+	w.settle(alice, bob, carol)
+	w.send(bob, room, "above")
+	w.settle(alice, bob, carol)
+	w.settle()
+	dave.wantTexts(append(want, "above")...)
+	if now := alice.epoch(room); now != before+2+above {
+		t.Errorf("epoch %d, want %d: dave came in by himself", now, before+2+above)
+	}
+	w.checkNonces()
+}
+
 // TestWelcomeWithoutItsCommit is given up one day.
 func TestWelcomeWithoutItsCommit(t *testing.T) {
 	w := newWorld(t)

@@ -28,7 +28,10 @@ func waitWelcomed(ref federation.Ref, event id.EventID) error {
 	return &errWait{"welcomed:" + ref.String() + "/" + string(event)}
 }
 
-var errWaitGroup error = &errWait{"group"}
+var (
+	errWaitGroup  error = &errWait{"group"}
+	errWaitMember error = &errWait{"member"} // until it is settled where this device comes in
+)
 
 // handleEncrypted opens an m.room.encrypted (or delivery receipt) event.
 func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *batch) error {
@@ -71,6 +74,9 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 	}
 	if e == nil || !r.machine.Accepted(ref) {
 		if e == nil && r.forgotten(msg.GroupID(), msg.Epoch()) {
+			if r.rec.Phase == phaseJoining {
+				return errWaitMember // a Welcome may yet open an epoch below the own commit's
+			}
 			return errRefusedUpdate(ruleBeyondRetention, "it was sent in an epoch this device was not in, or has forgotten")
 		}
 		if content.CommitEvent != "" && e == nil {

@@ -74,6 +74,7 @@ type roomRecord struct {
 	Events       map[string]id.EventID `json:"events,omitempty"`    // ref → commit event
 	LastPath     int64                 `json:"last_path,omitempty"` // unix time of our last own path
 	Sent         uint64                `json:"sent,omitempty"`      // messages since then
+	Meanwhile    []id.EventID          `json:"meanwhile,omitempty"` // what came while an own commit was to let this device in, the newest last
 	Late         []lateCommit          `json:"late,omitempty"`      // commits that came late, the newest last
 	Warned       map[string]bool       `json:"warned,omitempty"`
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches

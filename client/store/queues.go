@@ -25,9 +25,10 @@ const (
 
 	inInboxQuery = `SELECT COUNT(*) FROM inbox WHERE room_id = $1 AND event_id = $2`
 
-	markSeenQuery  = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
-	isSeenQuery    = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
-	pruneSeenQuery = `DELETE FROM seen WHERE seq IN (
+	markSeenQuery   = `INSERT INTO seen (room_id, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	isSeenQuery     = `SELECT COUNT(*) FROM seen WHERE room_id = $1 AND event_id = $2`
+	forgetSeenQuery = `DELETE FROM seen WHERE room_id = $1 AND event_id = $2`
+	pruneSeenQuery  = `DELETE FROM seen WHERE seq IN (
 		SELECT seq FROM seen WHERE room_id = $1 AND event_id LIKE '$%' AND seq <= (
 			SELECT seq FROM seen WHERE room_id = $1 ORDER BY seq DESC LIMIT 1 OFFSET $2)
 		ORDER BY seq LIMIT $3)`
@@ -168,6 +169,16 @@ func (s *Store) Seen(ctx context.Context, room id.RoomID, event id.EventID) (boo
 	var n int
 	err := s.one(ctx, "seen", isSeenQuery, []any{room, event}, &n)
 	return n > 0, err
+}
+
+// ForgetSeen has events taken for such that were never processed.
+func (s *Store) ForgetSeen(ctx context.Context, room id.RoomID, events []id.EventID) error {
+	for _, event := range events {
+		if err := s.exec(ctx, "seen", forgetSeenQuery, room, event); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PruneSeen forgets room events that were processed before the newest keep ones, at
