@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,19 +17,25 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/proxy/route"
 )
 
 // part makes a part of a story a subtest. Nothing of the rest is told if it fails.
 func (s *story) part(t *testing.T, name string, do func()) {
 	t.Helper()
 	whole := s.TB
+	ran := false
 	ok := t.Run(name, func(t *testing.T) {
-		s.TB = t
+		s.TB, ran = t, true
 		defer func() { s.TB = whole }()
 		do()
 	})
 	if !ok {
 		t.FailNow()
+	}
+	if ran { // -run may have asked for others
+		s.parts = append(s.parts, name)
 	}
 }
 
@@ -52,6 +59,100 @@ func (c *plainClient) hides(raw []byte) {
 	for _, what := range []string{`"type":"m.room.encrypt`, `"type":"io.github.matrix-mls.`, `io.github.matrix-mls.v1`} {
 		if bytes.Contains(raw, []byte(what)) {
 			c.s.Errorf("the client is shown %s: %s", what, raw)
+		}
+	}
+}
+
+// label names the subtest of a path: its method, its version and what follows.
+func label(p route.Path) string {
+	path := strings.TrimPrefix(strings.TrimPrefix(p.Path, "_matrix/"), "client/")
+	return p.Method + " " + strings.ReplaceAll(path, "/", " ")
+}
+
+// ofMembers are the kinds of paths that change who is in a room: they have a story of their own, TestProxyMembership.
+var ofMembers = []route.Kind{route.Invite, route.Join, route.Leave, route.Kick, route.Ban, route.Forget, route.CreateRoom}
+
+// TestProxyMembership: a person behind a proxy makes rooms, lets others in, puts them out, joins and leaves, by each path
+// and version that there is, each of them a subtest; the group follows.
+func TestProxyMembership(t *testing.T) {
+	s := tell(t, "sqlite")
+	alice, carol := s.person("syn2", "alice"), s.person("syn1", "carol")
+	user, err := s.w.AddUser(s.ctx, "syn1", fmt.Sprintf("plain%d", people.Add(1)))
+	s.must(err)
+	p := s.proxy("syn1")
+	bob := p.client(user)
+	for _, version := range []string{"r0", "v3"} {
+		root := "/_matrix/client/" + version
+		does := func(path, body string) []byte {
+			s.Helper()
+			status, raw := bob.ask(http.MethodPost, root+path, []byte(body))
+			if status != http.StatusOK {
+				s.Fatalf("%s: %d %s", path, status, raw)
+			}
+			return raw
+		}
+		in := func(room id.RoomID) string { return "/rooms/" + url.PathEscape(string(room)) }
+		whom := func(d *e2e.Device) string { return `{"user_id":"` + string(d.UserID()) + `"}` }
+		here := &e2e.Device{Server: p.server}
+		var made struct {
+			Room id.RoomID `json:"room_id"`
+		}
+		s.part(t, "POST "+version+" createRoom", func() {
+			s.must(json.Unmarshal(does("/createRoom", `{"preset":"private_chat","initial_state":[{"type":"m.room.encryption","state_key":"","content":{"algorithm":"m.megolm.v1.aes-sha2"}}]}`), &made))
+			raw, err := e2e.API(s.soon(), p.server, lab.User{UserID: string(bob.UserID), AccessToken: bob.AccessToken}, http.MethodGet, in(made.Room)+"/state/m.room.encryption/", nil)
+			if err != nil || !strings.Contains(string(raw), `"io.github.matrix-mls.v1"`) {
+				s.Errorf("at the homeserver the room's encryption is %s, %v", raw, err)
+			}
+		})
+		s.part(t, "POST "+version+" rooms {room} invite", func() {
+			for _, d := range []*e2e.Device{alice, carol} {
+				does(in(made.Room)+"/invite", whom(d))
+				s.join(d, made.Room, here)
+			}
+		})
+		text := token("to those who are in")
+		s.hears(alice, bob.UserID, bob.send(made.Room, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": text}))
+		s.part(t, "POST "+version+" rooms {room} kick", func() {
+			does(in(made.Room)+"/kick", whom(alice))
+			s.gone(alice, made.Room)
+		})
+		s.part(t, "POST "+version+" rooms {room} ban", func() {
+			does(in(made.Room)+"/ban", whom(carol))
+			s.gone(carol, made.Room)
+		})
+		var joined id.RoomID
+		for i, path := range []string{"join {room}", "rooms {room} join"} {
+			s.part(t, "POST "+version+" "+path, func() {
+				var err error
+				joined, err = alice.CreateRoom(s.soon(), client.CreateOptions{Name: version + " " + path})
+				s.must(err)
+				s.must(alice.Invite(s.soon(), joined, bob.UserID))
+				ctx := s.soon()
+				for invited := false; !invited; {
+					resp, err := bob.sync(ctx, joined)
+					s.must(err)
+					invited = resp.Rooms.Invite[joined] != nil
+				}
+				does([]string{"/join/" + url.PathEscape(string(joined)), in(joined) + "/join"}[i], `{}`)
+				_, err = alice.WaitEpoch(s.soon(), joined, "the plain client's device", func(u *client.EpochChanged) bool { return slices.Contains(u.Added, bob.UserID) })
+				s.must(err)
+			})
+		}
+		s.part(t, "POST "+version+" rooms {room} leave", func() {
+			does(in(joined)+"/leave", `{}`)
+			_, err := alice.WaitEpoch(s.soon(), joined, "its removal", func(u *client.EpochChanged) bool { return slices.Contains(u.Removed, bob.UserID) })
+			s.must(err)
+		})
+		s.part(t, "POST "+version+" rooms {room} forget", func() {
+			does(in(joined)+"/forget", `{}`)
+			if status, raw := bob.ask(http.MethodGet, root+in(joined)+"/messages?dir=b", nil); status == http.StatusOK {
+				s.Errorf("what was forgotten is still there: %s", raw)
+			}
+		})
+	}
+	for _, p := range route.Paths() {
+		if slices.Contains(ofMembers, p.Kind) && !slices.Contains(s.parts, label(p)) {
+			t.Errorf("%s %s has no subtest", p.Method, p.Path)
 		}
 	}
 }

@@ -98,6 +98,7 @@ type story struct {
 	crew   []*e2e.Device // whose messages are looked for on the wire
 	spoken []string      // and others
 	silent bool          // nobody says anything
+	parts  []string      // that were told: see part
 }
 
 var people atomic.Uint64

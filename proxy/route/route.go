@@ -71,6 +71,35 @@ type Match struct {
 	Why string
 }
 
+// Events tells whether requests of a kind can carry events, or the files of events:
+// what has to be rewritten.
+func (k Kind) Events() bool {
+	switch k {
+	case Sync, SlidingSync, Messages, Context, Event, Relations, Threads, Notifications, Search, Members, State, StateEvent, Hierarchy,
+		Send, SetState, Redact, Marker, Invite, Join, Leave, Kick, Ban, Forget, CreateRoom, Upgrade, UploadMedia, DownloadMedia:
+		return true
+	}
+	return false
+}
+
+// Path is a method and a path of the table, written as there, in one of its
+// versions: such as GET and "_matrix/client/r0/rooms/{room}/messages".
+type Path struct {
+	Method, Path string
+	Kind         Kind
+}
+
+// Paths are all of the table, in order. What is listed to be refused is among them.
+func Paths() []Path {
+	var out []Path
+	for _, e := range table {
+		for method := range strings.FieldsSeq(e.methods) {
+			out = append(out, Path{method, strings.Join(e.path, "/"), e.kind})
+		}
+	}
+	return out
+}
+
 type entry struct {
 	methods string // separated by spaces
 	path    []string

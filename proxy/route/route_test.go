@@ -115,3 +115,56 @@ func FuzzClassify(f *testing.F) {
 		}
 	})
 }
+
+// TestEveryPathOfTheTableIsFound: each is classified as its own row says, and no other before it takes it.
+func TestEveryPathOfTheTableIsFound(t *testing.T) {
+	seen := map[Path]bool{}
+	for _, p := range Paths() {
+		if seen[p] {
+			t.Errorf("%s %s is there twice", p.Method, p.Path)
+		}
+		seen[p] = true
+		if m := Classify(p.Method, "/"+url.PathEscape(p.Path)); m.Kind != Unknown {
+			t.Errorf("%s as one segment is a %d", p.Path, m.Kind)
+		}
+		var path strings.Builder
+		for segment := range strings.SplitSeq(p.Path, "/") {
+			path.WriteString("/" + url.PathEscape(segment))
+		}
+		if m := Classify(p.Method, path.String()); m.Kind != p.Kind {
+			t.Errorf("%s %s is a %d, want %d", p.Method, p.Path, m.Kind, p.Kind)
+		}
+	}
+	// What a list of what users asked of such proxies names.
+	for _, want := range []string{
+		"GET sync", "GET rooms/{room}/messages", "GET rooms/{room}/context/{event}", "GET rooms/{room}/event/{event}", "POST search", "GET notifications",
+		"PUT rooms/{room}/send/{type}/{txn}", "PUT rooms/{room}/redact/{event}/{txn}", "GET rooms/{room}/state", "GET rooms/{room}/state/{type}",
+		"PUT rooms/{room}/state/{type}", "POST createRoom", "POST rooms/{room}/invite", "POST join/{room}", "POST rooms/{room}/join", "POST rooms/{room}/kick",
+		"POST rooms/{room}/ban", "POST rooms/{room}/leave",
+	} {
+		method, path, _ := strings.Cut(want, " ")
+		for _, version := range []string{"r0", "v3"} {
+			if !carries(seen, method, "_matrix/client/"+version+"/"+path) {
+				t.Errorf("%s of %s does not carry events", want, version)
+			}
+		}
+	}
+	for _, want := range []string{
+		"GET _matrix/client/v1/rooms/{room}/relations/{event}", "GET _matrix/client/v1/rooms/{room}/threads", "POST _matrix/client/unstable/org.matrix.simplified_msc3575/sync",
+		"POST _matrix/media/r0/upload", "POST _matrix/media/v3/upload", "GET _matrix/media/v3/download/{server}/{media}", "GET _matrix/media/v3/thumbnail/{server}/{media}",
+		"GET _matrix/client/v1/media/download/{server}/{media}", "GET _matrix/client/v1/media/thumbnail/{server}/{media}",
+	} {
+		if method, path, _ := strings.Cut(want, " "); !carries(seen, method, path) {
+			t.Errorf("%s does not carry events", want)
+		}
+	}
+}
+
+func carries(all map[Path]bool, method, path string) bool {
+	for p := range all {
+		if p.Method == method && p.Path == path {
+			return p.Kind.Events()
+		}
+	}
+	return false
+}
