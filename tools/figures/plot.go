@@ -30,6 +30,35 @@ const (
 
 var colors = []string{"#1d5fa8", "#b5482a", "#3c7d3f", "#7a4fa3"}
 
+// names returns down to where the names of the curves stand.
+func (p *Plot) names() float64 { return float64(top + 16 + 20*len(p.Curves) - 10) }
+
+// highest returns how high up a curve comes above or below the names of all.
+func (p *Plot) highest(x func(int) float64, y func(float64) float64) float64 {
+	longest := 0
+	for _, c := range p.Curves {
+		longest = max(longest, len(c.Name))
+	}
+	end := float64(left + 60 + 7*longest)
+	high := math.Inf(1)
+	for _, c := range p.Curves {
+		across := slices.Sorted(maps.Keys(c.Points))
+		for k, n := range across {
+			px, py := x(n), y(c.Points[n])
+			if px <= end {
+				high = min(high, py)
+			}
+			if k == 0 {
+				continue
+			}
+			if qx, qy := x(across[k-1]), y(c.Points[across[k-1]]); qx < end && end < px {
+				high = min(high, qy+(py-qy)*(end-qx)/(px-qx))
+			}
+		}
+	}
+	return high
+}
+
 // SVG draws it.
 func (p *Plot) SVG() string {
 	across := make(map[int]bool)
@@ -48,6 +77,12 @@ func (p *Plot) SVG() string {
 	}
 	y := func(v float64) float64 {
 		return height - bottom - (math.Log10(v)-lowY)/(highY-lowY)*(height-top-bottom)
+	}
+	for range 3 { // the names stand in the upper left corner: no curve goes through them
+		if p.highest(x, y) > p.names() {
+			break
+		}
+		highY++
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif" font-size="13">`+"\n", width, height, width, height)
