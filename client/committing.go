@@ -668,6 +668,7 @@ func (c *Client) savePending(b *batch, r *room, own *pending) error {
 		return fmt.Errorf("client: own commit in %s: %w", r.id, err)
 	}
 	eventID := own.EventID
+	b.firm = true
 	b.do(func(ctx context.Context) error {
 		return c.st.PutPending(ctx, &store.Pending{Room: r.id, Ref: own.Ref[:], Parent: own.Parent[:], EventID: eventID, Data: raw})
 	})

@@ -87,7 +87,7 @@ func (w *world) script(alice, bob *testDevice, crash func()) {
 		if errors.Is(err, errCrash) {
 			// The caller was told that it is not queued, and says it again.
 			alice.crashAt = nil
-			alice.restart()
+			alice.afterCrash()
 			_, err = alice.SendText(ctx, room, fmt.Sprint("a", i))
 		}
 		if !errors.Is(err, context.Canceled) {
@@ -184,6 +184,16 @@ func (w *world) tolerantTurn(d *testDevice) {
 	}
 	if crashed {
 		d.crashAt = nil
+		d.afterCrash()
+	}
+}
+
+// afterCrash opens the store again.
+func (d *testDevice) afterCrash() {
+	d.w.t.Helper()
+	if d.cut != nil {
+		d.cut()
+	} else {
 		d.restart()
 	}
 }

@@ -257,7 +257,7 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 			return false, nil
 		}
 		item.WaitsFor = wait.what
-		return false, c.st.AddInbox(ctx, item)
+		return false, c.st.DoSoon(ctx, func(ctx context.Context) error { return c.st.AddInbox(ctx, item) })
 	}
 	if errors.Is(err, errStore) {
 		// What is in memory may be ahead of the store: read it again.
@@ -294,6 +294,7 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 	})
 	c.forgetSeen(r, b)
 	b.then(r.notify)
+	b.soon = !data.ToDevice // the homeserver gives an event of a room again
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return false, err
 	}

@@ -142,6 +142,7 @@ func (c *Client) addRow(b *batch, r *room, kind, state string, ref federation.Re
 		data.At = c.now().UnixMilli()
 	}
 	row := &outRow{item: &store.OutboxItem{Room: r.id, TxnID: "mls" + txnID, Kind: kind, State: state, Ref: refBytes(ref)}, data: data}
+	b.firm = b.firm || state != stateQueued
 	b.do(func(ctx context.Context) error {
 		raw, err := encodeKept(&row.data)
 		if err != nil {
@@ -166,6 +167,7 @@ func refBytes(ref federation.Ref) []byte {
 
 // saveRow writes a row's new content and state in the step's transaction.
 func (c *Client) saveRow(b *batch, row *outRow, state string, ref federation.Ref, data outData) {
+	b.firm = b.firm || state == stateReady
 	b.do(func(ctx context.Context) error {
 		raw, err := encodeKept(&data)
 		if err != nil {
@@ -406,7 +408,9 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		}
 		return
 	}
-	b := &batch{}
+	// Of what was sent it may be forgotten that it was: it is sent again under the same
+	// transaction id then, or comes back.
+	b := &batch{soon: row.item.Kind != kindCommit && row.item.Kind != kindWelcome}
 	switch row.item.Kind {
 	case kindCommit:
 		if r.pending != nil && federation.Ref(r.pending.Ref) == row.ref() {

@@ -397,6 +397,8 @@ type batch struct {
 	torn    bool             // memory may be half changed
 	dropped bool             // secrets are deleted
 	again   map[*outRow]bool // messages that are sent again
+	soon    bool             // nothing is lost if a power cut undoes it: it comes again
+	firm    bool             // something of it leaves the machine: not soon
 	// ratchets are those that moved: what changed of them is written at the end.
 	ratchets map[federation.Ref]*epoch
 }
@@ -408,7 +410,11 @@ func (b *batch) then(fn func())                        { b.after = append(b.afte
 // thrown away and read again from the store, which knows what was written.
 // The caller holds c.mu.
 func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
-	err := c.st.Do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+	do := c.st.Do
+	if b.soon && !b.firm && !b.dropped {
+		do = c.st.DoSoon
+	}
+	err := do(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		for _, op := range b.ops {
 			if err := op(ctx); err != nil {
 				return err

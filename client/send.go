@@ -77,7 +77,7 @@ func (c *Client) sendPlain(ctx context.Context, roomID id.RoomID, plain *rooms.P
 		return sent, err
 	}
 	if row == nil {
-		b := &batch{}
+		b := &batch{soon: c.blockedBy(roomID) == nil} // then it is encrypted at once, and on disk with that
 		row, err = c.addRow(b, r, kindChat, stateQueued, federation.Ref{}, outData{Type: rooms.TypeEncrypted, Plain: plain})
 		if err == nil {
 			err = c.commitBatch(ctx, r, b)
@@ -103,6 +103,9 @@ func (c *Client) sendPlain(ctx context.Context, roomID id.RoomID, plain *rooms.P
 		default:
 		}
 		c.stopWaiting(row.item.ID, answer)
+		if err := c.st.Settle(context.WithoutCancel(ctx)); err != nil {
+			return "", err
+		}
 		if why := c.blockedBy(roomID); why != nil {
 			return "", fmt.Errorf("client: the message waits in the outbox: %w (%w)", why, ctx.Err())
 		}

@@ -204,7 +204,14 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		}
 	}
 	now := c.now().UnixMilli()
-	err := c.st.Do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+	do := c.st.Do
+	if token && len(resp.ToDevice) == 0 {
+		// Asked from the token before, the homeserver gives all of it again. What goes to
+		// devices it forgets once it is asked from this one, and a caller's own token may
+		// be written before ours.
+		do = c.st.DoSoon
+	}
+	err := do(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		for _, step := range steps {
 			if err := step(ctx); err != nil {
 				return err

@@ -305,7 +305,10 @@ func (c *Client) deliverMessages(ctx context.Context) (int, error) {
 		if c.handler != nil {
 			c.handler(ctx, msg)
 		}
-		if err := c.st.PutKV(ctx, deliveredKey, strconv.AppendInt(nil, item.Seq, 10)); err != nil {
+		err = c.st.DoSoon(ctx, func(ctx context.Context) error {
+			return c.st.PutKV(ctx, deliveredKey, strconv.AppendInt(nil, item.Seq, 10))
+		})
+		if err != nil {
 			return 0, err
 		}
 	}

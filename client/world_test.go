@@ -571,6 +571,8 @@ type fakeIdentity struct {
 	asked []id.UserID // whose devices were asked for anew
 	// opened counts the Welcomes whose key package was looked up.
 	opened int
+	// around, if set, is called to do what the homeserver does for a /sync.
+	around func(work func())
 }
 
 func (i *fakeIdentity) UserID() id.UserID     { return i.user }
@@ -601,7 +603,14 @@ func (i *fakeIdentity) Sync(ctx context.Context, req identity.SyncRequest) (*ide
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return &identity.SyncResponse{RespSync: *i.s.sync(i.user, i.device, req.Since, i.limit)}, nil
+	var resp *mautrix.RespSync
+	sync := func() { resp = i.s.sync(i.user, i.device, req.Since, i.limit) }
+	if i.around != nil {
+		i.around(sync)
+	} else {
+		sync()
+	}
+	return &identity.SyncResponse{RespSync: *resp}, nil
 }
 func (i *fakeIdentity) ProcessSync(context.Context, *identity.SyncResponse) error { return nil }
 func (i *fakeIdentity) ProcessRespSync(context.Context, *mautrix.RespSync) error  { return nil }
@@ -699,6 +708,9 @@ type testDevice struct {
 	asks    bool          // for history, by itself
 	tells   bool          // what it has received
 	bounds  Limits
+	cuts    bool   // what of its store is on disk is kept, for powerCut
+	cut     func() // in place of a restart after a crash
+	durable func() // called when all was written and is on disk
 }
 
 func newWorld(t testing.TB) *world {
@@ -830,11 +842,21 @@ func (i *fakeIdentity) addPackages(w *world, cs mls.CipherSuite, n int, random i
 
 func (d *testDevice) open() {
 	d.w.t.Helper()
-	st, err := store.Open(d.w.ctx, store.Options{Path: d.path, Key: make(store.Key, 32)})
+	st, err := store.Open(d.w.ctx, store.Options{Path: d.path, Key: make(store.Key, 32), OnDurable: func() {
+		if d.durable != nil {
+			d.durable()
+		}
+		if d.cuts {
+			d.keepDurable()
+		}
+	}})
 	if err != nil {
 		d.w.t.Fatal(err)
 	}
 	d.st = st
+	if d.cuts {
+		d.keepDurable()
+	}
 	c, err := Open(d.w.ctx, Options{
 		Store: st, Identity: d.ident, Transport: d.hs, Log: d.logger(),
 		Handler: func(_ context.Context, u Update) {

@@ -53,7 +53,7 @@ func (s *Store) AddOutbox(ctx context.Context, item *OutboxItem) error {
 	if err != nil {
 		return err
 	}
-	return s.one(ctx, "outbox", addOutboxQuery,
+	return s.insert(ctx, "outbox", addOutboxQuery,
 		[]any{item.Room, item.TxnID, item.Kind, blob(item.Ref), item.State, sealed}, &item.ID)
 }
 
@@ -153,15 +153,19 @@ func (s *Store) InInbox(ctx context.Context, room id.RoomID, event id.EventID) (
 // MarkSeen notes that an event was processed and reports whether this is the
 // first time. It belongs into the same Do as the event's effect.
 func (s *Store) MarkSeen(ctx context.Context, room id.RoomID, event id.EventID) (first bool, err error) {
-	res, err := s.db.Exec(ctx, markSeenQuery, room, event)
-	if err != nil {
-		return false, fmt.Errorf("store: write seen: %w", err)
-	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return false, fmt.Errorf("store: write seen: %w", err)
-	}
-	return n == 1, nil
+	err = s.write(ctx, false, func(ctx context.Context) error {
+		res, err := s.db.Exec(ctx, markSeenQuery, room, event)
+		if err != nil {
+			return fmt.Errorf("store: write seen: %w", err)
+		}
+		n, err := res.RowsAffected()
+		if err != nil {
+			return fmt.Errorf("store: write seen: %w", err)
+		}
+		first = n == 1
+		return nil
+	})
+	return first, err
 }
 
 // Seen reports whether an event was processed.

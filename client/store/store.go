@@ -11,6 +11,10 @@
 // disk (write-ahead log, synchronous=FULL); only then may anything that
 // depends on them leave the machine. A ratchet step in particular is stored
 // before its ciphertext is sent.
+//
+// Waiting for the disk takes milliseconds. What may come once more after a power
+// cut, such as a message that the homeserver still has, is written with
+// [Store.DoSoon] instead.
 package store
 
 import (
@@ -27,6 +31,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
@@ -54,6 +59,7 @@ const owner = "matrix-mls client"
 
 const (
 	kvCheck      = "store/check"
+	kvSettled    = "store/settled"
 	checkContent = "matrix-mls store"
 )
 
@@ -69,6 +75,9 @@ type Options struct {
 	Log *zerolog.Logger
 	// Rand is the source of nonces, crypto/rand when nil.
 	Rand io.Reader
+	// OnDurable is called, if it is set, when all that was written until then is on
+	// disk, before anybody writes more: for tests of what a power cut leaves.
+	OnDurable func()
 }
 
 // Store is an open store. It is safe for concurrent use.
@@ -78,6 +87,11 @@ type Store struct {
 	rand io.Reader
 	path string
 	key  Key // for backups
+
+	onDurable func()
+
+	writing sync.Mutex // held by the one who writes
+	soon    bool       // the connection does not wait for the disk now
 }
 
 // Open opens or creates the store at o.Path and upgrades its schema. It fails
@@ -122,7 +136,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	var table dbutil.UpgradeTable
 	table.RegisterFSPath(upgradeFiles, "upgrades")
 	db.UpgradeTable = table
-	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path, key: slices.Clone(o.Key)}
+	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path, key: slices.Clone(o.Key), onDurable: o.OnDurable}
 	if s.rand == nil {
 		s.rand = rand.Reader
 	}
@@ -221,17 +235,78 @@ func (s *Store) Path() string { return s.path }
 
 // Do runs fn in one transaction, which is committed when fn returns nil and
 // undone otherwise. The transaction travels in fn's context; a Do inside a Do
-// joins it. When Do returns nil the writes are durable.
+// joins it. When Do returns nil the writes are durable, and so are all before them.
 func (s *Store) Do(ctx context.Context, fn func(ctx context.Context) error) error {
-	return s.db.DoTxn(ctx, nil, fn)
+	return s.write(ctx, false, func(ctx context.Context) error { return s.db.DoTxn(ctx, nil, fn) })
+}
+
+// DoSoon does what Do does without waiting for the disk. The end of this process,
+// however sudden, loses none of the writes. A power cut may: of all that was written
+// the last then is missing, in whole transactions, back to the last Do that wrote
+// something at the most. So nothing that rests on them may leave the machine before
+// such a Do, unless it may happen again.
+func (s *Store) DoSoon(ctx context.Context, fn func(ctx context.Context) error) error {
+	return s.write(ctx, true, func(ctx context.Context) error { return s.db.DoTxn(ctx, nil, fn) })
+}
+
+// Settle makes durable what was written with DoSoon.
+func (s *Store) Settle(ctx context.Context) error {
+	return s.PutKV(ctx, kvSettled, nil) // sealed with a nonce of its own: it differs each time
+}
+
+// inWrite marks the context of whoever writes.
+type inWrite struct{ s *Store }
+
+// write calls fn, which writes, with the connection waiting for the disk or not.
+// Inside of a transaction that is decided already.
+func (s *Store) write(ctx context.Context, soon bool, fn func(ctx context.Context) error) error {
+	if ctx.Value(inWrite{s}) != nil {
+		return fn(ctx)
+	}
+	_ = s.db.Execable(ctx) // panics where this goroutine is in a transaction and ctx is not: it would wait for itself
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.soon != soon {
+		query := "PRAGMA synchronous=FULL"
+		if soon {
+			query = "PRAGMA synchronous=NORMAL"
+		}
+		if _, err := s.db.Exec(context.WithoutCancel(ctx), query); err != nil {
+			return fmt.Errorf("store: set how %s is written: %w", s.path, err)
+		}
+		s.soon = soon
+	}
+	ctx, outside := context.WithValue(ctx, inWrite{s}, true), ctx
+	if s.onDurable == nil || soon {
+		return fn(ctx)
+	}
+	before := s.changes(outside)
+	err := fn(ctx)
+	if err == nil && s.changes(outside) != before { // else there was nothing to wait for
+		s.onDurable()
+	}
+	return err
+}
+
+// changes counts the rows that were written since the store was opened.
+func (s *Store) changes(ctx context.Context) (n int64) {
+	_ = s.one(ctx, "", "SELECT total_changes()", nil, &n)
+	return n
 }
 
 // exec runs a statement and names the table in its error.
 func (s *Store) exec(ctx context.Context, table, query string, args ...any) error {
-	if _, err := s.db.Exec(ctx, query, args...); err != nil {
-		return fmt.Errorf("store: write %s: %w", table, err)
-	}
-	return nil
+	return s.write(ctx, false, func(ctx context.Context) error {
+		if _, err := s.db.Exec(ctx, query, args...); err != nil {
+			return fmt.Errorf("store: write %s: %w", table, err)
+		}
+		return nil
+	})
+}
+
+// insert runs a statement that returns something of the row it writes.
+func (s *Store) insert(ctx context.Context, table, query string, args []any, dest ...any) error {
+	return s.write(ctx, false, func(ctx context.Context) error { return s.one(ctx, table, query, args, dest...) })
 }
 
 // one runs a query for one row.

@@ -476,3 +476,78 @@ func TestKeyNeverPrints(t *testing.T) {
 		}
 	}
 }
+
+// TestDoSoonDoesNotWait tells writes that wait for the disk from those that do not.
+func TestDoSoonDoesNotWait(t *testing.T) {
+	ctx := t.Context()
+	durable := 0
+	s, err := Open(ctx, Options{Path: filepath.Join(t.TempDir(), "client.db"), Key: testKey, OnDurable: func() { durable++ }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	mode := func(ctx context.Context) (level int) {
+		if err := s.one(ctx, "", "PRAGMA synchronous", nil, &level); err != nil {
+			t.Fatal(err)
+		}
+		return level
+	}
+	const normal, full = 1, 2
+	put := func(ctx context.Context) error { return s.PutKV(ctx, "key", []byte("value")) }
+	for _, row := range []struct {
+		name  string
+		write func(want *int) error
+		level int
+		waits int
+	}{
+		{"at first", func(got *int) error {
+			return s.Do(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+		}, full, 1},
+		{"soon", func(got *int) error {
+			return s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+		}, normal, 0},
+		{"a Do inside", func(got *int) error {
+			return s.DoSoon(ctx, func(ctx context.Context) error {
+				return s.Do(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+			})
+		}, normal, 0},
+		{"a Do after it", func(got *int) error {
+			return s.Do(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+		}, full, 1},
+		{"soon inside of a Do", func(got *int) error {
+			return s.Do(ctx, func(ctx context.Context) error {
+				return s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+			})
+		}, full, 1},
+		{"soon and undone", func(got *int) error {
+			err := s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return ErrNotFound })
+			if !errors.Is(err, ErrNotFound) {
+				t.Errorf("a transaction that fails says %v", err)
+			}
+			return nil
+		}, normal, 0},
+		{"one statement", func(got *int) error { err := put(ctx); *got = mode(ctx); return err }, full, 1},
+		{"soon once more", func(got *int) error {
+			return s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+		}, normal, 0},
+		{"a row that gets a number", func(got *int) error {
+			err := s.AddOutbox(ctx, &OutboxItem{Room: room, TxnID: "t", Kind: "chat", State: "ready", Data: []byte("data")})
+			*got = mode(ctx)
+			return err
+		}, full, 1},
+		{"soon, again", func(got *int) error {
+			return s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
+		}, normal, 0},
+		{"settled", func(got *int) error { err := s.Settle(ctx); *got = mode(ctx); return err }, full, 1},
+		{"settled twice", func(got *int) error { err := s.Settle(ctx); *got = mode(ctx); return err }, full, 1},
+	} {
+		durable = 0
+		var got int
+		if err := row.write(&got); err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		if got != row.level || durable != row.waits {
+			t.Errorf("%s: synchronous=%d, waited %d times, want %d and %d", row.name, got, durable, row.level, row.waits)
+		}
+	}
+}

@@ -62,7 +62,7 @@ func (s *Store) AddTimeline(ctx context.Context, item *TimelineItem) error {
 	if err != nil {
 		return err
 	}
-	return s.one(ctx, "timeline", addTimelineQuery, []any{
+	return s.insert(ctx, "timeline", addTimelineQuery, []any{
 		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
 	}, &item.Seq)
 }
@@ -97,7 +97,7 @@ func (s *Store) AddHistory(ctx context.Context, item *TimelineItem) (added bool,
 	if err != nil {
 		return false, err
 	}
-	err = s.one(ctx, "timeline", addHistoryQuery, []any{
+	err = s.insert(ctx, "timeline", addHistoryQuery, []any{
 		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
 	}, &item.Seq)
 	if errors.Is(err, ErrNotFound) {

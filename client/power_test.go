@@ -1,0 +1,142 @@
+package client
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// keepDurable copies the files of a device's store while all in them is on disk.
+func (d *testDevice) keepDurable() {
+	for _, end := range []string{"", "-wal"} {
+		raw, err := os.ReadFile(d.path + end)
+		if err != nil {
+			d.w.t.Error(err)
+		}
+		if err := os.WriteFile(d.path+".durable"+end, raw, 0o600); err != nil {
+			d.w.t.Error(err)
+		}
+	}
+}
+
+// powerCut restarts a device with what a power cut leaves at the worst: what was
+// written since the disk was waited for last is gone.
+func (d *testDevice) powerCut() {
+	d.w.t.Helper()
+	if err := d.st.Close(); err != nil {
+		d.w.t.Fatal(err)
+	}
+	for _, end := range []string{"", "-wal"} {
+		if err := os.Rename(d.path+".durable"+end, d.path+end); err != nil {
+			d.w.t.Fatal(err)
+		}
+	}
+	d.open()
+}
+
+// TestPowerCut cuts the power at every tenth write of a story in which a device joins,
+// commits, sends and receives: nothing is lost, nothing is read twice, and no key is
+// used twice.
+func TestPowerCut(t *testing.T) {
+	story := func(t *testing.T, k *crasher) {
+		w := newWorld(t)
+		alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+		alice.cuts = true
+		alice.restart()
+		alice.cut = alice.powerCut
+		w.script(alice, bob, func() {
+			alice.crashAt = k.point
+			alice.Client.crashAt = k.point
+		})
+		alice.powerCut()
+		w.settle()
+		w.checkNonces()
+		if rules := alice.Refusals(); rules[ruleCopied] != 0 {
+			t.Errorf("alice takes her own store for a copy: %v", rules)
+		}
+		for _, u := range alice.got {
+			if warning, ok := u.(*Warning); ok && warning.Kind == CopyWarning {
+				t.Errorf("alice takes her own store for a copy: %s", warning.Text)
+			}
+		}
+		for room := range alice.rooms {
+			alice.wantOnce(room)
+		}
+	}
+	count := &crasher{}
+	story(t, count)
+	if len(count.names) < 20 {
+		t.Fatalf("%d write points, want more of a story", len(count.names))
+	}
+	step := 10
+	if os.Getenv("MLS_CRASH_POINTS") == "all" {
+		step = 1
+	}
+	for i := 0; i < len(count.names); i += step {
+		t.Run(fmt.Sprintf("%03d-%s", i+1, count.names[i]), func(t *testing.T) { story(t, &crasher{at: i + 1}) })
+	}
+}
+
+// wantOnce checks that no message stands twice in a room.
+func (d *testDevice) wantOnce(room id.RoomID) {
+	d.w.t.Helper()
+	messages, err := d.Messages(d.w.ctx, room, "", 100)
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	var ids []string
+	for _, msg := range messages {
+		ids = append(ids, msg.ID)
+	}
+	slices.Sort(ids)
+	if len(slices.Compact(slices.Clone(ids))) != len(ids) {
+		d.w.t.Errorf("%s has a message twice: %q", d.ident.device, ids)
+	}
+}
+
+// TestOneMessageWaitsOnceForTheDisk counts what a message costs: sending waits for the
+// disk before the ciphertext leaves, and nothing else of it does.
+func TestOneMessageWaitsOnceForTheDisk(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	waits := map[*testDevice]int{}
+	for _, d := range []*testDevice{alice, bob} {
+		d.durable = func() { waits[d]++ }
+	}
+	alice.sendAlone(room, "once")
+	if waits[alice] != 2 { // and once for the caller who did not wait
+		t.Errorf("sending waited %d times for the disk, want 2", waits[alice])
+	}
+	clear(waits)
+	for _, d := range []*testDevice{alice, bob} {
+		d.turn()
+	}
+	if waits[alice]+waits[bob] != 0 {
+		t.Errorf("the echo waited %d times for the disk, receiving %d times, want 0", waits[alice], waits[bob])
+	}
+	bob.wantTexts("once")
+}
+
+// TestPowerCutKeepsAWelcome: the homeserver gives a to-device message once.
+func TestPowerCutKeepsAWelcome(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	bob.cuts = true
+	bob.restart()
+	w.all = []*testDevice{alice}
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	if err := bob.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	bob.powerCut()
+	items, err := bob.st.Inbox(w.ctx, room)
+	if err != nil || len(items) != 1 || !strings.HasPrefix(string(items[0].EventID), "to-device/") {
+		t.Errorf("after a power cut %d events wait, want the Welcome (%v)", len(items), err)
+	}
+}
