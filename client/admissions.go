@@ -69,7 +69,10 @@ func (r *room) admissionsOf(user id.UserID) []rooms.Admission {
 }
 
 // keepAdmissions sets what is kept of a user's admissions: two at the most.
+// Nothing else changes them, so that what is as it was written is not looked
+// through for every message.
 func (r *room) keepAdmissions(user id.UserID, kept []rooms.Admission) {
+	r.asWritten.lose(admissionsPart, othersPart)
 	delete(r.rec.Admissions, user)
 	delete(r.rec.Others, user)
 	for i, m := range []*map[id.UserID]rooms.Admission{&r.rec.Admissions, &r.rec.Others} {

@@ -13,6 +13,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // What is stored of an epoch is what changes with it: its head (secrets and
@@ -155,20 +156,31 @@ func (r *room) differs(part string, raw []byte) bool {
 func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 	rec := r.rec
 	rec.Admissions, rec.Sent = nil, 0
-	parts := []struct {
-		name string
-		v    any
-	}{{recordPart, &rec}, {admissionsPart, r.rec.Admissions}, {othersPart, r.rec.Others}, {sentPart, r.rec.Sent}}
+	type part struct {
+		name  string
+		v     any
+		clean *cleanParts // of a part that says when it changes
+	}
+	parts := []part{
+		{recordPart, &rec, nil}, {sentPart, r.rec.Sent, nil},
+		{admissionsPart, r.rec.Admissions, &r.asWritten}, {othersPart, r.rec.Others, &r.asWritten},
+	}
 	if state {
-		parts = append(parts, struct {
-			name string
-			v    any
-		}{statePart, r.state})
+		parts = append(parts, part{headsPart, r.state.Entries[rooms.TypeHead], &r.state.asWritten}, part{statePart, r.state, &r.state.asWritten})
 	}
 	for _, part := range parts {
+		if part.clean != nil && part.clean.has(part.name) {
+			continue
+		}
+		if part.name == statePart {
+			part.v = r.state.stored()
+		}
 		raw, err := json.Marshal(part.v)
 		if err != nil {
 			return fmt.Errorf("client: save %s of %s: %w", part.name, r.id, err)
+		}
+		if part.clean != nil {
+			part.clean.keep(part.name)
 		}
 		if !r.differs(part.name, raw) {
 			continue
@@ -190,10 +202,31 @@ func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 const (
 	recordPart     = "record"
 	statePart      = "state"
+	headsPart      = "heads" // of the state
 	admissionsPart = "admissions"
 	othersPart     = "others"
 	sentPart       = "sent"
 )
+
+// cleanParts are the parts of a record that nothing has changed since they were
+// written, so that they need not be encoded to see that. Who changes one says so with
+// lose. Where writing fails the room is read again, and none is clean.
+type cleanParts map[string]bool
+
+func (p *cleanParts) keep(part string) {
+	if *p == nil {
+		*p = cleanParts{}
+	}
+	(*p)[part] = true
+}
+
+func (p *cleanParts) lose(parts ...string) {
+	for _, part := range parts {
+		delete(*p, part)
+	}
+}
+
+func (p *cleanParts) has(part string) bool { return (*p)[part] }
 
 func partKey(part string, roomID id.RoomID) string { return part + "/" + string(roomID) }
 
@@ -209,10 +242,11 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 			return fmt.Errorf("client: record of %s: %w", r.id, err)
 		}
 	}
-	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, othersPart: &r.rec.Others, sentPart: &r.rec.Sent, statePart: r.state} {
+	var heads map[string]stateEntry
+	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, othersPart: &r.rec.Others, sentPart: &r.rec.Sent, statePart: r.state, headsPart: &heads} {
 		raw, err := c.st.GetKV(ctx, partKey(part, r.id))
 		if errors.Is(err, store.ErrNotFound) {
-			continue // or, of an older version, in the record
+			continue // or, of an older version, in the record, and the heads in the state
 		}
 		if err != nil {
 			return err
@@ -222,6 +256,12 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 		}
 	}
 	r.state.room = r.id
+	if len(heads) > 0 {
+		if r.state.Entries == nil {
+			r.state.Entries = map[string]map[string]stateEntry{}
+		}
+		r.state.Entries[rooms.TypeHead] = heads
+	}
 	r.state.rebuild()
 	return nil
 }

@@ -254,12 +254,17 @@ func (c *Client) plan(r *room) {
 		return
 	}
 	if r.staleAt > 0 && c.mono() >= r.staleAt {
-		r.staleAt = 0
+		r.staleAt, r.listed = 0, false
 		for user := range r.devices {
 			if list := c.devs[user]; list == nil || list.Stale {
 				delete(r.devices, user) // asked again, while messages go on
 			}
 		}
+	}
+	use := r.sendEpoch()
+	same := use != nil && r.planned && r.plannedOn == e.ref && r.plannedFor == use.ref
+	if same && r.listed {
+		return // all below would be as it was
 	}
 	leaves := r.leavesIn(e)
 	var users []id.UserID
@@ -279,8 +284,8 @@ func (c *Client) plan(r *room) {
 		}
 	}
 	complete := c.wantUsers(r, users)
-	use := r.sendEpoch()
-	if use == nil || r.planned && r.plannedOn == e.ref && r.plannedFor == use.ref {
+	r.listed = complete
+	if use == nil || same {
 		return
 	}
 	in := rooms.Inputs{State: r.state.view, Policy: policy, Leaves: leaves, Devices: map[id.UserID][]rooms.Device{}, Admitted: map[id.UserID]bool{}}

@@ -139,7 +139,9 @@ type room struct {
 	public  map[federation.Ref]*mls.PublicGroup  // cache: epochs whose secrets are not ours
 	blind   bool                                 // set by tests: commits of others cannot be opened
 	written map[string][32]byte                  // hashes of what was written last, by part
-	unread  federation.Ref                       // a head that could not be entered
+	// asWritten says of admissionsPart and othersPart that nothing changed since then.
+	asWritten cleanParts
+	unread    federation.Ref // a head that could not be entered
 
 	needs    map[string]*need   // what has to be fetched
 	media    map[string][]byte  // by fileKey
@@ -161,6 +163,7 @@ type room struct {
 
 	todo         *rooms.Plan       // desired minus actual
 	planned      bool              // todo is up to date
+	listed       bool              // the devices of all it is about are at hand
 	sweepAt      int               // so many admissions are looked through for those that were used
 	leaves       []rooms.GroupLeaf // of the epoch leavesOf
 	leavesOf     federation.Ref

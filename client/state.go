@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 
@@ -31,6 +32,32 @@ type roomState struct {
 	read *stateRead // the full state is being read
 	// ended are the member events of users that another took the place of, the last.
 	ended map[string]id.EventID
+	// asWritten says of statePart and headsPart that nothing changed since they were written.
+	asWritten cleanParts
+	heads     map[id.UserID]readHead
+}
+
+// readHead is a head as it was read last.
+type readHead struct {
+	raw  json.RawMessage
+	head *rooms.HeadContent
+}
+
+// stored is what is written of the state: the heads, which change with every few
+// commits, beside the rest, which is long in a large room.
+func (s *roomState) stored() *roomState {
+	rest := &roomState{Entries: maps.Clone(s.Entries), Known: s.Known}
+	delete(rest.Entries, rooms.TypeHead)
+	return rest
+}
+
+// changed notes that what is stored of a type's entries is not the newest.
+func (s *roomState) changed(eventType string) {
+	if eventType == rooms.TypeHead {
+		s.asWritten.lose(headsPart)
+	} else {
+		s.asWritten.lose(statePart)
+	}
 }
 
 // stateRead is what comes while the full state is being read: the answer may be
@@ -68,6 +95,9 @@ func (s *roomState) begin() { s.read = &stateRead{} }
 
 // lose notes that state events were missed, or may have been.
 func (s *roomState) lose() {
+	if s.Known {
+		s.asWritten.lose(statePart)
+	}
 	s.Known = false
 	if s.read != nil {
 		s.read.lost = true
@@ -91,6 +121,7 @@ func (s *roomState) set(evt *Event) bool {
 	if !known && len(byKey) >= maxStateMembers {
 		return false
 	}
+	s.changed(evt.Type)
 	s.noteEnd(evt, old)
 	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
 	if s.read != nil && len(s.read.came) < maxCame {
@@ -147,6 +178,7 @@ func (s *roomState) rebuild() {
 // state that a remote join once fetched, though nobody redacted it. What came
 // since it was asked for is newer.
 func (s *roomState) replace(events []*Event) {
+	s.asWritten.lose(statePart, headsPart)
 	old, read := s.Entries, s.read
 	if read == nil {
 		read = &stateRead{}
@@ -184,6 +216,7 @@ func (s *roomState) setLooseHead(entry stateEntry) {
 	}
 	if old, ok := byKey[string(entry.Sender)]; (ok || len(byKey) < maxStateMembers) && (!ok || old.Loose) {
 		entry.Loose = true
+		s.changed(rooms.TypeHead)
 		byKey[string(entry.Sender)] = entry
 	}
 }
@@ -209,16 +242,27 @@ func (s *roomState) name() string {
 	return content.Name
 }
 
-// head returns the P.head of a module's bot, nil if it has none.
+// maxReadHeads bounds the heads that are kept as they were read.
+const maxReadHeads = 16
+
+// head returns the P.head of a module's bot, nil if it has none. It is for reading:
+// the next call returns the same.
 func (s *roomState) head(bot id.UserID) *rooms.HeadContent {
 	entry, ok := s.Entries[rooms.TypeHead][string(bot)]
 	if !ok || entry.Sender != bot {
 		return nil
 	}
+	if known, ok := s.heads[bot]; ok && len(entry.Content) > 0 && len(known.raw) == len(entry.Content) && &known.raw[0] == &entry.Content[0] {
+		return known.head
+	}
 	head, err := rooms.DecodeHead(entry.Content)
 	if err != nil {
-		return nil
+		head = nil
 	}
+	if s.heads == nil || len(s.heads) >= maxReadHeads {
+		s.heads = map[id.UserID]readHead{}
+	}
+	s.heads[bot] = readHead{entry.Content, head}
 	return head
 }
 

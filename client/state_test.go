@@ -2,9 +2,12 @@ package client
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Dendrite 0.15 does this after another server joined the room.
@@ -26,5 +29,45 @@ func TestFullStateDoesNotEmptyKnownEvents(t *testing.T) {
 	s.replace(nil)
 	if got := s.content(typeRoomName, ""); got != nil {
 		t.Errorf("state that is gone: %s", got)
+	}
+}
+
+// TestStateOfAnOlderVersion: the heads were stored in one piece with the rest.
+func TestStateOfAnOlderVersion(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	bot := botOf(testServer)
+	alice.mu.Lock()
+	r := alice.rooms[room]
+	want := r.state.head(bot)
+	whole, err := json.Marshal(r.state)
+	alice.mu.Unlock()
+	if err = errors.Join(err, alice.st.PutKV(w.ctx, partKey(statePart, room), whole), alice.st.DeleteKV(w.ctx, partKey(headsPart, room))); err != nil || want == nil {
+		t.Fatalf("alice has head %v of the module (%v)", want, err)
+	}
+	check := func(when string) {
+		t.Helper()
+		alice.restart()
+		if got := alice.rooms[room].state.head(bot); got == nil || got.Accepted == nil || got.Accepted.Ref != want.Accepted.Ref {
+			t.Errorf("%s alice has head %+v, want %+v", when, got, want)
+		}
+		if n := len(alice.rooms[room].state.Entries[rooms.TypeMember]); n < 3 {
+			t.Errorf("%s alice knows %d members, want 3 and the module", when, n)
+		}
+	}
+	check("with the old store")
+	w.settle()
+	alice.mu.Lock()
+	err = alice.commitBatch(w.ctx, alice.rooms[room], &batch{state: true})
+	want = alice.rooms[room].state.head(bot)
+	alice.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("with the new one")
+	var rest roomState
+	raw, err := alice.st.GetKV(w.ctx, partKey(statePart, room))
+	if err = errors.Join(err, json.Unmarshal(raw, &rest)); err != nil || len(rest.Entries[rooms.TypeHead]) > 0 || len(rest.Entries[rooms.TypeMember]) < 3 {
+		t.Errorf("apart from the heads there are %d kinds of state, and %d heads (%v)", len(rest.Entries), len(rest.Entries[rooms.TypeHead]), err)
 	}
 }
