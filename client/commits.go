@@ -204,16 +204,7 @@ func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, 
 		}
 		return own.staged, nil
 	}
-	group := e.group
-	if len(proposals) > 0 {
-		// The group remembers proposals, and sends nothing while it does: the
-		// commit may never be accepted, so a copy takes them.
-		copied, err := mls.LoadGroup(c.mlsCfg, group.EpochState(), group.RatchetState())
-		if err != nil {
-			return nil, fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err)
-		}
-		group = copied
-	}
+	var beside []*mls.Message
 	for _, raw := range proposals {
 		p, err := mls.ParseMessage(raw)
 		if err != nil {
@@ -222,10 +213,11 @@ func (c *Client) stage(r *room, e *epoch, ref federation.Ref, msg *mls.Message, 
 		if p.ContentType() != mls.ContentTypeProposal {
 			return nil, errRefusedUpdate(rooms.RuleContentMalformed, "a commit carries something else beside proposals")
 		}
-		// One that is not valid fails the commit that names it.
-		_, _ = group.Process(p)
+		beside = append(beside, p)
 	}
-	processed, err := group.Process(msg)
+	// A group that remembers proposals sends nothing, and the commit may never be
+	// accepted. Beside it, it keeps neither.
+	processed, err := e.group.ProcessBeside(beside, msg)
 	if err != nil {
 		return nil, err
 	}

@@ -606,7 +606,12 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	if err != nil {
 		return err
 	}
-	if own.Staged, err = staged.MarshalBinary(); err != nil {
+	if e := r.epochs[federation.Ref(own.Parent)]; e != nil && !own.External {
+		own.Staged, err = staged.MarshalOn(e.group)
+	} else {
+		own.Staged, err = staged.MarshalBinary()
+	}
+	if err != nil {
 		return err
 	}
 	own.Ref, own.staged = rooms.Hash(ref), staged

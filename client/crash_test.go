@@ -271,7 +271,7 @@ func TestEncryptIsDurableBeforeItLeaves(t *testing.T) {
 		alice.mu.Lock()
 		defer alice.mu.Unlock()
 		e := alice.rooms[room].head()
-		stored, err := alice.loadEpoch(w.ctx, room, e.ref[:])
+		stored, err := alice.loadEpoch(w.ctx, room, e.ref[:], nil)
 		if err != nil {
 			t.Error(err)
 			return

@@ -79,7 +79,9 @@ func (c *Client) writeRatchets(ctx context.Context, r *room, b *batch) error {
 	return nil
 }
 
-func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*epoch, error) {
+// loadEpoch reads an epoch. It shares its tree with that of the epoch it was stored as
+// a difference from, if it is among those that are loaded.
+func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte, loaded map[federation.Ref]*epoch) (*epoch, error) {
 	row, err := c.st.Epoch(ctx, roomID, ref)
 	if err != nil {
 		return nil, err
@@ -91,7 +93,18 @@ func (c *Client) loadEpoch(ctx context.Context, roomID id.RoomID, ref []byte) (*
 		return e, c.loadWhole(ctx, roomID, e, row)
 	}
 	var stored mls.StoredGroup
-	if stored.Tree, stored.Deltas, e.depth, e.deltas, err = c.st.Tree(ctx, roomID, ref); err != nil {
+	tree, err := c.st.TreeOf(ctx, roomID, ref)
+	if err == nil {
+		var below federation.Ref
+		copy(below[:], tree.Parent)
+		if up := loaded[below]; up != nil && !tree.Whole {
+			stored.From, stored.Deltas = up.group, [][]byte{tree.Data}
+			e.depth, e.deltas = tree.Depth, tree.Bytes
+		} else {
+			stored.Tree, stored.Deltas, e.depth, e.deltas, err = c.st.Tree(ctx, roomID, ref)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("client: tree of epoch %d of %s: %w", row.Number, roomID, err)
 	}
 	pages, err := c.st.RatchetPages(ctx, roomID, ref)

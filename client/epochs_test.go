@@ -9,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -118,5 +119,43 @@ func TestWhatIsStoredGrowsWithTheLogarithm(t *testing.T) {
 	t.Logf("15 members: %d bytes for an epoch, %d for a message; 150: %d and %d", smallEpoch, smallMessage, largeEpoch, largeMessage)
 	if largeEpoch > 3*smallEpoch || largeMessage > smallMessage+64 {
 		t.Errorf("150 members take %d bytes for an epoch and %d for a message, 15 take %d and %d", largeEpoch, largeMessage, smallEpoch, smallMessage)
+	}
+}
+
+// TestOwnCommitIsStoredWithoutTheTree: of a large group nearly all stays as it is.
+func TestOwnCommitIsStoredWithoutTheTree(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	room := w.createRoom(alice, CreateOptions{History: "shared"})
+	w.crowd(alice, room, 60)
+	for range 2 { // the first fills the tree's nodes on alice's path
+		if _, err := alice.wantRefresh(w.ctx, room); err != nil {
+			t.Fatal(err)
+		}
+		alice.Step(w.ctx)
+		alice.restart()
+		alice.mu.Lock()
+		r := alice.rooms[room]
+		if r.pending == nil {
+			t.Fatal("the commit does not wait any more")
+		}
+		staged, err := alice.stage(r, r.head(), federation.Ref(r.pending.Ref), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := staged.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, tree := len(r.pending.Staged), len(r.head().group.RatchetTree())
+		alice.mu.Unlock()
+		if got > len(whole)-tree*3/4 {
+			t.Errorf("a commit is stored with %d bytes; with the tree, which has %d, it would be %d", got, tree, len(whole))
+		}
+		epoch := alice.epoch(room)
+		w.settle()
+		if alice.epoch(room) != epoch+1 {
+			t.Errorf("after a restart the commit leads from epoch %d to %d", epoch, alice.epoch(room))
+		}
 	}
 }

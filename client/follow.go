@@ -33,7 +33,7 @@ func (c *Client) followPublic(ctx context.Context, r *room, parent federation.Re
 		}
 		return waitParent(parent)
 	}
-	staged, err := stagePublic(c.mlsCfg, public, msg, content.Proposals)
+	staged, err := stagePublic(public, msg, content.Proposals)
 	if err != nil {
 		if cause != nil {
 			return cause
@@ -55,23 +55,14 @@ func (c *Client) followPublic(ctx context.Context, r *room, parent federation.Re
 	return c.takeCommit(ctx, r, facts, content, evt, b)
 }
 
-func stagePublic(cfg *mls.Config, public *mls.PublicGroup, msg *mls.Message, proposals []rooms.Bytes) (*mls.PublicStagedCommit, error) {
-	if len(proposals) > 0 {
-		// The group remembers proposals; the commit may never be accepted.
-		raw, err := public.MarshalBinary()
-		if err != nil {
-			return nil, err
-		}
-		if public, err = mls.UnmarshalPublicGroup(cfg, raw); err != nil {
-			return nil, err
-		}
-	}
+func stagePublic(public *mls.PublicGroup, msg *mls.Message, proposals []rooms.Bytes) (*mls.PublicStagedCommit, error) {
+	var beside []*mls.Message // the group would remember them; the commit may never be accepted
 	for _, raw := range proposals {
 		if p, err := mls.ParseMessage(raw); err == nil {
-			_, _ = public.Process(p) // one that is not valid fails the commit
+			beside = append(beside, p)
 		}
 	}
-	processed, err := public.Process(msg)
+	processed, err := public.ProcessBeside(beside, msg)
 	if err != nil {
 		return nil, err
 	}
@@ -108,17 +99,7 @@ func (c *Client) publicAt(ctx context.Context, r *room, ref federation.Ref) (*ml
 	}
 	public := r.public[at]
 	if e := r.epochs[at]; public == nil && e != nil {
-		raw, err := e.group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true})
-		if err != nil {
-			return nil, nil
-		}
-		info, err := mls.ParseMessage(raw)
-		if err != nil {
-			return nil, nil
-		}
-		if public, err = mls.NewPublicGroup(c.mlsCfg, info, nil); err != nil {
-			return nil, nil
-		}
+		public = e.group.Public()
 	}
 	slices.Reverse(chain)
 	for _, next := range chain {
@@ -141,7 +122,7 @@ func (c *Client) publicAt(ctx context.Context, r *room, ref federation.Ref) (*ml
 		if err != nil {
 			return nil, nil
 		}
-		staged, err := stagePublic(c.mlsCfg, public, msg, kept.Proposals)
+		staged, err := stagePublic(public, msg, kept.Proposals)
 		if err != nil {
 			return nil, nil
 		}

@@ -1,8 +1,6 @@
 package client
 
 import (
-	"fmt"
-
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -31,12 +29,8 @@ func (c *Client) handleProposal(r *room, evt *Event, b *batch) error {
 		return errRefusedUpdate(rooms.RuleExternalProposalNotEntitled, "the proposal is not by a module of the group")
 	}
 	// A group that remembers a proposal sends nothing until it is committed
-	// (RFC 9420, Section 12.4), so a copy looks at it first.
-	copied, err := mls.LoadGroup(c.mlsCfg, e.group.EpochState(), e.group.RatchetState())
-	if err != nil {
-		return fmt.Errorf("client: epoch %d of %s: %w", e.number, r.id, err)
-	}
-	processed, err := copied.Process(msg)
+	// (RFC 9420, Section 12.4), so it is looked at first.
+	processed, err := e.group.ProcessBeside(nil, msg)
 	if err != nil {
 		return err
 	}

@@ -509,7 +509,7 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 		return err
 	}
 	for _, row := range epochs {
-		e, err := c.loadEpoch(ctx, r.id, row.Ref)
+		e, err := c.loadEpoch(ctx, r.id, row.Ref, fresh.epochs)
 		if err != nil {
 			return err
 		}

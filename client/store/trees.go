@@ -52,18 +52,26 @@ func (s *Store) PutTree(ctx context.Context, t *Tree) error {
 	return s.exec(ctx, "trees", putTreeQuery, t.Room, t.Ref, blob(t.Parent), t.Whole, t.Depth, t.Bytes, sealed)
 }
 
+// TreeOf returns the tree of an epoch as it is stored, or ErrNotFound.
+func (s *Store) TreeOf(ctx context.Context, room id.RoomID, ref []byte) (*Tree, error) {
+	t := &Tree{Room: room, Ref: ref}
+	var sealed []byte
+	if err := s.one(ctx, "trees", getTreeQuery, []any{room, ref}, &t.Parent, &t.Whole, &t.Depth, &t.Bytes, &sealed); err != nil {
+		return nil, err
+	}
+	var err error
+	t.Data, err = s.open(sealed, treePlace(room, ref))
+	return t, err
+}
+
 // Tree returns what the tree of an epoch is made of: a whole tree, and the
 // differences from there, in order. The last two results are Depth and Bytes of
 // the epoch's own row.
 func (s *Store) Tree(ctx context.Context, room id.RoomID, ref []byte) (whole []byte, deltas [][]byte, depth, bytes int, err error) {
 	at := ref
 	for n := 0; n <= MaxTreeDepth; n++ {
-		t := &Tree{Room: room}
-		var sealed []byte
-		if err := s.one(ctx, "trees", getTreeQuery, []any{room, at}, &t.Parent, &t.Whole, &t.Depth, &t.Bytes, &sealed); err != nil {
-			return nil, nil, 0, 0, err
-		}
-		if t.Data, err = s.open(sealed, treePlace(room, at)); err != nil {
+		t, err := s.TreeOf(ctx, room, at)
+		if err != nil {
 			return nil, nil, 0, 0, err
 		}
 		if n == 0 {
