@@ -69,8 +69,133 @@ func label(p route.Path) string {
 	return p.Method + " " + strings.ReplaceAll(path, "/", " ")
 }
 
+// rooted takes a path of the table apart: its root, and the rest as it is for each version.
+func rooted(path string) (root, rest string) {
+	for _, one := range []string{"_matrix/client/r0/", "_matrix/client/v3/", "_matrix/media/r0/", "_matrix/media/v1/", "_matrix/media/v3/"} {
+		if rest, ok := strings.CutPrefix(path, one); ok {
+			return "/" + strings.TrimSuffix(one, "/"), rest
+		}
+	}
+	return "/" + path, path
+}
+
 // ofMembers are the kinds of paths that change who is in a room: they have a story of their own, TestProxyMembership.
 var ofMembers = []route.Kind{route.Invite, route.Join, route.Leave, route.Kick, route.Ban, route.Forget, route.CreateRoom}
+
+// paths walks the paths of the API that carry events of a room, each of them a subtest, in each version that it has: those of
+// the proxy's own table, so that none of it is left out.
+func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, first *event.Event, secret string, reacted id.EventID) {
+	t.Helper()
+	s, in, at := c.s, "/rooms/"+url.PathEscape(string(room)), url.PathEscape(string(first.ID))
+	search, err := json.Marshal(map[string]any{"search_categories": map[string]any{"room_events": map[string]any{
+		"search_term": secret, "order_by": "recent", "filter": map[string]any{"rooms": []id.RoomID{room}},
+	}}})
+	s.must(err)
+	shows := func(method, path string, body []byte, want string) {
+		s.Helper()
+		status, raw := c.ask(method, path, body)
+		if status != http.StatusOK || !json.Valid(raw) || !bytes.Contains(raw, []byte(want)) {
+			s.Errorf("%d %s, want %q in it", status, raw, want)
+		}
+		c.hides(raw)
+	}
+	refuses := func(method, path, body string, status int, want string) {
+		s.Helper()
+		if got, raw := c.ask(method, path, []byte(body)); got != status || !bytes.Contains(raw, []byte(want)) || !bytes.Contains(raw, []byte(`"errcode"`)) {
+			s.Errorf("%d %s, want %d and %q", got, raw, status, want)
+		}
+	}
+	reads := func(path, want string) func(string) {
+		return func(root string) { shows(http.MethodGet, root+path, nil, want) }
+	}
+	relations := func(rel, want string) func(string) {
+		return func(string) { shows(http.MethodGet, "/_matrix/client/v1"+in+"/relations/"+at+rel, nil, want) }
+	}
+	const megolm = `{"algorithm":"m.megolm.v1.aes-sha2"}`
+	syncs := 60
+	own := "$mls-proxy-" + strings.TrimPrefix(string(first.ID), "$") // the id of an edit of the proxy's
+	checks := map[string]func(root string){
+		"GET sync": func(root string) {
+			syncs++ // Synapse answers a first /sync that is like the one before with what it said then
+			shows(http.MethodGet, root+"/sync?filter="+url.QueryEscape(fmt.Sprintf(`{"room":{"timeline":{"limit":%d}}}`, syncs)), nil, secret)
+		},
+		"GET rooms/{room}/messages":        reads(in+"/messages?dir=b&limit=60", secret),
+		"GET rooms/{room}/context/{event}": reads(in+"/context/"+at, "message 0: "+secret),
+		"GET rooms/{room}/event/{event}":   reads(in+"/event/"+at, "message 0: "+secret),
+		"GET rooms/{room}/state":           reads(in+"/state", `"m.room.create"`),
+		"GET rooms/{room}/members":         reads(in+"/members", string(alice.UserID())),
+		"GET notifications":                reads("/notifications", `"notifications"`),
+		"POST search":                      func(root string) { shows(http.MethodPost, root+"/search", search, "message 4: "+secret) },
+		"GET rooms/{room}/state/{type}": func(root string) {
+			refuses(http.MethodGet, root+in+"/state/m.room.encryption", "", http.StatusNotFound, "M_NOT_FOUND")
+			shows(http.MethodGet, root+in+"/state/m.room.create", nil, `"room_version"`)
+		},
+		"GET rooms/{room}/state/{type}/{key}": func(root string) {
+			refuses(http.MethodGet, root+in+"/state/m.room.encryption/", "", http.StatusNotFound, "M_NOT_FOUND")
+			shows(http.MethodGet, root+in+"/state/m.room.member/"+url.PathEscape(string(alice.UserID())), nil, `"join"`)
+		},
+		"PUT rooms/{room}/state/{type}": func(root string) {
+			refuses(http.MethodPut, root+in+"/state/m.room.encryption", megolm, http.StatusForbidden, "encrypted already")
+		},
+		"PUT rooms/{room}/state/{type}/{key}": func(root string) {
+			refuses(http.MethodPut, root+in+"/state/m.room.encryption/", megolm, http.StatusForbidden, "encrypted already")
+		},
+		"PUT rooms/{room}/send/{type}/{txn}":    func(root string) { c.says(alice, room, root) },
+		"PUT rooms/{room}/redact/{event}/{txn}": func(root string) { c.takesBack(alice, room, root, c.says(alice, room, root)) },
+		"POST rooms/{room}/upgrade": func(root string) {
+			refuses(http.MethodPost, root+in+"/upgrade", `{"new_version":"11"}`, http.StatusForbidden, "cannot upgrade MLS rooms")
+		},
+		"POST rooms/{room}/receipt/{type}/{event}": func(root string) {
+			shows(http.MethodPost, root+in+"/receipt/m.read/"+url.PathEscape(own), []byte(`{}`), "{}")
+		},
+		"POST rooms/{room}/read_markers": func(root string) {
+			shows(http.MethodPost, root+in+"/read_markers", []byte(`{"m.fully_read":"`+own+`"}`), "{}")
+			shows(http.MethodGet, root+"/user/"+url.PathEscape(string(c.UserID))+in+"/account_data/m.fully_read", nil, `"`+string(first.ID)+`"`)
+		},
+		"GET _matrix/client/v1/rooms/{room}/relations/{event}":              relations("", "in a thread"),
+		"GET _matrix/client/v1/rooms/{room}/relations/{event}/{rel}":        relations("/m.thread", "in a thread"),
+		"GET _matrix/client/v1/rooms/{room}/relations/{event}/{rel}/{type}": relations("/m.annotation/m.reaction", string(reacted)),
+		"GET _matrix/client/v1/rooms/{room}/threads":                        func(path string) { shows(http.MethodGet, "/_matrix/client/v1"+in+"/threads", nil, "in a thread") },
+		"GET _matrix/client/v1/rooms/{room}/hierarchy":                      func(path string) { shows(http.MethodGet, "/_matrix/client/v1"+in+"/hierarchy", nil, string(room)) },
+		"POST _matrix/client/unstable/org.matrix.simplified_msc3575/sync":   func(string) { c.slide(alice, room, "said later: "+secret) },
+
+		"POST upload": func(root string) {
+			name, data := c.uploads(root)
+			c.downloads("/_matrix/client/v1/media/download/"+name, data)
+		},
+	}
+	for pattern, query := range map[string]string{
+		"download/{server}/{media}": "", "download/{server}/{media}/{name}": "", "thumbnail/{server}/{media}": "?width=32&height=32",
+	} {
+		path, file := strings.Split(pattern, "{")[0], ""
+		if strings.HasSuffix(pattern, "{name}") {
+			file = "/a.txt"
+		}
+		checks["GET "+pattern] = func(root string) {
+			name, data := c.uploads("/_matrix/media/v3")
+			c.downloads(root+"/"+path+name+file+query, data)
+		}
+		checks["GET _matrix/client/v1/media/"+pattern] = func(string) {
+			name, data := c.uploads("/_matrix/media/v3")
+			c.downloads("/_matrix/client/v1/media/"+path+name+file+query, data)
+		}
+	}
+	s.part(t, "threads, filters, receipts and markers", func() { c.lookAround(room, first, secret) })
+	s.part(t, "search in pages and by rank", func() { c.search(room, secret) })
+	s.part(t, "relations of a kind and type", func() { c.reactions(room, first.ID, reacted) })
+	for _, p := range route.Paths() {
+		if !p.Kind.Events() || slices.Contains(ofMembers, p.Kind) {
+			continue
+		}
+		root, rest := rooted(p.Path)
+		check := checks[p.Method+" "+rest]
+		if check == nil {
+			s.Errorf("%s %s can carry events, and has no subtest", p.Method, p.Path)
+			continue
+		}
+		s.part(t, label(p), func() { check(root) })
+	}
+}
 
 // TestProxyMembership: a person behind a proxy makes rooms, lets others in, puts them out, joins and leaves, by each path
 // and version that there is, each of them a subtest; the group follows.
@@ -157,127 +282,70 @@ func TestProxyMembership(t *testing.T) {
 	}
 }
 
-// paths walks the paths of the API that carry events of a room, each of them a subtest, in each version that it has.
-func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, first *event.Event, secret string, reacted id.EventID) {
-	t.Helper()
-	s, in, at := c.s, "/rooms/"+url.PathEscape(string(room)), url.PathEscape(string(first.ID))
-	search, err := json.Marshal(map[string]any{"search_categories": map[string]any{"room_events": map[string]any{
-		"search_term": secret, "order_by": "recent", "filter": map[string]any{"rooms": []id.RoomID{room}},
-	}}})
-	s.must(err)
-	for i, version := range []string{"r0", "v3"} {
-		root := "/_matrix/client/" + version
-		// Synapse answers a first /sync that is like the one before with what it said then.
-		filter := url.QueryEscape(fmt.Sprintf(`{"room":{"timeline":{"limit":%d}}}`, 60+i))
-		for _, tt := range []struct {
-			name, method, path string
-			body               []byte
-			want               string
-		}{
-			{"sync", http.MethodGet, "/sync?filter=" + filter, nil, secret},
-			{"messages", http.MethodGet, in + "/messages?dir=b&limit=60", nil, secret},
-			{"context", http.MethodGet, in + "/context/" + at, nil, "message 0: " + secret},
-			{"event", http.MethodGet, in + "/event/" + at, nil, "message 0: " + secret},
-			{"state", http.MethodGet, in + "/state", nil, `"m.room.create"`},
-			{"members", http.MethodGet, in + "/members", nil, string(alice.UserID())},
-			{"search", http.MethodPost, "/search", search, "message 4: " + secret},
-			{"notifications", http.MethodGet, "/notifications", nil, `"notifications"`},
-		} {
-			s.part(t, tt.method+" "+version+" "+tt.name, func() {
-				status, raw := c.ask(tt.method, root+tt.path, tt.body)
-				if status != http.StatusOK || !json.Valid(raw) || !bytes.Contains(raw, []byte(tt.want)) {
-					s.Errorf("%d %s, want %q in it", status, raw, tt.want)
-				}
-				c.hides(raw)
-			})
-		}
-		s.part(t, "GET "+version+" state m.room.encryption", func() {
-			if status, raw := c.ask(http.MethodGet, root+in+"/state/m.room.encryption", nil); status != http.StatusNotFound {
-				s.Errorf("%d %s", status, raw)
-			}
-		})
-		s.part(t, "PUT "+version+" state m.room.encryption", func() {
-			status, raw := c.ask(http.MethodPut, root+in+"/state/m.room.encryption", []byte(`{"algorithm":"m.megolm.v1.aes-sha2"}`))
-			if status != http.StatusForbidden || !bytes.Contains(raw, []byte("encrypted already")) {
-				s.Errorf("%d %s", status, raw)
-			}
-		})
-		s.part(t, "PUT "+version+" send and redact", func() { c.takesBack(alice, room, root) })
-	}
-	for _, rel := range []string{"", "/m.thread", "/m.annotation"} {
-		want := map[string]string{"": "in a thread", "/m.thread": "in a thread", "/m.annotation": string(reacted)}[rel]
-		s.part(t, "GET v1 relations"+rel, func() {
-			status, raw := c.ask(http.MethodGet, "/_matrix/client/v1"+in+"/relations/"+at+rel, nil)
-			if status != http.StatusOK || !bytes.Contains(raw, []byte(want)) {
-				s.Errorf("%d %s, want %q in it", status, raw, want)
-			}
-			c.hides(raw)
-		})
-	}
-	s.part(t, "threads, filters, receipts and markers", func() { c.lookAround(room, first, secret) })
-	s.part(t, "search in pages and by rank", func() { c.search(room, secret) })
-	s.part(t, "relations of a kind and type", func() { c.reactions(room, first.ID, reacted) })
-	s.part(t, "sliding sync", func() { c.slide(alice, room, "said later: "+secret) })
-	s.part(t, "upload, download and thumbnail", c.media)
-}
-
-// takesBack sends a message and redacts it.
-func (c *plainClient) takesBack(alice *e2e.Device, room id.RoomID, root string) {
+// says sends a message by a path, and waits until alice has heard it.
+func (c *plainClient) says(alice *e2e.Device, room id.RoomID, root string) id.EventID {
 	c.s.Helper()
-	in, text, txn := root+"/rooms/"+url.PathEscape(string(room)), token("taken-back"), token("txn")
-	status, raw := c.ask(http.MethodPut, in+"/send/m.room.message/"+txn, []byte(`{"msgtype":"m.text","body":"`+text+`"}`))
+	in, text := root+"/rooms/"+url.PathEscape(string(room)), token("said")
+	status, raw := c.ask(http.MethodPut, in+"/send/m.room.message/"+text, []byte(`{"msgtype":"m.text","body":"`+text+`"}`))
 	var sent struct {
 		Event id.EventID `json:"event_id"`
 	}
 	if err := json.Unmarshal(raw, &sent); status != http.StatusOK || err != nil || sent.Event == "" {
 		c.s.Fatalf("%d %s", status, raw)
 	}
-	c.s.hears(alice, c.UserID, sent.Event)
-	if status, raw = c.ask(http.MethodPut, in+"/redact/"+url.PathEscape(string(sent.Event))+"/"+txn, []byte(`{}`)); status != http.StatusOK {
+	if m := c.s.hears(alice, c.UserID, sent.Event); !strings.Contains(string(m.Content), text) {
+		c.s.Errorf("alice heard %s, want %q in it", m.Content, text)
+	}
+	return sent.Event
+}
+
+// takesBack redacts a message.
+func (c *plainClient) takesBack(alice *e2e.Device, room id.RoomID, root string, event id.EventID) {
+	c.s.Helper()
+	in := root + "/rooms/" + url.PathEscape(string(room))
+	status, raw := c.ask(http.MethodPut, in+"/redact/"+url.PathEscape(string(event))+"/"+token("txn"), []byte(`{}`))
+	if status != http.StatusOK {
 		c.s.Fatalf("%d %s", status, raw)
 	}
 	if alice.Server.Kind == "synapse" { // what another server redacts Dendrite does not show by /sync
 		_, err := alice.Wait(c.s.soon(), "the redaction", func(u client.Update) bool {
 			r, ok := u.(*client.Redaction)
-			return ok && r.Target == sent.Event
+			return ok && r.Target == event
 		})
 		c.s.must(err)
 	}
-	status, raw = c.ask(http.MethodGet, in+"/event/"+url.PathEscape(string(sent.Event)), nil)
+	status, raw = c.ask(http.MethodGet, in+"/event/"+url.PathEscape(string(event)), nil)
 	if status != http.StatusOK || bytes.Contains(raw, []byte(`"body"`)) {
 		c.s.Errorf("what was taken back is shown: %d %s", status, raw)
 	}
 	c.hides(raw)
 }
 
-// media uploads a file by each path that there is, and gets it by each, also in the place of a thumbnail.
-func (c *plainClient) media() {
+// uploads uploads a file by the media paths of a version, and returns its name.
+func (c *plainClient) uploads(root string) (name string, data []byte) {
 	c.s.Helper()
-	for _, version := range []string{"r0", "v1", "v3"} {
-		data := []byte(token("media"))
-		var made struct {
-			URI id.ContentURIString `json:"content_uri"`
-		}
-		status, raw := c.ask(http.MethodPost, "/_matrix/media/"+version+"/upload?filename=a.txt", data)
-		if err := json.Unmarshal(raw, &made); status != http.StatusOK || err != nil {
-			c.s.Fatalf("upload by %s: %d %s", version, status, raw)
-		}
-		mxc, err := made.URI.Parse()
-		c.s.must(err)
-		name := mxc.Homeserver + "/" + mxc.FileID
-		for _, path := range []string{
-			"/_matrix/media/r0/download/" + name, "/_matrix/media/v1/download/" + name, "/_matrix/media/v3/download/" + name + "/a.txt",
-			"/_matrix/media/v3/thumbnail/" + name + "?width=32&height=32", "/_matrix/client/v1/media/download/" + name,
-			"/_matrix/client/v1/media/download/" + name + "/a.txt", "/_matrix/client/v1/media/thumbnail/" + name + "?width=32&height=32",
-		} {
-			if status, raw := c.ask(http.MethodGet, path, nil); status != http.StatusOK || !bytes.Equal(raw, data) {
-				c.s.Errorf("uploaded by %s, %s gives %d %q", version, path, status, raw)
-			}
-		}
-		direct, err := mautrix.NewClient(c.server.BaseURL, c.UserID, c.AccessToken)
-		c.s.must(err)
-		if got, err := direct.DownloadBytes(c.s.soon(), mxc); err != nil || bytes.Contains(got, data) || len(got) != len(data) {
-			c.s.Errorf("at the homeserver the file is %q, %v", got, err)
-		}
+	data = []byte(token("media"))
+	var made struct {
+		URI id.ContentURIString `json:"content_uri"`
+	}
+	status, raw := c.ask(http.MethodPost, root+"/upload?filename=a.txt", data)
+	if err := json.Unmarshal(raw, &made); status != http.StatusOK || err != nil {
+		c.s.Fatalf("upload: %d %s", status, raw)
+	}
+	mxc, err := made.URI.Parse()
+	c.s.must(err)
+	direct, err := mautrix.NewClient(c.server.BaseURL, c.UserID, c.AccessToken)
+	c.s.must(err)
+	if got, err := direct.DownloadBytes(c.s.soon(), mxc); err != nil || bytes.Contains(got, data) || len(got) != len(data) {
+		c.s.Errorf("at the homeserver the file is %q, %v", got, err)
+	}
+	return mxc.Homeserver + "/" + mxc.FileID, data
+}
+
+// downloads gets a file that was uploaded, also in the place of a thumbnail.
+func (c *plainClient) downloads(path string, want []byte) {
+	c.s.Helper()
+	if status, raw := c.ask(http.MethodGet, path, nil); status != http.StatusOK || !bytes.Equal(raw, want) {
+		c.s.Errorf("%s gives %d %q, want %q", path, status, raw, want)
 	}
 }
