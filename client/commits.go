@@ -754,12 +754,7 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil
 	r.rec.JoinRef = rooms.Hash{}
-	b.do(func(ctx context.Context) error {
-		if err := c.st.DeleteMachine(ctx, r.id); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		return nil
-	})
+	b.do(func(ctx context.Context) error { return c.deleteMachine(ctx, r) })
 }
 
 // handleAdmit keeps a member's admission of a user. It is checked when it is

@@ -219,6 +219,8 @@ const (
 	admissionsPart = "admissions"
 	othersPart     = "others"
 	sentPart       = "sent"
+
+	machineBasePart = "machine-base" // of the coordination
 )
 
 // cleanParts are the parts of a record that nothing has changed since they were

@@ -424,11 +424,7 @@ func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
 			}
 		}
 		if b.machine && r.machine != nil {
-			snapshot, err := r.machine.MarshalBinary()
-			if err != nil {
-				return fmt.Errorf("client: save coordination of %s: %w", r.id, err)
-			}
-			if err := c.st.PutMachine(ctx, r.id, snapshot); err != nil {
+			if err := c.writeMachine(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -491,18 +487,12 @@ func (c *Client) load(ctx context.Context) error {
 // reload reads a room from the store in place of what is in memory.
 func (c *Client) reload(ctx context.Context, r *room) error {
 	fresh := c.newRoom(r.id)
-	if err := c.readRecord(ctx, fresh); err != nil {
+	err := c.readRecord(ctx, fresh)
+	if err != nil {
 		return err
 	}
-	snapshot, err := c.st.Machine(ctx, r.id)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-	case err != nil:
+	if fresh.machine, err = c.readMachine(ctx, r.id); err != nil {
 		return err
-	default:
-		if fresh.machine, err = federation.Unmarshal(c.machineConfig(r.id), snapshot); err != nil {
-			return fmt.Errorf("client: coordination of %s: %w", r.id, err)
-		}
 	}
 	epochs, err := c.st.Epochs(ctx, r.id)
 	if err != nil {
@@ -541,6 +531,50 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 	fresh.nextPacks, fresh.nextSuite = r.nextPacks, r.nextSuite
 	*r = *fresh
 	return nil
+}
+
+// writeMachine writes a room's coordination. Where it begins, which names each leaf
+// that the group had then, changes seldom, and is kept apart.
+func (c *Client) writeMachine(ctx context.Context, r *room) error {
+	base, rest, err := r.machine.MarshalParts()
+	if err != nil {
+		return fmt.Errorf("client: save coordination of %s: %w", r.id, err)
+	}
+	if r.differs(machineBasePart, base) {
+		if err := c.st.PutKV(ctx, partKey(machineBasePart, r.id), base); err != nil {
+			return err
+		}
+	}
+	return c.st.PutMachine(ctx, r.id, rest)
+}
+
+// readMachine reads a room's coordination, nil if there is none.
+func (c *Client) readMachine(ctx context.Context, roomID id.RoomID) (*federation.Machine, error) {
+	snapshot, err := c.st.Machine(ctx, roomID)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	base, err := c.st.GetKV(ctx, partKey(machineBasePart, roomID))
+	if err != nil && !errors.Is(err, store.ErrNotFound) { // an older version wrote it in one piece
+		return nil, err
+	}
+	machine, err := federation.Unmarshal(c.machineConfig(roomID), slices.Concat(base, snapshot))
+	if err != nil {
+		return nil, fmt.Errorf("client: coordination of %s: %w", roomID, err)
+	}
+	return machine, nil
+}
+
+// deleteMachine removes a room's coordination: the device left the group.
+func (c *Client) deleteMachine(ctx context.Context, r *room) error {
+	delete(r.written, machineBasePart)
+	if err := c.st.DeleteKV(ctx, partKey(machineBasePart, r.id)); err != nil {
+		return err
+	}
+	return c.st.DeleteMachine(ctx, r.id)
 }
 
 func (c *Client) machineConfig(roomID id.RoomID) federation.Config {

@@ -1,12 +1,15 @@
 package client
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -69,5 +72,57 @@ func TestStateOfAnOlderVersion(t *testing.T) {
 	raw, err := alice.st.GetKV(w.ctx, partKey(statePart, room))
 	if err = errors.Join(err, json.Unmarshal(raw, &rest)); err != nil || len(rest.Entries[rooms.TypeHead]) > 0 || len(rest.Entries[rooms.TypeMember]) < 3 {
 		t.Errorf("apart from the heads there are %d kinds of state, and %d heads (%v)", len(rest.Entries), len(rest.Entries[rooms.TypeHead]), err)
+	}
+}
+
+// TestCoordinationIsStoredInParts: what names all leaves is written seldom, what an older
+// version wrote in one piece is read, and who leaves keeps nothing of it.
+func TestCoordinationIsStoredInParts(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	parts := func() (base, rest []byte) {
+		t.Helper()
+		base, err := alice.st.GetKV(w.ctx, partKey(machineBasePart, room))
+		rest, rerr := alice.st.Machine(w.ctx, room)
+		if err = errors.Join(err, rerr); err != nil {
+			t.Fatal(err)
+		}
+		return base, rest
+	}
+	whole := func() []byte {
+		t.Helper()
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		raw, err := alice.rooms[room].machine.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	if base, rest := parts(); !bytes.Contains(base, []byte(alice.UserID())) || !bytes.Equal(slices.Concat(base, rest), whole()) {
+		t.Errorf("%d and %d bytes are stored of %d", len(base), len(rest), len(whole()))
+	}
+	alice.restart()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+
+	if err := errors.Join(alice.st.PutMachine(w.ctx, room, whole()), alice.st.DeleteKV(w.ctx, partKey(machineBasePart, room))); err != nil {
+		t.Fatal(err)
+	}
+	alice.restart()
+	w.must(func() error { return bob.ChangePolicySelf(room) })
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	if base, rest := parts(); !bytes.Equal(slices.Concat(base, rest), whole()) {
+		t.Errorf("after one of an older version %d and %d bytes are stored of %d", len(base), len(rest), len(whole()))
+	}
+	alice.restart()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+
+	w.must(func() error { return alice.Leave(w.ctx, room) })
+	w.settle()
+	if _, err := alice.st.GetKV(w.ctx, partKey(machineBasePart, room)); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("who left has the coordination's beginning: %v", err)
 	}
 }
