@@ -174,8 +174,12 @@ func (s *story) blind(texts []string) {
 // plainRoom makes an unencrypted room on a server with one message in it.
 func (s *story) plainRoom(server, text string) id.RoomID {
 	s.Helper()
-	user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("plain%d", people.Add(1)))
-	s.must(err)
+	user, there := s.plain[server]
+	if !there {
+		var err error
+		user, err = s.w.AddUser(s.ctx, server, fmt.Sprintf("plain%d", people.Add(1)))
+		s.must(err)
+	}
 	room, err := e2e.CreatePlainRoom(s.ctx, s.w.Server(server), user)
 	s.must(err)
 	_, err = e2e.SendPlain(s.ctx, s.w.Server(server), user, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": text})

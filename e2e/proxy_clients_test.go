@@ -17,6 +17,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/interop"
 	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -193,22 +194,7 @@ func TestProxyRealClients(t *testing.T) {
 				apart.check(c.did("keys").ownKeys)
 				apart.stands()
 			}
-			for _, want := range []struct{ what, text string }{
-				{"text", "text " + word}, {"reply", string(first.Event)}, {"edit", "edit " + word}, {"reaction", "key " + word},
-			} {
-				m := s.hears(alice, bob, c.did(want.what).Event)
-				if !strings.Contains(string(m.Content), want.text) {
-					t.Errorf("alice heard %s, want %q in it", m.Content, want.text)
-				}
-				other.readsAlso(m)
-			}
-			file := s.hears(alice, bob, c.did("file").Event)
-			other.readsAlso(file)
-			content, got, err := alice.DownloadFile(s.soon(), file)
-			s.must(err)
-			if !bytes.Equal(got, data) || content.MsgType != event.MsgFile {
-				t.Errorf("alice got a %s of %d bytes", content.MsgType, len(got))
-			}
+			c.speaks(alice, bob, word, first.Event, data, other.readsAlso)
 			c.ends()
 			s.step("it spoke")
 
@@ -221,17 +207,46 @@ func TestProxyRealClients(t *testing.T) {
 			if apart != nil {
 				apart.check(c.did("keys").ownKeys)
 			}
-			history := c.did("history").Texts
-			for i := range 5 {
-				if want := fmt.Sprintf("message %d %s", i, word); !slices.Contains(history, want) {
-					t.Errorf("%q is not in the history %q", want, history)
-				}
-			}
+			c.remembers(word)
 			c.did("left")
 			c.ends()
 			s.step("it left")
 			s.onlyMLS(alice, room)
 			s.blind([]string{word})
 		})
+	}
+}
+
+// speaks waits until alice has heard what the program says, and gives it to another who has to read the same.
+func (c *realClient) speaks(alice *e2e.Device, from id.UserID, word string, first id.EventID, data []byte, also func(*client.Message)) {
+	s := c.s
+	s.Helper()
+	for _, want := range []struct{ what, text string }{
+		{"text", "text " + word}, {"reply", string(first)}, {"edit", "edit " + word}, {"reaction", "key " + word},
+	} {
+		m := s.hears(alice, from, c.did(want.what).Event)
+		if !strings.Contains(string(m.Content), want.text) {
+			s.Errorf("alice heard %s, want %q in it", m.Content, want.text)
+		}
+		also(m)
+	}
+	file := s.hears(alice, from, c.did("file").Event)
+	also(file)
+	content, got, err := alice.DownloadFile(s.soon(), file)
+	s.must(err)
+	if !bytes.Equal(got, data) || content.MsgType != event.MsgFile {
+		s.Errorf("alice got a %s of %d bytes", content.MsgType, len(got))
+	}
+}
+
+// remembers waits until the program has read again what alice said.
+func (c *realClient) remembers(word string) {
+	s := c.s
+	s.Helper()
+	history := c.did("history").Texts
+	for i := range 5 {
+		if want := fmt.Sprintf("message %d %s", i, word); !slices.Contains(history, want) {
+			s.Errorf("%q is not in the history %q", want, history)
+		}
 	}
 }

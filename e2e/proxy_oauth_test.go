@@ -27,6 +27,8 @@ type authService struct {
 	h    *hstest.Server // keeps the tokens
 	user string         // the localpart of whoever logs in
 
+	ends func(token string) (ends, over bool) // nil: all end, and none is over by itself
+
 	mu         sync.Mutex
 	homeserver string
 }
@@ -57,7 +59,14 @@ func newAuthService(t *testing.T, user string, lasts time.Duration) *authService
 			if err := a.tell(r.Context(), "upsert_device", map[string]string{"localpart": user, "device_id": device}); err != nil {
 				t.Error(err)
 			}
-			answer = map[string]any{"active": true, "sub": "1", "username": user, "expires_in": int(lasts.Seconds()), "scope": "urn:matrix:client:api:* urn:matrix:client:device:" + device}
+			answer = map[string]any{"active": true, "sub": "1", "username": user, "scope": "urn:matrix:client:api:* urn:matrix:client:device:" + device}
+			ends := true
+			if a.ends != nil {
+				ends, _ = a.ends(r.FormValue("token"))
+			}
+			if ends {
+				answer["expires_in"] = int(lasts.Seconds())
+			}
 		}
 		_ = json.NewEncoder(w).Encode(answer)
 	})
@@ -68,6 +77,11 @@ func newAuthService(t *testing.T, user string, lasts time.Duration) *authService
 
 // deviceOf finds the device of a token that is good.
 func (a *authService) deviceOf(token string) string {
+	if a.ends != nil {
+		if _, over := a.ends(token); over {
+			return ""
+		}
+	}
 	a.h.Mu.Lock()
 	defer a.h.Mu.Unlock()
 	for name, d := range a.h.Devices[a.User] {

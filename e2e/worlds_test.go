@@ -95,10 +95,11 @@ type story struct {
 	ctx context.Context
 
 	began  time.Time
-	crew   []*e2e.Device // whose messages are looked for on the wire
-	spoken []string      // and others
-	silent bool          // nobody says anything
-	parts  []string      // that were told: see part
+	crew   []*e2e.Device       // whose messages are looked for on the wire
+	spoken []string            // and others
+	silent bool                // nobody says anything
+	parts  []string            // that were told: see part
+	plain  map[string]lab.User // who speaks in clear on servers on which no accounts are made
 }
 
 var people atomic.Uint64

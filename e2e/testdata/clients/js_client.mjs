@@ -2,6 +2,8 @@
 // those whose encryption is a proxy ("external"). Prints one JSON object a line for each thing done.
 //
 // js_client.mjs plain|rust|external first|again URL USER PASSWORD ROOM WORD DIR
+//
+// Without a USER, the PASSWORD is the token that a browser brought back from single sign-on.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as sdk from "matrix-js-sdk";
@@ -110,7 +112,8 @@ async function again(client) {
     say("left");
 }
 
-const kept = mode === "first" ? await sdk.createClient({ baseUrl: url }).loginRequest({ type: "m.login.password", identifier: { type: "m.id.user", user }, password }) : JSON.parse(readFileSync(session));
+const how = user ? { type: "m.login.password", identifier: { type: "m.id.user", user }, password } : { type: "m.login.token", token: password };
+const kept = mode === "first" ? await sdk.createClient({ baseUrl: url }).loginRequest(how) : JSON.parse(readFileSync(session));
 if (mode === "first") {
     writeFileSync(session, JSON.stringify(kept));
     say("in");
