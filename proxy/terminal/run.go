@@ -75,7 +75,7 @@ func runProxy(ctx context.Context, c *call) error {
 	if host, err := os.Hostname(); err == nil {
 		name += " on " + host
 	}
-	through := connect.Transport()
+	through := connect.New()
 	defer through.CloseIdleConnections()
 	// Requests of several clients tell the person something at a time.
 	var notes sync.Mutex

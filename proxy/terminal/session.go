@@ -34,7 +34,7 @@ type session struct {
 	st    *store.Store
 	ident *identity.Identity
 	// through is the way to the homeserver, nil where it is another's.
-	through *http.Transport
+	through *connect.Transport
 
 	mu      sync.Mutex
 	cli     *client.Client
@@ -54,7 +54,7 @@ func openStore(ctx context.Context, c *call) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	through := connect.Transport()
+	through := connect.New()
 	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &c.log, HTTP: &http.Client{Transport: through, Timeout: requestTimeout}})
 	if err != nil {
 		st.Close()
