@@ -110,10 +110,36 @@ func TestEngineTakesNoReceiptsFromStrangersHeads(t *testing.T) {
 	if len(head.Proof) == 0 || head.Accepted.Ref != rooms.Hash(c.ref) {
 		t.Fatalf("the head of server 0 proves nothing of %s", c.ref.Short())
 	}
+	key := w.servers[0].e.receiptKey(w.servers[0].e.rooms[r.id])
+	// signed is the head of server 0 with another accept, or a vote, that it signed.
+	signed := func(sign func(chain *rooms.ProofChain) federation.Receipt) func() *rooms.HeadContent {
+		return func() *rooms.HeadContent {
+			chain, err := rooms.DecodeProof(head.Proof)
+			must(t, err)
+			must(t, sign(chain).Sign(federation.Scope{Room: string(r.id)}, key))
+			forged := *head
+			forged.Proof = chain.Encode()
+			return &forged
+		}
+	}
 	for name, test := range map[string]struct {
 		by     func() *rooms.HeadContent
 		sender int
 	}{
+		"an accept with a number that JSON does not hold": {signed(func(chain *rooms.ProofChain) federation.Receipt {
+			chain.Accept.Chain.Counter = 1 << 60
+			return chain.Accept
+		}), 0},
+		"an accept that is the first and not the first": {signed(func(chain *rooms.ProofChain) federation.Receipt {
+			chain.Accept.Chain = federation.Chain{Counter: 1, Prev: federation.Ref{7}}
+			return chain.Accept
+		}), 0},
+		"a vote with a number that JSON does not hold": {signed(func(chain *rooms.ProofChain) federation.Receipt {
+			chain.Accept.Signature = make([]byte, 64) // of these two only the vote can count
+			v := chain.Steps[len(chain.Steps)-1].Votes[0]
+			v.Chain = federation.Chain{Counter: 1 << 60, Prev: federation.Ref{7}}
+			return v
+		}), 0},
 		"another's of the list": {func() *rooms.HeadContent { return head }, 2},
 		"with another's signature": {func() *rooms.HeadContent {
 			chain, err := rooms.DecodeProof(head.Proof)
@@ -138,8 +164,14 @@ func TestEngineTakesNoReceiptsFromStrangersHeads(t *testing.T) {
 			w.run(10 * time.Second)
 			rested = rested || len(w.servers[1].e.rooms[r.id].shown) == 0
 		}
-		if got := w.servers[1].machine(r.id).Head(); got != before {
+		m := w.servers[1].machine(r.id)
+		if got := m.Head(); got != before {
 			t.Errorf("%s: the module is at %s, want %s", name, got.Short(), before.Short())
+		}
+		for _, mark := range m.NewestReceipts() {
+			if mark.Counter >= 1<<53 {
+				t.Errorf("%s: the module names receipt %d in its own heads, which no homeserver takes", name, mark.Counter)
+			}
 		}
 		if !rested {
 			t.Errorf("%s: for ten minutes it was looked at again and again", name)

@@ -137,6 +137,16 @@ func (e *Engine) takeReceiptShown(ctx context.Context, r *room, ev federation.Ev
 		config, rank = ev.Config, ev.Voter
 	}
 	receipt, ok := ev.(federation.Receipt)
+	var kind string
+	var raw []byte
+	if ok {
+		name, content := rooms.ReceiptOf(receipt)
+		var err error
+		if raw, err = rooms.Encode(content); err != nil {
+			return nil // no event could bring it to those who do not see the head
+		}
+		kind = name
+	}
 	switch err := e.step(ctx, r, ev); {
 	case federationRule(err) != "":
 		return nil
@@ -146,11 +156,6 @@ func (e *Engine) takeReceiptShown(ctx context.Context, r *room, ev federation.Ev
 	list, held := r.m.ListAt(config)
 	if !held || int(rank) >= len(list) {
 		return nil // it waits
-	}
-	kind, content := rooms.ReceiptOf(receipt)
-	raw, err := rooms.Encode(content)
-	if err != nil {
-		return nil // nobody could have sent it
 	}
 	return e.keepReceipt(ctx, r, &message{sender: id.UserID(list[rank].User), kind: kind, content: raw}, ev)
 }

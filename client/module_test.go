@@ -35,6 +35,8 @@ type fakeModule struct {
 	// experimental: it follows groups of experimental suites.
 	experimental bool
 	proofInMedia bool // it shows no proof in its heads themselves
+	// lies changes what its heads prove.
+	lies func(chain *rooms.ProofChain)
 }
 
 type moduleRoom struct {
@@ -298,7 +300,7 @@ func (m *fakeModule) act(room id.RoomID, g *moduleRoom, acts []federation.Action
 }
 
 // proof returns the proof chain that leads to a head.
-func (g *moduleRoom) proof(head federation.Ref) []byte {
+func (m *fakeModule) proof(g *moduleRoom, head federation.Ref) []byte {
 	chain, from := g.machine.ProofChain(), g.root
 	if n := len(chain.Steps); n > 0 {
 		from = chain.Steps[n-1].Ref
@@ -306,6 +308,14 @@ func (g *moduleRoom) proof(head federation.Ref) []byte {
 	p := rooms.NewProofChain(chain, g.root, g.machine.Path(from, head), g.machine.AcceptOf(head), func(ref federation.Ref) *rooms.CommitContent { return g.contents[ref] })
 	if p == nil {
 		return nil
+	}
+	if m.lies != nil {
+		p, err := rooms.DecodeProof(p.Encode()) // its own copy
+		if err != nil {
+			m.w.t.Fatal(err)
+		}
+		m.lies(p)
+		return p.Encode()
 	}
 	return p.Encode()
 }
@@ -345,7 +355,7 @@ func (m *fakeModule) head(room id.RoomID) {
 		}
 		final := g.machine.NewestFinal()
 		head.Final = &rooms.EventRef{Ref: rooms.Hash(final), Event: g.events[final], Epoch: g.epochs[final].Epoch()}
-		head.Proof = g.proof(ref)
+		head.Proof = m.proof(g, ref)
 		if len(head.Proof) > rooms.MaxInlineProof || m.proofInMedia && len(head.Proof) > 0 {
 			uri, err := m.hs.Upload(m.w.ctx, head.Proof, "")
 			if err != nil {

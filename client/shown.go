@@ -71,6 +71,12 @@ func (c *Client) takeShown(ctx context.Context, r *room) error {
 	b := &batch{}
 	for _, bot := range r.showMore {
 		for _, ev := range c.receiptsShown(r, bot) {
+			if receipt, ok := ev.(federation.Receipt); ok {
+				_, content := rooms.ReceiptOf(receipt)
+				if _, err := rooms.Encode(content); err != nil {
+					continue // no event could bring it to those who do not see the head
+				}
+			}
 			acts, err := r.machine.Step(ev)
 			if err != nil {
 				continue // it proves nothing here

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,6 +61,68 @@ func TestReceiptsThatTheHomeserverKeeps(t *testing.T) {
 				carol.wantTexts("after it")
 			})
 		}
+	}
+}
+
+// TestReceiptsInHeadsHaveTheFormOfEvents: what a module signed counts from its heads
+// only if it could have come by itself, else members would differ for good.
+func TestReceiptsInHeadsHaveTheFormOfEvents(t *testing.T) {
+	for name, edit := range map[string]func(a *federation.Accept){
+		"a number that JSON does not hold": func(a *federation.Accept) { a.Chain.Counter = 1 << 60 },
+		"the first and not the first":      func(a *federation.Accept) { a.Chain = federation.Chain{Counter: 1, Prev: federation.Ref{7}} },
+		"too large for an event": func(a *federation.Accept) {
+			some := federation.Ref{7}
+			statement := federation.Proof{Applied: &federation.Applied{Ref: some, Hash: some, Signature: make([]byte, 256)}}
+			a.Votes = []*federation.Vote{{
+				Config: a.Config, Ref: some, Proofs: slices.Repeat([]federation.Proof{statement}, rooms.MaxProofs),
+				Chain: federation.Chain{Counter: 9, Prev: some}, Signature: make([]byte, 64),
+			}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			w.settle()
+			w.s.held[rooms.TypeAccept], w.s.held[rooms.TypeVote] = true, true
+			lied := false
+			w.module.lies = func(chain *rooms.ProofChain) {
+				if chain.Accept == nil {
+					return
+				}
+				lied = true
+				edit(chain.Accept)
+				for _, v := range chain.Accept.Votes {
+					if err := v.Sign(federation.Scope{Room: string(room)}, w.module.key); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := chain.Accept.Sign(federation.Scope{Room: string(room)}, w.module.key); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := bob.epoch(room)
+			ctx, cancel := context.WithCancel(w.ctx)
+			defer cancel()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_ = alice.ChangePolicy(ctx, room, func(p *rooms.Policy) { p.Window = 7 }) // nothing confirms it
+			}()
+			w.until(200, func() bool { return lied })
+			for range 8 {
+				w.settle()
+			}
+			cancel()
+			<-done
+			if !lied {
+				t.Fatal("the module showed no accept: the test proves nothing")
+			}
+			for _, d := range []*testDevice{alice, bob, carol} {
+				if got := d.epoch(room); got != before {
+					t.Errorf("%s: epoch %d, want %d", d.UserID(), got, before)
+				}
+			}
+		})
 	}
 }
 

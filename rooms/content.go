@@ -221,6 +221,14 @@ func firstError(errs ...error) error {
 	return nil
 }
 
+// fitsJSON refuses a number that canonical JSON does not hold.
+func fitsJSON(name string, n uint64) error {
+	if n > maxSafeInt {
+		return malformed(name, "is %d, JSON of Matrix holds numbers below 2^53", n)
+	}
+	return nil
+}
+
 func needHash(name string, h Hash) error {
 	if h.IsZero() {
 		return malformed(name, "is missing")
@@ -410,7 +418,7 @@ func (e *EventRef) validate() error {
 	if e == nil {
 		return nil
 	}
-	return firstError(needHash("ref", e.Ref), checkID("event_id", string(e.Event), '$'))
+	return firstError(needHash("ref", e.Ref), checkID("event_id", string(e.Event), '$'), fitsJSON("epoch", e.Epoch))
 }
 
 func (b *ReceiptBase) validate() error {
@@ -426,7 +434,7 @@ func (b *ReceiptBase) validate() error {
 	if b.Rank >= MaxSequencers {
 		return malformed("rank", "is %d, a list has at most %d entries", b.Rank, MaxSequencers)
 	}
-	return needHash("cfg", b.Cfg)
+	return firstError(needHash("cfg", b.Cfg), fitsJSON("counter", b.Counter))
 }
 
 func validateProofs(proofs []Proof) error {
@@ -445,7 +453,7 @@ func validateProofs(proofs []Proof) error {
 }
 
 func (v *VoteContent) validate() error {
-	return firstError(v.ReceiptBase.validate(), needHash("ref", v.Ref), optionalID("commit_event", string(v.Event), '$'), validateProofs(v.Proofs))
+	return firstError(v.ReceiptBase.validate(), v.Ballot.validate(), needHash("ref", v.Ref), optionalID("commit_event", string(v.Event), '$'), validateProofs(v.Proofs))
 }
 
 func (p *PromiseContent) validate() error {
@@ -453,11 +461,11 @@ func (p *PromiseContent) validate() error {
 		return malformed("ballot", "round 0 needs no promise")
 	}
 	if l := p.Last; l != nil {
-		if err := firstError(needHash("last.ref", l.Ref), validateProofs(l.Proofs)); err != nil {
+		if err := firstError(needHash("last.ref", l.Ref), l.Ballot.validate(), fitsJSON("last.epoch", l.Epoch), validateProofs(l.Proofs)); err != nil {
 			return err
 		}
 	}
-	return p.ReceiptBase.validate()
+	return firstError(p.Ballot.validate(), p.ReceiptBase.validate())
 }
 
 func (r *ReadyContent) validate() error { return r.ReceiptBase.validate() }
@@ -466,8 +474,13 @@ func (a *AcceptContent) validate() error {
 	if (a.Ballot == nil) != a.Provisional {
 		return malformed("ballot", "an accept is either in a ballot or provisional")
 	}
-	if a.Ballot != nil && a.Ballot.Rank != a.Rank {
-		return malformed("ballot", "belongs to rank %d, the signer is rank %d", a.Ballot.Rank, a.Rank)
+	if a.Ballot != nil {
+		if a.Ballot.Rank != a.Rank {
+			return malformed("ballot", "belongs to rank %d, the signer is rank %d", a.Ballot.Rank, a.Rank)
+		}
+		if err := a.Ballot.validate(); err != nil {
+			return err
+		}
 	}
 	if len(a.Promises) > 0 && (a.Ballot == nil || a.Ballot.Round == 0) {
 		return malformed("promises", "stand only in ballots from round 1 on")
@@ -482,7 +495,7 @@ func (a *AcceptContent) validate() error {
 			return err
 		}
 	}
-	return firstError(a.ReceiptBase.validate(), needHash("ref", a.Ref), optionalID("commit_event", string(a.Event), '$'),
+	return firstError(a.ReceiptBase.validate(), needHash("ref", a.Ref), fitsJSON("epoch", a.Epoch), optionalID("commit_event", string(a.Event), '$'),
 		needCount("promises", len(a.Promises), MaxSequencers), needCount("votes", len(a.Votes), 8))
 }
 
@@ -504,14 +517,14 @@ func (h *HeadContent) validate() error {
 		}
 	}
 	for _, r := range h.Receipts {
-		if err := firstError(needBytes("receipts", r.Key, maxKeySize), needHash("receipts", r.Hash), optionalID("receipts", string(r.Event), '$')); err != nil {
+		if err := firstError(needBytes("receipts", r.Key, maxKeySize), needHash("receipts", r.Hash), fitsJSON("receipts", r.Counter), optionalID("receipts", string(r.Event), '$')); err != nil {
 			return err
 		}
 	}
 	if len(h.Proof) > 0 && h.ProofFile != nil {
 		return malformed("proof", "stands beside proof_file")
 	}
-	return firstError(h.ProofFile.validate(), maxBytes("proof", h.Proof, MaxInline), h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
+	return firstError(h.ProofFile.validate(), fitsJSON("era", h.Era), maxBytes("proof", h.Proof, MaxInline), h.Accepted.validate(), h.Final.validate(), h.Root.validate(), h.Snapshot.validate(),
 		maxBytes("group_id", h.Group, 255), maxBytes("group_info", h.GroupInfo, MaxInline),
 		needCount("external_senders", len(h.ExternalSenders), 16), needCount("suites", len(h.Suites), 64), needCount("receipts", len(h.Receipts), 4*MaxSequencers))
 }

@@ -161,14 +161,44 @@ func appendPromise(b []byte, p *federation.Promise) []byte {
 type proofReader struct{ cryptobyte.String }
 
 // DecodeProof reads a proof chain, after [File.Check] where it came from media.
-// Two encodings of one chain do not exist.
+// Two encodings of one chain do not exist. The receipts and statements in it have the
+// form that they need to come as events; their signatures were not checked.
 func DecodeProof(raw []byte) (*ProofChain, error) {
 	p := new(ProofChain)
 	r := &proofReader{raw}
 	if len(raw) > MaxFileSize || !r.chain(p) {
 		return nil, malformed("proof", "does not decode as version %d", proofVersion)
 	}
+	if err := p.checkForm(); err != nil {
+		return nil, inContent("proof", err)
+	}
 	return p, nil
+}
+
+// checkForm refuses a chain with a receipt or statement that could be no event. Who
+// reads the chain takes them for events, and who only sees events has to come to the
+// same result.
+func (p *ProofChain) checkForm() error {
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		for _, v := range s.Votes {
+			if err := VoteOf(v).validate(); err != nil {
+				return inContent("vote", err)
+			}
+		}
+		if err := validateProofs(proofsOf(s.Vouchers)); err != nil {
+			return err
+		}
+	}
+	if a := p.Accept; a != nil {
+		if a.Provisional && a.Ballot.Round > 0 { // its event names no round
+			return malformed("accept", "is provisional in round %d", a.Ballot.Round)
+		}
+		if err := AcceptOf(a).validate(); err != nil {
+			return inContent("accept", err)
+		}
+	}
+	return nil
 }
 
 func (r *proofReader) chain(p *ProofChain) bool {

@@ -430,6 +430,138 @@ func TestRejectedProofChains(t *testing.T) {
 	})
 }
 
+// TestProofChainReceiptForms: what a chain holds is an event, so the rules for the form
+// of events hold for it. Who signed it is no excuse.
+func TestProofChainReceiptForms(t *testing.T) {
+	w, _ := history(t)
+	good := w.chain(1)
+	some := federation.Ref{7}
+	for _, test := range []struct {
+		name string
+		edit func(v *federation.Vote, a *federation.Accept, s *ProofStep)
+		ok   bool
+	}{
+		{"as it is", func(*federation.Vote, *federation.Accept, *ProofStep) {}, true},
+		{"vote: the highest number", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) {
+			v.Chain.Counter, v.Ballot.Round = 1<<53-1, 1<<53-1
+		}, true},
+		{"vote: no counter", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Chain.Counter = 0 }, false},
+		{"vote: a counter that JSON does not hold", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Chain.Counter = 1 << 53 }, false},
+		{"vote: a huge counter", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Chain.Counter = 1 << 60 }, false},
+		{"vote: the first receipt after another", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) {
+			v.Chain = federation.Chain{Counter: 1, Prev: some}
+		}, false},
+		{"vote: the second receipt after none", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) {
+			v.Chain = federation.Chain{Counter: 2}
+		}, false},
+		{"vote: round", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Ballot.Round = 1 << 53 }, false},
+		{"vote: rank of its ballot", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) {
+			v.Ballot = federation.Ballot{Round: 1, Rank: 16}
+		}, false},
+		{"vote: round 0 of rank 1", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Ballot = federation.Ballot{Rank: 1} }, false},
+		{"vote: voter", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Voter = 16 }, false},
+		{"vote: no list", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Config = federation.Ref{} }, false},
+		{"vote: no commit", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Ref = federation.Ref{} }, false},
+		{"vote: signature", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Signature = v.Signature[:63] }, false},
+		{"vote: a proof of nothing", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) { v.Proofs = []federation.Proof{{}} }, false},
+		{"vote: a statement without a signature", func(v *federation.Vote, _ *federation.Accept, _ *ProofStep) {
+			v.Proofs = []federation.Proof{{Applied: &federation.Applied{Ref: some, Hash: some}}}
+		}, false},
+		{"accept: a counter that JSON does not hold", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) { a.Chain.Counter = 1 << 53 }, false},
+		{"accept: the first receipt after another", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Chain = federation.Chain{Counter: 1, Prev: some}
+		}, false},
+		{"accept: epoch", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) { a.Epoch = 1 << 53 }, false},
+		{"accept: round", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) { a.Ballot.Round = 1 << 53 }, false},
+		{"accept: provisional in a round", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Provisional, a.Ballot.Round = true, 1
+		}, false},
+		{"accept: promises in round 0", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Promises = []*federation.Promise{promiseOn(a, 1)}
+		}, false},
+		{"accept: a promise", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Ballot.Round = 1
+			a.Promises = []*federation.Promise{promiseOn(a, 1)}
+		}, true},
+		{"accept: a promise with a huge counter", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Ballot.Round = 1
+			a.Promises = []*federation.Promise{promiseOn(a, 1<<53)}
+		}, false},
+		{"accept: a promise of a vote in a huge epoch", func(_ *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Ballot.Round = 1
+			a.Promises = []*federation.Promise{promiseOn(a, 1)}
+			a.Promises[0].LastVote = &federation.LastVote{Ref: some, Epoch: 1 << 53}
+		}, false},
+		{"accept: a vote with a huge counter", func(v *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			huge := *v
+			huge.Chain.Counter = 1 << 53
+			a.Votes = []*federation.Vote{&huge}
+		}, false},
+		{"accept: nine votes", func(v *federation.Vote, a *federation.Accept, _ *ProofStep) {
+			a.Votes = slices.Repeat([]*federation.Vote{v}, 9)
+		}, false},
+		{"statement: no commit", func(_ *federation.Vote, _ *federation.Accept, s *ProofStep) {
+			s.Vouchers = append(s.Vouchers, federation.Proof{Applied: &federation.Applied{Hash: some, Signature: []byte{1}}})
+		}, false},
+		{"statement: no hash", func(_ *federation.Vote, _ *federation.Accept, s *ProofStep) {
+			s.Vouchers = append(s.Vouchers, federation.Proof{Applied: &federation.Applied{Ref: some, Signature: []byte{1}}})
+		}, false},
+		{"statement: whole", func(_ *federation.Vote, _ *federation.Accept, s *ProofStep) {
+			s.Vouchers = append(s.Vouchers, federation.Proof{Applied: &federation.Applied{Ref: some, Hash: some, Signature: []byte{1}}})
+		}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := copied(t, good)
+			s := &p.Steps[len(p.Steps)-1]
+			test.edit(s.Votes[0], p.Accept, s)
+			_, err := DecodeProof(p.Encode())
+			if test.ok {
+				must(t, err)
+			} else {
+				wantRule(t, err, RuleContentMalformed)
+			}
+		})
+	}
+}
+
+// promiseOn is a promise for the ballot of an accept.
+func promiseOn(a *federation.Accept, counter uint64) *federation.Promise {
+	p := &federation.Promise{Config: a.Config, Ballot: a.Ballot, Chain: federation.Chain{Counter: counter}, Signature: make([]byte, 64)}
+	if p.Ballot.Round == 0 {
+		p.Ballot.Round = 1
+	}
+	if counter > 1 {
+		p.Chain.Prev = federation.Ref{7}
+	}
+	return p
+}
+
+// TestHeadsHoldWhatJSONHolds: no module posts a head that homeservers refuse for its
+// numbers.
+func TestHeadsHoldWhatJSONHolds(t *testing.T) {
+	head := func() *HeadContent {
+		ref := func() *EventRef { return &EventRef{Ref: Hash{1}, Event: "$event", Epoch: 1<<53 - 1} }
+		return &HeadContent{
+			Version: Version, ReceiptKey: make(Bytes, 32), Era: 1<<53 - 1, Accepted: ref(), Final: ref(), Root: ref(),
+			Receipts: []ReceiptRef{{Key: make(Bytes, 32), Counter: 1<<53 - 1, Hash: Hash{1}}},
+		}
+	}
+	raw, err := Encode(head())
+	must(t, err)
+	_, err = DecodeHead(raw)
+	must(t, err)
+	for name, edit := range map[string]func(h *HeadContent){
+		"counter": func(h *HeadContent) { h.Receipts[0].Counter++ }, "era": func(h *HeadContent) { h.Era++ },
+		"epoch": func(h *HeadContent) { h.Accepted.Epoch++ },
+	} {
+		h := head()
+		edit(h)
+		if raw, err := Encode(h); err == nil {
+			t.Errorf("%s: encoded as %s", name, raw)
+		}
+	}
+}
+
 // TestProofChainBits flips bits all over a chain: it then fails, or shows the
 // same.
 func TestProofChainBits(t *testing.T) {

@@ -25,6 +25,14 @@ func (b *Ballot) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
+// validate checks a ballot that did not come as JSON as well.
+func (b Ballot) validate() error {
+	if b.Rank >= MaxSequencers || b.Round > maxSafeInt || b.Round == 0 && b.Rank != 0 {
+		return malformed("ballot", "%d.%d is none", b.Round, b.Rank)
+	}
+	return nil
+}
+
 // ReceiptBase is what every receipt of a module has: who signed it under which
 // list, and its place in the chain of that module's receipts in the room.
 type ReceiptBase struct {
