@@ -190,7 +190,7 @@ type Client struct {
 	synced  chan struct{} // closed after the first sync
 	fedAt   time.Duration // when Feed had filed its last response
 	syncAt  int64         // when the last response was filed, unix milliseconds; 0: unknown
-	slow    slowness      // of the clock that syncAt is read on
+	clocks  clocks        // of servers, against the one that syncAt is read on
 	once    sync.Once
 	fatal   error
 	closed  bool // Close was called, and Start not again

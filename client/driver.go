@@ -347,7 +347,7 @@ func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch)
 	switch evt.Type {
 	case rooms.TypeCommit:
 		if data.Late > 0 || len(r.rec.Late) > 0 {
-			c.noteLate(r, evt, data.Late, data.At+c.slow.by)
+			c.noteLate(r, evt, data.Late, data.At)
 		}
 		return c.handleCommit(ctx, r, evt, b)
 	case rooms.TypeProposal:

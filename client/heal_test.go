@@ -196,59 +196,78 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 	for _, tc := range []struct {
 		name           string
 		commits, again int
+		whole          bool          // nothing is cut
 		before         bool          // the message is sent before the commits are
 		long           bool          // the first of them two minutes before the last
 		unseen         bool          // the last of them so shortly before the end that nothing shows that it was held up, but the one below
 		quiet          bool          // nobody commits for two minutes at the cut's beginning
+		fast           time.Duration // the clock of the author's homeserver
+		others         time.Duration // the clock of the others' homeservers
 		slow           time.Duration // the author's clock
+		set            time.Duration // by so much it is set forward when the message is sent
 	}{
-		{"within what is kept", 3, 0, false, false, false, false, 0}, {"sent after", 4, 1, false, false, false, false, 0}, {"sent before", 4, 1, true, false, false, false, 0},
-		{"a longer one", 4, 1, true, true, false, false, 0}, {"its end unseen", 4, 1, true, false, true, false, 0}, {"a longer one, quiet at first", 4, 1, true, true, false, true, 0},
-		{"a slow clock", 4, 1, true, false, false, false, 40 * time.Minute}, {"a slow clock, sent after", 4, 1, false, false, false, false, 40 * time.Minute},
-		{"a slow clock, within what is kept", 3, 0, true, false, false, false, 40 * time.Minute},
+		{name: "within what is kept", commits: 3},
+		{name: "sent after", commits: 4, again: 1},
+		{name: "sent before", commits: 4, again: 1, before: true},
+		{name: "a longer one", commits: 4, again: 1, before: true, long: true},
+		{name: "its end unseen", commits: 4, again: 1, before: true, unseen: true},
+		{name: "a longer one, quiet at first", commits: 4, again: 1, before: true, long: true, quiet: true},
+		{name: "nothing cut", commits: 4, whole: true, before: true},
+		{name: "a slow clock", commits: 4, again: 1, before: true, slow: 40 * time.Minute},
+		{name: "a slow clock, sent after", commits: 4, again: 1, slow: 40 * time.Minute},
+		{name: "a slow clock, within what is kept", commits: 3, before: true, slow: 40 * time.Minute},
+		{name: "a slow clock, nothing cut", commits: 4, whole: true, before: true, slow: 40 * time.Minute},
+		{name: "the clock is set right meanwhile", commits: 4, again: 1, before: true, slow: 40 * time.Minute, set: 40 * time.Minute},
+		{name: "the clock is set right meanwhile, nothing cut", commits: 4, whole: true, before: true, slow: 40 * time.Minute, set: 40 * time.Minute},
+		{name: "the homeserver is fast", commits: 4, whole: true, before: true, fast: 70 * time.Second},
+		{name: "the homeserver is fast, and cut off", commits: 4, again: 1, before: true, fast: 70 * time.Second},
+		{name: "the homeserver is a day fast", commits: 4, whole: true, before: true, fast: 24 * time.Hour},
+		{name: "the others' homeservers are fast", commits: 4, whole: true, before: true, others: 70 * time.Second},
+		{name: "the others' homeservers are fast, and cut off", commits: 4, again: 1, before: true, others: 70 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
 			room, u := w.apart(3, nil)
 			alice, bob, carol := u[0], u[1], u[2]
-			// Servers' clocks go on with the events here, and carol's with them.
-			clock := func() {
-				w.s.mu.Lock()
-				at := time.UnixMilli(w.s.clock)
-				w.s.mu.Unlock()
-				carol.skew = time.Until(at) - tc.slow
-				carol.turn()
+			w.oneClock()
+			w.step = time.Second
+			carol.skew = -tc.slow
+			for i, m := range w.modules() {
+				m.s.fast = tc.others
+				if i == 2 {
+					m.s.fast = tc.fast
+				}
 			}
-			clock()
 			w.send(alice, room, "together")
+			w.send(bob, room, "us, too")
 			w.settle()
-			w.cut("s3.example")
+			if !tc.whole {
+				w.cut("s3.example")
+			}
 			if tc.before {
 				w.send(carol, room, "unheard")
+				carol.skew += tc.set
 			}
 			if tc.quiet {
-				w.s.mu.Lock()
-				w.s.clock += 2 * time.Minute.Milliseconds()
-				w.s.mu.Unlock()
+				w.now.add(2 * time.Minute)
+			}
+			pass := func() {
+				w.now.add(heldUpAfter)
+				carol.turn()
 			}
 			for i := range tc.commits {
 				if tc.unseen && i == tc.commits-1 {
-					clock()
-					carol.skew += heldUpAfter
-					carol.turn()
+					pass()
+					w.step = 100 * time.Millisecond
 				}
 				if tc.long && i == 1 {
-					w.s.mu.Lock()
-					w.s.clock += 2 * time.Minute.Milliseconds()
-					w.s.mu.Unlock()
+					w.now.add(2 * time.Minute)
 				}
 				w.must(func() error { return bob.ChangePolicySelf(room) })
 				w.settle()
 			}
 			if !tc.unseen {
-				clock()
-				carol.skew += heldUpAfter
-				carol.turn()
+				pass()
 			}
 			if !tc.before {
 				w.send(carol, room, "unheard")
@@ -257,9 +276,7 @@ func TestMessagesThatComeTooLateAfterAShortCut(t *testing.T) {
 			w.settle()
 			w.sameEpoch(room, alice, bob, carol)
 			for _, d := range []*testDevice{alice, bob, carol} {
-				if got := d.received(); !slices.Equal(got, []string{"together", "unheard"}) {
-					t.Errorf("%s got %q", d.ident.device, got)
-				}
+				d.wantReceived("together", "us, too", "unheard")
 			}
 			again := 0
 			for _, row := range carol.rows {

@@ -31,7 +31,12 @@ func (c *Client) woken() (engine, outbox bool) {
 func (c *Client) idled(ctx context.Context, at time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.st.PutKV(ctx, syncTimeKey, c.syncTime(at.UnixMilli())); err != nil {
+	c.clocks.read(c.now().UnixMilli(), c.mono())
+	stored, err := c.syncTime(at.UnixMilli())
+	if err != nil {
+		return err
+	}
+	if err := c.st.PutKV(ctx, syncTimeKey, stored); err != nil {
 		return err
 	}
 	c.syncAt = at.UnixMilli()

@@ -3,7 +3,6 @@ package client
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"slices"
 	"time"
 
@@ -48,7 +47,7 @@ type lateCommit struct {
 	Ref   rooms.Hash    `json:"ref"`
 	Level uint64        `json:"level"`
 	Delay time.Duration `json:"delay"`          // between its sending and its coming
-	At    int64         `json:"at,omitempty"`   // when it was sent, unix milliseconds
+	At    int64         `json:"at,omitempty"`   // when it was sent, on this device's clock, unix milliseconds
 	Came  int64         `json:"came,omitempty"` // when it came
 	By    id.UserID     `json:"by,omitempty"`   // who sent it
 }
@@ -57,58 +56,20 @@ type lateCommit struct {
 // before it should have had it; else it is 0. A device that was not listening
 // learns nothing from an event's age. The caller holds c.mu.
 func (c *Client) lateness(evt *Event) time.Duration {
-	late := time.Duration(c.syncAt+c.slow.by-evt.Timestamp) * time.Millisecond
+	now := c.now().UnixMilli()
+	sent := c.sentAt(evt)
+	late := min(c.syncAt, now) - sent // the clock may have been set back
 	switch {
-	case c.syncAt == 0 || late < heldUpAfter:
+	case c.syncAt == 0 || late < heldUpAfter.Milliseconds():
 		return 0
-	case late < lateAfter:
-		return late
+	case late < lateAfter.Milliseconds():
+		return time.Duration(late) * time.Millisecond
 	}
-	return time.Duration(c.now().UnixMilli()+c.slow.by-evt.Timestamp) * time.Millisecond
+	return time.Duration(now-sent) * time.Millisecond
 }
 
-// slowness is by how much this device's clock is behind its homeserver's. What users
-// and modules of that server send comes at once, or later: its newest stamp shows it.
-// How far a clock is ahead nothing shows; it makes messages be sent again too often, at most.
-type slowness struct {
-	by int64         // milliseconds; never negative
-	at time.Duration // when it was last seen, monotonic
-}
-
-// slowLasts is how long it counts what an event showed, until a later event that
-// shows less takes its place: the clock may have been set right.
-const slowLasts = 10 * time.Minute
-
-// noteStamp learns from an event that came, at the given time on this device's clock, in
-// unix milliseconds. The caller holds c.mu.
-func (c *Client) noteStamp(evt *Event, came int64) {
-	if serverOf(evt.Sender) != serverOf(c.UserID()) {
-		return
-	}
-	now, by := c.mono(), int64(0)
-	if evt.Timestamp > came {
-		by = min(evt.Timestamp-came, maxAge.Milliseconds())
-	}
-	if by >= c.slow.by || now-c.slow.at >= slowLasts {
-		c.slow = slowness{by, now}
-	}
-}
-
-// syncTime returns what is stored when a response was filed: the time on this device's
-// clock, and by how much that is slow.
-func (c *Client) syncTime(at int64) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(at)), uint64(c.slow.by))
-}
-
-// readSyncTime reads what syncTime made, or an older version, which stored the time alone.
-func (c *Client) readSyncTime(raw []byte) {
-	if len(raw) == 8 || len(raw) == 16 {
-		c.syncAt = int64(binary.BigEndian.Uint64(raw))
-	}
-	if len(raw) == 16 {
-		c.slow = slowness{int64(binary.BigEndian.Uint64(raw[8:])), c.mono()}
-	}
-}
+// sentAt returns when an event was sent, on this device's clock, in unix milliseconds.
+func (c *Client) sentAt(evt *Event) int64 { return max(0, evt.Timestamp) - c.clocks.of(evt.Sender) }
 
 // noteLate remembers a commit that came late, at the given time in unix milliseconds,
 // or was made while the one below it was on its way, which so came late as well.
@@ -128,14 +89,15 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) 
 	if err != nil || slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == rooms.Hash(ref) }) {
 		return
 	}
+	sent := c.sentAt(evt)
 	if delay == 0 {
-		if !slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == content.Parent && l.Came >= evt.Timestamp }) {
+		if !slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == content.Parent && l.Came >= sent }) {
 			return
 		}
-		delay = time.Duration(max(0, came-evt.Timestamp)) * time.Millisecond
+		delay = time.Duration(max(0, came-sent)) * time.Millisecond
 	}
 	if level, ok := r.levelAt(federation.Ref(content.Parent)); ok && !r.machine.Held(ref) {
-		r.keepLate(lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: evt.Timestamp, Came: came, By: evt.Sender})
+		r.keepLate(lateCommit{Ref: rooms.Hash(ref), Level: level + 1, Delay: delay, At: sent, Came: came, By: evt.Sender})
 	}
 }
 
@@ -211,7 +173,7 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 		left := c.limits.PastAge - c.now().Sub(time.UnixMilli(row.data.At))
 		switch {
 		case !r.stands(ref):
-		case ok && row.data.Late < maxLateSends && c.missed(r, level, row.data.sentAt()+c.slow.by):
+		case ok && row.data.Late < maxLateSends && c.missed(r, level, c.clocks.noted(row.data.sentAt())):
 			data := row.data
 			data.Late++
 			c.sendAgain(b, row, data)

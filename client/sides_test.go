@@ -20,6 +20,7 @@ type fakeNet struct {
 	servers  []*fakeServer
 	side     map[string]int // servers on different sides do not reach each other
 	clock    int64
+	now      func() int64 // if set, the clock's time; else each event takes a second
 	events   int
 	nextRoom int
 	lose     string                    // to-device messages that do not arrive: "to" or "from" a user

@@ -132,10 +132,10 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	came := c.now().UnixMilli()
+	c.clocks.read(c.now().UnixMilli(), c.mono())
 	for _, joined := range resp.Join {
 		for _, evt := range joined.Timeline {
-			c.noteStamp(evt, came)
+			c.clocks.note(evt, serverOf(c.UserID()))
 		}
 	}
 	var steps []func(ctx context.Context) error
@@ -227,7 +227,11 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 				return err
 			}
 		}
-		if err := c.st.PutKV(ctx, syncTimeKey, c.syncTime(now)); err != nil {
+		at, err := c.syncTime(now)
+		if err != nil {
+			return err
+		}
+		if err := c.st.PutKV(ctx, syncTimeKey, at); err != nil {
 			return err
 		}
 		return c.crashpoint("sync-filed")

@@ -41,6 +41,7 @@ const testServer = "test.example"
 type fakeServer struct {
 	*fakeNet
 	name     string
+	fast     time.Duration // of its clock
 	log      []*Event
 	late     []func() // what waits until the cut to this server is mended
 	media    map[string][]byte
@@ -168,10 +169,14 @@ func (s *fakeServer) devicesOf(user id.UserID) *identity.UserDevices {
 
 // append adds an event to the log.
 func (s *fakeServer) append(evt *Event) id.EventID {
-	s.clock += 1000
+	if s.now != nil {
+		s.clock = max(s.clock+1, s.now())
+	} else {
+		s.clock += 1000
+	}
 	evt.ID = id.EventID(fmt.Sprintf("$event%d", s.events))
 	s.events++
-	evt.Timestamp = s.clock
+	evt.Timestamp = s.clock + s.fast.Milliseconds()
 	if evt.StateKey != nil {
 		if now := s.state(evt.RoomID, len(s.log))[[2]string{evt.Type, *evt.StateKey}]; now != nil {
 			s.before[evt.ID] = now.ID
@@ -683,6 +688,7 @@ type world struct {
 	all    []*testDevice
 	now    testClock
 	pace   time.Duration // of background
+	step   time.Duration // between two turns of settle
 
 	sealMu sync.Mutex
 	seals  map[[32]byte][32]byte // hash of a key and nonce → hash of what they encrypted
@@ -704,9 +710,10 @@ type testDevice struct {
 	told    func(u Update) // called with each update, if set
 	crashAt func(point string) error
 	dead    bool
-	skew    time.Duration // of its wall clock
-	asks    bool          // for history, by itself
-	tells   bool          // what it has received
+	skew    time.Duration    // of its wall clock
+	wall    func() time.Time // if set, its wall clock without the skew
+	asks    bool             // for history, by itself
+	tells   bool             // what it has received
 	bounds  Limits
 	cuts    bool   // what of its store is on disk is kept, for powerCut
 	cut     func() // in place of a restart after a crash
@@ -715,7 +722,7 @@ type testDevice struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, ctx: t.Context(), seals: map[[32]byte][32]byte{}, s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, pace: 250 * time.Millisecond}
+	w := &world{t: t, ctx: t.Context(), seals: map[[32]byte][32]byte{}, s: newFakeServer(), cs: mls.MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519, pace: 250 * time.Millisecond, step: 4 * time.Second}
 	w.now.set(time.Second)
 	w.module = newFakeModule(w, testServer)
 	return w
@@ -865,7 +872,12 @@ func (d *testDevice) open() {
 				d.told(u)
 			}
 		},
-		Now:       func() time.Time { return time.Now().Add(d.skew) },
+		Now: func() time.Time {
+			if d.wall != nil {
+				return d.wall().Add(d.skew)
+			}
+			return time.Now().Add(d.skew)
+		},
 		Monotonic: func() time.Duration { return d.w.now.get() },
 		OnSeal:    d.w.sealed,
 
@@ -936,7 +948,7 @@ func (w *world) settle(devices ...*testDevice) {
 		for _, d := range devices {
 			d.turn()
 		}
-		w.now.add(4 * time.Second)
+		w.now.add(w.step)
 		w.s.mu.Lock()
 		after := w.s.events
 		w.s.mu.Unlock()
@@ -998,6 +1010,17 @@ func (w *world) committing(devices []*testDevice) bool {
 		}
 		return false
 	})
+}
+
+// oneClock lets the wall clocks of servers and devices go on with the monotonic one.
+func (w *world) oneClock() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	start := w.s.clock - w.now.get().Milliseconds()
+	w.s.now = func() int64 { return start + w.now.get().Milliseconds() }
+	for _, d := range w.all {
+		d.wall = func() time.Time { return time.UnixMilli(w.s.now()) }
+	}
 }
 
 // testClock is the monotonic clock of a world. A client's own goroutines read it
