@@ -250,12 +250,22 @@ func (l *ListChange) ready() (n int) {
 	return n
 }
 
-// waiting are the servers whose modules have not said that they are ready.
-func (l *ListChange) waiting() (servers []string) {
+// awaited are the modules whose word is waited for. The present ones speak last, when
+// theirs is the word that is missing.
+func (l *ListChange) awaited() (list []SequencerInfo) {
+	newcomers := slices.ContainsFunc(l.List, func(s SequencerInfo) bool { return !s.present && s.State != SequencerReady })
 	for _, s := range l.List {
-		if s.State != SequencerReady {
-			servers = append(servers, s.Server)
+		if s.State != SequencerReady && !(newcomers && s.present && s.State == SequencerUnready) {
+			list = append(list, s)
 		}
+	}
+	return list
+}
+
+// waiting are the servers of the modules whose word is waited for.
+func (l *ListChange) waiting() (servers []string) {
+	for _, s := range l.awaited() {
+		servers = append(servers, s.Server)
 	}
 	return servers
 }
@@ -264,14 +274,8 @@ func (l *ListChange) waiting() (servers []string) {
 func (l *ListChange) missing() string {
 	ready := l.ready()
 	var waits []string
-	// The present ones speak last, when theirs is the word that is missing.
-	newcomers := slices.ContainsFunc(l.List, func(s SequencerInfo) bool { return !s.present && s.State != SequencerReady })
-	for _, s := range l.List {
-		if newcomers && s.present && s.State == SequencerUnready {
-			continue
-		}
+	for _, s := range l.awaited() {
 		switch s.State {
-		case SequencerReady:
 		case SequencerAbsent:
 			waits = append(waits, s.Server+" (its module is not in the room)")
 		case SequencerNewKey:

@@ -221,6 +221,30 @@ func TestListWaitsForItsModules(t *testing.T) {
 	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer, "two.example", "three.example")
 }
 
+// A notice names the servers that the error names, and no present module that speaks last.
+func TestListChangeNamesWhomItWaitsFor(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		list []SequencerInfo
+		want []string
+	}{
+		{"newcomers first", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerUnready}, {Server: "s3", State: SequencerReady}}, []string{"s2"}},
+		{"a present one is lost", []SequencerInfo{{Server: "s1", State: SequencerAbsent, present: true}, {Server: "s2", State: SequencerNewKey}}, []string{"s1", "s2"}},
+		{"the present ones last", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerReady}}, []string{"s1"}},
+	} {
+		l := &ListChange{List: tc.list, Needs: 2}
+		if got := l.waiting(); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: the notice names %q, want %q", tc.name, got, tc.want)
+		}
+		_, after, _ := strings.Cut(l.missing(), "waiting for ")
+		for i, part := range strings.Split(after, ", ") {
+			if server, _, _ := strings.Cut(part, " "); i >= len(tc.want) || server != tc.want[i] {
+				t.Errorf("%s: the error names %q, want %q", tc.name, after, tc.want)
+			}
+		}
+	}
+}
+
 // TestListThatNobodyIsReadyForComesToRest: a list whose modules are lost is tried
 // ever more rarely, then no more, and leaves room for the admin's other commits.
 // Once one of the modules speaks, it is tried again.

@@ -168,7 +168,7 @@ const (
 	// it was sent. It is made again.
 	AlteredWarning WarningKind = "altered"
 	// NotReadyWarning: a change of the room's modules is not in force; Reason and Detail
-	// say why, and Servers are those whose modules have not said that they are ready.
+	// say why, and Servers are those whose modules' word is waited for.
 	NotReadyWarning WarningKind = "not-ready"
 	// PolicyWarning: a change of the group's policy was given up; Detail says why.
 	PolicyWarning WarningKind = "policy"
