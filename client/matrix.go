@@ -292,6 +292,6 @@ func fromMautrixEvent(roomID id.RoomID, evt *event.Event) *Event {
 	}
 	return &Event{
 		ID: evt.ID, RoomID: roomID, Type: evt.Type.Type, Sender: evt.Sender, StateKey: evt.StateKey,
-		Timestamp: evt.Timestamp, Content: content, Redacts: evt.Redacts,
+		Timestamp: evt.Timestamp, Content: content, Redacts: evt.Redacts, Unsigned: unsignedOf(evt.Unsigned.TransactionID),
 	}
 }

@@ -251,6 +251,13 @@ func (c *Client) Flush(ctx context.Context) (next time.Duration) {
 		}
 		c.settleRow(ctx, row, evt, err)
 		c.mu.Unlock()
+		if err == nil && item.Kind == kindChat {
+			// Taken back later, it is found by its event alone: that is not forgotten. Who
+			// waited has been answered.
+			if err := c.st.Settle(context.WithoutCancel(ctx)); err != nil {
+				c.log.Err(err).Msg("Failed to store the outcome of a sending")
+			}
+		}
 	}
 	return 0
 }
@@ -409,7 +416,8 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		return
 	}
 	// Of what was sent it may be forgotten that it was: it is sent again under the same
-	// transaction id then, or comes back.
+	// transaction id then, or comes back. For a message Flush waits for the disk right
+	// after this, for it may be taken back.
 	b := &batch{soon: row.item.Kind != kindCommit && row.item.Kind != kindWelcome}
 	switch row.item.Kind {
 	case kindCommit:

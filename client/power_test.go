@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"testing"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // keepDurable copies the files of a device's store while all in them is on disk.
@@ -98,9 +101,9 @@ func (d *testDevice) wantOnce(room id.RoomID) {
 	}
 }
 
-// TestOneMessageWaitsOnceForTheDisk counts what a message costs: sending waits for the
-// disk before the ciphertext leaves, and nothing else of it does.
-func TestOneMessageWaitsOnceForTheDisk(t *testing.T) {
+// TestHowOftenOneMessageWaitsForTheDisk counts what a message costs: sending waits for the
+// disk before the ciphertext leaves, and once more when it was answered.
+func TestHowOftenOneMessageWaitsForTheDisk(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, _ := w.three("shared")
 	waits := map[*testDevice]int{}
@@ -108,8 +111,8 @@ func TestOneMessageWaitsOnceForTheDisk(t *testing.T) {
 		d.durable = func() { waits[d]++ }
 	}
 	alice.sendAlone(room, "once")
-	if waits[alice] != 2 { // and once for the caller who did not wait
-		t.Errorf("sending waited %d times for the disk, want 2", waits[alice])
+	if waits[alice] != 3 { // and once for the caller who did not wait
+		t.Errorf("sending waited %d times for the disk, want 3", waits[alice])
 	}
 	clear(waits)
 	for _, d := range []*testDevice{alice, bob} {
@@ -139,4 +142,106 @@ func TestPowerCutKeepsAWelcome(t *testing.T) {
 	if err != nil || len(items) != 1 || !strings.HasPrefix(string(items[0].EventID), "to-device/") {
 		t.Errorf("after a power cut %d events wait, want the Welcome (%v)", len(items), err)
 	}
+}
+
+// TestWhatWasTakenBackStaysGoneAfterAPowerCut: the homeserver has a message, its author
+// takes it back, and the device forgets both, or that it was sent at all. What the
+// homeserver shows of it then has nothing in it any more.
+func TestWhatWasTakenBackStaysGoneAfterAPowerCut(t *testing.T) {
+	for name, test := range map[string]struct {
+		noTxns bool   // the homeserver does not say under which transaction id an event was sent
+		lost   string // what of the sending the device does not live to see
+		moves  bool   // the head moves meanwhile
+	}{
+		"sent, and a commit":             {noTxns: true, moves: true},
+		"sent":                           {noTxns: true},
+		"come back, and a commit":        {noTxns: true, lost: "answer", moves: true},
+		"come back":                      {noTxns: true, lost: "answer"},
+		"cut while it is sent, a commit": {lost: "all", moves: true},
+		"cut while it is sent":           {lost: "all"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			w.s.noTxns = test.noTxns
+			alice.cuts = true
+			alice.restart()
+			w.settle()
+			if test.lost != "" {
+				alice.hs.after = func(kind string) error {
+					if kind != "send/"+rooms.TypeEncrypted {
+						return nil
+					}
+					alice.hs.after = nil
+					return errors.New("the answer is lost")
+				}
+			}
+			alice.sendAlone(room, "taken back")
+			sent := w.encryptedBy(alice.UserID())
+			if len(sent) != 1 {
+				t.Fatalf("%d events went out, want one", len(sent))
+			}
+			if test.lost != "all" {
+				alice.takeIn()
+			}
+			if _, err := carol.hs.Redact(w.ctx, room, sent[0], "t", ""); err != nil { // a moderator
+				t.Fatal(err)
+			}
+			if test.lost != "all" {
+				alice.takeIn()
+			}
+			if test.moves {
+				before := bob.headRef(room)
+				w.all = slices.DeleteFunc(w.all, func(d *testDevice) bool { return d == alice })
+				w.must(func() error { return bob.Refresh(w.ctx, room) })
+				w.settle()
+				w.all = append(w.all, alice)
+				if bob.headRef(room) == before {
+					t.Fatal("the head stands: the test proves nothing")
+				}
+			}
+			alice.powerCut()
+			w.settle()
+			w.sameEpoch(room, alice, bob, carol)
+			if again := w.encryptedBy(alice.UserID()); len(again) != 1 {
+				t.Errorf("what was taken back went out again, as %q", again[1:])
+			}
+			if rows := alice.keptMessages(room); len(rows) != 0 {
+				t.Errorf("%d messages are kept in the outbox, want none", len(rows))
+			}
+			messages, err := alice.Messages(w.ctx, room, "", 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range messages {
+				if string(m.Content) != "{}" {
+					t.Errorf("the timeline has %s", m.Content)
+				}
+			}
+			w.send(alice, room, "after")
+			w.settle()
+			bob.wantTexts("after")
+		})
+	}
+}
+
+// takeIn lets a device take in what came, and nothing go out.
+func (d *testDevice) takeIn() {
+	d.w.t.Helper()
+	if err := d.SyncOnce(d.w.ctx, 0); err != nil {
+		d.w.t.Fatal(err)
+	}
+	d.Step(d.w.ctx)
+}
+
+// encryptedBy are the events in which a user sent something encrypted, in order.
+func (w *world) encryptedBy(user id.UserID) (out []id.EventID) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeEncrypted && evt.Sender == user {
+			out = append(out, evt.ID)
+		}
+	}
+	return out
 }

@@ -36,6 +36,9 @@ var (
 // handleEncrypted opens an m.room.encrypted (or delivery receipt) event.
 func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *batch) error {
 	content, err := rooms.DecodeEncrypted(evt.Content)
+	if err != nil && c.takeBackPruned(r, evt, b) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -184,6 +187,7 @@ func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
 	}
 	c.addOwnMessage(b, r, row, evt.ID)
 	c.saveRow(b, row, stateSent, row.ref(), data)
+	b.firm = true // taken back later, it is found by this event alone
 	r.pruneBy(c.mono() + c.limits.PastAge)
 	b.then(func() { c.answer(row, sendResult{event: evt.ID}) })
 	return nil

@@ -3,7 +3,10 @@ package client
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -211,23 +214,54 @@ func (c *Client) requeueAll(b *batch, r *room) {
 // knows of the first alone.
 func (c *Client) takeBack(b *batch, r *room, target id.EventID) {
 	for _, row := range c.roomRows(r.id) {
-		if target == "" || row.data.Plain == nil || row.data.EventID != target && !slices.Contains(row.data.Was, target) {
-			continue
+		if target != "" && row.data.Plain != nil && (row.data.EventID == target || slices.Contains(row.data.Was, target)) {
+			c.takeRow(b, r, row, row.data, target)
 		}
-		for _, other := range append(slices.Clone(row.data.Was), row.data.EventID) {
-			if other != target && !row.data.Taken {
-				c.redactSent(b, r, other)
-			}
-		}
-		if row.busy { // settleRow redacts what is on its way
-			data := row.data
-			data.Taken, data.Target = true, data.EventID // which its echo may have told
-			c.saveRow(b, row, row.item.State, row.ref(), data)
-			continue
-		}
-		c.deleteRow(b, row)
-		b.then(func() { c.answer(row, sendResult{event: target}) })
 	}
+}
+
+// takeRow drops one message for takeBack. data is that of the row.
+func (c *Client) takeRow(b *batch, r *room, row *outRow, data outData, target id.EventID) {
+	for _, other := range append(slices.Clone(data.Was), data.EventID) {
+		if other != target && !data.Taken {
+			c.redactSent(b, r, other)
+		}
+	}
+	if row.busy { // settleRow redacts what is on its way
+		data.Taken, data.Target = true, data.EventID // which its echo may have told
+		c.saveRow(b, row, row.item.State, row.ref(), data)
+		return
+	}
+	c.deleteRow(b, row)
+	b.then(func() { c.answer(row, sendResult{event: target}) })
+}
+
+// takeBackPruned is for an event of this device that was redacted before it was seen here:
+// nothing is in it any more that tells which message it was, but the homeserver says under
+// which transaction id it came. The power may have failed, or the process ended, between
+// its sending and the note of its event.
+func (c *Client) takeBackPruned(r *room, evt *Event, b *batch) bool {
+	var content map[string]json.RawMessage
+	if evt.Sender != c.UserID() || evt.Type != rooms.TypeEncrypted || json.Unmarshal(evt.Content, &content) != nil || len(content) > 0 {
+		return false
+	}
+	for _, row := range c.roomRows(r.id) {
+		try, ok := strings.CutPrefix(evt.Unsigned.TransactionID, row.item.TxnID+".")
+		n, err := strconv.Atoi(try)
+		if !ok || err != nil || n > row.data.Try || row.data.Plain == nil {
+			continue
+		}
+		data := row.data
+		if known := data.EventID == evt.ID || slices.Contains(data.Was, evt.ID); !known {
+			if n == data.Try && data.EventID == "" && row.item.State == stateReady {
+				data.EventID = evt.ID // what is on its way has become this event
+			}
+			c.takeRow(b, r, row, data, evt.ID)
+		}
+		c.redact(r, evt.ID, b)
+		return true
+	}
+	return false
 }
 
 // redactSent queues the redaction of an event of ours.

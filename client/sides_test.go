@@ -30,7 +30,7 @@ type fakeNet struct {
 
 func (n *fakeNet) add(name string, s *fakeServer) *fakeServer {
 	s.fakeNet, s.name = n, name
-	s.txns, s.held = map[string]id.EventID{}, map[string]bool{}
+	s.txns, s.held, s.sentIn = map[string]id.EventID{}, map[string]bool{}, map[id.EventID][2]string{}
 	n.servers = append(n.servers, s)
 	return s
 }

@@ -22,8 +22,39 @@ type Event struct {
 	Timestamp int64           `json:"origin_server_ts,omitempty"`
 	Content   json.RawMessage `json:"content"`
 	Redacts   id.EventID      `json:"redacts,omitempty"`
+	Unsigned  Unsigned        `json:"unsigned,omitzero"`
 
 	reposter id.UserID // who sent it again in the sender's name, as they say
+}
+
+// Unsigned is what the homeserver says beside an event, as far as it is needed.
+type Unsigned struct {
+	// TransactionID is the one under which this device sent the event.
+	TransactionID string `json:"transaction_id,omitempty"`
+}
+
+// maxTxnID bounds the transaction ids that are looked at: ours are shorter.
+const maxTxnID = 64
+
+// UnmarshalJSON takes what it can use. It never fails: nobody has signed this, and an
+// event is not refused for it.
+func (u *Unsigned) UnmarshalJSON(raw []byte) error {
+	var said struct {
+		TransactionID any `json:"transaction_id"`
+	}
+	*u = Unsigned{}
+	if json.Unmarshal(raw, &said) == nil {
+		txn, _ := said.TransactionID.(string)
+		*u = unsignedOf(txn)
+	}
+	return nil
+}
+
+func unsignedOf(txn string) Unsigned {
+	if len(txn) > maxTxnID {
+		return Unsigned{}
+	}
+	return Unsigned{TransactionID: txn}
 }
 
 // poster returns who is to blame for the event.

@@ -49,6 +49,9 @@ type fakeServer struct {
 	users    map[id.UserID]*fakeUser
 	txns     map[string]id.EventID
 	held     map[string]bool // event types that are not shown by /sync (a gap)
+	// sentIn names the device that sent an event, and the transaction id it did so under.
+	sentIn map[id.EventID][2]string
+	noTxns bool // it does not tell a device under which transaction id it sent an event
 	// leftOut, if set, names events that are in the history and never shown by /sync.
 	leftOut func(evt *Event) bool
 	sent    [][]byte // contents of all message events, to look for plaintext in
@@ -227,6 +230,7 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	from, _ := strconv.Atoi(since)
+	key := string(user) + "/" + string(device)
 	resp := map[string]any{"next_batch": strconv.Itoa(len(s.log))}
 	join, invite, leave := map[id.RoomID]any{}, map[id.RoomID]any{}, map[id.RoomID]any{}
 	seen := map[id.RoomID]bool{}
@@ -269,18 +273,17 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 		case is == "join" && (len(timeline) > 0 || was != "join"):
 			join[evt.RoomID] = map[string]any{
 				"state":    map[string]any{"events": state},
-				"timeline": map[string]any{"events": timeline, "limited": limited, "prev_batch": strconv.Itoa(first)},
+				"timeline": map[string]any{"events": s.shown(key, timeline...), "limited": limited, "prev_batch": strconv.Itoa(first)},
 			}
 		case is == "invite" && was != "invite":
 			invite[evt.RoomID] = map[string]any{"invite_state": map[string]any{"events": []*Event{
 				now[[2]string{rooms.TypeMember, string(user)}], now[[2]string{rooms.TypeEncryption, ""}],
 			}}}
 		case (is == "leave" || is == "ban") && was == "join":
-			leave[evt.RoomID] = map[string]any{"timeline": map[string]any{"events": timeline}}
+			leave[evt.RoomID] = map[string]any{"timeline": map[string]any{"events": s.shown(key, timeline...)}}
 		}
 	}
 	resp["rooms"] = map[string]any{"join": join, "invite": invite, "leave": leave}
-	key := string(user) + "/" + string(device)
 	resp["to_device"] = map[string]any{"events": s.toDevice[key]}
 	s.toDevice[key] = nil
 	raw, err := json.Marshal(resp)
@@ -294,10 +297,32 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 	return out
 }
 
+// shown returns events as a device is given them: of what was redacted nothing is left,
+// and who sent an event is told under which transaction id.
+func (s *fakeServer) shown(device string, events ...*Event) []*Event {
+	redacted := map[id.EventID]bool{}
+	for _, evt := range s.log {
+		redacted[evt.Redacts] = evt.Redacts != ""
+	}
+	out := make([]*Event, 0, len(events))
+	for _, evt := range events {
+		clone := *evt
+		if redacted[evt.ID] && evt.StateKey == nil {
+			clone.Content = json.RawMessage("{}")
+		}
+		if in := s.sentIn[evt.ID]; in[0] == device && !s.noTxns {
+			clone.Unsigned.TransactionID = in[1]
+		}
+		out = append(out, &clone)
+	}
+	return out
+}
+
 // fakeTransport is one user's access.
 type fakeTransport struct {
 	s       *fakeServer
 	user    id.UserID
+	device  id.DeviceID
 	fail    error // the next request fails with it, once
 	noState bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
@@ -317,6 +342,8 @@ type fakeTransport struct {
 	// created is called before the answer to createRoom goes out.
 	created func(room id.RoomID)
 }
+
+func (t *fakeTransport) key() string { return string(t.user) + "/" + string(t.device) }
 
 func (t *fakeTransport) enter(kind string) error {
 	if t.before != nil {
@@ -354,7 +381,7 @@ func (t *fakeTransport) Send(_ context.Context, room id.RoomID, eventType, txnID
 		content = t.change(eventType, content)
 	}
 	evt := t.s.append(&Event{RoomID: room, Type: eventType, Sender: t.user, Content: content})
-	t.s.txns[key] = evt
+	t.s.txns[key], t.s.sentIn[evt] = evt, [2]string{t.key(), txnID}
 	return evt, t.lost("send/" + eventType)
 }
 
@@ -387,8 +414,7 @@ func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.Even
 	defer t.s.mu.Unlock()
 	for _, evt := range t.s.log {
 		if evt.ID == eventID && evt.RoomID == room {
-			clone := *evt
-			return &clone, nil
+			return t.s.shown(t.key(), evt)[0], nil
 		}
 	}
 	return nil, errRefused
@@ -415,15 +441,14 @@ func (t *fakeTransport) Messages(ctx context.Context, room id.RoomID, from strin
 	for at > 0 && len(out) < limit {
 		at--
 		if t.s.log[at].RoomID == room && !t.s.held[t.s.log[at].Type] {
-			clone := *t.s.log[at]
-			out = append(out, &clone)
+			out = append(out, t.s.log[at])
 		}
 	}
 	next := ""
 	if at > 0 {
 		next = strconv.Itoa(at)
 	}
-	return out, next, nil
+	return t.s.shown(t.key(), out...), next, nil
 }
 
 func (t *fakeTransport) State(_ context.Context, room id.RoomID) ([]*Event, error) {
@@ -775,7 +800,7 @@ func (w *world) device(user, device string) *testDevice {
 func (w *world) deviceOn(s *fakeServer, user, device string) *testDevice {
 	w.t.Helper()
 	ident, userID := w.registerOn(s, user, device)
-	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: s, user: userID}, path: filepath.Join(w.t.TempDir(), "store.db")}
+	td := &testDevice{w: w, ident: ident, hs: &fakeTransport{s: s, user: userID, device: id.DeviceID(device)}, path: filepath.Join(w.t.TempDir(), "store.db")}
 	td.open()
 	w.all = append(w.all, td)
 	for _, other := range w.all {
