@@ -271,7 +271,7 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 		}
 	}
 	r.state.room = r.id
-	if len(heads) > 0 {
+	if len(heads) > 0 && r.state.Entries[rooms.TypeHead] == nil { // else a version that knows nothing of this part wrote the state last
 		if r.state.Entries == nil {
 			r.state.Entries = map[string]map[string]stateEntry{}
 		}

@@ -35,8 +35,15 @@ func TestFullStateDoesNotEmptyKnownEvents(t *testing.T) {
 	}
 }
 
-// TestStateOfAnOlderVersion: the heads were stored in one piece with the rest.
+// TestStateOfAnOlderVersion: the heads were stored in one piece with the rest, perhaps
+// after a newer version had stored them apart.
 func TestStateOfAnOlderVersion(t *testing.T) {
+	for name, stale := range map[string][]byte{"never stored apart": nil, "stored apart before": []byte(`{"` + string(botOf(testServer)) + `":{"event":"$stale","sender":"` + string(botOf(testServer)) + `","content":{}}}`)} {
+		t.Run(name, func(t *testing.T) { stateOfAnOlderVersion(t, stale) })
+	}
+}
+
+func stateOfAnOlderVersion(t *testing.T, stale []byte) {
 	w := newWorld(t)
 	room, alice, _, _ := w.three("shared")
 	bot := botOf(testServer)
@@ -45,7 +52,11 @@ func TestStateOfAnOlderVersion(t *testing.T) {
 	want := r.state.head(bot)
 	whole, err := json.Marshal(r.state)
 	alice.mu.Unlock()
-	if err = errors.Join(err, alice.st.PutKV(w.ctx, partKey(statePart, room), whole), alice.st.DeleteKV(w.ctx, partKey(headsPart, room))); err != nil || want == nil {
+	heads := alice.st.DeleteKV(w.ctx, partKey(headsPart, room))
+	if stale != nil {
+		heads = alice.st.PutKV(w.ctx, partKey(headsPart, room), stale)
+	}
+	if err = errors.Join(err, alice.st.PutKV(w.ctx, partKey(statePart, room), whole), heads); err != nil || want == nil {
 		t.Fatalf("alice has head %v of the module (%v)", want, err)
 	}
 	check := func(when string) {

@@ -15,6 +15,16 @@ import (
 // oldStore makes a store with the schema of an earlier version.
 func oldStore(t *testing.T, version, path string) *Store {
 	t.Helper()
+	s, err := openOld(t, version, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// openOld opens a store as an earlier version does.
+func openOld(t *testing.T, version, path string) (*Store, error) {
+	t.Helper()
 	aead, err := newAEAD(testKey)
 	if err != nil {
 		t.Fatal(err)
@@ -33,9 +43,9 @@ func oldStore(t *testing.T, version, path string) *Store {
 	db.UpgradeTable = table
 	s := &Store{db: db, aead: aead, rand: bytes.NewReader(make([]byte, 1<<16)), path: path}
 	if err := s.start(t.Context()); err != nil {
-		t.Fatal(err)
+		return nil, errors.Join(err, db.Close())
 	}
-	return s
+	return s, nil
 }
 
 func (s *Store) schema(ctx context.Context) (out []string, err error) {
@@ -59,8 +69,15 @@ func faultSchemas(t *testing.T) {
 	if err != nil || len(fresh) < 60 {
 		t.Fatalf("%d columns (%v)", len(fresh), err)
 	}
-	for _, version := range []string{"v1", "v2", "v3"} {
+	for _, version := range []string{"v1", "v2", "v3", "v4"} {
 		t.Run(version, func(t *testing.T) {
+			newer := filepath.Join(t.TempDir(), "newer.db")
+			if err := openTest(t, newer).Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := openOld(t, version, newer); !errors.Is(err, dbutil.ErrUnsupportedDatabaseVersion) {
+				t.Errorf("a program of that version opens a newer store: %v", err)
+			}
 			path := filepath.Join(t.TempDir(), "old.db")
 			old := oldStore(t, version, path)
 			sealed, err := old.seal([]byte("whole epoch"), place("epochs", room.String(), "r"))
@@ -68,7 +85,7 @@ func faultSchemas(t *testing.T) {
 				t.Fatal(err)
 			}
 			insert := "INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, 7, $4)"
-			if version == "v3" {
+			if version == "v3" || version == "v4" {
 				insert = "INSERT INTO epochs (room_id, ref, parent, number, state, whole) VALUES ($1, $2, $3, 7, $4, TRUE)"
 			}
 			err = errors.Join(

@@ -1,4 +1,4 @@
--- v0 -> v4: Latest schema
+-- v0 -> v5: Latest schema
 -- Columns named "data" or "state" hold sealed blobs: nonce and XChaCha20-Poly1305 ciphertext.
 CREATE TABLE account (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),

@@ -1,0 +1,1 @@
+-- v4 -> v5: Machines in two parts, heads apart from the state, commits as what they change
