@@ -280,7 +280,7 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 
 // Close stops what Start began and waits for it. The store stays open. Calls
 // that wait, and later ones that would, return ErrClosed; what is in the outbox
-// goes out once the client is started again.
+// goes out once the client is started again. When Close returns nil all is on disk.
 func (c *Client) Close() error {
 	c.startMu.Lock()
 	defer c.startMu.Unlock()
@@ -292,10 +292,11 @@ func (c *Client) Close() error {
 	c.tellClosed()
 	c.done.Wait()
 	c.cancel = nil
+	err := c.st.Settle(context.Background())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beside = false
-	return c.fatal
+	return errors.Join(c.fatal, err)
 }
 
 // tellClosed ends all waiting for what a closed client does not do any more.

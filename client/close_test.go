@@ -54,3 +54,54 @@ func TestWhoWaitsLearnsOfClose(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestWhatWaitsAtTheEndIsOnDisk: who waits for a message when the client is closed was
+// told that it goes out later, so that no power cut may lose it.
+func TestWhatWaitsAtTheEndIsOnDisk(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	alice.cuts = true
+	alice.restart()
+	w.settle()
+	select {
+	case <-alice.wake:
+	default:
+	}
+	told := make(chan error, 1)
+	go func() { _, err := alice.SendText(w.ctx, room, "kept"); told <- err }()
+	<-alice.wake // it is queued
+	alice.mu.Lock()
+	why := alice.blockedBy(room)
+	alice.mu.Unlock()
+	if why != nil {
+		t.Fatalf("it was written at once, as it has to wait: the test proves nothing (%v)", why)
+	}
+	alice.tellClosed()
+	if err := <-told; !errors.Is(err, ErrClosed) {
+		t.Errorf("the one who waits is told %v, want ErrClosed", err)
+	}
+	alice.powerCut()
+	w.settle()
+	bob.wantTexts("kept")
+}
+
+// TestCloseWaitsForTheDisk: a closed client's store has all on disk.
+func TestCloseWaitsForTheDisk(t *testing.T) {
+	w := newWorld(t)
+	_, alice, _, _ := w.three("shared")
+	alice.cuts = true
+	alice.restart()
+	if err := alice.StartFed(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.st.DoSoon(w.ctx, func(ctx context.Context) error { return alice.st.PutKV(ctx, "test", []byte{1}) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Close(); err != nil {
+		t.Fatal(err)
+	}
+	alice.powerCut()
+	if _, err := alice.st.GetKV(w.ctx, "test"); err != nil {
+		t.Errorf("after Close and a power cut: %v", err)
+	}
+}

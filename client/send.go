@@ -93,6 +93,9 @@ func (c *Client) sendPlain(ctx context.Context, roomID id.RoomID, plain *rooms.P
 	c.poke()
 	select {
 	case res := <-answer:
+		if errors.Is(res.err, ErrClosed) { // it goes out later
+			return "", errors.Join(res.err, c.st.Settle(context.WithoutCancel(ctx)))
+		}
 		return res.event, res.err
 	case <-ctx.Done():
 		c.mu.Lock()
