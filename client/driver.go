@@ -77,6 +77,7 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 			return c.mono() + 5*time.Second
 		}
 		now := c.mono()
+		work := c.nextWork(r, now) // before what it needs is looked at: it may find out only now
 		var due []string
 		var next time.Duration
 		at := func(t time.Duration) {
@@ -109,7 +110,6 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 		for i, key := range due {
 			fetch[i] = r.needs[key]
 		}
-		work := c.nextWork(r, now)
 		at(c.nextTimer(r))
 		c.mu.Unlock()
 

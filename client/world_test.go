@@ -949,10 +949,35 @@ func (d *testDevice) turn() {
 		d.w.t.Fatalf("sync of %s: %v", d.ident.device, err)
 	}
 	d.Step(d.w.ctx)
+	d.leftLying()
 	d.Flush(d.w.ctx)
 	d.Exchange(d.w.ctx)
 	if err := d.Deliver(d.w.ctx); err != nil && d.crashAt == nil {
 		d.w.t.Fatalf("deliver to %s: %v", d.ident.device, err)
+	}
+}
+
+// leftLying fails the test if a step ended with something still to be fetched: nothing would ask for it before the next
+// event comes.
+func (d *testDevice) leftLying() {
+	d.w.t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fatal != nil || d.crashAt != nil || d.beside {
+		return
+	}
+	for _, r := range d.rooms {
+		files := 0
+		for _, n := range r.needs {
+			if n.file != nil {
+				files++
+			}
+		}
+		for key, n := range r.needs {
+			if n.notFor <= d.mono() && (n.file == nil || files <= maxMediaCache) {
+				d.w.t.Fatalf("%s leaves %s lying in %s", d.ident.device, key, r.id)
+			}
+		}
 	}
 }
 
