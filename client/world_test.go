@@ -949,7 +949,6 @@ func (d *testDevice) turn() {
 		d.w.t.Fatalf("sync of %s: %v", d.ident.device, err)
 	}
 	d.Step(d.w.ctx)
-	d.leftLying()
 	d.Flush(d.w.ctx)
 	d.Exchange(d.w.ctx)
 	if err := d.Deliver(d.w.ctx); err != nil && d.crashAt == nil {
@@ -958,7 +957,7 @@ func (d *testDevice) turn() {
 }
 
 // leftLying fails the test if a step ended with something still to be fetched: nothing would ask for it before the next
-// event comes.
+// event comes. It is for when no call runs beside, which may be about to say what it needs.
 func (d *testDevice) leftLying() {
 	d.w.t.Helper()
 	d.mu.Lock()
@@ -997,6 +996,7 @@ func (w *world) settle(devices ...*testDevice) {
 		w.order()
 		for _, d := range devices {
 			d.turn()
+			d.leftLying()
 		}
 		w.now.add(w.step)
 		w.s.mu.Lock()
@@ -1081,8 +1081,14 @@ func (c *testClock) get() time.Duration  { return time.Duration(c.at.Load()) }
 func (c *testClock) set(d time.Duration) { c.at.Store(int64(d)) }
 func (c *testClock) add(d time.Duration) { c.at.Add(int64(d)) }
 
-// background runs a blocking method of a client while everybody acts.
+// background runs a blocking method of a client while everybody acts. Some act once more after it returned.
 func (w *world) background(fn func() error) error {
+	w.t.Helper()
+	return w.backgroundOf(fn, w.all...)
+}
+
+// backgroundOf runs it while the modules and some devices alone act.
+func (w *world) backgroundOf(fn func() error, devices ...*testDevice) error {
 	w.t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
@@ -1094,7 +1100,7 @@ func (w *world) background(fn func() error) error {
 		default:
 		}
 		w.order()
-		for _, d := range w.all {
+		for _, d := range devices {
 			d.turn()
 		}
 		if n < 4000 {
