@@ -37,7 +37,8 @@ type Server struct {
 
 	t      testing.TB
 	wake   chan struct{}
-	logins map[string]bool // tokens that single sign-on gave, true until they are used
+	begun  map[string]json.RawMessage // the newest registration that was asked something
+	logins map[string]bool            // tokens that single sign-on gave, true until they are used
 }
 
 // Device is a logged-in device.
@@ -273,15 +274,24 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	return 200, h.given(d, map[string]any{"user_id": user, "device_id": name})
 }
 
-// register makes a user whose password is as everybody's, once a question was answered.
+// register makes a user whose password is as everybody's, once a question was answered: what only answers it goes on with
+// what was said before, as at a Synapse.
 func (h *Server) register(_ *Device, _ id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
 	var req struct {
 		Username string
 		Later    bool `json:"inhibit_login"`
 		Auth     *struct{ Type, Session string }
 	}
+	if auth := body["auth"]; len(body) == 1 && auth != nil {
+		body = map[string]json.RawMessage{"auth": auth}
+		for name, value := range h.begun {
+			if name != "auth" {
+				body[name] = value
+			}
+		}
+	}
 	raw, _ := json.Marshal(body)
-	if json.Unmarshal(raw, &req) != nil {
+	if json.Unmarshal(raw, &req) != nil || req.Username == "" {
 		return 400, map[string]any{"errcode": "M_BAD_JSON"}
 	}
 	user := id.UserID("@" + req.Username + ":one")
@@ -289,6 +299,7 @@ func (h *Server) register(_ *Device, _ id.UserID, body map[string]json.RawMessag
 	case h.Devices[user] != nil:
 		return 400, map[string]any{"errcode": "M_USER_IN_USE", "error": "taken"}
 	case req.Auth == nil || req.Auth.Type != "m.login.dummy" || req.Auth.Session != "s":
+		h.begun = body
 		return 401, map[string]any{"session": "s", "flows": []map[string]any{{"stages": []string{"m.login.dummy"}}}}
 	case req.Later:
 		h.Devices[user] = map[string]*Device{}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -142,10 +143,23 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the registration is not JSON")
 		return
 	}
-	// What asks without an answer to anything only wants to know what it will be asked. After the account is made it
-	// would be too late: nobody could log in to it here.
-	if answers := len(req.Auth) > 0 && string(req.Auth) != "null"; answers && req.Password == "" && !req.Later {
-		refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "no account was made: each request of a registration has to bring the password that the account gets, by which the proxy makes the MLS device; "+
+	// What asks without an answer to anything only wants to know what it will be asked.
+	var auth struct {
+		Type    string `json:"type"`
+		Session string `json:"session"`
+	}
+	broken := len(req.Auth) > 0 && json.Unmarshal(req.Auth, &auth) != nil
+	answers := broken || auth.Type != "" || auth.Session != ""
+	password, later := req.Password, req.Later
+	if known := s.begun.find(auth.Session, time.Now()); answers {
+		later = later || known.later
+		if password == "" {
+			password = known.password
+		}
+	}
+	// After the account is made it would be too late: nobody could log in to it here.
+	if answers && password == "" && !later {
+		refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "no account was made: a registration has to bring the password that the account gets, by which the proxy makes the MLS device, at its beginning or now; "+
 			"an account without one is made with inhibit_login, and used here by single sign-on")
 		return
 	}
@@ -154,12 +168,24 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 		s.failed(w, r, err)
 		return
 	}
-	if resp.status != http.StatusOK || req.Later {
+	var said struct {
+		Session string `json:"session"`
+		Token   string `json:"access_token"`
+	}
+	_ = json.Unmarshal(resp.body, &said)
+	switch resp.status {
+	case http.StatusUnauthorized:
+		s.begun.keep(said.Session, password, later, time.Now())
+	case http.StatusOK:
+		s.begun.done(auth.Session)
+	}
+	// What an earlier request said of a login counts where the homeserver takes it so.
+	if resp.status != http.StatusOK || req.Later || later && said.Token == "" {
 		resp.pass(w)
 		return
 	}
 	s.enter(w, r, resp, "the account is made: log in with its password", func(user id.UserID, device id.DeviceID) error {
-		_, err := s.o.Accounts.Login(r.Context(), user, req.Password, device)
+		_, err := s.o.Accounts.Login(r.Context(), user, password, device)
 		return err
 	})
 }

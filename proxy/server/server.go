@@ -58,6 +58,7 @@ type Server struct {
 	shown    *shown
 	browsers browsers
 	singles  singles
+	begun    registrations
 }
 
 // New makes a Server.
