@@ -51,6 +51,7 @@ const (
 	NotSent                          // the homeserver's answer
 	NotSentForbidden                 // no argument
 	NotSentTooLarge                  // no argument
+	NotSentBroken                    // the error
 	ServerToName                     // no argument
 	NoCommand                        // the verb
 
@@ -109,6 +110,7 @@ var catalogue = [...]map[Message]string{
 		NotSent:           "The homeserver refused a message of yours, and it is not sent. It answered: %s",
 		NotSentForbidden:  "The homeserver refused a message of yours, and it is not sent: you may not write here, or not such messages.",
 		NotSentTooLarge:   "The homeserver refused a message of yours, and it is not sent: it is too large.",
+		NotSentBroken:     "A message of yours could not be sent, and is not tried again. The reason: %s",
 		ServerToName:      "SERVER, with the name of a server that has a module",
 		NoCommand:         "the verb %s of mls-proxy (the room's id holds characters that a shell may run, so the command is not shown)",
 	},
@@ -154,6 +156,7 @@ var catalogue = [...]map[Message]string{
 		NotSent:           "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet. Seine Antwort: %s",
 		NotSentForbidden:  "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie dürfen hier nicht schreiben, oder keine solchen Nachrichten.",
 		NotSentTooLarge:   "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie ist zu groß.",
+		NotSentBroken:     "Eine Nachricht von Ihnen konnte nicht gesendet werden, und es wird nicht noch einmal versucht. Der Grund, auf Englisch: %s",
 		ServerToName:      "SERVER, mit dem Namen eines Servers, der ein Modul hat",
 		NoCommand:         "das Verb %s von mls-proxy (die Kennung des Raums enthält Zeichen, die eine Shell ausführen könnte; darum steht der Befehl nicht hier)",
 	},

@@ -44,7 +44,7 @@ func newWorld(t *testing.T, origins ...string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "it is in a file"}, Log: zerolog.New(&w.log)})
+	w.server = New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "the-file"}, Log: zerolog.New(&w.log)})
 	w.proxy = httptest.NewServer(w.server)
 	t.Cleanup(w.proxy.Close)
 	return w

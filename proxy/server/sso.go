@@ -101,17 +101,17 @@ func (s *Server) ssoBack(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Frame-Options", "DENY")
 	if r.Method != http.MethodGet {
 		h.Set("Allow", "GET")
-		s.page(w, http.StatusMethodNotAllowed, s.say(pageOnlyBrowsers), "refused", s.say(pageEndOfLogin))
+		s.refusedPage(w, http.StatusMethodNotAllowed, s.say(pageOnlyBrowsers), s.say(pageEndOfLogin), "")
 		return
 	}
 	token := r.URL.Query().Get("loginToken")
 	if token == "" {
-		s.page(w, http.StatusBadRequest, s.say(pageNoLogin), "refused", s.say(pageNoToken))
+		s.refusedPage(w, http.StatusBadRequest, s.say(pageNoLogin), s.say(pageNoToken), "")
 		return
 	}
 	to, ok := s.browsers.back(strings.TrimPrefix(r.URL.Path, ssoPath), time.Now())
 	if !ok {
-		s.page(w, http.StatusForbidden, s.say(pageNoneUnderWay), "refused", s.say(pageGoodOnce))
+		s.refusedPage(w, http.StatusForbidden, s.say(pageNoneUnderWay), s.say(pageGoodOnce), "")
 		return
 	}
 	if _, err := s.o.Accounts.LoginToken(r.Context(), token); err != nil {
@@ -120,7 +120,7 @@ func (s *Server) ssoBack(w http.ResponseWriter, r *http.Request) {
 		if errors.Is(err, account.ErrUnavailable) {
 			text = pageDeviceNotUsable
 		}
-		s.page(w, http.StatusBadGateway, s.say(pageLoginFailed), "refused", s.say(text))
+		s.refusedPage(w, http.StatusBadGateway, s.say(pageLoginFailed), s.say(text), "")
 		return
 	}
 	http.Redirect(w, r, to, http.StatusSeeOther)

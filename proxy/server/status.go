@@ -21,6 +21,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation/picture"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Status is the page about the proxy, for the person who runs it.
@@ -28,7 +29,7 @@ type Status struct {
 	// Token is part of the page's address, so that neither web pages nor other
 	// users of the machine find it. Empty: there is no page.
 	Token string
-	// Where says where the address is to be found.
+	// Where is the file that has the address.
 	Where string
 }
 
@@ -58,6 +59,7 @@ func statusPage(l rewrite.Language) *template.Template {
 		"qr":    func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) },
 		"state": func(r client.RoomInfo) string { return roomState(l, r) },
 		"trust": func(m client.Member) string { return trustText(l, m) },
+		"where": func(m client.Member) string { return membershipText(l, m) },
 		"join":  func(all []string) string { return strings.Join(all, ", ") },
 	}).Parse(statusSources[l]))
 }
@@ -80,12 +82,12 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	token, page, _ := strings.Cut(rest, "/")
 	switch {
 	case r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin":
-		s.page(w, http.StatusForbidden, s.say(pageNotFromHere), "refused", s.say(pageOpenByItself))
+		s.refusedPage(w, http.StatusForbidden, s.say(pageNotFromHere), s.say(pageOpenByItself), "")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		h.Set("Allow", "GET, HEAD")
-		s.page(w, http.StatusMethodNotAllowed, s.say(pageOnlyRead), "refused", s.say(pageOnlyToBeRead))
+		s.refusedPage(w, http.StatusMethodNotAllowed, s.say(pageOnlyRead), s.say(pageOnlyToBeRead), "")
 	case s.o.Status.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(s.o.Status.Token)) != 1:
-		s.page(w, http.StatusForbidden, s.say(pageWhichAddress), "refused", s.say(pageSecret)+" "+s.o.Status.Where)
+		s.refusedPage(w, http.StatusForbidden, s.say(pageWhichAddress), s.say(pageSecret, s.o.Status.Where), "")
 	case page == "":
 		s.overview(w, r)
 	case page == "room":
@@ -93,7 +95,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	case page == "epochs":
 		s.epochsPage(w, r)
 	default:
-		s.page(w, http.StatusNotFound, s.say(pageNoSuch), "refused", s.say(pageNoSuchHere))
+		s.refusedPage(w, http.StatusNotFound, s.say(pageNoSuch), s.say(pageNoSuchHere), "")
 	}
 }
 
@@ -116,11 +118,18 @@ func (s *Server) page(w http.ResponseWriter, status int, title, name string, dat
 	_, _ = w.Write(inLanguage(s.o.Language, picture.Document(title, b.String())))
 }
 
+// refusedPage writes a page that says why there is no other. Why says what the SDK
+// or the system says, in English.
+func (s *Server) refusedPage(w http.ResponseWriter, status int, title, text, why string) {
+	s.page(w, status, title, "refused", struct{ Text, Why string }{text, why})
+}
+
 // home is the address of the overview.
 func (s *Server) home() string { return StatusPath + s.o.Status.Token + "/" }
 
 type overview struct {
 	Homeserver, Reached string
+	Why                 string // it is not reached, as the system says it
 	Accounts            []accountView
 	Broken              []string
 }
@@ -146,23 +155,25 @@ type roomView struct {
 func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), statusWait)
 	defer cancel()
-	o := overview{Homeserver: s.o.Homeserver.String(), Reached: s.reached(ctx), Broken: s.o.Accounts.Broken()}
+	o := overview{Homeserver: s.o.Homeserver.String(), Broken: s.o.Accounts.Broken()}
+	o.Reached, o.Why = s.reached(ctx)
 	for _, a := range s.o.Accounts.All() {
 		o.Accounts = append(o.Accounts, s.accountView(ctx, a))
 	}
 	s.page(w, http.StatusOK, "mls-proxy", "overview", o)
 }
 
-// reached says in words whether the homeserver answers.
-func (s *Server) reached(ctx context.Context) string {
+// reached says in words whether the homeserver answers, and what the system says if
+// it does not.
+func (s *Server) reached(ctx context.Context) (text, why string) {
 	resp, err := s.ask(ctx, http.MethodGet, "/_matrix/client/versions", nil, "", nil)
 	switch {
 	case err != nil:
-		return s.say(pageNoAnswer, redact(err))
+		return s.say(pageNoAnswer), redact(err)
 	case resp.status != http.StatusOK:
-		return s.say(pageAnswersError, strconv.Itoa(resp.status)+" "+resp.code())
+		return s.say(pageAnswersError, strconv.Itoa(resp.status)+" "+resp.code()), ""
 	}
-	return s.say(pageAnswers)
+	return s.say(pageAnswers), ""
 }
 
 func (s *Server) accountView(ctx context.Context, a *account.Account) accountView {
@@ -219,7 +230,7 @@ func (s *Server) asked(w http.ResponseWriter, r *http.Request) (a *account.Accou
 		info, err = a.Client().Room(r.Context(), id.RoomID(r.URL.Query().Get("room")))
 	}
 	if err != nil {
-		s.page(w, http.StatusNotFound, s.say(pageNoRoom), "refused", s.say(pageNoRoomHere)+" "+plain(err))
+		s.refusedPage(w, http.StatusNotFound, s.say(pageNoRoom), s.say(pageNoRoomHere), plain(err))
 		return nil, info, false
 	}
 	return a, info, true
@@ -266,7 +277,7 @@ func (s *Server) epochsPage(w http.ResponseWriter, r *http.Request) {
 	}
 	p, err := a.Client().EpochPicture(r.Context(), info.ID)
 	if err != nil {
-		s.page(w, http.StatusConflict, roomName(info), "refused", s.say(pageNoPicture)+" "+plain(err))
+		s.refusedPage(w, http.StatusConflict, roomName(info), s.say(pageNoPicture), plain(err))
 		return
 	}
 	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">` + s.say(pageBack) + `</a></p>` + "\n"
@@ -323,4 +334,21 @@ func trustText(l rewrite.Language, m client.Member) string {
 		return sayIn(l, pageChangedKeys)
 	}
 	return sayIn(l, pageNotVerified)
+}
+
+// membershipText says in words how a member stands to the room.
+func membershipText(l rewrite.Language, m client.Member) string {
+	switch rooms.Membership(m.Membership) {
+	case rooms.MembershipJoin:
+		return sayIn(l, pageJoined)
+	case rooms.MembershipInvite:
+		return sayIn(l, pageAsked)
+	case rooms.MembershipLeave:
+		return sayIn(l, pageLeft)
+	case rooms.MembershipBan:
+		return sayIn(l, pageBanned)
+	case rooms.MembershipKnock:
+		return sayIn(l, pageKnocks)
+	}
+	return ""
 }

@@ -16,7 +16,7 @@ const (
 	pageOnlyRead                        // a title
 	pageOnlyToBeRead                    // no argument
 	pageWhichAddress                    // a title
-	pageSecret                          // no argument
+	pageSecret                          // the file that has the address
 	pageNoSuch                          // a title
 	pageNoSuchHere                      // no argument
 	pageBroken                          // a title
@@ -34,7 +34,7 @@ const (
 	pageDeviceNotMade                   // no argument
 	pageDeviceNotUsable                 // no argument
 	pageAnswers                         // no argument
-	pageNoAnswer                        // the error
+	pageNoAnswer                        // no argument
 	pageAnswersError                    // the status and code
 	pageInvited                         // no argument
 	pageRemoved                         // no argument
@@ -53,6 +53,11 @@ const (
 	pageSignedDevice                    // no argument
 	pageChangedKeys                     // no argument
 	pageNotVerified                     // no argument
+	pageJoined                          // no argument
+	pageAsked                           // no argument
+	pageLeft                            // no argument
+	pageBanned                          // no argument
+	pageKnocks                          // no argument
 
 	pageTexts // how many there are
 )
@@ -64,7 +69,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageOnlyRead:        "Only to be read",
 		pageOnlyToBeRead:    "This page is only to be read.",
 		pageWhichAddress:    "Which address?",
-		pageSecret:          "The address of this page ends in a secret that is made anew at each start.",
+		pageSecret:          "The address of this page ends in a secret that is made anew at each start; it is in the file %s",
 		pageNoSuch:          "No such page",
 		pageNoSuchHere:      "There is no such page here.",
 		pageBroken:          "The page could not be written",
@@ -82,7 +87,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageDeviceNotMade:   "The device that encrypts for you could not be made. Begin the login in your client again, and see what mls-proxy run printed.",
 		pageDeviceNotUsable: "The device that encrypts for you cannot be used now. What mls-proxy run printed says why.",
 		pageAnswers:         "answers",
-		pageNoAnswer:        "does not answer: %s",
+		pageNoAnswer:        "does not answer",
 		pageAnswersError:    "answers with the error %s",
 		pageInvited:         "invited; join with a client",
 		pageRemoved:         "this device was removed",
@@ -101,6 +106,11 @@ var pageCatalogue = [...]map[pageText]string{
 		pageSignedDevice:    "signed by its user, whose keys nobody compared yet",
 		pageChangedKeys:     "WARNING: the user's keys are not those known before",
 		pageNotVerified:     "NOT verified by its user",
+		pageJoined:          "in the room",
+		pageAsked:           "invited",
+		pageLeft:            "not in the room any more",
+		pageBanned:          "banned",
+		pageKnocks:          "asks to be let in",
 	},
 	rewrite.German: {
 		pageNotFromHere:     "Nicht von hier",
@@ -108,7 +118,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageOnlyRead:        "Nur zum Lesen",
 		pageOnlyToBeRead:    "Diese Seite ist nur zum Lesen da.",
 		pageWhichAddress:    "Welche Adresse?",
-		pageSecret:          "Die Adresse dieser Seite endet mit einem Geheimnis, das bei jedem Start neu gemacht wird.",
+		pageSecret:          "Die Adresse dieser Seite endet mit einem Geheimnis, das bei jedem Start neu gemacht wird; sie steht in der Datei %s",
 		pageNoSuch:          "Keine solche Seite",
 		pageNoSuchHere:      "Hier gibt es keine solche Seite.",
 		pageBroken:          "Die Seite konnte nicht geschrieben werden",
@@ -126,7 +136,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageDeviceNotMade:   "Das Gerät, das für Sie verschlüsselt, konnte nicht angelegt werden. Beginnen Sie die Anmeldung in Ihrem Client noch einmal, und sehen Sie nach, was mls-proxy run ausgegeben hat.",
 		pageDeviceNotUsable: "Das Gerät, das für Sie verschlüsselt, kann gerade nicht benutzt werden. Warum, steht in dem, was mls-proxy run ausgegeben hat.",
 		pageAnswers:         "antwortet",
-		pageNoAnswer:        "antwortet nicht: %s",
+		pageNoAnswer:        "antwortet nicht",
 		pageAnswersError:    "antwortet mit dem Fehler %s",
 		pageInvited:         "eingeladen; treten Sie mit einem Client bei",
 		pageRemoved:         "dieses Gerät wurde entfernt",
@@ -145,6 +155,11 @@ var pageCatalogue = [...]map[pageText]string{
 		pageSignedDevice:    "von der Person signiert, deren Schlüssel noch niemand verglichen hat",
 		pageChangedKeys:     "WARNUNG: Die Schlüssel der Person sind nicht die bisher bekannten",
 		pageNotVerified:     "NICHT von der Person verifiziert",
+		pageJoined:          "im Raum",
+		pageAsked:           "eingeladen",
+		pageLeft:            "nicht mehr im Raum",
+		pageBanned:          "verbannt",
+		pageKnocks:          "bittet um Einlass",
 	},
 }
 

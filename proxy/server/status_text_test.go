@@ -1,6 +1,8 @@
 package server
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
@@ -55,8 +57,8 @@ func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 	w.server.o.Language = rewrite.German
 	for path, want := range map[string][]string{
 		"/_mls/the-secret/":       {`<html lang="de">`, "Der Homeserver", "Noch hat sich niemand angemeldet"},
-		"/_mls/other/":            {`<html lang="de">`, "Welche Adresse?", "mit einem Geheimnis", "it is in a file"},
-		"/_mls/the-secret/room":   {"Kein solcher Raum", "kein solches Konto"},
+		"/_mls/other/":            {`<html lang="de">`, "Welche Adresse?", "mit einem Geheimnis", "sie steht in der Datei the-file"},
+		"/_mls/the-secret/room":   {"Kein solcher Raum", `oder keinen solchen Raum. <span lang="en">`},
 		ssoPath + "x":             {"Keine Anmeldung", "kein Anmelde-Token"},
 		ssoPath + "x?loginToken=": {"Keine Anmeldung"},
 		ssoPath + "x?loginToken=t": {
@@ -68,6 +70,18 @@ func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 			if !strings.Contains(body, text) {
 				t.Errorf("%s lacks %q: %s", path, text, body)
 			}
+		}
+	}
+	// What the system says is in English, and said to be so.
+	w.hs.Close()
+	if _, body := w.do("GET", "/_mls/the-secret/"); !strings.Contains(body, `antwortet nicht: <span lang="en">`) {
+		t.Errorf("a homeserver that does not answer: %s", body)
+	}
+	for membership, want := range map[string]string{"join": "im Raum", "invite": "eingeladen", "leave": "nicht mehr im Raum", "ban": "verbannt", "knock": "bittet um Einlass", "<b>": ""} {
+		rec := httptest.NewRecorder()
+		w.server.page(rec, http.StatusOK, "room", "room", roomPage{Members: []client.Member{{User: "@a:x", Device: "A", Membership: membership}}})
+		if body := rec.Body.String(); !strings.Contains(body, "<td>"+want+"</td><td><span") {
+			t.Errorf("a membership %q is not %q: %s", membership, want, body)
 		}
 	}
 	room := client.RoomInfo{Membership: "join", Phase: "member", Epoch: 7, Status: federation.StatusFinal, Blocked: []string{"why"}, Standstill: "why"}

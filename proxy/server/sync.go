@@ -246,6 +246,8 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 			return l.Text(rewrite.NotSentForbidden)
 		case "M_TOO_LARGE":
 			return l.Text(rewrite.NotSentTooLarge)
+		case "": // it is no answer of the homeserver's
+			return l.Text(rewrite.NotSentBroken, printable(n.Detail))
 		}
 		return l.Text(rewrite.NotSent, printable(strings.TrimSpace(n.Reason+" "+n.Detail)))
 	}

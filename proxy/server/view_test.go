@@ -152,6 +152,7 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.PolicyWarning), Rule: "matrix/a\nrule"}, []string{"nach der Regel matrix/a rule."}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.ProofWarning), User: "@b:x"}, []string{"Was das Modul @b:x von", "(unknown)"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Reason: "M_UNKNOWN", Detail: "it\nsaid this"}, []string{"Seine Antwort: M_UNKNOWN it said this"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Detail: "of our own"}, []string{"could not be sent, and is not tried again. The reason: of our own"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Text: "from a file of before"}, []string{"encryption: from a file of before"}},
 	} {
 		got := noticeText(row.l, row.n, "/dir")

@@ -104,7 +104,7 @@ func runProxy(ctx context.Context, c *call) error {
 	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: through, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
 	notes.Lock()
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
-	c.notef("%s", clean(status.Where))
+	c.notef("the address of the status page is in %s", clean(status.Where))
 	notes.Unlock()
 	go memory.ReturnIdle(ctx)
 	return proxy.Serve(ctx, listener)
@@ -144,7 +144,7 @@ func (c *call) writeStatusAddress(addr net.Addr) (server.Status, error) {
 	if err != nil {
 		return server.Status{}, fmt.Errorf("leave the address of the status page: %w", err)
 	}
-	return server.Status{Token: token, Where: "the address of the status page is in " + path}, nil
+	return server.Status{Token: token, Where: path}, nil
 }
 
 // homeserverURL finds the base URL of what a person calls their homeserver.
