@@ -91,13 +91,18 @@ func (r *room) mayCount(s *rooms.RoomState, sender id.UserID) bool {
 	return r.lists(sender) || r.loaded && mayShow(s, sender)
 }
 
-// lists reports whether a user is a module of the list that governs what follows the head.
+// lists reports whether a user is a module of a list in force: of the one that governs
+// what follows the head, or of one below it, down to what is final. As long as a list
+// change is not final, the old list alone can make it so.
 func (r *room) lists(user id.UserID) bool {
 	if r.m == nil {
 		return false
 	}
-	policy, _ := r.m.PolicyAt(r.m.Head())
-	return slices.ContainsFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == user })
+	final, head := r.m.NewestFinal(), r.m.Head()
+	return slices.ContainsFunc(append(r.m.Path(final, head), final, head), func(ref federation.Ref) bool {
+		policy, _ := r.m.PolicyAt(ref)
+		return slices.ContainsFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == user })
+	})
 }
 
 // beginning is a head at which the module could start.

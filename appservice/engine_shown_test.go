@@ -61,14 +61,18 @@ func TestEngineTakesReceiptsFromHeads(t *testing.T) {
 // a list without itself, keeps that to itself, shows it in a head and is lost for good.
 // The modules of the new list go on.
 func TestEngineTakesAListChangeFromAHead(t *testing.T) {
-	for _, above := range []bool{false, true} {
+	for _, tc := range []struct {
+		above bool
+		after time.Duration
+	}{{false, 5 * time.Second}, {true, 5 * time.Second}, {true, 30 * time.Second}} {
+		above := tc.above
 		w := sqliteWorld(t, 3)
 		r := w.newRoom(1, nil)
 		w.run(2 * time.Minute)
 		w.keepToItself(0)
 		c := r.relist(1, 2)
-		w.run(5 * time.Second)
-		if above { // what it published is no more than that the list change is accepted
+		w.run(tc.after) // after the longer one the list change is accepted, and its list the head's
+		if above {      // what it published is no more than that the list change is accepted
 			r.apply(c)
 			r.vouch(r.devices[1], c.ref)
 			r.head = c.ref

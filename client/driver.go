@@ -612,6 +612,23 @@ const (
 	lagFile   = 5 * time.Minute  // its file, or another commit's, is not there yet: join again
 )
 
+// outgoing lists the modules of the lists below the head, down to what is final.
+func (r *room) outgoing() (out []id.UserID) {
+	final, head := r.machine.NewestFinal(), r.machine.Head()
+	for _, ref := range append(r.machine.Path(final, head), final) {
+		policy, _ := r.machine.PolicyAt(ref)
+		if ref == head {
+			continue // these are looked at anyway
+		}
+		for _, s := range policy.Sequencers {
+			if user := id.UserID(s.User); !slices.Contains(out, user) {
+				out = append(out, user)
+			}
+		}
+	}
+	return out
+}
+
 // watchLag compares this device's head with what the listed modules publish.
 // /sync can leave out events for good; whoever notices looks for them, and who
 // cannot find them joins again.
@@ -644,6 +661,12 @@ func (c *Client) watchLag(r *room) {
 		}
 		if head.Accepted.Epoch > e.number && !r.machine.Accepted(federation.Ref(head.Accepted.Ref)) {
 			ahead = head
+		}
+	}
+	// As long as a list change is not final, the old list alone can make it so.
+	for _, user := range r.outgoing() {
+		if head := r.state.head(user); head != nil && head.Accepted != nil && !slices.Contains(r.showMore, user) && c.showsMore(r, e, head) {
+			r.showMore = append(r.showMore, user)
 		}
 	}
 	elsewhere := r.elsewhere()

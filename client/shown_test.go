@@ -64,6 +64,33 @@ func TestReceiptsThatTheHomeserverKeeps(t *testing.T) {
 	}
 }
 
+// TestListChangeThatTheOldListAloneShowsAsFinal: where no homeserver shows the votes for a list change, and the new list's
+// module proves nothing, they count from the heads of the old list's, which is in force until the change is final.
+func TestListChangeThatTheOldListAloneShowsAsFinal(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.rest()
+	for _, s := range w.s.servers {
+		s.held[rooms.TypeVote] = true
+	}
+	for _, m := range w.more {
+		m.lies = func(chain *rooms.ProofChain) { chain.Steps, chain.Accept = nil, nil }
+	}
+	w.must(func() error { return alice.SetSequencers(w.ctx, room, "two.example") })
+	for range 8 {
+		w.settle()
+	}
+	for _, d := range []*testDevice{alice, bob, carol} {
+		d.mu.Lock()
+		m := d.rooms[room].machine
+		if got := m.Status(m.Head()); got != federation.StatusFinal {
+			t.Errorf("%s shows the list change as %v", d.UserID(), got)
+		}
+		d.mu.Unlock()
+	}
+	w.wantServers(room, []*testDevice{alice, bob, carol}, "two.example")
+}
+
 // TestReceiptsInHeadsHaveTheFormOfEvents: what a module signed counts from its heads
 // only if it could have come by itself, else members would differ for good.
 func TestReceiptsInHeadsHaveTheFormOfEvents(t *testing.T) {
