@@ -132,7 +132,7 @@ fuzz-ci: bin/fuzz
 mutate: bin/mutate ## remove each validation of mls in turn; a test must notice
 	nice -n 15 bin/mutate ./mls
 mutate-ci: bin/mutate
-	$(NICE) bin/mutate -sample 10 -seed $(COMMIT) -p 2 ./mls
+	$(NICE) bin/mutate -sample 20 -seed $(COMMIT) -p 2 ./mls
 
 .PHONY: cover
 cover: ## how much of mls its quick tests reach; at least 95 % of the statements

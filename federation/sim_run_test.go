@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	simSeeds  = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 500, or 60 with -race")
+	simSeeds  = flag.Int("sim.seeds", 0, "runs of TestSimulate; 0: 500, or 20 with -race")
 	simFirst  = flag.Int64("sim.first", 1, "first seed of TestSimulate")
 	simCount  = flag.Int("sim.steps", 300, "steps of a run")
 	simRecord = flag.Bool("sim.record", false, "write what TestSimulate ran into docs/robustness.md")
@@ -34,7 +34,7 @@ func TestSimulate(t *testing.T) {
 	case testing.Short():
 		count = 15
 	case count == 0 && raceEnabled:
-		count = 60
+		count = 20
 	case count == 0:
 		count = 500
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	walkSeeds = flag.Int("seeds", 25, "how many random walks TestWalk takes")
+	walkSeeds = flag.Int("seeds", 15, "how many random walks TestWalk takes")
 	walkFirst = flag.Uint64("seed", 1, "the first walk's seed")
 	walkSteps = flag.Int("steps", 60, "steps of a walk")
 )
