@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -221,4 +222,60 @@ func TestLeafOfSomebodyWhoseJoinDidNotCome(t *testing.T) {
 	w.send(carol, room, "here I am")
 	w.settle()
 	bob.wantTexts("here I am")
+}
+
+// TestAdmissionComesAfterTheInvite: what a room says before the invite is not shown to who was invited. Their admission
+// comes after it, however fast the outbox is, so that they come in by themselves when nobody else is there.
+func TestAdmissionComesAfterTheInvite(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{})
+	bob.ident.own().packages = nil // nobody can add bob
+	w.settle()
+	invited := false
+	alice.hs.before = func(kind string) {
+		if kind == "membership/invite" {
+			invited = true
+			alice.Flush(w.ctx)
+		}
+	}
+	if err := alice.Invite(w.ctx, room, bob.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if !invited {
+		t.Fatal("nothing was sent during the invite: the test shows nothing")
+	}
+	w.settle(alice)
+	var order []string
+	for _, evt := range w.s.log {
+		if evt.Type == rooms.TypeAdmit || evt.Type == rooms.TypeMember && *evt.StateKey == string(bob.UserID()) {
+			order = append(order, evt.Type)
+		}
+	}
+	if want := []string{rooms.TypeMember, rooms.TypeAdmit}; !slices.Equal(order, want) {
+		t.Errorf("the room has %v, want %v", order, want)
+	}
+	if _, err := bob.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.settle(bob)
+	if bob.epoch(room) == 0 {
+		t.Error("bob did not come in by himself")
+	}
+}
+
+// TestAdmissionGoesOutWhereTheInviteFails: the homeserver may have taken an invite whose answer says that it failed.
+func TestAdmissionGoesOutWhereTheInviteFails(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{})
+	w.settle()
+	alice.hs.fail = errRefused
+	if err := alice.Invite(w.ctx, room, bob.UserID()); !errors.Is(err, errRefused) {
+		t.Fatalf("the invite ended with %v", err)
+	}
+	w.settle(alice)
+	if !slices.ContainsFunc(w.s.log, func(evt *Event) bool { return evt.Type == rooms.TypeAdmit }) {
+		t.Error("the admission stays in the outbox")
+	}
 }

@@ -65,6 +65,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if err := c.awaitRemoval(ctx, roomID, user); err != nil {
 		return err
 	}
+	var row *outRow
 	r, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		c.keepDevices(r, lists)
@@ -89,7 +90,10 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		admission := r.rec.Admissions[user]
 		var raw json.RawMessage
 		if raw, err = rooms.Encode(&admission); err == nil {
-			if _, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw}); err == nil {
+			if row, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw}); err == nil {
+				// It is durable before anybody is invited, and sent after the invite: a
+				// user is not shown what came before theirs.
+				row.after = r.state.membership(user) != rooms.MembershipJoin
 				err = c.commitBatch(ctx, r, b)
 			}
 		}
@@ -100,7 +104,12 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		return err
 	}
 	if !member {
-		if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, user, "") }); err != nil {
+		err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, user, "") })
+		c.mu.Lock()
+		row.after = false // an invite that failed may have had its effect
+		c.mu.Unlock()
+		notifyChan(c.outWake)
+		if err != nil {
 			return fmt.Errorf("client: invite %s to %s: %w", user, roomID, err)
 		}
 		c.noteMembership(roomID, user, rooms.MembershipInvite)

@@ -103,6 +103,9 @@ type outRow struct {
 	held time.Duration // monotonic time before which it is not tried again
 	busy bool
 	fail int
+	// after: it is sent once what is under way beside the outbox is over, see Invite.
+	// After a restart nothing is.
+	after bool
 }
 
 func (row *outRow) ref() federation.Ref {
@@ -277,7 +280,7 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 	}
 	for _, row := range c.rows {
 		prio := kindPriority(row.item.Kind)
-		if row.item.Kind == kindForeign || row.item.State != stateReady || row.busy {
+		if row.item.Kind == kindForeign || row.item.State != stateReady || row.busy || row.after {
 			if row.busy {
 				return nil, 0 // one at a time
 			}
