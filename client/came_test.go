@@ -279,3 +279,34 @@ func TestAdmissionGoesOutWhereTheInviteFails(t *testing.T) {
 		t.Error("the admission stays in the outbox")
 	}
 }
+
+// TestOwnJoinThatDidNotCome: a /sync that shows a room as joined, and in its timeline the invite without the join, does
+// not make the device take itself for gone.
+func TestOwnJoinThatDidNotCome(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	room := w.createRoom(alice, CreateOptions{History: "joined"})
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	w.s.leftOut = func(evt *Event) bool { return evt.Type == rooms.TypeMember && evt.Sender == bob.UserID() }
+	if _, err := bob.Join(w.ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	is := func() rooms.Membership {
+		bob.mu.Lock()
+		defer bob.mu.Unlock()
+		return bob.rooms[room].state.membership(bob.UserID())
+	}
+	bob.Step(w.ctx)
+	if is() != rooms.MembershipJoin {
+		t.Fatal("the state is not read before /sync: the test shows nothing")
+	}
+	bob.turn()
+	if is() != rooms.MembershipJoin {
+		t.Fatalf("bob takes himself for %q", is())
+	}
+	w.settle()
+	w.send(bob, room, "here I am")
+	w.settle()
+	alice.wantTexts("here I am")
+}

@@ -152,6 +152,8 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			r.rec.Membership = "join"
 			r.state.lose()
 			r.comeBack()
+		} else if r.state.membership(c.UserID()) != rooms.MembershipJoin && slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), c.own) {
+			r.state.lose() // our join was left out
 		}
 		if wait, failed := gaps[roomID]; failed {
 			var first id.EventID
@@ -282,6 +284,11 @@ func (r *room) lags(membership string, began time.Duration) bool {
 	}
 	r.moved = nil
 	return false
+}
+
+// own tells whether an event is a membership of this user.
+func (c *Client) own(evt *Event) bool {
+	return evt.Type == rooms.TypeMember && evt.StateKey != nil && *evt.StateKey == string(c.UserID())
 }
 
 func (c *Client) saveRoom(ctx context.Context, r *room) error {
