@@ -43,6 +43,18 @@ func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 	for _, d := range []*e2e.Device{a, b, c} {
 		s.botJoins(a, room, d.Server.ServerName)
 	}
+	s.eventually("every module has said its key", func() string { // one may have been killed after its join
+		info, err := a.Sequencers(s.ctx, room)
+		s.must(err)
+		var silent []string
+		for _, server := range servers {
+			if !slices.ContainsFunc(info.List, func(m client.SequencerInfo) bool { return m.Server == server }) &&
+				!slices.ContainsFunc(info.Others, func(m client.ModuleInfo) bool { return m.Server == server }) {
+				silent = append(silent, server)
+			}
+		}
+		return strings.Join(silent, ", ")
+	})
 	s.must(a.SetSequencers(s.soon(), room, servers...))
 	// Whether a module comes to read what it missed in the history, before the homeserver sends it once more, is a race: one
 	// of them has to.
