@@ -20,7 +20,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -37,9 +36,6 @@ type stage struct {
 	require  []string // top-level tests that must have run and passed
 	lists    []list   // and those that a file names
 	allow    bool     // skipped tests are only counted
-	// halves, if set, is a package that takes about as long as all others together and runs one test at a time. Two
-	// processes run it side by side after the others: one the tests whose names match, one the rest.
-	halves, match string
 }
 
 // A list is a file that names tests that must have run and passed.
@@ -121,7 +117,7 @@ func below(pkg string, folders []string) bool {
 
 var stages = []stage{
 	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=45m"},
-		halves: "client", match: "^Test[A-H]", require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
+		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
 	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
 	// Most rules are left out without the race detector only, so not in the stage above.
@@ -215,26 +211,37 @@ func main() {
 // run runs the stage and returns its counts and what was wrong: a line each, with the last words of a test that failed.
 func (s *stage) run(all []string) (counts, []string) {
 	began := time.Now()
-	batches := [][][]string{{s.command}}
-	if s.command == nil {
+	args := s.command
+	if args == nil {
 		packages := s.packages(all)
 		if len(packages) == 0 {
 			fmt.Printf("== %s: no packages\n", s.name)
 			return counts{}, []string{"no packages"}
 		}
 		fmt.Printf("== %s: %d packages\n", s.name, len(packages))
-		batches = s.batches(packages)
+		args = slices.Concat([]string{"go", "test", "-json", "-count=1"}, s.flags, packages, s.args)
 	} else {
-		fmt.Printf("== %s: %s\n", s.name, strings.Join(s.command, " "))
+		fmt.Printf("== %s: %s\n", s.name, strings.Join(args, " "))
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), s.env...)
+	pipe, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Printf("testreport: start %s: %v\n", args[0], err)
+		return counts{}, []string{fmt.Sprintf("start %s: %v", args[0], err)}
 	}
 	r := report{results: map[string]string{}, output: map[string][]string{}, words: map[string]string{}}
-	var ended, unread []string
-	for _, batch := range batches {
-		e, u := r.run(batch, s.env)
-		ended, unread = append(ended, e...), append(unread, u...)
-	}
+	readErr := r.read(pipe)
+	waitErr := cmd.Wait()
 	c, kinds := r.count()
-	wrong := append(r.failed(), unread...)
+	wrong := r.failed()
+	if readErr != nil {
+		wrong = append(wrong, readErr.Error())
+	}
 	require := slices.Clone(s.require)
 	for _, l := range s.lists {
 		names, err := l.read()
@@ -257,8 +264,8 @@ func (s *stage) run(all []string) (counts, []string) {
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		fmt.Printf("   %-10s %5d ok %5d bad\n", kind, kinds[kind].passed, kinds[kind].failed)
 	}
-	if len(wrong) == 0 {
-		wrong = ended
+	if waitErr != nil && len(wrong) == 0 {
+		wrong = append(wrong, fmt.Sprintf("%s: %v, though no test failed", args[0], waitErr))
 	}
 	verdict := "ok"
 	if len(wrong) > 0 {
@@ -272,19 +279,6 @@ func (s *stage) run(all []string) (counts, []string) {
 	return c, wrong
 }
 
-// batches returns the commands that run the packages: those of a batch side by side, one batch after the other.
-func (s *stage) batches(packages []string) [][][]string {
-	test := func(flags []string, packages ...string) []string {
-		return slices.Concat([]string{"go", "test", "-json", "-count=1"}, s.flags, flags, packages, s.args)
-	}
-	if s.halves == "" {
-		return [][][]string{{test(nil, packages...)}}
-	}
-	long := module + s.halves
-	rest := slices.DeleteFunc(slices.Clone(packages), func(p string) bool { return p == long })
-	return [][][]string{{test(nil, rest...)}, {test([]string{"-run=" + s.match}, long), test([]string{"-skip=" + s.match}, long)}}
-}
-
 // report gathers what go test says. Tests are keyed by package and name, with a slash between.
 type report struct {
 	results map[string]string
@@ -293,46 +287,11 @@ type report struct {
 	// packages are those that failed, which may be with no test of theirs: one that does not build, or that panics outside.
 	packages []string
 	last     time.Time
-	mu       sync.Mutex // commands run side by side
-}
-
-// run runs commands side by side, with env on top of ours, and returns for each that ended badly how it did, and what of
-// their output could not be read.
-func (r *report) run(commands [][]string, env []string) (ended, unread []string) {
-	r.last = time.Now()
-	errs, reads := make([]error, len(commands)), make([]error, len(commands))
-	var all sync.WaitGroup
-	for i, args := range commands {
-		all.Go(func() {
-			cmd := exec.Command(args[0], args[1:]...)
-			cmd.Stderr = os.Stderr
-			cmd.Env = append(os.Environ(), env...)
-			pipe, err := cmd.StdoutPipe()
-			if err == nil {
-				err = cmd.Start()
-			}
-			if err != nil {
-				errs[i] = err
-				return
-			}
-			reads[i] = r.read(pipe)
-			errs[i] = cmd.Wait()
-		})
-	}
-	all.Wait()
-	for i, args := range commands {
-		if errs[i] != nil {
-			ended = append(ended, fmt.Sprintf("%s: %v, though no test failed", args[0], errs[i]))
-		}
-		if reads[i] != nil {
-			unread = append(unread, reads[i].Error())
-		}
-	}
-	return ended, unread
 }
 
 func (r *report) read(in io.Reader) error {
 	lines := bufio.NewReader(in)
+	r.last = time.Now()
 	for {
 		line, err := lines.ReadBytes('\n')
 		if len(line) > 0 {
@@ -353,8 +312,6 @@ func (r *report) read(in io.Reader) error {
 }
 
 func (r *report) add(e *event) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	key := e.Package + "/" + e.Test
 	switch e.Action {
 	case "build-output":
