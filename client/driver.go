@@ -616,10 +616,10 @@ const (
 func (r *room) outgoing() (out []id.UserID) {
 	final, head := r.machine.NewestFinal(), r.machine.Head()
 	for _, ref := range append(r.machine.Path(final, head), final) {
-		policy, _ := r.machine.PolicyAt(ref)
 		if ref == head {
-			continue // these are looked at anyway
+			continue // those of its list are looked at anyway
 		}
+		policy, _ := r.machine.PolicyAt(ref)
 		for _, s := range policy.Sequencers {
 			if user := id.UserID(s.User); !slices.Contains(out, user) {
 				out = append(out, user)
