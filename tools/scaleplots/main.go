@@ -2,11 +2,12 @@
 // figures that make scale writes.
 //
 //	scaleplots [-page docs/scale.md] .lab/scale-50.json .lab/scale-500.json …
-//	scaleplots -measure 10,50,200 -program bin/scale [-page docs/scale.md]
+//	scaleplots -measure 10,50,200 -program bin/scale [-keep docs/figures] [-page docs/scale.md]
 //
 // It takes at least two runs, of different sizes. The drawings go beside the page, as scale-FIGURE.svg. With -measure it
-// makes the runs first, one after the other, in the folder .lab; a run whose figures are there is not made again, and one
-// that was interrupted goes on.
+// makes the runs first, one after the other, in the folder .lab, and keeps their figures, which name the commit that each was
+// made at, as docs/figures/scale-LEAVES.json: all of it takes hours, which need not be the same ones. A run whose figures are
+// kept is not made again, one that was interrupted goes on, and every run that is kept there is in the page.
 package main
 
 import (
@@ -36,9 +37,10 @@ func main() {
 	sizes := flag.String("measure", "", "make the runs with so many leaves first")
 	program := flag.String("program", "bin/scale", "with -measure: what makes them; matrix-mls is beside it")
 	work := flag.String("work", ".lab", "with -measure: where they are made")
+	keep := flag.String("keep", "docs/figures", "with -measure: where their figures are kept")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *page, *sizes, *program, *work, flag.Args())
+	err := run(ctx, *page, *sizes, *program, *work, *keep, flag.Args())
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "scaleplots: %v\n", err)
@@ -64,16 +66,18 @@ func flagsFor(leaves int) []string {
 	return append(out, "-limit", "4h")
 }
 
-// measure makes the runs and returns the files with their figures.
-func measure(ctx context.Context, sizes, program, work string) (files []string, err error) {
+// measure makes the runs and returns the files with the figures of these and of all that were kept before.
+func measure(ctx context.Context, sizes, program, work, keep string) ([]string, error) {
+	if err := os.MkdirAll(keep, 0o755); err != nil {
+		return nil, err
+	}
 	for field := range strings.SplitSeq(sizes, ",") {
 		leaves, err := strconv.Atoi(field)
 		if err != nil {
 			return nil, fmt.Errorf("%q is no number of leaves", field)
 		}
 		dir := filepath.Join(work, fmt.Sprintf("figures-%d", leaves))
-		file := dir + ".json"
-		files = append(files, file)
+		file := filepath.Join(keep, fmt.Sprintf("scale-%d.json", leaves))
 		if _, err := os.Stat(file); err == nil {
 			fmt.Fprintf(os.Stderr, "scaleplots: %d leaves: measured before (delete %s to do it anew)\n", leaves, file)
 			continue
@@ -88,7 +92,7 @@ func measure(ctx context.Context, sizes, program, work string) (files []string, 
 			return nil, fmt.Errorf("%d leaves: %w\nhint: the same command goes on where this one ended", leaves, err)
 		}
 	}
-	return files, nil
+	return filepath.Glob(filepath.Join(keep, "scale-*.json"))
 }
 
 // report is what is read of a run's figures.
@@ -251,9 +255,9 @@ func row(name string) string {
 	return name
 }
 
-func run(ctx context.Context, page, sizes, program, work string, files []string) error {
+func run(ctx context.Context, page, sizes, program, work, keep string, files []string) error {
 	if sizes != "" {
-		measured, err := measure(ctx, sizes, program, work)
+		measured, err := measure(ctx, sizes, program, work, keep)
 		if err != nil {
 			return err
 		}
