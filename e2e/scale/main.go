@@ -11,6 +11,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -25,11 +26,11 @@ import (
 func main() {
 	o := options{}
 	flag.IntVar(&o.leaves, "n", 50, "leaves of the tree")
-	flag.IntVar(&o.perUser, "per-user", 4, "devices of each user that is not driven")
-	flag.IntVar(&o.early, "early", 50, "how many of 100 of the users that nobody runs are in the room before it is switched")
+	flag.IntVar(&o.perUser, "per-user", 0, "devices of each user that is not driven; 0: 2 below 22 leaves, 4 below 200, 8 from there on")
+	flag.IntVar(&o.early, "early", 0, "how many of 100 of the users that nobody runs are in the room before it is switched; 0: 50 below 22 leaves, 80 below 200, 95 from there on")
 	flag.IntVar(&o.batch, "batch", 0, "users that are invited before their joins are awaited; 0: a hundredth of the leaves, at least 25, at most 50")
 	flag.IntVar(&o.atOnce, "at-once", 3, "people who come to one server at the same time")
-	flag.IntVar(&o.driven, "driven", 0, "whole clients; 0: a quarter of the leaves, at least 6, at most 24")
+	flag.IntVar(&o.driven, "driven", 0, "whole clients; 0: a quarter of the leaves, at least 6, at most 24, and 6 from 1,000 leaves on")
 	flag.StringVar(&o.dir, "dir", ".lab/scale", "work directory")
 	flag.StringVar(&o.bin, "bin", "", "directory with the built programs; empty: they are built")
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
@@ -39,7 +40,7 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "leave the homeservers running")
 	flag.BoolVar(&o.short, "short", false, "measure few acts only: those that make test looks at")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of the driven clients to this file")
-	flag.DurationVar(&o.limit, "limit", time.Hour, "give up after this time")
+	flag.DurationVar(&o.limit, "limit", 0, "give up after this time; 0: an hour, and one more for each 1,000 leaves")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -67,8 +68,24 @@ type options struct {
 
 // check completes the options.
 func (o *options) check() error {
-	if o.driven == 0 {
+	// Where the room is large, few whole clients, so that the processors are not all theirs; and most users are in the room
+	// before it is switched, with many devices each, as an invitation costs some seconds and a device in the switch some
+	// hundredths of one.
+	perUser, early := 8, 95
+	switch {
+	case o.leaves < 22:
+		perUser, early = 2, 50
+	case o.leaves < 200:
+		perUser, early = 4, 80
+	}
+	o.perUser, o.early = cmp.Or(o.perUser, perUser), cmp.Or(o.early, early)
+	o.limit = cmp.Or(o.limit, time.Hour*time.Duration(1+o.leaves/1000))
+	switch {
+	case o.driven != 0:
+	case o.leaves < 1000:
 		o.driven = min(max(o.leaves/4, 6), 24)
+	default:
+		o.driven = 6
 	}
 	if o.batch == 0 {
 		o.batch = min(max(o.leaves/100, 25), 50)

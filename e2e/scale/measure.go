@@ -22,6 +22,7 @@ const (
 
 	spoken     = "a message"
 	added      = "add a user with one device"
+	entered    = "from the newcomer's join until it has read a message"
 	removed    = "remove that user"
 	restarted  = "restart a module"
 	afterwards = "a commit after that"
@@ -97,6 +98,11 @@ func (s *scale) measure(ctx context.Context) error {
 		}
 		if err := s.keep(median(all)); err != nil {
 			return err
+		}
+		if a.name == added {
+			if err := s.keep(&cost{Name: entered, Seconds: s.entered.Seconds()}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -275,11 +281,41 @@ func (s *scale) add(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	began := time.Now()
 	if _, err := s.late.Join(ctx, string(room), []string{founder.Server.ServerName}); err != nil {
 		return err
 	}
 	s.online, s.want = append(s.online, s.late), s.want+1
-	return s.agreed(ctx, limit)
+	first := make(chan error, 1)
+	go func() {
+		err := s.greet(ctx, s.online[2%len(s.online)], s.late)
+		s.entered = time.Since(began)
+		first <- err
+	}()
+	err := s.agreed(ctx, limit)
+	return errors.Join(err, <-first)
+}
+
+// greet lets a member send as soon as it has the newcomer in its tree, and waits until the newcomer has read that.
+func (s *scale) greet(ctx context.Context, from, to *e2e.Device) error {
+	for {
+		info, err := from.Room(ctx, s.st.Room)
+		if err != nil {
+			return err
+		}
+		if info.Devices == s.want {
+			break
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("%s is not in the tree that %s has (%w)", to.Name, from.Name, err)
+		}
+	}
+	body := fmt.Sprintf("%s welcomes: %d", from.Name, time.Now().UnixNano())
+	if _, err := from.SendText(ctx, s.st.Room, body); err != nil {
+		return err
+	}
+	_, err := to.WaitText(ctx, s.st.Room, body)
+	return err
 }
 
 // remove takes out the user whom add added.

@@ -116,6 +116,23 @@ func (s *scale) beside(ctx context.Context) error {
 			}
 			return speak(ctx)
 		}},
+		{"Megolm: that user joins again, and the next message of one client", func(ctx context.Context) error {
+			back := crowd[len(crowd)-1]
+			users = append(users, id.UserID(back.User.UserID))
+			path := url.PathEscape(string(s.st.Plain)) + "?server_name=" + url.QueryEscape(s.w.Server(s.st.Driven[0].Server).ServerName)
+			if err := s.joinOne(ctx, back.Server, back.User, path); err != nil {
+				return err
+			}
+			if err := s.update(func() { back.Beside = true }); err != nil {
+				return err
+			}
+			s.want += s.devicesOf(len(s.st.Crowd) - 1)
+			// What mautrix does when it sees that somebody joined.
+			if err := sender.mach.CryptoStore.RemoveOutboundGroupSession(ctx, s.st.Plain); err != nil {
+				return err
+			}
+			return speak(ctx)
+		}},
 	} {
 		c, err := s.meter(ctx, s.st.Plain, act.name, act.do, nil)
 		if err != nil {

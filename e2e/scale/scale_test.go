@@ -38,7 +38,12 @@ func TestDevicesFillTheTree(t *testing.T) {
 			t.Errorf("%+v: %d devices", o, devices)
 		}
 	}
-	for _, o := range []options{{leaves: 10, perUser: 4}, {leaves: 50, perUser: 0}, {leaves: 50, perUser: 4, driven: 2}, {leaves: 50, perUser: 4, early: 100, atOnce: 3}, {leaves: 50, perUser: 4, early: 50}} {
+	for _, leaves := range []int{10, 22, 50, 200, 1000, 5000, 10_000} { // what is left out is chosen so that it fits
+		if o := (options{leaves: leaves, atOnce: 3}); o.check() != nil {
+			t.Errorf("%d leaves: %v", leaves, o.check())
+		}
+	}
+	for _, o := range []options{{leaves: 10, perUser: 4, atOnce: 3}, {leaves: 50, perUser: -1, atOnce: 3}, {leaves: 50, driven: 2, atOnce: 3}, {leaves: 50, early: 100, atOnce: 3}, {leaves: 50}} {
 		if err := o.check(); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

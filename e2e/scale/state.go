@@ -72,8 +72,9 @@ type scale struct {
 	online  []*e2e.Device // driven clients that run and are in the group
 	said    []saying      // around a partition
 	late    *e2e.Device
-	want    int // leaves that the tree should have
-	texts   int // that were sent
+	want    int           // leaves that the tree should have
+	texts   int           // that were sent
+	entered time.Duration // that the newcomer took from its join until it had read a message
 	costs   []*cost
 	megolm  []*cost
 	proxied *proxied

@@ -48,24 +48,6 @@ func main() {
 	}
 }
 
-// flagsFor are the options of a run: few whole clients, the same in all runs, so that the machine's processors are not
-// theirs; and, where it is large, most users in the room before it is switched, with many devices each, as an invitation
-// costs some seconds and a device in the switch some hundredths of one.
-func flagsFor(leaves int) []string {
-	flags := map[string]int{"driven": 6, "per-user": 8, "early": 95}
-	switch {
-	case leaves < 22:
-		flags["per-user"], flags["early"] = 2, 50
-	case leaves < 100:
-		flags["per-user"], flags["early"] = 4, 80
-	}
-	var out []string
-	for _, name := range []string{"driven", "per-user", "early"} {
-		out = append(out, "-"+name, strconv.Itoa(flags[name]))
-	}
-	return append(out, "-limit", "4h")
-}
-
 // measure makes the runs and returns the files with the figures of these and of all that were kept before.
 func measure(ctx context.Context, sizes, program, work, keep string) ([]string, error) {
 	if err := os.MkdirAll(keep, 0o755); err != nil {
@@ -82,7 +64,8 @@ func measure(ctx context.Context, sizes, program, work, keep string) ([]string, 
 			fmt.Fprintf(os.Stderr, "scaleplots: %d leaves: measured before (delete %s to do it anew)\n", leaves, file)
 			continue
 		}
-		args := append([]string{"-n", field, "-dir", dir, "-bin", filepath.Dir(program), "-json", file}, flagsFor(leaves)...)
+		// Few whole clients, the same in all runs, so that the machine's processors are not theirs.
+		args := []string{"-n", field, "-driven", "6", "-dir", dir, "-bin", filepath.Dir(program), "-json", file}
 		fmt.Fprintf(os.Stderr, "scaleplots: %s %s\n", program, strings.Join(args, " "))
 		cmd := exec.CommandContext(ctx, program, args...)
 		cmd.Stderr = os.Stderr // what it prints is in the file, too
