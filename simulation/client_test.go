@@ -96,7 +96,7 @@ func (d *device) start() {
 	}
 	d.c, err = client.Open(d.w.ctx, client.Options{
 		Store: st, Identity: &account{d}, Transport: &transport{d}, Log: d.w.logger(d.name),
-		Handler: func(_ context.Context, u client.Update) { d.updates = append(d.updates, u) },
+		Handler: func(_ context.Context, u client.Update) { d.told(u) },
 		Now:     d.clock.wall, Monotonic: d.clock.mono, Rand: random, OnSeal: d.onSeal, Probe: d.probe,
 	})
 	if err != nil {
@@ -104,6 +104,14 @@ func (d *device) start() {
 	}
 	d.next, d.stepAt, d.flushAt, d.seen, d.heard, d.away = d.w.net.Now, 0, 0, -1, 0, 0
 	d.replenish()
+}
+
+// told notes what the client tells its program.
+func (d *device) told(u client.Update) {
+	d.updates = append(d.updates, u)
+	if change, ok := u.(*client.EpochChanged); ok {
+		d.entered[change.Ref] = true
+	}
 }
 
 // replenish keeps key packages at the homeserver.

@@ -10,7 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/internal/simrecord"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -210,4 +214,40 @@ func TestWhatMakesACommitCount(t *testing.T) {
 	w.accepted[high] = true
 	want("a commit below an accept", low, false, true)
 	want("a commit beside it", side, false, false)
+}
+
+// TestWhoHeldACommitAsAccepted: a device that holds a commit is asked for it; one that
+// does no more had it on its head before.
+func TestWhoHeldACommitAsAccepted(t *testing.T) {
+	leaf := federation.Leaf{User: "@alice:s.test", Key: make([]byte, 32)}
+	list := []federation.Sequencer{{Server: "s.test", User: "@m:s.test", ReceiptKey: make([]byte, 32)}}
+	root, waits := federation.Ref{1}, federation.Ref{2}
+	m, err := federation.New(federation.Config{Room: "!room:s.test"}, federation.Base{
+		Ref: root, Config: root, GroupID: []byte("g"), Suite: uint16(suite), Policy: federation.Policy{Sequencers: list}, Leaves: []federation.Leaf{leaf},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Step(&federation.Commit{Ref: waits, Parent: root, Epoch: 1, AuthorUser: leaf.User}); err != nil {
+		t.Fatal(err)
+	}
+	held := &probe.Held{Machine: m}
+	d := &device{w: newWorld(script{seed: 1}, ""), probe: &probe.Client{Inspect: func(id.RoomID) *probe.Held { return held }}}
+	d.observed.init()
+	want := func(when string, ref federation.Ref, want bool) {
+		t.Helper()
+		if got := d.accepted(ref); got != want {
+			t.Errorf("%s: accepted %v, want %v", when, got, want)
+		}
+	}
+	gone := federation.Ref{3}
+	want("a commit that waits", waits, false)
+	want("a commit that it never had", gone, false)
+	d.told(&client.EpochChanged{Ref: waits})
+	d.told(&client.EpochChanged{Ref: gone})
+	want("a commit that waits again", waits, false)
+	want("a commit that it held", gone, true)
+	held = &probe.Held{}
+	want("a commit that it held until it was removed", waits, true)
+	want("a commit that it never had, and removed", federation.Ref{4}, false)
 }

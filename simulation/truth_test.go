@@ -59,6 +59,7 @@ type commit struct {
 	depth       int
 	epoch       uint64
 	external    bool
+	era         bool // it opens an era
 	sender      id.UserID
 	event       id.EventID
 	at          time.Duration
@@ -95,9 +96,12 @@ type observed struct {
 	final   federation.Ref
 	head    federation.Ref
 	joined  map[federation.Ref]bool // commits that it came in with, and that were confirmed
+	entered map[federation.Ref]bool // commits that it told its program of as on the head
 }
 
-func (o *observed) init() { o.checked, o.joined = map[federation.Ref]bool{}, map[federation.Ref]bool{} }
+func (o *observed) init() {
+	o.checked, o.joined, o.entered = map[federation.Ref]bool{}, map[federation.Ref]bool{}, map[federation.Ref]bool{}
+}
 
 func (w *world) allow(by, user id.UserID) { w.admitted[user] = append(w.admitted[user], by) }
 
@@ -228,6 +232,9 @@ func (w *world) noteCommit(e *simnet.Event) {
 		}
 		sender, _ := msg.Sender()
 		c.external = sender.Type == mls.SenderTypeNewMemberCommit
+		if aad, err := rooms.DecodeCommitAAD(msg.AuthenticatedData()); err == nil {
+			c.era = aad.Era > 0
+		}
 		c.parent = federation.Ref(content.Parent)
 		up := w.commits[c.parent]
 		if up == nil {
@@ -541,7 +548,7 @@ func (w *world) judgeToDevice(d *device, kind string, user id.UserID, name id.De
 	}
 	// 12: only after the accept, or, of an era, once it counts.
 	ref := federation.Ref(welcome.Ref)
-	if h := d.held(); h == nil || h.Machine == nil || !h.Machine.Accepted(ref) || !w.counts(ref, opensEra(h.Machine, ref)) {
+	if !d.accepted(ref) || !w.counts(ref, w.opensEra(ref)) {
 		broken("12 Welcome only after accept", "%s sends a Welcome to %s for commit %s, which is not accepted", d.name, user, ref.Short())
 	}
 	// 13: a key package serves at most one Welcome that is sent.
@@ -564,9 +571,19 @@ func (w *world) counts(ref federation.Ref, era bool) bool {
 	return w.acceptedAbove(ref) || era && w.applied[ref]
 }
 
-func opensEra(m *federation.Machine, ref federation.Ref) bool {
-	c, known := m.Known(ref)
-	return known && c.Era != nil
+func (w *world) opensEra(ref federation.Ref) bool {
+	c := w.commits[ref]
+	return c != nil && c.era
+}
+
+// accepted tells whether a device holds a commit as accepted. Where it holds it no
+// more, because it was removed or goes on from a later one, the device had it on its
+// head before.
+func (d *device) accepted(ref federation.Ref) bool {
+	if h := d.held(); h != nil && h.Machine != nil && h.Machine.Held(ref) {
+		return h.Machine.Accepted(ref)
+	}
+	return d.entered[ref]
 }
 
 // acceptedAbove tells whether a sequencer accepted a commit, or one above it.
