@@ -262,6 +262,6 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
 	r.anew = again{}
 	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored, InvitedAgain: r.data.InvitedAgain}
-	r.shown, r.publication = nil, publication{}
+	r.shown, r.shownMark, r.publication = nil, shownMark{}, publication{}
 	return nil
 }

@@ -289,8 +289,13 @@ func TestSequencersGoToTheNextRoundFromACommitInDoubt(t *testing.T) {
 // some servers.
 func (r *worldRoom) relist(servers ...int) *madeCommit {
 	r.t.Helper()
-	by := r.devices[0]
-	policy, err := rooms.PolicyOf(r.groups[by][r.head])
+	return r.commitOn(r.head, r.devices[0], rooms.CommitAAD{}, mls.CommitOptions{Proposals: []mls.Proposal{r.listed(servers...)}})
+}
+
+// listed proposes the modules of some servers as the list.
+func (r *worldRoom) listed(servers ...int) mls.Proposal {
+	r.t.Helper()
+	policy, err := rooms.PolicyOf(r.groups[r.devices[0]][r.head])
 	must(r.t, err)
 	policy.Sequencers = nil
 	var senders []mls.ExternalSender
@@ -303,7 +308,7 @@ func (r *worldRoom) relist(servers ...int) *madeCommit {
 	}
 	exts, err := rooms.GroupExtensions(policy, senders)
 	must(r.t, err)
-	return r.commitOn(r.head, by, rooms.CommitAAD{}, mls.CommitOptions{Proposals: []mls.Proposal{mls.GroupContextExtensions(exts)}})
+	return mls.GroupContextExtensions(exts)
 }
 
 func TestSequencersChangeTheirList(t *testing.T) {

@@ -5,9 +5,13 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
+	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -189,4 +193,113 @@ func TestEngineTakesNoReceiptsFromStrangersHeads(t *testing.T) {
 	if got := w.servers[1].machine(r.id).Head(); got != c.ref {
 		t.Errorf("with the whole head the module is at %s, want %s", got.Short(), c.ref.Short())
 	}
+}
+
+// renew makes an era of the creator whose list is the modules of some servers.
+func (r *worldRoom) renew(servers ...int) *madeCommit {
+	r.t.Helper()
+	return r.commitOn(r.head, r.devices[0], rooms.CommitAAD{Era: 1}, mls.CommitOptions{Proposals: []mls.Proposal{r.listed(servers...)}})
+}
+
+// TestEngineTakesReceiptsFromAHeadOfANewEra: a module whose head came before the era
+// that names it is looked at when the era counts: what it accepted, kept to itself and
+// showed in a head before it was lost is followed.
+func TestEngineTakesReceiptsFromAHeadOfANewEra(t *testing.T) {
+	w := sqliteWorld(t, 3)
+	r := w.newRoom(1, nil)
+	w.run(2 * time.Minute)
+	w.stop(0)
+	w.refuse = func(at int, ev *homeserver.Event) bool {
+		return at == 2 && (ev.Type == rooms.TypeApplied || ev.Sender == w.bot(1) && ev.Type != rooms.TypeHead)
+	}
+	era := r.renew(1)
+	w.run(time.Second)
+	r.apply(era)
+	r.vouch(r.devices[1], era.ref)
+	r.head = era.ref
+	w.run(time.Second)
+	c := r.update(era.ref, 0)
+	w.run(2 * time.Minute) // server 2 sees the head, and no word that the era was applied
+	if got := w.servers[1].machine(r.id).Head(); got != c.ref {
+		t.Fatalf("server 1 is at %s, want %s: the test proves nothing", got.Short(), c.ref.Short())
+	}
+	if got := w.servers[2].machine(r.id).Head(); got == era.ref || got == c.ref {
+		t.Fatalf("server 2 follows the era already: the test proves nothing")
+	}
+	w.stop(1)
+	r.vouch(r.devices[2], era.ref)
+	w.run(2 * takeWait) // not only once it reads the room's state anew
+	if got := w.servers[2].machine(r.id).Head(); got != c.ref {
+		t.Errorf("server 2 is at %s, want %s", got.Short(), c.ref.Short())
+	}
+}
+
+// looksAgain reports whether a head that the module was done with will be looked at.
+func (m *module) looksAgain(room id.RoomID, sender id.UserID) bool {
+	return m.e.rooms[room].shown[sender] != nil
+}
+
+// knowHead gives the module another module's head, and has it be done with it.
+func (m *module) knowHead(room id.RoomID, sender id.UserID) {
+	m.t.Helper()
+	m.e.rooms[room].noteHead(sender, &rooms.HeadContent{}, m.now)
+	m.settleFor(time.Minute)
+	if m.looksAgain(room, sender) {
+		m.t.Fatal("the module is not done with the head")
+	}
+}
+
+// TestEngineLooksAtHeadsAgainInAnotherGroup: what a head shows of the next group counts
+// once that is final, and of a group that the module begins with in the place of another.
+func TestEngineLooksAtHeadsAgainInAnotherGroup(t *testing.T) {
+	const other = id.UserID("@_mls_bot:far.test")
+	t.Run("founded anew", func(t *testing.T) {
+		m, r, _, b := pair(t, storetest.SQLite(t))
+		closing, next := r.close(nextSuite)
+		r.post(closing)
+		m.settle()
+		r.merge(closing)
+		r.vouchFor(b)
+		m.settleFor(10 * time.Second)
+		founding := r.refound(r.members[1], next, nil)
+		r.post(founding)
+		m.settle()
+		r.enter(founding, next)
+		m.settle()
+		if got := m.machine(r.id); got.Head() != founding.ref || got.NewestFinal() == founding.ref {
+			t.Fatal("the founding is not the head, or is final: the test proves nothing")
+		}
+		m.knowHead(r.id, other)
+		r.vouchFor(next[0])
+		for range 10 { // the vote may take some seconds
+			if m.settleFor(time.Second); m.machine(r.id).NewestFinal() == founding.ref {
+				break
+			}
+		}
+		if got := m.machine(r.id).NewestFinal(); got != founding.ref {
+			t.Fatal("the founding is not final")
+		}
+		if !m.looksAgain(r.id, other) {
+			t.Error("the head is not looked at again")
+		}
+	})
+	t.Run("begun with another group", func(t *testing.T) {
+		hs := newRoomHS()
+		m := newModule(t, storetest.SQLite(t), hs)
+		r := newRoom(t, hs, "!room:mls.test")
+		m.settle()
+		hs.state(r.id, alice, rooms.TypeHead, string(alice), r.forgedHead(m, alice, alice, 40))
+		m.start()
+		m.settleFor(5 * time.Second)
+		m.knowHead(r.id, other)
+		forged := m.machine(r.id).Head()
+		r.found()
+		m.settle()
+		if m.machine(r.id).Head() == forged {
+			t.Fatal("the module follows the forged group on")
+		}
+		if !m.looksAgain(r.id, other) {
+			t.Error("the head is not looked at again")
+		}
+	})
 }

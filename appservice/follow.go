@@ -558,9 +558,6 @@ func (e *Engine) headChanged(ctx context.Context, r *room, a federation.HeadChan
 				e.d.Metrics.Inc(metrics.Eras)
 			} else if config == ref {
 				e.d.Metrics.Inc(metrics.ListChanges)
-				for sender := range r.heads {
-					r.noteShown(sender, now) // it may be of the list from now on
-				}
 			}
 		}
 		if row, err := e.d.Store.Commit(ctx, r.id, ref.String()); err == nil {

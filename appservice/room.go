@@ -71,6 +71,7 @@ type room struct {
 	trouble      map[string]time.Duration         // since when the room is in trouble
 	anew         again                            // what is asked for in the room, and posted again
 	shown        map[id.UserID]*shown             // heads that may show receipts which did not come, of those in heads
+	shownMark    shownMark                        // what they were looked at with
 	publication
 
 	dirty   bool // to be stored

@@ -50,6 +50,29 @@ func (r *room) noteShown(sender id.UserID, now time.Duration) {
 	s.at, s.times = min(s.at, now+takeWait), 0
 }
 
+// shownMark is what decides, beside a head itself, whether it is looked at: the list
+// that governs what follows the room's head, and the groups of that and of what is final.
+type shownMark struct {
+	list         federation.Ref
+	group, final string
+}
+
+// noteList has all heads looked at again once the list or the group is another: a module
+// may be of the list from now on, and what it shows be of the group.
+func (r *room) noteList(now time.Duration) {
+	head, _ := r.m.ScopeAt(r.m.Head())
+	final, _ := r.m.ScopeAt(r.m.NewestFinal())
+	mark := shownMark{group: string(head.Group), final: string(final.Group)}
+	mark.list, _ = r.m.ConfigAt(r.m.Head())
+	if mark == r.shownMark {
+		return
+	}
+	r.shownMark = mark
+	for sender := range r.heads {
+		r.noteShown(sender, now)
+	}
+}
+
 // showsMore reports whether a head shows a commit as accepted, or as final, that the
 // machine does not hold as such.
 func (r *room) showsMore(head *rooms.HeadContent) bool {
@@ -78,9 +101,10 @@ func (r *room) showsMore(head *rooms.HeadContent) bool {
 // takeShown takes over the receipts that heads rest on and that did not come, and
 // returns when there is more to look at.
 func (e *Engine) takeShown(ctx context.Context, r *room, now time.Duration) (next time.Duration, err error) {
-	if len(r.shown) == 0 || !r.live() {
+	if !r.live() {
 		return 0, nil
 	}
+	r.noteList(now)
 	var due []id.UserID
 	for sender, s := range r.shown {
 		if now >= s.at {
