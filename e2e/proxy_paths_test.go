@@ -245,6 +245,30 @@ func TestProxyMembership(t *testing.T) {
 			does(in(made.Room)+"/ban", whom(carol))
 			s.gone(carol, made.Room)
 		})
+		writes := func(room id.RoomID, user id.UserID, content string) {
+			s.Helper()
+			status, raw := bob.ask(http.MethodPut, root+in(room)+"/state/m.room.member/"+url.PathEscape(string(user)), []byte(content))
+			if status != http.StatusOK || !bytes.Contains(raw, []byte(`"event_id":"$`)) {
+				s.Fatalf("%s for %s: %d %s", content, user, status, raw)
+			}
+		}
+		s.part(t, "PUT "+version+" rooms {room} state m.room.member {user}", func() {
+			writes(made.Room, carol.UserID(), `{"membership":"leave"}`) // the end of the ban
+			writes(made.Room, bob.UserID, `{"membership":"join","displayname":"Bob"}`)
+			var other struct {
+				Room id.RoomID `json:"room_id"`
+			}
+			s.must(json.Unmarshal(does("/createRoom", `{"preset":"private_chat","initial_state":[{"type":"m.room.encryption","state_key":"","content":{"algorithm":"m.megolm.v1.aes-sha2"}}]}`), &other))
+			for _, d := range []*e2e.Device{alice, carol} {
+				writes(other.Room, d.UserID(), `{"membership":"invite"}`)
+				s.join(d, other.Room, here)
+			}
+			writes(other.Room, alice.UserID(), `{"membership":"leave","reason":"enough"}`)
+			s.gone(alice, other.Room)
+			writes(other.Room, carol.UserID(), `{"membership":"ban"}`)
+			s.gone(carol, other.Room)
+			writes(other.Room, bob.UserID, `{"membership":"leave"}`)
+		})
 		var joined id.RoomID
 		for i, path := range []string{"join {room}", "rooms {room} join"} {
 			s.part(t, "POST "+version+" "+path, func() {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -231,6 +230,9 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 			return
 		}
 	}
+	if eventType == rooms.TypeMember && s.memberEvent(w, r, sess, room, id.UserID(m.Params["key"]), body) {
+		return
+	}
 	if body, ok = s.originals(w, body); !ok {
 		return
 	}
@@ -270,70 +272,6 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, sess *session, 
 		return
 	}
 	s.passed(w, resp, sess)
-}
-
-// member changes who is in a room, through the MLS device where the room is an
-// MLS room.
-func (s *Server) member(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
-	room := id.RoomID(m.Params["room"])
-	cli := sess.account.Client()
-	if m.Kind == route.Join {
-		// The client may have heard of an invite before the device.
-		soon, cancel := context.WithTimeout(r.Context(), inviteWait)
-		sess.account.AwaitRoom(soon, room)
-		cancel()
-	}
-	info, err := cli.Room(r.Context(), room)
-	if err != nil || !info.MLS || m.Kind == route.Join && info.Membership == "join" {
-		s.stream.ServeHTTP(w, r)
-		return
-	}
-	body, ok := read(w, r, maxRequest)
-	if !ok {
-		return
-	}
-	var req struct {
-		User   id.UserID `json:"user_id"`
-		Reason string    `json:"reason"`
-	}
-	if len(body) > 0 && rooms.DecodeObject(body, &req) != nil {
-		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the request is not JSON")
-		return
-	}
-	if req.User == "" && m.Kind != route.Join && m.Kind != route.Leave {
-		if m.Kind == route.Invite {
-			refuse(w, http.StatusForbidden, "M_FORBIDDEN", "only a user's id can be invited to an MLS room")
-		} else {
-			refuse(w, http.StatusBadRequest, "M_MISSING_PARAM", "whom? user_id is missing")
-		}
-		return
-	}
-	// Begun is done, whether the client waits for it or not.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeWait)
-	defer cancel()
-	result := map[string]string{}
-	switch m.Kind {
-	case route.Join:
-		var joined id.RoomID
-		query := r.URL.Query()
-		joined, err = cli.Join(ctx, string(room), append(query["via"], query["server_name"]...))
-		result["room_id"] = string(joined)
-	case route.Leave:
-		err = cli.Leave(ctx, room)
-	case route.Invite:
-		err = cli.Invite(ctx, room, req.User)
-	case route.Kick:
-		err = cli.Kick(ctx, room, req.User, req.Reason)
-	case route.Ban:
-		err = cli.Ban(ctx, room, req.User, req.Reason)
-	default:
-		err = fmt.Errorf("server: internal: no way to do %d", m.Kind)
-	}
-	if err != nil {
-		s.refusal(w, r, err)
-		return
-	}
-	answer(w, http.StatusOK, result)
 }
 
 // upgrade refuses to upgrade an MLS room: the new one would have the encryption
