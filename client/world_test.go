@@ -854,18 +854,24 @@ func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, i
 // addPackages puts key packages of a suite where others claim them.
 func (i *fakeIdentity) addPackages(w *world, cs mls.CipherSuite, n int, random io.Reader) {
 	w.t.Helper()
+	i.stock(w.t, cs, n, &mls.Config{Rand: random, ExperimentalSuites: true})
+}
+
+// stock is addPackages with a configuration for making them.
+func (i *fakeIdentity) stock(t testing.TB, cs mls.CipherSuite, n int, cfg *mls.Config) {
+	t.Helper()
 	leaf, err := i.LeafOptions(cs)
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for range n {
-		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random, ExperimentalSuites: true}, cs, i.own().mlsKeys[cs], leaf)
+		bundle, err := mls.NewKeyPackage(cfg, cs, i.own().mlsKeys[cs], leaf)
 		if err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 		raw, err := bundle.MarshalBinary()
 		if err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 		i.bundles[string(bundle.Ref())] = raw
 		i.own().packages = append(i.own().packages, bundle)

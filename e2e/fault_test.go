@@ -20,8 +20,7 @@ import (
 // TestFault makes happen to whole installations what takes long.
 func TestFault(t *testing.T) {
 	faults.Run(t, "e2e", map[string]func(t *testing.T){
-		"F13-module-away":           faultModuleAway,
-		"F15-servers-gone-for-good": serversLostForGood,
+		"F13-module-away": faultModuleAway,
 	})
 }
 

@@ -192,10 +192,10 @@ func (s *story) lacks(j *e2e.Journal, room id.RoomID, event id.EventID) bool {
 	}
 }
 
-// serversLostForGood: of three servers with modules and one without, that of the leading module is lost for good, and
+// TestServersLostForGood: of three servers with modules and one without, that of the leading module is lost for good, and
 // the room goes on by itself; then another one, so that a majority is lost, and the room goes on in an era that an admin
 // opens; when the lost ones come back they join that era.
-func serversLostForGood(t *testing.T) {
+func TestServersLostForGood(t *testing.T) {
 	s := tell(t, "partition")
 	s.whole()
 	a, b, c, d := s.person("syn1", "alice"), s.person("syn2", "bob"), s.person("den1", "carol"), s.person("syn3", "dave")
