@@ -29,6 +29,7 @@ const (
 	costAlone   = 2                              // commits after each of which everything comes to rest
 	costIdle    = 60 * time.Second               // an idle room is watched so long
 	costRest    = 24 * time.Second               // after a commit: the heads that it makes modules publish are out
+	costAfter   = 70 * time.Second               // the same, where the tree of the last one is in media
 )
 
 // BenchmarkFederation reports what a commit costs across three real homeservers,
@@ -423,8 +424,9 @@ func (c *costs) alone() map[string]float64 {
 	return out
 }
 
-// idle counts what comes into the room while nobody does anything.
+// idle counts what comes into the room while nobody does anything, and nobody is about to.
 func (c *costs) idle() map[string]float64 {
+	c.pass(costAfter, time.Now())
 	since, media := time.Now(), c.media()
 	c.pass(costIdle, since)
 	events := 0
