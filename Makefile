@@ -42,8 +42,14 @@ demo-stop: ## end what make demo left running, and delete it
 	@if [ -e $(DEMO_DIR)/state.json ]; then python3 -B lab/homeservers.py down --dir $(DEMO_DIR) --wipe; else echo "no demo is running"; fi
 
 .PHONY: test
-test: lab-clients peer check fuzz-ci mutate-ci cover bin/testreport ## everything: check, unit tests with -race, vectors, interop, end to end
+test: ## everything: check, unit tests with -race, vectors, interop, end to end
+	@$(MAKE) --no-print-directory -j2 installed check bin/testreport
 	$(NICE) bin/testreport all
+
+# One after the other: both may install packages.
+.PHONY: installed
+installed: lab-clients
+	@$(MAKE) --no-print-directory peer
 
 .PHONY: test-fast
 test-fast: bin/testreport ## no servers and no foreign libraries, under 4 minutes
@@ -69,6 +75,7 @@ check: vet bin/staticcheck bin/rules ## formatting, vet, staticcheck, and the pr
 	if [ -n "$$unformatted" ]; then echo "not formatted (gofmt -w):"; echo "$$unformatted"; exit 1; fi
 	bin/staticcheck ./...
 	bin/rules
+	cd tools && GOFLAGS=-buildvcs=false go test ./testreport
 
 .PHONY: vet
 vet: ## go vet
@@ -126,7 +133,7 @@ bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 membe
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md
 	nice -n 15 bin/fuzz -time $(FUZZTIME)
 fuzz-ci: bin/fuzz
-	$(NICE) bin/fuzz -time 20s -sample 12 -seed $(COMMIT) -p 2
+	$(NICE) bin/fuzz -time 30s -sample 12 -seed $(COMMIT) -p 2
 
 .PHONY: mutate mutate-ci
 mutate: bin/mutate ## remove each validation of mls in turn; a test must notice
@@ -172,10 +179,10 @@ peer: ## the interop partner, with OpenMLS and mls-rs in it
 	@MLS_CACHE=$(CACHE) interop/build-peer.sh
 
 # The tools are a module of their own, so that the project does not depend on them.
-bin/testreport bin/rules bin/benchpeers bin/benchplots bin/benchfederation bin/scaleplots: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)
+bin/rules bin/benchpeers bin/benchplots bin/benchfederation bin/scaleplots: bin/%: tools/%/main.go $(wildcard tools/figures/*.go)
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$*
 
-bin/fuzz bin/mutate: $(wildcard tools/fuzz/*.go tools/mutate/*.go)
+bin/fuzz bin/mutate bin/testreport: $(wildcard tools/fuzz/*.go tools/mutate/*.go tools/testreport/*.go)
 	cd tools && GOFLAGS=-buildvcs=false go build -o ../$@ ./$(notdir $@)
 
 bin/staticcheck: tools/go.mod tools/go.sum

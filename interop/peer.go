@@ -23,8 +23,8 @@ const (
 	MLSRs   = "mls-rs"
 )
 
-// callTimeout is far above what the slowest command takes, even on a machine with other work.
-const callTimeout = 60 * time.Second
+// callTimeout is far above what the slowest command takes, even where it gets only what other work leaves of the processors.
+const callTimeout = 10 * time.Minute
 
 // Program builds the peer program if that has not been done since its sources changed, and returns its path. A first
 // build takes minutes and needs Rust 1.91.

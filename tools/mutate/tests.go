@@ -59,7 +59,7 @@ func newTester(folder, tmp string, files map[string][]byte) (*tester, error) {
 	}
 	t := &tester{binary: binary, folder: folder}
 	// One test at a time, so that each refusal belongs to the test that was named last.
-	out, err := t.run(context.Background(), printing+"=1", "-test.v", "-test.parallel=1")
+	out, err := t.run(context.Background(), 0, printing+"=1", "-test.v", "-test.parallel=1")
 	if err != nil {
 		return nil, fmt.Errorf("without any mutation the tests fail: %w\n%s", err, dull.ReplaceAll(out, nil))
 	}
@@ -70,10 +70,15 @@ func newTester(folder, tmp string, files map[string][]byte) (*tester, error) {
 // maxMemory is what the tests may map, in bytes. A mutant that wants more is noticed.
 const maxMemory = 4 << 30
 
-// run runs the tests with one variable set.
-func (t *tester) run(ctx context.Context, env string, args ...string) ([]byte, error) {
-	// A mutant may allocate without end.
-	limited := append([]string{"-c", `ulimit -v "$0" && exec "$@"`, fmt.Sprint(maxMemory >> 10), t.binary, "-test.short", "-test.timeout=0"}, args...)
+// run runs the tests with one variable set, for at most so much time of a processor, if that is not 0.
+func (t *tester) run(ctx context.Context, most time.Duration, env string, args ...string) ([]byte, error) {
+	seconds := "unlimited"
+	if most > 0 {
+		seconds = fmt.Sprint(int64(most / time.Second))
+	}
+	// A mutant may allocate without end, and run without one.
+	limited := append([]string{"-c", `ulimit -v "$0" && ulimit -t "$1" && shift && exec "$@"`, fmt.Sprint(maxMemory >> 10), seconds,
+		t.binary, "-test.short", "-test.timeout=0"}, args...)
 	cmd := exec.CommandContext(ctx, "sh", limited...)
 	cmd.Dir = t.folder
 	cmd.WaitDelay = time.Second
@@ -152,13 +157,13 @@ func (t *tester) try(m *mutant) (by string, noticed bool) {
 	for n, rest := 1, tests; len(rest) > 0; n *= 2 {
 		batch := rest[:min(n, len(rest))]
 		rest = rest[len(batch):]
-		// A mutant that makes a test run for ever is noticed.
+		// A mutant that makes a test run for ever is noticed; one whose processor others have is not.
 		limit := 2 * time.Minute
 		for _, test := range batch {
 			limit += 60 * t.took[test]
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), limit)
-		out, err := t.run(ctx, fmt.Sprintf("%s=%d", variable, m.n), "-test.failfast", "-test.run="+pattern(batch))
+		ctx, cancel := context.WithTimeout(context.Background(), 10*limit)
+		out, err := t.run(ctx, limit, fmt.Sprintf("%s=%d", variable, m.n), "-test.failfast", "-test.run="+pattern(batch))
 		if ctx.Err() != nil {
 			out = nil
 		}

@@ -8,6 +8,9 @@
 // A stage fails when a test fails, when a test that must be in it did not run, and, in all but fast, when a test was
 // skipped: what is promised either ran or is missing. What failed is told once more at the end, for who sees only that
 // of a long run; the last line counts everything.
+//
+// With all, stages that only compute run beside those that wait for servers, on what these leave of the processors. What
+// they say is printed when each ends.
 package main
 
 import (
@@ -25,11 +28,21 @@ import (
 
 const module = "github.com/matrix-mls/matrix-mls/"
 
+// withoutRace leaves SQLite, which is C in Go's syntax, without the race detector's instructions, and the C library below
+// it without those that check pointers, in the tests as in the programs that they build. All that these look at is outside
+// of Go's heap, where there is nothing for them to see, and more than a third of the time of the tests went there. The driver,
+// and all else, keeps them.
+const withoutRace = "-gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc=-d=checkptr=0"
+
 // A stage is one run of go test, or of a command that reports as go test -json does.
 type stage struct {
 	name     string
 	command  []string
+	status   bool // the command speaks to people: its exit status is one test's result
 	packages func(all []string) []string
+	timeout  time.Duration // for each package, or for the command; idleTimes that beside others
+	waits    bool          // much of its time it waits for servers
+	idle     bool          // it only computes, and no clock decides about it: it may run beside one that waits
 	flags    []string
 	args     []string // for the test program
 	env      []string // on top of ours
@@ -116,29 +129,33 @@ func below(pkg string, folders []string) bool {
 }
 
 var stages = []stage{
-	{name: "unit", packages: but("lab", "interop", "e2e"), flags: []string{"-race", "-timeout=45m"},
+	{name: "unit", packages: but("lab", "interop", "e2e"), timeout: 45 * time.Minute, flags: []string{"-race"},
 		require: []string{"TestVectors"}, lists: []list{matrixRejects, survived(false)}},
-	{name: "simulate", packages: exactly("federation"), flags: []string{"-run=^TestSimulate$", "-timeout=15m"},
+	{name: "lab", waits: true, packages: only("lab"), timeout: 20 * time.Minute, flags: []string{"-race"},
+		require: []string{"TestFederatedServers"}},
+	{name: "e2e", waits: true, packages: only("e2e"), timeout: 60 * time.Minute, flags: []string{"-race"},
+		require: []string{"TestConversation", "TestLargeRoom"}},
+	{name: "simulate", idle: true, packages: exactly("federation"), timeout: 15 * time.Minute, flags: []string{"-run=^TestSimulate$"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
 	// Most rules are left out without the race detector only, so not in the stage above.
-	{name: "rooms", packages: exactly("simulation"), flags: []string{"-run=^(TestSimulate|TestPropertiesTurnRed)$", "-timeout=15m"},
+	{name: "rooms", idle: true, packages: exactly("simulation"), timeout: 15 * time.Minute,
+		flags:   []string{"-run=^(TestSimulate|TestPropertiesTurnRed)$"},
 		args:    []string{"-sim.seeds=50", "-sim.worse=10", "-sim.steps=60"},
 		require: append(seeds(50, 60, 10), "TestSimulate/steps=60/seeds=200001-200010", "TestPropertiesTurnRed")},
-	{name: "spec", command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"},
+	{name: "spec", idle: true, command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"}, timeout: 15 * time.Minute,
 		require: []string{"TestSpec/rounds", "TestSpec/shed-small", "TestSpec/change-small", "TestSpec/dead", "TestSpec/lapse"}, lists: []list{rules}},
-	{name: "interop", packages: only("interop"), flags: []string{"-race", "-timeout=15m"},
+	{name: "interop", idle: true, packages: only("interop"), timeout: 15 * time.Minute, flags: []string{"-race"},
 		require: []string{"TestInterop"}},
-	{name: "lab", packages: only("lab"), flags: []string{"-race", "-timeout=20m"},
-		require: []string{"TestFederatedServers"}},
-	{name: "e2e", packages: only("e2e"), flags: []string{"-race", "-timeout=60m"},
-		require: []string{"TestConversation", "TestLargeRoom"}},
+	{name: "mutate-ci", idle: true, command: []string{"make", "-s", "mutate-ci"}, status: true, timeout: 15 * time.Minute},
+	{name: "fuzz-ci", idle: true, command: []string{"make", "-s", "fuzz-ci"}, status: true, timeout: 15 * time.Minute},
+	{name: "cover", idle: true, command: []string{"make", "-s", "cover"}, status: true, timeout: 15 * time.Minute},
 }
 
 // soak is what takes long or needs root, before make soak runs everything again and again.
-var soak = stage{name: "soak", packages: only("appservice", "client", "e2e"), flags: []string{"-run=^TestFault$", "-timeout=120m"},
+var soak = stage{name: "soak", packages: only("appservice", "client", "e2e"), timeout: 2 * time.Hour, flags: []string{"-run=^TestFault$"},
 	env: []string{"MLS_SOAK=1"}, lists: []list{survived(true)}}
 
-var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), flags: []string{"-short", "-timeout=4m"},
+var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), timeout: 4 * time.Minute, flags: []string{"-short"},
 	require: []string{"TestVectors"}, lists: []list{matrixRejects}, allow: true}
 
 // event is a line of go test -json.
@@ -174,7 +191,11 @@ func main() {
 		}
 	}
 	if len(todo) == 0 || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: all, fast, soak, unit, simulate, rooms, spec, interop, lab or e2e")
+		hint := "all, fast, soak"
+		for _, s := range stages {
+			hint += ", " + s.name
+		}
+		fmt.Fprintln(os.Stderr, "testreport: unknown stage\nhint: "+hint)
 		os.Exit(2)
 	}
 	out, err := exec.Command("go", "list", "./...").Output()
@@ -182,110 +203,127 @@ func main() {
 		fmt.Fprintf(os.Stderr, "testreport: list the packages: %v\n", err)
 		os.Exit(1)
 	}
-	all := strings.Fields(string(out))
+	if !tell(os.Stdout, runAll(&locked{to: os.Stdout}, todo, strings.Fields(string(out)))) {
+		os.Exit(1)
+	}
+}
+
+// A result is what a stage came to: a line for each thing that was wrong, with the last words of a test that failed.
+type result struct {
+	counts
+	stage string
+	wrong []string
+}
+
+// tell ends the report and says whether all is well.
+func tell(out io.Writer, results []result) bool {
 	var total counts
 	var wrong []string
-	for _, s := range todo {
-		c, bad := s.run(all)
-		total.passed, total.failed, total.skipped = total.passed+c.passed, total.failed+c.failed, total.skipped+c.skipped
-		for _, b := range bad {
-			wrong = append(wrong, s.name+": "+b)
+	for _, r := range results {
+		total.passed, total.failed = total.passed+r.passed, total.failed+r.failed
+		for _, w := range r.wrong {
+			wrong = append(wrong, r.stage+": "+w)
 		}
 	}
 	if len(wrong) > 0 && total.failed == 0 {
 		total.failed = 1 // something that is no test failed: a build, a missing test, a skipped one
 	}
-	fmt.Println()
+	fmt.Fprintln(out)
 	for _, w := range wrong[:min(len(wrong), 20)] {
-		fmt.Println(w)
+		fmt.Fprintln(out, w)
 	}
 	if more := len(wrong) - 20; more > 0 {
-		fmt.Printf("and %d more\n", more)
+		fmt.Fprintf(out, "and %d more\n", more)
 	}
-	fmt.Printf("%d passed, %d failed\n", total.passed, total.failed)
-	if len(wrong) > 0 {
-		os.Exit(1)
-	}
+	fmt.Fprintf(out, "%d passed, %d failed\n", total.passed, total.failed)
+	return len(wrong) == 0
 }
 
-// run runs the stage and returns its counts and what was wrong: a line each, with the last words of a test that failed.
-func (s *stage) run(all []string) (counts, []string) {
+// run runs the stage, beside others or not, and prints what it does.
+func (s *stage) run(out io.Writer, all []string, beside bool) result {
 	began := time.Now()
-	args := s.command
-	if args == nil {
+	wrong := func(text string) result {
+		fmt.Fprintf(out, "== %s: %s\n", s.name, text)
+		return result{stage: s.name, wrong: []string{text}}
+	}
+	timeout := s.timeout
+	var args []string
+	if beside {
+		timeout *= idleTimes
+		args = lowest()
+	}
+	if s.command == nil {
 		packages := s.packages(all)
 		if len(packages) == 0 {
-			fmt.Printf("== %s: no packages\n", s.name)
-			return counts{}, []string{"no packages"}
+			return wrong("no packages")
 		}
-		fmt.Printf("== %s: %d packages\n", s.name, len(packages))
-		args = slices.Concat([]string{"go", "test", "-json", "-count=1"}, s.flags, packages, s.args)
+		fmt.Fprintf(out, "== %s: %d packages\n", s.name, len(packages))
+		args = slices.Concat(args, []string{"go", "test", "-json", "-count=1", "-timeout=" + timeout.String()}, s.flags, packages, s.args)
+		timeout = 0 // go test sees to it
 	} else {
-		fmt.Printf("== %s: %s\n", s.name, strings.Join(args, " "))
+		fmt.Fprintf(out, "== %s: %s\n", s.name, strings.Join(s.command, " "))
+		args = slices.Concat(args, s.command)
 	}
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), s.env...)
-	pipe, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
+	env := s.env
+	if slices.Contains(s.flags, "-race") {
+		env = append(slices.Clone(env), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" "+withoutRace))
 	}
-	if err != nil {
-		fmt.Printf("testreport: start %s: %v\n", args[0], err)
-		return counts{}, []string{fmt.Sprintf("start %s: %v", args[0], err)}
+	r := report{out: out, results: map[string]string{}, output: map[string][]string{}, words: map[string]string{}}
+	readErr, err := r.follow(args, env, timeout)
+	if s.status {
+		r.status("make/"+s.name, err == nil)
 	}
-	r := report{results: map[string]string{}, output: map[string][]string{}, words: map[string]string{}}
-	readErr := r.read(pipe)
-	waitErr := cmd.Wait()
 	c, kinds := r.count()
-	wrong := r.failed()
+	bad := r.failed()
 	if readErr != nil {
-		wrong = append(wrong, readErr.Error())
+		bad = append(bad, readErr.Error())
 	}
 	require := slices.Clone(s.require)
 	for _, l := range s.lists {
 		names, err := l.read()
 		if err != nil {
-			fmt.Println(err)
-			wrong = append(wrong, err.Error())
+			fmt.Fprintln(out, err)
+			bad = append(bad, err.Error())
 		}
 		require = append(require, names...)
 	}
 	for _, name := range require {
 		if !r.ran(name) {
-			fmt.Printf("MISSING %s: no such test passed in this stage\n", name)
-			wrong = append(wrong, "MISSING "+name)
+			fmt.Fprintf(out, "MISSING %s: no such test passed in this stage\n", name)
+			bad = append(bad, "MISSING "+name)
 		}
 	}
 	if c.skipped > 0 && !s.allow {
-		fmt.Printf("SKIPPED %d tests, which counts as a failure: %s\n", c.skipped, strings.Join(r.skipped(), ", "))
-		wrong = append(wrong, "SKIPPED "+strings.Join(r.skipped(), ", "))
+		fmt.Fprintf(out, "SKIPPED %d tests, which counts as a failure: %s\n", c.skipped, strings.Join(r.skipped(), ", "))
+		bad = append(bad, "SKIPPED "+strings.Join(r.skipped(), ", "))
 	}
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
-		fmt.Printf("   %-10s %5d ok %5d bad\n", kind, kinds[kind].passed, kinds[kind].failed)
+		fmt.Fprintf(out, "   %-10s %5d ok %5d bad\n", kind, kinds[kind].passed, kinds[kind].failed)
 	}
-	if waitErr != nil && len(wrong) == 0 {
-		wrong = append(wrong, fmt.Sprintf("%s: %v, though no test failed", args[0], waitErr))
+	if err != nil && len(bad) == 0 {
+		bad = append(bad, fmt.Sprintf("%s: %v, though no test failed", strings.Join(args, " "), err))
 	}
 	verdict := "ok"
-	if len(wrong) > 0 {
+	if len(bad) > 0 {
 		verdict = "FAILED"
 	}
 	left := ""
 	if c.skipped > 0 {
 		left = fmt.Sprintf(", %d left out", c.skipped)
 	}
-	fmt.Printf("== %s: %s, %d tests%s, %.0f s\n\n", s.name, verdict, c.passed+c.failed, left, time.Since(began).Seconds())
-	return c, wrong
+	fmt.Fprintf(out, "== %s: %s, %d tests%s, %.0f s\n\n", s.name, verdict, c.passed+c.failed, left, time.Since(began).Seconds())
+	return result{c, s.name, bad}
 }
 
 // report gathers what go test says. Tests are keyed by package and name, with a slash between.
 type report struct {
+	out     io.Writer
 	results map[string]string
 	output  map[string][]string
 	words   map[string]string // the last line that a failed test said of itself
 	// packages are those that failed, which may be with no test of theirs: one that does not build, or that panics outside.
 	packages []string
+	said     string // the last line that reports no test
 	last     time.Time
 }
 
@@ -299,7 +337,10 @@ func (r *report) read(in io.Reader) error {
 			if json.Unmarshal(line, &e) == nil && e.Action != "" {
 				r.add(&e)
 			} else {
-				os.Stdout.Write(line)
+				fmt.Fprintf(r.out, "%s", line)
+				if text := strings.TrimSpace(string(line)); text != "" {
+					r.said = text
+				}
 			}
 		}
 		if err == io.EOF {
@@ -315,7 +356,7 @@ func (r *report) add(e *event) {
 	key := e.Package + "/" + e.Test
 	switch e.Action {
 	case "build-output":
-		fmt.Print(e.Output)
+		fmt.Fprint(r.out, e.Output)
 	case "output":
 		r.output[key] = append(r.output[key], e.Output)
 	case "pass", "fail", "skip":
@@ -323,28 +364,28 @@ func (r *report) add(e *event) {
 			r.results[key] = e.Action
 			if e.Action == "fail" {
 				r.words[key] = lastWords(r.output[key])
-				fmt.Printf("--- FAIL %s (%.2f s)\n%s", strings.TrimPrefix(key, module), e.Elapsed, strings.Join(r.output[key], ""))
+				fmt.Fprintf(r.out, "--- FAIL %s (%.2f s)\n%s", strings.TrimPrefix(key, module), e.Elapsed, strings.Join(r.output[key], ""))
 			}
 			delete(r.output, key)
 			if time.Since(r.last) > 10*time.Second { // a sign of life in a long package
 				r.last = time.Now()
-				fmt.Printf("   … %d tests, now %s\n", len(r.results), strings.TrimPrefix(key, module))
+				fmt.Fprintf(r.out, "   … %d tests, now %s\n", len(r.results), strings.TrimPrefix(key, module))
 			}
 			return
 		}
 		r.last = time.Now()
 		if e.Action == "fail" {
 			r.packages = append(r.packages, strings.TrimPrefix(e.Package, module))
-			fmt.Print(strings.Join(r.output[key], ""))
+			fmt.Fprint(r.out, strings.Join(r.output[key], ""))
 			for k, lines := range r.output { // tests that a panic or a timeout cut short
 				if strings.HasPrefix(k, e.Package+"/Test") {
-					fmt.Print(strings.Join(lines, ""))
+					fmt.Fprint(r.out, strings.Join(lines, ""))
 					r.results[k] = "fail"
 				}
 			}
 		}
 		if e.Action != "skip" { // a package without tests
-			fmt.Printf("   %-4s %s %.1f s\n", e.Action, strings.TrimPrefix(e.Package, module), e.Elapsed)
+			fmt.Fprintf(r.out, "   %-4s %s %.1f s\n", e.Action, strings.TrimPrefix(e.Package, module), e.Elapsed)
 		}
 	}
 }
