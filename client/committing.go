@@ -848,6 +848,19 @@ func (c *Client) checked(roomID id.RoomID, check func(r *room) error) error {
 	return fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 }
 
+// pass waits until the client's clock has gone on by d. It asks the clock now and then, for a clock says nothing by itself.
+func (c *Client) pass(ctx context.Context, d time.Duration) error {
+	for end := c.mono() + d; ; {
+		left := end - c.mono()
+		if left <= 0 {
+			return nil
+		}
+		if err := sleep(ctx, min(left, 50*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+}
+
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

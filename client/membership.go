@@ -300,7 +300,7 @@ func (c *Client) makeQuiet(ctx context.Context, roomID id.RoomID, bot id.UserID)
 		r.hush(bot, c.mono()+beforeInvite+inviteQuietTime)
 	}
 	c.mu.Unlock()
-	_ = sleep(ctx, beforeInvite)
+	_ = c.pass(ctx, beforeInvite)
 }
 
 // newServer tells whether a member event is the first join of a server.
