@@ -45,7 +45,7 @@ func (c *Client) syncLoop(ctx context.Context) {
 		if errors.As(wrapRateLimit(err), &limit) {
 			wait = limit.RetryAfter
 		}
-		c.log.Warn().Err(err).Dur("retry_in", wait).Msg("Sync failed")
+		c.log.Warn().Err(err).Dur("retry_in", wait).Msg("Sync failed, will try again")
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

@@ -238,6 +238,16 @@ func (s *Server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
+// problems is where net/http says what it met: a panic of ours, above all.
+type problems struct{ log zerolog.Logger }
+
+// Write implements io.Writer.
+func (p problems) Write(text []byte) (int, error) {
+	what, stack, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	p.log.Error().Str("error", what).Str("stack", stack).Msg("A request could not be handled")
+	return len(text), nil
+}
+
 // Serve answers clients on a listener of the loopback interface until ctx ends.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	addr, ok := listener.Addr().(*net.TCPAddr)
@@ -246,7 +256,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	}
 	srv := &http.Server{
 		Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Minute, WriteTimeout: 15 * time.Minute,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0),
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(problems{s.o.Log}, "", 0),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	done := make(chan struct{})

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -208,5 +209,33 @@ func TestServeListensOnThisMachineOnly(t *testing.T) {
 	defer listener.Close()
 	if err := New(Options{Homeserver: &url.URL{Scheme: "http", Host: "x"}}).Serve(t.Context(), listener); err == nil {
 		t.Error("it serves other machines")
+	}
+}
+
+type panics struct{}
+
+func (panics) RoundTrip(*http.Request) (*http.Response, error) { panic("broken") }
+
+// TestAPanicOfARequestIsSaid: net/http survives it, and nobody else says it.
+func TestAPanicOfARequestIsSaid(t *testing.T) {
+	var said strings.Builder
+	s := New(Options{Homeserver: &url.URL{Scheme: "http", Host: "hs.example"}, Transport: panics{}, Log: zerolog.New(&said)})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, listener) }()
+	if resp, err := http.Get("http://" + listener.Addr().String() + "/_matrix/client/versions"); err == nil {
+		resp.Body.Close()
+		t.Errorf("it was answered with %s", resp.Status)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := said.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "A request could not be handled") || !strings.Contains(got, "broken") {
+		t.Errorf("it said %q, want one line about the panic", got)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -77,14 +76,15 @@ func runProxy(ctx context.Context, c *call) error {
 	}
 	through := connect.New()
 	defer through.CloseIdleConnections()
-	// Requests of several clients tell the person something at a time.
-	var notes sync.Mutex
+	if !c.verbose {
+		// Nobody looks at what this verb does but through what it prints.
+		w := &warnings{out: c.env.Stderr, now: time.Now}
+		c.log = w.log()
+	}
 	accounts, err := account.Open(ctx, account.Options{
 		Dir: filepath.Join(c.state, accountsFolder), Homeserver: base.String(), DeviceName: name, Log: c.log, Getenv: c.env.Getenv,
 		HTTP: &http.Client{Transport: through, Timeout: requestTimeout},
 		Note: func(format string, args ...any) {
-			notes.Lock()
-			defer notes.Unlock()
 			c.notef("%s", clean(fmt.Sprintf(format, args...)))
 		},
 		// The other verbs work on an account's folder while this runs.
@@ -102,10 +102,8 @@ func runProxy(ctx context.Context, c *call) error {
 		return err
 	}
 	proxy := server.New(server.Options{Homeserver: base, Accounts: accounts, Origins: origins, Transport: through, Status: status, Language: languageOf(*language, c.env.Getenv), Log: c.log})
-	notes.Lock()
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("the address of the status page is in %s", clean(status.Where))
-	notes.Unlock()
 	go memory.ReturnIdle(ctx)
 	return proxy.Serve(ctx, listener)
 }

@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -112,8 +113,10 @@ type call struct {
 	flags *flag.FlagSet
 	state string // directory
 	json  bool
-	log   zerolog.Logger
-	s     *session
+	// verbose has all that the program does printed.
+	verbose bool
+	log     zerolog.Logger
+	s       *session
 }
 
 func verbs() []*verb {
@@ -149,7 +152,7 @@ func verbs() []*verb {
 	}
 }
 
-const helpHead = `usage: mls-proxy [--state DIR] [--json] VERB …
+const helpHead = `usage: mls-proxy [--state DIR] [--json] [-v] VERB …
   mls-proxy login @alice:example.org          # once
   mls-proxy verify --bootstrap                # once; from another device: verify
   mls-proxy create "Lunch" @bob:example.net
@@ -175,12 +178,15 @@ func printHelp(w io.Writer) {
 // Main runs the program with the arguments after its name and returns the exit
 // code.
 func Main(ctx context.Context, args []string, env *Env) int {
+	own := *env
+	own.Stderr = &lines{w: env.Stderr}
+	env = &own
 	c := &call{env: env}
 	top := flag.NewFlagSet("mls-proxy", flag.ContinueOnError)
 	top.SetOutput(io.Discard)
 	top.StringVar(&c.state, "state", "", "")
 	top.BoolVar(&c.json, "json", false, "")
-	verbose := top.Bool("v", false, "")
+	top.BoolVar(&c.verbose, "v", false, "")
 	err := top.Parse(args)
 	rest := top.Args()
 	switch {
@@ -199,7 +205,7 @@ func Main(ctx context.Context, args []string, env *Env) int {
 		c.state = filepath.Join(env.Cwd, c.state)
 	}
 	c.log = zerolog.Nop()
-	if *verbose {
+	if c.verbose {
 		c.log = zerolog.New(zerolog.ConsoleWriter{Out: env.Stderr, NoColor: true, TimeFormat: time.TimeOnly}).Level(zerolog.DebugLevel).With().Timestamp().Logger()
 	}
 	return c.exec(ctx, rest)
@@ -343,6 +349,20 @@ func (c *call) printJSON(v any) error {
 
 func (c *call) printf(format string, args ...any) {
 	fmt.Fprintf(c.env.Stdout, format, args...)
+}
+
+// lines lets what several goroutines print, each line by one Write, come one after
+// the other.
+type lines struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// Write implements io.Writer.
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // notef tells the person something that is not the result.
