@@ -325,8 +325,9 @@ func (c *Client) dropUnready(r *room, now time.Duration) {
 				r.unready[s.User] = r.state.Entries[rooms.TypeHead][string(s.User)].Event
 			}
 		}
+		servers, absent, rekeyed := change.waiting()
 		c.warn(r, "list/"+federation.Ref(p.Ref).String(), &Warning{
-			Rule: ruleNotReady, Kind: NotReadyWarning, Reason: change.reason(), Servers: change.waiting(), Detail: change.missing() + "; " + again,
+			Rule: ruleNotReady, Kind: NotReadyWarning, Reason: change.reason(), Servers: servers, Absent: absent, Rekeyed: rekeyed, Detail: change.missing() + "; " + again,
 			Text: "the change of the room's modules is not in force: " + change.missing() + "; " + again,
 		})
 	}

@@ -56,6 +56,8 @@ type ListChange struct {
 	List     []SequencerInfo // State is SequencerReady, SequencerUnready or SequencerAbsent
 	Needs    int             // modules that have to be ready
 	Accepted bool            // by the present list; it is in force once it is final
+
+	gone []SequencerInfo // of the present list: those that do not serve
 }
 
 // SequencersInfo is what this device knows of who orders a room's commits.
@@ -216,6 +218,11 @@ func (r *room) listChange() *ListChange {
 	change := &ListChange{By: id.UserID(known.AuthorUser), Needs: list.Quorum(), Accepted: r.machine.Accepted(best)}
 	ready, present := r.machine.Readies(best), r.modules()
 	now, _ := r.machine.ListAt(r.machine.Governing(best))
+	for _, s := range now {
+		if state := r.stateOf(s, present); state != SequencerServes {
+			change.gone = append(change.gone, SequencerInfo{Server: s.Server, User: id.UserID(s.User), Key: s.ReceiptKey, State: state, present: true})
+		}
+	}
 	for rank, s := range list {
 		state := SequencerUnready
 		if slices.Contains(ready, uint32(rank)) {
@@ -251,8 +258,12 @@ func (l *ListChange) ready() (n int) {
 }
 
 // awaited are the modules whose word is waited for. The present ones speak last, when
-// theirs is the word that is missing.
+// theirs is the word that is missing: then it is those that do not serve, if there are
+// any.
 func (l *ListChange) awaited() (list []SequencerInfo) {
+	if l.reason() != WaitsForReady {
+		return l.gone
+	}
 	newcomers := slices.ContainsFunc(l.List, func(s SequencerInfo) bool { return !s.present && s.State != SequencerReady })
 	for _, s := range l.List {
 		if s.State != SequencerReady && !(newcomers && s.present && s.State == SequencerUnready) {
@@ -262,17 +273,24 @@ func (l *ListChange) awaited() (list []SequencerInfo) {
 	return list
 }
 
-// waiting are the servers of the modules whose word is waited for.
-func (l *ListChange) waiting() (servers []string) {
+// waiting are the servers of the modules whose word is waited for; absent those of
+// them whose module is not in the room, and rekeyed whose module announces another
+// key.
+func (l *ListChange) waiting() (servers, absent, rekeyed []string) {
 	for _, s := range l.awaited() {
 		servers = append(servers, s.Server)
+		switch s.State {
+		case SequencerAbsent:
+			absent = append(absent, s.Server)
+		case SequencerNewKey:
+			rekeyed = append(rekeyed, s.Server)
+		}
 	}
-	return servers
+	return servers, absent, rekeyed
 }
 
 // missing says what a list change waits for.
 func (l *ListChange) missing() string {
-	ready := l.ready()
 	var waits []string
 	for _, s := range l.awaited() {
 		switch s.State {
@@ -284,13 +302,17 @@ func (l *ListChange) missing() string {
 			waits = append(waits, s.Server)
 		}
 	}
-	if ready < l.Needs {
-		return fmt.Sprintf("%d of its %d modules have said that they are ready, %d have to; waiting for %s", ready, len(l.List), l.Needs, strings.Join(waits, ", "))
+	gone := ""
+	if len(waits) > 0 {
+		gone = "; not all of them serve: " + strings.Join(waits, ", ")
 	}
-	if !l.Accepted {
-		return "its modules are ready, the present ones have not accepted the change"
+	switch l.reason() {
+	case WaitsForReady:
+		return fmt.Sprintf("%d of its %d modules have said that they are ready, %d have to; waiting for %s", l.ready(), len(l.List), l.Needs, strings.Join(waits, ", "))
+	case WaitsForAccept:
+		return "its modules are ready, the present ones have not accepted the change" + gone
 	}
-	return "the present modules have accepted it and not yet made it final: a member of another user has to apply it, and a majority of them to vote"
+	return "the present modules have accepted it and not yet made it final: a member of another user has to apply it, and a majority of them to vote" + gone
 }
 
 // SetSequencers lets an admin name the modules that order a room's commits, by

@@ -224,23 +224,41 @@ func TestListWaitsForItsModules(t *testing.T) {
 // A notice names the servers that the error names, and no present module that speaks last.
 func TestListChangeNamesWhomItWaitsFor(t *testing.T) {
 	for _, tc := range []struct {
-		name string
-		list []SequencerInfo
-		want []string
+		name                  string
+		list                  []SequencerInfo
+		want, absent, rekeyed []string
 	}{
-		{"newcomers first", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerUnready}, {Server: "s3", State: SequencerReady}}, []string{"s2"}},
-		{"a present one is lost", []SequencerInfo{{Server: "s1", State: SequencerAbsent, present: true}, {Server: "s2", State: SequencerNewKey}}, []string{"s1", "s2"}},
-		{"the present ones last", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerReady}}, []string{"s1"}},
+		{"newcomers first", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerUnready}, {Server: "s3", State: SequencerReady}}, []string{"s2"}, nil, nil},
+		{"a present one is lost", []SequencerInfo{{Server: "s1", State: SequencerAbsent, present: true}, {Server: "s2", State: SequencerNewKey}}, []string{"s1", "s2"}, []string{"s1"}, []string{"s2"}},
+		{"the present ones last", []SequencerInfo{{Server: "s1", State: SequencerUnready, present: true}, {Server: "s2", State: SequencerReady}}, []string{"s1"}, nil, nil},
 	} {
 		l := &ListChange{List: tc.list, Needs: 2}
-		if got := l.waiting(); !slices.Equal(got, tc.want) {
-			t.Errorf("%s: the notice names %q, want %q", tc.name, got, tc.want)
+		got, absent, rekeyed := l.waiting()
+		if !slices.Equal(got, tc.want) || !slices.Equal(absent, tc.absent) || !slices.Equal(rekeyed, tc.rekeyed) {
+			t.Errorf("%s: the notice names %q (absent %q, another key %q), want %q (%q, %q)", tc.name, got, absent, rekeyed, tc.want, tc.absent, tc.rekeyed)
 		}
 		_, after, _ := strings.Cut(l.missing(), "waiting for ")
 		for i, part := range strings.Split(after, ", ") {
 			if server, _, _ := strings.Cut(part, " "); i >= len(tc.want) || server != tc.want[i] {
 				t.Errorf("%s: the error names %q, want %q", tc.name, after, tc.want)
 			}
+		}
+	}
+}
+
+// TestListChangeNamesWhoOfThePresentListDoesNotServe: where their word is waited for.
+func TestListChangeNamesWhoOfThePresentListDoesNotServe(t *testing.T) {
+	l := &ListChange{
+		List: []SequencerInfo{{Server: "s2", State: SequencerReady}, {Server: "s3", State: SequencerAbsent}}, Needs: 1,
+		gone: []SequencerInfo{{Server: "s1", State: SequencerNewKey, present: true}},
+	}
+	for _, l.Accepted = range []bool{false, true} {
+		servers, absent, rekeyed := l.waiting()
+		if !slices.Equal(servers, []string{"s1"}) || absent != nil || !slices.Equal(rekeyed, []string{"s1"}) {
+			t.Errorf("accepted %t: it names %q, absent %q, another key %q, want s1 with another key", l.Accepted, servers, absent, rekeyed)
+		}
+		if got := l.missing(); !strings.Contains(got, "s1 (its module announces another key)") || strings.Contains(got, "s3") {
+			t.Errorf("accepted %t: it says %q", l.Accepted, got)
 		}
 	}
 }

@@ -123,6 +123,9 @@ type Warning struct {
 	Servers []string
 	Detail  string
 	Reason  string
+	// Absent are those of Servers whose module is not in the room, and Rekeyed those
+	// whose module announces another key than the list has, in a NotReadyWarning.
+	Absent, Rekeyed []string
 	// Standstill is what a StandstillWarning tells.
 	Standstill *Standstill
 }
@@ -168,7 +171,8 @@ const (
 	// it was sent. It is made again.
 	AlteredWarning WarningKind = "altered"
 	// NotReadyWarning: a change of the room's modules is not in force; Reason and Detail
-	// say why, and Servers are those whose modules' word is waited for.
+	// say why, and Servers are those whose modules' word is waited for, or, where that is
+	// the word of the present list's, those of them that do not serve.
 	NotReadyWarning WarningKind = "not-ready"
 	// PolicyWarning: a change of the group's policy was given up; Detail says why.
 	PolicyWarning WarningKind = "policy"

@@ -40,6 +40,8 @@ type Notice struct {
 	// What the warning tells of; see client.Warning.
 	Rule       string             `json:"rule,omitempty"`
 	Servers    []string           `json:"servers,omitempty"`
+	Absent     []string           `json:"absent,omitempty"`
+	Rekeyed    []string           `json:"rekeyed,omitempty"`
 	Detail     string             `json:"detail,omitempty"`
 	Reason     string             `json:"reason,omitempty"`
 	Standstill *client.Standstill `json:"standstill,omitempty"`
@@ -144,9 +146,7 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 		default:
 			n.Kind, n.Text, n.Detail, n.Standstill = NoticeKind(u.Kind), short(u.Text), short(u.Detail), u.Standstill
 			n.Rule, n.Reason = short(u.Rule), short(u.Reason)
-			for _, server := range u.Servers[:min(len(u.Servers), maxServers)] {
-				n.Servers = append(n.Servers, short(server))
-			}
+			n.Servers, n.Absent, n.Rekeyed = few(u.Servers), few(u.Absent), few(u.Rekeyed)
 		}
 	default:
 		return
@@ -166,6 +166,14 @@ func short(text string) string {
 		return strings.ToValidUTF8(text[:maxText], "") + "…"
 	}
 	return text
+}
+
+// few are the first of the servers that a warning names.
+func few(servers []string) (out []string) {
+	for _, server := range servers[:min(len(servers), maxServers)] {
+		out = append(out, short(server))
+	}
+	return out
 }
 
 // Notices are those that a client has not been told of (see Told). One that is

@@ -166,7 +166,7 @@ func TestANoticeKeepsWhatItsWarningTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.tell(t.Context(), &client.Warning{Room: "!r:x", Kind: client.StandstillWarning, Text: "in English", Standstill: &client.Standstill{For: time.Hour, Silent: []string{"one.example"}, Admin: true}})
-	a.tell(t.Context(), &client.Warning{Room: "!r:x", Kind: client.HeirsWarning, Sender: "@b:x", Servers: slices.Repeat([]string{strings.Repeat("s", 2*maxText)}, 2*maxServers), Detail: strings.Repeat("d", 2*maxText), Reason: strings.Repeat("r", 2*maxText), Rule: "a/rule"})
+	a.tell(t.Context(), &client.Warning{Room: "!r:x", Kind: client.HeirsWarning, Sender: "@b:x", Servers: slices.Repeat([]string{strings.Repeat("s", 2*maxText)}, 2*maxServers), Absent: []string{"absent.example"}, Rekeyed: []string{"rekeyed.example"}, Detail: strings.Repeat("d", 2*maxText), Reason: strings.Repeat("r", 2*maxText), Rule: "a/rule"})
 	a.Close()
 	a = stored(t, path, key)
 	list, err := a.Notices(t.Context(), "ONE")
@@ -176,7 +176,7 @@ func TestANoticeKeepsWhatItsWarningTells(t *testing.T) {
 	if s := list[0].Standstill; list[0].Kind != NoticeKind(client.StandstillWarning) || s == nil || s.For != time.Hour || !s.Admin || s.Silent[0] != "one.example" {
 		t.Errorf("the standstill is kept as %+v, %+v", list[0], s)
 	}
-	if n := list[1]; n.User != "@b:x" || len(n.Servers) != maxServers || len(n.Servers[0]) > maxText+3 || len(n.Detail) > maxText+3 || len(n.Reason) > maxText+3 || n.Reason == "" || n.Rule != "a/rule" {
+	if n := list[1]; n.User != "@b:x" || len(n.Servers) != maxServers || len(n.Servers[0]) > maxText+3 || len(n.Detail) > maxText+3 || len(n.Reason) > maxText+3 || n.Reason == "" || n.Rule != "a/rule" || !slices.Equal(n.Absent, []string{"absent.example"}) || !slices.Equal(n.Rekeyed, []string{"rekeyed.example"}) {
 		t.Errorf("%d servers of %d bytes, and %d bytes, are kept", len(n.Servers), len(n.Servers[0]), len(n.Detail))
 	}
 }

@@ -39,8 +39,10 @@ const (
 	NoAccept                         // no argument
 	NoMajority                       // the servers of the modules
 	Altered                          // the homeserver
-	NotReady                         // no argument
+	NotReady                         // why, the command that shows how it stands
 	NotReadyModules                  // the servers of the modules
+	NotReadyAbsent                   // the servers of the modules, the modules' users
+	NotReadyRekeyed                  // the servers of the modules, the command that helps
 	NotReadyAccept                   // no argument
 	NotReadyFinal                    // no argument
 	PolicyNotYours                   // no argument
@@ -98,10 +100,12 @@ var catalogue = [...]map[Message]string{
 		NoAccept:          "The module that orders this room's changes has not accepted one for a while. It waits until the module answers.",
 		NoMajority:        "No module has accepted a change of this room's encryption for a while: this side of the room does not reach more than half of the modules of %s. It goes on when they are back, or when an admin opens a new era.",
 		Altered:           "The homeserver %s does not show a change of this room's encryption as the proxy's device sent it, so that nobody can use it. It is made again.",
-		NotReady:          "The change of the modules that order this room's changes is not in force. It is tried again by itself.",
-		NotReadyModules:   "The change of the modules that order this room's changes is not in force: those of %s have not said that they are ready. It is tried again by itself.",
-		NotReadyAccept:    "The change of the modules that order this room's changes is not in force: the new ones are ready, and the present ones have not accepted it. It is tried again by itself.",
-		NotReadyFinal:     "The change of the modules that order this room's changes is not in force: the present ones have accepted it and not yet made it final. A device of another member has to confirm it, and more than half of them to vote.",
+		NotReady:          "The change of the modules that order this room's changes is not in force.%s It is tried again by itself. How each module stands is shown, on the proxy's machine, by: %s",
+		NotReadyModules:   "Those of %s have not said that they are ready: ask their servers' administrators whether they run.",
+		NotReadyAbsent:    "Those of %s are not in the room: invite %s. Where they do not come, ask their servers' administrators whether they run.",
+		NotReadyRekeyed:   "Those of %s announce other keys than the list has: ask their servers' administrators whether their databases were lost. If so, you, an admin, take over the new keys of those that order this room's changes already, on the proxy's machine: %s; and name the new list once more if others are among them.",
+		NotReadyAccept:    "The new ones are ready, and the present ones have not accepted it.",
+		NotReadyFinal:     "The present ones have accepted it and not yet made it final: a device of another member has to confirm it, and more than half of them to vote.",
 		PolicyNotYours:    "A change of the rules of this room's encryption was given up: you are not an admin of its group any more.",
 		PolicyGivenUp:     "A change of the rules of this room's encryption was given up, by the rule %s.",
 		NotProven:         "What the module %s shows of this room does not follow from the room's beginning, and is not used (%s).",
@@ -144,10 +148,12 @@ var catalogue = [...]map[Message]string{
 		NoAccept:          "Das Modul, das die Änderungen dieses Raums ordnet, hat seit einer Weile keine angenommen. Sie wartet, bis das Modul antwortet.",
 		NoMajority:        "Seit einer Weile hat kein Modul eine Änderung der Verschlüsselung dieses Raums angenommen: Diese Seite des Raums erreicht nicht mehr als die Hälfte der Module von %s. Es geht weiter, wenn sie wieder da sind oder ein Admin eine neue Ära beginnt.",
 		Altered:           "Der Homeserver %s zeigt eine Änderung der Verschlüsselung dieses Raums nicht so, wie das Gerät des Proxys sie gesendet hat; so kann sie niemand benutzen. Sie wird neu gemacht.",
-		NotReady:          "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft. Es wird von selbst wieder versucht.",
-		NotReadyModules:   "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die von %s haben nicht gesagt, dass sie bereit sind. Es wird von selbst wieder versucht.",
-		NotReadyAccept:    "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die neuen sind bereit, und die jetzigen haben sie nicht angenommen. Es wird von selbst wieder versucht.",
-		NotReadyFinal:     "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft: Die jetzigen haben sie angenommen und noch nicht endgültig gemacht. Ein Gerät eines anderen Mitglieds muss sie bestätigen, und mehr als die Hälfte der Module muss dafür stimmen.",
+		NotReady:          "Die neue Liste der Module, die die Änderungen dieses Raums ordnen, ist nicht in Kraft.%s Es wird von selbst wieder versucht. Wie es um jedes Modul steht, zeigt auf dem Rechner des Proxys: %s",
+		NotReadyModules:   "Die von %s haben nicht gesagt, dass sie bereit sind: Fragen Sie die Verwaltung ihrer Server, ob sie laufen.",
+		NotReadyAbsent:    "Die von %s sind nicht im Raum: Laden Sie %s ein. Kommen sie nicht, fragen Sie die Verwaltung ihrer Server, ob sie laufen.",
+		NotReadyRekeyed:   "Die von %s nennen andere Schlüssel als die Liste: Fragen Sie die Verwaltung ihrer Server, ob ihre Datenbank verloren ging. Wenn ja, übernehmen Sie als Admin die neuen Schlüssel derer, die die Änderungen dieses Raums schon ordnen, auf dem Rechner des Proxys: %s; und nennen Sie die neue Liste noch einmal, falls andere darunter sind.",
+		NotReadyAccept:    "Die neuen sind bereit, und die jetzigen haben sie nicht angenommen.",
+		NotReadyFinal:     "Die jetzigen haben sie angenommen und noch nicht endgültig gemacht: Ein Gerät eines anderen Mitglieds muss sie bestätigen, und mehr als die Hälfte der Module muss dafür stimmen.",
 		PolicyNotYours:    "Eine Änderung der Regeln für die Verschlüsselung dieses Raums wurde aufgegeben: Sie sind kein Admin seiner Gruppe mehr.",
 		PolicyGivenUp:     "Eine Änderung der Regeln für die Verschlüsselung dieses Raums wurde aufgegeben, nach der Regel %s.",
 		NotProven:         "Was das Modul %s von diesem Raum zeigt, folgt nicht aus dessen Anfang und wird nicht benutzt (%s).",

@@ -220,15 +220,7 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 	case client.AlteredWarning:
 		return l.Text(rewrite.Altered, servers)
 	case client.NotReadyWarning:
-		switch {
-		case n.Reason == client.WaitsForReady && len(n.Servers) > 0:
-			return l.Text(rewrite.NotReadyModules, servers)
-		case n.Reason == client.WaitsForAccept:
-			return l.Text(rewrite.NotReadyAccept)
-		case n.Reason == client.WaitsForFinal:
-			return l.Text(rewrite.NotReadyFinal)
-		}
-		return l.Text(rewrite.NotReady)
+		return notReadyText(l, n, dir)
 	case client.PolicyWarning:
 		if n.Rule == string(rooms.RulePolicyNotEntitled) {
 			return l.Text(rewrite.PolicyNotYours)
@@ -302,6 +294,34 @@ func standstillText(l rewrite.Language, n account.Notice, dir string) string {
 		text = rewrite.StandstillAdmin
 	}
 	return l.Text(text, minutes, serverNames(s.Silent), command(l, dir, "era", n.Room, servers...))
+}
+
+// notReadyText says whose word a change of the modules waits for, and what its reader,
+// who asked for it, can do.
+func notReadyText(l rewrite.Language, n account.Notice, dir string) string {
+	why := ""
+	say := func(text string) { why += " " + text }
+	switch n.Reason {
+	case client.WaitsForAccept:
+		say(l.Text(rewrite.NotReadyAccept))
+	case client.WaitsForFinal:
+		say(l.Text(rewrite.NotReadyFinal))
+	}
+	silent := slices.DeleteFunc(slices.Clone(n.Servers), func(s string) bool { return slices.Contains(n.Absent, s) || slices.Contains(n.Rekeyed, s) })
+	if len(silent) > 0 && n.Reason == client.WaitsForReady {
+		say(l.Text(rewrite.NotReadyModules, serverNames(silent)))
+	}
+	if len(n.Absent) > 0 {
+		var bots []string
+		for _, server := range n.Absent {
+			bots = append(bots, "@"+rooms.BotLocalpart+":"+server)
+		}
+		say(l.Text(rewrite.NotReadyAbsent, serverNames(n.Absent), serverNames(bots)))
+	}
+	if len(n.Rekeyed) > 0 {
+		say(l.Text(rewrite.NotReadyRekeyed, serverNames(n.Rekeyed), command(l, dir, "repair", n.Room)))
+	}
+	return l.Text(rewrite.NotReady, why, command(l, dir, "sequencers", n.Room))
 }
 
 // command is a verb of mls-proxy for a room, to be pasted into a shell on the proxy's

@@ -148,6 +148,10 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning)}, []string{"wartet, bis das Modul antwortet"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NoAcceptWarning), Servers: []string{"one.example", "t\u202ewo"}}, []string{`der Module von one.example, "t\u202ewo".`}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotReadyWarning), Reason: client.WaitsForReady, Servers: []string{"one.example"}}, []string{"Die von one.example haben nicht gesagt"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NotReadyWarning), Room: "!r:x", Reason: client.WaitsForReady, Servers: []string{"one.example", "two.example", "t\u202ehree"}, Absent: []string{"two.example"}, Rekeyed: []string{"t\u202ehree"}}, []string{
+			"Those of one.example have not said", "Those of two.example are not in the room: invite @_mls_bot:two.example.", `Those of "t\u202ehree" announce other keys`, "mls-proxy --state '/dir' repair '!r:x'; and", "shown, on the proxy's machine, by: mls-proxy --state '/dir' sequencers '!r:x'"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotReadyWarning), Room: "!r:x", Reason: client.WaitsForAccept, Servers: []string{"one.example", "two.example"}, Absent: []string{"two.example"}, Rekeyed: []string{"one.example"}}, []string{
+			"die jetzigen haben sie nicht angenommen. Die von two.example sind nicht im Raum: Laden Sie @_mls_bot:two.example ein.", "Die von one.example nennen andere Schlüssel", "mls-proxy --state '/dir' sequencers '!r:x'"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.PolicyWarning), Rule: "matrix/policy-not-entitled"}, []string{"kein Admin"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.PolicyWarning), Rule: "matrix/a\nrule"}, []string{"nach der Regel matrix/a rule."}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.ProofWarning), User: "@b:x"}, []string{"Was das Modul @b:x von", "(unknown)"}},
