@@ -268,7 +268,7 @@ func (c *Client) start(ctx context.Context, fed bool) error {
 	c.mu.Lock()
 	c.closed, c.beside = false, true
 	c.mu.Unlock()
-	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop, c.historyLoop}
+	loops := []func(context.Context){c.engineLoop, c.outboxLoop, c.updateLoop, c.historyLoop, c.settleLoop}
 	if !fed {
 		loops = append(loops, c.syncLoop)
 	}
@@ -312,6 +312,32 @@ func (c *Client) tellClosed() {
 	}
 	for _, r := range c.rooms {
 		r.notify()
+	}
+}
+
+// settleTime bounds how old what a power cut takes from a client that has started can
+// be: what came is written without waiting for the disk.
+const settleTime = time.Second
+
+// settleLoop has on disk what was written without waiting for it, once for all that
+// was written in a while.
+func (c *Client) settleLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return // Close settles
+		case <-c.st.Unsettled():
+		}
+		for wait := settleTime; ; wait = 5 * settleTime {
+			if sleep(ctx, wait) != nil {
+				return
+			}
+			err := c.st.Settle(ctx)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			c.log.Err(err).Msg("What came is not on disk yet, will try again")
+		}
 	}
 }
 

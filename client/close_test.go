@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/matrix-mls/matrix-mls/internal/patience"
 )
@@ -104,4 +106,54 @@ func TestCloseWaitsForTheDisk(t *testing.T) {
 	if _, err := alice.st.GetKV(w.ctx, "test"); err != nil {
 		t.Errorf("after Close and a power cut: %v", err)
 	}
+}
+
+// TestWhatCameIsOnDiskSoon: a client that only listens waits for the disk once in a
+// while, not for each write, and not where nothing was written.
+func TestWhatCameIsOnDiskSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		alice := w.device("alice", "ALICE1")
+		waits := 0
+		alice.durable = func() { waits++ }
+		alice.cuts = true
+		alice.restart()
+		if err := alice.StartFed(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		rest := func(d time.Duration) {
+			<-time.After(d)
+			synctest.Wait()
+		}
+		rest(2 * settleTime) // what the process before may have left
+		waits = 0
+		for n := range 3 {
+			if err := alice.st.DoSoon(w.ctx, func(ctx context.Context) error { return alice.st.PutKV(ctx, "test", []byte{byte(n)}) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rest(settleTime / 2)
+		if waits != 0 {
+			t.Errorf("three writes waited %d times for the disk at once, want 0", waits)
+		}
+		rest(settleTime)
+		if waits != 1 {
+			t.Errorf("after %s the disk was waited for %d times, want once", settleTime, waits)
+		}
+		rest(time.Hour)
+		if waits != 1 {
+			t.Errorf("after an hour without a write the disk was waited for %d times, want once", waits)
+		}
+		alice.cuts = false // what is on disk by now
+		if err := alice.Close(); err != nil {
+			t.Fatal(err)
+		}
+		alice.powerCut()
+		if got, err := alice.st.GetKV(w.ctx, "test"); err != nil || string(got) != "\x02" {
+			t.Errorf("after a power cut there is %q, want the third write (%v)", got, err)
+		}
+		if err := alice.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

@@ -32,6 +32,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
@@ -92,6 +93,9 @@ type Store struct {
 
 	writing sync.Mutex // held by the one who writes
 	soon    bool       // the connection does not wait for the disk now
+
+	pending   atomic.Bool   // something may not be on disk
+	unsettled chan struct{} // see Unsettled
 }
 
 // Open opens or creates the store at o.Path and upgrades its schema. It fails
@@ -136,7 +140,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	var table dbutil.UpgradeTable
 	table.RegisterFSPath(upgradeFiles, "upgrades")
 	db.UpgradeTable = table
-	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path, key: slices.Clone(o.Key), onDurable: o.OnDurable}
+	s := &Store{db: db, aead: aead, rand: o.Rand, path: o.Path, key: slices.Clone(o.Key), onDurable: o.OnDurable, unsettled: make(chan struct{}, 1)}
+	// A process that ended just now may have left what is not on disk.
+	s.note(true)
 	if s.rand == nil {
 		s.rand = rand.Reader
 	}
@@ -249,9 +255,27 @@ func (s *Store) DoSoon(ctx context.Context, fn func(ctx context.Context) error) 
 	return s.write(ctx, true, func(ctx context.Context) error { return s.db.DoTxn(ctx, nil, fn) })
 }
 
-// Settle makes durable what was written with DoSoon.
+// Settle makes durable what was written with DoSoon, if no later Do has.
 func (s *Store) Settle(ctx context.Context) error {
+	if ctx.Value(inWrite{s}) == nil && !s.pending.Load() {
+		return nil
+	}
 	return s.PutKV(ctx, kvSettled, nil) // sealed with a nonce of its own: it differs each time
+}
+
+// Unsettled has a value once something may be written that is not durable, until that
+// was received: for who calls Settle a while after.
+func (s *Store) Unsettled() <-chan struct{} { return s.unsettled }
+
+// note keeps whether something may not be on disk.
+func (s *Store) note(pending bool) {
+	if s.pending.Swap(pending) || !pending {
+		return
+	}
+	select {
+	case s.unsettled <- struct{}{}:
+	default:
+	}
 }
 
 // inWrite marks the context of whoever writes.
@@ -277,13 +301,20 @@ func (s *Store) write(ctx context.Context, soon bool, fn func(ctx context.Contex
 		s.soon = soon
 	}
 	ctx, outside := context.WithValue(ctx, inWrite{s}, true), ctx
-	if s.onDurable == nil || soon {
+	if soon {
+		s.note(true)
+		return fn(ctx)
+	}
+	if s.onDurable == nil && !s.pending.Load() {
 		return fn(ctx)
 	}
 	before := s.changes(outside)
 	err := fn(ctx)
 	if err == nil && s.changes(outside) != before { // else there was nothing to wait for
-		s.onDurable()
+		s.note(false)
+		if s.onDurable != nil {
+			s.onDurable()
+		}
 	}
 	return err
 }

@@ -539,7 +539,7 @@ func TestDoSoonDoesNotWait(t *testing.T) {
 			return s.DoSoon(ctx, func(ctx context.Context) error { *got = mode(ctx); return put(ctx) })
 		}, normal, 0},
 		{"settled", func(got *int) error { err := s.Settle(ctx); *got = mode(ctx); return err }, full, 1},
-		{"settled twice", func(got *int) error { err := s.Settle(ctx); *got = mode(ctx); return err }, full, 1},
+		{"settled already", func(got *int) error { err := s.Settle(ctx); *got = mode(ctx); return err }, full, 0},
 	} {
 		durable = 0
 		var got int
@@ -550,4 +550,67 @@ func TestDoSoonDoesNotWait(t *testing.T) {
 			t.Errorf("%s: synchronous=%d, waited %d times, want %d and %d", row.name, got, durable, row.level, row.waits)
 		}
 	}
+}
+
+// TestUnsettledSaysOnceWhatWaits: who settles learns of the first write that may be lost,
+// and of one that a Do has made durable meanwhile only once.
+func TestUnsettledSaysOnceWhatWaits(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "client.db")
+	durable := 0
+	open := func() *Store {
+		s, err := Open(ctx, Options{Path: path, Key: testKey, OnDurable: func() { durable++ }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	put := func(ctx context.Context) error { return s.PutKV(ctx, "key", []byte("value")) }
+	waits := func() bool {
+		select {
+		case <-s.Unsettled():
+			return true
+		default:
+			return false
+		}
+	}
+	settles := func(when string, want int) {
+		t.Helper()
+		durable = 0
+		if err := s.Settle(ctx); err != nil || durable != want {
+			t.Errorf("%s: settling waited %d times for the disk, want %d (%v)", when, durable, want, err)
+		}
+	}
+	waits() // from when it was opened
+	settles("a store that was made just now", 0)
+	for range 3 {
+		if err := s.DoSoon(ctx, put); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !waits() || waits() {
+		t.Error("three writes are not said once")
+	}
+	settles("three writes", 1)
+	settles("nothing more", 0)
+	if err := errors.Join(s.DoSoon(ctx, put), s.Do(ctx, put)); err != nil {
+		t.Fatal(err)
+	}
+	settles("a Do has", 0)
+	// One that reads has not.
+	if err := errors.Join(s.DoSoon(ctx, put), s.Do(ctx, func(context.Context) error { return nil })); err != nil {
+		t.Fatal(err)
+	}
+	settles("a Do that wrote nothing", 1)
+	// What the process before left may not be on disk.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	defer s.Close()
+	if !waits() {
+		t.Error("after a start nothing is said to wait")
+	}
+	settles("after a start", 1)
 }
