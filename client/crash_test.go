@@ -172,7 +172,7 @@ func (w *world) tolerantTurn(d *testDevice) {
 			return err
 		}
 	}
-	_ = d.SyncOnce(w.ctx, 0)
+	_ = d.take()
 	if !crashed {
 		d.Step(w.ctx)
 	}

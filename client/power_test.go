@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -41,47 +42,132 @@ func (d *testDevice) powerCut() {
 	d.open()
 }
 
-// TestPowerCut cuts the power at every tenth write of a story in which a device joins,
-// commits, sends and receives: nothing is lost, nothing is read twice, and no key is
-// used twice.
+// TestPowerCut cuts the power at some of the writes of a device's story: one in which it
+// joins, commits, sends and receives, by itself or fed by its caller's syncer, and one in
+// which it is put out of the room. Nothing is lost, nothing is read twice, and no key is
+// used twice. Where nothing was written but what an empty /sync leaves, the power stays.
 func TestPowerCut(t *testing.T) {
-	story := func(t *testing.T, k *crasher) {
-		w := newWorld(t)
-		alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
-		alice.cuts = true
-		alice.restart()
-		alice.cut = alice.powerCut
-		w.script(alice, bob, func() {
-			alice.crashAt = k.point
-			alice.Client.crashAt = k.point
-		})
-		alice.powerCut()
-		w.settle()
-		w.checkNonces()
-		if rules := alice.Refusals(); rules[ruleCopied] != 0 {
-			t.Errorf("alice takes her own store for a copy: %v", rules)
-		}
-		for _, u := range alice.got {
-			if warning, ok := u.(*Warning); ok && warning.Kind == CopyWarning {
-				t.Errorf("alice takes her own store for a copy: %s", warning.Text)
+	for _, test := range []struct {
+		name   string
+		script func(w *world, alice, bob *testDevice, crash func())
+		fed    bool
+		step   int // of the writes, every how manyeth
+		least  int // write points
+	}{
+		{"talks", (*world).script, false, 4, 20},
+		{"is fed", (*world).script, true, 4, 20},
+		{"is kicked", (*world).kickScript, false, 1, 4},
+		{"is fed and kicked", (*world).kickScript, true, 1, 4},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			story := func(t *testing.T, k *crasher) {
+				w := newWorld(t)
+				alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+				alice.cuts, alice.fed = true, test.fed
+				alice.restart()
+				alice.cut = alice.powerCut
+				test.script(w, alice, bob, func() {
+					alice.crashAt = k.point
+					alice.Client.crashAt = k.point
+				})
+				alice.powerCut()
+				w.settle()
+				w.checkNonces()
+				if rules := alice.Refusals(); rules[ruleCopied] != 0 {
+					t.Errorf("alice takes her own store for a copy: %v", rules)
+				}
+				for _, u := range alice.got {
+					if warning, ok := u.(*Warning); ok && warning.Kind == CopyWarning {
+						t.Errorf("alice takes her own store for a copy: %s", warning.Text)
+					}
+				}
+				for room := range alice.rooms {
+					alice.wantOnce(room)
+				}
 			}
-		}
-		for room := range alice.rooms {
-			alice.wantOnce(room)
-		}
+			count := &crasher{}
+			story(t, count)
+			all := os.Getenv("MLS_CRASH_POINTS") == "all"
+			var points []int
+			for i, name := range count.names {
+				if idle := name == "sync-filed" && (i+1 == len(count.names) || count.names[i+1] == name); !idle || all {
+					points = append(points, i)
+				}
+			}
+			if len(points) < test.least {
+				t.Fatalf("%d write points, want more of a story", len(points))
+			}
+			for n, i := range points {
+				if n%test.step != 0 && !all {
+					continue
+				}
+				t.Run(fmt.Sprintf("%03d-%s", i+1, count.names[i]), func(t *testing.T) { story(t, &crasher{at: i + 1}) })
+			}
+		})
 	}
-	count := &crasher{}
-	story(t, count)
-	if len(count.names) < 20 {
-		t.Fatalf("%d write points, want more of a story", len(count.names))
+}
+
+// kickScript is a story in which bob puts alice out of the room, where she had not read
+// the last message, and lets her in again.
+func (w *world) kickScript(alice, bob *testDevice, crash func()) {
+	t := w.t
+	t.Helper()
+	dave := w.device("dave", "DAVE1")
+	room := w.createRoom(bob, CreateOptions{History: "shared"})
+	for _, d := range []*testDevice{alice, dave} {
+		w.must(func() error { return bob.Invite(w.ctx, room, d.UserID()) })
+		w.join(d, room)
+		w.settle()
 	}
-	step := 10
-	if os.Getenv("MLS_CRASH_POINTS") == "all" {
-		step = 1
+	w.send(alice, room, "a0")
+	w.settle()
+	crash()
+	bob.sendAlone(room, "b0")
+	if err := bob.Kick(w.ctx, room, alice.UserID(), ""); err != nil {
+		t.Fatal(err)
 	}
-	for i := 0; i < len(count.names); i += step {
-		t.Run(fmt.Sprintf("%03d-%s", i+1, count.names[i]), func(t *testing.T) { story(t, &crasher{at: i + 1}) })
+	for range 40 {
+		w.module.turn()
+		bob.turn()
+		dave.turn()
+		w.tolerantTurn(alice)
+		w.now.add(time.Second)
 	}
+	if alice.crashAt != nil {
+		alice.crashAt = nil
+		alice.restart()
+	}
+	w.settle()
+	if info, err := alice.Room(w.ctx, room); err != nil || info.Membership != "leave" || info.Phase != "removed" {
+		t.Errorf("alice, who was put out, stands as %q, %q (%v)", info.Membership, info.Phase, err)
+	}
+	bob.sendAlone(room, "b1")
+	w.settle()
+	w.must(func() error { return bob.Invite(w.ctx, room, alice.UserID()) })
+	w.join(alice, room)
+	w.settle()
+	w.send(bob, room, "b2")
+	w.send(alice, room, "a1")
+	w.settle()
+	if got := alice.kept(room); !slices.Equal(got, []string{"a0", "b0", "b2", "a1"}) {
+		t.Errorf("alice has %q, want what was said while she was in the room", got)
+	}
+	dave.wantTexts("a0", "b0", "b1", "b2", "a1")
+	w.sameEpoch(room, alice, bob, dave)
+	w.checkNonces()
+}
+
+// kept are the texts of a room in a device's store, in order.
+func (d *testDevice) kept(room id.RoomID) (texts []string) {
+	d.w.t.Helper()
+	messages, err := d.Messages(d.w.ctx, room, "", 100)
+	if err != nil {
+		d.w.t.Fatal(err)
+	}
+	for _, msg := range messages {
+		texts = append(texts, msg.Body())
+	}
+	return texts
 }
 
 // wantOnce checks that no message stands twice in a room.

@@ -743,6 +743,8 @@ type testDevice struct {
 	cuts    bool   // what of its store is on disk is kept, for powerCut
 	cut     func() // in place of a restart after a crash
 	durable func() // called when all was written and is on disk
+	fed     bool   // what came is asked for by its caller's syncer, which hands it over
+	token   string // of that syncer, on disk as soon as Feed has returned
 }
 
 func newWorld(t testing.TB) *world {
@@ -951,7 +953,7 @@ func (d *testDevice) turn() {
 	if d.dead {
 		return
 	}
-	if err := d.SyncOnce(d.w.ctx, 0); err != nil && d.crashAt == nil {
+	if err := d.take(); err != nil && d.crashAt == nil {
 		d.w.t.Fatalf("sync of %s: %v", d.ident.device, err)
 	}
 	d.Step(d.w.ctx)
@@ -960,6 +962,26 @@ func (d *testDevice) turn() {
 	if err := d.Deliver(d.w.ctx); err != nil && d.crashAt == nil {
 		d.w.t.Fatalf("deliver to %s: %v", d.ident.device, err)
 	}
+}
+
+// take lets a device take in what came.
+func (d *testDevice) take() error {
+	if !d.fed {
+		return d.SyncOnce(d.w.ctx, 0)
+	}
+	s, key := d.ident.s, string(d.ident.user)+"/"+string(d.ident.device)
+	s.mu.Lock()
+	given := s.toDevice[key]
+	s.mu.Unlock()
+	resp := s.sync(d.ident.user, d.ident.device, d.token, d.ident.limit)
+	if err := d.Feed(d.w.ctx, resp); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.toDevice[key] = append(given, s.toDevice[key]...) // asked from the same token again, it gives them again
+		return err
+	}
+	d.token = resp.NextBatch
+	return nil
 }
 
 // leftLying fails the test if a step ended with something still to be fetched: nothing would ask for it before the next
