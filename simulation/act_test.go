@@ -55,6 +55,11 @@ func (w *world) send(d *device) error {
 	})
 }
 
+// renew commits with a fresh path.
+func (w *world) renew(d *device) error {
+	return d.act(func(ctx context.Context) error { return d.c.Refresh(ctx, w.room) })
+}
+
 func (w *world) policy(d *device, change func(p *rooms.Policy)) error {
 	return d.act(func(ctx context.Context) error { return d.c.ChangePolicy(ctx, w.room, change) })
 }

@@ -15,7 +15,9 @@
 // or write, and starts from what its disk held), split, loss (events are held up,
 // come to the history alone, or to no application service), away (devices are
 // off), members (users are invited, leave, are put out), devices (log in and out),
-// skew (wall clocks up to an hour wrong). From seed 100,000 on there may also be
+// skew (wall clocks up to an hour wrong), parted (one room in four: three modules are
+// listed at the start, and two cuts, into two sides or three, outlast the waits of a
+// takeover while a member on each side commits and says something). From seed 100,000 on there may also be
 // soft (servers soft-fail receipts, commits and statements of others, each server
 // different ones), forge (a server invites a stranger in the name of one of its
 // users, and the stranger comes) and bad (half of a member's commits are such that

@@ -34,10 +34,13 @@ const (
 	opPropose           // somebody proposes what is not theirs to propose
 	opSwap              // a server swaps confirmation tags, or does no more
 	opLie               // a module signs what it should not, or keeps what it should not
+	opPart              // the servers fall into sides, none of which is empty
+	opEach              // on each side somebody says something and makes a commit
+	opWait              // minutes pass
 	opCount
 )
 
-var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge", "list", "hang", "reset", "backup", "propose", "swap", "lie"}
+var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge", "list", "hang", "reset", "backup", "propose", "swap", "lie", "part", "each", "wait"}
 
 type step struct {
 	op      op
@@ -77,6 +80,7 @@ type faults struct {
 	propose                 bool // proposals are forged
 	swap                    bool // servers swap confirmation tags
 	liar                    bool // a listed module lies
+	parted                  bool // three modules are listed at the start, and cuts outlast the waits of a takeover
 }
 
 func (f *faults) flags() map[string]*bool {
@@ -84,7 +88,7 @@ func (f *faults) flags() map[string]*bool {
 		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
 		"soft": &f.soft, "forge": &f.forge, "bad": &f.bad,
 		"half": &f.half, "lists": &f.lists, "hang": &f.hang, "reset": &f.reset, "backup": &f.backup, "propose": &f.propose, "swap": &f.swap,
-		"liar": &f.liar,
+		"liar": &f.liar, "parted": &f.parted,
 	}
 }
 
@@ -142,7 +146,30 @@ func scriptOf(seed int64, steps int) script {
 	if seed >= firstWorse {
 		f.worsen(rng)
 	}
-	return script{seed: seed, faults: f, steps: stepsOf(rng, &f, steps)}
+	sc := script{seed: seed, faults: f, steps: stepsOf(rng, &f, steps)}
+	sc.part(stepRand(seed, 1<<41))
+	return sc
+}
+
+// part lets one room in four begin with three modules in its list, and puts two cuts
+// into its steps that outlast the waits of a takeover: a module that nobody answers
+// goes on provisionally after some ten minutes. It draws for itself, so that a seed's
+// other rooms and steps are what they were before there were such cuts.
+func (sc *script) part(rng *rand.Rand) {
+	if rng.IntN(4) > 0 {
+		return
+	}
+	f := &sc.faults
+	f.parted = true
+	f.servers, f.modules = max(3, f.servers), max(3, f.modules)
+	f.users = max(f.users, f.servers)
+	for range 2 {
+		cut := []step{
+			{op: opPart, a: rng.Uint32() >> 8, b: rng.Uint32() >> 8, c: rng.Uint32() >> 8}, {op: opEach, a: rng.Uint32() >> 8},
+			{op: opWait, a: 12}, {op: opEach, a: rng.Uint32() >> 8}, {op: opWait, a: 2}, {op: opHeal},
+		}
+		sc.steps = slices.Insert(sc.steps, rng.IntN(len(sc.steps)+1), cut...)
+	}
 }
 
 // worsen draws the faults of a room from firstWorse on.
@@ -271,7 +298,7 @@ func parseScript(text string) (script, error) {
 type stats struct {
 	commits, finals, messages, ciphertexts, seals, crashes, events, welcomes int
 	accepts, provisional, votes, promises, rewinds, eras, lies               int
-	lists, hangs, restores, resets                                           int
+	lists, hangs, restores, resets, takeovers, sides                         int
 }
 
 func (s *stats) add(o *stats) {
@@ -294,9 +321,11 @@ func (s *stats) add(o *stats) {
 	s.hangs += o.hangs
 	s.restores += o.restores
 	s.resets += o.resets
+	s.takeovers += o.takeovers
+	s.sides += o.sides
 }
 
 func (s *stats) String() string {
-	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d restores, %d modules that hung, %d lists by hand, %d memberships forgotten, %d lies, %d events",
-		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.restores, s.hangs, s.lists, s.resets, s.lies, s.events)
+	return fmt.Sprintf("%d commits, %d finals, %d accepts (%d provisional), %d votes, %d promises (%d takeovers asked for), both sides of %d cuts went on, heads gave way %d times, %d eras, %d messages in %d ciphertexts, %d Welcomes, %d crashes, %d restores, %d modules that hung, %d lists by hand, %d memberships forgotten, %d lies, %d events",
+		s.commits, s.finals, s.accepts, s.provisional, s.votes, s.promises, s.takeovers, s.sides, s.rewinds, s.eras, s.messages, s.ciphertexts, s.welcomes, s.crashes, s.restores, s.hangs, s.lists, s.resets, s.lies, s.events)
 }

@@ -71,6 +71,9 @@ func (w *world) judgeReceipt(m *module, r federation.Receipt) {
 	switch r := r.(type) {
 	case *federation.Promise:
 		w.stats.promises++
+		if r.Promiser == r.Ballot.Rank {
+			w.stats.takeovers++
+		}
 		if !s.promised[r.Config].Less(r.Ballot) {
 			broken("15 crash safety", "%s promised %s after %s", m.name, r.Ballot, s.promised[r.Config])
 		}

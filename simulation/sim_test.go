@@ -57,6 +57,7 @@ func run(t testing.TB, sc script, sum *stats) (*world, error) {
 // say which seeds ran to their end.
 func TestSimulate(t *testing.T) {
 	var sum stats
+	kinds := slices.Clone(kindsOfRooms)
 	start, cpu := time.Now(), simrecord.CPUTime()
 	failed, count, worse := 0, *simSeeds, *simWorse
 	switch {
@@ -77,9 +78,12 @@ func TestSimulate(t *testing.T) {
 	for _, b := range blocks {
 		t.Run(fmt.Sprintf("steps=%d/seeds=%d-%d", *simSteps, b.first, b.last), func(t *testing.T) {
 			for seed := b.first; seed <= b.last && failed < 5; seed++ {
-				sc := scriptOf(seed, *simSteps)
+				sc, k := scriptOf(seed, *simSteps), kindOf(kinds, seed)
 				began := simrecord.CPUTime()
-				_, err := run(t, sc, &sum)
+				_, err := run(t, sc, &k.stats)
+				if k.rooms++; k.rooms == 1 {
+					k.first = seed
+				}
 				if testing.Verbose() {
 					fmt.Fprintf(os.Stderr, "seed %d: %v\n", seed, (simrecord.CPUTime() - began).Round(time.Millisecond))
 				}
@@ -96,6 +100,15 @@ func TestSimulate(t *testing.T) {
 			}
 		})
 	}
+	for i := range kinds {
+		k := &kinds[i]
+		sum.add(&k.stats)
+		for _, what := range k.missing() {
+			if *simSteps >= 60 && failed == 0 {
+				t.Errorf("in %d rooms from seed %d on there was no %s: the rooms do not contain what they promise", k.rooms, k.first, what)
+			}
+		}
+	}
 	used := simrecord.CPUTime() - cpu
 	t.Logf("%d seeds x %d steps in %v (%v of CPU time a seed): %s", count, *simSteps, time.Since(start).Round(time.Millisecond),
 		(used / time.Duration(count)).Round(time.Millisecond), &sum)
@@ -107,16 +120,70 @@ func TestSimulate(t *testing.T) {
 	}
 }
 
-// TestRunsRepeat: a run follows from its script, byte for byte.
+// roomKind is a range of seeds, and what its rooms came to.
+type roomKind struct {
+	from  int64 // its first seed
+	first int64 // the first that ran
+	rooms int
+	stats
+}
+
+var kindsOfRooms = []roomKind{{from: 0}, {from: firstLie}, {from: firstWorse}}
+
+// enough rooms of a kind show everything that they may contain. The first ten from
+// firstWorse on, those of make test, are known to show what only these contain.
+const enough = 50
+
+func kindOf(kinds []roomKind, seed int64) *roomKind {
+	i := len(kinds) - 1
+	for kinds[i].from > seed {
+		i--
+	}
+	return &kinds[i]
+}
+
+// missing names what never happened in enough rooms of a kind, of what they may
+// contain.
+func (k *roomKind) missing() (out []string) {
+	for _, what := range []struct {
+		name  string
+		count int
+		from  int64 // in rooms from this seed on
+	}{
+		{"final", k.finals, 0}, {"takeover that was asked for", k.takeovers, 0}, {"provisional accept", k.provisional, 0},
+		{"head that gave way", k.rewinds, 0}, {"cut of which both sides went on", k.sides, 0}, {"era", k.eras, 0}, {"crash", k.crashes, 0},
+		{"lie", k.lies, firstLie},
+		{"disk that was put back", k.restores, firstWorse}, {"membership that was forgotten", k.resets, firstWorse},
+		{"list by hand", k.lists, firstWorse}, {"module that hung", k.hangs, firstWorse},
+	} {
+		need := enough
+		if what.from == firstWorse && k.first == firstWorse+1 {
+			need = 10
+		}
+		if what.from <= k.from && what.count == 0 && k.rooms >= need {
+			out = append(out, what.name)
+		}
+	}
+	return out
+}
+
+// TestRunsRepeat: a run follows from its script, byte for byte, also with a module that
+// lies, members who make commits that some cannot apply, and long cuts (the last).
 func TestRunsRepeat(t *testing.T) {
-	seeds, steps := []int64{1, 4, 7}, *simSteps/2
+	seeds, steps := []int64{1, 4, 7, firstWorse + 3}, *simSteps/2
 	if raceEnabled {
-		seeds, steps = seeds[:1], *simSteps/6
+		seeds, steps = seeds[3:], *simSteps/6
 	}
 	for _, seed := range seeds {
 		var sums [2]string
 		for i := range sums {
-			w, _ := run(t, scriptOf(seed, steps), nil)
+			w, err := run(t, scriptOf(seed, steps), nil)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			if s := w.stats; seed > firstWorse && !raceEnabled && (s.lies == 0 || s.takeovers == 0) {
+				t.Errorf("seed %d: %d lies and %d takeovers: it does not show what it should", seed, s.lies, s.takeovers)
+			}
 			sums[i] = fmt.Sprintf("%x after %d events", w.digest.Sum(nil), w.truth.events)
 		}
 		if sums[0] != sums[1] {

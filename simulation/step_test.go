@@ -6,6 +6,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -87,6 +88,13 @@ func (w *world) step(st step) {
 			groups[i] = w.rng.IntN(2)
 		}
 		w.net.Split(groups)
+		w.cut()
+	case opPart:
+		w.stepPart(st)
+	case opEach:
+		w.stepEach(st)
+	case opWait:
+		w.run(time.Duration(min(st.a, 30)) * time.Minute)
 	case opHeal:
 		w.net.Heal()
 	case opSoft:
@@ -112,6 +120,36 @@ func (w *world) step(st step) {
 		w.net.Links = simnet.Links{
 			Delay: 20 * time.Millisecond, Jitter: []time.Duration{60, 500, 3000}[st.a%3] * time.Millisecond,
 			LostPct: []int{0, 5, 20}[st.b%3], GapPct: 20, MutePct: 60, TwicePct: 5,
+		}
+	}
+}
+
+// stepPart cuts the servers into two sides, or three, none of which is empty.
+func (w *world) stepPart(st step) {
+	groups, sides, n := make([]int, len(w.net.Servers)), 2+st.b%4/3, st.a
+	for i := range groups {
+		groups[i], n = int(n%sides), n/sides
+	}
+	if slices.Max(groups) == slices.Min(groups) {
+		groups[int(st.c)%len(groups)] = (groups[0] + 1) % int(sides)
+	}
+	w.net.Split(groups)
+	w.cut()
+}
+
+// cut notes that the network was cut anew.
+func (w *world) cut() { w.wentOn = map[int]federation.Ref{} }
+
+// stepEach: on each side of the network a member who is there says something, and
+// renews its keys.
+func (w *world) stepEach(st step) {
+	done := map[int]bool{}
+	for i := range w.devices {
+		d := w.devices[(i+int(st.a%8))%len(w.devices)]
+		if side := d.server.Side(); !done[side] && d.in() && !d.bad && d.away <= w.net.Now {
+			done[side] = true
+			_ = w.send(d)
+			_ = w.renew(d)
 		}
 	}
 }

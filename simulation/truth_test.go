@@ -146,6 +146,7 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 	case rooms.TypeAccept:
 		if c, err := rooms.DecodeAccept(e.Content); err == nil {
 			w.accepted[federation.Ref(c.Ref)] = true
+			w.goesOn(at, e.Sender, federation.Ref(c.Ref))
 		}
 	case rooms.TypeApplied:
 		if c, err := rooms.DecodeReceipt(e.Type, string(e.ID), e.Content); err == nil {
@@ -156,6 +157,21 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 		}
 	}
 	w.trace("%s: %s by %s %s", at.Name, e.Type, e.Sender, w.describe(e))
+}
+
+// goesOn counts a cut of which a second side goes on with a branch of its own.
+func (w *world) goesOn(at *simnet.Server, by id.UserID, ref federation.Ref) {
+	if l := w.liar(); w.wentOn == nil || !w.net.Parted() || w.commits[ref] == nil || l != nil && l.user == by {
+		return
+	}
+	for side, other := range w.wentOn {
+		if side != at.Side() && !w.extends(ref, other) && !w.extends(other, ref) {
+			w.stats.sides++
+			w.wentOn = nil
+			return
+		}
+	}
+	w.wentOn[at.Side()] = ref
 }
 
 func membershipOf(content json.RawMessage) string {

@@ -31,11 +31,12 @@ type world struct {
 	calm    bool // nothing bad happens any more
 	lying   bool // who may lie does
 
-	swapping map[string]bool // servers that swap tags
-	lost     *module         // for good
-	later    *violation      // to be raised after the turn
-	cured    bool            // an era has left the list that was shut
-	conflict federation.Ref  // a final beside another, where a module lies
+	swapping map[string]bool        // servers that swap tags
+	lost     *module                // for good
+	later    *violation             // to be raised after the turn
+	cured    bool                   // an era has left the list that was shut
+	conflict federation.Ref         // a final beside another, where a module lies
+	wentOn   map[int]federation.Ref // what was accepted last on each side of the newest cut
 
 	page     int // events of a page of /messages
 	timeline int // events of a room in one /sync
@@ -347,6 +348,16 @@ func (w *world) found() {
 			w.fail("%s does not come in: %+v", d.name, d.held())
 		}
 	}
+	if f.parted && !w.until(10*time.Minute, func() bool { return w.listed(creator) > 2 }) {
+		w.fail("three modules are not listed: %d are", w.listed(creator))
+	}
+}
+
+// listed returns how many modules order the room's commits, as a device sees it.
+func (w *world) listed(d *device) int {
+	m := d.held().Machine
+	p, _ := m.PolicyAt(m.NewestFinal())
+	return len(p.Sequencers)
 }
 
 // member tells whether a device is in the group.

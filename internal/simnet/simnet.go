@@ -244,6 +244,10 @@ func (n *Net) Parted() bool {
 	return false
 }
 
+// Side names the part of a cut network that a server is in. Servers of one side
+// reach each other; while nothing is cut all have the same.
+func (s *Server) Side() int { return s.group }
+
 // Reaches tells whether two servers reach each other.
 func (s *Server) Reaches(name string) bool {
 	o := s.net.Server(name)
