@@ -134,7 +134,9 @@ func (d *device) replenish() {
 		if err != nil {
 			d.w.fail("%v", err)
 		}
-		d.w.secrets.add(d.name+" key package", raw[len(raw)-32:])
+		if err := d.w.secrets.bundle(d.name, raw, bundle.KeyPackage()); err != nil {
+			d.w.fail("a key package of %s: %v", d.name, err)
+		}
 		at.Packages = append(at.Packages, bundle.KeyPackage())
 	}
 }
@@ -340,7 +342,7 @@ func (t *transport) Send(_ context.Context, room id.RoomID, eventType, txnID str
 		evt = s.Once(t.d.user, txnID, func() id.EventID {
 			m := t.d.w.judgeSend(t.d, eventType, content)
 			if eventType == rooms.TypeEncrypted {
-				t.d.w.leak(t.d, room)
+				t.d.w.leak(t.d)
 			}
 			sent := t.d.w.tamper(t.d, eventType, slices.Clone(content))
 			e := s.Send(t.d.user, room, eventType, nil, t.d.w.swapTag(t.d, eventType, sent))
@@ -509,6 +511,7 @@ func (t *transport) SendToDevice(_ context.Context, eventType, txnID string, mes
 			for _, user := range sortedKeys(messages) {
 				for _, dev := range sortedKeys(messages[user]) {
 					t.d.w.judgeToDevice(t.d, eventType, user, dev, messages[user][dev])
+					t.d.w.secrets.carried = append(t.d.w.secrets.carried, messages[user][dev])
 					t.d.server.SendToDevice(t.d.user, eventType, user, dev, slices.Clone(messages[user][dev]))
 				}
 			}

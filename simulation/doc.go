@@ -46,7 +46,9 @@
 //	 4 no lost message      at the end: once at every device that was in by the epoch it was sent in last; nobody shows one twice;
 //	                        with soft and half: at every device that entered that epoch. A device that was put back is asked for what
 //	                        was sent since
-//	 5 server blindness     at the end: planted texts and private keys of key packages in events, media, databases and logs
+//	 5 server blindness     at the end: planted texts, the private keys of key packages, and of each epoch that a device held the secrets of
+//	                        the key schedule, its private keys of leaf, path and signature and what is left of the secret tree, or half of
+//	                        one of these, raw, in hexadecimal or in base64: in events, to-device messages, media, modules' databases and logs
 //	 6 removal              each ciphertext, where it is sent: no leaf of whom its sender has seen leave; no device holds an epoch without its leaf
 //	 7 bounded forks        the epochs that a device keeps, after every turn; the room comes to rest, and who was let in is in, at the
 //	                        end, but devices that were put back and saw that they had gone on without: they say so, and stay out

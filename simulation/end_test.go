@@ -390,35 +390,3 @@ func (w *world) wasIn(d *device, at federation.Ref) bool {
 	}
 	return false
 }
-
-// blind: 5, no plaintext and no secret is in what servers carried, nor in the
-// databases and logs of modules.
-func (w *world) blind() {
-	look := func(where string, data []byte) {
-		if i := strings.Index(string(data), planted); i >= 0 {
-			broken("5 server blindness", "a message is in %s", where)
-		}
-		for name, secret := range w.secrets.known {
-			for _, form := range forms(secret) {
-				if strings.Contains(string(data), string(form)) {
-					broken("5 server blindness", "%s is in %s", name, where)
-				}
-			}
-		}
-	}
-	for _, s := range w.net.Servers {
-		for _, e := range s.All(w.room) {
-			look("an event of type "+e.Type, e.Content)
-		}
-	}
-	for mxc, data := range w.net.Media() {
-		look(mxc, data)
-	}
-	for _, m := range w.modules {
-		for suffix, data := range m.copy() {
-			look("the database of "+m.name+suffix, data)
-		}
-	}
-	look("the logs", w.log.Bytes())
-	_ = id.UserID("")
-}

@@ -1,12 +1,9 @@
 package simulation
 
 import (
-	"encoding/json"
 	"errors"
 	"slices"
 	"testing"
-
-	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
@@ -24,6 +21,8 @@ const (
 	appliedKept   mutant = "a server keeps what members vouch for to itself"
 	messagesKept  mutant = "a server keeps messages to itself"
 	plaintext     mutant = "a device sends what it encrypts in the clear, too"
+	exporterTold  mutant = "a device tells the exporter secret of an epoch"
+	keyUploaded   mutant = "a device uploads its signature key"
 	strangersKey  mutant = "who has a user's self-signing key adds a device"
 	kickSwallowed mutant = "a server says that it put somebody out, and does not"
 
@@ -47,6 +46,8 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{appliedKept, two, "run 2\npolicy 0 1 0\nrun 7\n", "2 a live majority regains finality"},
 		{messagesKept, two, "send 0\nrun 7\n", "4 no lost message"},
 		{plaintext, two, "send 0\nrun 2\n", "5 server blindness"},
+		{exporterTold, two, "send 0\nrun 2\n", "5 server blindness"},
+		{keyUploaded, two, "send 0\nrun 2\n", "5 server blindness"},
 		{probe.Barrier, "servers=2 modules=1 users=3 window=16 history=shared members", "crash 1 0\nleave 0 1 1\nsend 0\nrun 3\n", "6 removal"},
 		{probe.Forget, "servers=1 modules=1 users=2 window=3 history=shared", manyPolicies, "7 bounded forks"},
 		{strangersKey, two, "run 5\nrun 9\n", "8 membership soundness"},
@@ -158,11 +159,4 @@ func (w *world) vouch(by *device, ref federation.Ref) {
 		w.fail("%v", err)
 	}
 	d.server.Send(d.user, w.room, rooms.TypeApplied, nil, raw)
-}
-
-// leak says in the clear what a device encrypts.
-func (w *world) leak(d *device, room id.RoomID) {
-	if w.lying && w.script.without == plaintext {
-		d.server.Send(d.user, room, "m.room.message", nil, json.RawMessage(`{"body":"`+planted+`"}`))
-	}
 }

@@ -49,8 +49,9 @@ func (t *truth) init(w *world) {
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, begun: map[id.UserID]bool{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
 		applied: map[federation.Ref]bool{}, spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
-		secrets: secrets{known: map[string][]byte{}}, digest: sha256.New(),
+		digest: sha256.New(),
 	}
+	t.secrets.init()
 }
 
 // commit is a commit that was sent.
@@ -279,7 +280,6 @@ func (w *world) extends(a, b federation.Ref) bool {
 
 // observe checks a device after its turn.
 func (w *world) observe(d *device) {
-	w.secrets.learn(d)
 	h := d.held()
 	if h == nil || h.Machine == nil {
 		d.final = federation.Ref{}
@@ -291,6 +291,9 @@ func (w *world) observe(d *device) {
 		}
 		d.checked[ref] = true
 		w.sameEpoch(d, ref, group)
+		if err := w.secrets.group(d.name, group); err != nil {
+			w.fail("the secrets of %s: %v", d.name, err)
+		}
 	}
 	m := h.Machine
 	w.finality(d.name, &d.observed, m)
