@@ -7,7 +7,7 @@ import "slices"
 // repost lets a module post again what it holds and others' servers hide. Those
 // whom the module reaches get it.
 func (s *sim) repost(x *simNode) {
-	if !x.up {
+	if !x.up || s.without&ruleRepost != 0 {
 		return
 	}
 	for _, y := range s.nodes {
@@ -141,7 +141,9 @@ func (s *sim) parted() {
 		return
 	}
 	for _, x := range s.nodes {
-		x.hidden, x.lost = nil, append(x.lost, x.hidden...)
+		if s.without&ruleRepost == 0 {
+			x.hidden, x.lost = nil, append(x.lost, x.hidden...)
+		}
 		if !x.up && !x.killed {
 			s.restart(x)
 		}

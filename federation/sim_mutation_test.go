@@ -6,10 +6,20 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/datadriven"
+)
+
+// Rules that drivers keep, or that are left out by what a machine is told: the
+// machine itself has no word of it.
+const (
+	ruleRepost     rule = 1 << (63 - iota) // modules post again what servers hide
+	ruleHeirs                              // heirs of more than half of their servers sign an era: a machine is told that all did
+	ruleFreeze                             // nothing is sent on what is not final where a room freezes: a machine is told that it does not
+	rulesOfDrivers = ruleRepost | ruleHeirs | ruleFreeze
 )
 
 // mutations are the rules that safety or liveness rests on. Each has a script in
@@ -49,6 +59,9 @@ var mutations = []struct {
 	{"era-admin-final", ruleEraAdminFinal, func(f *simFaults) { parted(f); f.eras = true }},
 	{"deepest-tie", ruleDeepestTie | ruleReaccept, parted},
 	{"ask-twice", ruleAskTwice, func(f *simFaults) { f.oldBackup, f.crash = true, true }},
+	{"repost", ruleRepost, func(f *simFaults) { f.softFail = true }},
+	{"heirs-majority", ruleHeirs, func(f *simFaults) { f.heirs = true }},
+	{"freeze", ruleFreeze, func(f *simFaults) { parted(f); f.freeze = true }},
 }
 
 // parted makes a run with several sequencers that do not always hear each other.
@@ -60,16 +73,47 @@ var combined = map[string]bool{"promised-value": true, "deepest-tie": true}
 
 func scriptOfRule(name string) string { return filepath.Join("simdata", "rule-"+name+".txt") }
 
-// TestRulesMatter leaves out one rule after the other: a property must break.
+// breaksWithout reads from a script's first line which property breaks without its
+// rule, and, where that is a panic, which shows no property, from a line of its own
+// what it is good for.
+func breaksWithout(text, name string) (property, panics string) {
+	for _, line := range strings.Split(text, "\n") {
+		if what, ok := strings.CutPrefix(line, "# Without the rule "+name+": "); ok && property == "" {
+			property, _, _ = strings.Cut(what, ": ")
+		}
+		if why, ok := strings.CutPrefix(line, panicReason); ok {
+			panics = why
+		}
+	}
+	return property, panics
+}
+
+const panicReason = "# The panic is what is wanted: "
+
+// TestRulesMatter leaves out one rule after the other: the property must break that
+// its script names.
 func TestRulesMatter(t *testing.T) {
 	for _, mut := range mutations {
 		t.Run(mut.name, func(t *testing.T) {
 			if *simSearch > 0 && (*simRule == "" || *simRule == mut.name) {
 				search(t, mut.name, mut.rule, mut.want)
 			}
-			err := newSim(readScript(t, scriptOfRule(mut.name)), mut.rule).run()
-			if err == nil {
+			text, err := os.ReadFile(scriptOfRule(mut.name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, why := breaksWithout(string(text), mut.name)
+			err = newSim(readScript(t, scriptOfRule(mut.name)), mut.rule).run()
+			var v *violation
+			switch {
+			case !errors.As(err, &v):
 				t.Errorf("without the rule %s nothing breaks", mut.name)
+			case want == "":
+				t.Errorf("the script does not say which property breaks without the rule %s: %v does", mut.name, v)
+			case v.property != want:
+				t.Errorf("without the rule %s breaks %v, want a violation of %s", mut.name, v, want)
+			case want == "no panic" && why == "":
+				t.Errorf("without the rule %s there is a panic, and no property breaks: %v", mut.name, v)
 			}
 			t.Log(err)
 		})
@@ -79,6 +123,8 @@ func TestRulesMatter(t *testing.T) {
 // search looks for a seed that breaks a property without a rule and none with
 // it, shrinks it and keeps it.
 func search(t *testing.T, name string, without rule, want func(*simFaults)) {
+	old, _ := os.ReadFile(scriptOfRule(name))
+	_, panics := breaksWithout(string(old), name)
 	for seed := int64(1); seed <= int64(*simSearch); seed++ {
 		sc := simScriptOf(seed, *simCount)
 		if want != nil && seed%4 > 0 {
@@ -93,7 +139,7 @@ func search(t *testing.T, name string, without rule, want func(*simFaults)) {
 			sc.steps = simSteps(newSimRand(uint64(seed)), sc.faults, *simCount)
 		}
 		var v *violation
-		if !errors.As(newSim(sc, without).run(), &v) || combined[name] && v.property != "2 finality" {
+		if !errors.As(newSim(sc, without).run(), &v) || combined[name] && v.property != "2 finality" || v.property == "no panic" && panics == "" {
 			continue
 		}
 		if newSim(sc, 0).run() != nil {
@@ -105,7 +151,11 @@ func search(t *testing.T, name string, without rule, want func(*simFaults)) {
 			continue
 		}
 		errors.As(newSim(sc, without).run(), &v)
-		text := fmt.Sprintf("# Without the rule %s: %v\n%s", name, v, sc)
+		text := fmt.Sprintf("# Without the rule %s: %v\n", name, v)
+		if v.property == "no panic" {
+			text += panicReason + panics + "\n"
+		}
+		text += sc.String()
 		if err := os.WriteFile(scriptOfRule(name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

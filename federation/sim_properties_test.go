@@ -212,11 +212,12 @@ func (s *sim) judgeEra(x *simNode) {
 	if e == m.base {
 		return
 	}
+	signers := s.commits[e.ref].Era.Signers
 	left := e.up.eraBase.newest
 	if !e.c.Era.ByHeirs && !left.policy.admin(e.c.AuthorUser) {
 		broken("17 no server's act alone", "%s follows an era by %s, who is no admin at the newest final", x.name, e.c.AuthorUser)
 	}
-	if e.c.Era.ByHeirs && len(e.c.Era.Signers) < 2 && left.policy.Heirs != nil {
+	if e.c.Era.ByHeirs && len(signers) < 2 && left.policy.Heirs != nil {
 		here := map[string]bool{}
 		for _, h := range left.policy.Heirs {
 			left.anyLeaf(func(_ uint32, l *leaf) bool { here[h.Server] = here[h.Server] || l.user == h.User; return false })
@@ -244,7 +245,7 @@ func (s *sim) judgeUsable(x *simNode) {
 		if n.listChange() && !n.final {
 			broken("7 bounded forks", "%s sends above a list change that is not final", x.name)
 		}
-		if n.up.policy.OnPartition == OnPartitionFreeze && !n.final {
+		if s.script.faults.freeze && !n.final {
 			broken("7 bounded forks", "%s sends on what is not final although the room freezes", x.name)
 		}
 	}
@@ -272,8 +273,10 @@ func (s *sim) end() {
 		}
 	}
 	for _, x := range s.nodes {
-		x.inbox = append(append(x.inbox, x.lost...), x.hidden...)
-		x.lost, x.hidden = nil, nil
+		x.inbox, x.lost = append(x.inbox, x.lost...), nil
+		if s.without&ruleRepost == 0 {
+			x.inbox, x.hidden = append(x.inbox, x.hidden...), nil
+		}
 	}
 	s.settle()
 	s.converged("after healing")
@@ -452,7 +455,7 @@ func (s *sim) fresh() {
 		panic(err)
 	}
 	for _, i := range s.rng.Perm(len(s.log)) {
-		_, _ = m.Step(s.log[i]) // what is refused is refused in every order
+		_, _ = m.Step(s.told(s.log[i])) // what is refused is refused in every order
 	}
 	s.same(up, "a newcomer", m, "in another order")
 	s.lostAccepts(up)
@@ -491,7 +494,7 @@ func (s *sim) lostAccepts(up *simNode) {
 			}
 			continue
 		}
-		_, _ = m.Step(ev)
+		_, _ = m.Step(s.told(ev))
 	}
 	if lost > 0 {
 		s.same(up, "who lost them", m, "without the lower accepts of each ballot")
