@@ -1,6 +1,8 @@
 package federation
 
 import (
+	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -80,6 +82,58 @@ func simulate(t *testing.T, seed int64, tell bool, sum *simStats) error {
 		t.Logf("shrunk, to keep as a file in simdata:\n# %v\n%s\n%s", again.run(), small, again.tail(40))
 	}
 	return err
+}
+
+// TestRunsRepeat: what every machine wants done follows from the seed, byte for byte,
+// whoever lies.
+func TestRunsRepeat(t *testing.T) {
+	for _, liar := range []bool{true, false} {
+		var sum simStats
+		seeds, lies := 0, 0
+		for seed := int64(1); seeds < 3; seed++ {
+			sc := simScriptOf(seed, 300)
+			if sc.faults.n < 3 || sc.faults.liar != liar {
+				continue
+			}
+			seeds++
+			var runs [2]bytes.Buffer
+			for i := range runs {
+				s := newSim(sc, 0)
+				s.acts = &runs[i]
+				if err := s.run(); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				if i == 0 {
+					sum.add(&s.stats)
+					lies += int(max(s.lies.Counter, 1<<32) - 1<<32)
+				}
+			}
+			if !bytes.Equal(runs[0].Bytes(), runs[1].Bytes()) {
+				t.Errorf("seed %d (%s): two runs differ from byte %d of %d on", seed, sc.faults, firstDifference(runs[0].Bytes(), runs[1].Bytes()), runs[0].Len())
+			}
+		}
+		if sum.takeovers == 0 || liar && lies == 0 {
+			t.Errorf("%d takeovers and %d lies in %d rooms: they do not show what they should", sum.takeovers, lies, seeds)
+		}
+	}
+}
+
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+// writeDown writes what a machine wants done, and when.
+func (s *sim) writeDown(x *simNode, a Action) {
+	raw, err := json.Marshal(a)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(s.acts, "%v %s %T %s\n", s.now, x.name, a, raw)
 }
 
 // TestKeptScripts repeats what once failed, or is worth keeping.

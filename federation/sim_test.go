@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"math/rand"
@@ -270,6 +271,7 @@ type sim struct {
 	late     []*simNode            // newcomers
 	msgs     []*simMessage
 	verify   map[Ref]string
+	acts     io.Writer // what every machine wants done; nil: nobody asks
 	nextRef  int
 	nextIdx  uint32
 	lossPct  int
@@ -831,6 +833,9 @@ func (s *sim) pump(x *simNode, k int) {
 func (s *sim) carryOut(x *simNode, acts []Action) {
 	var sends []Receipt
 	for _, a := range acts {
+		if s.acts != nil {
+			s.writeDown(x, a)
+		}
 		switch a := a.(type) {
 		case Send:
 			sends = append(sends, a.Receipt)
