@@ -162,7 +162,7 @@ func (s *sim) parted() {
 	if s.restless {
 		return
 	}
-	for group := range 2 {
+	for group := range 3 {
 		var side []*simNode
 		for _, x := range s.nodes {
 			if x.group == group && x.up {

@@ -51,6 +51,11 @@ func TestSimulate(t *testing.T) {
 			}
 		})
 	}
+	for _, what := range sum.missing() {
+		if failed == 0 && count >= 500 && *simCount >= 300 {
+			t.Errorf("in %d rooms there was no %s: they do not contain what they promise", count, what)
+		}
+	}
 	wall, used := time.Since(start), simrecord.CPUTime()-cpu
 	each := (used / time.Duration(count)).Round(100 * time.Microsecond)
 	t.Logf("%d seeds x %d steps in %v (%v of CPU time, %v a seed): %s", count, *simCount, wall.Round(time.Millisecond),
@@ -188,10 +193,29 @@ func (s *simStats) add(o *simStats) {
 	s.compared += o.compared
 	s.rewinds += o.rewinds
 	s.groups += o.groups
+	s.splits += o.splits
+	s.threes += o.threes
+}
+
+// missing names what never happened.
+func (s *simStats) missing() (out []string) {
+	for _, what := range []struct {
+		name  string
+		count int
+	}{
+		{"final", s.finals}, {"takeover", s.takeovers}, {"provisional accept", s.provisionals}, {"list change", s.lists}, {"era", s.eras},
+		{"bad commit", s.bads}, {"crash", s.crashes}, {"evidence", s.evidence}, {"key that was retired", s.retired}, {"message sent again", s.resent},
+		{"newcomer", s.joined}, {"head that gave way", s.rewinds}, {"founding commit", s.groups}, {"partition into three", s.threes},
+	} {
+		if what.count == 0 {
+			out = append(out, what.name)
+		}
+	}
+	return out
 }
 
 func (s *simStats) String() string {
 	return fmt.Sprintf("%d commits, %d of them bad, %d finals, %d takeovers asked for, %d provisional accepts, %d list changes, %d eras, %d founding commits, %d crashes, "+
-		"%d keys retired, %d messages, %d sent again, %d newcomers, heads gave way %d times, %d equal sets compared, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.groups, s.crashes,
-		s.retired, s.messages, s.resent, s.joined, s.rewinds, s.compared, s.events)
+		"%d partitions (%d into three), %d keys retired, %d messages, %d sent again, %d newcomers, heads gave way %d times, %d equal sets compared, %d events", s.commits, s.bads, s.finals, s.takeovers, s.provisionals, s.lists, s.eras, s.groups, s.crashes,
+		s.splits, s.threes, s.retired, s.messages, s.resent, s.joined, s.rewinds, s.compared, s.events)
 }

@@ -75,6 +75,7 @@ type simFaults struct {
 	shortKeep   bool // modules drop what lies a few commits below the newest final
 	relist      bool // who changed the list and lost the race does it again
 	refound     bool // groups are closed for new ones, whose epochs begin again
+	three       bool // the network falls into up to three parts (older scripts: two)
 	driver      bool // commits reach a machine once their parents did, as drivers give them (older scripts do without)
 }
 
@@ -86,7 +87,7 @@ func (f simFaults) String() string {
 	}{{f.crash, "crash"}, {f.split, "split"}, {f.loss, "loss"}, {f.eras, "eras"}, {f.listChange, "list-change"}, {f.badMember, "bad-member"},
 		{f.swapServer, "swap-server"}, {f.liar, "liar"}, {f.oldBackup, "old-backup"}, {f.killForGood, "killed"},
 		{f.softFail, "soft-fail"}, {f.newcomers, "newcomers"}, {f.heirs, "heirs"}, {f.majority, "majority"}, {f.freeze, "freeze"},
-		{f.shortKeep, "short-keep"}, {f.relist, "relist"}, {f.refound, "refound"}, {f.driver, "driver"}} {
+		{f.shortKeep, "short-keep"}, {f.relist, "relist"}, {f.refound, "refound"}, {f.three, "three"}, {f.driver, "driver"}} {
 		if x.on {
 			s += " " + x.name
 		}
@@ -100,7 +101,7 @@ func parseFaults(s string) (simFaults, error) {
 		on := map[string]*bool{"crash": &f.crash, "split": &f.split, "loss": &f.loss, "eras": &f.eras, "list-change": &f.listChange,
 			"bad-member": &f.badMember, "swap-server": &f.swapServer, "liar": &f.liar, "old-backup": &f.oldBackup, "killed": &f.killForGood,
 			"soft-fail": &f.softFail, "newcomers": &f.newcomers, "heirs": &f.heirs, "majority": &f.majority, "freeze": &f.freeze,
-			"short-keep": &f.shortKeep, "relist": &f.relist, "refound": &f.refound, "driver": &f.driver}
+			"short-keep": &f.shortKeep, "relist": &f.relist, "refound": &f.refound, "three": &f.three, "driver": &f.driver}
 		if p := on[w]; p != nil {
 			*p = true
 		} else if _, err := fmt.Sscanf(w, "n=%d", &f.n); err != nil {
@@ -141,6 +142,8 @@ func simScriptOf(seed int64, steps int) simScript {
 	f.relist = f.listChange && rng.Intn(3) > 0
 	f.refound = rng.Intn(4) == 0
 	f.driver = true
+	// Drawn from a source of its own, so that all else in a seed's room is what it was before.
+	f.three = f.split && newSimRand(uint64(seed)^0x3a11).Intn(2) == 0
 	return simScript{seed: seed, faults: f, steps: simSteps(rng, f, steps)}
 }
 
@@ -296,7 +299,21 @@ type sim struct {
 
 type simStats struct {
 	commits, finals, takeovers, provisionals, lists, eras, bads, crashes, evidence, events int
-	retired, messages, resent, joined, compared, rewinds, groups                           int
+	retired, messages, resent, joined, compared, rewinds, groups, splits, threes           int
+}
+
+// cut counts a partition, and whether it is one into three parts.
+func (s *simStats) cut(nodes []*simNode) {
+	parts := map[int]bool{}
+	for _, x := range nodes {
+		parts[x.group] = true
+	}
+	if len(parts) > 1 {
+		s.splits++
+	}
+	if len(parts) > 2 {
+		s.threes++
+	}
 }
 
 // simSigned is what an honest module is held to.
@@ -587,9 +604,15 @@ func (s *sim) step(st simStep) {
 			}
 		}
 	case opSplit:
+		parts := newSimRand(uint64(s.script.seed)*37 + uint64(st.c))
+		three := s.script.faults.three && parts.Intn(3) > 0
 		for _, x := range s.nodes {
 			x.group = s.rng.Intn(2)
+			if three && parts.Intn(3) == 0 {
+				x.group = 2
+			}
 		}
+		s.stats.cut(s.nodes)
 	case opHeal:
 		if st.b%2 == 0 {
 			for _, x := range s.nodes {
