@@ -174,10 +174,10 @@ func (p *Peer) Call(command string, args Args) (*Answer, error) {
 	return &a, nil
 }
 
-// Close ends the program: it stops at the end of its input, and is killed if it does not within 10 s.
+// Close ends the program: it stops at the end of its input, and is killed if it does not within callTimeout.
 func (p *Peer) Close() error {
 	p.in.Close()
-	kill := time.AfterFunc(10*time.Second, func() { _ = p.cmd.Process.Kill() })
+	kill := time.AfterFunc(callTimeout, func() { _ = p.cmd.Process.Kill() })
 	defer kill.Stop()
 	err := errors.Join(p.cmd.Wait(), p.out.Close())
 	if err != nil {
