@@ -353,15 +353,17 @@ func tabulate(all []*report) string {
 		}
 		b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(all)) + "\n")
 		for _, name := range names {
-			fmt.Fprintf(&b, "| %s |", name)
-			for _, r := range all {
+			line, any := "| "+name+" |", false
+			for i := range all {
 				value := ""
-				if c, ok := r.cost(name); ok {
-					value = t.value(r, c)
+				if c, ok := all[i].cost(name); ok && (c.Events != nil || t.title == tables[0].title) { // of some there is only the time
+					value, any = t.value(all[i], c), true
 				}
-				fmt.Fprintf(&b, " %s |", value)
+				line += " " + value + " |"
 			}
-			b.WriteString("\n")
+			if any {
+				b.WriteString(line + "\n")
+			}
 		}
 	}
 	return b.String()
