@@ -754,6 +754,7 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil
 	r.rec.JoinRef = rooms.Hash{}
+	r.rec.Missing, r.rec.Pruned = nil, nil
 	b.do(func(ctx context.Context) error { return c.deleteMachine(ctx, r) })
 }
 

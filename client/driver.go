@@ -773,6 +773,11 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		c.watchUnvouched(r)
 		c.watchStandstill(r)
 		c.watchCopy(r)
+		if c.tellMissing(r) {
+			if err := c.commitBatch(ctx, r, &batch{soon: true}); err != nil {
+				return err
+			}
+		}
 		c.plan(r)
 		if err := c.supportEras(ctx, r); err != nil {
 			return err
@@ -820,6 +825,9 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	at(r.nextRequest())
 	if len(r.rec.Acks) > 0 {
 		at(c.receiptDue(r))
+	}
+	for i := range r.rec.Missing {
+		at(r.rec.Missing[i].due)
 	}
 	at(r.pruneAt)
 	at(r.graceAt)

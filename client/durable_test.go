@@ -116,7 +116,7 @@ func TestPanicRefusesTheEventOnly(t *testing.T) {
 	room, alice, bob, _ := w.three("shared")
 	alice.sendAlone(room, "first")
 	bob.mu.Lock()
-	bob.rooms[room].generations = nil // writing to it panics
+	bob.rooms[room].spoke = nil // writing to it panics
 	bob.mu.Unlock()
 	bob.turn()
 	if n := bob.Refusals()[string(rulePanic)]; n != 1 {

@@ -45,7 +45,7 @@ func (c *Client) EpochPicture(ctx context.Context, roomID id.RoomID) (*picture.P
 	case r.machine == nil:
 		return nil, fmt.Errorf("%w (%s)", ErrNoGroup, roomID)
 	}
-	for key := range r.generations { // delivery receipts among them, which are not kept
+	for key := range r.spoke { // delivery receipts among them, which are not kept
 		seen = append(seen, federation.Seen{Leaf: key.leaf, Ref: key.ref})
 	}
 	if r.rec.Phase == phaseMember {

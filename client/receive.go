@@ -40,6 +40,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		return nil
 	}
 	if err != nil {
+		r.notePruned(evt)
 		return err
 	}
 	msg, err := mls.ParseMessage(content.Ciphertext)
@@ -160,18 +161,15 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	if head := r.head(); msg.Late && head != nil {
 		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })
 	}
-	key := genKey{e.ref, uint32(app.Sender)}
-	if last, seen := r.generations[key]; seen && app.Generation > last+1 {
-		msg.Missing = app.Generation - last - 1
+	r.spoke[spokeKey{e.ref, uint32(app.Sender)}] = true
+	if msg.Missing = c.noteMissing(r, e, msg, app); msg.Missing > 0 {
 		c.look(r, e.ref, lookPages, false)
-	}
-	if last, seen := r.generations[key]; !seen || app.Generation > last {
-		r.generations[key] = app.Generation
 	}
 	return msg, nil
 }
 
-type genKey struct {
+// spokeKey names a member's device in an epoch.
+type spokeKey struct {
 	ref  federation.Ref
 	leaf uint32
 }

@@ -96,9 +96,9 @@ func (c *Client) prune(b *batch, r *room) {
 			delete(r.overSince, ref)
 		}
 	}
-	for key := range r.generations {
+	for key := range r.spoke {
 		if r.epochs[key.ref] == nil {
-			delete(r.generations, key)
+			delete(r.spoke, key)
 		}
 	}
 }

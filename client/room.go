@@ -81,6 +81,8 @@ type roomRecord struct {
 	History      *historyState         `json:"history,omitempty"`
 	Acks         []rooms.Ack           `json:"acks,omitempty"`     // of delivery, that are not sent yet
 	Delivery     []rooms.Hash          `json:"delivery,omitempty"` // epochs of which others' are kept, the newest last
+	Missing      []missing             `json:"missing,omitempty"`  // messages that did not come, and of which nobody was told yet
+	Pruned       map[id.UserID]uint32  `json:"pruned,omitempty"`   // ciphertexts that came redacted, by sender, and that no gap was laid to
 }
 
 // epoch is an epoch this device can read.
@@ -202,7 +204,7 @@ type room struct {
 	requestWait  time.Duration               // for how long they were not, the last time
 	told         map[string]bool
 
-	generations   map[genKey]uint32
+	spoke         map[spokeKey]bool // since the start
 	admitLater    []id.UserID
 	foundPolicy   func(p *rooms.Policy)
 	foundByRule   bool // the policy lets in whom the join rule lets in
@@ -250,7 +252,7 @@ func (c *Client) newRoom(roomID id.RoomID) *room {
 		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
 		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
 		badSince: map[string]*badLeaf{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
-		generations: map[genKey]uint32{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
+		spoke: map[spokeKey]bool{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
 	}
 }
 

@@ -51,8 +51,10 @@ type Message struct {
 	Own          bool            `json:"own,omitempty"`     // sent by this device
 	Late         bool            `json:"late,omitempty"`    // of an epoch that is not the head any more
 	Removed      bool            `json:"removed,omitempty"` // late, and its device is not in the group any more
-	Missing      uint32          `json:"missing,omitempty"` // messages of this sender before this one that have not come
-	Again        []Sending       `json:"again,omitempty"`   // own: how it was sent again, after its epoch left the head
+	// Missing is how many messages that its device sent in the epoch before this one it
+	// overtook: they had not come yet, and no earlier one had overtaken them.
+	Missing uint32    `json:"missing,omitempty"`
+	Again   []Sending `json:"again,omitempty"` // own: how it was sent again, after its epoch left the head
 	// From is set if another device gave the message to this one, which was not in
 	// the group when it was sent. What it says of sender, device and content, beyond
 	// that the homeserver has an encrypted event of the sender, is the giver's word.
@@ -186,6 +188,9 @@ const (
 	// NotSentWarning: the homeserver refused a message of ours; Detail is what it said,
 	// and Reason its error code, if it was an answer.
 	NotSentWarning WarningKind = "not-sent"
+	// MissingWarning: messages of Sender, from the device Reason, did not come, as later
+	// ones show. Detail is how many. They may come yet.
+	MissingWarning WarningKind = "missing"
 )
 
 // Reasons of a NotReadyWarning.

@@ -161,8 +161,12 @@ func TestAccept(t *testing.T) {
 		}
 		slices.Reverse(ms)
 		for i, m := range ms {
-			if a := w.accept(gs[1], m).(*ApplicationMessage); a.Plaintext[0] != byte(19-i) || a.Generation != uint32(19-i) {
+			a := w.accept(gs[1], m).(*ApplicationMessage)
+			if a.Plaintext[0] != byte(19-i) || a.Generation != uint32(19-i) {
 				t.Errorf("got %v in generation %d", a.Plaintext, a.Generation)
+			}
+			if first := i == 0; a.Overtaken == first || first && a.Skipped != 19 || !first && a.Skipped != 0 {
+				t.Errorf("generation %d overtook %d, and was overtaken: %t", a.Generation, a.Skipped, a.Overtaken)
 			}
 			g, err := LoadGroup(w.cfg, gs[1].EpochState(), gs[1].RatchetState())
 			w.check(err)

@@ -407,7 +407,12 @@ type ApplicationMessage struct {
 	AuthenticatedData []byte
 	Plaintext         []byte
 	Generation        uint32 // counts the sender's messages in the epoch
-	Epoch             uint64
+	// Skipped is how many messages of the sender this one overtook: they were sent
+	// before it in the epoch, and none of them was opened yet.
+	Skipped uint32
+	// Overtaken: a later message of the sender was opened before this one.
+	Overtaken bool
+	Epoch     uint64
 }
 
 // A ProposalMessage is a valid proposal. It is kept, so that a Commit may name

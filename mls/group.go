@@ -405,6 +405,8 @@ func (g *Group) Process(m *Message) (Processed, error) {
 			AuthenticatedData: ac.content.authenticatedData,
 			Plaintext:         ac.content.applicationData,
 			Generation:        use.generation,
+			Skipped:           use.skips(),
+			Overtaken:         use.ahead == nil,
 			Epoch:             ac.content.epoch,
 		}
 		use.commit()

@@ -199,6 +199,19 @@ func (t *secretTree) deriveLeaf(u *keyUse) *leafRatchets {
 	return l
 }
 
+// skips returns how many generations that were not used yet lie between the ratchet
+// and the key.
+func (u *keyUse) skips() uint32 {
+	if u.ahead == nil {
+		return 0
+	}
+	l := u.leafNew
+	if l == nil {
+		l = u.t.ratchets[u.leaf]
+	}
+	return u.generation - l.of(u.ct).generation
+}
+
 // drop forgets a use that will not be committed.
 func (u *keyUse) drop() {
 	if u.ahead != nil || u.leafNew != nil {

@@ -54,6 +54,7 @@ const (
 	NotSentForbidden                 // no argument
 	NotSentTooLarge                  // no argument
 	NotSentBroken                    // the error
+	MessagesMissing                  // the sender, the device, how many
 	ServerToName                     // no argument
 	NoCommand                        // the verb
 
@@ -115,6 +116,7 @@ var catalogue = [...]map[Message]string{
 		NotSentForbidden:  "The homeserver refused a message of yours, and it is not sent: you may not write here, or not such messages.",
 		NotSentTooLarge:   "The homeserver refused a message of yours, and it is not sent: it is too large.",
 		NotSentBroken:     "A message of yours could not be sent, and is not tried again. The reason: %s",
+		MessagesMissing:   "Something that %s sent here from the device %s has not come, as what came after it shows (messages missing: %s). A homeserver is late with it, or keeps it to itself, or it never went out. If it comes it is shown; ask them on another way what they wrote.",
 		ServerToName:      "SERVER, with the name of a server that has a module",
 		NoCommand:         "the verb %s of mls-proxy (the room's id holds characters that a shell may run, so the command is not shown)",
 	},
@@ -163,6 +165,7 @@ var catalogue = [...]map[Message]string{
 		NotSentForbidden:  "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie dürfen hier nicht schreiben, oder keine solchen Nachrichten.",
 		NotSentTooLarge:   "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie ist zu groß.",
 		NotSentBroken:     "Eine Nachricht von Ihnen konnte nicht gesendet werden, und es wird nicht noch einmal versucht. Der Grund, auf Englisch: %s",
+		MessagesMissing:   "Etwas, das %s hier vom Gerät %s gesendet hat, ist nicht gekommen; das zeigt, was danach kam (fehlende Nachrichten: %s). Ein Homeserver ist damit im Verzug oder hält es zurück, oder es ist nie hinausgegangen. Kommt es noch, wird es gezeigt; fragen Sie auf einem anderen Weg nach, was geschrieben wurde.",
 		ServerToName:      "SERVER, mit dem Namen eines Servers, der ein Modul hat",
 		NoCommand:         "das Verb %s von mls-proxy (die Kennung des Raums enthält Zeichen, die eine Shell ausführen könnte; darum steht der Befehl nicht hier)",
 	},

@@ -232,6 +232,8 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 		return l.Text(rewrite.CopiedStore)
 	case client.SupersededWarning:
 		return l.Text(rewrite.Superseded)
+	case client.MissingWarning:
+		return l.Text(rewrite.MessagesMissing, shown, serverNames([]string{n.Reason}), printable(n.Detail))
 	case client.NotSentWarning:
 		switch n.Reason {
 		case "M_FORBIDDEN":
@@ -265,7 +267,7 @@ func printable(text string) string {
 	}, text)
 }
 
-// serverNames quotes what is no name of a server.
+// serverNames quotes what is no name of a server, or of a device.
 func serverNames(servers []string) string {
 	out := make([]string, 0, len(servers))
 	for _, s := range servers {

@@ -97,8 +97,9 @@ func TestEachKindOfWarningIsToldInEachLanguage(t *testing.T) {
 		if client.WarningKind(n.Kind) == client.PlaintextWarning {
 			continue // the event itself is marked
 		}
-		if client.WarningKind(n.Kind) == client.OtherKeysWarning {
-			n.Detail = "7" // the epoch
+		switch client.WarningKind(n.Kind) {
+		case client.OtherKeysWarning, client.MissingWarning:
+			n.Detail = "7" // the epoch; how many
 		}
 		reasons := map[client.WarningKind][]string{
 			client.NotReadyWarning: {"", "another", client.WaitsForReady, client.WaitsForAccept, client.WaitsForFinal},
@@ -157,6 +158,8 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.ProofWarning), User: "@b:x"}, []string{"Was das Modul @b:x von", "(unknown)"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Reason: "M_UNKNOWN", Detail: "it\nsaid this"}, []string{"Seine Antwort: M_UNKNOWN it said this"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Detail: "of our own"}, []string{"could not be sent, and is not tried again. The reason: of our own"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.MissingWarning), User: "@b:x", Reason: "PHO\u202eNE", Detail: "2"}, []string{`that @b:x sent here from the device "PHO\u202eNE" has not come`, "missing: 2)"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.MissingWarning), User: "@b:x", Reason: "PHONE", Detail: "1"}, []string{"das @b:x hier vom Gerät PHONE gesendet hat", "Nachrichten: 1)"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Text: "from a file of before"}, []string{"encryption: from a file of before"}},
 	} {
 		got := noticeText(row.l, row.n, "/dir")
