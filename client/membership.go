@@ -520,7 +520,11 @@ type Member struct {
 	Membership   string
 	Verification Verification
 	Own          bool
-	Note         string // why a user or device is not in the group, or should not be
+	// Epoch is the newest that the device is known to have reached, by what it made, signed
+	// or sent there; it may be farther. Where Heard is false, nothing is known.
+	Epoch uint64
+	Heard bool
+	Note  string // why a user or device is not in the group, or should not be
 }
 
 // Members lists the devices of a room's group in the order of their leaves,
@@ -543,6 +547,10 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 	if err != nil {
 		return nil, fmt.Errorf("client: devices of the members of %s: %w", roomID, err)
 	}
+	seen, err := c.sentIn(ctx, roomID)
+	if err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keepDevices(nil, lists)
@@ -555,13 +563,21 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 		}
 	}
 	if e := r.head(); e != nil {
+		reached := map[uint32]federation.Ref{}
+		for _, leaf := range r.machine.Survey(append(seen, r.seen()...)...).Devices {
+			reached[leaf.Leaf] = leaf.Reached
+		}
 		for _, leaf := range rooms.GroupLeaves(e.group) {
 			present[leaf.Cred.User] = true
-			out = append(out, Member{
+			m := Member{
 				User: leaf.Cred.User, Device: leaf.Cred.Device, Leaf: uint32(leaf.Index), Membership: string(r.state.membership(leaf.Cred.User)),
 				Verification: c.verification(&leaf.Cred, e.group.CipherSuite()), Own: leaf.Cred.User == c.UserID() && leaf.Cred.Device == c.DeviceID(),
 				Note: notes[claimKey(leaf.Cred.User, leaf.Cred.Device)],
-			})
+			}
+			if known, ok := r.machine.Known(reached[uint32(leaf.Index)]); ok {
+				m.Epoch, m.Heard = known.Epoch, true
+			}
+			out = append(out, m)
 		}
 	}
 	slices.Sort(users)

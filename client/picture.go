@@ -20,17 +20,9 @@ const pictureMessages = 500
 // known to have come. That a device has applied an epoch is known from its commits
 // and statements, and from what it sent there.
 func (c *Client) EpochPicture(ctx context.Context, roomID id.RoomID) (*picture.Picture, error) {
-	items, err := c.st.Timeline(ctx, roomID, 0, pictureMessages)
+	seen, err := c.sentIn(ctx, roomID)
 	if err != nil {
 		return nil, err
-	}
-	var seen []federation.Seen
-	for _, item := range items {
-		msg, err := messageOf(item)
-		if err != nil {
-			return nil, err
-		}
-		seen = append(seen, federation.Seen{Leaf: msg.Leaf, Ref: msg.Ref})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -45,14 +37,6 @@ func (c *Client) EpochPicture(ctx context.Context, roomID id.RoomID) (*picture.P
 	case r.machine == nil:
 		return nil, fmt.Errorf("%w (%s)", ErrNoGroup, roomID)
 	}
-	for key := range r.spoke { // delivery receipts among them, which are not kept
-		seen = append(seen, federation.Seen{Leaf: key.leaf, Ref: key.ref})
-	}
-	if r.rec.Phase == phaseMember {
-		for ref, e := range r.epochs {
-			seen = append(seen, federation.Seen{Leaf: uint32(e.group.OwnLeafIndex()), Ref: ref})
-		}
-	}
 	o := picture.Options{
 		Title: r.state.name(), Source: fmt.Sprintf("as %s (%s) sees it", c.UserID(), c.DeviceID()), Devices: map[uint32]string{},
 		Own: func(uint32) bool { return false }, Liars: c.liarsOf(r),
@@ -64,7 +48,37 @@ func (c *Client) EpochPicture(ctx context.Context, roomID id.RoomID) (*picture.P
 			o.Devices[uint32(leaf.Index)] = string(leaf.Cred.Device)
 		}
 	}
-	return picture.Of(r.machine.Survey(seen...), o), nil
+	return picture.Of(r.machine.Survey(append(seen, r.seen()...)...), o), nil
+}
+
+// sentIn tells in which epochs the devices of a room sent its newest messages.
+func (c *Client) sentIn(ctx context.Context, roomID id.RoomID) (seen []federation.Seen, err error) {
+	items, err := c.st.Timeline(ctx, roomID, 0, pictureMessages)
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		msg, err := messageOf(item)
+		if err != nil {
+			return nil, err
+		}
+		seen = append(seen, federation.Seen{Leaf: msg.Leaf, Ref: msg.Ref})
+	}
+	return seen, nil
+}
+
+// seen tells in which epochs devices were heard since the start, and which this one
+// holds.
+func (r *room) seen() (out []federation.Seen) {
+	for key := range r.spoke { // delivery receipts among them, which are not kept
+		out = append(out, federation.Seen{Leaf: key.leaf, Ref: key.ref})
+	}
+	if r.rec.Phase == phaseMember {
+		for ref, e := range r.epochs {
+			out = append(out, federation.Seen{Leaf: uint32(e.group.OwnLeafIndex()), Ref: ref})
+		}
+	}
+	return out
 }
 
 // liarsOf returns the modules that were caught in a room, the listed ones and those

@@ -221,6 +221,9 @@ func TestProxyRealClients(t *testing.T) {
 func (c *realClient) speaks(alice *e2e.Device, from id.UserID, word string, first id.EventID, data []byte, also func(*client.Message)) {
 	s := c.s
 	s.Helper()
+	if first == "" {
+		s.Fatalf("%s does not say which event it read first: what it answered could not be told", c.name)
+	}
 	for _, want := range []struct{ what, text string }{
 		{"text", "text " + word}, {"reply", string(first)}, {"edit", "edit " + word}, {"reaction", "key " + word},
 	} {

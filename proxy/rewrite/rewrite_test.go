@@ -152,7 +152,7 @@ func TestSyncIsRewrittenAndTheRestKept(t *testing.T) {
 	_, message := evt(mlsRoom, "$open", "@a:x", "m.room.encrypted", cipher, "")
 	_, commit := evt(mlsRoom, "$c", "@a:x", rooms.TypeCommit, "{}", "")
 	_, encryption := evt(mlsRoom, "$e", "@a:x", "m.room.encryption", `{"algorithm":"`+rooms.Algorithm+`"}`, `,"state_key":""`)
-	raw := `{"next_batch":"n","to_device":{"events":[{"type":"x"}]},"device_lists":{"changed":["@b:x"]},"unknown":1,"rooms":{
+	raw := `{"next_batch":"n","to_device":{"events":[{"type":"` + rooms.TypeWelcome + `","content":{}},{"type":"x"}]},"device_lists":{"changed":["@b:x"]},"unknown":1,"rooms":{
 		"join":{"` + mlsRoom + `":{"summary":{"m.joined_member_count":2},"state":{"events":[` + string(encryption) + `]},"timeline":{"events":[` + string(message) + `,` + string(commit) + `],"limited":true,"prev_batch":"p"},"unread_notifications":{"highlight_count":1}}},
 		"invite":{"!i:x":{"invite_state":{"events":[` + string(encryption) + `,{"type":"m.room.encryption","state_key":"","content":{}},{"type":"m.room.name","state_key":"","content":{"name":"N"}}]}}}}}`
 	s, err := ParseSync([]byte(raw))

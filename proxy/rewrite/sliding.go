@@ -3,11 +3,8 @@ package rewrite
 import (
 	"encoding/json"
 	"slices"
-	"strings"
 
 	"maunium.net/go/mautrix/id"
-
-	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Sliding is the answer to a simplified sliding sync (MSC4186). What is not about
@@ -83,14 +80,9 @@ func (s *Sliding) Rewrite(v View) {
 			}
 		}
 	}
-	// Nothing of the protocol's is for a client, which has no MLS device.
 	if toDevice := s.extensions.object("to_device"); toDevice != nil {
-		var events []json.RawMessage
-		if json.Unmarshal(toDevice["events"], &events) == nil && events != nil {
-			events = slices.DeleteFunc(events, func(raw json.RawMessage) bool { return strings.HasPrefix(TypeOf(raw), rooms.Prefix) })
-			toDevice["events"], _ = json.Marshal(events)
-			s.extensions["to_device"] = toDevice.raw()
-		}
+		withoutProtocol(toDevice)
+		s.extensions["to_device"] = toDevice.raw()
 	}
 }
 

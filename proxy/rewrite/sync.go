@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // ErrNotAnObject reports an answer that is not what the API promises.
@@ -88,6 +91,10 @@ func (s *Sync) Rewrite(v View, asked Selection) {
 			}
 		}
 	}
+	if toDevice := s.body.object("to_device"); toDevice != nil {
+		withoutProtocol(toDevice)
+		s.body["to_device"] = toDevice.raw()
+	}
 	for kind, list := range map[string]string{"invite": "invite_state", "knock": "knock_state"} {
 		for roomID, raw := range s.groups[kind] {
 			room, ok := parse(raw)
@@ -106,6 +113,17 @@ func (s *Sync) Rewrite(v View, asked Selection) {
 			s.groups[kind][roomID] = room.raw()
 		}
 	}
+}
+
+// withoutProtocol takes the protocol's own out of a list of to-device events: a client has
+// no MLS device, and these are for none.
+func withoutProtocol(toDevice fields) {
+	var events []json.RawMessage
+	if json.Unmarshal(toDevice["events"], &events) != nil || events == nil {
+		return
+	}
+	events = slices.DeleteFunc(events, func(raw json.RawMessage) bool { return strings.HasPrefix(TypeOf(raw), rooms.Prefix) })
+	toDevice["events"], _ = json.Marshal(events)
 }
 
 func rewriteList(room id.RoomID, raw json.RawMessage, v View) json.RawMessage {

@@ -34,6 +34,7 @@ const (
 	Context                   // events come back
 	Event                     // an event comes back
 	Relations                 // events come back
+	AtTime                    // names an event: one that clients are shown
 	Threads                   // events come back
 	Notifications             // events of several rooms come back
 	Search                    // events of several rooms come back
@@ -315,7 +316,7 @@ var rows = []struct {
 	{"GET", "c/rooms/{room}/joined_members", Stream, ""},
 	{"GET", "c/rooms/{room}/aliases", Stream, ""},
 	{"GET", "_matrix/client/v1/rooms/{room}/hierarchy", Hierarchy, ""},
-	{"GET", "_matrix/client/v1/rooms/{room}/timestamp_to_event", Stream, ""},
+	{"GET", "_matrix/client/v1/rooms/{room}/timestamp_to_event", AtTime, ""},
 	{"PUT", "c/rooms/{room}/typing/{user}", Stream, ""},
 	{"POST", "c/rooms/{room}/receipt/{type}/{event}", Marker, ""},
 	{"POST", "c/rooms/{room}/read_markers", Marker, ""},

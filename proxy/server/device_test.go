@@ -42,6 +42,8 @@ type deviceWorld struct {
 	asked []string // requests about rooms that may change something: method, path below /rooms, body
 	// state answers what is asked of a room's state in place of what it is, if it does not return 0.
 	state func(room id.RoomID, eventType string) (status int, body string)
+	// get answers what is read of a room, if it does not return 0.
+	get func(room id.RoomID, what string, query url.Values) (status int, body string)
 	// member is what the state says of a user who is asked for.
 	member map[string]string
 	told   bool // the device got its rooms by /sync
@@ -57,7 +59,7 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 	rest := httputil.NewSingleHostReverseProxy(base)
 	rest.ModifyResponse, rest.ErrorLog = w.addRooms, log.New(io.Discard, "", 0)
 	front := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
-		for _, prefix := range []string{"/_matrix/client/v3/rooms/", "/_matrix/client/r0/rooms/"} {
+		for _, prefix := range []string{"/_matrix/client/v3/rooms/", "/_matrix/client/r0/rooms/", "/_matrix/client/v1/rooms/"} {
 			if in, ok := strings.CutPrefix(r.URL.Path, prefix); ok {
 				w.answer(out, r, in)
 				return
@@ -158,6 +160,13 @@ func (w *deviceWorld) answer(out http.ResponseWriter, r *http.Request, in string
 		w.asked = append(w.asked, r.Method+" "+rest+" "+string(body))
 		fmt.Fprint(out, `{"event_id":"$made"}`)
 		return
+	}
+	if w.get != nil {
+		if status, body := w.get(room, rest, r.URL.Query()); status != 0 {
+			out.WriteHeader(status)
+			fmt.Fprint(out, body)
+			return
+		}
 	}
 	eventType, key, _ := strings.Cut(strings.TrimPrefix(rest, "state/"), "/")
 	if w.state != nil {

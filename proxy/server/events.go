@@ -1,12 +1,9 @@
 package server
 
 import (
-	"cmp"
 	"encoding/json"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -111,72 +108,60 @@ func (s *Server) originals(w http.ResponseWriter, body []byte) ([]byte, bool) {
 	return body, !notice
 }
 
-// relations answers GET /rooms/{room}/relations/{event}. The homeserver sees
-// only ciphertexts, so it is not asked for a type of events; it knows the
-// relations that stand outside the ciphertexts: edits, threads and references.
-// Reactions are inside, and come from the account's own store, with the first page.
-func (s *Server) relations(w http.ResponseWriter, r *http.Request, sess *session, m route.Match) {
-	room := id.RoomID(m.Params["room"])
-	v := s.view(r.Context(), sess)
-	path, wanted, rel := m.Path, m.Params["type"], m.Params["rel"]
-	if wanted != "" && v.MLS(room) {
-		path = path[:strings.LastIndexByte(path, '/')]
-	}
-	resp, err := s.ask(r.Context(), http.MethodGet, path, r.URL.Query(), sess.token, nil)
-	if err != nil {
-		s.failed(w, r, err)
+// atTime answers GET /rooms/{room}/timestamp_to_event. Where the homeserver names an
+// event that clients are not shown, the next one that they are is named.
+func (s *Server) atTime(w http.ResponseWriter, r *http.Request, sess *session, room id.RoomID) {
+	body := s.fetch(w, r, sess)
+	if body == nil {
 		return
 	}
-	if resp.status != http.StatusOK {
-		s.passed(w, resp, sess)
-		return
+	var named struct {
+		Event id.EventID `json:"event_id"`
 	}
-	page, err := rewrite.ParsePage(room, resp.body)
-	if err != nil {
+	if json.Unmarshal(body, &named) != nil || named.Event == "" {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
 		return
 	}
-	v.await(r.Context(), room, page.Came("chunk"))
-	events, _ := rewrite.List(room, page.Came("chunk"), v)
-	if v.MLS(room) && (rel == "" || rel == "m.annotation") && r.URL.Query().Get("from") == "" {
-		if events, err = v.withReactions(room, id.EventID(m.Params["event"]), events, r.URL.Query().Get("dir") == "f"); err != nil {
-			s.o.Log.Err(err).Msg("Reactions cannot be read from the store")
-			refuse(w, http.StatusInternalServerError, "M_UNKNOWN", "the reactions to this message cannot be read from the store")
+	list, end, dir := "events_after", "end", "f"
+	if r.URL.Query().Get("dir") == "b" {
+		list, end, dir = "events_before", "start", "b"
+	}
+	in := "/_matrix/client/v3/rooms/" + url.PathEscape(string(room))
+	path, query := in+"/context/"+url.PathEscape(string(named.Event)), url.Values{"limit": {"20"}}
+	v := s.view(r.Context(), sess)
+	for n := range maxPages {
+		resp, err := s.ask(r.Context(), http.MethodGet, path, query, sess.token, nil)
+		if err != nil {
+			s.failed(w, r, err)
 			return
 		}
-	}
-	if wanted != "" {
-		kept := events[:0]
-		for _, e := range events {
-			if rewrite.TypeOf(e.Raw) == wanted {
-				kept = append(kept, e)
+		if resp.status != http.StatusOK {
+			s.passed(w, resp, sess)
+			return
+		}
+		page, err := rewrite.ParsePage(room, resp.body)
+		if err != nil {
+			refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
+			return
+		}
+		if n == 0 {
+			if _, ok := page.RewriteOne(v, "event"); ok {
+				answerRaw(w, http.StatusOK, body)
+				return
 			}
 		}
-		events = kept
-	}
-	page.Set("chunk", events)
-	s.encode(w, page)
-}
-
-// withReactions adds a message's reactions to events that relate to it, the newest
-// first or last.
-func (v *view) withReactions(room id.RoomID, to id.EventID, events []rewrite.Event, forward bool) ([]rewrite.Event, error) {
-	reactions, err := v.sess.account.Reactions(v.ctx, room, to)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range reactions {
-		if !slices.ContainsFunc(events, func(e rewrite.Event) bool { return e.ID == m.EventID }) {
-			events = append(events, v.message(m))
+		came := page.Came(list)
+		if shown, _ := rewrite.List(room, came, v); len(shown) > 0 {
+			answer(w, http.StatusOK, map[string]any{"event_id": shown[0].ID, "origin_server_ts": shown[0].Time})
+			return
 		}
-	}
-	slices.SortStableFunc(events, func(a, b rewrite.Event) int {
-		if forward {
-			a, b = b, a
+		from := page.Text(end)
+		if from == "" || from == query.Get("from") || n > 0 && len(came) == 0 {
+			break
 		}
-		return cmp.Compare(b.Time, a.Time)
-	})
-	return events, nil
+		list, end, path, query = "chunk", "end", in+"/messages", url.Values{"dir": {dir}, "from": {from}, "limit": {"100"}}
+	}
+	refuse(w, http.StatusNotFound, "M_NOT_FOUND", notFound)
 }
 
 // list answers what has one list of state events, of any length: GET

@@ -179,6 +179,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, m route.Match, se
 		s.event(w, r, sess, room)
 	case route.Relations:
 		s.relations(w, r, sess, m)
+	case route.AtTime:
+		s.atTime(w, r, sess, room)
 	case route.Threads:
 		s.threads(w, r, sess, room)
 	case route.Members:

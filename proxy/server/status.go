@@ -56,11 +56,12 @@ var (
 
 func statusPage(l rewrite.Language) *template.Template {
 	return template.Must(template.New("status").Funcs(template.FuncMap{
-		"qr":    func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) },
-		"state": func(r client.RoomInfo) string { return roomState(l, r) },
-		"trust": func(m client.Member) string { return trustText(l, m) },
-		"where": func(m client.Member) string { return membershipText(l, m) },
-		"join":  func(all []string) string { return strings.Join(all, ", ") },
+		"qr":      func(c *client.ComparisonCode) template.HTML { return qrCode(codeText(c)) },
+		"state":   func(r client.RoomInfo) string { return roomState(l, r) },
+		"trust":   func(m client.Member) string { return trustText(l, m) },
+		"reached": func(m client.Member, head uint64) string { return reachedText(l, m, head) },
+		"where":   func(m client.Member) string { return membershipText(l, m) },
+		"join":    func(all []string) string { return strings.Join(all, ", ") },
 	}).Parse(statusSources[l]))
 }
 
@@ -334,6 +335,20 @@ func trustText(l rewrite.Language, m client.Member) string {
 		return sayIn(l, pageChangedKeys)
 	}
 	return sayIn(l, pageNotVerified)
+}
+
+// reachedText says in words which epoch a device is known to have reached.
+func reachedText(l rewrite.Language, m client.Member, head uint64) string {
+	switch epoch := strconv.FormatUint(m.Epoch, 10); {
+	case m.Device == "":
+		return ""
+	case !m.Heard:
+		return sayIn(l, pageEpochNotKnown)
+	case m.Epoch < head:
+		return sayIn(l, pageEpochHeard, epoch)
+	default:
+		return sayIn(l, pageEpochNewest, epoch)
+	}
 }
 
 // membershipText says in words how a member stands to the room.

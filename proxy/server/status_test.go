@@ -113,11 +113,11 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 		Sent: evil, Delivery: []client.DeliveredTo{{User: evil, Device: evil, Received: true}, {User: "@g:x", Device: "G"}}, MoreSent: 3,
 		Code: &client.ComparisonCode{Epoch: 7, Groups: []string{"00001", "22222"}},
 		Members: []client.Member{
-			{User: evil, Device: evil, Membership: evil, Note: evil, Verification: client.ChangedUser}, {User: "@b:x", Device: "B", Verification: client.VerifiedUser},
-			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
+			{User: evil, Device: evil, Membership: evil, Note: evil, Verification: client.ChangedUser}, {User: "@b:x", Device: "B", Verification: client.VerifiedUser, Heard: true, Epoch: 7},
+			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice, Heard: true, Epoch: 5}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
 		},
 	})
-	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device", "yes, as it says", "not known", "<strong>Nothing becomes final:</strong>", "3 more are not shown"} {
+	for _, want := range []string{"00001 22222", `<svg id="qr"`, "WARNING", "verified: you compared", "nobody compared yet", "NOT verified", "no device in the group", "this device", "<td>7, the newest</td>", "<td>5, as last heard</td>", "<td>D</td><td>not known</td>", "<td>@e:x</td><td></td><td></td>", "yes, as it says", "not known", "<strong>Nothing becomes final:</strong>", "3 more are not shown"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}

@@ -40,6 +40,9 @@ const (
 	pageRemoved                         // no argument
 	pageWaitsToBeLetIn                  // no argument
 	pageEpoch                           // its number
+	pageEpochNewest                     // its number
+	pageEpochHeard                      // its number
+	pageEpochNotKnown                   // no argument
 	pageFinal                           // no argument
 	pageAccepted                        // no argument
 	pageProvisional                     // no argument
@@ -93,6 +96,9 @@ var pageCatalogue = [...]map[pageText]string{
 		pageRemoved:         "this device was removed",
 		pageWaitsToBeLetIn:  "waits to be let in",
 		pageEpoch:           "epoch %s",
+		pageEpochNewest:     "%s, the newest",
+		pageEpochHeard:      "%s, as last heard",
+		pageEpochNotKnown:   "not known",
 		pageFinal:           "final",
 		pageAccepted:        "accepted",
 		pageProvisional:     "provisional",
@@ -142,6 +148,9 @@ var pageCatalogue = [...]map[pageText]string{
 		pageRemoved:         "dieses Gerät wurde entfernt",
 		pageWaitsToBeLetIn:  "wartet darauf, eingelassen zu werden",
 		pageEpoch:           "Epoche %s",
+		pageEpochNewest:     "%s, die neueste",
+		pageEpochHeard:      "%s, soweit zuletzt gehört",
+		pageEpochNotKnown:   "nicht bekannt",
 		pageFinal:           "endgültig",
 		pageAccepted:        "angenommen",
 		pageProvisional:     "vorläufig",

@@ -293,7 +293,7 @@ func runMembers(ctx context.Context, c *call) error {
 		for _, m := range all {
 			if c.json {
 				err := c.printJSON(map[string]any{
-					"room_id": r.ID, "user_id": m.User, "device_id": m.Device, "epoch": r.Epoch, "leaf": m.Leaf, "membership": m.Membership,
+					"room_id": r.ID, "user_id": m.User, "device_id": m.Device, "epoch": reached(m), "leaf": m.Leaf, "membership": m.Membership,
 					"verification": m.Verification, "this_device": m.Own, "note": m.Note, "in_group": m.Device != "",
 				})
 				if err != nil {
@@ -303,7 +303,7 @@ func runMembers(ctx context.Context, c *call) error {
 			}
 			row := []string{clean(m.User.String()), "-", "-", "-", "-", clean(m.Note)}
 			if m.Device != "" {
-				row[1], row[2], row[3], row[4] = clean(m.Device.String()), epochText(r), verificationText(m.Verification), strconv.FormatUint(uint64(m.Leaf), 10)
+				row[1], row[2], row[3], row[4] = clean(m.Device.String()), reachedText(m), verificationText(m.Verification), strconv.FormatUint(uint64(m.Leaf), 10)
 			}
 			if m.Own {
 				row[5] = strings.TrimSpace("this device " + row[5])
@@ -320,6 +320,21 @@ func runMembers(ctx context.Context, c *call) error {
 		}
 		return nil
 	})
+}
+
+// reached is the epoch that a device is known to have reached, nil if none is.
+func reached(m client.Member) *uint64 {
+	if !m.Heard {
+		return nil
+	}
+	return &m.Epoch
+}
+
+func reachedText(m client.Member) string {
+	if !m.Heard {
+		return "not known"
+	}
+	return strconv.FormatUint(m.Epoch, 10)
 }
 
 func orNobody(modules []string) string {
