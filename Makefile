@@ -28,13 +28,17 @@ COMMIT = $(shell git rev-parse HEAD)
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# The programs need nothing beside them, no C library either.
+PROGRAMS = CGO_ENABLED=0 go build -trimpath -ldflags='-s -w'
+BIN = bin/
+
 .PHONY: build
 build: ## the programs, into bin/
-	go build -trimpath -o bin/ ./cmd/...
+	$(PROGRAMS) -o $(BIN) ./cmd/...
 
 .PHONY: demo
 demo: lab-install ## three federated homeservers, an encrypted conversation, left running
-	go build -trimpath -o bin/ ./cmd/... ./lab/demo
+	$(PROGRAMS) -o bin/ ./cmd/... ./lab/demo
 	bin/demo -dir $(DEMO_DIR) -bin bin
 
 .PHONY: demo-stop
