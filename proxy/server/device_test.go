@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -33,10 +34,15 @@ const mlsEncryption = `{"algorithm":"io.github.matrix-mls.v1"}`
 // deviceWorld is a proxy with one account, whose MLS device knows of mlsRoom, in
 // front of a homeserver in memory with rooms.
 type deviceWorld struct {
-	t     *testing.T
-	hs    *hstest.Server
-	proxy *httptest.Server
-	token string // of the client's session
+	t        *testing.T
+	hs       *hstest.Server
+	handler  http.HandlerFunc
+	front    *httptest.Server // the homeserver, as the program meets it
+	dir      string           // of the accounts
+	accounts *account.Set
+	server   *Server
+	proxy    *httptest.Server
+	token    string // of the client's session
 
 	mu    sync.Mutex
 	asked []string // requests about rooms that may change something: method, path below /rooms, body
@@ -46,19 +52,22 @@ type deviceWorld struct {
 	get func(room id.RoomID, what string, query url.Values) (status int, body string)
 	// member is what the state says of a user who is asked for.
 	member map[string]string
-	told   bool // the device got its rooms by /sync
+	// tells is what the device's next /sync says of rooms.
+	tells map[string]any
+	away  bool // no /sync is answered
 }
 
 func newDeviceWorld(t *testing.T) *deviceWorld {
 	t.Helper()
 	w := &deviceWorld{t: t, hs: hstest.New(t, true), member: map[string]string{}}
+	w.tells = w.joined()
 	base, err := url.Parse(w.hs.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	rest := httputil.NewSingleHostReverseProxy(base)
 	rest.ModifyResponse, rest.ErrorLog = w.addRooms, log.New(io.Discard, "", 0)
-	front := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+	w.handler = func(out http.ResponseWriter, r *http.Request) {
 		for _, prefix := range []string{"/_matrix/client/v3/rooms/", "/_matrix/client/r0/rooms/", "/_matrix/client/v1/rooms/"} {
 			if in, ok := strings.CutPrefix(r.URL.Path, prefix); ok {
 				w.answer(out, r, in)
@@ -69,59 +78,101 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 			fmt.Fprint(out, `{"global":{}}`)
 			return
 		}
-		w.mu.Lock()
-		if strings.HasSuffix(r.URL.Path, "/sync") && !w.told {
-			query := r.URL.Query()
-			query.Set("timeout", "0") // there is something to tell
-			r.URL.RawQuery = query.Encode()
+		if strings.HasSuffix(r.URL.Path, "/sync") {
+			w.mu.Lock()
+			away := w.away
+			if w.tells != nil {
+				query := r.URL.Query()
+				query.Set("timeout", "0")
+				r.URL.RawQuery = query.Encode()
+			}
+			w.mu.Unlock()
+			if away {
+				<-r.Context().Done()
+				return
+			}
 		}
-		w.mu.Unlock()
 		rest.ServeHTTP(out, r)
-	}))
-	t.Cleanup(front.Close)
-	accounts, err := account.Open(t.Context(), account.Options{
-		Dir: t.TempDir(), Homeserver: front.URL, Note: t.Logf, Getenv: func(string) string { return "" }, Log: zerolog.Nop(),
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	t.Cleanup(accounts.Close)
+	w.dir = t.TempDir()
+	w.homeserver("127.0.0.1:0")
 	w.hs.Mu.Lock()
 	w.token = w.hs.Add(deviceUser, "ONE").Token
 	w.hs.Mu.Unlock()
-	a, err := accounts.Login(t.Context(), deviceUser, "secret", "ONE")
-	if err != nil {
+	w.start()
+	if _, err := w.accounts.Login(t.Context(), deviceUser, "secret", "ONE"); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Ready(t.Context()); err != nil {
+	if err := w.account().Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !a.Client().IsMLS(mlsRoom) {
+	if !w.account().Client().IsMLS(mlsRoom) {
 		t.Fatal("the device does not know its room: the test proves nothing")
 	}
-	if base, err = url.Parse(front.URL); err != nil {
-		t.Fatal(err)
-	}
-	w.proxy = httptest.NewServer(New(Options{Homeserver: base, Accounts: accounts, Log: zerolog.Nop()}))
-	t.Cleanup(w.proxy.Close)
 	return w
 }
 
-// addRooms tells the device of its rooms.
+// homeserver starts the homeserver, at an address.
+func (w *deviceWorld) homeserver(addr string) {
+	w.t.Helper()
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.front = httptest.NewUnstartedServer(w.handler)
+	w.front.Listener.Close()
+	w.front.Listener = listener
+	w.front.Start()
+	w.t.Cleanup(w.front.Close)
+}
+
+// start starts the program, with the accounts that are in its folder.
+func (w *deviceWorld) start() {
+	w.t.Helper()
+	accounts, err := account.Open(w.t.Context(), account.Options{
+		Dir: w.dir, Homeserver: w.front.URL, Note: w.t.Logf, Getenv: func(string) string { return "" }, Log: zerolog.Nop(),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(accounts.Close)
+	base, err := url.Parse(w.front.URL)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.accounts, w.server = accounts, New(Options{Homeserver: base, Accounts: accounts, Log: zerolog.Nop()})
+	w.proxy = httptest.NewServer(w.server)
+	w.t.Cleanup(w.proxy.Close)
+}
+
+func (w *deviceWorld) account() *account.Account {
+	w.t.Helper()
+	a, err := w.accounts.Get(deviceUser)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return a
+}
+
+// joined is what /sync says of the room that the device knows.
+func (w *deviceWorld) joined() map[string]any {
+	return map[string]any{"join": map[id.RoomID]any{mlsRoom: map[string]any{
+		"state": map[string]any{"events": w.stateOf(mlsRoom)}, "timeline": map[string]any{"events": []any{}},
+	}}}
+}
+
+// addRooms tells the device of rooms.
 func (w *deviceWorld) addRooms(resp *http.Response) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !strings.HasSuffix(resp.Request.URL.Path, "/sync") || resp.StatusCode != http.StatusOK || w.told {
+	if !strings.HasSuffix(resp.Request.URL.Path, "/sync") || resp.StatusCode != http.StatusOK || w.tells == nil {
 		return nil
 	}
-	w.told = true
 	var body map[string]any
 	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
 		return err
 	}
-	body["rooms"] = map[string]any{"join": map[id.RoomID]any{mlsRoom: map[string]any{
-		"state": map[string]any{"events": w.stateOf(mlsRoom)}, "timeline": map[string]any{"events": []any{}},
-	}}}
+	body["rooms"], w.tells = w.tells, nil
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -129,6 +180,34 @@ func (w *deviceWorld) addRooms(resp *http.Response) error {
 	resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(string(raw))), int64(len(raw))
 	resp.Header.Set("Content-Length", fmt.Sprint(len(raw)))
 	return nil
+}
+
+// tell tells the device of rooms by its /sync, which is waiting.
+func (w *deviceWorld) tell(rooms map[string]any) {
+	w.t.Helper()
+	w.mu.Lock()
+	w.tells = rooms
+	w.mu.Unlock()
+	// Something else that is new ends the wait.
+	if status, body := w.do("PUT", "/_matrix/client/v3/sendToDevice/com.example.wake/1", `{"messages":{"`+string(deviceUser)+`":{"*":{}}}}`); status != http.StatusOK {
+		w.t.Fatalf("%d %s", status, body)
+	}
+}
+
+// until waits until something is so, and looks again at each update of the device.
+func (w *deviceWorld) until(is func() bool) {
+	w.t.Helper()
+	for a := w.account(); ; {
+		changed := a.Changed()
+		if is() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-w.t.Context().Done():
+			w.t.Fatal("it never comes to that")
+		}
+	}
 }
 
 // stateOf is a room's state.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -67,7 +68,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		refuse(w, http.StatusBadRequest, "M_UNKNOWN", "redactions go by PUT …/redact/{eventId}/{txnId}")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), sendWait)
+	ctx, cancel := context.WithTimeout(r.Context(), s.sendWait)
 	defer cancel()
 	content, err := s.single(ctx, sess, sess.account, body)
 	if err != nil {
@@ -123,6 +124,9 @@ func (s *Server) isPlain(w http.ResponseWriter, r *http.Request, sess *session, 
 		case err == nil:
 		case resp.status == http.StatusOK:
 			wait(w, "nothing goes out in clear: "+plain(err))
+			return false
+		case resp.code() == "": // it is not the homeserver that answers
+			refuse(w, http.StatusBadGateway, "M_UNKNOWN", "nothing is sent: whether the room is encrypted cannot be asked; what should be the homeserver "+s.o.Homeserver.Host+" answers "+strconv.Itoa(resp.status)+" and no Matrix error")
 			return false
 		default:
 			s.passed(w, resp, sess)

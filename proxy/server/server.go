@@ -59,6 +59,7 @@ type Server struct {
 	browsers browsers
 	singles  singles
 	begun    registrations
+	sendWait time.Duration // how long a message is waited for
 }
 
 // New makes a Server.
@@ -66,7 +67,7 @@ func New(o Options) *Server {
 	if o.Transport == nil {
 		o.Transport = http.DefaultTransport
 	}
-	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown()}
+	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown(), sendWait: sendWait}
 	s.stream = s.reverse(o.Transport)
 	return s
 }

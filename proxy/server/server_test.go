@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 )
@@ -187,6 +188,31 @@ func TestAHomeserverThatIsAway(t *testing.T) {
 	if strings.Contains(w.log.String(), "secret") {
 		t.Errorf("the token is in the log: %s", w.log.String())
 	}
+}
+
+// TestAHomeserverThatStartsAnewIsUsedAgain: by the clients' requests and by the MLS device, while the program runs on.
+func TestAHomeserverThatStartsAnewIsUsedAgain(t *testing.T) {
+	w := newDeviceWorld(t)
+	path := "/_matrix/client/v3/rooms/" + string(plainRoom) + "/send/m.room.message/t"
+	addr := w.front.Listener.Addr().String()
+	w.front.CloseClientConnections()
+	w.front.Close()
+	if status, body := w.do("PUT", path, `{"body":"x"}`); status != http.StatusBadGateway || code(body) != "M_UNKNOWN" {
+		t.Errorf("while it is away: %d %s", status, body)
+	}
+	w.mu.Lock()
+	w.tells = map[string]any{"invite": map[id.RoomID]any{newRoom: map[string]any{"invite_state": map[string]any{"events": []any{map[string]any{
+		"type": "m.room.member", "state_key": deviceUser, "sender": "@b:one", "content": map[string]string{"membership": "invite"},
+	}}}}}}
+	w.mu.Unlock()
+	w.homeserver(addr)
+	if status, body := w.do("PUT", path, `{"body":"x"}`); status != http.StatusOK {
+		t.Errorf("when it is back: %d %s", status, body)
+	}
+	w.until(func() bool {
+		info, err := w.account().Client().Room(t.Context(), newRoom)
+		return err == nil && info.Membership == "invite"
+	})
 }
 
 func TestATokenOfNobodyIsRefusedByTheHomeserver(t *testing.T) {
