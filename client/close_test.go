@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,8 +115,8 @@ func TestWhatCameIsOnDiskSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		alice := w.device("alice", "ALICE1")
-		waits := 0
-		alice.durable = func() { waits++ }
+		var waits atomic.Int32
+		alice.durable = func() { waits.Add(1) }
 		alice.cuts = true
 		alice.restart()
 		if err := alice.StartFed(w.ctx); err != nil {
@@ -126,23 +127,23 @@ func TestWhatCameIsOnDiskSoon(t *testing.T) {
 			synctest.Wait()
 		}
 		rest(2 * settleTime) // what the process before may have left
-		waits = 0
+		waits.Store(0)
 		for n := range 3 {
 			if err := alice.st.DoSoon(w.ctx, func(ctx context.Context) error { return alice.st.PutKV(ctx, "test", []byte{byte(n)}) }); err != nil {
 				t.Fatal(err)
 			}
 		}
 		rest(settleTime / 2)
-		if waits != 0 {
-			t.Errorf("three writes waited %d times for the disk at once, want 0", waits)
+		if n := waits.Load(); n != 0 {
+			t.Errorf("three writes waited %d times for the disk at once, want 0", n)
 		}
 		rest(settleTime)
-		if waits != 1 {
-			t.Errorf("after %s the disk was waited for %d times, want once", settleTime, waits)
+		if n := waits.Load(); n != 1 {
+			t.Errorf("after %s the disk was waited for %d times, want once", settleTime, n)
 		}
 		rest(time.Hour)
-		if waits != 1 {
-			t.Errorf("after an hour without a write the disk was waited for %d times, want once", waits)
+		if n := waits.Load(); n != 1 {
+			t.Errorf("after an hour without a write the disk was waited for %d times, want once", n)
 		}
 		alice.cuts = false // what is on disk by now
 		if err := alice.Close(); err != nil {

@@ -54,8 +54,8 @@ func TestPowerCut(t *testing.T) {
 		step   int // of the writes, every how manyeth
 		least  int // write points
 	}{
-		{"talks", (*world).script, false, 4, 20},
-		{"is fed", (*world).script, true, 4, 20},
+		{"talks", (*world).script, false, 6, 20},
+		{"is fed", (*world).script, true, 11, 20},
 		{"is kicked", (*world).kickScript, false, 1, 4},
 		{"is fed and kicked", (*world).kickScript, true, 1, 4},
 	} {
