@@ -130,9 +130,9 @@ type roomKind struct {
 
 var kindsOfRooms = []roomKind{{from: 0}, {from: firstLie}, {from: firstWorse}}
 
-// enough rooms of a kind show everything that they may contain. The first ten from
-// firstWorse on, those of make test, are known to show what only these contain.
-const enough = 50
+// enough rooms of a kind show everything that they may contain. The first ones of two
+// kinds, those of make test, are known to show it sooner.
+const enough = 200
 
 func kindOf(kinds []roomKind, seed int64) *roomKind {
 	i := len(kinds) - 1
@@ -157,8 +157,11 @@ func (k *roomKind) missing() (out []string) {
 		{"list by hand", k.lists, firstWorse}, {"module that hung", k.hangs, firstWorse},
 	} {
 		need := enough
-		if what.from == firstWorse && k.first == firstWorse+1 {
+		switch {
+		case what.from == firstWorse && k.first == firstWorse+1:
 			need = 10
+		case k.first == 1:
+			need = 50
 		}
 		if what.from <= k.from && what.count == 0 && k.rooms >= need {
 			out = append(out, what.name)

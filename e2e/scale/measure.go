@@ -293,6 +293,9 @@ func (s *scale) add(ctx context.Context) error {
 		first <- err
 	}()
 	err := s.agreed(ctx, limit)
+	if err != nil {
+		cancel()
+	}
 	return errors.Join(err, <-first)
 }
 

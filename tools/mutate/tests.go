@@ -164,10 +164,11 @@ func (t *tester) try(m *mutant) (by string, noticed bool) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 10*limit)
 		out, err := t.run(ctx, limit, fmt.Sprintf("%s=%d", variable, m.n), "-test.failfast", "-test.run="+pattern(batch))
-		if ctx.Err() != nil {
-			out = nil
-		}
+		undecided := ctx.Err() != nil
 		cancel()
+		if undecided {
+			return fmt.Sprintf("undecided: the machine was too busy for its tests for %v", 10*limit), false
+		}
 		if err != nil {
 			return noticedBy(out), true
 		}

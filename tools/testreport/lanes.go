@@ -18,7 +18,8 @@ import (
 const idleTimes = 4
 
 // runAll runs the stages in turn. If some of them wait for servers, those that are idle run beside these, in turn as well,
-// from when the first of these begins. It returns one result for each stage, in the order of the stages.
+// from when the first of these begins; one that begins when they are done runs as usual. It returns one result for each
+// stage, in the order of the stages.
 func runAll(out io.Writer, stages []stage, all []string) []result {
 	var front, back []int
 	for i := range stages {
@@ -30,6 +31,7 @@ func runAll(out io.Writer, stages []stage, all []string) []result {
 	}
 	results := make([]result, len(stages))
 	var now atomic.Pointer[string] // what runs beside
+	var alone atomic.Bool          // nothing waits for servers any more
 	done := make(chan struct{})
 	begun := false
 	begin := func() {
@@ -39,7 +41,7 @@ func runAll(out io.Writer, stages []stage, all []string) []result {
 			for _, i := range back {
 				now.Store(&stages[i].name)
 				var b bytes.Buffer
-				results[i] = stages[i].run(&locked{to: &b}, all, true)
+				results[i] = stages[i].run(&locked{to: &b}, all, !alone.Load())
 				_, _ = out.Write(b.Bytes())
 			}
 		}()
@@ -56,6 +58,7 @@ func runAll(out io.Writer, stages []stage, all []string) []result {
 		}
 		return results
 	}
+	alone.Store(true)
 	sign := time.NewTicker(time.Minute)
 	defer sign.Stop()
 	for {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,6 +43,21 @@ func fifo(t *testing.T) string {
 	return path
 }
 
+// watched does something once a text was written to it.
+type watched struct {
+	to   io.Writer
+	text string
+	then func()
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	if w.then != nil && bytes.Contains(p, []byte(w.text)) {
+		go w.then()
+		w.then = nil
+	}
+	return w.to.Write(p)
+}
+
 // reportOf runs stages and returns all that is printed, and whether all is well.
 func reportOf(stages ...stage) (string, bool) {
 	var b bytes.Buffer
@@ -67,6 +84,25 @@ func TestIdleStagesRunBesideThoseThatWait(t *testing.T) {
 	}
 	if strings.Index(got, "== before: ok") > begin || strings.Index(got, "== two: ok") < end {
 		t.Errorf("not in turn:\n%s", got)
+	}
+}
+
+// TestStageThatBeginsAloneRunsAsUsual: once nothing waits for servers any more, no priority is lowered.
+func TestStageThatBeginsAloneRunsAsUsual(t *testing.T) {
+	if lowest() == nil {
+		t.Skip("this machine knows no lower priority")
+	}
+	ended := fifo(t)
+	var b bytes.Buffer
+	out := &locked{to: &watched{to: &b, text: "== server: ok", then: func() { _ = os.WriteFile(ended, []byte("go\n"), 0) }}}
+	tell(out, runAll(out, []stage{
+		waits(script("server", says("pass", "TestServer"))),
+		idle(script("beside", "read line < "+ended+"; exit 3")),
+		idle(script("alone", says("pass", "TestAlone")+"; exit 3")),
+	}, nil))
+	got := b.String()
+	if prefix := strings.Join(lowest(), " "); !strings.Contains(got, "\nbeside: "+prefix+" sh -c ") || !strings.Contains(got, "\nalone: sh -c ") {
+		t.Errorf("want only what began beside others to be put last:\n%s", got)
 	}
 }
 
