@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -13,11 +12,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/internal/hstest"
+	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 )
 
@@ -36,7 +37,6 @@ const mlsEncryption = `{"algorithm":"io.github.matrix-mls.v1"}`
 type deviceWorld struct {
 	t        *testing.T
 	hs       *hstest.Server
-	handler  http.HandlerFunc
 	front    *httptest.Server // the homeserver, as the program meets it
 	dir      string           // of the accounts
 	accounts *account.Set
@@ -55,6 +55,7 @@ type deviceWorld struct {
 	// tells is what the device's next /sync says of rooms.
 	tells map[string]any
 	away  bool // no /sync is answered
+	gone  bool // nothing is answered
 }
 
 func newDeviceWorld(t *testing.T) *deviceWorld {
@@ -67,7 +68,14 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 	}
 	rest := httputil.NewSingleHostReverseProxy(base)
 	rest.ModifyResponse, rest.ErrorLog = w.addRooms, log.New(io.Discard, "", 0)
-	w.handler = func(out http.ResponseWriter, r *http.Request) {
+	// While it is gone it hangs up, and keeps its address, which something else could take.
+	w.front = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		gone := w.gone
+		w.mu.Unlock()
+		if gone {
+			panic(http.ErrAbortHandler)
+		}
 		for _, prefix := range []string{"/_matrix/client/v3/rooms/", "/_matrix/client/r0/rooms/", "/_matrix/client/v1/rooms/"} {
 			if in, ok := strings.CutPrefix(r.URL.Path, prefix); ok {
 				w.answer(out, r, in)
@@ -93,9 +101,9 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 			}
 		}
 		rest.ServeHTTP(out, r)
-	}
+	}))
+	t.Cleanup(w.front.Close)
 	w.dir = t.TempDir()
-	w.homeserver("127.0.0.1:0")
 	w.hs.Mu.Lock()
 	w.token = w.hs.Add(deviceUser, "ONE").Token
 	w.hs.Mu.Unlock()
@@ -110,20 +118,6 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 		t.Fatal("the device does not know its room: the test proves nothing")
 	}
 	return w
-}
-
-// homeserver starts the homeserver, at an address.
-func (w *deviceWorld) homeserver(addr string) {
-	w.t.Helper()
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.front = httptest.NewUnstartedServer(w.handler)
-	w.front.Listener.Close()
-	w.front.Listener = listener
-	w.front.Start()
-	w.t.Cleanup(w.front.Close)
 }
 
 // start starts the program, with the accounts that are in its folder.
@@ -197,6 +191,7 @@ func (w *deviceWorld) tell(rooms map[string]any) {
 // until waits until something is so, and looks again at each update of the device.
 func (w *deviceWorld) until(is func() bool) {
 	w.t.Helper()
+	hang := time.After(patience.Hang)
 	for a := w.account(); ; {
 		changed := a.Changed()
 		if is() {
@@ -204,7 +199,7 @@ func (w *deviceWorld) until(is func() bool) {
 		}
 		select {
 		case <-changed:
-		case <-w.t.Context().Done():
+		case <-hang:
 			w.t.Fatal("it never comes to that")
 		}
 	}

@@ -194,9 +194,10 @@ func TestAHomeserverThatIsAway(t *testing.T) {
 func TestAHomeserverThatStartsAnewIsUsedAgain(t *testing.T) {
 	w := newDeviceWorld(t)
 	path := "/_matrix/client/v3/rooms/" + string(plainRoom) + "/send/m.room.message/t"
-	addr := w.front.Listener.Addr().String()
+	w.mu.Lock()
+	w.gone = true
+	w.mu.Unlock()
 	w.front.CloseClientConnections()
-	w.front.Close()
 	if status, body := w.do("PUT", path, `{"body":"x"}`); status != http.StatusBadGateway || code(body) != "M_UNKNOWN" {
 		t.Errorf("while it is away: %d %s", status, body)
 	}
@@ -204,8 +205,8 @@ func TestAHomeserverThatStartsAnewIsUsedAgain(t *testing.T) {
 	w.tells = map[string]any{"invite": map[id.RoomID]any{newRoom: map[string]any{"invite_state": map[string]any{"events": []any{map[string]any{
 		"type": "m.room.member", "state_key": deviceUser, "sender": "@b:one", "content": map[string]string{"membership": "invite"},
 	}}}}}}
+	w.gone = false
 	w.mu.Unlock()
-	w.homeserver(addr)
 	if status, body := w.do("PUT", path, `{"body":"x"}`); status != http.StatusOK {
 		t.Errorf("when it is back: %d %s", status, body)
 	}
