@@ -83,7 +83,12 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	w.s.mu.Unlock()
 	alice.turn()
 	alice.mu.Lock()
-	held := alice.strangeRooms()
+	held := 0
+	for _, r := range alice.rooms {
+		if r.strange() {
+			held++
+		}
+	}
 	alice.mu.Unlock()
 	if held > maxStrangeRooms {
 		t.Errorf("a stranger made this device hold %d rooms", held)
@@ -127,6 +132,94 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	}
 	if n := dave.Refusals()[string(rooms.RuleUnsolicitedKey)]; n != strangers || states > reads {
 		t.Errorf("%d refusals, want %d; the state was read %d times", n, strangers, states)
+	}
+}
+
+// TestStrangersKeepNoWelcomeOut: however many rooms somebody makes up, before and after it, a Welcome of somebody else waits for its
+// invite. Where many do, the newest are kept. What is dropped leaves nothing behind, and a start reads no more rooms than are kept.
+func TestStrangersKeepNoWelcomeOut(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	told := 0
+	tell := func(from string, names ...string) {
+		t.Helper()
+		q := string(alice.UserID()) + "/" + string(alice.DeviceID())
+		w.s.mu.Lock()
+		for _, name := range names {
+			told++
+			raw, err := rooms.Encode(&rooms.WelcomeContent{
+				Room: id.RoomID("!" + name + ":evil"), CommitEvent: id.EventID(fmt.Sprintf("$%d", told)), Ref: rooms.Hash{1}, Cfg: rooms.Hash{1}, Welcome: []byte{1},
+				Snapshot: rooms.Snapshot{Tree: []byte{1}, TreeHash: make([]byte, 32), AtCommit: rooms.Hash{1}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeWelcome, Sender: id.UserID("@" + from + ":evil"), Content: raw})
+		}
+		w.s.mu.Unlock()
+		alice.turn()
+		w.now.add(time.Second)
+	}
+	flood := func(from string) {
+		t.Helper()
+		for round := range 2 {
+			var names []string
+			for n := range maxStrangeRooms {
+				names = append(names, fmt.Sprintf("%s-%d-%d", from, round, n))
+			}
+			tell(from, names...)
+		}
+	}
+	kept := func(name string, n int) {
+		t.Helper()
+		room := id.RoomID("!" + name + ":evil")
+		alice.mu.Lock()
+		_, held := alice.rooms[room]
+		alice.mu.Unlock()
+		if waiting := len(w.inbox(alice, room)); held != (n > 0) || waiting != n {
+			t.Errorf("%s: held %t with %d Welcomes, want %d", room, held, waiting, n)
+		}
+	}
+	bounded := func() {
+		t.Helper()
+		stored, err := alice.st.Rooms(w.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alice.mu.Lock()
+		held := len(alice.rooms)
+		alice.mu.Unlock()
+		if held > maxStrangeRooms || len(stored) != held {
+			t.Errorf("%d rooms are held and %d stored, want the same and at most %d", held, len(stored), maxStrangeRooms)
+		}
+	}
+	flood("mallory")
+	tell("friend", "before", "again", "again")
+	flood("mallory")
+	kept("before", 1)
+	kept("again", 2)
+	bounded()
+	alice.restart()
+	flood("mallory")
+	kept("before", 1)
+	bounded()
+	// Each of many makes up one: none of them keeps out who comes after them.
+	for n := range 2 * maxStrangeRooms {
+		tell(fmt.Sprint("mallory", n), fmt.Sprint("of-", n))
+	}
+	kept("of-0", 0)
+	kept(fmt.Sprint("of-", 2*maxStrangeRooms-1), 1)
+	tell("friend", "after")
+	kept("after", 1)
+	bounded()
+	for _, key := range []string{"state/", "heads/", "admissions/", "others/", "sent/", "refused/", "refusals/", "refusal/"} {
+		keys, err := alice.st.KVKeys(w.ctx, key, 10*maxStrangeRooms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(keys) > maxStrangeRooms {
+			t.Errorf("%d keys begin with %q, want one at most for each room that is kept", len(keys), key)
+		}
 	}
 }
 

@@ -92,6 +92,26 @@ func (c *Client) noteRefused(ctx context.Context, room id.RoomID, event id.Event
 	return c.st.PutKV(ctx, refusedKey(room, event), []byte(rule))
 }
 
+// forgetRefused removes the notes of a room.
+func (c *Client) forgetRefused(ctx context.Context, room id.RoomID) error {
+	n := new(refusals)
+	if err := c.getJSON(ctx, refusalsKey(room), n); err != nil {
+		return err
+	}
+	for ; n.First < n.Next; n.First++ {
+		old := new(refusal)
+		if err := c.getJSON(ctx, refusalKey(room, n.First), old); err != nil {
+			return err
+		}
+		for _, key := range []string{refusedKey(room, old.Event), refusalKey(room, n.First)} {
+			if err := c.st.DeleteKV(ctx, key); err != nil {
+				return err
+			}
+		}
+	}
+	return c.st.DeleteKV(ctx, refusalsKey(room))
+}
+
 // getJSON reads what putJSON wrote; v stays as it is if nothing was.
 func (c *Client) getJSON(ctx context.Context, key string, v any) error {
 	raw, err := c.st.GetKV(ctx, key)

@@ -40,6 +40,8 @@ type roomRecord struct {
 	JoinEvent  id.EventID                    `json:"join_event,omitempty"` // the commit that added us
 	JoinedAt   int64                         `json:"joined_at,omitempty"`
 	Inviter    id.UserID                     `json:"inviter,omitempty"`
+	ToldBy     id.UserID                     `json:"told_by,omitempty"` // who spoke of the room first, if that was in a to-device event
+	ToldAt     int64                         `json:"told_at,omitempty"` // and when, in unix nanoseconds
 	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
 	Others     map[id.UserID]rooms.Admission `json:"-"` // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`

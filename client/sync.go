@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -205,6 +207,8 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			steps, touched = append(steps, step), append(touched, r)
 		}
 	}
+	over := c.excessStrange()
+	touched = slices.DeleteFunc(touched, func(r *room) bool { return slices.Contains(over, r) })
 	now := c.now().UnixMilli()
 	do := c.st.Do
 	if token && len(resp.ToDevice) == 0 {
@@ -224,6 +228,11 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 				return err
 			}
 		}
+		for _, r := range over {
+			if err := c.forgetStrange(ctx, r.id); err != nil {
+				return err
+			}
+		}
 		if token && resp.NextBatch != "" {
 			if err := c.st.PutKV(ctx, syncTokenKey, []byte(resp.NextBatch)); err != nil {
 				return err
@@ -239,6 +248,9 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		return c.crashpoint("sync-filed")
 	})
 	if err != nil {
+		for _, r := range over {
+			c.rooms[r.id] = r
+		}
 		for _, r := range touched {
 			if rerr := c.reload(context.WithoutCancel(ctx), r); rerr != nil {
 				return errors.Join(err, rerr)
@@ -250,7 +262,10 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		return err
 	}
 	c.syncAt = now
-	for _, r := range touched {
+	for range over {
+		c.count(string(rooms.RuleUnsolicitedKey))
+	}
+	for _, r := range slices.Concat(touched, over) {
 		r.notify()
 	}
 	c.poke()
@@ -456,20 +471,29 @@ func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *roo
 		c.log.Debug().Str("rule", ruleOf(err)).Msg("Refused a Welcome")
 		return nil, nil
 	}
-	r := c.rooms[welcome.Room]
+	r := c.strangeRoom(welcome.Room, evt.Sender)
 	if r == nil {
-		if len(c.rooms) >= maxRooms || c.strangeRooms() >= maxStrangeRooms {
-			c.count(string(rooms.RuleUnsolicitedKey))
-			return nil, nil
-		}
-		r = c.newRoom(welcome.Room)
-		c.rooms[welcome.Room] = r
+		return nil, nil
 	}
 	sum := sha256.Sum256(evt.Content)
 	filed := *evt
 	filed.ID = id.EventID("to-device/" + hex.EncodeToString(sum[:16]))
 	filed.RoomID = welcome.Room
 	return c.inboxStep(welcome.Room, &filed, true), r
+}
+
+// strangeRoom returns the room that a to-device event of from is for, which may
+// come before the invite. It returns nil if there are too many rooms.
+func (c *Client) strangeRoom(roomID id.RoomID, from id.UserID) *room {
+	if c.rooms[roomID] == nil && len(c.rooms) >= maxRooms {
+		c.count(string(rooms.RuleUnsolicitedKey))
+		return nil
+	}
+	r := c.room(roomID)
+	if r.strange() && r.rec.ToldBy == "" {
+		r.rec.ToldBy, r.rec.ToldAt = from, c.now().UnixNano()
+	}
+	return r
 }
 
 const (
@@ -479,14 +503,51 @@ const (
 	maxStrangeRooms = 64
 )
 
-func (c *Client) strangeRooms() int {
-	n := 0
+// excessStrange takes out of memory the strange rooms above the bound: of whoever
+// told of the most of them the oldest first, so that nobody alone can push out
+// what others told, nor keep out what they will.
+func (c *Client) excessStrange() (over []*room) {
+	var strange []*room
+	by := map[id.UserID]int{}
 	for _, r := range c.rooms {
-		if r.strange() {
-			n++
+		if r.strange() && r.rec.ToldBy != "" && !r.foundByRule {
+			strange = append(strange, r)
+			by[r.rec.ToldBy]++
 		}
 	}
-	return n
+	if len(strange) <= maxStrangeRooms {
+		return nil
+	}
+	slices.SortFunc(strange, func(a, b *room) int {
+		return cmp.Or(cmp.Compare(a.rec.ToldAt, b.rec.ToldAt), strings.Compare(string(a.id), string(b.id)))
+	})
+	for len(strange) > maxStrangeRooms {
+		worst := 0
+		for at, r := range strange {
+			if by[r.rec.ToldBy] > by[strange[worst].rec.ToldBy] {
+				worst = at
+			}
+		}
+		r := strange[worst]
+		by[r.rec.ToldBy]--
+		delete(c.rooms, r.id)
+		over, strange = append(over, r), slices.Delete(strange, worst, worst+1)
+	}
+	return over
+}
+
+// forgetStrange removes from the store what is written of a room of which only
+// to-device events speak.
+func (c *Client) forgetStrange(ctx context.Context, roomID id.RoomID) error {
+	if err := c.forgetRefused(ctx, roomID); err != nil {
+		return err
+	}
+	for _, part := range []string{statePart, headsPart, admissionsPart, othersPart, sentPart} {
+		if err := c.st.DeleteKV(ctx, partKey(part, roomID)); err != nil {
+			return err
+		}
+	}
+	return c.st.DeleteRoom(ctx, roomID)
 }
 
 // strange tells whether nothing but a Welcome speaks of the room.
