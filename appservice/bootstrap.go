@@ -73,7 +73,7 @@ func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Dura
 		for other := range r.heads {
 			if !r.mayCount(r.state, other) {
 				delete(r.heads, other)
-				delete(r.shown, other)
+				r.looks.Forget(other)
 				break
 			}
 		}
@@ -82,7 +82,7 @@ func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Dura
 		}
 	}
 	r.heads[sender], r.tryBootstrap = head, true
-	r.noteShown(sender, now)
+	r.looks.Note(sender, now)
 }
 
 // mayCount reports whether a head of this sender can be of use: to start at, or as that
@@ -262,6 +262,6 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
 	r.anew = again{}
 	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored, InvitedAgain: r.data.InvitedAgain}
-	r.shown, r.shownMark, r.publication = nil, shownMark{}, publication{}
+	r.looks, r.shownMark, r.publication = rooms.Looks{}, shownMark{}, publication{}
 	return nil
 }

@@ -170,7 +170,7 @@ func TestEngineTakesNoReceiptsFromStrangersHeads(t *testing.T) {
 		rested := false
 		for range 60 {
 			w.run(10 * time.Second)
-			rested = rested || len(w.servers[1].e.rooms[r.id].shown) == 0
+			rested = rested || w.servers[1].e.rooms[r.id].looks.Next() == 0
 		}
 		m := w.servers[1].machine(r.id)
 		if got := m.Head(); got != before {
@@ -189,7 +189,7 @@ func TestEngineTakesNoReceiptsFromStrangersHeads(t *testing.T) {
 	raw, err := rooms.Encode(head)
 	must(t, err)
 	w.servers[1].hs.state(r.id, w.bot(0), rooms.TypeHead, string(w.bot(0)), raw)
-	w.run(10 * time.Second)
+	w.run(4 * time.Minute) // after so much in vain it is not looked at in seconds
 	if got := w.servers[1].machine(r.id).Head(); got != c.ref {
 		t.Errorf("with the whole head the module is at %s, want %s", got.Short(), c.ref.Short())
 	}
@@ -228,7 +228,7 @@ func TestEngineTakesReceiptsFromAHeadOfANewEra(t *testing.T) {
 	}
 	w.stop(1)
 	r.vouch(r.devices[2], era.ref)
-	w.run(2 * takeWait) // not only once it reads the room's state anew
+	w.run(2 * rooms.LookWait) // not only once it reads the room's state anew
 	if got := w.servers[2].machine(r.id).Head(); got != c.ref {
 		t.Errorf("server 2 is at %s, want %s", got.Short(), c.ref.Short())
 	}
@@ -236,7 +236,7 @@ func TestEngineTakesReceiptsFromAHeadOfANewEra(t *testing.T) {
 
 // looksAgain reports whether a head that the module was done with will be looked at.
 func (m *module) looksAgain(room id.RoomID, sender id.UserID) bool {
-	return m.e.rooms[room].shown[sender] != nil
+	return slices.Contains(m.e.rooms[room].looks.Due(m.now+time.Hour), sender)
 }
 
 // knowHead gives the module another module's head, and has it be done with it.
@@ -302,4 +302,77 @@ func TestEngineLooksAtHeadsAgainInAnotherGroup(t *testing.T) {
 			t.Error("the head is not looked at again")
 		}
 	})
+}
+
+// countStatements has the statements counted whose signatures the module checks in a room.
+func (m *module) countStatements(room id.RoomID) (checked *int) {
+	m.t.Helper()
+	r := m.e.rooms[room]
+	raw, err := r.m.MarshalBinary()
+	must(m.t, err)
+	cfg, checked := m.e.machineConfig(r), new(int)
+	cfg.Verify = func(suite uint16, key, content, sig []byte) error {
+		*checked++
+		return rooms.VerifyLeafSignature(suite, key, content, sig)
+	}
+	r.m, err = federation.Unmarshal(cfg, raw)
+	must(m.t, err)
+	_, err = r.m.Step(federation.Resume{})
+	must(m.t, err)
+	return checked
+}
+
+// TestEngineChecksLittleOfAHeadThatMovesOnAndOn: a module whose head changes every
+// second, each time with other forged statements, is looked at more and more seldom.
+// Once it shows what is true, that is taken all the same.
+func TestEngineChecksLittleOfAHeadThatMovesOnAndOn(t *testing.T) {
+	w := sqliteWorld(t, 3)
+	r := w.newRoom(1, nil)
+	w.run(2 * time.Minute)
+	before := r.head
+	w.refuse = func(_ int, ev *homeserver.Event) bool { return ev.Sender == w.bot(0) }
+	c := r.update(before, 0)
+	w.run(2 * time.Minute)
+	w.stop(0)
+	head := w.keys(r.id, 0)
+	key := w.servers[0].e.receiptKey(w.servers[0].e.rooms[r.id])
+	checked := w.servers[1].countStatements(r.id)
+	show := func(head *rooms.HeadContent) {
+		raw, err := rooms.Encode(head)
+		must(t, err)
+		w.servers[1].hs.state(r.id, w.bot(0), rooms.TypeHead, string(w.bot(0)), raw)
+	}
+	const each, times = 30, 600
+	for n := range times {
+		chain, err := rooms.DecodeProof(head.Proof)
+		must(t, err)
+		v := chain.Steps[len(chain.Steps)-1].Votes[0]
+		v.Chain = federation.Chain{Counter: uint64(1000 + n), Prev: federation.Ref{7}}
+		v.Proofs = nil
+		for i := range each {
+			v.Proofs = append(v.Proofs, federation.Proof{Applied: &federation.Applied{
+				Ref: before, Hash: [32]byte{1, byte(n >> 8), byte(n), byte(i)}, Signature: make([]byte, 64),
+			}})
+		}
+		must(t, v.Sign(federation.Scope{Room: string(r.id)}, key))
+		chain.Accept.Signature = make([]byte, 64)
+		forged := *head
+		forged.Proof = chain.Encode()
+		show(&forged)
+		w.run(time.Second)
+	}
+	if *checked == 0 {
+		t.Fatal("no statement was checked: the test proves nothing")
+	}
+	if most := 10 * each; *checked > most {
+		t.Errorf("%d statements were checked in ten minutes, want at most %d", *checked, most)
+	}
+	if got := w.servers[1].machine(r.id).Head(); got != before {
+		t.Fatalf("the module is at %s: the test proves nothing", got.Short())
+	}
+	show(head)
+	w.run(5 * time.Minute)
+	if got := w.servers[1].machine(r.id).Head(); got != c.ref {
+		t.Errorf("with the whole head the module is at %s, want %s", got.Short(), c.ref.Short())
+	}
 }

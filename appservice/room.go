@@ -70,7 +70,7 @@ type room struct {
 	arrived      map[federation.Ref]time.Duration // commits that are not final
 	trouble      map[string]time.Duration         // since when the room is in trouble
 	anew         again                            // what is asked for in the room, and posted again
-	shown        map[id.UserID]*shown             // heads that may show receipts which did not come, of those in heads
+	looks        rooms.Looks                      // when heads are looked at for receipts which did not come, of those in heads
 	shownMark    shownMark                        // what they were looked at with
 	publication
 

@@ -750,6 +750,7 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	}
 	c.requeueAll(b, r)
 	r.own, r.pending, r.machine = own, nil, nil
+	r.shownBy, r.looks = nil, rooms.Looks{}
 	r.staged, r.public = map[federation.Ref]*mls.StagedCommit{}, map[federation.Ref]*mls.PublicGroup{}
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil

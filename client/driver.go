@@ -650,7 +650,7 @@ func (c *Client) watchLag(r *room) {
 		if head == nil || head.Accepted == nil {
 			continue
 		}
-		if c.showsMore(r, e, head) {
+		if head.ShowsMore(r.machine) {
 			r.showMore = append(r.showMore, id.UserID(seq.User))
 		}
 		if string(head.Group) != string(e.group.GroupID()) {
@@ -665,7 +665,7 @@ func (c *Client) watchLag(r *room) {
 	}
 	// As long as a list change is not final, the old list alone can make it so.
 	for _, user := range r.outgoing() {
-		if head := r.state.head(user); head != nil && head.Accepted != nil && !slices.Contains(r.showMore, user) && c.showsMore(r, e, head) {
+		if head := r.state.head(user); head != nil && head.Accepted != nil && !slices.Contains(r.showMore, user) && head.ShowsMore(r.machine) {
 			r.showMore = append(r.showMore, user)
 		}
 	}
@@ -861,8 +861,8 @@ func (c *Client) nextTimer(r *room) time.Duration {
 		at(r.lagSince + lagRejoin)
 		at(r.lagSince + lagFile)
 	}
-	if len(r.showMore) > 0 {
-		at(r.takeAt)
+	if next := r.looks.Next(); next > 0 {
+		at(next)
 	}
 	for _, t := range r.vouchAt {
 		at(t)

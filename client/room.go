@@ -224,9 +224,8 @@ type room struct {
 
 	proofs      map[id.UserID]*headProof // what the heads of modules prove
 	showMore    []id.UserID              // listed modules whose heads show more than this device was told
-	takeAt      time.Duration            // when to take over what makes it count; 0: none shows more
-	taken       int                      // how often that was done since
-	takenFrom   map[id.UserID]id.EventID // the heads that it was done with
+	shownBy     map[id.UserID]id.EventID // their heads
+	looks       rooms.Looks              // when to take over what makes it count
 	policyError error                    // why the policy our user asked for cannot be had
 	auto        *rooms.Policy            // what the defaults ask for; nil: nothing
 	autoAt      time.Duration            // when a commit may bring it

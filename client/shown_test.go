@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -170,10 +171,75 @@ func TestAHeadThatMovesOnAndOnDelaysNoOthers(t *testing.T) {
 		if err := alice.takeShown(w.ctx, r); err != nil {
 			t.Fatal(err)
 		}
-		if r.takeAt == 0 || r.taken > 0 {
-			return // it was tried
+		if r.looks.Next() > alice.mono()+rooms.LookWait {
+			return // it was tried, in vain
 		}
-		w.now.add(takeWait * 2 / 3)
+		w.now.add(rooms.LookWait * 2 / 3)
 	}
-	t.Errorf("nothing was taken in %v", 8*takeWait*2/3)
+	t.Errorf("nothing was taken in %v", 8*rooms.LookWait*2/3)
+}
+
+// TestAHeadThatMovesOnAndOnCostsLittle: a module whose head changes every second, with
+// statements that are forged, is looked at more and more seldom.
+func TestAHeadThatMovesOnAndOnCostsLittle(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	w.settle()
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	r, bot := alice.rooms[room], w.module.bot
+	raw, err := r.machine.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	cfg := alice.machineConfig(room)
+	cfg.Verify = func(suite uint16, key, content, sig []byte) error {
+		checked++
+		return rooms.VerifyLeafSignature(suite, key, content, sig)
+	}
+	if r.machine, err = federation.Unmarshal(cfg, raw); err != nil {
+		t.Fatal(err)
+	}
+	honest := r.state.Entries[rooms.TypeHead][string(bot)]
+	const each, times = 30, 600
+	for n := range times {
+		head, err := rooms.DecodeHead(honest.Content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := rooms.DecodeProof(head.Proof)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := chain.Steps[len(chain.Steps)-1].Votes[0]
+		v.Chain = federation.Chain{Counter: uint64(1000 + n), Prev: federation.Ref{7}}
+		v.Proofs = nil
+		for i := range each {
+			v.Proofs = append(v.Proofs, federation.Proof{Applied: &federation.Applied{
+				Ref: r.machine.Head(), Hash: [32]byte{1, byte(n >> 8), byte(n), byte(i)}, Signature: make([]byte, 64),
+			}})
+		}
+		if err := v.Sign(federation.Scope{Room: string(room)}, w.module.key); err != nil {
+			t.Fatal(err)
+		}
+		head.Proof = chain.Encode()
+		entry := honest
+		if entry.Content, err = rooms.Encode(head); err != nil {
+			t.Fatal(err)
+		}
+		entry.Event = id.EventID(fmt.Sprint("$forged", n))
+		r.state.Entries[rooms.TypeHead][string(bot)] = entry
+		r.showMore = []id.UserID{bot}
+		if err := alice.takeShown(w.ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		w.now.add(time.Second)
+	}
+	if checked == 0 {
+		t.Fatal("no statement was checked: the test proves nothing")
+	}
+	if most := 10 * each; checked > most {
+		t.Errorf("%d statements were checked in ten minutes, want at most %d", checked, most)
+	}
 }

@@ -124,6 +124,44 @@ func (m *Machine) holds(r Receipt) bool {
 	return o != nil && bytes.Equal(o.SignedBytes(s), r.SignedBytes(s))
 }
 
+// Checks returns how many signatures Step has to check to take a receipt or an applied
+// statement, with what it carries: those that are not held as they are. What waits for
+// its commit is checked later, and counted all the same.
+func (m *Machine) Checks(ev Event) (n int) {
+	proofs := func(ps []Proof) {
+		for _, p := range ps {
+			if p.Applied != nil {
+				n += m.Checks(p.Applied)
+			}
+		}
+	}
+	switch ev := ev.(type) {
+	case *Applied:
+		at, ok := m.nodes[ev.Ref]
+		if !ok || !at.checked(ev) {
+			n++
+		}
+		return n
+	case *Vote:
+		proofs(ev.Proofs)
+	case *Promise:
+		if ev.LastVote != nil {
+			proofs(ev.LastVote.Proofs)
+		}
+	case *Accept:
+		for _, v := range ev.Votes {
+			n += m.Checks(v)
+		}
+		for _, p := range ev.Promises {
+			n += m.Checks(p)
+		}
+	}
+	if r, ok := ev.(Receipt); ok && !m.holds(r) {
+		n++
+	}
+	return n
+}
+
 func (rs *receipts) findAccept(a *Accept) (int, bool) {
 	return slices.BinarySearchFunc(rs.accepts, a, func(h heldAccept, a *Accept) int { return h.compare(a) })
 }
@@ -438,6 +476,9 @@ func (m *Machine) putApplied(a *Applied, b *batch) (bool, error) {
 	l, ok := n.leaf(a.Leaf)
 	if !ok {
 		return false, refuse(RuleForged, a.Ref, "leaf %d is blank in its tree", a.Leaf)
+	}
+	if n.checked(a) {
+		return false, nil // votes show again what came by itself
 	}
 	if err := m.verifyLeaf(n, l, a.Ref, a.Content(n.scope(m.cfg.Room)), a.Signature); err != nil {
 		return false, err

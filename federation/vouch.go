@@ -75,6 +75,13 @@ func (n *node) vouch(v voucher) bool {
 	return true
 }
 
+// checked reports whether the very statement is held: it was checked then.
+func (n *node) checked(a *Applied) bool {
+	return slices.ContainsFunc(n.vouchers, func(v voucher) bool {
+		return v.applied != nil && v.leaf == a.Leaf && v.applied.Hash == a.Hash && bytes.Equal(v.applied.Signature, a.Signature)
+	})
+}
+
 // covers reports whether a voucher for a descendant of r, or r itself, vouches
 // for r: another user's leaf, in the tree since r's parent.
 func (m *Machine) covers(v *voucher, r *node) bool {
