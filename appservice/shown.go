@@ -57,11 +57,15 @@ func (e *Engine) takeShown(ctx context.Context, r *room, now time.Duration) (nex
 			r.looks.CameTrue(sender)
 			continue
 		}
-		shown, err := e.receiptsShown(r, head)
+		shown, waits, err := e.receiptsShown(r, head)
 		if err != nil {
 			e.d.Metrics.Rejected(ruleOf(err))
 			r.looks.Looked(sender, now, false)
 			r.looks.Stop(sender) // nothing is in it, whenever it is looked at
+			continue
+		}
+		if waits {
+			r.looks.Asked(sender, now)
 			continue
 		}
 		before, final := r.m.Head(), r.m.NewestFinal()
@@ -103,8 +107,8 @@ func (e *Engine) takeReceiptShown(ctx context.Context, r *room, s *rooms.ShownEv
 }
 
 // receiptsShown returns what a head's proof chain holds and the room's machine does not.
-// A chain that has to be fetched comes with the next look.
-func (e *Engine) receiptsShown(r *room, head *rooms.HeadContent) ([]rooms.ShownEvent, error) {
+// A chain that has to be fetched comes with the next look: waits.
+func (e *Engine) receiptsShown(r *room, head *rooms.HeadContent) (shown []rooms.ShownEvent, waits bool, err error) {
 	raw := []byte(head.Proof)
 	if file := head.ProofFile; file != nil {
 		data, bad, ok := e.media.get(file.SHA256)
@@ -112,9 +116,10 @@ func (e *Engine) receiptsShown(r *room, head *rooms.HeadContent) ([]rooms.ShownE
 			if !ok {
 				e.download(r, file)
 			}
-			return nil, bad
+			return nil, !ok, bad
 		}
 		raw = data
 	}
-	return head.Shown(r.m, raw)
+	shown, err = head.Shown(r.m, raw)
+	return shown, false, err
 }

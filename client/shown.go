@@ -34,8 +34,13 @@ func (c *Client) takeShown(ctx context.Context, r *room) error {
 	}
 	for _, bot := range r.looks.Due(now) {
 		head, final := r.machine.Head(), r.machine.NewestFinal()
-		if err := c.lookAt(ctx, r, bot); err != nil {
+		waits, err := c.lookAt(ctx, r, bot)
+		if err != nil {
 			return err
+		}
+		if waits {
+			r.looks.Asked(bot, now)
+			continue
 		}
 		if r.machine == nil {
 			return nil // this device was removed
@@ -45,16 +50,17 @@ func (c *Client) takeShown(ctx context.Context, r *room) error {
 	return nil
 }
 
-// lookAt takes over what a module's head shows.
-func (c *Client) lookAt(ctx context.Context, r *room, bot id.UserID) error {
+// lookAt takes over what a module's head shows. It reports whether the head's proof chain
+// has to be downloaded first.
+func (c *Client) lookAt(ctx context.Context, r *room, bot id.UserID) (waits bool, err error) {
 	head := r.state.head(bot)
 	raw := c.proofShown(r, bot, head)
 	if raw == nil {
-		return nil
+		return head != nil && head.ProofFile != nil, nil
 	}
 	shown, err := head.Shown(r.machine, raw)
 	if err != nil {
-		return nil // it proves nothing
+		return false, nil // it proves nothing
 	}
 	b := &batch{}
 	err = rooms.TakeShown(r.machine, shown, func(s *rooms.ShownEvent) error {
@@ -72,12 +78,12 @@ func (c *Client) lookAt(ctx context.Context, r *room, bot id.UserID) error {
 		if rerr := c.reload(ctx, r); rerr != nil {
 			c.fatal = rerr
 		}
-		return err
+		return false, err
 	}
 	if !b.machine {
-		return nil
+		return false, nil
 	}
-	return c.commitBatch(ctx, r, b)
+	return false, c.commitBatch(ctx, r, b)
 }
 
 // proofShown returns the proof chain of a head, nil if there is none. One that has to be

@@ -28,7 +28,7 @@ const (
 
 	shownSteps  = 16  // of a head's proof chain, the newest ones
 	shownAtOnce = 4   // of these
-	shownChecks = 512 // signatures checked in one look, but for a single receipt with more
+	shownChecks = 512 // signatures checked in one look, but for the receipt that reaches it
 )
 
 // Looks is when to look at the heads of modules for what did not come by itself. The
@@ -108,6 +108,22 @@ func (l *Looks) Looked(module id.UserID, now time.Duration, moved bool) {
 	s.pause = now + LookWait<<s.vain
 	s.at = s.pause
 	if s.times >= lookTimes || s.vain == lookTimes && s.times >= lookTwice {
+		s.at = 0
+	}
+}
+
+// Asked notes a look that found nothing to look at yet: the head's proof chain has to be
+// downloaded. Nothing was checked, so it was not in vain, and the next look is soon: a
+// head that moves meanwhile may bring another file.
+func (l *Looks) Asked(module id.UserID, now time.Duration) {
+	s := l.by[module]
+	if s == nil {
+		return
+	}
+	s.times++
+	s.pause = now + LookWait
+	s.at = s.pause
+	if s.times >= lookTimes {
 		s.at = 0
 	}
 }
@@ -220,15 +236,16 @@ func (h *HeadContent) Shown(m *federation.Machine, raw []byte) (out []ShownEvent
 }
 
 // TakeShown hands what a head shows on to take, which has the machine check it, as far as
-// one look goes: the rest comes with the next. It ends with the first error of take.
+// one look goes: the rest comes with the next. The receipt that reaches the bound is
+// taken whole, or small ones that never count could keep a large one out for ever. It
+// ends with the first error of take.
 func TakeShown(m *federation.Machine, shown []ShownEvent, take func(s *ShownEvent) error) error {
 	done := 0
 	for i := range shown {
-		n := m.Checks(shown[i].Event) // fewer by now, where several rest on the same
-		if done > 0 && done+n > shownChecks {
-			continue
+		if done >= shownChecks {
+			return nil
 		}
-		done += n
+		done += m.Checks(shown[i].Event) // fewer by now, where several rest on the same
 		if err := take(&shown[i]); err != nil {
 			return err
 		}

@@ -86,6 +86,30 @@ func TestLooksThatAreNotInVain(t *testing.T) {
 	}
 }
 
+// TestLooksThatOnlyAskForAFile: heads that move on and on, with a file each, are looked at
+// as soon as one of the files is there.
+func TestLooksThatOnlyAskForAFile(t *testing.T) {
+	var l Looks
+	var at []time.Duration
+	for now := time.Duration(0); now < time.Minute; now += time.Second {
+		if now%(20*time.Second) == 0 {
+			l.Note(honest, now)
+		}
+		for range l.Due(now) {
+			if there := now%(20*time.Second) >= 5*time.Second; there {
+				at = append(at, now)
+				l.Looked(honest, now, true)
+				l.Stop(honest)
+			} else {
+				l.Asked(honest, now)
+			}
+		}
+	}
+	if want := seconds(6, 26, 46); !slices.Equal(at, want) {
+		t.Errorf("looked at after %v, want %v", at, want)
+	}
+}
+
 // TestLooksAreBounded: modules of which nothing is awaited make room for others.
 func TestLooksAreBounded(t *testing.T) {
 	var l Looks
@@ -144,7 +168,7 @@ func TestWhatAHeadShows(t *testing.T) {
 }
 
 // TestWhatIsTakenInOneLook: what rests on more signatures than are checked in one look
-// comes with the next, and a receipt that rests on more than that by itself comes alone.
+// comes with the next, and a receipt that rests on more than that by itself ends the look.
 func TestWhatIsTakenInOneLook(t *testing.T) {
 	w := newProofWorld(t)
 	m := w.modules[0]
@@ -170,11 +194,14 @@ func TestWhatIsTakenInOneLook(t *testing.T) {
 		votes = append(votes, vote(n+1))
 		shown = append(shown, ShownEvent{Event: votes[n]})
 	}
-	if n, checks := taken(shown...); n == 0 || n == len(shown) || checks > shownChecks {
+	if n, checks := taken(shown...); n == 0 || n == len(shown) || checks >= shownChecks+m.Checks(votes[0]) {
 		t.Errorf("of %d votes %d are taken in one look, which takes %d signatures to check", len(shown), n, checks)
 	}
 	large := ShownEvent{Event: &federation.Accept{Config: w.root, Ref: federation.Ref{9}, Votes: votes, Chain: federation.Chain{Counter: 9}, Signature: make([]byte, 64)}}
 	if n, checks := taken(large, shown[0]); n != 1 || checks <= shownChecks {
 		t.Errorf("%d are taken with a large accept, which take %d signatures to check", n, checks)
+	}
+	if n, _ := taken(shown[0], large); n != 2 {
+		t.Errorf("%d are taken: a small one that never counts keeps a large one out", n)
 	}
 }
