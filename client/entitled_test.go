@@ -100,7 +100,7 @@ func TestWelcomesOfStrangersAreBounded(t *testing.T) {
 	// somebody who is not in the room: nothing that it names is fetched, and the
 	// state is read for one of many alone.
 	dave := w.device("dave", "DAVE1")
-	w.s.held[rooms.TypeAccept] = true
+	w.module.deaf = true
 	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
 	w.join(dave, room)
 	dave.turn()

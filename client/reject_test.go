@@ -511,7 +511,7 @@ func rejectRoomMemberNotInGroup(t *testing.T) {
 func rejectUnsolicitedKey(t *testing.T) {
 	x := newRefusing(t)
 	mallory, dave := x.device("mallory", "MALLORY1"), x.device("dave", "DAVE1")
-	x.s.held[rooms.TypeAccept] = true // dave is not let in yet
+	x.module.deaf = true // dave is not let in yet
 	x.must(func() error { return x.bob.Invite(x.ctx, x.room, dave.UserID()) })
 	x.join(dave, x.room)
 	dave.turn()
