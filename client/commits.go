@@ -755,7 +755,7 @@ func (c *Client) dropGroup(r *room, b *batch) {
 	r.vouchAt = map[federation.Ref]time.Duration{}
 	r.blocked = nil
 	r.rec.JoinRef = rooms.Hash{}
-	r.rec.Missing, r.rec.Pruned = nil, nil
+	r.rec.Missing, r.rec.Accounted = nil, nil
 	b.do(func(ctx context.Context) error { return c.deleteMachine(ctx, r) })
 }
 

@@ -476,11 +476,14 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 	case n.look != nil:
 		var events []*Event
 		var held map[id.EventID]bool
+		began := c.mono()
 		if events, held, err = c.history(ctx, roomID, n.look); err == nil {
 			apply = func(r *room) {
 				if err := c.fileHistory(ctx, r, key, n.look, events, held); err != nil {
 					c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to file the history of a room")
+					return
 				}
+				r.looked = max(r.looked, began)
 			}
 		}
 	case n.state:
@@ -826,9 +829,7 @@ func (c *Client) nextTimer(r *room) time.Duration {
 	if len(r.rec.Acks) > 0 {
 		at(c.receiptDue(r))
 	}
-	for i := range r.rec.Missing {
-		at(r.rec.Missing[i].due)
-	}
+	at(r.missAt)
 	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)

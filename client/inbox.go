@@ -76,6 +76,11 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 	over = append(over, excessWelcomes(welcomes, func(sender id.UserID) int { return c.speaksFor(r, sender) })...)
 	for _, item := range over {
 		b := &batch{}
+		if evt, err := c.waitingCiphertext(ctx, item); err != nil {
+			return err
+		} else if evt != nil {
+			r.noteGivenUp(evt)
+		}
 		b.do(func(ctx context.Context) error {
 			if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
 				return err
@@ -91,6 +96,22 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		}
 	}
 	return nil
+}
+
+// waitingCiphertext returns the event of an inbox row if it is a ciphertext, else nil.
+func (c *Client) waitingCiphertext(ctx context.Context, item *store.InboxItem) (*Event, error) {
+	if err := c.st.LoadInbox(ctx, item); errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var data inboxData
+	err := json.Unmarshal(item.Data, &data)
+	item.Data = nil
+	if err != nil || data.ToDevice || data.Event == nil || data.Event.Type != rooms.TypeEncrypted && data.Event.Type != rooms.TypeReceipt {
+		return nil, nil // what cannot be read was no message
+	}
+	return data.Event, nil
 }
 
 // A waitingWelcome is a Welcome in the inbox.

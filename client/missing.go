@@ -22,9 +22,12 @@ import (
 
 const (
 	// missingWait is for how long a message may be late before somebody is told.
-	missingWait = 2 * time.Minute
-	maxMissing  = 64 // gaps of a room that nobody was told of yet
-	maxPruned   = 64 // users of a room whose redacted ciphertexts are counted
+	missingWait   = 2 * time.Minute
+	missingPause  = 10 * time.Second // between two looks at what keeps a gap from being told
+	maxMissing    = 64               // gaps of a room that nobody was told of yet
+	maxMissingOf  = 4                // and of one device in an epoch; those after are one
+	maxAccounted  = 64               // entries of ciphertexts that no gap was laid to
+	accountedNear = 1                // levels from the head of then, where nothing tells the epoch
 )
 
 // missing is a gap in the count of a device's messages in an epoch.
@@ -33,33 +36,65 @@ type missing struct {
 	Leaf   uint32        `json:"leaf"`
 	User   id.UserID     `json:"user"`
 	Device id.DeviceID   `json:"device"`
-	Below  uint32        `json:"below"` // the generation that showed it last
+	From   uint32        `json:"from"`  // the first generation of the gap
+	Below  uint32        `json:"below"` // the one that showed it
 	Count  uint32        `json:"count"`
-	due    time.Duration // when it is told; 0: it was not looked at since the start
+	Due    int64         `json:"due"` // when it is told, Unix milliseconds
+	due    time.Duration // the same, monotonic; 0: not known since the start
+	noted  time.Duration // monotonic; 0: before the start
 }
 
-// noteMissing counts the messages that one which was opened shows to be missing, and
-// returns their number. Of the epoch that this device came in with, what was sent
-// before it was there cannot be told from what did not come.
-func (c *Client) noteMissing(r *room, e *epoch, msg *Message, app *mls.ApplicationMessage) uint32 {
-	n, ref := app.Skipped, rooms.Hash(e.ref)
-	if n == app.Generation && ref == r.rec.JoinRef {
-		n = 0
+// accounted are ciphertexts of a user that this device has seen and never opens, and
+// that no gap was laid to yet.
+type accounted struct {
+	User  id.UserID  `json:"user"`
+	Ref   rooms.Hash `json:"ref,omitzero"`    // their epoch, as the ciphertext says
+	Level uint64     `json:"level,omitempty"` // of the head when they came, where nothing says their epoch
+	Count uint32     `json:"count"`
+}
+
+// noteMissing counts the messages that one which was opened shows to be missing, has
+// them looked for, and returns their number. Of the epoch that this device came in
+// with, what was sent before it was there cannot be told from what did not come.
+func (c *Client) noteMissing(r *room, e *epoch, cred *rooms.Credential, app *mls.ApplicationMessage) uint32 {
+	skipped, ref, leaf := app.Skipped, rooms.Hash(e.ref), uint32(app.Sender)
+	if skipped == app.Generation && ref == r.rec.JoinRef {
+		skipped = 0
 	}
-	at := slices.IndexFunc(r.rec.Missing, func(m missing) bool { return m.Ref == ref && m.Leaf == msg.Leaf })
-	if app.Overtaken && at >= 0 {
-		r.lessMissing(at)
+	if app.Overtaken {
+		at := slices.IndexFunc(r.rec.Missing, func(m missing) bool {
+			return m.Ref == ref && m.Leaf == leaf && m.From <= app.Generation && app.Generation < m.Below
+		})
+		if at >= 0 {
+			r.lessMissing(at)
+		}
 		return 0
 	}
-	switch n -= r.takePruned(msg.Sender, n); {
-	case n == 0:
-	case at >= 0:
-		m := &r.rec.Missing[at]
-		m.Count, m.Below, m.due = m.Count+n, app.Generation, 0
-	default:
-		r.rec.Missing = append(r.rec.Missing, missing{Ref: ref, Leaf: msg.Leaf, User: msg.Sender, Device: msg.Device, Below: app.Generation, Count: n})
-		r.rec.Missing = r.rec.Missing[max(0, len(r.rec.Missing)-maxMissing):]
+	if skipped == 0 {
+		return 0
 	}
+	// What was seen and not opened need not be what is missing: it is looked for in any case.
+	c.look(r, e.ref, lookPages, false)
+	n := skipped - r.takeAccounted(cred.User, ref, r.levelOf(e), skipped)
+	if n == 0 {
+		return 0
+	}
+	gap := missing{
+		Ref: ref, Leaf: leaf, User: cred.User, Device: cred.Device, From: app.Generation - skipped, Below: app.Generation, Count: n,
+		Due: c.now().Add(missingWait).UnixMilli(), due: c.mono() + missingWait, noted: c.mono(),
+	}
+	of, last := 0, 0
+	for i, m := range r.rec.Missing {
+		if m.Ref == ref && m.Leaf == leaf {
+			of, last = of+1, i
+		}
+	}
+	if of >= maxMissingOf { // those before keep their time, so that no row of gaps puts off that it is told
+		gap.From, gap.Count = r.rec.Missing[last].From, r.rec.Missing[last].Count+n
+		r.rec.Missing = slices.Delete(r.rec.Missing, last, last+1)
+	}
+	r.rec.Missing = append(r.rec.Missing, gap)
+	r.rec.Missing = r.rec.Missing[max(0, len(r.rec.Missing)-maxMissing):]
 	return n
 }
 
@@ -74,44 +109,104 @@ func (r *room) lessMissing(at int) {
 // more where in its sender's count it stood.
 func (r *room) notePruned(evt *Event) {
 	var content map[string]json.RawMessage
-	if evt.Type != rooms.TypeEncrypted || r.rec.Phase != phaseMember || json.Unmarshal(evt.Content, &content) != nil || len(content) > 0 {
+	if json.Unmarshal(evt.Content, &content) == nil && len(content) == 0 && r.rec.Phase == phaseMember {
+		r.account(evt.Sender, rooms.Hash{})
+	}
+}
+
+// noteGivenUp notes a ciphertext that waited for its epoch while too many did. The
+// caller writes the room's record.
+func (r *room) noteGivenUp(evt *Event) {
+	content, err := rooms.DecodeEncrypted(evt.Content)
+	if err != nil {
 		return
 	}
-	if at := slices.IndexFunc(r.rec.Missing, func(m missing) bool { return m.User == evt.Sender }); at >= 0 {
+	msg, err := mls.ParseMessage(content.Ciphertext)
+	if err != nil {
+		return
+	}
+	if aad, err := rooms.DecodeMessageAAD(msg.AuthenticatedData()); err == nil {
+		r.account(evt.Sender, rooms.Hash(aad.Head))
+	}
+}
+
+// account lays a ciphertext that is never opened to a gap of its sender's, or notes it
+// for one that is not seen yet. The zero ref is for an epoch that nothing tells.
+func (r *room) account(user id.UserID, ref rooms.Hash) {
+	at := slices.IndexFunc(r.rec.Missing, func(m missing) bool { return m.User == user && (ref.IsZero() || m.Ref == ref) })
+	if at >= 0 {
 		r.lessMissing(at)
 		return
 	}
-	if r.rec.Pruned == nil || r.rec.Pruned[evt.Sender] == 0 && len(r.rec.Pruned) >= maxPruned {
-		r.rec.Pruned = map[id.UserID]uint32{} // rather tell of one too many
+	one := accounted{User: user, Ref: ref, Count: 1}
+	if head := r.head(); ref.IsZero() && head != nil {
+		one.Level = r.levelOf(head)
 	}
-	r.rec.Pruned[evt.Sender]++
+	r.oldAccounted()
+	at = slices.IndexFunc(r.rec.Accounted, func(a accounted) bool { return a.User == user && a.Ref == ref && a.Level == one.Level })
+	if at >= 0 {
+		r.rec.Accounted[at].Count++
+		return
+	}
+	r.rec.Accounted = append(r.rec.Accounted, one)
+	r.rec.Accounted = r.rec.Accounted[max(0, len(r.rec.Accounted)-maxAccounted):]
 }
 
-// takePruned lays ciphertexts of a user that came redacted to a gap of n messages, and
-// returns how many.
-func (r *room) takePruned(user id.UserID, n uint32) uint32 {
-	n = min(n, r.rec.Pruned[user])
-	switch {
-	case n == 0:
-	case n == r.rec.Pruned[user]:
-		delete(r.rec.Pruned, user)
-	default:
-		r.rec.Pruned[user] -= n
+// takeAccounted lays ciphertexts of a user that are never opened to a gap of n
+// messages in an epoch, and returns how many.
+func (r *room) takeAccounted(user id.UserID, ref rooms.Hash, level uint64, n uint32) (taken uint32) {
+	r.oldAccounted()
+	for i := range r.rec.Accounted {
+		a := &r.rec.Accounted[i]
+		if a.User != user || !a.Ref.IsZero() && a.Ref != ref || a.Ref.IsZero() && max(a.Level, level)-min(a.Level, level) > accountedNear {
+			continue
+		}
+		some := min(n-taken, a.Count)
+		a.Count, taken = a.Count-some, taken+some
 	}
-	return n
+	r.rec.Accounted = slices.DeleteFunc(r.rec.Accounted, func(a accounted) bool { return a.Count == 0 })
+	return taken
+}
+
+// oldAccounted forgets ciphertexts of epochs that nothing tells, once the head has
+// moved on: or one redaction of long ago would hide that a server keeps a message.
+func (r *room) oldAccounted() {
+	head := r.head()
+	if head == nil {
+		return
+	}
+	level := r.levelOf(head)
+	r.rec.Accounted = slices.DeleteFunc(r.rec.Accounted, func(a accounted) bool { return a.Ref.IsZero() && a.Level+accountedNear < level })
 }
 
 // tellMissing tells of the messages that have not come for a while, and reports
-// whether there were such. What was said on a branch that lost is sent again.
+// whether there were such. What was said on a branch that lost is sent again. Nothing
+// is told before /sync answered, nor before the history was read since the gap was
+// noted and since the start.
 func (c *Client) tellMissing(r *room) (told bool) {
-	now := c.mono()
+	r.missAt = 0
+	if len(r.rec.Missing) == 0 {
+		return false
+	}
+	now, wall := c.mono(), c.now()
+	settled := c.hasSynced() && r.needs[lookNow] == nil && r.needs[lookLater] == nil
 	var left []missing
 	for _, m := range r.rec.Missing {
 		if m.due == 0 {
-			m.due = now + missingWait
+			m.due = now + min(max(0, time.UnixMilli(m.Due).Sub(wall)), missingWait)
 		}
-		if now < m.due {
+		at, looked := m.due, r.looked > 0 && r.looked >= m.noted
+		if settled && !looked {
+			c.look(r, federation.Ref(m.Ref), lookPages, false)
+		}
+		if !settled || !looked {
+			at = now + missingPause
+		}
+		if now < at {
 			left = append(left, m)
+			if r.missAt == 0 || at < r.missAt {
+				r.missAt = at
+			}
 			continue
 		}
 		told = true
@@ -120,7 +215,7 @@ func (c *Client) tellMissing(r *room) (told bool) {
 		}
 		c.warn(r, fmt.Sprintf("missing/%s/%d/%d", m.Ref, m.Leaf, m.Below), &Warning{
 			Sender: m.User, Rule: ruleMissing, Kind: MissingWarning, Reason: string(m.Device), Detail: strconv.FormatUint(uint64(m.Count), 10),
-			Text: fmt.Sprintf("what %s sent from the device %s shows that something before it has not come (messages missing: %d): a server is late with it, or keeps it to itself, or it never went out", m.User, m.Device, m.Count),
+			Text: fmt.Sprintf("what %s sent from the device %s shows that something before it has not come (messages missing: %d): it may never have gone out, a server may be late with it, or keep it to itself", m.User, m.Device, m.Count),
 		})
 	}
 	r.rec.Missing = left

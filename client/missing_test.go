@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -129,8 +130,8 @@ func TestNothingIsMissedThatCameOtherwise(t *testing.T) {
 			if got := bob.missed(); got != nil {
 				t.Errorf("bob was told %q", got)
 			}
-			if left := bob.rooms[room].rec; len(left.Pruned) != 0 || len(left.Missing) != 0 {
-				t.Errorf("there is left %v, %v", left.Pruned, left.Missing)
+			if left := bob.rooms[room].rec; len(left.Accounted) != 0 || len(left.Missing) != 0 {
+				t.Errorf("there is left %v, %v", left.Accounted, left.Missing)
 			}
 		})
 	}
@@ -207,10 +208,225 @@ func TestSendersOfRedactedMessagesAreBounded(t *testing.T) {
 	bob.mu.Lock()
 	defer bob.mu.Unlock()
 	r := bob.rooms[room]
-	for i := range 3 * maxPruned {
+	for i := range 3 * maxAccounted {
 		r.notePruned(&Event{Type: rooms.TypeEncrypted, Sender: id.UserID(fmt.Sprint("@", i, ":x")), Content: []byte("{}")})
 	}
-	if n := len(r.rec.Pruned); n == 0 || n > maxPruned {
+	if n := len(r.rec.Accounted); n != maxAccounted {
 		t.Errorf("%d senders are remembered", n)
+	}
+}
+
+// TestARedactionHidesNoGap: a message that came redacted is laid to a gap, which is looked for all the same; and to
+// none of a later epoch.
+func TestARedactionHidesNoGap(t *testing.T) {
+	// redacted has alice take back a message before bob sees it.
+	redacted := func(w *world, room id.RoomID, alice *testDevice) {
+		t.Helper()
+		all := w.all
+		w.all = []*testDevice{alice}
+		evt := w.send(alice, room, "taken back")
+		if _, err := alice.Redact(w.ctx, room, evt, ""); err != nil {
+			t.Fatal(err)
+		}
+		w.all = all
+		w.settle()
+	}
+	t.Run("of the epoch before: it is looked for", func(t *testing.T) {
+		w := newWorld(t)
+		room, alice, bob, _ := w.three("shared")
+		redacted(w, room, alice)
+		w.must(func() error { return alice.Refresh(w.ctx, room) })
+		w.settle()
+		stop := w.leaveOut(bob.hs.s, alice)
+		w.send(alice, room, "left out")
+		w.settle()
+		stop()
+		w.send(alice, room, "after")
+		w.lateMissing()
+		bob.wantTexts("after", "left out")
+		if got := bob.missed(); got != nil {
+			t.Errorf("bob was told %q", got)
+		}
+	})
+	t.Run("of an earlier epoch", func(t *testing.T) {
+		w := newWorld(t)
+		room, alice, bob, _ := w.three("shared")
+		redacted(w, room, alice)
+		for range 2 {
+			w.must(func() error { return alice.Refresh(w.ctx, room) })
+			w.settle()
+		}
+		w.sendHidden(alice, room, "kept")
+		w.send(alice, room, "after")
+		w.lateMissing()
+		if got, want := bob.missed(), []string{string(alice.UserID()) + " ALICE1 1"}; !slices.Equal(got, want) {
+			t.Errorf("bob was told %q, want %q", got, want)
+		}
+	})
+}
+
+// TestAServerThatKeepsOneMessageNowAndThen: a further gap puts off nothing, each is told in its time.
+func TestAServerThatKeepsOneMessageNowAndThen(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	for i := range 8 {
+		w.sendHidden(alice, room, "kept")
+		w.send(alice, room, "after")
+		w.settle()
+		w.now.add(missingWait * 3 / 4)
+		w.settle()
+		if n := len(bob.missed()); n < i {
+			t.Errorf("after %d gaps, %d are told", i+1, n)
+		}
+	}
+}
+
+// TestGapsOfOneDeviceAreBounded: those beyond are one, and the first keep their time.
+func TestGapsOfOneDeviceAreBounded(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	for range maxMissingOf + 3 {
+		w.sendHidden(alice, room, "kept")
+		w.send(alice, room, "after")
+	}
+	w.settle()
+	if n := len(bob.rooms[room].rec.Missing); n != maxMissingOf {
+		t.Errorf("%d gaps are kept", n)
+	}
+	w.lateMissing()
+	one := string(alice.UserID()) + " ALICE1 "
+	if got, want := bob.missed(), []string{one + "1", one + "1", one + "1", one + "4"}; !slices.Equal(got, want) {
+		t.Errorf("bob was told %q, want %q", got, want)
+	}
+}
+
+// TestALateMessageFillsItsOwnGap and no other one of its device.
+func TestALateMessageFillsItsOwnGap(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	first := w.sendHidden(alice, room, "late")
+	w.send(alice, room, "after")
+	w.lateMissing()
+	w.sendHidden(alice, room, "kept")
+	w.send(alice, room, "last")
+	w.settle()
+	w.show(first)
+	w.lateMissing()
+	bob.wantTexts("after", "last", "late")
+	if n := len(bob.missed()); n != 2 {
+		t.Errorf("bob was told of %q, want two gaps", bob.missed())
+	}
+}
+
+// TestAGapIsToldOnceItWasLookedFor: not before /sync answered after a start, nor while the history cannot be read;
+// and a restart begins no new wait.
+func TestAGapIsToldOnceItWasLookedFor(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	base := time.Now()
+	bob.wall = func() time.Time { return base.Add(w.now.get()) }
+	bob.hs.noHistory = room
+	w.sendHidden(alice, room, "kept")
+	w.send(alice, room, "after")
+	for range 60 { // longer than one look is tried
+		w.settle()
+		w.now.add(20 * time.Second)
+	}
+	if got := bob.missed(); got != nil {
+		t.Errorf("told without the history: %q", got)
+	}
+	bob.restart()
+	bob.hs.noHistory = ""
+	for range 5 {
+		bob.Step(w.ctx)
+		bob.Flush(w.ctx)
+		if err := bob.Deliver(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		w.now.add(missingPause)
+	}
+	if got := bob.missed(); got != nil {
+		t.Errorf("told before /sync answered: %q", got)
+	}
+	asked := 0
+	bob.hs.before = func(kind string) {
+		if kind == "messages" {
+			asked++
+		}
+	}
+	w.settle()
+	w.now.add(missingPause)
+	w.settle()
+	if n := len(bob.missed()); n != 1 || asked == 0 {
+		t.Errorf("told %d times after the history was read %d times", n, asked)
+	}
+}
+
+// TestAGapIsLookedForThoughOneWasJustBefore: the pause between two looks only puts it off.
+func TestAGapIsLookedForThoughOneWasJustBefore(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.sendHidden(alice, room, "kept")
+	w.send(alice, room, "after")
+	w.settle()
+	stop := w.leaveOut(bob.hs.s, alice)
+	w.send(alice, room, "left out")
+	w.settle()
+	stop()
+	w.send(alice, room, "last")
+	w.lateMissing()
+	w.now.add(missingPause)
+	w.settle()
+	bob.wantTexts("after", "last", "left out")
+	if got, want := bob.missed(), []string{string(alice.UserID()) + " ALICE1 1"}; !slices.Equal(got, want) {
+		t.Errorf("bob was told %q, want %q", got, want)
+	}
+}
+
+// TestWhatTheDeviceGaveUpIsNotMissed: no server is blamed for a ciphertext that waited while too many did.
+func TestWhatTheDeviceGaveUpIsNotMissed(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	bob.limits.Waiting = 1
+	w.all = []*testDevice{alice, carol}
+	w.must(func() error { return alice.Refresh(w.ctx, room) })
+	w.settle()
+	commit := alice.rooms[room].rec.Events[alice.headRef(room).String()]
+	hidden := w.hide(func(e *Event) bool { return e.ID == commit })
+	for _, text := range []string{"given up", "given up, too", "waits"} {
+		w.send(alice, room, text)
+	}
+	bob.turn()
+	if got := bob.waiting(room); len(got) != 1 {
+		t.Fatalf("there wait %q: the test proves nothing", got)
+	}
+	w.all = []*testDevice{alice, bob, carol}
+	w.show(hidden)
+	w.settle()
+	w.send(alice, room, "after")
+	w.lateMissing()
+	bob.wantTexts("waits", "after")
+	if got := bob.missed(); got != nil {
+		t.Errorf("bob was told %q", got)
+	}
+}
+
+// TestARefusedMessageShowsWhatIsMissing: the ratchet moved, so nothing else will.
+func TestARefusedMessageShowsWhatIsMissing(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.sendHidden(alice, room, "kept")
+	w.all = []*testDevice{alice}
+	evt := w.send(alice, room, "under another name")
+	w.all = []*testDevice{alice, bob, carol}
+	hidden := w.hide(func(e *Event) bool { return e.ID == evt })
+	hidden.Sender = carol.UserID()
+	w.show(hidden)
+	w.settle(bob)
+	w.send(alice, room, "after")
+	w.lateMissing()
+	bob.wantTexts("after")
+	if got, want := bob.missed(), []string{string(alice.UserID()) + " ALICE1 1"}; !slices.Equal(got, want) {
+		t.Errorf("bob was told %q, want %q", got, want)
 	}
 }

@@ -146,6 +146,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	if err != nil {
 		return nil, err
 	}
+	missing := c.noteMissing(r, e, cred, app) // the ratchet has moved, whatever becomes of the message
 	if cred.User != evt.Sender {
 		return nil, errRefusedUpdate(rooms.RuleSenderNotCredential, fmt.Sprintf("the event says %s, the key is of %s", evt.Sender, cred.User))
 	}
@@ -155,16 +156,13 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	}
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
-		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation,
+		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation, Missing: missing,
 		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head() && e != r.sendEpoch(),
 	}
 	if head := r.head(); msg.Late && head != nil {
 		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })
 	}
 	r.spoke[spokeKey{e.ref, uint32(app.Sender)}] = true
-	if msg.Missing = c.noteMissing(r, e, msg, app); msg.Missing > 0 {
-		c.look(r, e.ref, lookPages, false)
-	}
 	return msg, nil
 }
 

@@ -81,10 +81,10 @@ type roomRecord struct {
 	Warned       map[string]bool       `json:"warned,omitempty"`
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
 	History      *historyState         `json:"history,omitempty"`
-	Acks         []rooms.Ack           `json:"acks,omitempty"`     // of delivery, that are not sent yet
-	Delivery     []rooms.Hash          `json:"delivery,omitempty"` // epochs of which others' are kept, the newest last
-	Missing      []missing             `json:"missing,omitempty"`  // messages that did not come, and of which nobody was told yet
-	Pruned       map[id.UserID]uint32  `json:"pruned,omitempty"`   // ciphertexts that came redacted, by sender, and that no gap was laid to
+	Acks         []rooms.Ack           `json:"acks,omitempty"`      // of delivery, that are not sent yet
+	Delivery     []rooms.Hash          `json:"delivery,omitempty"`  // epochs of which others' are kept, the newest last
+	Missing      []missing             `json:"missing,omitempty"`   // messages that did not come, and of which nobody was told yet
+	Accounted    []accounted           `json:"accounted,omitempty"` // ciphertexts that were seen, are never opened, and that no gap was laid to
 }
 
 // epoch is an epoch this device can read.
@@ -207,6 +207,8 @@ type room struct {
 	told         map[string]bool
 
 	spoke         map[spokeKey]bool // since the start
+	looked        time.Duration     // when the newest look into the history began that succeeded, monotonic; 0: none since the start
+	missAt        time.Duration     // when tellMissing has something to do; 0: nothing
 	admitLater    []id.UserID
 	foundPolicy   func(p *rooms.Policy)
 	foundByRule   bool // the policy lets in whom the join rule lets in

@@ -62,7 +62,7 @@ const (
 	noticesKey = "proxy/notices"
 	maxNotices = 100
 	maxOfRoom  = 20
-	maxOthers  = 10   // notices of a room and kind in an hour of those that go first: a member may cause as many as they like
+	maxOthers  = 10   // notices of a room and kind in an hour of those that go first, and of missing messages: a member may cause as many as they like
 	maxText    = 1000 // bytes of a warning
 	maxServers = 50   // that a warning names
 )
@@ -71,13 +71,15 @@ const (
 func (k NoticeKind) weight() int {
 	switch k {
 	case IdentityNotice:
-		return 2
+		return 3
 	case HealedNotice, BehindNotice, MemberBehindNotice:
-		return 1
+		return 2
 	}
 	switch client.WarningKind(k) {
 	case client.StandstillWarning, client.UnvouchedWarning, client.KeyLostWarning, client.HeirsWarning, client.CopyWarning, client.SupersededWarning,
 		client.NotSentWarning, client.EncryptionWarning:
+		return 2
+	case client.MissingWarning: // chatter pushes none out; it pushes out nothing above
 		return 1
 	}
 	return 0
@@ -94,7 +96,7 @@ func (all *notices) add(n Notice) bool {
 			}
 		}
 	}
-	if n.Kind.weight() == 0 && others >= maxOthers {
+	if n.Kind.weight() <= 1 && others >= maxOthers {
 		return false
 	}
 	n.Number = all.Next

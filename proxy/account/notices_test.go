@@ -94,6 +94,31 @@ func TestAMemberCannotPushOutWhatMatters(t *testing.T) {
 			t.Errorf("%s was pushed out", kind)
 		}
 	}
+	// That messages are missing is not pushed out by what goes first, and pushes out nothing that matters more.
+	all = new(notices)
+	all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.NotSentWarning)})
+	for hour := range int64(10) {
+		at := (hour + 1) * 2 * time.Hour.Milliseconds()
+		for range 20 {
+			all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.MissingWarning), At: at})
+			all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.NotAppliedWarning), At: at})
+			all.add(Notice{Room: "!c:x", Kind: OtherNotice, At: at})
+		}
+	}
+	byKind := map[NoticeKind]int{}
+	for _, n := range all.All {
+		byKind[n.Kind]++
+	}
+	if byKind[NoticeKind(client.NotSentWarning)] != 1 || byKind[NoticeKind(client.MissingWarning)] < maxOthers {
+		t.Errorf("%v are kept", byKind)
+	}
+	all = new(notices)
+	for n := range int64(1000) {
+		all.add(Notice{Room: "!c:x", Kind: NoticeKind(client.MissingWarning), At: n})
+	}
+	if len(all.All) != maxOthers {
+		t.Errorf("%d notices of missing messages in an hour, want %d", len(all.All), maxOthers)
+	}
 	all = new(notices)
 	for n := range int64(1000) {
 		all.add(Notice{Room: "!r:x", Kind: OtherNotice, At: n})
