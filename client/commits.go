@@ -520,6 +520,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 			break // see watchUnread
 		}
 		c.noteRemovals(r, e)
+		c.noteRefresh(r, e)
 		c.settleCommit(r, e, b)
 		if err := c.entered(r, e, b); err != nil {
 			return err
@@ -536,6 +537,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	}
 	if p := r.pending; p != nil && !slices.Contains(path, federation.Ref(p.Ref)) && federation.Ref(p.Parent) != act.To {
 		// Lost the race: what it wanted is planned anew on the new head.
+		r.racesLost++
 		c.loseCommit(r, b)
 	}
 	c.prune(b, r)
@@ -613,8 +615,11 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	own.Settled = true
 	r.settleFresh(own, e)
 	c.queueWelcomes(r, own, e, b)
-	r.rec.LastPath, r.rec.Sent, r.altered = c.now().Unix(), 0, 0
-	r.rec.Refresh = false
+	r.altered, r.racesLost = 0, 0
+	if own.External || own.Founding || own.staged == nil || own.staged.HasPath() {
+		r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
+		r.rec.Refresh, r.rec.Renew = false, false
+	}
 	if own.Era {
 		r.rec.NewEra, r.rec.HeirsEra = false, nil
 	}

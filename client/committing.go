@@ -43,10 +43,16 @@ type due struct {
 	urgent  bool          // do not wait for the committer timer
 	asks    bool          // a leaf of the own user, or of one whom it put out, waits for what is asked for
 	other   bool          // a change of policy, a fresh path or an era
+	renew   bool          // a fresh path on schedule, which waits for its turn
 	policy  *rooms.Policy // what the commit sets, nil: no change
 }
 
-func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other }
+func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other && !d.renew }
+
+// onlyRenews tells whether nothing but a scheduled fresh path is due.
+func (d *due) onlyRenews() bool {
+	return d.renew && len(d.removes) == 0 && len(d.adds) == 0 && !d.other
+}
 
 // badLeaf is a leaf whose device is not among those of its user.
 type badLeaf struct {
@@ -61,7 +67,7 @@ type badLeaf struct {
 // homeserver may keep to itself that there is a new one; a device that could not
 // be added is tried again later.
 func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
-	d := &due{policy: c.policyDue(r, e)}
+	d := &due{policy: c.policyDue(r, e), renew: c.refreshDue(r, e)}
 	if d.policy == nil && r.rec.NewEra {
 		d.policy = r.rec.Policy
 	}
@@ -186,7 +192,6 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	if r.machine == nil || r.rec.Membership != "join" {
 		return nil
 	}
-	c.checkRefresh(r)
 	if work := c.refoundWork(r, now); work != nil {
 		return work
 	}
@@ -228,14 +233,26 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 	}
 	r.pendingSince = 0
 	d := c.dueNow(r, e, now)
-	if d.empty() {
-		r.commitAt = 0
-		return c.reInitWork(r, e, d, now)
+	rests := d.onlyRenews()
+	if d.empty() || rests {
+		r.racesLost = 0
+		if work := c.reInitWork(r, e, d, now); work != nil || !rests {
+			r.commitAt = 0
+			return work
+		}
 	}
-	if !d.urgent {
-		if r.commitAt == 0 || r.commitOn != e.ref {
-			r.commitOn = e.ref
-			r.commitAt = now + committerGrace + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+	// Many who commit at once would each make a commit anew in every epoch, of which one is
+	// used: who has lost its place twice lets the delays say who is next.
+	if !d.urgent || r.racesLost > 1 {
+		if r.commitAt == 0 || r.commitOn != e.ref || r.commitRests != rests {
+			r.commitOn, r.commitRests = e.ref, rests
+			r.commitAt = now + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
+			if rests {
+				r.commitAt += max(0, r.refreshFrom()-now)
+			}
+			if !d.urgent {
+				r.commitAt += committerGrace
+			}
 		}
 		if until := r.rivalUntil(e.ref, now); r.commitAt <= now && now < until { // then all wait, and must not go at once
 			r.commitAt = until + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
@@ -438,16 +455,6 @@ const acceptWait = 30 * time.Second
 // timers begin to run out.
 const committerGrace = time.Second
 
-// checkRefresh plans a commit with a fresh path when the last one is long ago.
-func (c *Client) checkRefresh(r *room) {
-	if r.rec.LastPath == 0 {
-		r.rec.LastPath = c.now().Unix()
-	}
-	if r.rec.Sent > refreshMessages || r.rec.Sent > 0 && c.now().Sub(time.Unix(r.rec.LastPath, 0)) > refreshAfter {
-		r.rec.Refresh = true
-	}
-}
-
 // prepareCommit claims the key packages a commit needs, without the lock, and
 // then makes it, unless the head moved meanwhile.
 func (c *Client) prepareCommit(ctx context.Context, roomID id.RoomID, head federation.Ref, cs mls.CipherSuite, targets []identity.Target) {
@@ -509,7 +516,8 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 		// nothing else rides on it.
 		d.policy, newList = nil, false
 	}
-	options := mls.CommitOptions{ForcePath: d.other}
+	// A scheduled path goes with any other commit where the room bears one.
+	options := mls.CommitOptions{ForcePath: d.other || d.renew && c.mono() >= r.refreshFrom()}
 	aad := rooms.CommitAAD{Parent: e.ref}
 	content := &rooms.CommitContent{Epoch: e.number + 1, Parent: rooms.Hash(e.ref), ParentEvent: c.commitEvent(r, e.ref)}
 

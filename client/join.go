@@ -168,7 +168,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
 	c.readAgain(r, ref, again, b)
-	r.rec.Refresh = lastResort // others joined with the same keys
+	r.rec.Renew = lastResort // others joined with the same keys
 	c.tellEpoch(r, e, false)
 	return nil
 }

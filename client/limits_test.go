@@ -23,6 +23,8 @@ func TestLimitsAreTheDocumentedOnes(t *testing.T) {
 		{l.PastEpochs == 3, "until 3 epochs (`client.Limits.PastEpochs`)"},
 		{l.Waiting == 500 && l.WaitingAge == 10*time.Minute, "500 of a room, reported after 10 minutes"},
 		{refreshAfter == 7*24*time.Hour && refreshMessages == 10_000, "after 7 days or 10,000 messages"},
+		{refreshSpread == 24*time.Hour && refreshPause == 10*time.Second, "within an eighth day, at a time of its own"},
+		{refreshPause == 10*time.Second, "until 10 s after the last one there"},
 	} {
 		if !c.ok {
 			t.Errorf("the code has another value than %q", c.text)

@@ -370,7 +370,7 @@ func (r *room) staysBehind(user id.UserID, device id.DeviceID) bool {
 // nothing else is to be committed.
 func (c *Client) reInitWork(r *room, e *epoch, d *due, now time.Duration) func(ctx context.Context) {
 	s := r.rec.Suite
-	if s == nil || !d.empty() || r.suiteError != nil {
+	if s == nil || !d.empty() && !d.onlyRenews() || r.suiteError != nil {
 		return nil
 	}
 	if e.group.CipherSuite() == s.Suite || e.ref != r.machine.Head() || !r.machine.Final(e.ref) || r.pending != nil || !r.planned || r.plannedOn != e.ref {

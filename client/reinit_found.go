@@ -451,7 +451,7 @@ func (c *Client) joinSuccessor(ctx context.Context, r *room, evt *Event, content
 	if !r.machine.Extends(r.machine.Head(), known.Ref) {
 		return nil // a founding that is not, or not yet, on the head
 	}
-	r.rec.Refresh = r.rec.Refresh || lastResort // others joined with the same keys
+	r.rec.Renew = r.rec.Renew || lastResort // others joined with the same keys
 	if r.rec.Phase == phaseJoining {
 		r.rec.Phase, r.joinAt = phaseMember, 0
 	}

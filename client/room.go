@@ -61,7 +61,8 @@ type roomRecord struct {
 	Superseded  bool         `json:"superseded,omitempty"` // another copy took this device's place in the group
 	FreshFrom   rooms.Hash   `json:"fresh_from,omitzero"`  // the commit from which on it is this copy's alone
 	Mine        []rooms.Hash `json:"mine,omitempty"`       // the last commits this copy made
-	Refresh     bool         `json:"refresh,omitempty"`    // a commit with a fresh path is due
+	Refresh     bool         `json:"refresh,omitempty"`    // a commit with a fresh path is due at once
+	Renew       bool         `json:"renew,omitempty"`      // one is due when its turn comes; see refreshDue
 	NewEra      bool         `json:"new_era,omitempty"`
 	HeirsEra    *heirsEra    `json:"heirs_era,omitempty"` // that our user, an heir, proposes
 	// EraProposals are those of other heirs, until this device consents.
@@ -153,13 +154,17 @@ type room struct {
 	devices  map[id.UserID]bool // users whose device lists were read since they changed
 	commitAt time.Duration      // when to commit if nobody did; 0: no timer
 	commitOn federation.Ref     // head the timer was set on
-	rivalOn  federation.Ref     // head on which another's commit waited
-	rivalAt  time.Duration      // when that was seen first
-	vouchAt  map[federation.Ref]time.Duration
-	vouchDue time.Duration            // when the next of these is due, as of the last look; 0: none
-	tried    map[string]time.Duration // failed attempts: not before
-	blocked  []string                 // why sending waits
-	changed  chan struct{}
+	// commitRests: it was set for a scheduled commit with a fresh path and nothing else.
+	commitRests bool
+	refreshedAt time.Duration  // when such a commit was last seen to be accepted; 0: not since the start
+	racesLost   int            // own commits in sequence in whose place another was accepted
+	rivalOn     federation.Ref // head on which another's commit waited
+	rivalAt     time.Duration  // when that was seen first
+	vouchAt     map[federation.Ref]time.Duration
+	vouchDue    time.Duration            // when the next of these is due, as of the last look; 0: none
+	tried       map[string]time.Duration // failed attempts: not before
+	blocked     []string                 // why sending waits
+	changed     chan struct{}
 
 	marked     int                // events that were processed since the start
 	mediaOrder []string           // keys of media, the oldest first

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"time"
 
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
@@ -18,12 +17,6 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
-)
-
-// When a device has to renew its keys (recovery from compromise).
-const (
-	refreshAfter    = 7 * 24 * time.Hour
-	refreshMessages = 10_000
 )
 
 // Send encrypts an event and sends it into the room. It returns once the
