@@ -129,9 +129,11 @@ bench-client: ## a message and a commit in a room of 1,000 leaves, a client that
 bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, PostgreSQL, and two processes there (docs/scale.md)
 	@mkdir -p bin .lab
 	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/manyrooms
-	bin/manyrooms -rooms $(MODULE_ROOMS) -database sqlite -json .lab/module-sqlite.json
-	bin/manyrooms -rooms $(MODULE_ROOMS) -database postgres -json .lab/module-postgres.json
-	bin/manyrooms -rooms $(MODULE_ROOMS) -database postgres -processes 2 -json .lab/module-two.json
+	@failed=; run() { echo "bin/manyrooms $$*"; bin/manyrooms "$$@" || failed=1; }; \
+	run -rooms $(MODULE_ROOMS) -database sqlite -json .lab/module-sqlite.json; \
+	run -rooms $(MODULE_ROOMS) -database postgres -json .lab/module-postgres.json; \
+	run -rooms $(MODULE_ROOMS) -database postgres -processes 2 -json .lab/module-two.json; \
+	test -z "$$failed"
 
 .PHONY: fuzz fuzz-ci
 fuzz: bin/fuzz ## every fuzz target for FUZZTIME=1m; the totals go into docs/robustness.md

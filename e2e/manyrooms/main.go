@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "write the figures to this file, too")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the module while nothing happens")
 	flag.DurationVar(&o.calm, "calm", 20*time.Second, "how long the module is silent when it has nothing more to do")
-	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "give up after this time")
+	flag.DurationVar(&o.limit, "limit", 3*time.Hour, "give up after this time")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -71,18 +71,27 @@ func (o *options) check() error {
 
 // report is what is written down of a run.
 type report struct {
-	Commit     string  `json:"commit"`
-	Date       string  `json:"date"`
-	Go         string  `json:"go"`
-	Processors int     `json:"processors"`
-	LoadBefore string  `json:"load_before"`
-	LoadAfter  string  `json:"load_after"`
-	Rooms      int     `json:"rooms"`
-	Members    int     `json:"members"`
-	Database   string  `json:"database"`
-	Processes  int     `json:"processes"`
-	Acts       []*act  `json:"acts"`
-	Peak       []int64 `json:"peak_rss"` // of each process of the module
+	Commit     string `json:"commit"`
+	Date       string `json:"date"`
+	Go         string `json:"go"`
+	Processors int    `json:"processors"`
+	LoadBefore string `json:"load_before"`
+	LoadAfter  string `json:"load_after"`
+	Rooms      int    `json:"rooms"`
+	Members    int    `json:"members"`
+	Database   string `json:"database"`
+	Processes  int    `json:"processes"`
+	Acts       []*act `json:"acts"`
+	Peaks      []peak `json:"peaks"` // of each process of the module, in the order in which they ended
+}
+
+// aim is what each process of the module is to stay within.
+const aim = 128 << 20
+
+// peak is the most memory that a process of the module ever had, in bytes.
+type peak struct {
+	Process string `json:"process"`
+	RSS     int64  `json:"rss"`
 }
 
 // act is one row.
@@ -110,10 +119,14 @@ func (r *report) text() string {
 		}
 		fmt.Fprintf(&b, "| %s | %.2f s | %.2f s | %.1f MiB | %d | %d | %s | %s |\n", a.Name, a.Seconds, a.CPU, float64(a.RSS)/(1<<20), a.Requests, a.Events, median, worst)
 	}
-	for i, p := range r.Peak {
-		fmt.Fprintf(&b, "\nMost memory ever, process %d: %.1f MiB.", i+1, float64(p)/(1<<20))
+	fmt.Fprintf(&b, "\n| process | most memory ever (aim %d MiB) | |\n| --- | --- | --- |\n", aim>>20)
+	for _, p := range r.Peaks {
+		kept := "kept"
+		if p.RSS > aim {
+			kept = "**missed**"
+		}
+		fmt.Fprintf(&b, "| %s | %.1f MiB | %s |\n", p.Process, float64(p.RSS)/(1<<20), kept)
 	}
-	fmt.Fprintln(&b)
 	return b.String()
 }
 

@@ -34,6 +34,7 @@ type bench struct {
 	procs []*process // nil: does not run
 	base  []string   // addresses, see client
 	died  context.CancelCauseFunc
+	begun []int        // how often each was started
 	lab   *lab.Servers // PostgreSQL; nil: there is none
 	rep   *report
 }
@@ -41,6 +42,7 @@ type bench struct {
 // process is a process of the module.
 type process struct {
 	*exec.Cmd
+	name    string        // for people
 	stopped atomic.Bool   // is to end
 	ended   chan struct{} // closed when it has
 	err     error         // how; read it after that
@@ -160,7 +162,7 @@ func (b *bench) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	b.procs = make([]*process, b.o.processes)
+	b.procs, b.begun = make([]*process, b.o.processes), make([]int, b.o.processes)
 	for i := range b.procs {
 		if err := b.start(i); err != nil {
 			return err
@@ -200,7 +202,8 @@ func (b *bench) start(i int) error {
 		return err
 	}
 	defer log.Close()
-	p := &process{Cmd: exec.Command(filepath.Join(b.o.bin, "matrix-mls"), "serve", "-c", b.config(i)), ended: make(chan struct{})}
+	b.begun[i]++
+	p := &process{Cmd: exec.Command(filepath.Join(b.o.bin, "matrix-mls"), "serve", "-c", b.config(i)), name: fmt.Sprintf("%d, start %d", i+1, b.begun[i]), ended: make(chan struct{})}
 	p.Stdout, p.Stderr = log, log
 	if err := p.Start(); err != nil {
 		return err
@@ -221,6 +224,9 @@ const late = "some work did not end in time; it is taken up at the next start"
 func (b *bench) stop(i int, sig os.Signal) error {
 	p := b.procs[i]
 	b.procs[i] = nil
+	if use, err := machine.Of(p.Process.Pid); err == nil { // else it has ended by itself
+		b.rep.Peaks = append(b.rep.Peaks, peak{p.name, use.Peak})
+	}
 	p.stopped.Store(true)
 	if err := p.Process.Signal(sig); err != nil {
 		return err
@@ -430,7 +436,7 @@ func (b *bench) again(ctx context.Context) error {
 		return err
 	}
 	active := b.o.processes - 1
-	if err := b.act(ctx, "killed and started again, or the other process takes over: from the kill until a commit is accepted", func() ([]time.Duration, error) {
+	return b.act(ctx, "killed and started again, or the other process takes over: from the kill until a commit is accepted", func() ([]time.Duration, error) {
 		if err := b.stop(active, syscall.SIGKILL); err != nil {
 			return nil, err
 		}
@@ -440,17 +446,5 @@ func (b *bench) again(ctx context.Context) error {
 			}
 		}
 		return accept()
-	}); err != nil {
-		return err
-	}
-	for _, cmd := range b.procs {
-		if cmd != nil {
-			p, err := machine.Of(cmd.Process.Pid)
-			if err != nil {
-				return err
-			}
-			b.rep.Peak = append(b.rep.Peak, p.Peak)
-		}
-	}
-	return nil
+	})
 }
