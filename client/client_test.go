@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -272,6 +273,99 @@ func TestSwitchingAnUnencryptedRoom(t *testing.T) {
 	w.send(bob, room, "now encrypted")
 	w.settle()
 	alice.wantTexts("now encrypted")
+}
+
+// TestSwitchingGoesOnAfterAKill: a program that is killed while it switches a room, once the room is encrypted, goes on when it
+// is started again, and lets in who was in the room before, by the room's rule.
+func TestSwitchingGoesOnAfterAKill(t *testing.T) {
+	for _, rule := range []string{"invite", "public"} {
+		for _, founding := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/founding=%t", rule, founding), func(t *testing.T) {
+				w := newWorld(t)
+				alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+				room := id.RoomID("!plain:" + testServer)
+				w.s.mu.Lock()
+				alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+				alice.hs.putState(room, rooms.TypeMember, string(alice.UserID()), map[string]string{"membership": "join"})
+				alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+				alice.hs.putState(room, rooms.TypeJoinRules, "", map[string]string{"join_rule": rule})
+				alice.hs.putState(room, rooms.TypeMember, string(bob.UserID()), map[string]string{"membership": "join"})
+				w.s.mu.Unlock()
+				w.settle()
+				w.module.down = true
+				killed := errors.New("killed")
+				if founding { // it waits for the module
+					ctx, cancel := w.timeout(5 * time.Second)
+					defer cancel()
+					if err := w.background(func() error { return alice.EnableMLS(ctx, room) }); err == nil {
+						t.Fatal("the group was founded without a module")
+					}
+				} else {
+					alice.hs.after = func(kind string) error {
+						if kind == "state/"+rooms.TypeEncryption {
+							return killed
+						}
+						return nil
+					}
+					if err := alice.EnableMLS(w.ctx, room); !errors.Is(err, killed) {
+						t.Fatal(err)
+					}
+					alice.hs.after = nil
+				}
+				alice.restart()
+				w.module.down = false
+				if !founding { // or it has gone on by itself, as the user's room has MLS and no group
+					if err := w.background(func() error { return alice.EnableMLS(w.ctx, room) }); err != nil && rooms.RuleOf(err) != rooms.RuleAlgorithmDowngrade {
+						t.Fatal(err)
+					}
+				}
+				w.settle()
+				w.sameEpoch(room, alice, bob)
+				w.send(bob, room, "now encrypted")
+				w.settle()
+				alice.wantTexts("now encrypted")
+				alice.mu.Lock()
+				defer alice.mu.Unlock()
+				policy, err := rooms.PolicyOf(alice.rooms[room].head().group)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := map[string]rooms.JoinPolicy{"invite": rooms.JoinAdmitted, "public": rooms.JoinOpen}[rule]; policy.Join != want {
+					t.Errorf("the group lets in %v, want %v", policy.Join, want)
+				}
+			})
+		}
+	}
+}
+
+// TestSwitchingThatTheHomeserverRefuses: the room stays as it is, and is no more followed than before.
+func TestSwitchingThatTheHomeserverRefuses(t *testing.T) {
+	w := newWorld(t)
+	alice := w.device("alice", "ALICE1")
+	room := id.RoomID("!plain:" + testServer)
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+	alice.hs.putState(room, rooms.TypeMember, string(alice.UserID()), map[string]string{"membership": "join"})
+	alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+	w.s.mu.Unlock()
+	w.settle()
+	alice.hs.refusesState = rooms.TypeEncryption
+	if err := w.background(func() error { return alice.EnableMLS(w.ctx, room) }); !errors.Is(err, errRefused) {
+		t.Fatalf("the room was switched, or: %v", err)
+	}
+	for range 2 {
+		w.settle()
+		if list, err := alice.Rooms(w.ctx); err != nil || len(list) != 0 {
+			t.Errorf("%d MLS rooms are listed (%v), want none", len(list), err)
+		}
+		alice.restart()
+	}
+	alice.hs.refusesState = ""
+	w.must(func() error { return alice.EnableMLS(w.ctx, room) })
+	w.settle()
+	if list, _ := alice.Rooms(w.ctx); len(list) != 1 || list[0].Epoch != 0 {
+		t.Errorf("after the homeserver let it: %+v", list)
+	}
 }
 
 // TestSwitchingLetsTheModuleShowItsKeys: when the module is invited it may set its

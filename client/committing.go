@@ -242,8 +242,9 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		}
 	}
 	// Many who commit at once would each make a commit anew in every epoch, of which one is
-	// used: who has lost its place twice lets the delays say who is next.
-	if !d.urgent || r.racesLost > 1 {
+	// used: who has lost its place twice lets the delays say who is next. A removal does not
+	// wait: nothing is sent before it.
+	if !d.urgent || r.racesLost > 1 && len(d.removes) == 0 {
 		if r.commitAt == 0 || r.commitOn != e.ref || r.commitRests != rests {
 			r.commitOn, r.commitRests = e.ref, rests
 			r.commitAt = now + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())

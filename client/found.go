@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,7 +100,9 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 }
 
 // EnableMLS turns an existing unencrypted room into an MLS room. The user
-// needs the power to change the room's encryption and power levels.
+// needs the power to change the room's encryption and power levels. Where it was
+// broken off, it goes on when it is called again, also after a restart; once the
+// room is encrypted it lets in those who were in the room before.
 func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 	var events []*Event
 	if err := c.retry(ctx, func() (err error) {
@@ -127,6 +130,13 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 	bot := botOf(serverOf(c.UserID()))
 	changes, err := rooms.SwitchState(state, current, []id.UserID{bot}, nonce)
 	if err != nil {
+		c.mu.Lock()
+		r := c.rooms[roomID]
+		resumes := r != nil && r.rec.Switch != nil && state.IsMLS() && (r.rec.Phase == phaseFounding || !r.anyGroup())
+		c.mu.Unlock()
+		if resumes {
+			return c.found(ctx, roomID, nil, func() {}, nil)
+		}
 		return err
 	}
 	// The module comes in after it was given the power to show its keys as
@@ -140,9 +150,27 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 		}
 		return nil
 	}
+	// Everybody who is in the room already is admitted by whoever switches it.
+	admit := []id.UserID{}
+	for user, member := range state.Members {
+		if member.Membership == rooms.MembershipJoin && !isBot(user) && user != c.UserID() {
+			admit = append(admit, user)
+		}
+	}
+	slices.Sort(admit)
+	known := true
 	for _, change := range changes {
 		if change.Type == rooms.TypeEncryption {
 			if err := invite(); err != nil {
+				return err
+			}
+			c.mu.Lock()
+			known = c.rooms[roomID] != nil
+			r := c.room(roomID)
+			r.rec.Switch = &roomSwitch{Admit: admit}
+			err := c.commitBatch(ctx, r, &batch{})
+			c.mu.Unlock()
+			if err != nil {
 				return err
 			}
 		}
@@ -150,20 +178,34 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 			_, err := c.hs.SendState(ctx, roomID, change.Type, change.StateKey, change.Content)
 			return err
 		}); err != nil {
+			if change.Type == rooms.TypeEncryption && isPermanent(err) {
+				err = errors.Join(err, c.dropSwitch(ctx, roomID, known))
+			}
 			return fmt.Errorf("client: set %s in %s: %w", change.Type, roomID, err)
 		}
 	}
-	// Everybody who is in the room already is admitted by whoever switches it.
-	c.mu.Lock()
-	r := c.room(roomID)
-	for user, member := range state.Members {
-		if member.Membership == rooms.MembershipJoin && !isBot(user) && user != c.UserID() {
-			r.admitLater = append(r.admitLater, user)
-		}
-	}
-	r.foundByRule = true
-	c.mu.Unlock()
 	return c.found(ctx, roomID, nil, func() {}, nil)
+}
+
+// dropSwitch forgets that a room was to be switched: it stays as it is, and is not
+// followed any more if it was not known before.
+func (c *Client) dropSwitch(ctx context.Context, roomID id.RoomID, known bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	switch {
+	case r == nil || r.rec.Switch == nil || r.rec.Phase != phaseNone || r.anyGroup():
+		return nil
+	case known:
+		r.rec.Switch = nil
+		return c.commitBatch(ctx, r, &batch{})
+	}
+	if err := c.st.Do(ctx, func(ctx context.Context) error { return c.forgetStrange(ctx, roomID) }); err != nil {
+		return err
+	}
+	delete(c.rooms, roomID)
+	r.notify()
+	return nil
 }
 
 // room returns a room, and begins to follow it if it is new.
@@ -281,7 +323,7 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	head := r.state.head(bot)
 	policy := rooms.DefaultPolicy(r.id, c.UserID(), module)
 	policy.SuiteOrder = c.suites
-	if r.foundByRule { // the user switches a room that has its rule already
+	if r.rec.Switch != nil { // the user switches a room that has its rule already
 		switch r.state.view.JoinRule {
 		case "public":
 			policy.Join = rooms.JoinOpen
@@ -355,13 +397,15 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	c.joined(r, e, b)
 	r.rec.Refresh = false
 	r.rec.Caused = map[id.UserID]bool{c.UserID(): true}
-	for _, user := range r.admitLater {
-		if err := c.admitUser(r, e, user); err != nil {
-			return err
+	if r.rec.Switch != nil {
+		for _, user := range r.rec.Switch.Admit {
+			if err := c.admitUser(r, e, user); err != nil {
+				return err
+			}
+			r.rec.Caused[user] = true
 		}
-		r.rec.Caused[user] = true
 	}
-	r.admitLater, r.foundError = nil, nil
+	r.rec.Switch, r.foundError = nil, nil
 	c.tellEpoch(r, e, false)
 	c.log.Info().Stringer("room_id", r.id).Stringer("suite", cs).Msg("Founded a group")
 	return c.commitBatch(ctx, r, b)

@@ -63,6 +63,7 @@ type roomRecord struct {
 	Mine        []rooms.Hash `json:"mine,omitempty"`       // the last commits this copy made
 	Refresh     bool         `json:"refresh,omitempty"`    // a commit with a fresh path is due at once
 	Renew       bool         `json:"renew,omitempty"`      // one is due when its turn comes; see refreshDue
+	Switch      *roomSwitch  `json:"switch,omitempty"`     // our user turns it into a room with MLS, until its group is founded
 	NewEra      bool         `json:"new_era,omitempty"`
 	HeirsEra    *heirsEra    `json:"heirs_era,omitempty"` // that our user, an heir, proposes
 	// EraProposals are those of other heirs, until this device consents.
@@ -86,6 +87,11 @@ type roomRecord struct {
 	Delivery     []rooms.Hash          `json:"delivery,omitempty"`  // epochs of which others' are kept, the newest last
 	Missing      []missing             `json:"missing,omitempty"`   // messages that did not come, and of which nobody was told yet
 	Accounted    []accounted           `json:"accounted,omitempty"` // ciphertexts that were seen, are never opened, and that no gap was laid to
+}
+
+// roomSwitch is what the founding of a group needs in a room that was not encrypted.
+type roomSwitch struct {
+	Admit []id.UserID `json:"admit"` // who was in the room
 }
 
 // epoch is an epoch this device can read.
@@ -214,9 +220,7 @@ type room struct {
 	spoke         map[spokeKey]bool // since the start
 	looked        time.Duration     // when the newest look into the history began that succeeded, monotonic; 0: none since the start
 	missAt        time.Duration     // when tellMissing has something to do; 0: nothing
-	admitLater    []id.UserID
 	foundPolicy   func(p *rooms.Policy)
-	foundByRule   bool // the policy lets in whom the join rule lets in
 	foundError    error
 	foundLate     time.Duration // from then on the module of another server will do
 	lastJoinError error
@@ -538,7 +542,7 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 	fresh.changed = r.changed
 	fresh.resumeLooks(r.needs)
 	fresh.foundLate = r.foundLate
-	fresh.foundPolicy, fresh.foundByRule, fresh.admitLater, fresh.foundWith = r.foundPolicy, r.foundByRule, r.admitLater, r.foundWith
+	fresh.foundPolicy, fresh.foundWith = r.foundPolicy, r.foundWith
 	fresh.nextPacks, fresh.nextSuite = r.nextPacks, r.nextSuite
 	*r = *fresh
 	return nil

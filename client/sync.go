@@ -510,7 +510,7 @@ func (c *Client) excessStrange() (over []*room) {
 	var strange []*room
 	by := map[id.UserID]int{}
 	for _, r := range c.rooms {
-		if r.strange() && r.rec.ToldBy != "" && !r.foundByRule {
+		if r.strange() && r.rec.ToldBy != "" && r.rec.Switch == nil {
 			strange = append(strange, r)
 			by[r.rec.ToldBy]++
 		}

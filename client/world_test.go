@@ -320,11 +320,13 @@ func (s *fakeServer) shown(device string, events ...*Event) []*Event {
 
 // fakeTransport is one user's access.
 type fakeTransport struct {
-	s       *fakeServer
-	user    id.UserID
-	device  id.DeviceID
-	fail    error // the next request fails with it, once
-	noState bool  // it does not give a room's state
+	// refusesState is a type of state that the homeserver does not let the user set.
+	refusesState string
+	s            *fakeServer
+	user         id.UserID
+	device       id.DeviceID
+	fail         error // the next request fails with it, once
+	noState      bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
 	noHistory id.RoomID
 	stalls    bool // it does not answer at all then
@@ -396,7 +398,10 @@ func (t *fakeTransport) putState(room id.RoomID, eventType, stateKey string, con
 func (t *fakeTransport) SendState(_ context.Context, room id.RoomID, eventType, stateKey string, content json.RawMessage) (id.EventID, error) {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
-	return t.putState(room, eventType, stateKey, content), nil
+	if eventType == t.refusesState {
+		return "", fmt.Errorf("fake: no power: %w", errRefused)
+	}
+	return t.putState(room, eventType, stateKey, content), t.lost("state/" + eventType)
 }
 
 func (t *fakeTransport) Redact(_ context.Context, room id.RoomID, target id.EventID, _, reason string) (id.EventID, error) {
