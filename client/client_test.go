@@ -338,6 +338,40 @@ func TestSwitchingGoesOnAfterAKill(t *testing.T) {
 	}
 }
 
+// TestSwitchingLetsInNobodyWhoIsGone: who was in the room when it was encrypted, and was put out before the group was
+// founded, gets no admission that would let them in later.
+func TestSwitchingLetsInNobodyWhoIsGone(t *testing.T) {
+	w := newWorld(t)
+	alice, bob, mallory := w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("mallory", "MALLORY1")
+	room := id.RoomID("!plain:" + testServer)
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeCreate, "", map[string]string{})
+	alice.hs.putState(room, rooms.TypePowerLevels, "", map[string]any{"users": map[string]int{string(alice.UserID()): 100}})
+	for _, d := range []*testDevice{alice, bob, mallory} {
+		d.hs.putState(room, rooms.TypeMember, string(d.UserID()), map[string]string{"membership": "join"})
+	}
+	w.s.mu.Unlock()
+	w.settle()
+	w.module.down = true
+	ctx, cancel := w.timeout(5 * time.Second)
+	defer cancel()
+	if err := w.background(func() error { return alice.EnableMLS(ctx, room) }); err == nil {
+		t.Fatal("the group was founded without a module")
+	}
+	w.s.mu.Lock()
+	alice.hs.putState(room, rooms.TypeMember, string(mallory.UserID()), map[string]string{"membership": "leave"})
+	w.s.mu.Unlock()
+	w.settle()
+	w.module.down = false
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	if _, admitted := alice.rooms[room].rec.Admissions[mallory.UserID()]; admitted {
+		t.Error("mallory has an admission")
+	}
+}
+
 // TestSwitchingThatTheHomeserverRefuses: the room stays as it is, and is no more followed than before.
 func TestSwitchingThatTheHomeserverRefuses(t *testing.T) {
 	w := newWorld(t)

@@ -258,6 +258,9 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		if until := r.rivalUntil(e.ref, now); r.commitAt <= now && now < until { // then all wait, and must not go at once
 			r.commitAt = until + rooms.CommitterDelay(e.ref, e.group.OwnLeafIndex(), e.group.MemberCount())
 		}
+		if rests { // the head may have gone back to where a timer ran out
+			r.commitAt = max(r.commitAt, r.refreshFrom())
+		}
 		if now < r.commitAt {
 			return nil
 		}

@@ -102,7 +102,9 @@ func (c *Client) CreateRoom(ctx context.Context, o CreateOptions) (id.RoomID, er
 // EnableMLS turns an existing unencrypted room into an MLS room. The user
 // needs the power to change the room's encryption and power levels. Where it was
 // broken off, it goes on when it is called again, also after a restart; once the
-// room is encrypted it lets in those who were in the room before.
+// room is encrypted it lets in those who were in the room before, and are still. A
+// client may have gone on by itself by then: that the room has MLS already is no
+// failure of it.
 func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 	var events []*Event
 	if err := c.retry(ctx, func() (err error) {
@@ -399,6 +401,9 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 	r.rec.Caused = map[id.UserID]bool{c.UserID(): true}
 	if r.rec.Switch != nil {
 		for _, user := range r.rec.Switch.Admit {
+			if r.state.membership(user) != rooms.MembershipJoin {
+				continue // gone since
+			}
 			if err := c.admitUser(r, e, user); err != nil {
 				return err
 			}
