@@ -66,6 +66,7 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 			c.mu.Unlock()
 			return 0
 		}
+		since := c.mono()
 		if err := c.drain(ctx, r); err != nil {
 			c.mu.Unlock()
 			c.log.Err(err).Stringer("room_id", roomID).Msg("Failed to process a room, will try again")
@@ -110,7 +111,7 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 		for i, key := range due {
 			fetch[i] = r.needs[key]
 		}
-		at(c.nextTimer(r))
+		at(c.nextTimer(r, since))
 		c.mu.Unlock()
 
 		if len(fetch) == 0 && work == nil {
@@ -813,12 +814,19 @@ func (c *Client) nextWork(r *room, now time.Duration) func(ctx context.Context) 
 // looked at: later than at once, or a clock that stands would make it spin.
 const overdueIn = time.Millisecond
 
-// nextTimer returns the time of the room's next timer, 0 if there is none.
-func (c *Client) nextTimer(r *room) time.Duration {
+// nextTimer returns the time of the room's next timer, 0 if there is none. On a busy
+// machine one may have run out after it was looked at: the look began at since.
+func (c *Client) nextTimer(r *room, since time.Duration) time.Duration {
 	var next time.Duration
 	now := c.mono()
 	at := func(t time.Duration) {
-		if t > now && (next == 0 || t < next) {
+		if t <= since {
+			return
+		}
+		if t <= now {
+			t = now + overdueIn
+		}
+		if next == 0 || t < next {
 			next = t
 		}
 	}

@@ -148,7 +148,7 @@ func (w *world) watchCommits(room id.RoomID, span time.Duration, done func() boo
 func (d *testDevice) timer(room id.RoomID) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if at := d.nextTimer(d.rooms[room]); at > 0 {
+	if at := d.nextTimer(d.rooms[room], d.mono()); at > 0 {
 		return at
 	}
 	return math.MaxInt64

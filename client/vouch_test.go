@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -127,7 +128,7 @@ func TestAWordThatBecomesDueMeanwhileIsNotForgotten(t *testing.T) {
 		due := r.vouchDue
 		if due > 0 {
 			w.now.add(due - bob.mono() + rooms.VoucherGrace)
-			if next := bob.nextTimer(r); next != bob.mono()+overdueIn {
+			if next := bob.nextTimer(r, bob.mono()); next != bob.mono()+overdueIn {
 				t.Errorf("its turn came %v ago, and the room is looked at again at %v, it is %v", bob.mono()-due, next, bob.mono())
 			}
 		}
@@ -141,5 +142,24 @@ func TestAWordThatBecomesDueMeanwhileIsNotForgotten(t *testing.T) {
 	defer alice.mu.Unlock()
 	if m := alice.rooms[room].machine; m.NewestFinal() != m.Head() {
 		t.Error("nobody vouched")
+	}
+}
+
+// TestATimerThatRunsOutWhileARoomIsLookedAt: what became due after the look began is not forgotten until
+// something else happens.
+func TestATimerThatRunsOutWhileARoomIsLookedAt(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.three("shared")
+	w.settle()
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	r, since := alice.rooms[room], alice.mono()
+	r.commitAt = since + time.Second
+	w.now.add(2 * time.Second)
+	if next, want := alice.nextTimer(r, since), alice.mono()+overdueIn; next != want {
+		t.Errorf("the room is looked at again at %v, want %v", next, want)
+	}
+	if next := alice.nextTimer(r, alice.mono()); next == alice.mono()+overdueIn {
+		t.Error("it is looked at again for what it was looked at for")
 	}
 }
