@@ -74,7 +74,8 @@ type node struct {
 //   - a device that is out was shown nothing that began to be sent once its author knew of that;
 //   - no key was used for two messages.
 //
-// What a user sent who is out at the end has to come only if those who put them out had been shown it before. What was sent
+// What a user sent who is out at the end has to come only if those who put them out had been shown it before; else it may
+// come in any order, as homeservers give it out by the history alone, if at all. What was sent
 // again may come after later messages where lacks says that the homeserver of the device does not have it as it was sent
 // first: Dendrite refuses for good what it cannot get the state before of. Without lacks, every homeserver has everything.
 func Check(room id.RoomID, journals []*Journal, lacks func(device *Journal, event id.EventID) bool) *Verdict {
@@ -388,7 +389,7 @@ func (c *checker) ordered(r *reader) {
 			}
 			prev := last[m.author]
 			switch late := prev != nil && m.ended < prev.began; {
-			case late && m.event != "" && e.Event != m.event && c.lacks(r.Journal, m.event):
+			case late && (c.overtaken(m) || m.event != "" && e.Event != m.event && c.lacks(r.Journal, m.event)):
 				c.v.Late++
 			case late:
 				c.v.problem("%s was shown message %s of %s after %s, which was sent later", r.Name, short(m.mid), m.author.Name, short(prev.mid))

@@ -69,6 +69,7 @@ func newTold() *told {
 	w.send("a", "one", "01", 0, "b", "c", "m")
 	w.send("a", "two", "01", 1, "b", "c", "m")
 	w.send("m", "before", "01", 0, "a", "b", "c")
+	w.send("m", "unseen", "01", 1, "b", "c") // by who bans m
 	w.enter("b", "02", "01", user("b"), false, nil)
 	w.send("b", "on the side", "02", 0, "c")
 	w.write("a", e2e.Entry{Kind: e2e.Did, Call: "ban", Target: user("m"), Began: w.now})
@@ -100,6 +101,13 @@ func (w *told) find(who, kind, mid string) *e2e.Entry {
 	panic("no such entry")
 }
 
+// swap lets two messages that a device was shown come in the other order.
+func (w *told) swap(who, first, second string) {
+	a, b := w.find(who, e2e.Got, first), w.find(who, e2e.Got, second)
+	*a, *b = *b, *a
+	a.At, b.At = b.At, a.At
+}
+
 func (w *told) drop(who, kind, mid string) {
 	e := *w.find(who, kind, mid)
 	w.journals[who].Entries = slices.DeleteFunc(w.journals[who].Entries, func(x e2e.Entry) bool { return x.Kind == e.Kind && x.Mid == e.Mid })
@@ -108,7 +116,7 @@ func (w *told) drop(who, kind, mid string) {
 // TestChecker: the checker is content with a good history, and notices each thing that can be wrong with one.
 func TestChecker(t *testing.T) {
 	good := e2e.Check(checkedRoom, newTold().list(), nil)
-	if len(good.Problems) > 0 || good.Devices != 3 || good.Out != 1 || good.Messages != 5 || good.Lost != 1 || good.Deliveries != 15 {
+	if len(good.Problems) > 0 || good.Devices != 3 || good.Out != 1 || good.Messages != 6 || good.Lost != 1 || good.Deliveries != 15 {
 		t.Fatalf("a good history: %v\n%s", good, strings.Join(good.Problems, "\n"))
 	}
 	for _, test := range []struct {
@@ -142,6 +150,7 @@ func TestChecker(t *testing.T) {
 			one, two := w.find("c", e2e.Got, "one"), w.find("c", e2e.Got, "two")
 			one.Mid, two.Mid, one.Digest, two.Digest = two.Mid, one.Mid, two.Digest, one.Digest
 		}, "which was sent later"},
+		{"what the banned said out of order", func(w *told) { w.swap("c", "before", "unseen") }, "which was sent later"},
 		{"of nobody", func(w *told) {
 			w.write("c", e2e.Entry{Kind: e2e.Got, Mid: "forged", Sender: "@a:lab", Device: "D"})
 		}, "nobody says to have sent"},
@@ -170,6 +179,13 @@ func TestChecker(t *testing.T) {
 	w.write("c", e2e.Entry{Kind: e2e.AtRest, Ref: ref("03"), Members: []string{"@a:lab/D", "@b:lab/D", "@c:lab/D"}})
 	if v := e2e.Check(checkedRoom, w.list(), nil); len(v.Problems) > 0 {
 		t.Errorf("shown again after a restart: %v", v.Problems)
+	}
+	// What who banned them had not seen may come in any order.
+	w = newTold()
+	w.drop("a", e2e.Got, "before")
+	w.swap("c", "before", "unseen")
+	if v := e2e.Check(checkedRoom, w.list(), nil); len(v.Problems) > 0 || v.Late != 1 {
+		t.Errorf("what was overtaken by a ban came out of order: %v", v.Problems)
 	}
 	// What was sent again may come late to a device whose homeserver refused what was sent first.
 	w = newTold()
