@@ -90,7 +90,7 @@ func TestIdleStagesRunBesideThoseThatWait(t *testing.T) {
 // TestStageThatBeginsAloneRunsAsUsual: once nothing waits for servers any more, no priority is lowered.
 func TestStageThatBeginsAloneRunsAsUsual(t *testing.T) {
 	if lowest() == nil {
-		t.Skip("this machine knows no lower priority")
+		t.Fatal("this machine knows no lower priority: neither chrt nor nice runs")
 	}
 	ended := fifo(t)
 	var b bytes.Buffer
