@@ -525,6 +525,9 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	aad := rooms.CommitAAD{Parent: e.ref}
 	content := &rooms.CommitContent{Epoch: e.number + 1, Parent: rooms.Hash(e.ref), ParentEvent: c.commitEvent(r, e.ref)}
 
+	if c.without[probe.Removes] && len(d.adds) > 0 {
+		d.removes = nil
+	}
 	// Removes first: a module's proposal by reference where there is one.
 	for _, rm := range d.removes {
 		if ref, raw, ok := r.proposalFor(e, rm.Leaf); ok {

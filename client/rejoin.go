@@ -66,7 +66,7 @@ func (c *Client) planRejoin(ctx context.Context, roomID id.RoomID, bot id.UserID
 	if r == nil {
 		return out, nil
 	}
-	if r.machine != nil {
+	if r.machine != nil && !c.without[probe.Stale] {
 		final := r.machine.NewestFinal()
 		known, ok := r.machine.Known(final)
 		if scope, held := r.machine.ScopeAt(final); held && string(scope.Group) != string(group) {

@@ -61,7 +61,7 @@ func (s *sim) canApply(x *simNode, n *node) bool {
 
 // follow goes to the head, as far as the member can apply it.
 func (s *sim) follow(x *simNode) {
-	head := x.m.head
+	head, moved := x.m.head, x.at != x.m.head.ref
 	if x.at != head.ref {
 		own, _ := x.device(x.m.nodes[x.at])
 		plan, ok := x.m.Heal(x.at, head.ref, own)
@@ -93,6 +93,9 @@ func (s *sim) follow(x *simNode) {
 				s.stats.resent++
 			}
 		}
+	}
+	if moved && x.at == head.ref {
+		s.readable(x)
 	}
 }
 

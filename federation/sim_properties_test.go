@@ -566,8 +566,8 @@ func (s *sim) progressed() {
 	}
 }
 
-// readAll: 4: every message of an author who is on the head can be read by each
-// member whose device was there when it was last sent.
+// readAll: 4: no message of an author who is on the head stays on a branch that lost, and
+// each member whose device was there when it was last sent can read it.
 func (s *sim) readAll() {
 	for i, msg := range s.msgs {
 		a := msg.author
@@ -581,15 +581,28 @@ func (s *sim) readAll() {
 		if !a.m.head.extends(last) {
 			broken("4 no lost message", "message %d of %s stayed on a branch that lost", i, a.name)
 		}
-		for _, y := range s.members {
-			if y == s.bad || !y.up || y.at != y.m.head.ref {
-				continue
-			}
-			was, in := y.device(last)
-			is, in2 := y.device(y.m.head)
-			if in && in2 && was == is && s.cannot[last.ref] == "" && !y.holds[last.ref] {
-				broken("4 no lost message", "%s cannot read message %d of %s in %s", y.name, i, a.name, last.ref.Short())
-			}
+	}
+	for _, y := range s.members {
+		if y.up && y.at == y.m.head.ref {
+			s.readable(y)
+		}
+	}
+}
+
+// readable: 4: who has come to a head where its device is can read what was sent in
+// the epochs below it in which that device was, wherever its author is by now.
+func (s *sim) readable(y *simNode) {
+	is, in := y.device(y.m.head)
+	if y == s.bad || !in {
+		return
+	}
+	for i, msg := range s.msgs {
+		last := y.m.nodes[msg.epochs[len(msg.epochs)-1]]
+		if msg.author == s.bad || last == nil || y.holds[last.ref] || s.cannot[last.ref] != "" || !y.m.head.extends(last) {
+			continue
+		}
+		if was, in := y.device(last); in && was == is {
+			broken("4 no lost message", "%s cannot read message %d of %s in %s", y.name, i, msg.author.name, last.ref.Short())
 		}
 	}
 }

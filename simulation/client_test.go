@@ -21,6 +21,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -102,6 +103,7 @@ func (d *device) start() {
 	if err != nil {
 		d.w.fail("open %s: %v", d.name, err)
 	}
+	d.out, d.newest = nil, federation.Ref{} // of what its disk had there may be less
 	d.next, d.stepAt, d.flushAt, d.seen, d.heard, d.away = d.w.net.Now, 0, 0, -1, 0, 0
 	d.replenish()
 }
@@ -109,8 +111,14 @@ func (d *device) start() {
 // told notes what the client tells its program.
 func (d *device) told(u client.Update) {
 	d.updates = append(d.updates, u)
-	if change, ok := u.(*client.EpochChanged); ok {
-		d.entered[change.Ref] = true
+	switch u := u.(type) {
+	case *client.EpochChanged:
+		d.entered[u.Ref] = true
+	case *client.Message: // 4, nobody shows one twice
+		if at := d.shown[u.Body()]; u.Body() != "" && at != "" && at != u.EventID {
+			d.w.later = &violation{"4 no lost message", fmt.Sprintf("%s shows %q once as %s, once as %s", d.name, u.Body(), at, u.EventID)}
+		}
+		d.shown[u.Body()] = u.EventID
 	}
 }
 
@@ -491,6 +499,7 @@ func (t *transport) Join(_ context.Context, room string, _ []string) (id.RoomID,
 
 func (t *transport) Upload(_ context.Context, data []byte, _ string) (mxc string, err error) {
 	err = t.request("upload", func() error {
+		sealedIn("a file", data)
 		mxc = t.d.server.Upload(data)
 		return nil
 	})
@@ -510,6 +519,7 @@ func (t *transport) SendToDevice(_ context.Context, eventType, txnID string, mes
 		t.d.server.Once(t.d.user, txnID, func() id.EventID {
 			for _, user := range sortedKeys(messages) {
 				for _, dev := range sortedKeys(messages[user]) {
+					sealedIn("what is sent to a device", messages[user][dev])
 					t.d.w.judgeToDevice(t.d, eventType, user, dev, messages[user][dev])
 					t.d.w.secrets.carried = append(t.d.w.secrets.carried, messages[user][dev])
 					t.d.server.SendToDevice(t.d.user, eventType, user, dev, slices.Clone(messages[user][dev]))

@@ -29,7 +29,9 @@
 // others take over), reset (state resolution forgets memberships), backup (the disk
 // of a module or a device is put back to what it was, without a word to the
 // program) and liar (a listed module accepts and votes beside what it signed,
-// withholds receipts, shows old and forged heads and proposes to remove members).
+// withholds receipts, shows old and forged heads and proposes to remove members). No
+// seed draws stale (servers keep the heads of other servers' modules to themselves until
+// the first heal), which scripts use.
 // Links always delay and reorder.
 //
 // # Properties
@@ -43,13 +45,14 @@
 //	                        with a liar, and where a majority of the list is lost or was put back, after an admin's era, too. With a
 //	                        liar two commits of an era may be final, and then a device was told who lied
 //	 3 epoch monotonicity   after every turn of a device
-//	 4 no lost message      at the end: once at every device that was in by the epoch it was sent in last; nobody shows one twice;
-//	                        with soft and half: at every device that entered that epoch. A device that was put back is asked for what
-//	                        was sent since
-//	 5 server blindness     at the end: planted texts, the private keys of key packages, and of each epoch that a device held the secrets of
+//	 4 no lost message      at the end: once at every device that was in by the epoch it was sent in last; with soft and half: at every
+//	                        device that entered that epoch. A device that was put back is asked for what was sent since. Nobody shows
+//	                        one twice: whenever a device tells of one, and at the end
+//	 5 server blindness     each event, file and message to a device, when a server gets it: planted texts. At the end all of these: planted texts, the private keys of key packages, and of each epoch that a device held the secrets of
 //	                        the key schedule, its private keys of leaf, path and signature and what is left of the secret tree, or half of
 //	                        one of these, raw, in hexadecimal or in base64: in events, to-device messages, media, modules' databases and logs
-//	 6 removal              each ciphertext, where it is sent: no leaf of whom its sender has seen leave; no device holds an epoch without its leaf
+//	 6 removal              each ciphertext, where it is sent: no leaf of whom its sender has seen leave; no device holds an epoch without its leaf;
+//	                        each commit, when somebody enters its epoch: who was out for its author before it was made has no leaf there
 //	 7 bounded forks        the epochs that a device keeps, after every turn; the room comes to rest, and who was let in is in, at the
 //	                        end, but devices that were put back and saw that they had gone on without: they say so, and stay out
 //	 8 membership           each leaf of each epoch is a device of its user
@@ -58,7 +61,8 @@
 //	11 live proposals       who is out has no leaf, at the end
 //	12 Welcome after accept each Welcome, where it is sent; of an era, which needs no accept, after the word of somebody who applied it
 //	13 one Welcome          each Welcome, where it is sent
-//	14 newcomers            who was told that it is confirmed came in on what became final, at the end
+//	14 newcomers            who is told that it is confirmed came in on what is final, after every turn; each commit, where it is sent, joining
+//	                        again among them: on nothing that lies below what has been final for that device, or beside it
 //	15 crash safety         each receipt against all of its module before; each durable key and nonce against all before
 //	16 portability          one head at the end, whatever servers kept to themselves; soft
 //	17 no server's act      each leaf is of a user whom a member let in, whom servers invite beside; forge

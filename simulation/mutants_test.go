@@ -64,6 +64,9 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{probe.Proposals, "servers=2 modules=1 users=3 window=16 history=shared propose", "propose 0 1 2\nrun 9\n", "9 no forgery"},
 		{probe.Tags, "servers=2 modules=1 users=2 window=16 history=shared swap", "swap 0 0 0\npolicy 0 1 0\nrun 9\n", "7 bounded forks"},
 		{probe.Unready, "servers=3 modules=3 users=3 window=16 history=shared lists hang", "list 0 6 0\nhang 2 0 0\nrun 12\nlist 0 1 0\nrun 12\n", "10 bounded censorship"},
+		{probe.Removes, "servers=3 modules=3 users=4 window=16 history=shared members parted", "part 1 0 0\nleave 0 1 2\ninvite 0 0 0\neach 0\nwait 12\neach 0\nwait 2\nheal\nwait 2\n", "6 removal"},
+		{probe.Once, "servers=3 modules=3 users=3 window=16 history=shared parted", "part 1 0 0\neach 0\nwait 12\neach 0\nwait 2\nheal\nwait 2\n", "4 no lost message"},
+		{probe.Stale, "servers=2 modules=1 users=3 window=16 history=shared half members stale", "policy 0 1 0\nrun 9\ninvite 2 0 0\nrun 12\nheal\npolicy 0 0 0\nrun 12\n", "14 newcomers"},
 		{kickSwallowed, "servers=2 modules=1 users=3 window=16 history=shared members", "leave 0 2 1\nrun 9\n", "9 no forgery"},
 	} {
 		if raceEnabled && test.without != probe.Barrier {
@@ -129,7 +132,8 @@ func (w *world) mutate() {
 		for _, m := range w.modules {
 			m.probe.Without[probe.Tags] = true
 		}
-	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies, probe.Accept, probe.Packages, probe.Confirm, probe.Proof, probe.Proposals, probe.Unready:
+	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies, probe.Accept, probe.Packages, probe.Confirm, probe.Proof, probe.Proposals, probe.Unready,
+		probe.Removes, probe.Once, probe.Stale:
 		for _, d := range w.devices {
 			d.probe.Without[string(w.script.without)] = true
 		}

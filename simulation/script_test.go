@@ -80,6 +80,7 @@ type faults struct {
 	propose                 bool // proposals are forged
 	swap                    bool // servers swap confirmation tags
 	liar                    bool // a listed module lies
+	stale                   bool // servers keep the heads of other servers' modules to themselves, until the first heal; no seed draws it
 	parted                  bool // three modules are listed at the start, and cuts outlast the waits of a takeover
 }
 
@@ -88,7 +89,7 @@ func (f *faults) flags() map[string]*bool {
 		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
 		"soft": &f.soft, "forge": &f.forge, "bad": &f.bad,
 		"half": &f.half, "lists": &f.lists, "hang": &f.hang, "reset": &f.reset, "backup": &f.backup, "propose": &f.propose, "swap": &f.swap,
-		"liar": &f.liar, "parted": &f.parted,
+		"liar": &f.liar, "stale": &f.stale, "parted": &f.parted,
 	}
 }
 

@@ -216,14 +216,20 @@ func (f *finder) find(data []byte) string {
 	return ""
 }
 
+// sealedIn: 5, no text of a message is in what servers carry, when they get it.
+func sealedIn(where string, data []byte) {
+	if bytes.Contains(data, []byte(planted)) {
+		broken("5 server blindness", "a message is in %s", where)
+	}
+}
+
 // blind: 5, no plaintext and no secret is in what servers carried, nor in the
-// databases and logs of modules.
+// databases and logs of modules. Whose secrets these are is known at the end only, and
+// nothing that was carried is forgotten until then.
 func (w *world) blind() {
 	f := w.secrets.finder()
 	look := func(where string, data []byte) {
-		if bytes.Contains(data, []byte(planted)) {
-			broken("5 server blindness", "a message is in %s", where)
-		}
+		sealedIn(where, data)
 		if name := f.find(data); name != "" {
 			broken("5 server blindness", "%s is in %s", name, where)
 		}

@@ -30,6 +30,9 @@ func simulate(sc script, dir string, sum *stats) (w *world, err error) {
 	}()
 	w.found()
 	w.lying = true
+	if sc.faults.stale {
+		w.net.Hide = func(_ *simnet.Server, e *simnet.Event) bool { return e.Type == rooms.TypeHead }
+	}
 	w.mutate()
 	if n := sc.faults.users; sc.faults.bad || sc.faults.half {
 		w.devices[n-1].bad = true
@@ -97,6 +100,9 @@ func (w *world) step(st step) {
 		w.run(time.Duration(min(st.a, 30)) * time.Minute)
 	case opHeal:
 		w.net.Heal()
+		if w.script.faults.stale {
+			w.net.Hide = nil
+		}
 	case opSoft:
 		w.softFail([]int{0, 10, 30}[st.a%3])
 	case opForge:

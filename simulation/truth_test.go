@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -35,10 +36,11 @@ type truth struct {
 	messages []*message
 	welcomed map[string][]byte // key package → the Welcome that was sent for it
 	accepted map[federation.Ref]bool
-	applied  map[federation.Ref]bool             // commits that another user than the author said it applied
-	order    []federation.Ref                    // commits as they were sent
-	spoiled  map[federation.Ref]bool             // commits that nobody can apply
-	half     map[federation.Ref]map[*device]bool // commits that these cannot apply
+	applied  map[federation.Ref]bool               // commits that another user than the author said it applied
+	order    []federation.Ref                      // commits as they were sent
+	spoiled  map[federation.Ref]bool               // commits that nobody can apply
+	half     map[federation.Ref]map[*device]bool   // commits that these cannot apply
+	knew     map[federation.Ref]map[id.UserID]bool // whom a commit's author saw out of the room before making it
 	secrets  secrets
 	events   int
 	digest   hash.Hash // of everything that was sent
@@ -48,7 +50,7 @@ func (t *truth) init(w *world) {
 	*t = truth{
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, begun: map[id.UserID]bool{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
-		applied: map[federation.Ref]bool{}, spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{},
+		applied: map[federation.Ref]bool{}, spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{}, knew: map[federation.Ref]map[id.UserID]bool{},
 		digest: sha256.New(),
 	}
 	t.secrets.init()
@@ -98,10 +100,14 @@ type observed struct {
 	head    federation.Ref
 	joined  map[federation.Ref]bool // commits that it came in with, and that were confirmed
 	entered map[federation.Ref]bool // commits that it told its program of as on the head
+	out     map[id.UserID]bool      // who was out of the room when it was last looked at
+	newest  federation.Ref          // the deepest commit that was final for it since it was started, or came in
+	shown   map[string]id.EventID   // messages that it told its program of, by what they say
 }
 
 func (o *observed) init() {
 	o.checked, o.joined, o.entered = map[federation.Ref]bool{}, map[federation.Ref]bool{}, map[federation.Ref]bool{}
+	o.out, o.newest, o.shown = nil, federation.Ref{}, map[string]id.EventID{}
 }
 
 func (w *world) allow(by, user id.UserID) { w.admitted[user] = append(w.admitted[user], by) }
@@ -132,6 +138,7 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 	w.truth.events++
 	w.stats.events++
 	fmt.Fprintf(w.digest, "%d %s %s %s\n", w.net.Now, at.Name, e.ID, e.Raw())
+	sealedIn("an event of type "+e.Type, e.Content)
 	if len(e.Content) > rooms.MaxEventSize {
 		broken("no failure", "%s sends an event of %d bytes", e.Sender, len(e.Content))
 	}
@@ -282,9 +289,10 @@ func (w *world) extends(a, b federation.Ref) bool {
 func (w *world) observe(d *device) {
 	h := d.held()
 	if h == nil || h.Machine == nil {
-		d.final = federation.Ref{}
+		d.final, d.out, d.newest = federation.Ref{}, nil, federation.Ref{}
 		return
 	}
+	w.knows(d, h)
 	for ref, group := range h.Epochs {
 		if d.checked[ref] {
 			continue
@@ -304,6 +312,9 @@ func (w *world) observe(d *device) {
 		broken("no failure", "%s: the handling of an event broke an invariant", d.name)
 	}
 	d.head = m.Head()
+	if final := w.commits[m.NewestFinal()]; final != nil && (w.commits[d.newest] == nil || final.depth > w.commits[d.newest].depth) {
+		d.newest = final.ref // who joins again looks at the room from where they do
+	}
 }
 
 // observeModule checks a module after its turn.
@@ -333,6 +344,7 @@ func (w *world) epoch(ref federation.Ref, number uint64, treeHash []byte, by str
 		w.epochs[ref] = e
 		w.membership(ref, e)
 		w.unforged(ref, e)
+		w.removesFirst(ref, e)
 		return e
 	}
 	if e.number != number || !bytes.Equal(e.treeHash, treeHash) {
@@ -389,6 +401,37 @@ func (w *world) unforged(ref federation.Ref, e *epoch) {
 			continue
 		}
 		broken("9 no forgery", "commit %s removes %s, who never left", ref.Short(), leaf.Cred.String())
+	}
+}
+
+// knows notes who is out of the room for a device, and, of a commit that it made since it was
+// last looked at, who was out for it before.
+func (w *world) knows(d *device, h *probe.Held) {
+	before := d.out
+	d.out = map[id.UserID]bool{}
+	for user, m := range h.Members {
+		d.out[user] = m.Membership == rooms.MembershipLeave || m.Membership == rooms.MembershipBan
+	}
+	if h.Pending.IsZero() || w.knew[h.Pending] != nil {
+		return
+	}
+	w.knew[h.Pending] = map[id.UserID]bool{}
+	for user, out := range before {
+		w.knew[h.Pending][user] = out && d.out[user]
+	}
+}
+
+// removesFirst: 6, who is out goes within one commit of a member who saw that, whatever
+// else that commit does. One who comes in alone can take out nobody else.
+func (w *world) removesFirst(ref federation.Ref, e *epoch) {
+	c := w.commits[ref]
+	if c == nil || c.external || c.era {
+		return
+	}
+	for _, leaf := range e.leaves {
+		if w.knew[ref][leaf.Cred.User] && leaf.Cred.User != c.sender {
+			broken("6 removal", "commit %s leaves %s in, whom its author had seen leave", ref.Short(), leaf.Cred.String())
+		}
 	}
 }
 
@@ -483,16 +526,25 @@ func (w *world) bounded(d *device, held int, m *federation.Machine) {
 
 const pastEpochs = 3
 
-// confirmed notes with what a device came in, once it is told that this is
-// confirmed. See newcomers.
+// confirmed: 14, who is told that what it came in with is confirmed came in on what is final.
 func (w *world) confirmed(d *device, unconfirmed bool, join federation.Ref) {
-	if !unconfirmed && !join.IsZero() {
-		d.joined[join] = true
+	if unconfirmed || join.IsZero() || d.joined[join] {
+		return
 	}
+	d.joined[join] = true
+	for _, final := range w.finals {
+		if w.extends(final, join) {
+			return
+		}
+	}
+	broken("14 newcomers", "%s was confirmed, and %s is not final", d.name, join.Short())
 }
 
 // judgeSend looks at what a device sends.
 func (w *world) judgeSend(d *device, kind string, content json.RawMessage) (is *message) {
+	if kind == rooms.TypeCommit {
+		w.judgeCommit(d, content)
+	}
 	if kind != rooms.TypeEncrypted {
 		return nil
 	}
@@ -523,6 +575,19 @@ func (w *world) judgeSend(d *device, kind string, content json.RawMessage) (is *
 		}
 	}
 	return is
+}
+
+// judgeCommit: 14, a device commits, and joins again, on nothing that lies below the newest
+// final commit that it knows, or beside it.
+func (w *world) judgeCommit(d *device, content json.RawMessage) {
+	c, err := rooms.DecodeCommit(content)
+	if err != nil {
+		w.fail("%s sends what is no commit: %v", d.name, err)
+	}
+	parent, newest := w.commits[federation.Ref(c.Parent)], w.commits[d.newest]
+	if parent != nil && newest != nil && parent.depth <= newest.depth && parent != newest {
+		broken("14 newcomers", "%s commits on %s, which lies below %s, which is final for it", d.name, parent.ref.Short(), newest.ref.Short())
+	}
 }
 
 // noteCiphertext finds out which message was encrypted.

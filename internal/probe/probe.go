@@ -52,6 +52,9 @@ const (
 	Proof     = "proof"     // a module's head is taken if it is proven
 	Proposals = "proposals" // of proposals only a module's are taken, for a reason that the device sees
 	Unready   = "unready"   // a list of modules that are not ready is given up
+	Removes   = "removes"   // who is out goes before anybody comes in
+	Once      = "once"      // a message that was sent again is shown once
+	Stale     = "stale"     // nobody joins again on what lies below the newest final commit they know
 )
 
 // Tags is a rule of modules: a commit counts if its author signed the confirmation
