@@ -225,6 +225,41 @@ func TestEnginePostsAgainWhatOthersLack(t *testing.T) {
 	})
 }
 
+// TestEngineShowsItsHeadAnewToWhoAsks: a member whose homeserver keeps the newest head to
+// itself gets another one, at most once in a minute, whoever asks how often.
+func TestEngineShowsItsHeadAnewToWhoAsks(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
+		m, r, _, _ := pair(t, dbCfg)
+		m.settleFor(5 * time.Minute) // nothing is due any more
+		before := len(r.hs.events(r.id, rooms.TypeHead))
+		for minute := range 2 {
+			for _, nonce := range []string{"one", "two", "three"} {
+				raw, err := rooms.Encode(&rooms.RequestContent{Heads: true, Nonce: nonce})
+				must(t, err)
+				r.hs.add(r.id, bob, rooms.TypeRequest, nil, raw)
+				m.settleFor(10 * time.Second)
+			}
+			heads := r.hs.events(r.id, rooms.TypeHead)
+			if got := len(heads) - before; got != minute+1 {
+				t.Fatalf("%d heads in the %d. minute, want %d", got, minute+1, minute+1)
+			}
+			head, err := rooms.DecodeHead(heads[len(heads)-1].Content)
+			must(t, err)
+			if federation.Ref(head.Accepted.Ref) != r.head || len(head.Answers) > 0 {
+				t.Errorf("the head shows %x and answers %q", head.Accepted.Ref, head.Answers)
+			}
+			m.settleFor(time.Minute)
+		}
+		raw, err := rooms.Encode(&rooms.RequestContent{Heads: true, Nonce: "four"})
+		must(t, err)
+		r.hs.add(r.id, "@stranger:far.test", rooms.TypeRequest, nil, raw)
+		m.settleFor(time.Minute)
+		if got := len(r.hs.events(r.id, rooms.TypeHead)) - before; got != 2 {
+			t.Errorf("%d heads after a stranger asked, want 2", got)
+		}
+	})
+}
+
 func TestEngineProposesToRemoveWhoLeft(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
 		m, r, a, b := pair(t, dbCfg)

@@ -185,9 +185,11 @@ func (e *Engine) takeRequest(ctx context.Context, r *room, msg *message) (outcom
 	}
 	now := e.d.Monotonic()
 	policy, _ := r.m.PolicyAt(r.m.Head())
-	if req.Heads && req.Nonce != "" && len(req.Nonce) <= maxNonce && r.m.Listed() && r.heads[msg.sender] != nil {
-		if r.anew.answers = append(r.anew.answers, req.Nonce); len(r.anew.answers) > 4 {
-			r.anew.answers = r.anew.answers[1:]
+	if req.Heads && req.Nonce != "" && len(req.Nonce) <= maxNonce && r.m.Listed() {
+		if r.heads[msg.sender] != nil { // a module, which waits for the answer
+			if r.anew.answers = append(r.anew.answers, req.Nonce); len(r.anew.answers) > 4 {
+				r.anew.answers = r.anew.answers[1:]
+			}
 		}
 		r.postHead(now)
 	}

@@ -294,6 +294,7 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 		r.noteHeads()
 	}
 	r.joinTries, r.joinBy, r.joinFails = 0, "", nil
+	r.headsAsked = 0
 	r.rec.LastPath, r.rec.Sent = c.now().Unix(), 0
 	r.joinAt, r.planned, r.lastJoinError = 0, false, nil
 	r.eraNo, _ = r.machine.EraOf()
@@ -478,6 +479,9 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			now := c.mono()
 			r.joinAt = now + joinRetry
 			r.lastJoinError = err
+			if rooms.RuleOf(err) == ruleStaleGroupInfo {
+				c.askForHeads(ctx, r, now)
+			}
 			var wrong *headError
 			if errors.As(err, &wrong) {
 				r.joinAt = now + r.restModule(bot, now)

@@ -138,6 +138,33 @@ func (c *Client) requestMissing(ctx context.Context, r *room) error {
 	return c.commitBatch(ctx, r, b)
 }
 
+// askForHeads asks the room's modules to post their heads anew, of which the own
+// homeserver shows none that is as new as what this device knows: it may have refused
+// the newest for itself, and in a quiet room no other follows. It is asked ever more
+// seldom, for what is shown stays old where the homeserver shows no new ones at all.
+func (c *Client) askForHeads(ctx context.Context, r *room, now time.Duration) {
+	if now < r.headsAskAt {
+		return
+	}
+	r.headsAskAt = now + min(requestEvery<<min(r.headsAsked, 6), requestSeldom)
+	r.headsAsked++
+	nonce, err := c.newID()
+	if err == nil {
+		var raw []byte
+		if raw, err = rooms.Encode(&rooms.RequestContent{Heads: true, Nonce: nonce}); err == nil {
+			b := &batch{}
+			if _, err = c.addRow(b, r, kindProof, stateReady, federation.Ref{}, outData{Type: rooms.TypeRequest, Content: raw}); err == nil {
+				err = c.commitBatch(ctx, r, b)
+			}
+		}
+	}
+	if err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to ask the modules for their heads")
+		return
+	}
+	c.log.Info().Stringer("room_id", r.id).Msg("Asked the modules for their heads, of which the homeserver shows old ones alone")
+}
+
 // nextRequest returns when requestMissing has something to do, 0 if nothing waits.
 func (r *room) nextRequest() (next time.Duration) {
 	for _, q := range r.requests {

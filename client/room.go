@@ -215,6 +215,8 @@ type room struct {
 	requests     map[federation.Ref]*request // commits that the homeserver does not give
 	requestNext  time.Duration               // when modules may be asked again
 	requestWait  time.Duration               // for how long they were not, the last time
+	headsAskAt   time.Duration               // when they may be asked for their heads again
+	headsAsked   int                         // how often they were since this device was a member
 	told         map[string]bool
 
 	spoke         map[spokeKey]bool // since the start
