@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -347,10 +348,16 @@ func faultKilledAtWritePoints(t *testing.T) {
 				continue
 			}
 			// At the first, the last, and one between; the database makes no
-			// difference to which.
+			// difference to which. MLS_CRASH_POINTS=all: at twenty of each.
 			hits := []int{1, (n + 1) / 2, n}
 			if cfg.Type == "postgres" {
 				hits = []int{(n + 1) / 2}
+			}
+			if os.Getenv("MLS_CRASH_POINTS") == "all" {
+				hits = nil
+				for k := range min(n, 20) {
+					hits = append(hits, 1+k*n/min(n, 20))
+				}
 			}
 			for _, hit := range slices.Compact(hits) {
 				t.Run(fmt.Sprintf("%s/%d", point, hit), func(t *testing.T) { life(t, freshDatabase(t, cfg), point, hit) })
