@@ -245,12 +245,16 @@ func commitKey(roomID id.RoomID, ref federation.Ref) string {
 	return "commit/" + string(roomID) + "/" + ref.String()
 }
 
+// keepCommit stores a commit with the step that is going on, which can read it already: the
+// commit's accept may have been there before it.
 func (c *Client) keepCommit(b *batch, r *room, ref federation.Ref, content *rooms.CommitContent) {
+	kept := &storedCommit{Message: content.Message, Proposals: content.Proposals, KeyPackages: content.KeyPackages}
+	if content.Founding {
+		kept.GroupInfo, kept.Tree = content.GroupInfo, content.Snapshot.Tree
+	}
+	r.keeping[ref] = kept
+	b.then(func() { delete(r.keeping, ref) })
 	b.do(func(ctx context.Context) error {
-		kept := storedCommit{Message: content.Message, Proposals: content.Proposals, KeyPackages: content.KeyPackages}
-		if content.Founding {
-			kept.GroupInfo, kept.Tree = content.GroupInfo, content.Snapshot.Tree
-		}
 		raw, err := json.Marshal(kept)
 		if err != nil {
 			return fmt.Errorf("client: commit %s: %w", ref.Short(), err)
@@ -709,6 +713,7 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 	delete(r.rec.Vouched, ref.String())
 	delete(r.rec.Rejected, ref.String())
 	delete(r.vouchAt, ref)
+	delete(r.keeping, ref)
 	b.do(func(ctx context.Context) error { return c.st.DeleteKV(ctx, commitKey(r.id, ref)) })
 }
 

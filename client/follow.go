@@ -134,6 +134,9 @@ func (c *Client) publicAt(ctx context.Context, r *room, ref federation.Ref) (*ml
 
 // storedCommit reads back a commit that the coordination holds.
 func (c *Client) storedCommit(ctx context.Context, r *room, ref federation.Ref) (*storedCommit, error) {
+	if kept := r.keeping[ref]; kept != nil {
+		return kept, nil
+	}
 	raw, err := c.st.GetKV(ctx, commitKey(r.id, ref))
 	if err != nil {
 		return nil, fmt.Errorf("%w: commit %s: %w", errStore, ref.Short(), err)

@@ -147,6 +147,7 @@ type room struct {
 	own     map[federation.Ref]*pending          // own commits that are not final
 	pending *pending                             // the one that waits for its accept
 	staged  map[federation.Ref]*mls.StagedCommit // cache: validated commits, not merged
+	keeping map[federation.Ref]*storedCommit     // what the step that is going on writes
 	public  map[federation.Ref]*mls.PublicGroup  // cache: epochs whose secrets are not ours
 	blind   bool                                 // set by tests: commits of others cannot be opened
 	written map[string][32]byte                  // hashes of what was written last, by part
@@ -262,7 +263,7 @@ type room struct {
 func (c *Client) newRoom(roomID id.RoomID) *room {
 	return &room{
 		id: roomID, state: newRoomState(roomID), epochs: map[federation.Ref]*epoch{},
-		staged: map[federation.Ref]*mls.StagedCommit{}, public: map[federation.Ref]*mls.PublicGroup{}, needs: map[string]*need{}, media: map[string][]byte{},
+		staged: map[federation.Ref]*mls.StagedCommit{}, keeping: map[federation.Ref]*storedCommit{}, public: map[federation.Ref]*mls.PublicGroup{}, needs: map[string]*need{}, media: map[string][]byte{},
 		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
 		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
 		badSince: map[string]*badLeaf{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
