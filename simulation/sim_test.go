@@ -281,7 +281,14 @@ func TestWhatMakesACommitCount(t *testing.T) {
 	w.sent(at, &simnet.Event{Type: rooms.TypeApplied, Sender: "@u:s.test", Content: raw})
 	want("an era that somebody applied", side, true, true)
 	want("a commit that somebody applied", side, false, false)
-	w.accepted[high] = true
+	raw, err = rooms.Encode(rooms.AcceptOf(&federation.Accept{Config: low, Ref: high, Parent: low, Epoch: 2, Chain: federation.Chain{Counter: 1}, Signature: make([]byte, 64)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = rooms.Encode(&rooms.RepostContent{Type: rooms.TypeAccept, Sender: "@m:s.test", Content: raw}); err != nil {
+		t.Fatal(err)
+	}
+	w.sent(at, &simnet.Event{Type: rooms.TypeRepost, Sender: "@m:s.test", Content: raw}) // the accept itself was kept back
 	want("a commit below an accept", low, false, true)
 	want("a commit beside it", side, false, false)
 }

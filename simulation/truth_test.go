@@ -156,6 +156,16 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 			w.accepted[federation.Ref(c.Ref)] = true
 			w.goesOn(at, e.Sender, federation.Ref(c.Ref))
 		}
+	case rooms.TypeRepost: // of one that its module kept to itself first, perhaps
+		if c, err := rooms.DecodeRepost(e.Content); err == nil && c.Type == rooms.TypeAccept {
+			if a, err := rooms.DecodeAccept(c.Content); err == nil {
+				w.accepted[federation.Ref(a.Ref)] = true
+			}
+		}
+	case rooms.TypeHead:
+		if h, err := rooms.DecodeHead(e.Content); err == nil {
+			w.acceptShown(at, h)
+		}
 	case rooms.TypeApplied:
 		if c, err := rooms.DecodeReceipt(e.Type, string(e.ID), e.Content); err == nil {
 			// The author's own word vouches for nothing.
@@ -165,6 +175,18 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 		}
 	}
 	w.trace("%s: %s by %s %s", at.Name, e.Type, e.Sender, w.describe(e))
+}
+
+// acceptShown notes the accept that a module's head shows: it counts there, too, if it
+// never came by itself.
+func (w *world) acceptShown(at *simnet.Server, h *rooms.HeadContent) {
+	raw := []byte(h.Proof)
+	if h.ProofFile != nil {
+		raw, _ = at.Download(string(h.ProofFile.MXC), h.ProofFile.Size)
+	}
+	if p, err := rooms.DecodeProof(raw); err == nil && p.Accept != nil {
+		w.accepted[p.Accept.Ref] = true
+	}
 }
 
 // goesOn counts a cut of which a second side goes on with a branch of its own.
