@@ -100,7 +100,8 @@ func (w *world) lasting() int {
 
 // stuck tells whether the room waits for a new era: too few are left who could
 // vouch for what is not final, and so nothing becomes final, and beyond the
-// window nothing is committed.
+// window nothing is committed. So does an era that nobody is left to vouch for: it
+// counts once one of its other members comes into the room.
 func (w *world) stuck() bool {
 	if w.shut() {
 		return true
@@ -109,7 +110,11 @@ func (w *world) stuck() bool {
 		return false
 	}
 	return slices.ContainsFunc(w.devices, func(d *device) bool {
-		return d.in() && d.held().Machine.NewestFinal() != d.held().Machine.Head()
+		if !d.in() {
+			return false
+		}
+		h := d.held()
+		return h.Machine.NewestFinal() != h.Machine.Head() || w.opensEra(h.Pending)
 	})
 }
 
