@@ -36,8 +36,9 @@ type Identity interface {
 	Outdate(ctx context.Context, user id.UserID) error
 	OnDevicesChanged(fn func(user id.UserID))
 	ClaimKeyPackages(ctx context.Context, cs mls.CipherSuite, targets []identity.Target) ([]identity.Claimed, error)
-	Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error)
+	Bundle(ctx context.Context, refs []mls.KeyPackageRef) (bundle *mls.KeyPackageBundle, shared bool, err error)
 	ConsumeBundle(ctx context.Context, ref mls.KeyPackageRef) error
+	ShareBundles(ctx context.Context) error
 }
 
 // Limits bounds what others can make a client hold or do. Zero fields mean the
@@ -161,14 +162,16 @@ type Client struct {
 	devs       map[id.UserID]*identity.UserDevices // as last read
 	notices    deviceNotices
 	refusals   map[string]uint64
-	creating   int                       // rooms that are being made
-	plain      map[id.RoomID]bool        // rooms that the guard found to be none of ours
-	patience   time.Duration             // memberWait
-	pageWait   time.Duration             // pageTimeout
-	steps      uint64                    // rounds of the engine
-	crashAt    func(point string) error  // set by tests
-	without    map[string]bool           // rules that the simulator leaves out
-	blind      func(federation.Ref) bool // commits that it lets this device not open; nil: none
+	creating   int // rooms that are being made
+	// shareBundles: another copy of the store was noticed, which has its key packages, too.
+	shareBundles bool
+	plain        map[id.RoomID]bool        // rooms that the guard found to be none of ours
+	patience     time.Duration             // memberWait
+	pageWait     time.Duration             // pageTimeout
+	steps        uint64                    // rounds of the engine
+	crashAt      func(point string) error  // set by tests
+	without      map[string]bool           // rules that the simulator leaves out
+	blind        func(federation.Ref) bool // commits that it lets this device not open; nil: none
 
 	// History that is handed over; see history.go.
 	tasks                 []*historyTask

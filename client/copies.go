@@ -21,7 +21,8 @@ import (
 // (store.Restore marks it, or the room shows what this copy never did), nothing
 // is encrypted in an epoch the other copy can have sent in. The device commits
 // with a fresh path, or joins again; only from that epoch on does it send. The
-// other copy cannot follow into it, and notices by that commit.
+// other copy cannot follow into it, and notices by that commit. The same goes for an
+// epoch that a key package opens which the other copy may have had, too.
 
 // ruleCopied is the rule of rooms whose state here is an old copy.
 const ruleCopied = "client/copied-store"
@@ -38,10 +39,8 @@ func (c *Client) copied(r *room, why string) {
 		return
 	}
 	fresh := !r.rec.Copied
-	r.rec.Copied, r.rec.FreshFrom, r.rec.Refresh = true, rooms.Hash{}, true
-	for _, own := range r.own {
-		own.Fresh = false
-	}
+	c.shareBundles = c.shareBundles || fresh || !r.rec.FreshFrom.IsZero()
+	r.distrust()
 	if fresh {
 		c.warn(r, "copied/"+r.machine.Head().String(), &Warning{
 			Rule: ruleCopied, Sender: c.UserID(), Kind: CopyWarning,
@@ -50,6 +49,22 @@ func (c *Client) copied(r *room, why string) {
 	}
 	r.notify()
 	c.poke()
+}
+
+// distrust takes the room's ratchets for those of another copy, too.
+func (r *room) distrust() {
+	r.rec.Copied, r.rec.FreshFrom, r.rec.Refresh = true, rooms.Hash{}, true
+	for _, own := range r.own {
+		own.Fresh = false
+	}
+}
+
+// enteredBy looks at the key package that opened an epoch of a room. If it is shared it may
+// have opened that epoch before: what is encrypted there would use message keys twice.
+func (c *Client) enteredBy(r *room, shared bool) {
+	if shared && !c.without[probe.Copies] {
+		r.distrust()
+	}
 }
 
 // mayEncrypt tells whether an epoch's ratchets are this copy's alone.
@@ -144,7 +159,8 @@ func (c *Client) noteSuperseded(r *room, commit *federation.Commit) bool {
 	return true
 }
 
-// markRestored lets every room of a restored store begin with fresh keys.
+// markRestored lets every room of a restored store begin with fresh keys, those that
+// the device comes into with a key package from before the restore, too.
 func (c *Client) markRestored(ctx context.Context) error {
 	if restored, err := c.st.Restored(ctx); err != nil || !restored {
 		return err
@@ -178,11 +194,15 @@ func (c *Client) markRestored(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := c.ident.ShareBundles(ctx); err != nil {
+			return err
+		}
 		return c.st.ClearRestored(ctx)
 	})
 	if err != nil {
 		return fmt.Errorf("client: begin with a restored store: %w", err)
 	}
+	c.shareBundles = false
 	for _, fn := range b.after {
 		fn()
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -178,11 +179,7 @@ func faultRestoredBackup(t *testing.T) {
 	room, alice, bob, carol := w.three("shared")
 	w.send(bob, room, "before")
 	w.settle()
-	secret := store.BackupSecret{Key: bytes.Repeat(store.Key{9}, store.KeySize)}
-	var backup bytes.Buffer
-	if err := bob.st.Backup(w.ctx, &backup, secret); err != nil {
-		t.Fatal(err)
-	}
+	path := bob.restored()
 	// One message goes out after the backup, and the restored copy never sees it.
 	w.send(bob, room, "after the backup")
 	w.settle()
@@ -196,10 +193,6 @@ func faultRestoredBackup(t *testing.T) {
 	hidden.RoomID = "!hidden:" + testServer
 	w.s.mu.Unlock()
 
-	path := filepath.Join(t.TempDir(), "restored.db")
-	if _, err := store.Restore(w.ctx, &backup, path, secret); err != nil {
-		t.Fatal(err)
-	}
 	before := bob.headRef(room)
 	bob.got = nil
 	bob.put(path)
@@ -223,4 +216,78 @@ func faultRestoredBackup(t *testing.T) {
 	if bob.headRef(room) != head {
 		t.Error("every start makes fresh keys")
 	}
+}
+
+// TestOldCopyIsAddedAgain: a store from before the device came into a room holds no ratchets of
+// it, only the key package that opens them, and the Welcome comes once more.
+func TestOldCopyIsAddedAgain(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		restored bool // by [store.Restore], which marks it; else another room shows that it is a copy
+	}{{"restored", true}, {"noticed elsewhere", false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+			room, other := w.createRoom(alice, CreateOptions{}), w.createRoom(alice, CreateOptions{})
+			if !tc.restored {
+				w.must(func() error { return alice.Invite(w.ctx, other, bob.UserID()) })
+				w.join(bob, other)
+			}
+			w.settle()
+			old, kept := bob.copyStore(), maps.Clone(bob.ident.bundles)
+			if tc.restored {
+				old = bob.restored()
+			}
+			w.s.welcomes = nil
+			w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+			w.join(bob, room)
+			w.settle()
+			w.sameEpoch(room, alice, bob)
+			head := bob.headRef(room)
+			w.send(bob, room, "by the first copy")
+			if !tc.restored {
+				w.send(bob, other, "by the first copy, elsewhere")
+			}
+			w.settle()
+			w.hide(func(evt *Event) bool {
+				return evt.RoomID == room && evt.Type == rooms.TypeEncrypted && evt.Sender == bob.UserID()
+			})
+
+			bob.ident.bundles, bob.got = kept, nil
+			bob.put(old)
+			if !tc.restored {
+				w.until(60, func() bool { return bob.warned(ruleCopied) })
+			}
+			w.s.mu.Lock()
+			queue := string(bob.UserID()) + "/" + string(bob.DeviceID())
+			w.s.toDevice[queue] = append(w.s.toDevice[queue], &Event{Type: rooms.TypeWelcome, Sender: alice.UserID(), Content: w.s.welcomes[0]})
+			w.s.mu.Unlock()
+			w.settle()
+			w.send(bob, room, "by the old copy")
+			w.settle()
+			w.sameEpoch(room, alice, bob)
+			if bob.headRef(room) == head {
+				t.Error("the old copy sent in the epoch that the first copy sent in")
+			}
+			if got := alice.texts(); got[len(got)-1] != "by the old copy" {
+				t.Errorf("alice got %q", got)
+			}
+			w.checkNonces()
+		})
+	}
+}
+
+// restored makes a backup of a device's store, and restores it elsewhere.
+func (d *testDevice) restored() (path string) {
+	d.w.t.Helper()
+	secret := store.BackupSecret{Key: bytes.Repeat(store.Key{9}, store.KeySize)}
+	var backup bytes.Buffer
+	if err := d.st.Backup(d.w.ctx, &backup, secret); err != nil {
+		d.w.t.Fatal(err)
+	}
+	path = filepath.Join(d.w.t.TempDir(), "restored.db")
+	if _, err := store.Restore(d.w.ctx, &backup, path, secret); err != nil {
+		d.w.t.Fatal(err)
+	}
+	return path
 }

@@ -111,7 +111,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if msg.Welcome() == nil {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the message is no Welcome")
 	}
-	bundle, err := c.ident.Bundle(ctx, msg.Welcome().Recipients())
+	bundle, shared, err := c.ident.Bundle(ctx, msg.Welcome().Recipients())
 	if err != nil {
 		return errRefusedUpdate(rooms.RuleUnsolicitedKey, "it is for none of this device's key packages")
 	}
@@ -169,6 +169,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.joined(r, e, b)
 	c.readAgain(r, ref, again, b)
 	r.rec.Renew = lastResort // others joined with the same keys
+	c.enteredBy(r, shared)
 	c.tellEpoch(r, e, false)
 	return nil
 }

@@ -416,7 +416,7 @@ func (c *Client) joinSuccessor(ctx context.Context, r *room, evt *Event, content
 	if msg.Welcome() == nil {
 		return errRefusedUpdate(rooms.RuleWelcomeNotForUs, "the message is no Welcome")
 	}
-	bundle, err := c.ident.Bundle(ctx, msg.Welcome().Recipients())
+	bundle, shared, err := c.ident.Bundle(ctx, msg.Welcome().Recipients())
 	if err != nil {
 		return errRefusedUpdate(rooms.RuleUnsolicitedKey, "it is for none of this device's key packages")
 	}
@@ -448,6 +448,7 @@ func (c *Client) joinSuccessor(ctx context.Context, r *room, evt *Event, content
 	c.putEpoch(b, r, e)
 	b.entered = append(b.entered, e)
 	b.then(r.notify)
+	c.enteredBy(r, shared)
 	if !r.machine.Extends(r.machine.Head(), known.Ref) {
 		return nil // a founding that is not, or not yet, on the head
 	}

@@ -457,6 +457,11 @@ func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
 		if err := c.writeRecord(ctx, r, b.state); err != nil {
 			return err
 		}
+		if c.shareBundles {
+			if err := c.ident.ShareBundles(ctx); err != nil {
+				return err
+			}
+		}
 		return c.crashpoint("room-commit")
 	})
 	if err != nil {
@@ -465,6 +470,7 @@ func (c *Client) commitBatch(ctx context.Context, r *room, b *batch) error {
 		}
 		return err
 	}
+	c.shareBundles = false
 	for _, fn := range b.after {
 		fn()
 	}

@@ -598,6 +598,7 @@ type fakeIdentity struct {
 	device  id.DeviceID
 	limit   int // events of one room in one sync
 	bundles map[string][]byte
+	shared  map[string]bool // which of them another copy has, too
 	changed func(user id.UserID)
 	// read is called, once, when devices of the user were read and the answer is under way.
 	read map[id.UserID]func()
@@ -693,14 +694,21 @@ func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, t
 	}
 	return out, nil
 }
-func (i *fakeIdentity) Bundle(_ context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error) {
+func (i *fakeIdentity) Bundle(_ context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, bool, error) {
 	i.opened++
 	for _, ref := range refs {
 		if raw, ok := i.bundles[string(ref)]; ok {
-			return mls.UnmarshalKeyPackageBundle(raw)
+			bundle, err := mls.UnmarshalKeyPackageBundle(raw)
+			return bundle, i.shared[string(ref)], err
 		}
 	}
-	return nil, errors.New("fake: not ours")
+	return nil, false, errors.New("fake: not ours")
+}
+func (i *fakeIdentity) ShareBundles(context.Context) error {
+	for ref := range i.bundles {
+		i.shared[ref] = true
+	}
+	return nil
 }
 func (i *fakeIdentity) ConsumeBundle(_ context.Context, ref mls.KeyPackageRef) error {
 	delete(i.bundles, string(ref))
@@ -851,7 +859,7 @@ func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, i
 		}
 		d.mlsKeys[cs] = key
 	}
-	ident := &fakeIdentity{s: s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}}
+	ident := &fakeIdentity{s: s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}, shared: map[string]bool{}}
 	for _, cs := range suites {
 		ident.addPackages(w, cs, 20, random)
 	}

@@ -654,14 +654,17 @@ func (a *account) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, target
 	return out, err
 }
 
-func (a *account) Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error) {
+func (a *account) Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, bool, error) {
 	for _, ref := range refs {
 		if kp, err := a.d.st.KeyPackage(ctx, ref); err == nil {
-			return mls.UnmarshalKeyPackageBundle(kp.Bundle)
+			bundle, err := mls.UnmarshalKeyPackageBundle(kp.Bundle)
+			return bundle, kp.State == store.KeyPackageShared, err
 		}
 	}
-	return nil, errors.New("simulation: not ours")
+	return nil, false, errors.New("simulation: not ours")
 }
+
+func (a *account) ShareBundles(ctx context.Context) error { return a.d.st.ShareKeyPackages(ctx) }
 
 func (a *account) ConsumeBundle(ctx context.Context, ref mls.KeyPackageRef) error {
 	return a.d.st.DeleteKeyPackage(ctx, ref)

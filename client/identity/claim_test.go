@@ -35,14 +35,14 @@ func TestClaimedKeyPackageOpensForItsOwner(t *testing.T) {
 		t.Fatal(got.Err)
 	}
 	refs := []mls.KeyPackageRef{[]byte("not ours"), got.KeyPackage.Ref()}
-	bundle, err := b.Bundle(t.Context(), refs)
+	bundle, _, err := b.Bundle(t.Context(), refs)
 	if err != nil || string(bundle.Ref()) != string(got.KeyPackage.Ref()) {
 		t.Fatalf("bundle: %v", err)
 	}
 	if err := b.ConsumeBundle(t.Context(), got.KeyPackage.Ref()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Bundle(t.Context(), refs); !errors.Is(err, store.ErrNotFound) {
+	if _, _, err := b.Bundle(t.Context(), refs); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("a consumed key package: got %v, want ErrNotFound", err)
 	}
 	if err := b.ConsumeBundle(t.Context(), got.KeyPackage.Ref()); err != nil {
@@ -169,7 +169,7 @@ func TestDeviceWithoutKeyPackagesIsAsked(t *testing.T) {
 	if got.Err != nil {
 		t.Fatal(got.Err)
 	}
-	if _, err := b.Bundle(t.Context(), []mls.KeyPackageRef{got.KeyPackage.Ref()}); err != nil {
+	if _, _, err := b.Bundle(t.Context(), []mls.KeyPackageRef{got.KeyPackage.Ref()}); err != nil {
 		t.Errorf("the answer's private parts: %v", err)
 	}
 }
@@ -302,8 +302,14 @@ func TestLastResort(t *testing.T) {
 	if err := i.ConsumeBundle(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil {
+	if _, shared, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil || shared {
 		t.Errorf("a last resort does not survive its first use: %v", err)
+	}
+	if err := i.st.PruneRejoinSecrets(t.Context(), "!busy:one", 9); err != nil {
+		t.Fatal(err)
+	}
+	if _, shared, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil || !shared {
+		t.Errorf("what a last resort opened is forgotten, and it counts as unused (%v)", err)
 	}
 	algorithm := string(rooms.SuiteKeyAlgorithm(1))
 	held := func() string { return h.device(i).Fallback[algorithm].ID }
@@ -316,13 +322,51 @@ func TestLastResort(t *testing.T) {
 	if held() == string(rooms.KeyPackageID(1, ref)) {
 		t.Error("a used last resort was not replaced")
 	}
-	if _, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil {
+	if _, _, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil {
 		t.Errorf("a replaced last resort is gone at once: %v", err)
 	}
 	now = now.Add(100 * 24 * time.Hour)
 	syncOnce(t, i)
-	if _, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); !errors.Is(err, store.ErrNotFound) {
+	if _, _, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an expired last resort: got %v, want ErrNotFound", err)
+	}
+}
+
+// TestKeyPackagesOfACopiedStore: another copy of the store has the same ones. They open Welcomes and say so, none
+// is uploaded again, and the last resort is replaced.
+func TestKeyPackagesOfACopiedStore(t *testing.T) {
+	h := newHomeserver(t, true)
+	now := time.Now()
+	i := openIdentity(t, func() time.Time { return now })
+	if err := i.LoginPassword(t.Context(), Login{Homeserver: h.URL, User: "@a:one"}, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	bootstrap(t, i)
+	fallback := func() string { return h.device(i).Fallback[string(rooms.SuiteKeyAlgorithm(1))].ID }
+	old := fallback()
+	stored := func() mls.KeyPackageRef {
+		bundle, err := i.makePackage(t.Context(), 1, false, store.KeyPackageMade, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bundle.Ref()
+	}
+	copied := stored()
+	if err := i.ShareBundles(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.st.MarkKeyPackageUploaded(t.Context(), copied); err != nil { // that was under way
+		t.Fatal(err)
+	}
+	for want, ref := range map[bool]mls.KeyPackageRef{true: copied, false: stored()} {
+		if _, shared, err := i.Bundle(t.Context(), []mls.KeyPackageRef{ref}); err != nil || shared != want {
+			t.Errorf("a key package is shared: %v, want %v (%v)", shared, want, err)
+		}
+	}
+	now = now.Add(2 * time.Hour)
+	syncOnce(t, i)
+	if fallback() == old {
+		t.Error("the last resort was not replaced")
 	}
 }
 

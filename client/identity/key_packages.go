@@ -236,8 +236,8 @@ func (i *Identity) missingPackages(ctx context.Context, req *uploadKeys, stored 
 					missing--
 				}
 			case kp.LastResort:
-				used := unused != nil && !unused[algorithm] && now.Sub(kp.Created) > lastResortEvery
-				if !used && now.Sub(kp.Created) < lastResortAge {
+				used := kp.State == store.KeyPackageShared || unused != nil && !unused[algorithm]
+				if !(used && now.Sub(kp.Created) > lastResortEvery) && now.Sub(kp.Created) < lastResortAge {
 					needFallback = false
 				}
 			}
@@ -329,25 +329,32 @@ func (i *Identity) dropOldPackages(ctx context.Context, stored []*store.KeyPacka
 }
 
 // Bundle returns the first key package of ours among the references of a
-// Welcome, or ErrNotFound of package store.
-func (i *Identity) Bundle(ctx context.Context, refs []mls.KeyPackageRef) (*mls.KeyPackageBundle, error) {
+// Welcome, or ErrNotFound of package store. If shared is set, an epoch may have been
+// entered with it that this store does not know of ([store.KeyPackageShared]): nothing
+// must be encrypted in the one it opens.
+func (i *Identity) Bundle(ctx context.Context, refs []mls.KeyPackageRef) (bundle *mls.KeyPackageBundle, shared bool, err error) {
 	for _, ref := range refs {
 		kp, err := i.st.KeyPackage(ctx, ref)
 		if errors.Is(err, store.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		bundle, err := mls.UnmarshalKeyPackageBundle(kp.Bundle)
 		clear(kp.Bundle)
 		if err != nil {
-			return nil, fmt.Errorf("identity: stored key package: %w", err)
+			return nil, false, fmt.Errorf("identity: stored key package: %w", err)
 		}
-		return bundle, nil
+		return bundle, kp.State == store.KeyPackageShared, nil
 	}
-	return nil, store.ErrNotFound
+	return nil, false, store.ErrNotFound
 }
+
+// ShareBundles notes that all key packages of ours are in another copy of this store,
+// too. Those of last resort are replaced at the homeserver; the others cannot be taken
+// back from it.
+func (i *Identity) ShareBundles(ctx context.Context) error { return i.st.ShareKeyPackages(ctx) }
 
 // ConsumeBundle deletes a key package of ours that was used, with its private
 // parts. Call it in the transaction that stores the joined group. One of last
@@ -362,7 +369,7 @@ func (i *Identity) ConsumeBundle(ctx context.Context, ref mls.KeyPackageRef) err
 	}
 	clear(kp.Bundle)
 	if kp.LastResort {
-		return nil
+		return i.st.MarkKeyPackageUsed(ctx, ref)
 	}
 	return i.st.DeleteKeyPackage(ctx, ref)
 }

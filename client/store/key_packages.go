@@ -17,15 +17,21 @@ const (
 	KeyPackageUploaded
 	// KeyPackageDirect was handed out to whoever asked this device for one.
 	KeyPackageDirect
+	// KeyPackageUsed is one of last resort that opened an epoch, which may come again.
+	KeyPackageUsed
+	// KeyPackageShared may have opened an epoch that the store does not know of: it is in
+	// another copy of the store, too, or was used, and what it opened is forgotten.
+	KeyPackageShared
 )
 
 const (
 	putKeyPackageQuery = `INSERT INTO key_packages (ref, suite, last_resort, state, created_at, expires_at, data)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`
-	getKeyPackageQuery      = `SELECT ref, suite, last_resort, state, created_at, expires_at, data FROM key_packages WHERE ref = $1`
-	listKeyPackagesQuery    = `SELECT ref, suite, last_resort, state, created_at, expires_at, '' FROM key_packages ORDER BY created_at, ref`
-	keyPackageUploadedQuery = `UPDATE key_packages SET state = $2 WHERE ref = $1`
-	deleteKeyPackageQuery   = `DELETE FROM key_packages WHERE ref = $1`
+	getKeyPackageQuery    = `SELECT ref, suite, last_resort, state, created_at, expires_at, data FROM key_packages WHERE ref = $1`
+	listKeyPackagesQuery  = `SELECT ref, suite, last_resort, state, created_at, expires_at, '' FROM key_packages ORDER BY created_at, ref`
+	keyPackageStateQuery  = `UPDATE key_packages SET state = $2 WHERE ref = $1 AND state < $2`
+	shareKeyPackagesQuery = `UPDATE key_packages SET state = $1 WHERE state < $1 AND state >= $2`
+	deleteKeyPackageQuery = `DELETE FROM key_packages WHERE ref = $1`
 )
 
 // KeyPackage is one key package of our own with its private parts.
@@ -91,7 +97,17 @@ func scanKeyPackage(row dbutil.Scannable) (*KeyPackage, []byte, error) {
 
 // MarkKeyPackageUploaded notes that the homeserver has the key package.
 func (s *Store) MarkKeyPackageUploaded(ctx context.Context, ref []byte) error {
-	return s.exec(ctx, "key_packages", keyPackageUploadedQuery, ref, int(KeyPackageUploaded))
+	return s.exec(ctx, "key_packages", keyPackageStateQuery, ref, int(KeyPackageUploaded))
+}
+
+// MarkKeyPackageUsed notes that a key package of last resort opened an epoch.
+func (s *Store) MarkKeyPackageUsed(ctx context.Context, ref []byte) error {
+	return s.exec(ctx, "key_packages", keyPackageStateQuery, ref, int(KeyPackageUsed))
+}
+
+// ShareKeyPackages notes that all key packages there are are [KeyPackageShared].
+func (s *Store) ShareKeyPackages(ctx context.Context) error {
+	return s.exec(ctx, "key_packages", shareKeyPackagesQuery, int(KeyPackageShared), int(KeyPackageMade))
 }
 
 // DeleteKeyPackage removes a key package and its private parts.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 
 	"go.mau.fi/util/dbutil"
 	"maunium.net/go/mautrix/id"
@@ -44,7 +45,11 @@ func (s *Store) NewestRejoinSecret(ctx context.Context, room id.RoomID) (ref, se
 	return ref, secret, err
 }
 
-// PruneRejoinSecrets removes the secrets of a room's epochs below a number.
+// PruneRejoinSecrets removes the secrets of a room's epochs below a number. They showed
+// which epochs a key package opened: those that were used are [KeyPackageShared] from then on.
 func (s *Store) PruneRejoinSecrets(ctx context.Context, room id.RoomID, below uint64) error {
-	return s.exec(ctx, "rejoin_secrets", pruneRejoinQuery, room, int64(below))
+	return errors.Join(
+		s.exec(ctx, "rejoin_secrets", pruneRejoinQuery, room, int64(below)),
+		s.exec(ctx, "key_packages", shareKeyPackagesQuery, int(KeyPackageShared), int(KeyPackageUsed)),
+	)
 }
