@@ -93,9 +93,27 @@ func (c *Client) noteMissing(r *room, e *epoch, cred *rooms.Credential, app *mls
 		gap.From, gap.Count = r.rec.Missing[last].From, r.rec.Missing[last].Count+n
 		r.rec.Missing = slices.Delete(r.rec.Missing, last, last+1)
 	}
-	r.rec.Missing = append(r.rec.Missing, gap)
-	r.rec.Missing = r.rec.Missing[max(0, len(r.rec.Missing)-maxMissing):]
+	r.rec.Missing = boundOf(append(r.rec.Missing, gap), maxMissing, func(m missing) id.UserID { return m.User })
 	return n
+}
+
+// boundOf takes the oldest entry of the user who has most of them out of a list with more than most, so that nobody
+// pushes out what there is of others.
+func boundOf[T any](list []T, most int, of func(T) id.UserID) []T {
+	for len(list) > most {
+		count, worst := map[id.UserID]int{}, id.UserID("")
+		for _, one := range list {
+			count[of(one)]++
+		}
+		for _, one := range list { // of those with as many, who has the oldest
+			if worst == "" || count[of(one)] > count[worst] {
+				worst = of(one)
+			}
+		}
+		at := slices.IndexFunc(list, func(one T) bool { return of(one) == worst })
+		list = slices.Delete(list, at, at+1)
+	}
+	return list
 }
 
 // lessMissing notes that one of the messages of a gap is accounted for.
@@ -148,8 +166,7 @@ func (r *room) account(user id.UserID, ref rooms.Hash) {
 		r.rec.Accounted[at].Count++
 		return
 	}
-	r.rec.Accounted = append(r.rec.Accounted, one)
-	r.rec.Accounted = r.rec.Accounted[max(0, len(r.rec.Accounted)-maxAccounted):]
+	r.rec.Accounted = boundOf(append(r.rec.Accounted, one), maxAccounted, func(a accounted) id.UserID { return a.User })
 }
 
 // takeAccounted lays ciphertexts of a user that are never opened to a gap of n

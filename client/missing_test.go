@@ -216,6 +216,24 @@ func TestSendersOfRedactedMessagesAreBounded(t *testing.T) {
 	}
 }
 
+// TestNobodyPushesOutTheGapsOfOthers: of too many gaps the oldest of the user who has most of them goes.
+func TestNobodyPushesOutTheGapsOfOthers(t *testing.T) {
+	of := func(m missing) id.UserID { return m.User }
+	list := []missing{{User: "@bob:x", Below: 1}}
+	for i := range uint32(2 * maxMissing) {
+		list = boundOf(append(list, missing{User: "@alice:x", Below: i}), maxMissing, of)
+	}
+	if len(list) != maxMissing || list[0].User != "@bob:x" || list[1].Below != maxMissing+1 {
+		t.Errorf("%d gaps are kept, the first ones %+v", len(list), list[:2])
+	}
+	for i := range uint32(maxMissing / 2) {
+		list = boundOf(append(list, missing{User: id.UserID(fmt.Sprint("@", i, ":x"))}), maxMissing, of)
+	}
+	if len(list) != maxMissing || list[0].User != "@bob:x" {
+		t.Errorf("%d gaps are kept, the first one %+v", len(list), list[0])
+	}
+}
+
 // TestARedactionHidesNoGap: a message that came redacted is laid to a gap, which is looked for all the same; and to
 // none of a later epoch.
 func TestARedactionHidesNoGap(t *testing.T) {
