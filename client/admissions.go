@@ -146,7 +146,7 @@ func (c *Client) usable(r *room, a *rooms.Admission) bool {
 // place. What this device made itself, or what lets its own user in, takes the place of another's if there is none.
 func (c *Client) admit(r *room, all []rooms.Admission, must bool) *rooms.Admission {
 	user := all[0].User
-	if _, known := r.rec.Admissions[user]; !known && len(r.rec.Admissions) >= c.limits.Admissions {
+	if _, known := r.rec.Admissions[user]; !known && len(r.rec.Admissions) >= c.limits.Admissions+r.rec.Switched {
 		if !must {
 			return nil
 		}
@@ -241,5 +241,6 @@ func (c *Client) sweepAdmissions(r *room) {
 			r.keepAdmissions(user, nil)
 		}
 	}
+	r.rec.Switched = min(r.rec.Switched, len(r.rec.Admissions))
 	r.sweepAt = len(r.rec.Admissions) + c.fewAdmissions() // the others are asked again after as many more
 }

@@ -404,6 +404,7 @@ func (c *Client) foundGroup(ctx context.Context, r *room) error {
 			if r.state.membership(user) != rooms.MembershipJoin {
 				continue // gone since
 			}
+			r.rec.Switched++ // however many there are: nobody else lets them in
 			if err := c.admitUser(r, e, user); err != nil {
 				return err
 			}

@@ -43,7 +43,8 @@ type roomRecord struct {
 	ToldBy     id.UserID                     `json:"told_by,omitempty"` // who spoke of the room first, if that was in a to-device event
 	ToldAt     int64                         `json:"told_at,omitempty"` // and when, in unix nanoseconds
 	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
-	Others     map[id.UserID]rooms.Admission `json:"-"` // beside them, by another inviter; a part of its own
+	Switched   int                           `json:"switched,omitempty"` // of these, how many this device let in when it switched the room
+	Others     map[id.UserID]rooms.Admission `json:"-"`                  // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
 	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal

@@ -329,8 +329,9 @@ type fakeTransport struct {
 	noState      bool  // it does not give a room's state
 	// noHistory is a room whose history it does not give now.
 	noHistory id.RoomID
-	stalls    bool // it does not answer at all then
-	noEvents  bool // it answers with errors where it is asked for an event by its name
+	uploads   []int // bytes of the user's files
+	stalls    bool  // it does not answer at all then
+	noEvents  bool  // it answers with errors where it is asked for an event by its name
 	// stall is called, if set, before a file is looked for.
 	stall func(ctx context.Context, mxc string)
 	// stateRead is called, once, when a room's state was read and the answer is under way.
@@ -541,6 +542,7 @@ func (t *fakeTransport) Upload(_ context.Context, data []byte, _ string) (string
 	defer t.s.mu.Unlock()
 	mxc := fmt.Sprintf("mxc://%s/media%d", t.s.name, len(t.s.media))
 	t.s.media[mxc] = slices.Clone(data)
+	t.uploads = append(t.uploads, len(data))
 	return mxc, nil
 }
 
@@ -605,6 +607,8 @@ type fakeIdentity struct {
 	// old is what is known of users about whose new devices the server says nothing.
 	old   map[id.UserID]*identity.UserDevices
 	asked []id.UserID // whose devices were asked for anew
+	// claims are for how many devices each claim asked.
+	claims []int
 	// opened counts the Welcomes whose key package was looked up.
 	opened int
 	// around, if set, is called to do what the homeserver does for a /sync.
@@ -667,8 +671,11 @@ func (i *fakeIdentity) DevicesOf(_ context.Context, users []id.UserID) (map[id.U
 		}
 	}
 	for _, user := range users {
-		if came := i.read[user]; came != nil {
-			delete(i.read, user)
+		i.s.mu.Lock() // more than one may ask at once
+		came := i.read[user]
+		delete(i.read, user)
+		i.s.mu.Unlock()
+		if came != nil {
 			came()
 		}
 	}
@@ -676,6 +683,7 @@ func (i *fakeIdentity) DevicesOf(_ context.Context, users []id.UserID) (map[id.U
 }
 func (i *fakeIdentity) ClaimKeyPackages(_ context.Context, cs mls.CipherSuite, targets []identity.Target) ([]identity.Claimed, error) {
 	out := make([]identity.Claimed, len(targets))
+	i.claims = append(i.claims, len(targets))
 	i.s.mu.Lock()
 	defer i.s.mu.Unlock()
 	for n, target := range targets {
@@ -834,6 +842,12 @@ func (w *world) register(user, device string) (*fakeIdentity, id.UserID) {
 
 func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, id.UserID) {
 	w.t.Helper()
+	return w.enroll(s, user, device, 20)
+}
+
+// enroll makes the keys of a device, with so many key packages of each suite.
+func (w *world) enroll(s *fakeServer, user, device string, packages int) (*fakeIdentity, id.UserID) {
+	w.t.Helper()
 	userID := id.UserID("@" + user + ":" + s.name)
 	if strings.Contains(user, ":") {
 		userID = id.UserID("@" + user)
@@ -861,7 +875,7 @@ func (w *world) registerOn(s *fakeServer, user, device string) (*fakeIdentity, i
 	}
 	ident := &fakeIdentity{s: s, user: userID, device: id.DeviceID(device), limit: 100, bundles: map[string][]byte{}, shared: map[string]bool{}}
 	for _, cs := range suites {
-		ident.addPackages(w, cs, 20, random)
+		ident.addPackages(w, cs, packages, random)
 	}
 	return ident, userID
 }
