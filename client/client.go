@@ -49,7 +49,10 @@ type Limits struct {
 	PastEpochs int           // epochs kept below the newest final, for late messages; default 3
 	PastAge    time.Duration // how long they are kept, and branches that lost; default 1 hour
 	GapPages   int           // pages of 100 events read to fill one gap; default 50
-	FileSize   int64         // bytes of one attachment; default 100 MiB
+	// GapBytes is what the rooms of one /sync may hold together, events that it left
+	// out among it, until the gaps of the others are read one by one; default 16 MiB.
+	GapBytes int
+	FileSize int64 // bytes of one attachment; default 100 MiB
 	// History bounds the messages of a room that are given to, or taken from,
 	// another device, and HistoryPages the pages of 100 events that are read to
 	// compare them with the homeserver's; defaults 10,000 and 200.
@@ -72,6 +75,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Waiting, 500)
 	def(&l.PastEpochs, 3)
 	def(&l.GapPages, 50)
+	def(&l.GapBytes, 16<<20)
 	def(&l.History, 10_000)
 	def(&l.HistoryPages, 200)
 	def(&l.ReceiptDevices, 10)

@@ -188,6 +188,57 @@ func TestGapHoldsOneHeadOfEachModule(t *testing.T) {
 	}
 }
 
+// TestGapsOfManyRoomsAreReadInTurn: a device that was away does not hold the gaps of all its rooms at once, and reads each
+// in its order all the same, also where it is restarted meanwhile.
+func TestGapsOfManyRoomsAreReadInTurn(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	var all []id.RoomID
+	for range 3 {
+		room := w.createRoom(alice, CreateOptions{})
+		w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+		w.join(bob, room)
+		all = append(all, room)
+	}
+	w.settle()
+	bob.bounds.GapBytes = 1
+	bob.restart()
+	bob.turn()
+	bob.ident.limit = 3
+	w.all = []*testDevice{alice}
+	for i := range 6 {
+		for _, room := range all {
+			w.send(alice, room, fmt.Sprint("text", i))
+		}
+	}
+	asked := 0
+	bob.hs.before = func(kind string) {
+		if kind == "messages" {
+			asked++
+		}
+	}
+	if err := bob.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	one := asked
+	bob.restart()
+	w.settle(alice, bob)
+	if asked < 3*one || one == 0 {
+		t.Errorf("%d pages were read with /sync, %d in all", one, asked)
+	}
+	for _, room := range all {
+		var got []string
+		for _, u := range bob.got {
+			if m, ok := u.(*Message); ok && m.Room == room {
+				got = append(got, m.Body())
+			}
+		}
+		if want := []string{"text0", "text1", "text2", "text3", "text4", "text5"}; !slices.Equal(got, want) {
+			t.Errorf("of %s bob got %q, want %q", room, got, want)
+		}
+	}
+}
+
 // TestInboxIsReadOneByOne: what waits in a room's inbox is not held in memory.
 func TestInboxIsReadOneByOne(t *testing.T) {
 	w := newWorld(t)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -120,10 +121,20 @@ type inboxData struct {
 // room state.
 func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration, token bool) error {
 	// Gaps are filled first, without the lock: what the homeserver left out
-	// goes before what it sent. Where it does not answer, only that room waits.
+	// goes before what it sent. Where it does not answer, only that room waits; and
+	// once much is held, each other room is read by itself.
 	gaps := map[id.RoomID]time.Duration{}
-	for roomID, joined := range resp.Join {
+	held := 0
+	for _, roomID := range slices.Sorted(maps.Keys(resp.Join)) {
+		joined := resp.Join[roomID]
+		if held >= c.limits.GapBytes && c.leftOut(roomID, joined) {
+			gaps[roomID] = 0 // in its turn
+			continue
+		}
 		err := c.fillGap(ctx, roomID, joined)
+		for _, evt := range joined.Timeline {
+			held += len(evt.Content)
+		}
 		var failed *gapError
 		if errors.As(err, &failed) && ctx.Err() == nil {
 			c.log.Warn().Err(failed.err).Stringer("room_id", roomID).Msg("The homeserver does not give what it left out of a sync, will ask again")
@@ -632,6 +643,17 @@ func (c *Client) page(ctx context.Context, roomID id.RoomID, from string) ([]*Ev
 	return c.hs.Messages(ctx, roomID, from, 100)
 }
 
+// leftOut tells whether a timeline leaves events out that are to be read.
+func (c *Client) leftOut(roomID id.RoomID, joined *syncRoom) bool {
+	if !joined.Limited || joined.PrevBatch == "" {
+		return false
+	}
+	c.mu.Lock()
+	tracked := c.rooms[roomID] != nil
+	c.mu.Unlock()
+	return (tracked || slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption)) && !slices.ContainsFunc(joined.Timeline, c.begins)
+}
+
 // fillGap reads the events that a limited timeline left out and puts them in
 // front of it: back to where all was processed before, or, in a room that is new
 // here, to the event that invited us or turned encryption on. One event that was
@@ -639,19 +661,12 @@ func (c *Client) page(ctx context.Context, roomID id.RoomID, from string) ([]*Ev
 // among the events of the other side. What a homeserver cannot give, the commit
 // chain will miss and ask for by name.
 func (c *Client) fillGap(ctx context.Context, roomID id.RoomID, joined *syncRoom) error {
-	if !joined.Limited || joined.PrevBatch == "" {
+	if !c.leftOut(roomID, joined) {
 		return nil
 	}
 	c.mu.Lock()
 	r := c.rooms[roomID]
-	tracked := r != nil
 	c.mu.Unlock()
-	if !tracked && !slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), isMLSEncryption) {
-		return nil
-	}
-	if slices.ContainsFunc(joined.Timeline, c.begins) {
-		return nil
-	}
 	from := joined.PrevBatch
 	heads := map[id.UserID]bool{} // a module publishes at every few commits, and all but the newest say nothing more
 	replaced := func(evt *Event) bool {

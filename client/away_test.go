@@ -1,0 +1,112 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestAwayForMoreThanIsRead: a client that missed more events than it reads back, and than it lets wait, is in the group
+// again all the same: it reads what is said from then on, and is read.
+func TestAwayForMoreThanIsRead(t *testing.T) {
+	for _, c := range []struct{ commits, waiting int }{{60, 0}, {60, 20}} {
+		t.Run(fmt.Sprintf("%d commits, %d waiting", c.commits, c.waiting), func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			w.settle()
+			bob.bounds.GapPages, bob.bounds.Waiting = 1, c.waiting
+			bob.restart()
+			bob.turn()
+			w.all = []*testDevice{alice, carol}
+			before := w.s.events
+			for i := range c.commits {
+				by := []*testDevice{alice, carol}[i%2]
+				w.must(func() error { return by.Refresh(w.ctx, room) })
+			}
+			w.send(alice, room, "while bob was away")
+			w.settle()
+			if n := w.s.events - before; n <= 200 {
+				t.Fatalf("%d events were missed: the test proves nothing", n)
+			}
+			w.now.add(time.Hour)
+			w.all = []*testDevice{alice, bob, carol}
+			from, was := w.now.get(), bob.epoch(room)
+			if !w.until(400, func() bool { return bob.epoch(room) == alice.epoch(room) && bob.epoch(room) > was }) {
+				t.Fatalf("bob is at epoch %d of %d after %v", bob.epoch(room), alice.epoch(room), w.now.get()-from)
+			}
+			t.Logf("%d events missed: after %v, by %d commits more", w.s.events-before, w.now.get()-from, int(alice.epoch(room)-was)-c.commits)
+			w.settle()
+			w.send(alice, room, "after")
+			w.settle()
+			w.send(bob, room, "I am back")
+			w.settle()
+			w.sameEpoch(room, alice, bob, carol)
+			t.Logf("%q", bob.texts())
+			if got := bob.texts(); !slices.Contains(got, "after") {
+				t.Errorf("bob got %q", got)
+			}
+			if got := alice.texts(); !slices.Contains(got, "I am back") {
+				t.Errorf("alice got %q", got)
+			}
+		})
+	}
+}
+
+// TestAwayForLongHoldsLittle: however many commits a client missed, it holds a few of their epochs at a time, in memory and
+// in its store, and nothing of those that it went through.
+func TestAwayForLongHoldsLittle(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.all = []*testDevice{alice, carol}
+	commits, kept := 160, 2*64+2 // the coordination keeps so many commits: see federation.Limits.Keep
+	if raceEnabled || testing.Short() {
+		commits = 30
+	}
+	for i := range commits {
+		by := []*testDevice{alice, carol}[i%2]
+		w.must(func() error { return by.Refresh(w.ctx, room) })
+	}
+	w.send(alice, room, "the end")
+	w.settle()
+	was := bob.epoch(room)
+	most := map[string]int{}
+	bob.Client.crashAt = func(point string) error {
+		if r := bob.rooms[room]; point == "room-commit" {
+			for what, n := range map[string]int{
+				"epochs": len(r.epochs), "staged commits": len(r.staged), "public groups": len(r.public), "needs": len(r.needs), "fetched events": len(r.fetched),
+				"files": len(r.media), "own commits": len(r.own), "warned": len(r.rec.Warned),
+				"to vouch for": len(r.vouchAt), "tried": len(r.tried), "old epochs": len(r.overSince), "who spoke": len(r.spoke), "late commits": len(r.rec.Late),
+			} {
+				most[what] = max(most[what], n)
+			}
+			if n := max(len(r.rec.Events), len(r.rec.Vouched), len(r.rec.Failed)); n > kept {
+				t.Errorf("of %d commits something is held", n)
+			}
+		}
+		return nil
+	}
+	bob.turn()
+	bob.Client.crashAt = nil
+	if n := int(bob.epoch(room) - was); n != commits {
+		t.Fatalf("bob went through %d epochs in one turn, want %d", n, commits)
+	}
+	bob.wantTexts("the end")
+	for what, n := range most {
+		if n > 64 {
+			t.Errorf("%d %s are held at a time", n, what)
+		}
+	}
+	if len(most) == 0 {
+		t.Error("nothing was looked at: the test proves nothing")
+	}
+	if rows, err := bob.st.Epochs(w.ctx, room); err != nil || len(rows) > 8 {
+		t.Errorf("%d epochs are stored (%v)", len(rows), err)
+	}
+	if keys, err := bob.st.KVKeys(w.ctx, "commit/", 1000); err != nil || len(keys) > kept {
+		t.Errorf("%d commits are stored (%v)", len(keys), err)
+	}
+	w.all = []*testDevice{alice, bob, carol}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+}
