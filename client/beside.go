@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Files come from servers that others name, and such a server may take its time.
@@ -114,6 +116,29 @@ func (c *Client) fetchBeside(ctx context.Context, roomID id.RoomID, key string, 
 		c.poke()
 	})
 	return true
+}
+
+// askAhead has a newcomer's identity ask for the devices of who is in the room, beside the engine's turns, while
+// somebody adds this device: it checks them all before it sends, and they are many in a large room. Where an answer
+// does not come, they are asked for again when they are needed. The caller holds c.mu.
+func (c *Client) askAhead(ctx context.Context, r *room) {
+	if !c.beside || r.askedAhead || r.machine != nil || r.rec.Membership != "join" || !r.state.Known || !r.state.isMLS() {
+		return
+	}
+	r.askedAhead = true
+	var users []id.UserID
+	for user, member := range r.state.view.Members {
+		if member.Membership == rooms.MembershipJoin && !r.isModule(user) && c.devs[user] == nil {
+			users = append(users, user)
+		}
+	}
+	slices.Sort(users)
+	roomID := r.id
+	c.done.Go(func() {
+		if _, err := c.ident.DevicesOf(ctx, users); err != nil {
+			c.log.Debug().Err(err).Stringer("room_id", roomID).Msg("The devices of a room's members could not be asked for ahead")
+		}
+	})
 }
 
 // download fetches a file, within bounds of size and time.

@@ -91,6 +91,43 @@ func TestFileFromAServerThatStalls(t *testing.T) {
 	}
 }
 
+// TestNewcomerAsksForDevicesWhileItWaits: before anybody has added it, so that it need not then.
+func TestNewcomerAsksForDevicesWhileItWaits(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, carol := w.three("joined")
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	asked := make(chan id.UserID, 2)
+	w.s.mu.Lock()
+	dave.ident.read = map[id.UserID]func(){}
+	for _, user := range []id.UserID{alice.UserID(), carol.UserID()} {
+		dave.ident.read[user] = func() { asked <- user }
+	}
+	w.s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(w.ctx, patience.Hang)
+	defer cancel()
+	if err := dave.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dave.hs.Join(ctx, string(room), nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		select {
+		case <-asked:
+		case <-ctx.Done():
+			t.Fatal("dave asks for nobody's devices")
+		}
+	}
+	if err := dave.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if dave.rooms[room].machine != nil {
+		t.Error("dave is in the group: the test proves nothing")
+	}
+}
+
 // TestFileThatIsFetchedBeside: what a client that was started fetches beside its
 // engine comes into the room.
 func TestFileThatIsFetchedBeside(t *testing.T) {

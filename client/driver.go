@@ -726,6 +726,7 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 	if r.rec.Membership == "join" && !r.state.Known && (r.state.isMLS() || r.machine != nil) {
 		r.want("state", &need{state: true})
 	}
+	c.askAhead(ctx, r)
 	if r.rec.Membership == "leave" || r.rec.Membership == "ban" {
 		b := &batch{}
 		if r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {

@@ -176,6 +176,7 @@ type room struct {
 
 	marked     int                // events that were processed since the start
 	mediaOrder []string           // keys of media, the oldest first
+	askedAhead bool               // for the devices of who is in the room, before this device was in its group
 	crowded    map[id.UserID]bool // whose events wait until fewer files of theirs are asked for
 
 	todo         *rooms.Plan       // desired minus actual
