@@ -168,6 +168,112 @@ func TestWhoIsAdmittedTwiceComesInByEitherWord(t *testing.T) {
 	}
 }
 
+// withoutPast takes out of a room, for whoever joins now, what was said and admitted before, as where its history is for
+// those who have joined.
+func (w *world) withoutPast(room id.RoomID) {
+	w.t.Helper()
+	if len(w.hideAll(func(evt *Event) bool { return evt.RoomID == room && evt.Type == rooms.TypeAdmit })) == 0 {
+		w.t.Fatal("nobody was admitted: the test proves nothing")
+	}
+}
+
+// TestWhoMayNotReadThePastComesInAlone: where history is for those who have joined, the homeserver does not show an invitee
+// the admission that was sent before. It comes to their devices as well, so that they can come in while nobody is there,
+// whichever of the two the homeserver brings first, also after a restart.
+func TestWhoMayNotReadThePastComesInAlone(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(map[bool]string{false: "after the invite", true: "before the invite"}[late], func(t *testing.T) {
+			w := newWorld(t)
+			alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+			bob2 := w.device("bob", "BOB2")
+			room := w.createRoom(alice, CreateOptions{History: "joined"})
+			w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+			if late {
+				invite := w.hide(func(evt *Event) bool {
+					return evt.RoomID == room && evt.Type == rooms.TypeMember && *evt.StateKey == string(bob.UserID())
+				})
+				w.s.mu.Lock()
+				w.s.log[slices.IndexFunc(w.s.log, func(evt *Event) bool { return evt.ID == "$elsewhere" })].Type = "hidden" // no state
+				w.s.mu.Unlock()
+				w.settle()
+				bob.restart()
+				w.show(invite)
+			}
+			w.settle()
+			bob.restart()
+			w.withoutPast(room)
+			w.all = []*testDevice{bob, bob2}
+			w.join(bob, room)
+			w.settle()
+			w.sameEpoch(room, bob, bob2)
+			w.all = []*testDevice{alice, bob, bob2}
+			w.settle()
+			w.sameEpoch(room, alice, bob, bob2)
+		})
+	}
+}
+
+// TestOnlyTheInviterAdmitsByToDevice: what others send a device, before the invite and after it, lets nobody into another
+// group, and does not take the place of the inviter's word.
+func TestOnlyTheInviterAdmitsByToDevice(t *testing.T) {
+	w := newWorld(t)
+	alice, bob, mallory := w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("mallory", "MALLORY1")
+	other := w.createRoom(mallory, CreateOptions{History: "joined"})
+	room := w.createRoom(alice, CreateOptions{History: "joined"})
+	w.settle()
+	forge := func(n int) {
+		mallory.mu.Lock()
+		defer mallory.mu.Unlock()
+		e := mallory.rooms[other].head()
+		key, err := mallory.ident.SignatureKey(e.group.CipherSuite())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := rooms.SignAdmission(e.group, room, e.ref, e.group.OwnLeafIndex(), key, bob.UserID(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Leaf = uint32(n)
+		raw, err := rooms.Encode(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.s.mu.Lock()
+		q := string(bob.UserID()) + "/" + string(bob.DeviceID())
+		w.s.toDevice[q] = append(w.s.toDevice[q], &Event{Type: rooms.TypeAdmit, Sender: mallory.UserID(), Content: raw})
+		w.s.mu.Unlock()
+	}
+	for n := range 3 {
+		forge(n)
+	}
+	bob.turn()
+	w.must(func() error { return alice.Invite(w.ctx, room, bob.UserID()) })
+	w.settle()
+	for n := range 3 {
+		forge(3 + n)
+	}
+	w.settle()
+	bob.mu.Lock()
+	kept, by := bob.rooms[room].admissionsOf(bob.UserID()), bob.rooms[room].rec.Admitter
+	bob.mu.Unlock()
+	if len(kept) != 1 || by != alice.UserID() {
+		t.Errorf("%d admissions are kept, the first by %q, want alice's alone", len(kept), by)
+	}
+	if n := bob.Refusals()[string(rooms.RuleUnsolicitedKey)]; n != 6 {
+		t.Errorf("%d refusals, want 6", n)
+	}
+	w.withoutPast(room)
+	w.all = []*testDevice{bob}
+	w.join(bob, room)
+	for n := range 3 { // somebody outside the room, once more
+		forge(6 + n)
+		w.settle()
+	}
+	w.all = []*testDevice{alice, bob}
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+}
+
 // TestTwoAdmissionsOfAUserAtMost: of a user's admissions two are kept, of different members, and what cannot be used
 // takes the place of neither.
 func TestTwoAdmissionsOfAUserAtMost(t *testing.T) {

@@ -784,6 +784,25 @@ func (c *Client) handleAdmit(r *room, evt *Event) error {
 	return nil
 }
 
+// handleOwnAdmit keeps an admission of this user that came to this device. Anybody
+// can send one: only that of whoever invited us counts or, if /sync shows our join
+// without the invite, that of a member.
+func (c *Client) handleOwnAdmit(r *room, evt *Event) error {
+	switch {
+	case r.rec.Phase == phaseMember && r.machine != nil:
+		return nil // it lets nobody in any more
+	case !r.arrived("invite"):
+		return &errWait{"invite:"}
+	case evt.Sender == r.rec.Inviter:
+	case r.rec.Membership == "join" && r.rec.Inviter == "" && !r.state.Known:
+		r.want("state", &need{state: true})
+		return &errWait{"state:"}
+	case r.rec.Membership != "join" || r.rec.Inviter != "" || r.state.membership(evt.Sender) != rooms.MembershipJoin:
+		return errRefusedUpdate(rooms.RuleUnsolicitedKey, fmt.Sprintf("%s, who sent the admission, has not invited this user", evt.Sender))
+	}
+	return c.handleAdmit(r, evt)
+}
+
 // handleRepost takes an event of ours that somebody sent again. It has to
 // prove itself: commits, receipts and statements are signed.
 func (c *Client) handleRepost(ctx context.Context, r *room, evt *Event, b *batch) error {

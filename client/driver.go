@@ -189,6 +189,8 @@ func (r *room) arrived(what string) bool {
 		return r.rec.Phase != phaseJoining
 	case "join":
 		return r.rec.Membership == "join"
+	case "invite":
+		return r.rec.Membership == "join" || r.rec.Membership == "invite"
 	case "media":
 		_, ok := r.media[name]
 		n := r.needs[what]
@@ -338,8 +340,11 @@ var errStore = errors.New("client: the store failed")
 func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch) error {
 	evt := data.Event
 	if data.ToDevice {
-		if evt.Type == rooms.TypeWelcome {
+		switch evt.Type {
+		case rooms.TypeWelcome:
 			return c.handleWelcome(ctx, r, evt, b)
+		case rooms.TypeAdmit:
+			return c.handleOwnAdmit(r, evt)
 		}
 		return rooms.CheckToDevice(evt.Type)
 	}

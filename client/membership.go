@@ -36,6 +36,41 @@ func (c *Client) admitUser(r *room, e *epoch, user id.UserID) error {
 	return nil
 }
 
+// postAdmission queues this user's admission of another for the room and, where a
+// user who has not joined is not added, for that user's devices: what was said
+// before they join the homeserver does not show them, and they may have to come in
+// by themselves.
+func (c *Client) postAdmission(b *batch, r *room, e *epoch, user id.UserID) ([]*outRow, error) {
+	admission := r.rec.Admissions[user]
+	raw, err := rooms.Encode(&admission)
+	if err != nil {
+		return nil, err
+	}
+	row, err := c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw})
+	if err != nil {
+		return nil, err
+	}
+	list := c.devs[user]
+	if list == nil || r.state.view.AddsOnInvite() || r.state.membership(user) == rooms.MembershipJoin {
+		return []*outRow{row}, nil
+	}
+	to := &admitOut{User: user}
+	for name, device := range list.Devices {
+		if len(device.MLSKeys) > 0 {
+			to.Devices = append(to.Devices, name)
+		}
+	}
+	if len(to.Devices) == 0 {
+		return []*outRow{row}, nil
+	}
+	slices.Sort(to.Devices)
+	direct, err := c.addRow(b, r, kindAdmit, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw, To: to})
+	if err != nil {
+		return nil, err
+	}
+	return []*outRow{row, direct}, nil
+}
+
 // Invite admits a user to the group and invites them to the room, together
 // with the module of their server. If the room's history visibility lets
 // invited users read, their devices are added at once, else when they join.
@@ -65,7 +100,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if err := c.awaitRemoval(ctx, roomID, user); err != nil {
 		return err
 	}
-	var row *outRow
+	var rows []*outRow
 	r, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		c.keepDevices(r, lists)
@@ -87,15 +122,13 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 		r.rec.Caused[user] = true
 		r.planned = false
 		b := &batch{}
-		admission := r.rec.Admissions[user]
-		var raw json.RawMessage
-		if raw, err = rooms.Encode(&admission); err == nil {
-			if row, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw}); err == nil {
-				// It is durable before anybody is invited, and sent after the invite: a
-				// user is not shown what came before theirs.
+		if rows, err = c.postAdmission(b, r, e, user); err == nil {
+			// It is durable before anybody is invited, and sent after the invite: a
+			// user is not shown what came before theirs.
+			for _, row := range rows {
 				row.after = r.state.membership(user) != rooms.MembershipJoin
-				err = c.commitBatch(ctx, r, b)
 			}
+			err = c.commitBatch(ctx, r, b)
 		}
 	}
 	member := err == nil && r.state.membership(user) == rooms.MembershipJoin
@@ -106,7 +139,9 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if !member {
 		err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, user, "") })
 		c.mu.Lock()
-		row.after = false // an invite that failed may have had its effect
+		for _, row := range rows {
+			row.after = false // an invite that failed may have had its effect
+		}
 		c.mu.Unlock()
 		notifyChan(c.outWake)
 		if err != nil {

@@ -22,11 +22,15 @@ const (
 	kindCommit  = "commit"    // a commit of ours
 	kindProof   = "statement" // applied, reject, admission
 	kindWelcome = "welcome"   // to-device, after the accept
+	kindAdmit   = "admission" // to-device, beside the one in the room
 	kindChat    = "chat"      // an application message
 	kindReceipt = "receipt"   // delivery receipts
 	kindRedact  = "redaction" // of an event in which a message of ours went out once more
 	kindForeign = "foreign"   // an application message that a bot's own client sends
 )
+
+// toDevice tells whether rows of a kind go to devices, and not into the room.
+func toDevice(kind string) bool { return kind == kindWelcome || kind == kindAdmit }
 
 func kindPriority(kind string) int {
 	switch kind {
@@ -34,7 +38,7 @@ func kindPriority(kind string) int {
 		return 0
 	case kindProof, kindRedact:
 		return 1
-	case kindWelcome:
+	case kindWelcome, kindAdmit:
 		return 2
 	case kindReceipt:
 		return 4
@@ -83,6 +87,8 @@ type outData struct {
 	Tree     rooms.Bytes  `json:"tree,omitempty"`
 	TreeHash rooms.Bytes  `json:"tree_hash,omitempty"`
 	File     *rooms.File  `json:"file,omitempty"`
+	// To is who gets an admission.
+	To *admitOut `json:"to,omitempty"`
 	// Commit: what goes to media first, if the commit is too large for an event.
 	Upload rooms.Bytes          `json:"upload,omitempty"`
 	Commit *rooms.CommitContent `json:"commit,omitempty"`
@@ -95,6 +101,21 @@ type welcomeOut struct {
 	User    id.UserID   `json:"user"`
 	Device  id.DeviceID `json:"device"`
 	Welcome rooms.Bytes `json:"welcome"`
+}
+
+// An admitOut names a user's devices.
+type admitOut struct {
+	User    id.UserID     `json:"user"`
+	Devices []id.DeviceID `json:"devices"`
+}
+
+// each returns one content for each device.
+func (a *admitOut) each(content json.RawMessage) map[id.DeviceID]json.RawMessage {
+	out := make(map[id.DeviceID]json.RawMessage, len(a.Devices))
+	for _, device := range a.Devices {
+		out[device] = content
+	}
+	return out
 }
 
 type outRow struct {
@@ -290,7 +311,7 @@ func (c *Client) nextRow() (*outRow, time.Duration) {
 			continue
 		}
 		at := row.held
-		if row.item.Kind != kindWelcome {
+		if !toDevice(row.item.Kind) {
 			at = max(at, c.limited)
 			if r := c.rooms[row.item.Room]; r != nil {
 				at = max(at, r.quietUntil())
@@ -328,6 +349,10 @@ func (c *Client) sendRow(ctx context.Context, row *outRow) (id.EventID, error) {
 	}
 	if row.item.Kind == kindWelcome {
 		return "", c.sendWelcomes(ctx, row)
+	}
+	if row.item.Kind == kindAdmit {
+		to := row.data.To
+		return "", c.hs.SendToDevice(ctx, row.data.Type, row.item.TxnID, map[id.UserID]map[id.DeviceID]json.RawMessage{to.User: to.each(row.data.Content)})
 	}
 	if row.item.Kind == kindRedact {
 		return c.hs.Redact(ctx, row.item.Room, row.data.Target, row.item.TxnID, "")
@@ -369,7 +394,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 	case err == nil:
 	case errors.As(err, &limit):
 		switch row.item.Kind {
-		case kindWelcome:
+		case kindWelcome, kindAdmit:
 			row.held = c.mono() + limit.RetryAfter
 		case kindReceipt: // messages find out by themselves
 			row.held = c.mono() + max(limit.RetryAfter, receiptPace)
@@ -421,7 +446,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 	// Of what was sent it may be forgotten that it was: it is sent again under the same
 	// transaction id then, or comes back. For a message Flush waits for the disk right
 	// after this, for it may be taken back.
-	b := &batch{soon: row.item.Kind != kindCommit && row.item.Kind != kindWelcome}
+	b := &batch{soon: row.item.Kind != kindCommit && !toDevice(row.item.Kind)}
 	switch row.item.Kind {
 	case kindCommit:
 		if r.pending != nil && federation.Ref(r.pending.Ref) == row.ref() {

@@ -586,12 +586,7 @@ func (c *Client) admitAgain(r *room, e *epoch, user id.UserID, b *batch) error {
 	if err := c.admitUser(r, e, user); err != nil {
 		return err
 	}
-	renewed := r.rec.Admissions[user]
-	raw, err := rooms.Encode(&renewed)
-	if err != nil {
-		return err
-	}
-	_, err = c.addRow(b, r, kindProof, stateReady, e.ref, outData{Type: rooms.TypeAdmit, Content: raw})
+	_, err := c.postAdmission(b, r, e, user)
 	return err
 }
 

@@ -471,26 +471,48 @@ func (c *Client) inboxStep(roomID id.RoomID, evt *Event, toDevice bool) func(ctx
 	}
 }
 
-// fileToDevice files a Welcome under its room. Other to-device events are the
-// identity's.
+// fileToDevice files a Welcome, or an admission of this user, under its room. Other
+// to-device events are the identity's.
 func (c *Client) fileToDevice(evt *Event) (func(ctx context.Context) error, *room) {
-	if evt.Type != rooms.TypeWelcome || len(evt.Content) > rooms.MaxEventSize+8192 {
+	if len(evt.Content) > rooms.MaxEventSize+8192 {
 		return nil, nil
 	}
-	welcome, err := rooms.DecodeWelcome(evt.Content)
+	var roomID id.RoomID
+	var err error
+	switch evt.Type {
+	case rooms.TypeWelcome:
+		var welcome *rooms.WelcomeContent
+		if welcome, err = rooms.DecodeWelcome(evt.Content); err == nil {
+			roomID = welcome.Room
+		}
+	case rooms.TypeAdmit:
+		var admission *rooms.Admission
+		if admission, err = rooms.DecodeAdmission(evt.Content); err == nil && admission.User != c.UserID() {
+			err = errRefusedUpdate(rooms.RuleUnsolicitedKey, "the admission is another user's")
+		}
+		if err == nil {
+			roomID = admission.Room
+		}
+	default:
+		return nil, nil
+	}
 	if err != nil {
-		c.log.Debug().Str("rule", ruleOf(err)).Msg("Refused a Welcome")
+		c.log.Debug().Str("type", evt.Type).Str("rule", ruleOf(err)).Msg("Refused a to-device event")
 		return nil, nil
 	}
-	r := c.strangeRoom(welcome.Room, evt.Sender)
+	r := c.strangeRoom(roomID, evt.Sender)
 	if r == nil {
 		return nil, nil
 	}
-	sum := sha256.Sum256(evt.Content)
+	named := []byte(evt.Content)
+	if evt.Type == rooms.TypeAdmit { // others who were shown one must not pass for having sent it first
+		named = slices.Concat([]byte(evt.Sender), []byte{0}, named)
+	}
+	sum := sha256.Sum256(named)
 	filed := *evt
 	filed.ID = id.EventID("to-device/" + hex.EncodeToString(sum[:16]))
-	filed.RoomID = welcome.Room
-	return c.inboxStep(welcome.Room, &filed, true), r
+	filed.RoomID = roomID
+	return c.inboxStep(roomID, &filed, true), r
 }
 
 // strangeRoom returns the room that a to-device event of from is for, which may
@@ -509,8 +531,8 @@ func (c *Client) strangeRoom(roomID id.RoomID, from id.UserID) *room {
 
 const (
 	maxRooms = 10_000
-	// maxStrangeRooms bounds the rooms that are known from a Welcome alone: it
-	// may come before the invite, but anybody can send one.
+	// maxStrangeRooms bounds the rooms that are known from a Welcome, or an admission,
+	// alone: it may come before the invite, but anybody can send one.
 	maxStrangeRooms = 64
 )
 
@@ -561,7 +583,7 @@ func (c *Client) forgetStrange(ctx context.Context, roomID id.RoomID) error {
 	return c.st.DeleteRoom(ctx, roomID)
 }
 
-// strange tells whether nothing but a Welcome speaks of the room.
+// strange tells whether nothing but to-device events speak of the room.
 func (r *room) strange() bool {
 	return r.rec.Membership == "" && r.rec.Phase == phaseNone && len(r.state.Entries) == 0
 }

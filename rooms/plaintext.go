@@ -192,7 +192,7 @@ func CheckUnencrypted(eventType string, state bool) error {
 // with MLS. Keys of other protocols may not (CVE-2022-39251).
 func CheckToDevice(eventType string) error {
 	switch eventType {
-	case TypeWelcome, TypeRejoinRequest, TypeKeyPackageRequest, TypeKeyPackage, TypeHistoryRequest, TypeHistoryBundle:
+	case TypeWelcome, TypeAdmit, TypeRejoinRequest, TypeKeyPackageRequest, TypeKeyPackage, TypeHistoryRequest, TypeHistoryBundle:
 		return nil
 	}
 	return refuse(RuleMegolmForMLS, "to-device event of type "+shorten(eventType), "carries nothing for a room with MLS")

@@ -124,7 +124,7 @@ func TestUnencryptedEvents(t *testing.T) {
 	for _, typ := range []string{"m.room_key", "m.forwarded_room_key", "m.room.encrypted", TypeCommit} {
 		wantRule(t, CheckToDevice(typ), RuleMegolmForMLS)
 	}
-	for _, typ := range []string{TypeWelcome, TypeRejoinRequest, TypeKeyPackage, TypeKeyPackageRequest, TypeHistoryRequest, TypeHistoryBundle} {
+	for _, typ := range []string{TypeWelcome, TypeAdmit, TypeRejoinRequest, TypeKeyPackage, TypeKeyPackageRequest, TypeHistoryRequest, TypeHistoryBundle} {
 		must(t, CheckToDevice(typ))
 	}
 }
