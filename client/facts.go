@@ -350,24 +350,20 @@ func (c *Client) plan(r *room) {
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
 	if use == e {
-		if err := r.todo.Barrier(); err != nil {
-			r.blocked = append(r.blocked, err.Error())
-		}
+		r.blocked = barrier(r.todo)
 	} else {
 		// What is committed already, but may not be used yet, lifts no barrier.
 		in.Leaves = rooms.GroupLeaves(use.group)
-		if err := rooms.MakePlan(in).Barrier(); err != nil {
-			r.blocked = append(r.blocked, err.Error())
-		}
+		r.blocked = barrier(rooms.MakePlan(in))
 	}
 	if c.without[probe.Barrier] {
 		r.blocked = nil
 	}
 	for _, user := range unchecked {
-		r.blocked = append(r.blocked, fmt.Sprintf("the devices of %s cannot be checked, their server does not answer; it is asked again every minute", user))
+		r.blocked = append(r.blocked, uncheckedBlock(user))
 	}
 	if r.machine.SafeHead() != r.machine.Head() {
-		r.blocked = append(r.blocked, "a commit is in doubt")
+		r.blocked = append(r.blocked, Block{Kind: BlockDoubt, Text: "a commit is in doubt"})
 	}
 	if r.planned && len(r.blocked) == 0 {
 		notifyChan(c.outWake)

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -62,7 +63,7 @@ func TestBarrierWinsOnASideWithoutMajority(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if said := strings.Join(info.Blocked, "; "); !strings.Contains(said, "majority") {
+			if said := fmt.Sprint(info.Blocked); !strings.Contains(said, "majority") || info.Blocked[len(info.Blocked)-1].Kind != BlockMajority {
 				t.Errorf("carol is told %q, want that her side has no majority", said)
 			}
 			cancel()

@@ -53,7 +53,10 @@ func (c *Client) inspect(roomID id.RoomID) *probe.Held {
 	}
 	held := &probe.Held{
 		Phase: string(r.rec.Phase), Machine: r.machine, Epochs: make(map[federation.Ref]*mls.Group, len(r.epochs)),
-		Join: federation.Ref(r.rec.JoinRef), Unconfirmed: r.rec.Unconfirmed, Blocked: r.blocked, Members: maps.Clone(r.state.view.Members),
+		Join: federation.Ref(r.rec.JoinRef), Unconfirmed: r.rec.Unconfirmed, Members: maps.Clone(r.state.view.Members),
+	}
+	for _, why := range r.blocked {
+		held.Blocked = append(held.Blocked, why.Text)
 	}
 	for ref, e := range r.epochs {
 		held.Epochs[ref] = e.group

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -480,13 +479,15 @@ type RoomInfo struct {
 	Devices    int // leaves of the group
 	Inviter    id.UserID
 	Modules    []string // servers whose modules order the commits
-	Blocked    []string // why messages wait
+	Blocked    []Block  // why messages wait
 	// Unconfirmed: this device joined at an epoch whose finality nobody has
 	// proven to it yet.
 	Unconfirmed bool
 	// Standstill says, if nothing became final for the policy's heirs_wait although
-	// something waits, which modules are silent, and what helps.
+	// something waits, which modules are silent, and what helps. Standing is what it
+	// says.
 	Standstill string
+	Standing   *Standstill
 }
 
 // Rooms lists the MLS rooms this device knows.
@@ -521,11 +522,8 @@ func (c *Client) Room(_ context.Context, roomID id.RoomID) (RoomInfo, error) {
 func (c *Client) info(r *room) RoomInfo {
 	info := RoomInfo{
 		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.isMLS(),
-		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: slices.Clone(r.blocked),
+		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: c.blocks(r),
 		Unconfirmed: r.rec.Unconfirmed,
-	}
-	if why, _ := c.noMajority(r); why != "" && len(info.Blocked) > 0 {
-		info.Blocked = append(info.Blocked, why)
 	}
 	for user, member := range r.state.view.Members {
 		if (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) && !isBot(user) {
@@ -537,7 +535,7 @@ func (c *Client) info(r *room) RoomInfo {
 		info.Final = r.epochOf(r.machine.NewestFinal())
 		info.Era, _ = r.machine.EraOf()
 		info.Status = r.machine.Status(e.ref)
-		info.Standstill = c.standstill(r)
+		info.Standstill, info.Standing = c.standing(r)
 		if policy, err := rooms.PolicyOf(e.group); err == nil {
 			for _, seq := range policy.Sequencers {
 				info.Modules = append(info.Modules, seq.Server)
@@ -560,6 +558,7 @@ type Member struct {
 	Epoch uint64
 	Heard bool
 	Note  string // why a user or device is not in the group, or should not be
+	Why   Why    // the reason that Note gives
 }
 
 // Members lists the devices of a room's group in the order of their leaves,
@@ -591,10 +590,10 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 	c.keepDevices(nil, lists)
 	var out []Member
 	present := map[id.UserID]bool{}
-	notes := map[string]string{}
+	notes := map[string]rooms.RemoveReason{}
 	if r.todo != nil {
 		for _, rm := range r.todo.Removes {
-			notes[claimKey(rm.Cred.User, rm.Cred.Device)] = string(rm.Reason)
+			notes[claimKey(rm.Cred.User, rm.Cred.Device)] = rm.Reason
 		}
 	}
 	if e := r.head(); e != nil {
@@ -604,10 +603,11 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 		}
 		for _, leaf := range rooms.GroupLeaves(e.group) {
 			present[leaf.Cred.User] = true
+			note := notes[claimKey(leaf.Cred.User, leaf.Cred.Device)]
 			m := Member{
 				User: leaf.Cred.User, Device: leaf.Cred.Device, Leaf: uint32(leaf.Index), Membership: string(r.state.membership(leaf.Cred.User)),
 				Verification: c.verification(&leaf.Cred, e.group.CipherSuite()), Own: leaf.Cred.User == c.UserID() && leaf.Cred.Device == c.DeviceID(),
-				Note: notes[claimKey(leaf.Cred.User, leaf.Cred.Device)],
+				Note: string(note), Why: Why(note),
 			}
 			if known, ok := r.machine.Known(reached[uint32(leaf.Index)]); ok {
 				m.Epoch, m.Heard = known.Epoch, true
@@ -618,25 +618,38 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 	slices.Sort(users)
 	for _, user := range users {
 		if !present[user] {
-			out = append(out, Member{User: user, Membership: string(r.state.membership(user)), Verification: Unverified, Note: c.whyAbsent(r, user)})
+			m := Member{User: user, Membership: string(r.state.membership(user)), Verification: Unverified}
+			m.Why, m.Note = c.whyAbsent(r, user)
+			out = append(out, m)
 		}
 	}
 	return out, nil
 }
 
-func (c *Client) whyAbsent(r *room, user id.UserID) string {
+// Why says why a device is not in a room's group, or should not be, or why a user has
+// none there. Those of devices that should not be are a [rooms.RemoveReason], those of
+// users whom the group waits for a [rooms.AbsentReason].
+type Why string
+
+// Other reasons for which a user has no device in the group.
+const (
+	WhyNoMLS  Why = "no-mls"  // no device with MLS
+	WhyNotYet Why = "not-yet" // not added yet
+)
+
+// whyAbsent says why a user has no device in the group, also in English.
+func (c *Client) whyAbsent(r *room, user id.UserID) (Why, string) {
 	if r.todo != nil {
-		for _, err := range r.todo.Waiting {
-			var refusal *rooms.Refusal
-			if errors.As(err, &refusal) && strings.Contains(refusal.What, string(user)) {
-				return err.Error()
+		for _, absent := range r.todo.Waiting {
+			if absent.User == user {
+				return Why(absent.Reason), absent.Error()
 			}
 		}
 	}
 	if list := c.devs[user]; list == nil || len(list.Devices) == 0 {
-		return "no device with MLS"
+		return WhyNoMLS, "no device with MLS"
 	}
-	return "not added yet"
+	return WhyNotYet, "not added yet"
 }
 
 // Settle waits until nothing is under way in a room: no commit of ours waits

@@ -245,7 +245,7 @@ func rejectDeviceNotCredential(t *testing.T) {
 	}
 	x.settle()
 	info, err := x.alice.Room(x.ctx, x.room)
-	if err != nil || len(info.Blocked) != 1 || !strings.Contains(info.Blocked[0], "BOB1") {
+	if err != nil || len(info.Blocked) != 1 || !strings.Contains(info.Blocked[0].Text, "BOB1") || info.Blocked[0].User != x.bob.UserID() || info.Blocked[0].Device != "BOB1" || info.Blocked[0].Kind != BlockDevice {
 		t.Errorf("alice is told %q (%v), want that bob's device is in the way", info.Blocked, err)
 	}
 	x.now.add(rooms.CredentialGrace)

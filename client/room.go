@@ -171,7 +171,7 @@ type room struct {
 	vouchAt     map[federation.Ref]time.Duration
 	vouchDue    time.Duration            // when the next of these is due, as of the last look; 0: none
 	tried       map[string]time.Duration // failed attempts: not before
-	blocked     []string                 // why sending waits
+	blocked     []Block                  // why sending waits
 	changed     chan struct{}
 
 	marked     int                // events that were processed since the start

@@ -16,16 +16,11 @@ import (
 // ruleStandstill is the rule of a room in which nothing becomes final any more.
 const ruleStandstill = "client/nothing-final"
 
-// standstill says what a person can do about a room in which nothing became final
+// standing says what a person can do about a room in which nothing became final
 // for the policy's heirs_wait, on this device's monotonic clock, although something
 // waits; "" while that is not so. No device can tell modules that are lost from
 // modules that are cut off, so that no program opens an era by itself (decision 0025).
-func (c *Client) standstill(r *room) string {
-	text, _ := c.standing(r)
-	return text
-}
-
-// standing is the text of standstill, and what it says.
+// What the text says comes with it.
 func (c *Client) standing(r *room) (string, *Standstill) {
 	if r.machine == nil || r.rec.Phase != phaseMember || !r.machine.HeirsDue() {
 		return "", nil

@@ -247,8 +247,33 @@ type PlannedAdd struct {
 type Plan struct {
 	Removes []PlannedRemove
 	Adds    []PlannedAdd
-	Waiting []error
+	Waiting []*Absent
 }
+
+// AbsentReason says why a member of the room, or a device, gets no keys.
+type AbsentReason string
+
+const (
+	AbsentUnadmitted AbsentReason = "unadmitted" // no member has admitted the user
+	AbsentSuite      AbsentReason = "no-suite"   // the device does not support the group's cipher suite
+	AbsentCheck      AbsentReason = "check"      // the device fails its check
+	AbsentDevice     AbsentReason = "no-device"  // the user has no device that can be added
+)
+
+// Absent says of a member of the room why they, or their device, get no keys. It is
+// an error as well.
+type Absent struct {
+	User   id.UserID
+	Device id.DeviceID // "" if it is about the user
+	Reason AbsentReason
+	Err    error
+}
+
+// Error says why, and what to do.
+func (a *Absent) Error() string { return a.Err.Error() }
+
+// Unwrap returns the refusal.
+func (a *Absent) Unwrap() error { return a.Err }
 
 // Empty tells whether there is nothing to commit.
 func (p *Plan) Empty() bool { return len(p.Removes) == 0 && len(p.Adds) == 0 }
@@ -289,8 +314,8 @@ func MakePlan(in Inputs) *Plan {
 	for _, u := range users {
 		fresh := kept[u] == 0
 		if fresh && !in.mayEnter(u) {
-			plan.Waiting = append(plan.Waiting, refuse(RuleRoomMemberNotInGroup, string(u), "is in the room but was admitted by no member").
-				with("a member who may invite has to admit them"))
+			plan.Waiting = append(plan.Waiting, &Absent{u, "", AbsentUnadmitted, refuse(RuleRoomMemberNotInGroup, string(u), "is in the room but was admitted by no member").
+				with("a member who may invite has to admit them")})
 			continue
 		}
 		devices := slices.Clone(in.Devices[u])
@@ -301,19 +326,19 @@ func MakePlan(in Inputs) *Plan {
 			case held[u][d.Device]:
 				n++
 			case d.OtherSuite:
-				plan.Waiting = append(plan.Waiting, refuse(RuleNoCommonSuite, "device "+string(d.Device)+" of "+string(u), "does not support the group's cipher suite").
-					with("update its client, or let an admin move the room to a suite that all have"))
+				plan.Waiting = append(plan.Waiting, &Absent{u, d.Device, AbsentSuite, refuse(RuleNoCommonSuite, "device "+string(d.Device)+" of "+string(u), "does not support the group's cipher suite").
+					with("update its client, or let an admin move the room to a suite that all have")})
 			case d.Key == nil: // a device without MLS is no concern of the group
 			case d.Problem != nil:
-				plan.Waiting = append(plan.Waiting, d.Problem)
+				plan.Waiting = append(plan.Waiting, &Absent{u, d.Device, AbsentCheck, d.Problem})
 			default:
 				plan.Adds = append(plan.Adds, PlannedAdd{User: u, Device: d.Device, NewUser: fresh})
 				n++
 			}
 		}
 		if _, fetched := in.Devices[u]; fetched && n == 0 && !slices.ContainsFunc(devices, func(d Device) bool { return d.OtherSuite }) {
-			plan.Waiting = append(plan.Waiting, refuse(RuleRoomMemberNotInGroup, string(u), "has no device that can be added").
-				with("%s has to sign in with an MLS client and verify it", u))
+			plan.Waiting = append(plan.Waiting, &Absent{u, "", AbsentDevice, refuse(RuleRoomMemberNotInGroup, string(u), "has no device that can be added").
+				with("%s has to sign in with an MLS client and verify it", u)})
 		}
 	}
 	return plan
@@ -412,21 +437,31 @@ func (in *Inputs) isBot(u id.UserID) bool {
 // leaves and duplicates of a device do not block. Until a Remove is accepted
 // the caller sends nothing and shows the error.
 func (p *Plan) Barrier() error {
-	for _, r := range p.Removes {
-		what := "leaf of " + r.Cred.String()
-		switch r.Reason {
-		case RemoveLeft, RemoveBanned:
-			return refuse(RuleMemberNotInRoom, what, "the user has %s the room but can still read", map[RemoveReason]string{RemoveLeft: "left", RemoveBanned: "been banned from"}[r.Reason]).
-				with("sending goes on once they are removed from the group, which happens by itself")
-		case RemoveDevice, RemoveMalformed:
-			err := r.Err
-			if err == nil {
-				err = refuse(RuleCredentialMalformed, what, "its credential does not parse")
-			}
-			return &Refusal{Rule: RuleMemberNotInRoom, What: what, Err: err, Remedy: "sending goes on once the device is verified or removed"}
-		}
+	r := p.InTheWay()
+	if r == nil {
+		return nil
 	}
-	return nil
+	what := "leaf of " + r.Cred.String()
+	if r.Reason == RemoveLeft || r.Reason == RemoveBanned {
+		return refuse(RuleMemberNotInRoom, what, "the user has %s the room but can still read", map[RemoveReason]string{RemoveLeft: "left", RemoveBanned: "been banned from"}[r.Reason]).
+			with("sending goes on once they are removed from the group, which happens by itself")
+	}
+	err := r.Err
+	if err == nil {
+		err = refuse(RuleCredentialMalformed, what, "its credential does not parse")
+	}
+	return &Refusal{Rule: RuleMemberNotInRoom, What: what, Err: err, Remedy: "sending goes on once the device is verified or removed"}
+}
+
+// InTheWay returns the Remove that [Plan.Barrier] waits for, nil if there is none.
+func (p *Plan) InTheWay() *PlannedRemove {
+	i := slices.IndexFunc(p.Removes, func(r PlannedRemove) bool {
+		return r.Reason == RemoveLeft || r.Reason == RemoveBanned || r.Reason == RemoveDevice || r.Reason == RemoveMalformed
+	})
+	if i < 0 {
+		return nil
+	}
+	return &p.Removes[i]
 }
 
 // CredentialGrace is how long a leaf that fails its check may stay before any

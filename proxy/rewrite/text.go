@@ -31,6 +31,7 @@ const (
 	StandstillThere                  // minutes, the command that shows what is waited for
 	StandstillAdmin                  // minutes, the silent servers, the command that goes on without them
 	StandstillHeir                   // the same
+	StandstillMember                 // minutes, the silent servers
 	Unvouched                        // who made the change, the command that goes on
 	KeyLost                          // the command that helps
 	HeirsEra                         // the servers of the new modules
@@ -55,6 +56,13 @@ const (
 	NotSentTooLarge                  // no argument
 	NotSentBroken                    // the error
 	MessagesMissing                  // the sender, the device, how many
+	BlockedLeft                      // the user
+	BlockedBanned                    // the user
+	BlockedDevice                    // the device, the user
+	BlockedServer                    // the user
+	BlockedDoubt                     // no argument
+	BlockedMajority                  // the servers of the modules
+	BlockedOther                     // no argument
 	ServerToName                     // no argument
 	NoCommand                        // the verb
 
@@ -93,6 +101,7 @@ var catalogue = [...]map[Message]string{
 		StandstillThere:   "Nothing about this room's encryption has become final for %s minutes although a change of it waits. Most of the modules that order its changes are there. What it waits for is shown, on the proxy's machine, by: %s",
 		StandstillAdmin:   "Nothing about this room's encryption has become final for %s minutes although a change of it waits: nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again. If they are lost for good, you, an admin, go on without them; on the proxy's machine: %s",
 		StandstillHeir:    "Nothing about this room's encryption has become final for %s minutes although a change of it waits: nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again. If they are lost for good, and no admin is there, you, an heir, go on without them; on the proxy's machine: %s",
+		StandstillMember:  "Nothing about this room's encryption has become final for %s minutes although a change of it waits: nothing was heard meanwhile from the modules of %s. It goes on by itself once most of the room's modules are there again. If they are lost for good, an admin or an heir of the room can open a new era.",
 		Unvouched:         "Everybody who could confirm a change of this room's encryption that %s made has left the room, so nothing becomes final any more. You, an admin, go on with the same modules; on the proxy's machine: %s",
 		KeyLost:           "The module that orders this room's changes has lost its key and can accept nothing. You, an admin, move the room to its new key; on the proxy's machine: %s",
 		HeirsEra:          "This room stands still, and one of its heirs wants to go on with the modules of %s. The proxy's device, an heir's too, consents.",
@@ -117,6 +126,13 @@ var catalogue = [...]map[Message]string{
 		NotSentTooLarge:   "The homeserver refused a message of yours, and it is not sent: it is too large.",
 		NotSentBroken:     "A message of yours could not be sent, and is not tried again. The reason: %s",
 		MessagesMissing:   "Something that %s sent here from the device %s has not come, as what came after it shows (messages missing: %s). It may never have gone out; or a homeserver is late with it, or keeps it to itself. If it comes it is shown; ask them on another way what they wrote.",
+		BlockedLeft:       "%s has left the room, and could read what is sent now. It waits until their devices are out of the group, which happens by itself.",
+		BlockedBanned:     "%s is banned from the room, and could read what is sent now. It waits until their devices are out of the group, which happens by itself.",
+		BlockedDevice:     "The device %s of %s fails its check. It goes on once the person has verified it, or once it is removed, which happens by itself after a minute.",
+		BlockedServer:     "The devices of %s cannot be checked, since their server does not answer. It is asked again every minute.",
+		BlockedDoubt:      "It is in doubt whether the newest change of the room's encryption can be applied by all. That settles by itself.",
+		BlockedMajority:   "This side of the room does not reach more than half of the modules of %s. It goes on when they are back, or when an admin opens a new era.",
+		BlockedOther:      "The proxy's device is not done yet with what changed in the room.",
 		ServerToName:      "SERVER, with the name of a server that has a module",
 		NoCommand:         "the verb %s of mls-proxy (the room's id holds characters that a shell may run, so the command is not shown)",
 	},
@@ -142,6 +158,7 @@ var catalogue = [...]map[Message]string{
 		StandstillThere:   "An der Verschlüsselung dieses Raums ist seit %s Minuten nichts mehr endgültig geworden, obwohl eine Änderung wartet. Die meisten Module, die seine Änderungen ordnen, sind da. Worauf gewartet wird, zeigt auf dem Rechner des Proxys: %s",
 		StandstillAdmin:   "An der Verschlüsselung dieses Raums ist seit %s Minuten nichts mehr endgültig geworden, obwohl eine Änderung wartet: Von den Modulen von %s war in dieser Zeit nichts zu hören. Es geht von selbst weiter, sobald die meisten Module des Raums wieder da sind. Sind sie für immer verloren, machen Sie als Admin ohne sie weiter; auf dem Rechner des Proxys: %s",
 		StandstillHeir:    "An der Verschlüsselung dieses Raums ist seit %s Minuten nichts mehr endgültig geworden, obwohl eine Änderung wartet: Von den Modulen von %s war in dieser Zeit nichts zu hören. Es geht von selbst weiter, sobald die meisten Module des Raums wieder da sind. Sind sie für immer verloren und ist kein Admin da, machen Sie als Erbe ohne sie weiter; auf dem Rechner des Proxys: %s",
+		StandstillMember:  "An der Verschlüsselung dieses Raums ist seit %s Minuten nichts mehr endgültig geworden, obwohl eine Änderung wartet: Von den Modulen von %s war in dieser Zeit nichts zu hören. Es geht von selbst weiter, sobald die meisten Module des Raums wieder da sind. Sind sie für immer verloren, kann ein Admin oder ein Erbe des Raums eine neue Ära beginnen.",
 		Unvouched:         "Alle, die eine Änderung der Verschlüsselung dieses Raums durch %s bestätigen könnten, haben den Raum verlassen; so wird nichts mehr endgültig. Sie machen als Admin mit denselben Modulen weiter; auf dem Rechner des Proxys: %s",
 		KeyLost:           "Das Modul, das die Änderungen dieses Raums ordnet, hat seinen Schlüssel verloren und kann nichts annehmen. Sie stellen den Raum als Admin auf den neuen Schlüssel um; auf dem Rechner des Proxys: %s",
 		HeirsEra:          "Dieser Raum steht still, und einer seiner Erben will mit den Modulen von %s weitermachen. Das Gerät des Proxys, auch das eines Erben, stimmt zu.",
@@ -166,6 +183,13 @@ var catalogue = [...]map[Message]string{
 		NotSentTooLarge:   "Der Homeserver hat eine Nachricht von Ihnen abgelehnt, und sie wird nicht gesendet: Sie ist zu groß.",
 		NotSentBroken:     "Eine Nachricht von Ihnen konnte nicht gesendet werden, und es wird nicht noch einmal versucht. Der Grund, auf Englisch: %s",
 		MessagesMissing:   "Etwas, das %s hier vom Gerät %s gesendet hat, ist nicht gekommen; das zeigt, was danach kam (fehlende Nachrichten: %s). Vielleicht ist es nie hinausgegangen; oder ein Homeserver ist damit im Verzug oder hält es zurück. Kommt es noch, wird es gezeigt; fragen Sie auf einem anderen Weg nach, was geschrieben wurde.",
+		BlockedLeft:       "%s hat den Raum verlassen und könnte noch lesen, was jetzt gesendet wird. Es wartet, bis die Geräte aus der Gruppe entfernt sind; das geschieht von selbst.",
+		BlockedBanned:     "%s ist aus dem Raum verbannt und könnte noch lesen, was jetzt gesendet wird. Es wartet, bis die Geräte aus der Gruppe entfernt sind; das geschieht von selbst.",
+		BlockedDevice:     "Das Gerät %s von %s besteht seine Prüfung nicht. Es geht weiter, sobald die Person es verifiziert hat oder es entfernt ist; das geschieht nach einer Minute von selbst.",
+		BlockedServer:     "Die Geräte von %s können nicht geprüft werden, denn der Server der Person antwortet nicht. Er wird jede Minute wieder gefragt.",
+		BlockedDoubt:      "Ob alle der neuesten Änderung der Verschlüsselung des Raums folgen können, ist noch offen. Das klärt sich von selbst.",
+		BlockedMajority:   "Diese Seite des Raums erreicht nicht mehr als die Hälfte der Module von %s. Es geht weiter, wenn sie wieder da sind oder ein Admin eine neue Ära beginnt.",
+		BlockedOther:      "Das Gerät des Proxys ist mit dem, was sich im Raum geändert hat, noch nicht fertig.",
 		ServerToName:      "SERVER, mit dem Namen eines Servers, der ein Modul hat",
 		NoCommand:         "das Verb %s von mls-proxy (die Kennung des Raums enthält Zeichen, die eine Shell ausführen könnte; darum steht der Befehl nicht hier)",
 	},

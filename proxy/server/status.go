@@ -60,6 +60,8 @@ func statusPage(l rewrite.Language) *template.Template {
 		"state":   func(r client.RoomInfo) string { return roomState(l, r) },
 		"trust":   func(m client.Member) string { return trustText(l, m) },
 		"reached": func(m client.Member, head uint64) string { return reachedText(l, m, head) },
+		"note":    func(m client.Member) string { return noteText(l, m) },
+		"blocked": func(b client.Block) string { return blockText(l, b) },
 		"where":   func(m client.Member) string { return membershipText(l, m) },
 		"join":    func(all []string) string { return strings.Join(all, ", ") },
 	}).Parse(statusSources[l]))
@@ -214,10 +216,11 @@ type roomPage struct {
 	User         id.UserID
 	Device       id.DeviceID
 	Code         *client.ComparisonCode
-	NoCode       string
+	NoCode       *said
+	Stands       string // that nothing becomes final any more
 	Members      []client.Member
 	More         int
-	NoMembers    string
+	NoMembers    *said
 	Sent         string // when the last message of this device was sent
 	Delivery     []client.DeliveredTo
 	MoreSent     int // devices that are not shown
@@ -245,12 +248,13 @@ func (s *Server) roomPage(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), statusWait)
 	defer cancel()
 	p := roomPage{RoomInfo: info, Home: s.home(), Epochs: s.roomLink("epochs", a.UserID(), info.ID), User: a.UserID(), Device: a.Client().DeviceID()}
+	p.Stands = s.standing(info, info.ID, a.Dir())
 	var err error
 	if p.Code, err = a.Client().ComparisonCode(ctx, info.ID); err != nil {
-		p.NoCode = plain(err)
+		p.NoCode = s.why(err)
 	}
 	if p.Members, err = a.Client().Members(ctx, info.ID); err != nil {
-		p.NoMembers = plain(err)
+		p.NoMembers = s.why(err)
 	}
 	if p.More = len(p.Members) - maxMemberShown; p.More > 0 {
 		p.Members = p.Members[:maxMemberShown]
@@ -278,7 +282,10 @@ func (s *Server) epochsPage(w http.ResponseWriter, r *http.Request) {
 	}
 	p, err := a.Client().EpochPicture(r.Context(), info.ID)
 	if err != nil {
-		s.refusedPage(w, http.StatusConflict, roomName(info), s.say(pageNoPicture), plain(err))
+		why := s.why(err)
+		s.page(w, http.StatusConflict, roomName(info), "refused", struct {
+			Text, Why string
+		}{strings.TrimSuffix(s.say(pageNoPicture)+" "+why.Text, " "), why.English})
 		return
 	}
 	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">` + s.say(pageBack) + `</a></p>` + "\n"

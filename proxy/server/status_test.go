@@ -92,7 +92,7 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 		}
 		return body
 	}
-	room := client.RoomInfo{ID: "!r:x", Name: evil, MLS: true, Membership: "join", Phase: "member", Epoch: 7, Blocked: []string{evil}, Modules: []string{evil}, Standstill: evil}
+	room := client.RoomInfo{ID: "!r:x", Name: evil, MLS: true, Membership: "join", Phase: "member", Epoch: 7, Blocked: []client.Block{{Kind: client.BlockDevice, User: evil, Device: evil}, {Kind: evil}, {Kind: client.BlockMajority, Servers: []string{evil}}}, Modules: []string{evil}, Standstill: evil}
 	body := write("overview", overview{Homeserver: evil, Reached: "answers", Broken: []string{evil}, Accounts: []accountView{{
 		Status:  &account.Status{User: evil, Device: evil, Dir: evil, VerifiedKnown: true, Stock: []account.Stock{{Suite: 1, Have: 3, Want: 50, Known: true}, {Suite: mls.CipherSuite(2), Want: 2}}},
 		Trouble: evil, Refused: []count{{evil, 4}}, More: 5,
@@ -110,10 +110,10 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 	}
 	body = write("room", roomPage{
 		RoomInfo: room, Home: s.home(), Epochs: s.roomLink("epochs", evil, "!r:x"), User: evil, Device: evil,
-		Sent: evil, Delivery: []client.DeliveredTo{{User: evil, Device: evil, Received: true}, {User: "@g:x", Device: "G"}}, MoreSent: 3,
+		Stands: evil, Sent: evil, Delivery: []client.DeliveredTo{{User: evil, Device: evil, Received: true}, {User: "@g:x", Device: "G"}}, MoreSent: 3,
 		Code: &client.ComparisonCode{Epoch: 7, Groups: []string{"00001", "22222"}},
 		Members: []client.Member{
-			{User: evil, Device: evil, Membership: evil, Note: evil, Verification: client.ChangedUser}, {User: "@b:x", Device: "B", Verification: client.VerifiedUser, Heard: true, Epoch: 7},
+			{User: evil, Device: evil, Membership: evil, Note: evil, Why: evil, Verification: client.ChangedUser}, {User: "@b:x", Device: "B", Verification: client.VerifiedUser, Heard: true, Epoch: 7},
 			{User: "@c:x", Device: "C", Verification: client.VerifiedDevice, Heard: true, Epoch: 5}, {User: "@d:x", Device: "D", Verification: client.Unverified}, {User: "@e:x"}, {User: "@f:x", Device: "F", Own: true},
 		},
 	})
@@ -122,7 +122,7 @@ func TestStatusPagesSayItInWordsAndTrustNoName(t *testing.T) {
 			t.Errorf("%s\nlacks %q", body, want)
 		}
 	}
-	if body = write("room", roomPage{RoomInfo: client.RoomInfo{ID: id.RoomID("!r:x")}, NoCode: evil, NoMembers: evil}); !strings.Contains(body, "nothing to compare") || !strings.Contains(body, "cannot be listed") {
+	if body = write("room", roomPage{RoomInfo: client.RoomInfo{ID: id.RoomID("!r:x")}, NoCode: &said{Text: evil}, NoMembers: &said{English: evil}}); !strings.Contains(body, "nothing to compare") || !strings.Contains(body, "cannot be listed") {
 		t.Errorf("%s", body)
 	}
 }

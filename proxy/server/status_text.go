@@ -61,6 +61,19 @@ const (
 	pageLeft                            // no argument
 	pageBanned                          // no argument
 	pageKnocks                          // no argument
+	pageNoteLeft                        // no argument
+	pageNoteBanned                      // no argument
+	pageNoteDevice                      // no argument
+	pageNoteDuplicate                   // no argument
+	pageNoteSuite                       // no argument
+	pageNoteSilent                      // no argument
+	pageNoteMalformed                   // no argument
+	pageNoteUnadmitted                  // no argument
+	pageNoteNoSuite                     // no argument
+	pageNoteCheck                       // no argument
+	pageNoteNoDevice                    // no argument
+	pageNoteNoMLS                       // no argument
+	pageNoteNotYet                      // no argument
 
 	pageTexts // how many there are
 )
@@ -117,6 +130,19 @@ var pageCatalogue = [...]map[pageText]string{
 		pageLeft:            "not in the room any more",
 		pageBanned:          "banned",
 		pageKnocks:          "asks to be let in",
+		pageNoteLeft:        "has left; is being removed",
+		pageNoteBanned:      "is banned; is being removed",
+		pageNoteDevice:      "fails its check, or is logged out; is being removed",
+		pageNoteDuplicate:   "the device has come in again; its old place is being removed",
+		pageNoteSuite:       "does not support the cipher suite that the room moves to",
+		pageNoteSilent:      "was silent for too long; is being removed",
+		pageNoteMalformed:   "its name in the group cannot be read; is being removed",
+		pageNoteUnadmitted:  "no member has admitted them: one who may invite has to invite them",
+		pageNoteNoSuite:     "their device does not support the room's cipher suite: its client has to be updated, or an admin moves the room to another",
+		pageNoteCheck:       "their device fails its check: they have to verify it",
+		pageNoteNoDevice:    "no device that can be added: they have to log in with an MLS client and verify it",
+		pageNoteNoMLS:       "no device with MLS",
+		pageNoteNotYet:      "not added yet",
 	},
 	rewrite.German: {
 		pageNotFromHere:     "Nicht von hier",
@@ -169,6 +195,19 @@ var pageCatalogue = [...]map[pageText]string{
 		pageLeft:            "nicht mehr im Raum",
 		pageBanned:          "verbannt",
 		pageKnocks:          "bittet um Einlass",
+		pageNoteLeft:        "hat den Raum verlassen; wird entfernt",
+		pageNoteBanned:      "verbannt; wird entfernt",
+		pageNoteDevice:      "besteht seine Prüfung nicht oder ist abgemeldet; wird entfernt",
+		pageNoteDuplicate:   "das Gerät ist noch einmal eingetreten; der alte Platz wird entfernt",
+		pageNoteSuite:       "unterstützt die Cipher-Suite nicht, zu der der Raum wechselt",
+		pageNoteSilent:      "war zu lange still; wird entfernt",
+		pageNoteMalformed:   "sein Name in der Gruppe ist nicht lesbar; wird entfernt",
+		pageNoteUnadmitted:  "kein Mitglied hat sie eingelassen: Wer einladen darf, muss sie einladen",
+		pageNoteNoSuite:     "ihr Gerät unterstützt die Cipher-Suite des Raums nicht: Sein Client muss erneuert werden, oder ein Admin stellt den Raum um",
+		pageNoteCheck:       "ihr Gerät besteht seine Prüfung nicht: Sie müssen es verifizieren",
+		pageNoteNoDevice:    "kein Gerät, das aufgenommen werden kann: Sie müssen sich mit einem MLS-Client anmelden und ihn verifizieren",
+		pageNoteNoMLS:       "kein Gerät mit MLS",
+		pageNoteNotYet:      "noch nicht aufgenommen",
 	},
 }
 

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,6 +53,60 @@ func TestPagesAreWholeInEachLanguage(t *testing.T) {
 	}
 }
 
+// TestWhatTheSDKSaysIsInThePersonsLanguage: each reason that it names is in the catalogue, and its own words are not shown.
+func TestWhatTheSDKSaysIsInThePersonsLanguage(t *testing.T) {
+	named := func(file, what string, least int) (out []string) {
+		t.Helper()
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(what+` += "([a-z-]+)"`).FindAllSubmatch(source, -1) {
+			out = append(out, string(m[1]))
+		}
+		if len(out) < least {
+			t.Fatalf("%d %s were found in %s", len(out), what, file)
+		}
+		return out
+	}
+	told := map[string]string{}
+	once := func(kind string, texts ...string) {
+		t.Helper()
+		for _, text := range texts {
+			if before, is := told[text]; text == "" || is || strings.Contains(text, "in words") || strings.Contains(text, "%!") {
+				t.Errorf("%s is told as %q, as %q is", kind, text, before)
+			}
+			told[text] = kind
+		}
+	}
+	for _, kind := range named("../../client/blocked.go", "BlockKind", 6) {
+		b := client.Block{Kind: client.BlockKind(kind), User: "@b:x", Device: "B", Servers: []string{"one.example"}, Text: "in words"}
+		once(kind, blockText(rewrite.English, b), blockText(rewrite.German, b))
+	}
+	once("another", blockText(rewrite.English, client.Block{Text: "in words"}), blockText(rewrite.German, client.Block{Text: "in words"}))
+	for _, why := range slices.Concat(named("../../rooms/membership.go", "RemoveReason", 7), named("../../rooms/membership.go", "AbsentReason", 4), named("../../client/membership.go", "Why", 2)) {
+		m := client.Member{User: "@b:x", Why: client.Why(why), Note: "in words"}
+		once(why, noteText(rewrite.English, m), noteText(rewrite.German, m))
+	}
+	w := newWorld(t)
+	w.server.o.Language = rewrite.German
+	rec := httptest.NewRecorder()
+	w.server.page(rec, http.StatusOK, "room", "room", roomPage{
+		RoomInfo: client.RoomInfo{Blocked: []client.Block{{Kind: client.BlockLeft, User: "@b:x", Text: "in words"}}},
+		NoCode:   w.server.why(fmt.Errorf("%w (!r:x)", client.ErrNoGroup)), Stands: w.server.standing(client.RoomInfo{Standing: &client.Standstill{Silent: []string{"one.example"}}}, "!r:x", "/dir"),
+		Members: []client.Member{{User: "@b:x", Why: client.WhyNoMLS, Note: "in words"}},
+	})
+	body := rec.Body.String()
+	if strings.Contains(body, `lang="en"`) || strings.Contains(body, "in words") {
+		t.Errorf("there is English on the German page: %s", body)
+	}
+	for _, want := range []string{"@b:x hat den Raum verlassen", "kein Gerät mit MLS", "Es gibt nichts zu vergleichen: wartet darauf", "kann ein Admin oder ein Erbe"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page lacks %q: %s", want, body)
+		}
+	}
+}
+
 // TestThePagesAreInThePersonsLanguage: as a whole, with the words that are not in the templates.
 func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 	w := newWorld(t)
@@ -80,11 +136,11 @@ func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 	for membership, want := range map[string]string{"join": "im Raum", "invite": "eingeladen", "leave": "nicht mehr im Raum", "ban": "verbannt", "knock": "bittet um Einlass", "<b>": ""} {
 		rec := httptest.NewRecorder()
 		w.server.page(rec, http.StatusOK, "room", "room", roomPage{Members: []client.Member{{User: "@a:x", Device: "A", Membership: membership}}})
-		if body := rec.Body.String(); !strings.Contains(body, "<td>"+want+"</td><td><span") {
+		if body := rec.Body.String(); !strings.Contains(body, "<td>"+want+"</td><td></td>") {
 			t.Errorf("a membership %q is not %q: %s", membership, want, body)
 		}
 	}
-	room := client.RoomInfo{Membership: "join", Phase: "member", Epoch: 7, Status: federation.StatusFinal, Blocked: []string{"why"}, Standstill: "why"}
+	room := client.RoomInfo{Membership: "join", Phase: "member", Epoch: 7, Status: federation.StatusFinal, Blocked: []client.Block{{Text: "why"}}, Standstill: "why"}
 	if got, want := roomState(rewrite.German, room), "Epoche 7, endgültig; Senden wartet; nichts wird endgültig"; got != want {
 		t.Errorf("the state is %q, want %q", got, want)
 	}

@@ -200,7 +200,7 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 		return l.Text(rewrite.EncryptionChanged)
 	case client.StandstillWarning:
 		if n.Standstill != nil {
-			return standstillText(l, n, dir)
+			return standstillText(l, n.Standstill, n.Room, dir)
 		}
 	case client.UnvouchedWarning:
 		return l.Text(rewrite.Unvouched, shown, command(l, dir, "era", n.Room, n.Servers...))
@@ -281,21 +281,23 @@ func serverNames(servers []string) string {
 
 // standstillText says that nothing in a room becomes final any more, and what its
 // reader can do.
-func standstillText(l rewrite.Language, n account.Notice, dir string) string {
-	s := n.Standstill
+func standstillText(l rewrite.Language, s *client.Standstill, room id.RoomID, dir string) string {
 	minutes := strconv.Itoa(int(s.For.Minutes()))
 	if len(s.Silent) == 0 {
-		return l.Text(rewrite.StandstillThere, minutes, command(l, dir, "epochs", n.Room))
+		return l.Text(rewrite.StandstillThere, minutes, command(l, dir, "epochs", room))
 	}
 	servers := s.Servers
 	if len(servers) == 0 {
 		servers = []string{l.Text(rewrite.ServerToName)}
 	}
 	text := rewrite.StandstillHeir
-	if s.Admin {
+	switch {
+	case s.Admin:
 		text = rewrite.StandstillAdmin
+	case !s.Heir:
+		return l.Text(rewrite.StandstillMember, minutes, serverNames(s.Silent))
 	}
-	return l.Text(text, minutes, serverNames(s.Silent), command(l, dir, "era", n.Room, servers...))
+	return l.Text(text, minutes, serverNames(s.Silent), command(l, dir, "era", room, servers...))
 }
 
 // notReadyText says whose word a change of the modules waits for, and what its reader,

@@ -143,6 +143,7 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, standstill(client.Standstill{For: 75 * time.Minute, Silent: []string{"one.example"}, Servers: []string{"three.example"}, Heir: true}), []string{
 			"seit 75 Minuten", "Modulen von one.example", "als Erbe", "mls-proxy --state '/dir' era '!r:x' three.example"}},
 		{rewrite.German, standstill(client.Standstill{Silent: []string{"one.example"}, Admin: true}), []string{"als Admin", "era '!r:x' SERVER, mit dem Namen"}},
+		{rewrite.German, standstill(client.Standstill{For: 10 * time.Minute, Silent: []string{"one.example"}}), []string{"seit 10 Minuten", "kann ein Admin oder ein Erbe"}},
 		{rewrite.German, standstill(client.Standstill{Admin: true}), []string{"Die meisten Module", "mls-proxy --state '/dir' epochs '!r:x'"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.KeyLostWarning), Room: "!r'$(reboot):x"}, []string{"das Verb repair von mls-proxy"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.UnvouchedWarning), Room: "!r:x", User: "@b:x", Servers: []string{"one.example", "two.example"}}, []string{"durch @b:x bestätigen", "era '!r:x' one.example two.example"}},

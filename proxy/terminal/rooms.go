@@ -65,9 +65,13 @@ func runRooms(ctx context.Context, c *call) error {
 }
 
 func roomJSON(r client.RoomInfo) map[string]any {
+	var blocked []string
+	for _, why := range r.Blocked {
+		blocked = append(blocked, why.Text)
+	}
 	return map[string]any{
 		"room_id": r.ID, "name": r.Name, "membership": r.Membership, "mls": r.MLS, "phase": r.Phase, "epoch": r.Epoch,
-		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "modules": r.Modules, "blocked": r.Blocked,
+		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "modules": r.Modules, "blocked": blocked,
 	}
 }
 
@@ -316,7 +320,7 @@ func runMembers(ctx context.Context, c *call) error {
 		c.printf("%s (%s), epoch %s, %s; commits are ordered by %s\n\n", title(r), r.ID, epochText(r), stateText(r), orNobody(r.Modules))
 		table(c.env.Stdout, rows)
 		for _, why := range r.Blocked {
-			c.notef("sending waits: %s", clean(why))
+			c.notef("sending waits: %s", clean(why.Text))
 		}
 		return nil
 	})
