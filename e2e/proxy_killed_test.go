@@ -7,6 +7,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -107,19 +108,21 @@ func TestProxyKilled(t *testing.T) {
 	_, err = alice.WaitText(s.soon(), room, awake)
 	s.must(err)
 	s.step("it slept while its homeserver was started anew")
-	last := bob.insistsOn(room, token("the last word"))
+	lastly, unread, mention := token("the last word"), token("unread"), token("mention")
+	last := bob.insistsOn(room, lastly)
 	_, err = bob.MakeRequest(s.soon(), http.MethodPost, bob.BuildClientURL("v3", "rooms", room, "receipt", "m.read", last), map[string]any{}, nil)
 	s.must(err)
 	p.kill()
-	_, err = alice.SendText(s.soon(), room, token("unread"))
+	_, err = alice.SendText(s.soon(), room, unread)
 	s.must(err)
 	_, err = alice.Send(s.soon(), room, "m.room.message", map[string]any{
-		"msgtype": "m.text", "body": token("mention"), "m.mentions": map[string]any{"user_ids": []id.UserID{bob.UserID}},
+		"msgtype": "m.text", "body": mention, "m.mentions": map[string]any{"user_ids": []id.UserID{bob.UserID}},
 	})
 	s.must(err)
 	p.start()
 	s.step("it was killed once more")
 	bob.counts(room, "", "after a kill", mautrix.UnreadNotificationCounts{NotificationCount: 2, HighlightCount: 1})
+	s.blind(slices.Concat(texts, said, []string{asleep, awake, lastly, unread, mention}))
 	_, err = bob.Logout(s.soon())
 	s.must(err)
 	p.end()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -266,6 +267,7 @@ func TestProxyNetworkChange(t *testing.T) {
 		bob.reads(room, text)
 	}
 	bob.once(alice, room, refused, texts, said)
+	s.blind(slices.Concat(texts, said))
 	_, err = bob.Logout(s.soon())
 	s.must(err)
 	p.end()

@@ -144,4 +144,5 @@ func TestProxyStatusPage(t *testing.T) {
 	if strings.Contains(page+roomPage+epochs, word) {
 		t.Error("what was said is on the page")
 	}
+	s.blind([]string{word})
 }

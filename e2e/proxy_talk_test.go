@@ -351,6 +351,7 @@ func TestProxyCreatesEncryptedRooms(t *testing.T) {
 		s.gone(alice, made.RoomID)
 	})
 	s.part(t, "POST r0 leave", func() { does("r0"+in+"/leave", `{}`) })
+	s.blind([]string{word})
 }
 
 func (c *plainClient) send(room id.RoomID, eventType, txn string, content any) id.EventID {
