@@ -59,7 +59,8 @@ type Limits struct {
 	History      int
 	HistoryPages int
 	// ReceiptDevices is the size of a group above which no delivery receipts are
-	// sent; default 10.
+	// sent; default 10. Each device sends its own, two a minute: those of 50 would be
+	// most of a room's events.
 	ReceiptDevices int
 	// Admissions bounds the users of a room whose admission to its group is kept;
 	// default 4,096. Of those in the group already, a sixteenth of it is kept.
