@@ -25,6 +25,17 @@ const (
 	BehindNotice       NoticeKind = "behind"        // the device cannot follow the group, and joins again
 	MemberBehindNotice NoticeKind = "member-behind" // a member could not follow a change of User's
 	OtherNotice        NoticeKind = "other"         // Text says what, in English
+	WaitsNotice        NoticeKind = "waits"         // what the user wrote waits, for Reason
+)
+
+// Reasons of a WaitsNotice, beside those of client.BlockKind: of these User is one who is
+// in the way, Detail their device, and Servers are those of modules.
+const (
+	WaitsForEntry        = "entry"        // no member has let the device in yet
+	WaitsForVerification = "verification" // the device is not verified
+	WaitsForLogin        = "login"        // the homeserver wants the device to log in again
+	WaitsForSuite        = "suite"        // the room moves to another cipher suite
+	WaitsForOther        = "other"
 )
 
 // The other kinds are named as the warnings that they tell of, client.WarningKind.
@@ -79,7 +90,7 @@ func (k NoticeKind) weight() int {
 	case client.StandstillWarning, client.UnvouchedWarning, client.KeyLostWarning, client.HeirsWarning, client.CopyWarning, client.SupersededWarning,
 		client.NotSentWarning, client.EncryptionWarning:
 		return 2
-	case client.MissingWarning: // chatter pushes none out; it pushes out nothing above
+	case client.WarningKind(WaitsNotice), client.MissingWarning: // chatter pushes none out; it pushes out nothing above
 		return 1
 	}
 	return 0
@@ -159,6 +170,25 @@ func (a *Account) tell(ctx context.Context, u client.Update) {
 	err := a.withNotices(ctx, func(all *notices) bool { return all.add(n) })
 	if err != nil {
 		a.log.Err(err).Msg("A notice about a room cannot be kept")
+	}
+}
+
+// TellWaits keeps a notice that what the user wrote in a room waits, unless there is one
+// of the last hour for the same reason. Those who wait for news of the account get it.
+func (a *Account) TellWaits(ctx context.Context, n Notice) {
+	n.Kind, n.At = WaitsNotice, time.Now().UnixMilli()
+	n.Detail, n.Servers = short(n.Detail), few(n.Servers)
+	added := false
+	err := a.withNotices(ctx, func(all *notices) bool {
+		added = !slices.ContainsFunc(all.All, func(o Notice) bool {
+			return o.Room == n.Room && o.Kind == n.Kind && o.Reason == n.Reason && n.At-o.At < time.Hour.Milliseconds()
+		}) && all.add(n)
+		return added
+	})
+	if err != nil {
+		a.log.Err(err).Msg("A notice about a room cannot be kept")
+	} else if added {
+		a.news()
 	}
 }
 

@@ -205,3 +205,52 @@ func TestANoticeKeepsWhatItsWarningTells(t *testing.T) {
 		t.Errorf("%d servers of %d bytes, and %d bytes, are kept", len(n.Servers), len(n.Servers[0]), len(n.Detail))
 	}
 }
+
+// TestWhatWaitsIsToldOnceAnHour: however often a client tries again, and once for each reason.
+func TestWhatWaitsIsToldOnceAnHour(t *testing.T) {
+	a := stored(t, filepath.Join(t.TempDir(), storeName), newKey(t))
+	if _, err := a.Notices(t.Context(), "ONE"); err != nil {
+		t.Fatal(err)
+	}
+	woken := a.Changed()
+	tells := func(room id.RoomID, reason string) { a.TellWaits(t.Context(), Notice{Room: room, Reason: reason}) }
+	left := func() (out []string) {
+		t.Helper()
+		list, err := a.Notices(t.Context(), "ONE")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range list {
+			out = append(out, string(n.Room)+" "+n.Reason)
+		}
+		return out
+	}
+	for range 3 {
+		tells("!a:x", WaitsForEntry)
+		tells("!a:x", WaitsForOther)
+		tells("!b:x", WaitsForEntry)
+	}
+	select {
+	case <-woken:
+	default:
+		t.Error("who waits for news is not told")
+	}
+	want := []string{"!a:x entry", "!a:x other", "!b:x entry"}
+	if got := left(); !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	woken = a.Changed()
+	tells("!a:x", WaitsForEntry)
+	select {
+	case <-woken:
+		t.Error("what is known is told as news")
+	default:
+	}
+	for i := range a.notices.All {
+		a.notices.All[i].At -= time.Hour.Milliseconds()
+	}
+	tells("!a:x", WaitsForEntry)
+	if got := left(); !slices.Equal(got, append(want, "!a:x entry")) {
+		t.Errorf("after an hour told %q", got)
+	}
+}

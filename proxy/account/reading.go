@@ -193,6 +193,11 @@ func (a *Account) handle(ctx context.Context, u client.Update) {
 			a.log.Err(err).Msg("The keys of a redacted message's files cannot be deleted")
 		}
 	}
+	a.news()
+}
+
+// news wakes up those who wait for something new.
+func (a *Account) news() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	close(a.changed)

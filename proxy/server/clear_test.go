@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,8 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/internal/patience"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -31,15 +35,16 @@ func TestNothingGoesOutInClear(t *testing.T) {
 	const notFound, forbidden, page = `{"errcode":"M_NOT_FOUND","error":"no"}`, `{"errcode":"M_FORBIDDEN","error":"no"}`, `<html>Bad Gateway</html>`
 	const limited = http.StatusTooManyRequests
 	for n, tt := range []struct {
-		name   string
-		room   id.RoomID
-		send   string // the path below the room, "" for one message
-		body   string // "" for a message
-		set    func(w *deviceWorld)
-		status int
-		code   string
-		says   string
-		waits  bool // the client is told to ask again once it has waited
+		name    string
+		room    id.RoomID
+		send    string // the path below the room, "" for one message
+		body    string // "" for a message
+		set     func(w *deviceWorld)
+		status  int
+		code    string
+		says    string
+		waits   bool   // the client is told to ask again once it has waited, and its person why
+		because string // it waits
 	}{
 		{name: "how the room was made: 404", room: plainRoom, set: says(rooms.TypeCreate, 404, notFound), status: 404, code: "M_NOT_FOUND", says: "no"},
 		{name: "how the room was made: 403", room: plainRoom, set: says(rooms.TypeCreate, 403, forbidden), status: 403, code: "M_FORBIDDEN", says: "no"},
@@ -63,8 +68,8 @@ func TestNothingGoesOutInClear(t *testing.T) {
 		}, status: limited, code: "M_LIMIT_EXCEEDED", says: "nothing goes out in clear"},
 		{name: "encryption contested: the device's room is said to have Megolm", room: mlsRoom, set: says(rooms.TypeEncryption, 200, `{"algorithm":"m.megolm.v1.aes-sha2"}`), status: limited, code: "M_LIMIT_EXCEEDED", says: "not yet", waits: true},
 		{name: "encryption contested: the device's room is said to have none", room: mlsRoom, set: says(rooms.TypeEncryption, 404, notFound), status: limited, code: "M_LIMIT_EXCEEDED", says: "not yet", waits: true},
-		{name: "not in the group yet", room: mlsRoom, status: limited, code: "M_LIMIT_EXCEEDED", says: "not in the room's group yet", waits: true},
-		{name: "the device is not verified", room: mlsRoom, set: (*deviceWorld).unverified, status: limited, code: "M_LIMIT_EXCEEDED", says: "verify --recovery-key", waits: true},
+		{name: "not in the group yet", room: mlsRoom, status: limited, code: "M_LIMIT_EXCEEDED", says: "not in the room's group yet", waits: true, because: account.WaitsForEntry},
+		{name: "the device is not verified", room: mlsRoom, set: (*deviceWorld).unverified, status: limited, code: "M_LIMIT_EXCEEDED", says: "verify --recovery-key", waits: true, because: account.WaitsForVerification},
 		{name: "not synced since the start", room: mlsRoom, set: (*deviceWorld).silent, status: limited, code: "M_LIMIT_EXCEEDED", says: "not yet", waits: true},
 		{name: "not synced since the start, in a room that the device does not know", room: newRoom, set: (*deviceWorld).silent, status: limited, code: "M_LIMIT_EXCEEDED", says: "nothing goes out in clear"},
 		{name: "removed", room: mlsRoom, set: (*deviceWorld).removed, status: 403, code: "M_FORBIDDEN", says: "removed"},
@@ -89,6 +94,9 @@ func TestNothingGoesOutInClear(t *testing.T) {
 			if body == "" {
 				body = `{"msgtype":"m.text","body":"` + planted + `"}`
 			}
+			if _, err := w.account().Notices(t.Context(), "ONE"); err != nil { // it is told of what comes from now on
+				t.Fatal(err)
+			}
 			// What has to wait in vain does so for longer each time, until the wait is no shorter than what comes before it on this machine.
 			w.server.sendWait = patience.Hang
 			if tt.waits {
@@ -107,6 +115,19 @@ func TestNothingGoesOutInClear(t *testing.T) {
 			}
 			if got := strings.Join(w.changes(), "\n"); strings.Contains(got, planted) {
 				t.Errorf("the homeserver got %q", got)
+			}
+			told, err := w.account().Notices(t.Context(), "ONE")
+			if err != nil {
+				t.Fatal(err)
+			}
+			told = slices.DeleteFunc(told, func(n account.Notice) bool { return n.Kind != account.WaitsNotice })
+			if tt.waits != (len(told) == 1) || tt.waits && (told[0].Room != tt.room || told[0].Reason != cmp.Or(tt.because, told[0].Reason)) {
+				t.Errorf("the person is told %+v of what waits", told)
+			}
+			for _, n := range told {
+				if text := noticeText(rewrite.German, n, "/dir"); strings.Contains(text, planted) || !strings.Contains(text, "wartet und geht von selbst hinaus") {
+					t.Errorf("it is told as %q", text)
+				}
 			}
 		})
 	}

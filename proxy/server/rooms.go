@@ -89,6 +89,9 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		return
 	}
 	event, err := cli.SendOnce(ctx, room, eventType, content, string(sess.device)+"/"+eventType+"/"+txn)
+	if err != nil && r.Context().Err() == nil {
+		s.waits(r.Context(), sess, room, err)
+	}
 	if err != nil && errors.Is(err, client.ErrNoGroup) && !sess.account.Verified(r.Context()) {
 		wait(w, "the message waits: rooms do not let the proxy's device in until it is verified; on its machine: mls-proxy --state '"+sess.account.Dir()+"' verify --recovery-key")
 		return

@@ -191,6 +191,8 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 		return l.Text(rewrite.Behind)
 	case account.MemberBehindNotice:
 		return l.Text(rewrite.MemberBehind, shown)
+	case account.WaitsNotice:
+		return l.Text(rewrite.Waits, waitsText(l, n, dir))
 	}
 	servers := serverNames(n.Servers)
 	switch client.WarningKind(n.Kind) {

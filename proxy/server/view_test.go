@@ -143,6 +143,12 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.German, standstill(client.Standstill{For: 75 * time.Minute, Silent: []string{"one.example"}, Servers: []string{"three.example"}, Heir: true}), []string{
 			"seit 75 Minuten", "Modulen von one.example", "als Erbe", "mls-proxy --state '/dir' era '!r:x' three.example"}},
 		{rewrite.German, standstill(client.Standstill{Silent: []string{"one.example"}, Admin: true}), []string{"als Admin", "era '!r:x' SERVER, mit dem Namen"}},
+		{rewrite.English, account.Notice{Kind: account.WaitsNotice, Reason: string(client.BlockDevice), User: "@b\u202erun:x", Detail: "B\nB"}, []string{"waits, and goes out by itself", `The device "B\nB" of "@b\u202erun:x" fails`}},
+		{rewrite.German, account.Notice{Kind: account.WaitsNotice, Reason: account.WaitsForVerification}, []string{"wartet und geht von selbst hinaus", "--state '/dir' verify --recovery-key"}},
+		{rewrite.German, account.Notice{Kind: account.WaitsNotice, Reason: account.WaitsForLogin}, []string{"--state '/dir' login"}},
+		{rewrite.German, account.Notice{Kind: account.WaitsNotice, Reason: account.WaitsForEntry}, []string{"Gerät eines Mitglieds"}},
+		{rewrite.German, account.Notice{Kind: account.WaitsNotice, Reason: account.WaitsForSuite}, []string{"Cipher-Suite"}},
+		{rewrite.German, account.Notice{Kind: account.WaitsNotice, Reason: "of a later version"}, []string{"noch nicht geantwortet"}},
 		{rewrite.German, standstill(client.Standstill{For: 10 * time.Minute, Silent: []string{"one.example"}}), []string{"seit 10 Minuten", "kann ein Admin oder ein Erbe"}},
 		{rewrite.German, standstill(client.Standstill{Admin: true}), []string{"Die meisten Module", "mls-proxy --state '/dir' epochs '!r:x'"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.KeyLostWarning), Room: "!r'$(reboot):x"}, []string{"das Verb repair von mls-proxy"}},

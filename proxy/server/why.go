@@ -1,11 +1,13 @@
 package server
 
 import (
+	"context"
 	"errors"
 
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -29,6 +31,49 @@ func blockText(l rewrite.Language, b client.Block) string {
 		return l.Text(rewrite.BlockedMajority, serverNames(b.Servers))
 	}
 	return l.Text(rewrite.BlockedOther)
+}
+
+// waitsText says why what a person wrote waits.
+func waitsText(l rewrite.Language, n account.Notice, dir string) string {
+	switch n.Reason {
+	case account.WaitsForEntry:
+		return l.Text(rewrite.WaitsForEntry)
+	case account.WaitsForVerification:
+		return l.Text(rewrite.WaitsForVerification, dir)
+	case account.WaitsForLogin:
+		return l.Text(rewrite.WaitsForLogin, dir)
+	case account.WaitsForSuite:
+		return l.Text(rewrite.WaitsForSuite)
+	}
+	return blockText(l, client.Block{Kind: client.BlockKind(n.Reason), User: n.User, Device: id.DeviceID(n.Detail), Servers: n.Servers})
+}
+
+// waits keeps a notice in the room that what its person wrote there waits, once the
+// client has been told so: clients try again without a word.
+func (s *Server) waits(ctx context.Context, sess *session, room id.RoomID, err error) {
+	n := account.Notice{Room: room, Reason: account.WaitsForOther}
+	switch {
+	case errors.Is(err, client.ErrClosed):
+		return
+	case errors.Is(err, client.ErrSuiteChange):
+		n.Reason = account.WaitsForSuite
+	case errors.Is(err, client.ErrNoGroup):
+		n.Reason = account.WaitsForEntry
+		if !sess.account.Verified(ctx) {
+			n.Reason = account.WaitsForVerification
+		}
+	case errors.Is(err, client.ErrBarrier):
+		if info, err := sess.account.Client().Room(ctx, room); err == nil && len(info.Blocked) > 0 {
+			b := info.Blocked[0]
+			n.Reason, n.User, n.Detail, n.Servers = string(b.Kind), b.User, string(b.Device), b.Servers
+		}
+	case !errors.Is(err, context.DeadlineExceeded):
+		return // it does not wait
+	}
+	if sess.account.Session(ctx) == account.SessionSoft {
+		n = account.Notice{Room: room, Reason: account.WaitsForLogin}
+	}
+	sess.account.TellWaits(ctx, n)
 }
 
 // noteTexts are the remarks on members.
