@@ -28,6 +28,7 @@ type localProxy struct {
 	server *lab.Server
 	state  string
 	listen string // empty: at a port that is free
+	speaks string // the language, if it is not English
 	url    string
 	stderr *output
 	stop   context.CancelFunc
@@ -55,6 +56,9 @@ func (p *localProxy) start() {
 	env := &terminal.Env{Stdin: strings.NewReader(""), Stdout: newOutput(), Stderr: p.stderr, Getenv: func(string) string { return "" }, Cwd: p.s.TempDir()}
 	listen := cmp.Or(p.listen, "127.0.0.1:0")
 	ended, args := p.ended, []string{"--state", p.state, "run", "--homeserver", p.server.BaseURL, "--listen", listen}
+	if p.speaks != "" {
+		args = append(args, "--language", p.speaks)
+	}
 	if p.apart {
 		p.startApart(args)
 	} else {

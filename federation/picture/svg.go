@@ -254,7 +254,7 @@ func (p *Picture) key(w *painter) {
 
 const pageStyle = `:root{color-scheme:light dark}body{margin:1rem;font:16px/1.5 system-ui,sans-serif;background:#fff;color:#1f2328}
 figure{margin:0;max-width:100%;overflow-x:auto}pre{overflow-x:auto;font-size:13px}a{color:#0969da}
-td,th{text-align:left;padding:.2rem 1rem .2rem 0}
+table{margin:1rem 0}td,th,caption{text-align:left;padding:.2rem 1rem .2rem 0}caption{font-size:1.2rem}
 @media (prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}a{color:#58a6ff}}
 `
 
