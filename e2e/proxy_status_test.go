@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"html"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,7 +106,12 @@ func TestProxyStatusPage(t *testing.T) {
 	}
 	address, err := os.ReadFile(path)
 	s.must(err)
-	page := s.browse("overview", strings.TrimSpace(string(address)))
+	base, err := url.Parse(strings.TrimSpace(string(address)))
+	s.must(err)
+	if "http://"+base.Host == p.url {
+		t.Error("the page is at the clients' address")
+	}
+	page := s.browse("overview", base.String())
 	for _, want := range []string{string(bob.UserID), "Status &amp; &lt;b&gt;room&lt;/b&gt;", "answers", " for MLS_128_", ">yes<", p.server.BaseURL} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
@@ -115,7 +121,7 @@ func TestProxyStatusPage(t *testing.T) {
 		t.Helper()
 		for _, m := range pageLink.FindAllStringSubmatch(page, -1) {
 			if link := html.UnescapeString(m[1]); strings.Contains(link, containing) {
-				return p.url + link
+				return "http://" + base.Host + link
 			}
 		}
 		t.Fatalf("no link to %s in\n%s", containing, page)

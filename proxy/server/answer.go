@@ -124,11 +124,9 @@ func (r *reply) code() string {
 	return e.Code
 }
 
-// pass hands an answer on as it is.
+// pass hands an answer on, as JSON.
 func (r *reply) pass(w http.ResponseWriter) {
-	if kind := r.header.Get("Content-Type"); kind != "" {
-		w.Header().Set("Content-Type", kind)
-	}
+	w.Header().Set("Content-Type", "application/json")
 	if after := r.header.Get("Retry-After"); after != "" {
 		w.Header().Set("Retry-After", after)
 	}

@@ -263,7 +263,21 @@ func (s *Server) ciphertext(w http.ResponseWriter, r *http.Request, m route.Matc
 	for i, segment := range segments {
 		segments[i] = rewrite.Unkeyed(segment)
 	}
-	s.stream.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), pathKey{}, strings.Join(segments, "/"))))
+	s.file(w, r.WithContext(context.WithValue(r.Context(), pathKey{}, strings.Join(segments, "/"))))
+}
+
+// file hands on a file of the homeserver's.
+func (s *Server) file(w http.ResponseWriter, r *http.Request) {
+	fileHeaders(w.Header())
+	s.files.ServeHTTP(w, r)
+}
+
+// fileHeaders let a browser show a file, also in pages of other origins, and let
+// nothing in it do anything.
+func fileHeaders(h http.Header) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", fileSandbox)
+	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
 }
 
 // download decrypts files whose key this device has. A thumbnail of one is the
@@ -277,7 +291,7 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request, sess *session,
 		return
 	}
 	if media == nil || media.Raw {
-		s.stream.ServeHTTP(w, r)
+		s.file(w, r)
 		return
 	}
 	data, resp, err := s.open(r.Context(), sess, mxc, media)
@@ -299,9 +313,7 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request, sess *session,
 	kind, disposition := shownAs(media.MIME)
 	h.Set("Content-Type", kind)
 	h.Set("Content-Disposition", disposition)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "sandbox; default-src 'none'; script-src 'none'; style-src 'unsafe-inline'")
-	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	fileHeaders(h)
 	h.Set("Cache-Control", "private, no-store")
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(data)
@@ -317,7 +329,7 @@ func shownAs(claimed string) (kind, disposition string) {
 	switch major, minor, _ := strings.Cut(kind, "/"); {
 	case major == "image" && (minor == "jpeg" || minor == "png" || minor == "gif" || minor == "webp" || minor == "avif"), major == "audio", major == "video":
 		return kind, "inline"
-	case major == "image" || major == "text" || major == "application" && strings.Contains(minor, "xml"):
+	case major == "image" || major == "text" || major == "application" && (strings.Contains(minor, "xml") || strings.Contains(minor, "script")):
 		return anyMIME, "attachment"
 	}
 	return kind, "attachment"

@@ -168,7 +168,7 @@ func (s *Server) sendPlain(w http.ResponseWriter, r *http.Request, sess *session
 	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	r.Body, _ = r.GetBody()
 	r.ContentLength, r.TransferEncoding = int64(len(body)), nil
-	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: upstream{s.o.Transport}})
+	proxy := s.reverse(&client.Guard{Client: sess.account.Client(), Base: upstream{s.o.Transport}}, onlyJSON)
 	proxy.ErrorHandler = s.refusal
 	proxy.ServeHTTP(w, r)
 }

@@ -52,7 +52,8 @@ const (
 // Server is an http.Handler.
 type Server struct {
 	o        Options
-	stream   *httputil.ReverseProxy
+	stream   *httputil.ReverseProxy // answers are JSON
+	files    *httputil.ReverseProxy // answers are files
 	sessions *sessions
 	sent     *sent
 	shown    *shown
@@ -68,16 +69,17 @@ func New(o Options) *Server {
 		o.Transport = http.DefaultTransport
 	}
 	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown(), sendWait: sendWait}
-	s.stream = s.reverse(o.Transport)
+	s.stream, s.files = s.reverse(o.Transport, onlyJSON), s.reverse(o.Transport, onlyFile)
 	return s
 }
 
-// reverse passes requests on to the homeserver.
-func (s *Server) reverse(through http.RoundTripper) *httputil.ReverseProxy {
+// reverse passes requests on to the homeserver, and answers on as only makes them.
+func (s *Server) reverse(through http.RoundTripper, only func(*http.Response)) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
-		Transport: through,
+		Transport: untraced{through},
 		Rewrite: func(r *httputil.ProxyRequest) {
 			s.direct(r.Out, pathOf(r.In.Context()))
+			r.Out = r.Out.WithContext(context.WithValue(r.Out.Context(), untracedKey{}, r.Out.Context()))
 		},
 		FlushInterval: -1,
 		ErrorLog:      log.New(io.Discard, "", 0), // it would name addresses; ErrorHandler says what happened
@@ -85,15 +87,17 @@ func (s *Server) reverse(through http.RoundTripper) *httputil.ReverseProxy {
 			s.failed(w, r, err)
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			for name := range resp.Header {
-				if strings.HasPrefix(name, "Access-Control-") {
-					resp.Header.Del(name)
-				}
+			if resp.StatusCode == http.StatusSwitchingProtocols {
+				return errSwitches
 			}
+			only(resp)
 			return nil
 		},
 	}
 }
+
+// errSwitches reports a homeserver that leaves HTTP.
+var errSwitches = errors.New("server: the homeserver wants another protocol")
 
 // direct points a request at the homeserver. The token goes into the header,
 // whichever way it came.
@@ -110,7 +114,7 @@ func (s *Server) direct(out *http.Request, path string) {
 	if token != "" {
 		out.Header.Set("Authorization", "Bearer "+token)
 	}
-	for _, name := range []string{"Origin", "Referer", "Cookie", "Accept-Encoding"} {
+	for _, name := range []string{"Origin", "Referer", "Cookie", "Accept-Encoding", "Connection", "Upgrade"} {
 		out.Header.Del(name)
 	}
 }
@@ -122,19 +126,29 @@ func pathOf(ctx context.Context) string {
 	return path
 }
 
-// ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// here begins an answer. It refuses requests for another name than this machine's,
+// which a page has whose name leads here (DNS rebinding).
+func here(w http.ResponseWriter, r *http.Request) bool {
+	w.Header().Set("Content-Security-Policy", sandbox)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if !local(r.Host) {
-		// A page whose name leads to this machine (DNS rebinding) is not this machine's.
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "the proxy is reached as 127.0.0.1, [::1] or localhost only")
+		return false
+	}
+	return true
+}
+
+// ServeHTTP implements http.Handler, for clients.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !here(w, r) {
 		return
 	}
 	if strings.HasPrefix(r.URL.Path, ssoPath) {
 		s.ssoBack(w, r)
 		return
 	}
-	if r.URL.Path == strings.TrimSuffix(StatusPath, "/") || strings.HasPrefix(r.URL.Path, StatusPath) {
-		s.status(w, r)
+	if isStatus(r.URL.Path) {
+		s.statusElsewhere(w)
 		return
 	}
 	if !s.allowOrigin(w, r) {
@@ -146,6 +160,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := route.Classify(r.Method, r.URL.EscapedPath())
+	if !mayBe(r, m.Kind) {
+		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "this is for Matrix clients, and no page, script or part of a page")
+		return
+	}
 	if event := m.Params["event"]; eventOf(m) != event {
 		m = route.Classify(r.Method, strings.Replace(m.Path, "/"+url.PathEscape(event), "/"+url.PathEscape(eventOf(m)), 1))
 	}
@@ -251,12 +269,22 @@ func (p problems) Write(text []byte) (int, error) {
 
 // Serve answers clients on a listener of the loopback interface until ctx ends.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	return s.serveOn(ctx, listener, s)
+}
+
+// ServeStatus answers who looks at the status page on another listener of the
+// loopback interface until ctx ends.
+func (s *Server) ServeStatus(ctx context.Context, listener net.Listener) error {
+	return s.serveOn(ctx, listener, http.HandlerFunc(s.status))
+}
+
+func (s *Server) serveOn(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	addr, ok := listener.Addr().(*net.TCPAddr)
 	if !ok || !addr.IP.IsLoopback() {
 		return fmt.Errorf("server: %s is not an address of this machine alone", listener.Addr())
 	}
 	srv := &http.Server{
-		Handler: s, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Minute, WriteTimeout: 15 * time.Minute,
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Minute, WriteTimeout: 15 * time.Minute,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(problems{s.o.Log}, "", 0),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}

@@ -23,6 +23,7 @@ type world struct {
 	server *Server
 	t      *testing.T
 	proxy  *httptest.Server
+	page   *httptest.Server // the status page
 	hs     *httptest.Server
 	asked  []string
 	reply  func(w http.ResponseWriter, r *http.Request)
@@ -49,12 +50,19 @@ func newWorld(t *testing.T, origins ...string) *world {
 	w.server = New(Options{Homeserver: base, Accounts: accounts, Origins: origins, Status: Status{Token: statusToken, Where: "the-file"}, Log: zerolog.New(&w.log)})
 	w.proxy = httptest.NewServer(w.server)
 	t.Cleanup(w.proxy.Close)
+	w.page = httptest.NewServer(http.HandlerFunc(w.server.status))
+	t.Cleanup(w.page.Close)
 	return w
 }
 
 func (w *world) do(method, path string, header ...string) (*http.Response, string) {
 	w.t.Helper()
-	req, err := http.NewRequestWithContext(w.t.Context(), method, w.proxy.URL+path, strings.NewReader("{}"))
+	return w.at(w.proxy, method, path, header...)
+}
+
+func (w *world) at(server *httptest.Server, method, path string, header ...string) (*http.Response, string) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), method, server.URL+path, strings.NewReader("{}"))
 	if err != nil {
 		w.t.Fatal(err)
 	}

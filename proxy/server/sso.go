@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/matrix-mls/matrix-mls/federation/picture"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 )
 
@@ -92,15 +91,9 @@ func (s *Server) sso(w http.ResponseWriter, r *http.Request) {
 // the client's. Who does not know the name of a login that began here cannot
 // hand the proxy a token of another account.
 func (s *Server) ssoBack(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", picture.ContentSecurityPolicy())
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Frame-Options", "DENY")
+	ownPage(w.Header())
 	if r.Method != http.MethodGet {
-		h.Set("Allow", "GET")
+		w.Header().Set("Allow", "GET")
 		s.refusedPage(w, http.StatusMethodNotAllowed, s.say(pageOnlyBrowsers), s.say(pageEndOfLogin), "")
 		return
 	}

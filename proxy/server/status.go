@@ -31,9 +31,12 @@ type Status struct {
 	Token string
 	// Where is the file that has the address.
 	Where string
+	// Clients is the address for clients, such as http://127.0.0.1:8009.
+	Clients string
 }
 
-// StatusPath is where the status page is, without its token.
+// StatusPath is where the status page is, without its token. It is on a listener of
+// its own, [Server.ServeStatus]: what stands beside it in a browser is the proxy's.
 const StatusPath = "/_mls/"
 
 // Bounds of the status page.
@@ -67,19 +70,42 @@ func statusPage(l rewrite.Language) *template.Template {
 	}).Parse(statusSources[l]))
 }
 
-// status answers what begins with StatusPath. Pages from elsewhere, and other
-// users of this machine, lack the token; what a browser says of the page behind a
-// request must not be another one.
-func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
+// isStatus tells whether a path is of the status page.
+func isStatus(path string) bool {
+	return path == strings.TrimSuffix(StatusPath, "/") || strings.HasPrefix(path, StatusPath)
+}
+
+// ownPage are the headers of a page of the proxy's own.
+func ownPage(h http.Header) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", picture.ContentSecurityPolicy())
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+}
+
+// statusElsewhere says where the address of the status page is to whoever looks for
+// it at the clients'.
+func (s *Server) statusElsewhere(w http.ResponseWriter) {
+	ownPage(w.Header())
+	s.refusedPage(w, http.StatusForbidden, s.say(pageWhichAddress), s.say(pageSecret, s.o.Status.Where), "")
+}
+
+// status answers at the status page's address. Pages from elsewhere, and other
+// users of this machine, lack the token; what a browser says of the page behind a
+// request must not be another one.
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	if !here(w, r) {
+		return
+	}
+	if r.Header.Get("Service-Worker") != "" || !isStatus(r.URL.Path) {
+		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", "the status page alone is here; clients have another address")
+		return
+	}
+	ownPage(w.Header())
+	w.Header().Set("Cross-Origin-Opener-Policy", "same-origin")
 	site := r.Header.Get("Sec-Fetch-Site")
 	rest := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, strings.TrimSuffix(StatusPath, "/")), "/")
 	token, page, _ := strings.Cut(rest, "/")
@@ -87,10 +113,10 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	case r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin":
 		s.refusedPage(w, http.StatusForbidden, s.say(pageNotFromHere), s.say(pageOpenByItself), "")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		h.Set("Allow", "GET, HEAD")
+		w.Header().Set("Allow", "GET, HEAD")
 		s.refusedPage(w, http.StatusMethodNotAllowed, s.say(pageOnlyRead), s.say(pageOnlyToBeRead), "")
 	case s.o.Status.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(s.o.Status.Token)) != 1:
-		s.refusedPage(w, http.StatusForbidden, s.say(pageWhichAddress), s.say(pageSecret, s.o.Status.Where), "")
+		s.statusElsewhere(w)
 	case page == "":
 		s.overview(w, r)
 	case page == "room":
@@ -132,6 +158,7 @@ func (s *Server) home() string { return StatusPath + s.o.Status.Token + "/" }
 
 type overview struct {
 	Homeserver, Reached string
+	Clients             string
 	Why                 string // it is not reached, as the system says it
 	Accounts            []accountView
 	Broken              []string
@@ -158,7 +185,7 @@ type roomView struct {
 func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), statusWait)
 	defer cancel()
-	o := overview{Homeserver: s.o.Homeserver.String(), Broken: s.o.Accounts.Broken()}
+	o := overview{Homeserver: s.o.Homeserver.String(), Clients: s.o.Status.Clients, Broken: s.o.Accounts.Broken()}
 	o.Reached, o.Why = s.reached(ctx)
 	for _, a := range s.o.Accounts.All() {
 		o.Accounts = append(o.Accounts, s.accountView(ctx, a))

@@ -37,6 +37,8 @@ func TestTheStatusPageIsForWhoHasItsAddress(t *testing.T) {
 		{"by a script of this machine", "GET", "/_mls/the-secret/", []string{"Origin", "http://localhost:8080"}, 403, "Other pages"},
 		{"by a script of an allowed page", "GET", "/_mls/the-secret/", []string{"Origin", "https://app.element.io"}, 403, "Other pages"},
 		{"under another name", "GET", "/_mls/the-secret/", []string{"Host", "evil.example"}, 403, "127.0.0.1"},
+		{"as a service worker", "GET", "/_mls/the-secret/", []string{"Service-Worker", "script"}, 404, "status page alone"},
+		{"what clients ask for", "GET", "/_matrix/client/versions", nil, 404, "status page alone"},
 		{"a form", "POST", "/_mls/the-secret/", nil, 405, "only to be read"},
 		{"a page that is not there", "GET", "/_mls/the-secret/x", nil, 404, "no such page"},
 		{"a room that is not there", "GET", "/_mls/the-secret/room?user=@a:x&room=!r:x", nil, 404, "no such account"},
@@ -44,7 +46,7 @@ func TestTheStatusPageIsForWhoHasItsAddress(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, "https://app.element.io")
-			resp, body := w.do(tt.method, tt.path, tt.header...)
+			resp, body := w.at(w.page, tt.method, tt.path, tt.header...)
 			if resp.StatusCode != tt.status || !strings.Contains(body, tt.says) {
 				t.Errorf("%d %s, want %d and %q", resp.StatusCode, body, tt.status, tt.says)
 			}
@@ -54,11 +56,25 @@ func TestTheStatusPageIsForWhoHasItsAddress(t *testing.T) {
 			if resp.Header.Get("Access-Control-Allow-Origin") != "" {
 				t.Error("scripts of other pages may read it")
 			}
-			if policy := resp.Header.Get("Content-Security-Policy"); tt.name != "under another name" && (!strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "script-src") ||
+			if policy := resp.Header.Get("Content-Security-Policy"); strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") && (!strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "script-src") ||
 				resp.Header.Get("Referrer-Policy") != "no-referrer" || resp.Header.Get("Cache-Control") != "no-store") {
 				t.Errorf("headers %v", resp.Header)
 			}
 		})
+	}
+}
+
+// TestTheStatusPageIsNotAtTheClientsAddress: what the homeserver says stands there, and browsers take all of one address
+// and port for one thing.
+func TestTheStatusPageIsNotAtTheClientsAddress(t *testing.T) {
+	w := newWorld(t)
+	for _, path := range []string{"/_mls", "/_mls/", "/_mls/the-secret/", "/_mls/the-secret/room"} {
+		if resp, body := w.do("GET", path); resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "it is in the file the-file") || strings.Contains(body, statusToken) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	if len(w.asked) != 0 {
+		t.Errorf("the homeserver was asked %q", w.asked)
 	}
 }
 
@@ -71,7 +87,7 @@ func TestWithoutASecretThereIsNoStatusPage(t *testing.T) {
 	s := New(Options{Homeserver: &url.URL{Scheme: "http", Host: "x"}, Accounts: accounts})
 	for _, path := range []string{"/_mls/", "/_mls//", "/_mls//room"} {
 		w := httptest.NewRecorder()
-		s.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "http://127.0.0.1"+path, nil))
+		s.status(w, httptest.NewRequestWithContext(t.Context(), "GET", "http://127.0.0.1"+path, nil))
 		if w.Code != http.StatusForbidden {
 			t.Errorf("%s: %d", path, w.Code)
 		}

@@ -121,7 +121,11 @@ func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 			"Keine Anmeldung im Gang", "eine Viertelstunde lang",
 		},
 	} {
-		_, body := w.do("GET", path)
+		server := w.page
+		if strings.HasPrefix(path, ssoPath) {
+			server = w.proxy
+		}
+		_, body := w.at(server, "GET", path)
 		for _, text := range want {
 			if !strings.Contains(body, text) {
 				t.Errorf("%s lacks %q: %s", path, text, body)
@@ -130,7 +134,7 @@ func TestThePagesAreInThePersonsLanguage(t *testing.T) {
 	}
 	// What the system says is in English, and said to be so.
 	w.hs.Close()
-	if _, body := w.do("GET", "/_mls/the-secret/"); !strings.Contains(body, `antwortet nicht: <span lang="en">`) {
+	if _, body := w.at(w.page, "GET", "/_mls/the-secret/"); !strings.Contains(body, `antwortet nicht: <span lang="en">`) {
 		t.Errorf("a homeserver that does not answer: %s", body)
 	}
 	for membership, want := range map[string]string{"join": "im Raum", "invite": "eingeladen", "leave": "nicht mehr im Raum", "ban": "verbannt", "knock": "bittet um Einlass", "<b>": ""} {

@@ -67,9 +67,17 @@ func runProxy(ctx context.Context, c *call) error {
 		return failf(ExitFailure, "--listen ADDRESS takes another; a second mls-proxy run may have this one", "listen for clients: %w", err)
 	}
 	defer listener.Close()
-	if addr, ok := listener.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+	addr, ok := listener.Addr().(*net.TCPAddr)
+	if !ok || !addr.IP.IsLoopback() {
 		return usagef("--listen %s can be reached from other machines, where what clients send would go over the network unencrypted: use 127.0.0.1:PORT", clean(*listen))
 	}
+	// The status page is an origin of its own to browsers: what the homeserver says
+	// stands at the clients' address.
+	look, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(addr.IP.String(), "0"))
+	if err != nil {
+		return fmt.Errorf("listen for the status page: %w", err)
+	}
+	defer look.Close()
 	name := "mls-proxy"
 	if host, err := os.Hostname(); err == nil {
 		name += " on " + host
@@ -97,7 +105,7 @@ func runProxy(ctx context.Context, c *call) error {
 		return err
 	}
 	defer accounts.Close()
-	status, err := c.writeStatusAddress(listener.Addr())
+	status, err := c.writeStatusAddress(look.Addr(), listener.Addr())
 	if err != nil {
 		return err
 	}
@@ -105,7 +113,16 @@ func runProxy(ctx context.Context, c *call) error {
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("the address of the status page is in %s", clean(status.Where))
 	go memory.ReturnIdle(ctx)
-	return proxy.Serve(ctx, listener)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	looked := make(chan error, 1)
+	go func() {
+		looked <- proxy.ServeStatus(ctx, look)
+		stop()
+	}()
+	err = proxy.Serve(ctx, listener)
+	stop()
+	return errors.Join(err, <-looked)
 }
 
 // languageOf is the language that is asked for, or else that of the locale.
@@ -125,7 +142,7 @@ const statusName = "status-page"
 
 // writeStatusAddress makes the address of this run's status page, and leaves it
 // where only the user of the state directory can read it.
-func (c *call) writeStatusAddress(addr net.Addr) (server.Status, error) {
+func (c *call) writeStatusAddress(addr, clients net.Addr) (server.Status, error) {
 	token := rand.Text()
 	path := filepath.Join(c.state, statusName)
 	address := "http://" + addr.String() + server.StatusPath + token + "/\n"
@@ -142,7 +159,7 @@ func (c *call) writeStatusAddress(addr net.Addr) (server.Status, error) {
 	if err != nil {
 		return server.Status{}, fmt.Errorf("leave the address of the status page: %w", err)
 	}
-	return server.Status{Token: token, Where: path}, nil
+	return server.Status{Token: token, Where: path, Clients: "http://" + clients.String()}, nil
 }
 
 // homeserverURL finds the base URL of what a person calls their homeserver.

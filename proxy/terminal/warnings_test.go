@@ -100,15 +100,16 @@ func TestRunPrintsWarnings(t *testing.T) {
 	env, _, _ := testEnv(t)
 	said, to := io.Pipe()
 	env.Stderr = to
-	ready, all := make(chan struct{}), make(chan string, 1)
+	ready, all := make(chan string, 1), make(chan string, 1)
 	go func() {
 		var text strings.Builder
 		buf := make([]byte, 4096)
 		for begun := false; ; {
 			n, err := said.Read(buf)
 			text.Write(buf[:n])
-			if !begun && strings.Contains(text.String(), "status page") {
-				close(ready)
+			if _, after, ok := strings.Cut(text.String(), "clients log in at "); ok && !begun && strings.Contains(after, "status page") {
+				address, _, _ := strings.Cut(after, ",")
+				ready <- address
 				begun = true
 			}
 			if err != nil {
@@ -124,8 +125,9 @@ func TestRunPrintsWarnings(t *testing.T) {
 		ended <- Main(ctx, []string{"--state", dir, "run", "--homeserver", h.URL, "--listen", "127.0.0.1:0"}, env)
 		to.Close()
 	}()
+	var address string
 	select {
-	case <-ready:
+	case address = <-ready:
 	case code := <-ended:
 		t.Fatalf("it ended with %d: %s", code, <-all)
 	}
@@ -137,8 +139,11 @@ func TestRunPrintsWarnings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if address == "http://"+page.Host {
+		t.Error("the status page is at the clients' address")
+	}
 	for range 3 {
-		resp, err := http.Post("http://"+page.Host+"/_matrix/client/v3/login?access_token=planted-4711", "application/json",
+		resp, err := http.Post(address+"/_matrix/client/v3/login?access_token=planted-4711", "application/json",
 			strings.NewReader(`{"type":"m.login.password","user":"@a:one","password":"planted-4712"}`))
 		if err != nil {
 			t.Fatal(err)
