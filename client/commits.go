@@ -514,7 +514,11 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 				by = id.UserID(known.AuthorUser)
 				c.noteSuperseded(r, known)
 			}
-			c.removed(r, by, b)
+			if r.rec.Membership == "join" && !r.rec.Superseded && !r.machine.Final(ref) {
+				c.putOut(r, by, b)
+			} else {
+				c.removed(r, by, b)
+			}
 			return nil
 		}
 		if err != nil {
@@ -535,7 +539,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 		c.tellEpoch(r, e, lost)
 		lost = false // once for all epochs of the way
 	}
-	if r.rec.Phase == phaseJoining && !r.rec.JoinRef.IsZero() && r.epochs[act.To] != nil {
+	if (r.rec.Phase == phaseJoining || r.rec.Phase == phaseRemoved) && !r.rec.JoinRef.IsZero() && r.epochs[act.To] != nil {
 		// The head came back to where this device can read.
 		r.rec.Phase = phaseMember
 	}
@@ -717,15 +721,46 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 	b.do(func(ctx context.Context) error { return c.st.DeleteKV(ctx, commitKey(r.id, ref)) })
 }
 
+// putOut is for a commit that takes this device out, of a user who is in the room, and
+// that another may yet take the place of, as where its author does not reach the
+// user's homeserver and does not know the device. What was sent before it can be read
+// until it is final, and if the head comes back, nothing was lost.
+func (c *Client) putOut(r *room, by id.UserID, b *batch) {
+	if r.rec.Phase == phaseRemoved {
+		return
+	}
+	r.rec.Phase, r.joinAt = phaseRemoved, 0
+	r.keepAdmissions(c.UserID(), nil)
+	c.tell(&Removed{Room: r.id, By: by})
+	b.then(r.notify)
+}
+
+// outForGood tells whether what put this device out cannot be displaced any more: no
+// epoch that it holds is on the newest final commit.
+func (r *room) outForGood() bool {
+	if r.rec.Phase != phaseRemoved || r.machine == nil {
+		return false
+	}
+	for ref := range r.epochs {
+		if r.machine.Extends(ref, r.machine.NewestFinal()) {
+			return false
+		}
+	}
+	return true
+}
+
 // removed ends this device's membership of the group.
 func (c *Client) removed(r *room, by id.UserID, b *batch) {
+	told := r.rec.Phase == phaseRemoved
 	r.rec.Phase = phaseRemoved
 	r.keepAdmissions(c.UserID(), nil) // it does not let us in again
 	c.dropGroup(r, b)
 	if r.rec.Membership != "join" || r.rec.Superseded {
 		c.dropMessages(r, b)
-	} // else it may come back: the commit that removes it can be displaced, too
-	c.tell(&Removed{Room: r.id, By: by})
+	} // else it may come back
+	if !told {
+		c.tell(&Removed{Room: r.id, By: by})
+	}
 	b.then(r.notify)
 }
 

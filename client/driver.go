@@ -734,7 +734,7 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 	c.askAhead(ctx, r)
 	if r.rec.Membership == "leave" || r.rec.Membership == "ban" {
 		b := &batch{}
-		if r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {
+		if r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone || r.machine != nil {
 			c.removed(r, id.UserID(r.state.view.Members[c.UserID()].Sender), b)
 			return c.commitBatch(ctx, r, b)
 		}
@@ -751,6 +751,13 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			if err := c.commitBatch(ctx, r, b); err != nil {
 				return err
 			}
+		}
+	}
+	if r.outForGood() {
+		b := &batch{}
+		c.removed(r, "", b)
+		if err := c.commitBatch(ctx, r, b); err != nil {
+			return err
 		}
 	}
 	if r.machine != nil && r.pruneAt > 0 && c.mono() >= r.pruneAt {

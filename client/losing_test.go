@@ -103,3 +103,63 @@ func TestWhatADeviceReadsThatTheWinningBranchRemoved(t *testing.T) {
 		})
 	}
 }
+
+// TestADevicePutOutByACommitThatIsDisplaced: a device that one side took out of the group,
+// for it took it for a stranger, keeps what it has until that is final. The other side's
+// branch wins: the device goes on there, without joining again, and reads what was said
+// there before it knew of it.
+func TestADevicePutOutByACommitThatIsDisplaced(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, nil)
+	alice, bob, carol := u[0], u[1], u[2]
+	dave := w.deviceOn(w.modules()[2].s, "dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	dave.mu.Lock()
+	joined := dave.rooms[room].rec.JoinRef
+	dave.mu.Unlock()
+	stranger := func(is bool, told ...*testDevice) {
+		w.s.mu.Lock()
+		w.s.users[dave.UserID()].devices[dave.DeviceID()].gone = is
+		w.s.mu.Unlock()
+		for _, d := range told {
+			d.ident.changed(dave.UserID())
+		}
+	}
+
+	w.cut("s3.example")
+	w.send(alice, room, "where they part")
+	w.must(func() error { return alice.ChangePolicySelf(room) })
+	w.send(bob, room, "on the winning branch")
+	stranger(true, carol)
+	for range 20 {
+		w.settle()
+		w.now.add(rooms.CredentialGrace)
+	}
+	if carol.has(room, dave) || !alice.has(room, dave) {
+		t.Fatal("one side does not take dave's device out, or the other does: the test proves nothing")
+	}
+	if _, err := dave.Room(w.ctx, room); !slices.ContainsFunc(dave.got, func(u Update) bool { _, ok := u.(*Removed); return ok }) {
+		t.Fatalf("dave's device is not told that it is out (%v)", err)
+	}
+
+	stranger(false, alice, bob, carol, dave)
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol, dave)
+	dave.wantReceived("where they part", "on the winning branch")
+	dave.mu.Lock()
+	r := dave.rooms[room]
+	if r.rec.JoinRef != joined || r.rec.Phase != phaseMember {
+		t.Errorf("dave's device joined again, at %x, and is %s", r.rec.JoinRef, r.rec.Phase)
+	}
+	dave.mu.Unlock()
+	w.send(dave, room, "back")
+	w.settle()
+	for _, d := range []*testDevice{alice, bob, carol} {
+		d.wantReceived("where they part", "on the winning branch", "back")
+	}
+	w.checkNonces()
+}
