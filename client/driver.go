@@ -284,24 +284,29 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 			c.refused(r, data.Event, err, b)
 		}
 	}
-	b.do(func(ctx context.Context) error {
-		if _, err := c.st.MarkSeen(ctx, r.id, item.EventID); err != nil {
-			return err
-		}
-		if data.Event != nil && data.Event.Type == rooms.TypeEncrypted {
-			if err := c.st.DeleteKV(ctx, redactedKey(r.id, item.EventID)); err != nil {
-				return err
-			}
-		}
-		return c.st.DeleteInbox(ctx, r.id, item.EventID)
-	})
-	c.forgetSeen(r, b)
+	c.markSettled(b, r, item.EventID, data.Event)
 	b.then(r.notify)
 	b.soon = !data.ToDevice // the homeserver gives an event of a room again
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+// markSettled notes in a step's transaction that an event was processed.
+func (c *Client) markSettled(b *batch, r *room, eventID id.EventID, evt *Event) {
+	b.do(func(ctx context.Context) error {
+		if _, err := c.st.MarkSeen(ctx, r.id, eventID); err != nil {
+			return err
+		}
+		if evt != nil && evt.Type == rooms.TypeEncrypted {
+			if err := c.st.DeleteKV(ctx, redactedKey(r.id, eventID)); err != nil {
+				return err
+			}
+		}
+		return c.st.DeleteInbox(ctx, r.id, eventID)
+	})
+	c.forgetSeen(r, b)
 }
 
 // keepEntered returns a batch that writes the epochs which an event led into

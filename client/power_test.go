@@ -43,27 +43,30 @@ func (d *testDevice) powerCut() {
 }
 
 // TestPowerCut cuts the power at some of the writes of a device's story: one in which it
-// joins, commits, sends and receives, by itself or fed by its caller's syncer, and one in
-// which it is put out of the room. Nothing is lost, nothing is read twice, and no key is
+// joins, commits, sends and receives, by itself or fed by its caller's syncer, with what
+// another session is shown first or without it, and one in which it is put out of the room. Nothing is lost, nothing is read twice, and no key is
 // used twice. Where nothing was written but what an empty /sync leaves, the power stays.
 func TestPowerCut(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		script func(w *world, alice, bob *testDevice, crash func())
 		fed    bool
+		ahead  bool
 		step   int // of the writes, every how manyeth
 		least  int // write points
 	}{
-		{"talks", (*world).script, false, 6, 20},
-		{"is fed", (*world).script, true, 11, 20},
-		{"is kicked", (*world).kickScript, false, 1, 4},
-		{"is fed and kicked", (*world).kickScript, true, 1, 4},
+		{"talks", (*world).script, false, false, 6, 20},
+		{"is fed", (*world).script, true, false, 11, 20},
+		{"is kicked", (*world).kickScript, false, false, 1, 4},
+		{"is fed and kicked", (*world).kickScript, true, false, 1, 4},
+		{"talks, and reads what others are shown first", (*world).script, false, true, 11, 20},
+		{"is kicked, and reads what others are shown first", (*world).kickScript, false, true, 1, 4},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			story := func(t *testing.T, k *crasher) {
 				w := newWorld(t)
 				alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
-				alice.cuts, alice.fed = true, test.fed
+				alice.cuts, alice.fed, alice.ahead = true, test.fed, test.ahead
 				alice.restart()
 				alice.cut = alice.powerCut
 				test.script(w, alice, bob, func() {

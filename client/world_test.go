@@ -765,6 +765,7 @@ type testDevice struct {
 	cut     func() // in place of a restart after a crash
 	durable func() // called when all was written and is on disk
 	fed     bool   // what came is asked for by its caller's syncer, which hands it over
+	ahead   bool   // another session is shown everything first, see TakeAhead
 	token   string // of that syncer, on disk as soon as Feed has returned
 }
 
@@ -979,6 +980,9 @@ func (d *testDevice) turn() {
 	d.w.t.Helper()
 	if d.dead {
 		return
+	}
+	if d.ahead {
+		d.takeAll()
 	}
 	if err := d.take(); err != nil && d.crashAt == nil {
 		d.w.t.Fatalf("sync of %s: %v", d.ident.device, err)

@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -143,8 +144,24 @@ func (a *Account) renewed() {
 // Dir is the folder of the account.
 func (a *Account) Dir() string { return a.dir }
 
-// Await returns once the device has come to the events, or ctx ends.
-func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID) {
+// TakeAhead lets the device open messages that a client's /sync has brought, if nothing has to come before them; see
+// client.Client.TakeAhead. events are those of a room's timeline, as they came.
+func (a *Account) TakeAhead(ctx context.Context, room id.RoomID, events []json.RawMessage) {
+	list := make([]*client.Event, 0, len(events))
+	for _, raw := range events {
+		evt := new(client.Event)
+		if json.Unmarshal(raw, evt) != nil {
+			break // the device's own /sync brings it
+		}
+		list = append(list, evt)
+	}
+	if err := a.cli.TakeAhead(ctx, room, list); err != nil {
+		a.log.Err(err).Stringer("room_id", room).Msg("A message that a client was shown cannot be opened before the device's own sync brings it")
+	}
+}
+
+// Await returns once the device has come to the events, or ctx ends. It tells whether it has.
+func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID) bool {
 	// A repeated message is no update: look again now and then.
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -157,13 +174,13 @@ func (a *Account) Await(ctx context.Context, room id.RoomID, events []id.EventID
 			}
 		}
 		if events = left; len(events) == 0 {
-			return
+			return true
 		}
 		select {
 		case <-changed:
 		case <-tick.C:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 }

@@ -89,6 +89,8 @@ type Selection struct {
 	Limit int
 	// Threads: unread counts are wanted for each thread.
 	Threads bool
+	// Unknown: the homeserver has a filter that is not known here.
+	Unknown bool
 	// More is the filter of one room, for the homeserver, by which more of a
 	// window's events are to be had; nil if there is none.
 	More json.RawMessage
@@ -162,6 +164,11 @@ func (s *Selection) TakesNotice(room id.RoomID, user id.UserID) bool {
 		}
 	}
 	return true
+}
+
+// TakesAllSenders tells whether a filter of /sync lets pass whatever anybody has sent into a room that it takes.
+func (s *Selection) TakesAllSenders() bool {
+	return !s.Unknown && !slices.ContainsFunc(s.within, func(f fields) bool { return f.has("senders") || f.has("not_senders") })
 }
 
 // lets tells whether a filter's lists KEY and not_KEY let something pass.

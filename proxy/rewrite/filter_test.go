@@ -184,3 +184,18 @@ func TestStateContentHidesHowTheRoomIsEncrypted(t *testing.T) {
 		}
 	}
 }
+
+func TestAFilterThatLeavesOutSendersIsKnown(t *testing.T) {
+	for filter, want := range map[string]bool{
+		`{}`: true, `{"room":{"timeline":{"limit":1,"types":["m.room.message"]},"rooms":["!r:x"]}}`: true,
+		`{"room":{"timeline":{"senders":["@a:x"]}}}`: false, `{"room":{"timeline":{"not_senders":["@a:x"]}}}`: false,
+	} {
+		s := TimelineOf(json.RawMessage(filter))
+		if got := s.TakesAllSenders(); got != want {
+			t.Errorf("%s: %v", filter, got)
+		}
+	}
+	if s := (Selection{Unknown: true}); s.TakesAllSenders() {
+		t.Error("a filter that is not known takes all senders")
+	}
+}

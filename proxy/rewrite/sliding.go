@@ -48,6 +48,9 @@ var strippedLists = []string{"invite_state", "stripped_state", "knock_state"}
 // Windows are the timelines, in the order of room ids.
 func (s *Sliding) Windows() []*Window { return s.windows }
 
+// Pos is where the next sync begins.
+func (s *Sliding) Pos() string { return s.body.text("pos") }
+
 // Rewrite rewrites all events.
 func (s *Sliding) Rewrite(v View) {
 	for _, w := range s.windows {

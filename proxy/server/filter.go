@@ -46,12 +46,12 @@ func (s *Server) filtered(r *http.Request, sess *session) (url.Values, rewrite.S
 	}
 	stored := rewrite.Unkeyed(f)
 	if stored == f {
-		return query, rewrite.Selection{}, nil
+		return query, rewrite.Selection{Unknown: true}, nil
 	}
 	query.Set("filter", stored)
 	wanted, err := sess.account.Filter(r.Context(), f)
 	if err != nil || wanted == nil {
-		return query, rewrite.Selection{}, err
+		return query, rewrite.Selection{Unknown: true}, err
 	}
 	return query, rewrite.TimelineOf(wanted), nil
 }

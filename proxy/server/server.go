@@ -57,6 +57,7 @@ type Server struct {
 	sessions *sessions
 	sent     *sent
 	shown    *shown
+	abreast  *abreast
 	browsers browsers
 	singles  singles
 	begun    registrations
@@ -68,7 +69,7 @@ func New(o Options) *Server {
 	if o.Transport == nil {
 		o.Transport = http.DefaultTransport
 	}
-	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown(), sendWait: sendWait}
+	s := &Server{o: o, sessions: newSessions(), sent: newSent(), shown: newShown(), abreast: newAbreast(), sendWait: sendWait}
 	s.stream, s.files = s.reverse(o.Transport, onlyJSON), s.reverse(o.Transport, onlyFile)
 	return s
 }

@@ -54,11 +54,9 @@ func (s *Server) slidingSync(w http.ResponseWriter, r *http.Request, sess *sessi
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
 		return
 	}
-	soon, done := context.WithTimeout(ctx, openWait)
-	for _, window := range answer.Windows() {
-		v.await(soon, window.Room, window.Came())
-	}
-	done()
+	rooms := s.abreast.take(sess.tag, slidingFrom(pos))
+	v.open(ctx, answer.Windows(), rooms)
+	s.abreast.put(sess.tag, slidingFrom(answer.Pos()), rooms)
 	answer.Rewrite(v)
 	// The members who sent what fills a window come along: a client that asked
 	// for them alone ($LAZY) has no others.
@@ -95,3 +93,6 @@ func lost(window *rewrite.Window, _ rewrite.Selection) int {
 	}
 	return min(window.Lost, maxFill)
 }
+
+// slidingFrom names where a sliding sync begins, for abreast.
+func slidingFrom(pos string) string { return "pos " + pos }

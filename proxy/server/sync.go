@@ -48,6 +48,7 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		return
 	}
 	since := query.Get("since")
+	from := func(token string) string { return token + " " + query.Get("filter") } // another filter may have left out what came before
 	takes := func(room id.RoomID) bool { return asked.TakesNotice(room, sess.user) }
 	resp, err := s.news(ctx, sess, func() (*reply, error) {
 		return s.ask(ctx, http.MethodGet, pathOf(ctx), query, sess.token, nil)
@@ -77,11 +78,11 @@ func (s *Server) sync(w http.ResponseWriter, r *http.Request, sess *session) {
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver's answer cannot be read")
 		return
 	}
-	soon, done := context.WithTimeout(ctx, openWait)
-	for _, window := range answer.Windows() {
-		v.await(soon, window.Room, window.Came())
+	rooms := s.abreast.take(sess.tag, from(since))
+	v.open(ctx, answer.Windows(), rooms)
+	if asked.TakesAllSenders() { // else something may be missing before what comes next
+		s.abreast.put(sess.tag, from(answer.NextBatch()), rooms)
 	}
-	done()
 	answer.Rewrite(v, asked)
 	s.fillAll(v, answer.Windows(), since, asked, lacking)
 	for _, window := range answer.Windows() {

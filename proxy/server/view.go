@@ -111,21 +111,27 @@ func (v *view) detach(m *client.Message) json.RawMessage {
 const openWait = 3 * time.Second
 
 // await gives the MLS device a moment to open events that have just come: it
-// has its own /sync, which may be behind the client's.
-func (v *view) await(ctx context.Context, room id.RoomID, events []json.RawMessage) {
+// has its own /sync, which may be behind the client's. It tells whether there are
+// ciphertexts among them, and whether the device has come to the last of these.
+func (v *view) await(ctx context.Context, room id.RoomID, events []json.RawMessage) (some, came bool) {
 	var fresh []id.EventID
+	last := false
 	for _, raw := range events {
 		event, at, ok := rewrite.IsCiphertext(raw)
-		if ok && account.Recent(time.UnixMilli(at)) {
+		if !ok {
+			continue
+		}
+		some, last = true, account.Recent(time.UnixMilli(at))
+		if last {
 			fresh = append(fresh, event)
 		}
 	}
 	if len(fresh) == 0 {
-		return
+		return some, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, openWait)
 	defer cancel()
-	v.sess.account.Await(ctx, room, fresh)
+	return some, v.sess.account.Await(ctx, room, fresh) && last
 }
 
 // sent remembers which of a client's transactions made an event: the client
