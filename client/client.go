@@ -346,7 +346,33 @@ func (c *Client) settleLoop(ctx context.Context) {
 			}
 			c.log.Err(err).Msg("What came is not on disk yet, will try again")
 		}
+		if err := c.fold(ctx); err != nil {
+			c.log.Err(err).Msg("The store's log cannot be folded into its file, will try again")
+		}
 	}
+}
+
+// foldCalm is how long nothing is written before the store's log is folded, unless that is waited for in vain.
+const (
+	foldCalm  = 100 * time.Millisecond
+	foldTries = 5
+)
+
+// fold folds the store's write-ahead log where it has grown, between messages: one that came meanwhile would wait.
+func (c *Client) fold(ctx context.Context) error {
+	for range foldTries {
+		if !c.st.Grown() {
+			return nil
+		}
+		before := c.st.Written()
+		if sleep(ctx, foldCalm) != nil {
+			return nil
+		}
+		if c.st.Written() == before {
+			break
+		}
+	}
+	return c.st.Fold(ctx)
 }
 
 // engineLoop processes rooms whenever something came or a timer is due.

@@ -30,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,10 @@ var upgradeFiles embed.FS
 // owner is written into the database, so that the file of another program is
 // refused instead of altered.
 const owner = "matrix-mls client"
+
+// cacheSize is how many KiB of the file SQLite keeps in memory, beside what the system does: a program with several
+// accounts has as many stores.
+const cacheSize = 512
 
 const (
 	kvCheck      = "store/check"
@@ -94,6 +99,8 @@ type Store struct {
 	writing sync.Mutex // held by the one who writes
 	soon    bool       // the connection does not wait for the disk now
 
+	written   atomic.Int64  // transactions since Open
+	folded    atomic.Int64  // of these, until the last Fold
 	pending   atomic.Bool   // something may not be on disk
 	unsettled chan struct{} // see Unsettled
 }
@@ -123,7 +130,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		"_txlock": {"immediate"},
 		"_pragma": {
 			"busy_timeout(250)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)",
-			"secure_delete(ON)", "foreign_keys(ON)", "trusted_schema(OFF)",
+			"wal_autocheckpoint(" + strconv.Itoa(mostPages) + ")", "cache_size(-" + strconv.Itoa(cacheSize) + ")", "secure_delete(ON)", "foreign_keys(ON)", "trusted_schema(OFF)",
 		},
 	}.Encode()}).String()
 	var logger dbutil.DatabaseLogger = dbutil.NoopLogger
@@ -236,6 +243,31 @@ func (s *Store) Scrub(ctx context.Context) error {
 	return nil
 }
 
+// The write-ahead log is folded into the database file by Fold, between two messages, once so many transactions are in it;
+// if nobody calls that, by the write with which it has so many pages.
+const (
+	foldAfter = 256
+	mostPages = 4000
+)
+
+// Grown tells whether it is time for Fold.
+func (s *Store) Grown() bool { return s.written.Load()-s.folded.Load() >= foldAfter }
+
+// Written counts the transactions since the store was opened: for who calls Fold while there are none.
+func (s *Store) Written() int64 { return s.written.Load() }
+
+// Fold folds the write-ahead log into the database file: that takes longer than a message should wait. What was written
+// with DoSoon is durable afterwards.
+func (s *Store) Fold(ctx context.Context) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.folded.Store(s.written.Load())
+	if _, err := s.db.Exec(ctx, "PRAGMA wal_checkpoint(PASSIVE)"); err != nil {
+		return fmt.Errorf("store: fold the write-ahead log: %w", err)
+	}
+	return nil
+}
+
 // Path returns the path of the database file.
 func (s *Store) Path() string { return s.path }
 
@@ -290,6 +322,7 @@ func (s *Store) write(ctx context.Context, soon bool, fn func(ctx context.Contex
 	_ = s.db.Execable(ctx) // panics where this goroutine is in a transaction and ctx is not: it would wait for itself
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	s.written.Add(1)
 	if s.soon != soon {
 		query := "PRAGMA synchronous=FULL"
 		if soon {

@@ -614,3 +614,44 @@ func TestUnsettledSaysOnceWhatWaits(t *testing.T) {
 	}
 	settles("after a start", 1)
 }
+
+// The write-ahead log is folded into the file by who asks for it, not by a write that somebody waits for.
+func TestFold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	s, err := Open(t.Context(), Options{Path: path, Key: make(Key, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	size := func() int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	if err := s.Fold(t.Context()); err != nil { // the schema
+		t.Fatal(err)
+	}
+	before := size()
+	for n := 0; !s.Grown(); n++ {
+		if n > 2*foldAfter {
+			t.Fatal("it is never time to fold")
+		}
+		if err := s.PutKV(t.Context(), fmt.Sprint("key", n), make([]byte, 20_000)); err != nil { // 5 pages
+			t.Fatal(err)
+		}
+	}
+	if n := size(); n != before {
+		t.Errorf("a write has folded the log: %d bytes, %d before", n, before)
+	}
+	if err := s.Fold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := size(); n < before+foldAfter*20_000 || s.Grown() {
+		t.Errorf("after it was folded the file has %d bytes, %d before", n, before)
+	}
+	if got, err := s.GetKV(t.Context(), "key0"); err != nil || len(got) != 20_000 {
+		t.Errorf("%d bytes (%v)", len(got), err)
+	}
+}
