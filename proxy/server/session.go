@@ -34,7 +34,8 @@ type session struct {
 type owner struct {
 	user   id.UserID
 	device id.DeviceID
-	until  time.Time
+	asked  time.Time // when the homeserver was asked
+	asking bool      // it is asked again
 }
 
 // sessions remembers whose tokens are, by their hashes: the homeserver is asked
@@ -46,17 +47,25 @@ type sessions struct {
 }
 
 const (
-	ownerTime = 30 * time.Second
-	maxOwners = 1000
+	ownerTime  = 30 * time.Second
+	ownerFresh = 15 * time.Second // from then on it is asked beside what goes on
+	maxOwners  = 1000
 )
 
 func newSessions() *sessions { return &sessions{owners: map[[32]byte]owner{}} }
 
-func (s *sessions) get(tag [32]byte) (owner, bool) {
+// get returns whose a token is, if that is known, and whether the caller is to ask again.
+func (s *sessions) get(tag [32]byte) (o owner, ok, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, ok := s.owners[tag]
-	return o, ok && time.Now().Before(o.until)
+	o, ok = s.owners[tag]
+	age := time.Since(o.asked)
+	if again = ok && !o.asking && age > ownerFresh && age < ownerTime; again {
+		next := o
+		next.asking = true
+		s.owners[tag] = next
+	}
+	return o, ok && age < ownerTime, again
 }
 
 func (s *sessions) put(tag [32]byte, o owner) {
@@ -69,6 +78,15 @@ func (s *sessions) put(tag [32]byte, o owner) {
 	for len(s.order) > maxOwners {
 		delete(s.owners, s.order[0])
 		s.order = s.order[1:]
+	}
+}
+
+// renew notes what was asked again of a token, unless it was dropped meanwhile.
+func (s *sessions) renew(tag [32]byte, o owner) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.owners[tag]; known {
+		s.owners[tag] = o
 	}
 }
 
@@ -88,10 +106,24 @@ var errAnswered = errors.New("server: answered")
 // handed on to the client.
 func (s *Server) owner(ctx context.Context, w http.ResponseWriter, token string) (owner, error) {
 	tag := sessionTag(token)
-	if o, ok := s.sessions.get(tag); ok {
+	o, ok, again := s.sessions.get(tag)
+	if again { // nobody waits for it
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ownerTime-ownerFresh)
+			defer cancel()
+			switch resp, o, err := s.whose(ctx, token); {
+			case err != nil: // whoever comes when it is too old asks
+			case resp.status == http.StatusOK:
+				s.sessions.renew(tag, o)
+			case resp.status == http.StatusUnauthorized:
+				s.sessions.drop(tag)
+			}
+		}()
+	}
+	if ok {
 		return o, nil
 	}
-	resp, err := s.ask(ctx, http.MethodGet, whoPath, nil, token, nil)
+	resp, o, err := s.whose(ctx, token)
 	if err != nil {
 		return owner{}, err
 	}
@@ -99,16 +131,24 @@ func (s *Server) owner(ctx context.Context, w http.ResponseWriter, token string)
 		resp.pass(w)
 		return owner{}, errAnswered
 	}
+	s.sessions.put(tag, o)
+	return o, nil
+}
+
+// whose asks the homeserver whose a token is.
+func (s *Server) whose(ctx context.Context, token string) (*reply, owner, error) {
+	resp, err := s.ask(ctx, http.MethodGet, whoPath, nil, token, nil)
+	if err != nil || resp.status != http.StatusOK {
+		return resp, owner{}, err
+	}
 	var who struct {
 		User   id.UserID   `json:"user_id"`
 		Device id.DeviceID `json:"device_id"`
 	}
 	if err := json.Unmarshal(resp.body, &who); err != nil || who.User == "" || who.Device == "" {
-		return owner{}, errors.New("server: the homeserver does not say whose a token is")
+		return nil, owner{}, errors.New("server: the homeserver does not say whose a token is")
 	}
-	o := owner{user: who.User, device: who.Device, until: time.Now().Add(ownerTime)}
-	s.sessions.put(tag, o)
-	return o, nil
+	return resp, owner{user: who.User, device: who.Device, asked: time.Now()}, nil
 }
 
 // withSession serves what needs the account's MLS device.

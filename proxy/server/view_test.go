@@ -177,3 +177,33 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+// Whose a token is is asked again beside what goes on, once, before what is known of it is too old.
+func TestWhoseATokenIsIsAskedAgainInTime(t *testing.T) {
+	s, tag, now := newSessions(), [32]byte{1}, time.Now()
+	if _, known, again := s.get(tag); known || again {
+		t.Error("an unknown token is known")
+	}
+	for _, row := range []struct {
+		age          time.Duration
+		known, again bool
+	}{{0, true, false}, {ownerFresh + time.Second, true, true}, {ownerTime + time.Second, false, false}} {
+		s.put(tag, owner{user: "@a:x", asked: now.Add(-row.age)})
+		if _, known, again := s.get(tag); known != row.known || again != row.again {
+			t.Errorf("after %s: known %v, asked again %v", row.age, known, again)
+		}
+		if _, known, again := s.get(tag); known != row.known || again {
+			t.Errorf("once more after %s: known %v, asked again %v", row.age, known, again)
+		}
+	}
+	s.put(tag, owner{user: "@a:x", asked: now.Add(-ownerTime)})
+	s.renew(tag, owner{user: "@a:x", asked: now})
+	if _, known, _ := s.get(tag); !known {
+		t.Error("what was asked again is not kept")
+	}
+	s.drop(tag)
+	s.renew(tag, owner{user: "@a:x", asked: now})
+	if _, known, _ := s.get(tag); known {
+		t.Error("a token that was dropped meanwhile is known again")
+	}
+}
