@@ -280,6 +280,17 @@ func (d *DeviceKeys) Against(c *CrossSigning) *DeviceKeys {
 	return &out
 }
 
+// AgainstOnly does what Against does and keeps no signatures beside the answer: a list of
+// the devices of a large room takes less memory, and of another identity than the given
+// one it says from then on that it has not signed the device.
+func (d *DeviceKeys) AgainstOnly(c *CrossSigning) *DeviceKeys {
+	out := d.Against(c)
+	if len(out.against) > 0 {
+		out.signed, out.signatures = nil, nil
+	}
+	return out
+}
+
 // CrossSigning is the public cross-signing keys of a user, with the signature
 // of the master key over the self-signing key checked.
 type CrossSigning struct {

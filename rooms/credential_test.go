@@ -148,6 +148,14 @@ func TestBinding(t *testing.T) {
 					t.Errorf("with what is known of another identity: %v, want %q", again, test.rule)
 				}
 			}
+			if test.device != nil {
+				if again := CheckBinding(&test.cred, testSuite, test.device.AgainstOnly(test.cross), test.cross, test.known, test.need); RuleOf(again) != test.rule {
+					t.Errorf("without signatures: %v, want %q", again, test.rule)
+				}
+				if test.cross != nil && test.device.AgainstOnly(stranger).AgainstOnly(test.cross).CrossSignedBy(test.cross) && test.cross != stranger {
+					t.Error("without signatures it is signed by another identity")
+				}
+			}
 			if test.rule == "" {
 				must(t, err)
 				return

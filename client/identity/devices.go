@@ -583,7 +583,7 @@ func (i *Identity) judge(ctx context.Context, user id.UserID, r *userRecord) (*U
 			i.log.Debug().Stringer("user_id", user).Stringer("device_id", device).Err(err).Msg("A device is ignored")
 			continue
 		}
-		d := &Device{ID: device, Ed25519: rooms.EncodeBase64(keys.Ed25519), MLSKeys: keys.MLS, Name: displayName(raw), keys: keys.Against(u.cross)}
+		d := &Device{ID: device, Ed25519: rooms.EncodeBase64(keys.Ed25519), MLSKeys: keys.MLS, Name: displayName(raw), keys: keys.AgainstOnly(u.cross)}
 		if first, err := rooms.DecodeBase64(r.FirstKeys[device]); err == nil {
 			d.firstSeen = first
 		}

@@ -29,7 +29,7 @@ func NewUserDevices(user id.UserID, devices []*rooms.DeviceKeys, cross *rooms.Cr
 	}
 	u.known = known
 	for _, keys := range devices {
-		keys = keys.Against(cross)
+		keys = keys.AgainstOnly(cross)
 		d := &Device{ID: keys.Device, Ed25519: rooms.EncodeBase64(keys.Ed25519), MLSKeys: keys.MLS, keys: keys, firstSeen: keys.Ed25519}
 		for cs, key := range keys.MLS {
 			cred := &rooms.Credential{User: user, Device: keys.Device, Key: key}

@@ -13,8 +13,9 @@ const (
 	interval = time.Minute
 	// calm is up to how many bytes are allocated in an interval in which nothing happens.
 	calm = 8 << 20
-	// worth is from how many bytes on it is worth a collection.
-	worth = 8 << 20
+	// worth is from how many bytes on it is worth a collection, above what the last one could not return: what lies
+	// scattered among what lives.
+	worth = 2 << 20
 )
 
 // ReturnIdle gives back unused memory whenever the program has been quiet for a minute, until ctx ends. By itself Go's
@@ -22,6 +23,7 @@ const (
 func ReturnIdle(ctx context.Context) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
+	var left uint64 // was not used after the last collection, and could not be returned
 	for last := read(); ; {
 		select {
 		case <-ctx.Done():
@@ -29,10 +31,12 @@ func ReturnIdle(ctx context.Context) {
 		case <-ticker.C:
 		}
 		now := read()
-		if due(last, now) {
+		if due(last, now, left) {
 			debug.FreeOSMemory()
 			now = read()
+			left = now.unused
 		}
+		left = min(left, now.unused)
 		last = now
 	}
 }
@@ -43,8 +47,8 @@ type sample struct {
 	unused    uint64 // held of the system's, and not found alive by the last collection
 }
 
-func due(last, now sample) bool {
-	return now.allocated-last.allocated < calm && now.unused >= worth
+func due(last, now sample, left uint64) bool {
+	return now.allocated-last.allocated < calm && now.unused >= left+worth
 }
 
 func read() sample {
