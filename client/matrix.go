@@ -15,6 +15,8 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 const (
@@ -205,6 +207,9 @@ func (t *matrixTransport) Upload(ctx context.Context, data []byte, contentType s
 
 func (t *matrixTransport) Download(ctx context.Context, mxc string, limit int64) ([]byte, error) {
 	uri, err := id.ParseContentURI(mxc)
+	if err == nil && !rooms.IsMediaAddress(mxc) {
+		err = id.ErrInvalidContentURI
+	}
 	if err != nil {
 		return nil, fmt.Errorf("client: download: %w", err)
 	}

@@ -104,13 +104,18 @@ func TestProxyStatusPage(t *testing.T) {
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("others can read the page's address: %v", info.Mode())
 	}
-	address, err := os.ReadFile(path)
-	s.must(err)
-	base, err := url.Parse(strings.TrimSpace(string(address)))
-	s.must(err)
-	if "http://"+base.Host == p.url {
-		t.Error("the page is at the clients' address")
+	find := func() *url.URL {
+		t.Helper()
+		address, err := os.ReadFile(path)
+		s.must(err)
+		base, err := url.Parse(strings.TrimSpace(string(address)))
+		s.must(err)
+		if "http://"+base.Host == p.url {
+			t.Error("the page is at the clients' address")
+		}
+		return base
 	}
+	base := find()
 	page := s.browse("overview", base.String())
 	for _, want := range []string{string(bob.UserID), "Status &amp; &lt;b&gt;room&lt;/b&gt;", "answers", " for MLS_128_", ">yes<", p.server.BaseURL} {
 		if !strings.Contains(page, want) {
@@ -149,16 +154,15 @@ func TestProxyStatusPage(t *testing.T) {
 	if !strings.Contains(epochs, "<svg") || !strings.Contains(epochs, string(alice.DeviceID())) {
 		t.Errorf("the picture of the epochs:\n%s", epochs)
 	}
-	s.byKeyboard(strings.TrimSpace(string(address)), "All rooms", "Picture of the epochs", "Back to the room")
+	s.byKeyboard(base.String(), "All rooms", "Picture of the epochs", "Back to the room")
 
 	p.end()
 	p.speaks = "de"
 	p.start()
-	address, err = os.ReadFile(path)
-	s.must(err)
+	base = find()
 	var german string
 	s.eventually("the page is there in German", func() string {
-		german = s.browse("overview-de", strings.TrimSpace(string(address)))
+		german = s.browse("overview-de", base.String())
 		for _, want := range []string{`<html lang="de">`, "MLS-Räume", "Status &amp; &lt;b&gt;room&lt;/b&gt;", "antwortet"} {
 			if !strings.Contains(german, want) {
 				return fmt.Sprintf("the page lacks %q:\n%s", want, german)
@@ -175,7 +179,7 @@ func TestProxyStatusPage(t *testing.T) {
 	if strings.Contains(german+germanRoom, `lang="en"`) {
 		t.Errorf("there is English on the German pages:\n%s%s", german, germanRoom)
 	}
-	s.byKeyboard(strings.TrimSpace(string(address)), "Alle Räume", "Bild der Epochen", "Zurück zum Raum")
+	s.byKeyboard(base.String(), "Alle Räume", "Bild der Epochen", "Zurück zum Raum")
 	if strings.Contains(page+roomPage+epochs+german+germanRoom, word) {
 		t.Error("what was said is on the page")
 	}

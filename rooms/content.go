@@ -292,13 +292,32 @@ func CheckUserID(user id.UserID) error {
 	return nil
 }
 
+// IsMediaAddress tells whether a text is the address of a file, mxc://server/media, of
+// at most 512 bytes (Matrix client-server API, "Matrix Content (mxc://) URIs"; also
+// "=", which homeservers give). Both parts become parts of a path, so neither is "."
+// or "..", nor holds what means something there.
+func IsMediaAddress(address string) bool {
+	rest, ok := strings.CutPrefix(address, "mxc://")
+	server, media, ok2 := strings.Cut(rest, "/")
+	return ok && ok2 && len(address) <= 512 && server != "." && server != ".." && consistsOf(server, ".-:[]") && consistsOf(media, "-_=")
+}
+
+// consistsOf tells whether a text is made of letters and digits of ASCII, and of
+// others that are named, and is not empty.
+func consistsOf(text, others string) bool {
+	for _, c := range []byte(text) {
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && strings.IndexByte(others, c) < 0 {
+			return false
+		}
+	}
+	return text != ""
+}
+
 func (f *File) validate() error {
 	if f == nil {
 		return nil
 	}
-	rest, ok := strings.CutPrefix(string(f.MXC), "mxc://")
-	server, media, ok2 := strings.Cut(rest, "/")
-	if !ok || !ok2 || server == "" || media == "" || strings.ContainsAny(media, "/?#%") || strings.ContainsAny(server, "?#%@") || len(f.MXC) > 512 {
+	if !IsMediaAddress(string(f.MXC)) {
 		return malformed("mxc", "is not an mxc:// address")
 	}
 	if f.Size <= 0 || f.Size > MaxFileSize {

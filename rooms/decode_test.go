@@ -227,6 +227,7 @@ func TestContentRules(t *testing.T) {
 		{"root with parent", `{"epoch":0,"parent":"` + h + `","group_info":"` + g + `"}`, dec(DecodeCommit), RuleContentMalformed},
 		{"file too large", `{"epoch":1,"parent":"` + h + `","file":{"mxc":"mxc://a/b","sha256":"` + h + `","size":17000000}}`, dec(DecodeCommit), RuleEventTooLarge},
 		{"file elsewhere", `{"epoch":1,"parent":"` + h + `","file":{"mxc":"https://a/b","sha256":"` + h + `","size":1}}`, dec(DecodeCommit), RuleContentMalformed},
+		{"file above", `{"epoch":1,"parent":"` + h + `","file":{"mxc":"mxc://../..","sha256":"` + h + `","size":1}}`, dec(DecodeCommit), RuleContentMalformed},
 		{"file with path", `{"epoch":1,"parent":"` + h + `","file":{"mxc":"mxc://a/../b","sha256":"` + h + `","size":1}}`, dec(DecodeCommit), RuleContentMalformed},
 		{"padded base64", `{"epoch":0,"group_info":"QQ=="}`, dec(DecodeCommit), RuleBase64Malformed},
 		{"short hash", `{"ref":"QQ","leaf":1,"hash":"` + h + `","sig":"` + sig + `"}`, dec(DecodeApplied), RuleContentMalformed},

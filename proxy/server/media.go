@@ -23,6 +23,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 const (
@@ -206,7 +207,11 @@ func (s *Server) do(req *http.Request, limit int64) (*reply, error) {
 // open fetches an encrypted file and decrypts it. A file that is not the one its
 // sender encrypted is refused. Without data and error, the homeserver refused.
 func (s *Server) open(ctx context.Context, sess *session, mxc string, media *account.Media) (data []byte, resp *reply, err error) {
-	uri, err := id.ParseContentURI(rewrite.Unkeyed(mxc))
+	mxc = rewrite.Unkeyed(mxc)
+	uri, err := id.ParseContentURI(mxc)
+	if err == nil && !rooms.IsMediaAddress(mxc) {
+		err = id.ErrInvalidContentURI
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("server: %w", err)
 	}
@@ -260,9 +265,11 @@ func ownMedia(ctx context.Context, keys mediaKeys, mxc string) (*account.Media, 
 // ciphertext hands on a file as the homeserver has it.
 func (s *Server) ciphertext(w http.ResponseWriter, r *http.Request, m route.Match) {
 	segments := strings.Split(m.Path, "/")
-	for i, segment := range segments {
-		segments[i] = rewrite.Unkeyed(segment)
+	at := len(segments) - 1
+	if m.Params["name"] != "" {
+		at--
 	}
+	segments[at] = rewrite.Unkeyed(segments[at])
 	s.file(w, r.WithContext(context.WithValue(r.Context(), pathKey{}, strings.Join(segments, "/"))))
 }
 

@@ -403,3 +403,20 @@ func TestWhatAClientHasEncryptedLiesAsItIs(t *testing.T) {
 		})
 	}
 }
+
+// TestTheHomeserverIsAskedForTheFileAlone: without a token for the ciphertext. What a client calls a file is not looked at.
+func TestTheHomeserverIsAskedForTheFileAlone(t *testing.T) {
+	const keyed = "abc_mls_00112233445566778899aabbccddeeff"
+	for path, want := range map[string]string{
+		"/_matrix/client/v1/media/download/hs/" + keyed:                             "/_matrix/client/v1/media/download/hs/abc",
+		"/_matrix/client/v1/media/download/hs/" + keyed + "/a%2Fb":                  "/_matrix/client/v1/media/download/hs/abc/a%2Fb",
+		"/_matrix/media/v3/download/hs/abc/.._mls_00112233445566778899aabbccddeeff": "/_matrix/media/v3/download/hs/abc/.._mls_00112233445566778899aabbccddeeff",
+		"/_matrix/media/v3/thumbnail/hs/" + keyed:                                   "/_matrix/media/v3/thumbnail/hs/abc",
+	} {
+		w := newWorld(t)
+		w.do("GET", path)
+		if len(w.asked) != 1 || w.asked[0] != "GET "+want+"  " {
+			t.Errorf("%s: the homeserver was asked %q, want %s", path, w.asked, want)
+		}
+	}
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/route"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Options configures a Server. Homeserver and Accounts are required.
@@ -187,6 +188,11 @@ func eventOf(m route.Match) string {
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
 	if _, notice := rewrite.Noticed(m.Params["event"]); notice {
 		s.withSession(w, r, m) // the homeserver does not know it
+		return
+	}
+	// What is before the mark of a key becomes a part of the path.
+	if m.Kind == route.DownloadMedia && !rooms.IsMediaAddress("mxc://"+m.Params["server"]+"/"+rewrite.Unkeyed(m.Params["media"])) {
+		refuse(w, http.StatusNotFound, "M_NOT_FOUND", "no file has such an address")
 		return
 	}
 	switch m.Kind {
