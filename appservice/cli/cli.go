@@ -9,7 +9,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -273,5 +275,28 @@ func classify(err error) *failure {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return &failure{PortTaken, err, "is another copy running? else move this one: `matrix-mls setup --homeserver-config PATH --listen 127.0.0.1:PORT`, then restart the homeserver"}
 	}
-	return &failure{Failed, err, ""}
+	return &failure{Failed, err, fileHint(err)}
+}
+
+// fileHint is the next step after an error of the file system.
+func fileHint(err error) string {
+	at := new(fs.PathError)
+	if !errors.As(err, &at) {
+		return ""
+	}
+	dir := filepath.Dir(at.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return "there is no folder " + dir + ": make it first (mkdir -p), or name another place"
+		}
+		return "check the path of the file"
+	case errors.Is(err, fs.ErrPermission):
+		return "this account may not do that in " + dir + "; ls -ld shows who may"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "the disk is full"
+	case errors.Is(err, syscall.EROFS):
+		return "that disk cannot be written to; name another place"
+	}
+	return ""
 }

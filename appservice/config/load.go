@@ -67,6 +67,17 @@ func Load(path string, o Options) (*Loaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
+	return load(path, data, o)
+}
+
+// Check tells what is wrong with a text that is to be written to path, as [Load]
+// would afterwards.
+func Check(path string, text []byte, environ []string) error {
+	_, err := load(path, text, Options{NoUpdate: true, Environ: environ})
+	return err
+}
+
+func load(path string, data []byte, o Options) (*Loaded, error) {
 	source, err := parse(path, data)
 	if err != nil {
 		return nil, err
@@ -461,6 +472,9 @@ func rewrite(path string, before, after []byte) (backup string, err error) {
 func WriteFile(path string, data []byte, mode os.FileMode) error {
 	old, statErr := os.Stat(path)
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if at := new(os.PathError); errors.As(err, &at) {
+		return &os.PathError{Op: "write", Path: path, Err: at.Err} // nobody asked for the temporary name
+	}
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,11 @@ func ReadHomeserverConfig(path string) (*HomeserverConfig, error) {
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("setup: cannot read the homeserver's configuration: %w", err)
+		var at *os.PathError
+		if errors.As(err, &at) {
+			err = at.Err // the path is said already
+		}
+		return nil, &UnknownHomeserverError{path, "cannot be read: " + err.Error()}
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {

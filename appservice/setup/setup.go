@@ -159,6 +159,9 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 		if err != nil {
 			return nil, err
 		}
+		if err := config.Check(o.Config, text, o.Environ); err != nil {
+			return nil, refused(err, o, res.ConfigNew)
+		}
 		if !bytes.Equal(text, base) || res.ConfigNew {
 			if err := config.WriteFile(o.Config, text, 0o600); err != nil {
 				return nil, fmt.Errorf("setup: cannot write the configuration: %w", err)
@@ -170,6 +173,23 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 		return nil, err
 	}
 	return loaded.Config, nil
+}
+
+// refused blames a value that cannot be written on where it comes from: an
+// option or the homeserver's configuration. The error of another value stays.
+func refused(err error, o *Options, fresh bool) error {
+	var key *config.KeyError
+	if !errors.As(err, &key) || key.Env != "" {
+		return err
+	}
+	switch {
+	case key.Key == "homeserver.address" && o.Address != "":
+		return fmt.Errorf("%w: --homeserver-address %q: %s; nothing was written", ErrOption, o.Address, key.Text)
+	case fresh && (key.Key == "homeserver.address" || key.Key == "homeserver.domain"):
+		what := map[string]string{"homeserver.address": "the address of its client API", "homeserver.domain": "server_name"}[key.Key]
+		return &UnknownHomeserverError{o.HomeserverConfig, what + " " + key.Text + "; nothing was written"}
+	}
+	return err
 }
 
 // changedValues applies the options to a configuration that is there. The

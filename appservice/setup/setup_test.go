@@ -275,6 +275,7 @@ func TestOptionsChangeAnInstallation(t *testing.T) {
 		},
 		"another database":  {change: func(o *Options) { o.Database = filepath.Join(filepath.Dir(o.Config), "other.db") }, refused: true},
 		"PostgreSQL":        {change: func(o *Options) { o.Database = "postgres://u:planted@h/d" }, refused: true},
+		"no URL":            {change: func(o *Options) { o.Address = "foo" }, refused: true},
 		"no port":           {change: func(o *Options) { o.Listen = "127.0.0.1" }, refused: true},
 		"set elsewhere too": {change: func(o *Options) { o.Listen, o.Environ = "127.0.0.1:1", []string{"MATRIX_MLS_APPSERVICE_PORT=2"} }, refused: true},
 	} {
@@ -375,6 +376,28 @@ func TestRunNeedsAnAddress(t *testing.T) {
 	res, err := Run(context.Background(), o)
 	if err != nil || res.Config.Homeserver.Address != "http://10.0.0.1:8008" {
 		t.Errorf("Run = %+v, %v", res, err)
+	}
+}
+
+func TestRunWritesNothingThatCannotWork(t *testing.T) {
+	for name, text := range map[string]string{
+		"server name":    strings.Replace(synapse, "mls.test", "exämple.test", 1),
+		"client address": "server_name: mls.test\nlisteners:\n- {port: 80, bind_addresses: ['a b'], resources: [{names: [client]}]}\n",
+		"no such file":   "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, write(t, text))
+			if text == "" {
+				o.HomeserverConfig += ".gone"
+			}
+			var unknown *UnknownHomeserverError
+			if _, err := Run(context.Background(), o); !errors.As(err, &unknown) || !strings.Contains(err.Error(), o.HomeserverConfig) {
+				t.Errorf("Run = %v, want an UnknownHomeserverError", err)
+			}
+			if _, err := os.Stat(o.Config); !errors.Is(err, os.ErrNotExist) {
+				t.Error("a configuration was written that cannot work")
+			}
+		})
 	}
 }
 
