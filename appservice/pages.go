@@ -82,7 +82,7 @@ func (s *Service) getRoomsPage(w http.ResponseWriter, r *http.Request) {
 		if i == roomsAtOnce {
 			break
 		}
-		name, epoch := html.EscapeString(picture.Name(string(row.ID))), "-"
+		name, epoch := html.EscapeString(wholeName(row.ID)), "-"
 		if row.Head != "" {
 			epoch = strconv.FormatUint(row.Epoch, 10)
 			name = `<a href="rooms/` + html.EscapeString(url.PathEscape(string(row.ID))) + `/epochs">` + name + "</a>"
@@ -101,6 +101,15 @@ func (s *Service) getRoomsPage(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	_, _ = w.Write(picture.Document("Rooms of "+s.hs.ServerName(), b.String()))
+}
+
+// wholeName is a room's id as it is, so that it can be copied to a terminal, if
+// all of it can be seen.
+func wholeName(room id.RoomID) string {
+	if strings.ContainsFunc(string(room), func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return picture.Name(string(room))
+	}
+	return string(room)
 }
 
 // getEpochs shows a room's epochs: a page, an SVG or a text.

@@ -15,6 +15,9 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation/picture"
 )
 
+// wholeRoom is as room version 12 names rooms.
+const wholeRoom = "!cGXRWRoWaOzrZ9ag4m6vMn8lwdYzfS1ZEXS4dwmbmeM"
+
 const adminToken = "planted-admin-token-0123"
 
 // look asks for a page.
@@ -40,7 +43,7 @@ func TestPagesForAdmins(t *testing.T) {
 		cfg := testConfig()
 		cfg.Admin.Token = adminToken
 		b := newBench(t, dbCfg, cfg, nil)
-		for _, room := range []id.RoomID{"!office:mls.test", "!<script>\u202e:mls.test"} {
+		for _, room := range []id.RoomID{"!office:mls.test", "!<script>\u202e:mls.test", wholeRoom} {
 			if err := b.store.NoteRoom(context.Background(), room, store.RoomJoined); err != nil {
 				t.Fatal(err)
 			}
@@ -52,7 +55,7 @@ func TestPagesForAdmins(t *testing.T) {
 			kind   string
 			want   []string
 		}{
-			{"/_mls/", 200, "text/html; charset=utf-8", []string{`<a href="rooms/%21room:mls.test/epochs">!room:mls.test</a>`, "!office:mls.test", "!&lt;script&gt;�:mls.test", "serving"}},
+			{"/_mls/", 200, "text/html; charset=utf-8", []string{`<a href="rooms/%21room:mls.test/epochs">!room:mls.test</a>`, "!office:mls.test", "!&lt;script&gt;�:mls.test", "serving", ">" + wholeRoom + "<"}},
 			{"/_mls/?page=2", 200, "text/html; charset=utf-8", []string{"No rooms.", "Page before"}},
 			{"/_mls/?page=-1", 400, "application/json", nil},
 			{room, 200, "text/html; charset=utf-8", []string{"<svg ", "</svg>", "<pre>", "epoch 1", "as the module of mls.test sees it", `href="../../"`}},

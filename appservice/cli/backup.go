@@ -115,10 +115,17 @@ func runRestore(ctx context.Context, env Env, o options) error {
 		if header.Config == "" {
 			return &failure{BadConfig, fmt.Errorf("there is no %s, and the backup holds none", o.config), "run `matrix-mls setup` first, or name the file with -c"}
 		}
-		if err := config.WriteFile(o.config, []byte(header.Config), 0o600); err != nil {
+		text, moved, err := besideConfig(o.config, header)
+		if err != nil {
 			return err
 		}
+		if err := config.WriteFile(o.config, text, 0o600); err != nil {
+			return fmt.Errorf("cannot write the configuration: %w", err)
+		}
 		fmt.Fprintf(env.Stdout, "wrote %s, as it was at %s\n", o.config, header.ConfigPath)
+		if moved != "" {
+			fmt.Fprintf(env.Stdout, "but for database.uri, which is %s: the folder is another, and the old database stays as it is\n", moved)
+		}
 	}
 	loaded, err := config.Load(o.config, config.Options{NoUpdate: true, Environ: env.Environ})
 	if err != nil {
@@ -145,4 +152,25 @@ func runRestore(ctx context.Context, env Env, o options) error {
 	fmt.Fprintln(env.Stdout, "see that the old module does not run any more, then start this one. It compares every room before it signs;")
 	fmt.Fprintln(env.Stdout, "where a room went on since the backup, it announces a new key for an admin to accept (`matrix-mls doctor` lists them)")
 	return nil
+}
+
+// besideConfig is the configuration of a backup for path. In another folder than
+// the backup's, an SQLite database with a full path goes into that folder: a copy
+// of an installation must not fill, or work on, the database of the first.
+func besideConfig(path string, header *store.BackupHeader) (text []byte, moved string, err error) {
+	text = []byte(header.Config)
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, "", err
+	}
+	old, err := config.Parse(path, text)
+	if err != nil || filepath.Dir(path) == filepath.Dir(header.ConfigPath) || old.Database.Type == "postgres" {
+		return text, "", err
+	}
+	file := store.SQLitePath(old.Database.URI)
+	if !filepath.IsAbs(file) {
+		return text, "", nil
+	}
+	moved = filepath.Join(filepath.Dir(path), filepath.Base(file))
+	text, err = config.Render(text, map[string]string{"database.uri": moved})
+	return text, moved, err
 }

@@ -90,7 +90,7 @@ Usage: matrix-mls [-c FILE] [-n] [serve]      run the module (what it does witho
        matrix-mls doctor [-c FILE] [-r FILE] [--json]
                                               check an installation
        matrix-mls status | rooms [PAGE|ROOM]  how the module and its rooms do, from the database
-       matrix-mls epochs ROOM [--svg FILE]    draw a room's epochs, from the database
+       matrix-mls epochs ROOM [--json|--svg FILE]  draw a room's epochs, from the database
        matrix-mls backup FILE [-c FILE]       write all the module holds, while it runs
        matrix-mls restore FILE [-c FILE]      read it back, into an empty database
        matrix-mls -g [-c FILE] [-r FILE]      write the registration; tokens are kept

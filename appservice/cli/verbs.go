@@ -133,6 +133,9 @@ func runDoctor(ctx context.Context, env Env, o options) error {
 	if err != nil {
 		return err
 	}
+	if report.Stopped && !report.Failed() {
+		return &failure{Failed, errors.New("doctor was stopped before it was done"), ""}
+	}
 	if report.Failed() {
 		return &failure{Unhealthy, fmt.Errorf("%d of %d probes failed", report.Count(doctor.Fail), len(report.Results)), "mend the first that failed, the others may rest on it"}
 	}

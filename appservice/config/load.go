@@ -77,6 +77,16 @@ func Check(path string, text []byte, environ []string) error {
 	return err
 }
 
+// Parse reads a text that is to be written to path, without the environment and
+// without checking values.
+func Parse(path string, text []byte) (*Config, error) {
+	loaded, err := load(path, text, Options{NoUpdate: true, Incomplete: true})
+	if err != nil {
+		return nil, err
+	}
+	return loaded.Config, nil
+}
+
 func load(path string, data []byte, o Options) (*Loaded, error) {
 	source, err := parse(path, data)
 	if err != nil {

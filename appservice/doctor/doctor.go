@@ -42,6 +42,8 @@ type Result struct {
 type Report struct {
 	Version string   `json:"version"`
 	Results []Result `json:"results"`
+	// Stopped says that the context ended before all probes were made.
+	Stopped bool `json:"stopped,omitempty"`
 }
 
 // Failed tells whether any probe failed.
@@ -117,6 +119,10 @@ func Run(ctx context.Context, o Options) *Report {
 			p.run(probeCtx, d, &r)
 			cancel()
 		}
+		if ctx.Err() != nil { // what the probe found is that nobody waits for it
+			report.Stopped = true
+			break
+		}
 		status[p.id] = r.Status
 		report.Results = append(report.Results, r)
 	}
@@ -171,6 +177,9 @@ func (r *Report) WriteText(w io.Writer, colour bool) error {
 		if p.Next != "" {
 			fmt.Fprintf(&b, "      next:  %s\n", p.Next)
 		}
+	}
+	if r.Stopped {
+		fmt.Fprintf(&b, "\nstopped: %d of %d probes were made\n", len(r.Results), len(probes))
 	}
 	fmt.Fprintf(&b, "\n%d ok, %d warnings, %d failed, %d skipped\n", r.Count(OK), r.Count(Warn), r.Count(Fail), r.Count(Skip))
 	_, err := io.WriteString(w, b.String())

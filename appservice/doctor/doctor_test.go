@@ -145,6 +145,22 @@ func TestHealthyInstallation(t *testing.T) {
 	}
 }
 
+func TestDoctorThatIsStoppedBlamesNothing(t *testing.T) {
+	wd := newWorld(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	wd.special["/whoami"] = func(w http.ResponseWriter, _ *http.Request) {
+		stop()
+		fmt.Fprint(w, `{"user_id":"@_mls_bot:mls.test"}`)
+	}
+	report := Run(ctx, Options{Config: wd.config(), Registration: wd.registration(), Version: "test", Now: func() time.Time { return wd.now }})
+	var out bytes.Buffer
+	_ = report.WriteText(&out, false)
+	if !report.Stopped || report.Failed() || len(report.Results) == 0 || len(report.Results) >= len(probes) || !strings.Contains(out.String(), "stopped: ") {
+		t.Errorf("stopped in the middle, doctor says:\n%s", &out)
+	}
+}
+
 func TestVerdicts(t *testing.T) {
 	edit := func(wd *world, file, old, replacement string) {
 		text, err := os.ReadFile(file)

@@ -99,8 +99,8 @@ func probeDatabase(ctx context.Context, d *doctor, r *Result) {
 		// Opening would make the file; doctor changes nothing.
 		path, _, _ := strings.Cut(strings.TrimPrefix(db.URI, "file:"), "?")
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-			r.fail("there is no "+path, "the module was not set up here, or the path is relative to another folder",
-				"run `matrix-mls setup`, or write the full path into database.uri")
+			r.fail("there is no "+path, "the module was not set up here, its database was lost, or the path is relative to another folder",
+				"run `matrix-mls setup`; read a backup back if there was a database (`matrix-mls restore FILE`); or write the full path into database.uri")
 			return
 		}
 	}
