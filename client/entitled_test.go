@@ -222,7 +222,7 @@ func TestStrangersKeepNoWelcomeOut(t *testing.T) {
 	tell("friend", "after")
 	kept("after", 1)
 	bounded()
-	for _, key := range []string{"state/", "heads/", "admissions/", "others/", "sent/", "refused/", "refusals/", "refusal/"} {
+	for _, key := range []string{"state/", "head/", "admissions/", "others/", "sent/", "refused/", "refusals/", "refusal/"} {
 		keys, err := alice.st.KVKeys(w.ctx, key, 10*maxStrangeRooms)
 		if err != nil {
 			t.Fatal(err)

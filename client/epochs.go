@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -165,6 +167,101 @@ func (r *room) differs(part string, raw []byte) bool {
 	return true
 }
 
+// headKey is where a head is stored: each apart, for one changes with every few commits.
+func headKey(roomID id.RoomID, user string) string {
+	return "head/" + url.PathEscape(string(roomID)) + "/" + user
+}
+
+// writeHeads writes the heads that have changed.
+func (c *Client) writeHeads(ctx context.Context, r *room) error {
+	for user := range r.state.headsChanged {
+		entry, ok := r.state.Entries[rooms.TypeHead][user]
+		if !ok {
+			if err := c.st.DeleteKV(ctx, headKey(r.id, user)); err != nil {
+				return err
+			}
+			continue
+		}
+		raw, err := json.Marshal(entry)
+		if err != nil {
+			return fmt.Errorf("client: save the head of %s in %s: %w", user, r.id, err)
+		}
+		if err := c.st.PutKV(ctx, headKey(r.id, user), raw); err != nil {
+			return err
+		}
+	}
+	if r.state.oldHeads {
+		if err := c.st.DeleteKV(ctx, partKey(headsPart, r.id)); err != nil {
+			return err
+		}
+	}
+	r.state.headsChanged, r.state.oldHeads = nil, false
+	return nil
+}
+
+// readHeads reads a room's heads, which an older version, if it was the last to write them,
+// left in the rest of the state, or beside it in one piece.
+func (c *Client) readHeads(ctx context.Context, r *room) error {
+	keys, err := c.st.KVKeys(ctx, headKey(r.id, ""), maxStateMembers)
+	if err != nil {
+		return err
+	}
+	heads := map[string]stateEntry{}
+	for _, key := range keys {
+		raw, err := c.st.GetKV(ctx, key)
+		if err != nil {
+			return err
+		}
+		var entry stateEntry
+		if err := json.Unmarshal(raw, &entry); err != nil {
+			return fmt.Errorf("client: %s: %w", key, err)
+		}
+		heads[strings.TrimPrefix(key, headKey(r.id, ""))] = entry
+	}
+	older, piece := r.state.Entries[rooms.TypeHead], map[string]stateEntry{}
+	switch raw, err := c.st.GetKV(ctx, partKey(headsPart, r.id)); {
+	case err == nil:
+		if err := json.Unmarshal(raw, &piece); err != nil {
+			return fmt.Errorf("client: heads of %s: %w", r.id, err)
+		}
+		r.state.oldHeads = true
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	if older == nil && len(piece) > 0 {
+		older = piece
+	}
+	if older != nil {
+		for user := range heads {
+			r.state.changed(rooms.TypeHead, user)
+		}
+		heads = older
+	}
+	for user, entry := range heads {
+		if user != string(entry.Sender) {
+			delete(heads, user) // nobody reads it
+		}
+		if older != nil {
+			r.state.changed(rooms.TypeHead, user)
+		}
+	}
+	if len(heads) == 0 {
+		delete(r.state.Entries, rooms.TypeHead)
+		return nil
+	}
+	if len(heads) > maxHeads { // older versions kept any number
+		for user := range heads {
+			r.state.changed(rooms.TypeHead, user)
+		}
+		heads, r.state.Known = map[string]stateEntry{}, false
+	}
+	if r.state.Entries == nil {
+		r.state.Entries = map[string]map[string]stateEntry{}
+	}
+	r.state.Entries[rooms.TypeHead] = heads
+	return nil
+}
+
 // writeRecord writes what changed of a room's record, and of its state if asked.
 func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 	rec := r.rec
@@ -179,7 +276,10 @@ func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 		{admissionsPart, r.rec.Admissions, &r.asWritten}, {othersPart, r.rec.Others, &r.asWritten},
 	}
 	if state {
-		parts = append(parts, part{headsPart, r.state.Entries[rooms.TypeHead], &r.state.asWritten}, part{statePart, r.state, &r.state.asWritten})
+		parts = append(parts, part{statePart, r.state, &r.state.asWritten})
+		if err := c.writeHeads(ctx, r); err != nil {
+			return err
+		}
 	}
 	for _, part := range parts {
 		if part.clean != nil && part.clean.has(part.name) {
@@ -215,7 +315,7 @@ func (c *Client) writeRecord(ctx context.Context, r *room, state bool) error {
 const (
 	recordPart     = "record"
 	statePart      = "state"
-	headsPart      = "heads" // of the state
+	headsPart      = "heads" // of the state, as older versions wrote it; see headKey
 	admissionsPart = "admissions"
 	othersPart     = "others"
 	sentPart       = "sent"
@@ -257,11 +357,10 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 			return fmt.Errorf("client: record of %s: %w", r.id, err)
 		}
 	}
-	var heads map[string]stateEntry
-	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, othersPart: &r.rec.Others, sentPart: &r.rec.Sent, statePart: r.state, headsPart: &heads} {
+	for part, v := range map[string]any{admissionsPart: &r.rec.Admissions, othersPart: &r.rec.Others, sentPart: &r.rec.Sent, statePart: r.state} {
 		raw, err := c.st.GetKV(ctx, partKey(part, r.id))
 		if errors.Is(err, store.ErrNotFound) {
-			continue // or, of an older version, in the record, and the heads in the state
+			continue // or, of an older version, in the record
 		}
 		if err != nil {
 			return err
@@ -271,11 +370,8 @@ func (c *Client) readRecord(ctx context.Context, r *room) error {
 		}
 	}
 	r.state.room = r.id
-	if len(heads) > 0 && r.state.Entries[rooms.TypeHead] == nil { // else a version that knows nothing of this part wrote the state last
-		if r.state.Entries == nil {
-			r.state.Entries = map[string]map[string]stateEntry{}
-		}
-		r.state.Entries[rooms.TypeHead] = heads
+	if err := c.readHeads(ctx, r); err != nil {
+		return err
 	}
 	r.state.rebuild()
 	return nil

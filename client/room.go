@@ -263,7 +263,7 @@ type room struct {
 }
 
 func (c *Client) newRoom(roomID id.RoomID) *room {
-	return &room{
+	r := &room{
 		id: roomID, state: newRoomState(roomID), epochs: map[federation.Ref]*epoch{},
 		staged: map[federation.Ref]*mls.StagedCommit{}, keeping: map[federation.Ref]*storedCommit{}, public: map[federation.Ref]*mls.PublicGroup{}, needs: map[string]*need{}, media: map[string][]byte{},
 		claimed: map[string]*claim{}, devices: map[id.UserID]bool{}, vouchAt: map[federation.Ref]time.Duration{},
@@ -271,6 +271,25 @@ func (c *Client) newRoom(roomID id.RoomID) *room {
 		badSince: map[string]*badLeaf{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
 		spoke: map[spokeKey]bool{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
 	}
+	r.state.first = func(user id.UserID) bool { return c.headFirst(roomID, user) }
+	return r
+}
+
+// headFirst tells whether a user's head is kept whatever others post: that of a listed
+// module, or one that is to be, and of the own server's.
+func (c *Client) headFirst(roomID id.RoomID, user id.UserID) bool {
+	if user == botOf(serverOf(c.UserID())) {
+		return true
+	}
+	r := c.rooms[roomID]
+	if r == nil || r.machine == nil {
+		return false
+	}
+	config, _ := r.machine.ConfigAt(r.machine.Head())
+	return slices.ContainsFunc(append(r.machine.ListChanges(), config), func(ref federation.Ref) bool {
+		list, _ := r.machine.ListAt(ref)
+		return slices.ContainsFunc(list, func(s federation.Sequencer) bool { return s.User == string(user) })
+	})
 }
 
 // notify wakes everybody who waits for the room to change.

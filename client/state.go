@@ -32,9 +32,14 @@ type roomState struct {
 	read *stateRead // the full state is being read
 	// ended are the member events of users that another took the place of, the last.
 	ended map[string]id.EventID
-	// asWritten says of statePart and headsPart that nothing changed since they were written.
+	// asWritten says of statePart that nothing changed since it was written.
 	asWritten cleanParts
-	heads     map[id.UserID]readHead
+	// headsChanged are the state keys of the heads of which the newest is not written.
+	headsChanged map[string]bool
+	oldHeads     bool // an older version wrote them in one piece, which is there yet
+	heads        map[id.UserID]readHead
+	// first tells whose heads go first where there are too many; nil: nobody's.
+	first func(user id.UserID) bool
 }
 
 // readHead is a head as it was read last.
@@ -51,19 +56,60 @@ func (s *roomState) stored() *roomState {
 	return rest
 }
 
-// changed notes that what is stored of a type's entries is not the newest.
-func (s *roomState) changed(eventType string) {
-	if eventType == rooms.TypeHead {
-		s.asWritten.lose(headsPart)
-	} else {
+// changed notes that what is stored of an entry is not the newest.
+func (s *roomState) changed(eventType, key string) {
+	if eventType != rooms.TypeHead {
 		s.asWritten.lose(statePart)
+		return
 	}
+	if s.headsChanged == nil {
+		s.headsChanged = map[string]bool{}
+	}
+	s.headsChanged[key] = true
+}
+
+// maxHeads bounds the heads of a room that are kept: any member can post one.
+const maxHeads = 4 * rooms.MaxSequencers
+
+// admitHead tells whether there is room for a user's head. Where there is none, that of
+// somebody who counts for less gives way.
+func (s *roomState) admitHead(user id.UserID) bool {
+	byKey := s.Entries[rooms.TypeHead]
+	if _, known := byKey[string(user)]; known || len(byKey) < maxHeads {
+		return true
+	}
+	last := slices.MaxFunc(slices.Sorted(maps.Keys(byKey)), func(a, b string) int {
+		return s.headRank(id.UserID(a)) - s.headRank(id.UserID(b))
+	})
+	if s.headRank(id.UserID(last)) <= s.headRank(user) {
+		return false
+	}
+	delete(byKey, last)
+	s.changed(rooms.TypeHead, last)
+	return true
+}
+
+// headRank says how much the head of a user counts where there are too many, 0 the most.
+// It takes power to be a functional member, a server to have a bot's name, and anybody can join.
+func (s *roomState) headRank(user id.UserID) int {
+	switch joined := s.membership(user) == rooms.MembershipJoin; {
+	case s.first != nil && s.first(user):
+		return 0
+	case joined && slices.Contains(s.view.Functional, user):
+		return 1
+	case joined && isBot(user):
+		return 2
+	case joined:
+		return 3
+	}
+	return 4
 }
 
 // stateRead is what comes while the full state is being read: the answer may be
 // from before it.
 type stateRead struct {
 	came []*Event
+	size int  // of their contents, in bytes
 	lost bool // and more that is not here
 }
 
@@ -87,8 +133,11 @@ func keptState(eventType string) bool {
 	return false
 }
 
-// maxCame bounds the events that are kept while the full state is being read.
-const maxCame = 10_000
+// maxCame and maxCameBytes bound the events that are kept while the full state is being read.
+const (
+	maxCame      = 10_000
+	maxCameBytes = 8 << 20
+)
 
 // begin notes that the full state is asked for now; replace ends that.
 func (s *roomState) begin() { s.read = &stateRead{} }
@@ -109,6 +158,9 @@ func (s *roomState) set(evt *Event) bool {
 	if evt.StateKey == nil || !keptState(evt.Type) || len(evt.Content) > rooms.MaxEventSize {
 		return false
 	}
+	if evt.Type == rooms.TypeHead && (*evt.StateKey != string(evt.Sender) || !s.admitHead(evt.Sender)) {
+		return false // nobody reads it
+	}
 	byKey := s.Entries[evt.Type]
 	if byKey == nil {
 		byKey = map[string]stateEntry{}
@@ -121,11 +173,11 @@ func (s *roomState) set(evt *Event) bool {
 	if !known && len(byKey) >= maxStateMembers {
 		return false
 	}
-	s.changed(evt.Type)
+	s.changed(evt.Type, *evt.StateKey)
 	s.noteEnd(evt, old)
 	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
-	if s.read != nil && len(s.read.came) < maxCame {
-		s.read.came = append(s.read.came, evt)
+	if s.read != nil && len(s.read.came) < maxCame && s.read.size+len(evt.Content) <= maxCameBytes {
+		s.read.came, s.read.size = append(s.read.came, evt), s.read.size+len(evt.Content)
 	} else if s.read != nil {
 		s.read.lost = true
 	}
@@ -178,7 +230,7 @@ func (s *roomState) rebuild() {
 // state that a remote join once fetched, though nobody redacted it. What came
 // since it was asked for is newer.
 func (s *roomState) replace(events []*Event) {
-	s.asWritten.lose(statePart, headsPart)
+	s.asWritten.lose(statePart)
 	old, read := s.Entries, s.read
 	if read == nil {
 		read = &stateRead{}
@@ -186,7 +238,10 @@ func (s *roomState) replace(events []*Event) {
 	s.read = nil
 	s.Entries = map[string]map[string]stateEntry{}
 	s.view = rooms.NewRoomState(s.room)
-	for _, evt := range events {
+	// The heads come last: which of them count says the rest.
+	others := slices.DeleteFunc(slices.Clone(events), func(evt *Event) bool { return evt.Type == rooms.TypeHead })
+	heads := slices.DeleteFunc(slices.Clone(events), func(evt *Event) bool { return evt.Type != rooms.TypeHead })
+	for _, evt := range slices.Concat(others, heads) {
 		if evt.StateKey != nil && evt.ID != "" {
 			if known, ok := old[evt.Type][*evt.StateKey]; ok && known.Event == evt.ID && len(known.Content) > len(evt.Content) {
 				whole := *evt
@@ -204,6 +259,11 @@ func (s *roomState) replace(events []*Event) {
 	for _, evt := range read.came {
 		s.set(evt)
 	}
+	for key := range old[rooms.TypeHead] {
+		if _, ok := s.Entries[rooms.TypeHead][key]; !ok {
+			s.changed(rooms.TypeHead, key)
+		}
+	}
 	s.Known = !read.lost
 }
 
@@ -214,9 +274,9 @@ func (s *roomState) setLooseHead(entry stateEntry) {
 		byKey = map[string]stateEntry{}
 		s.Entries[rooms.TypeHead] = byKey
 	}
-	if old, ok := byKey[string(entry.Sender)]; (ok || len(byKey) < maxStateMembers) && (!ok || old.Loose) {
+	if old, ok := byKey[string(entry.Sender)]; (!ok || old.Loose) && s.admitHead(entry.Sender) {
 		entry.Loose = true
-		s.changed(rooms.TypeHead)
+		s.changed(rooms.TypeHead, string(entry.Sender))
 		byKey[string(entry.Sender)] = entry
 	}
 }

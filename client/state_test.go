@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -135,5 +137,133 @@ func TestCoordinationIsStoredInParts(t *testing.T) {
 	w.settle()
 	if _, err := alice.st.GetKV(w.ctx, partKey(machineBasePart, room)); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("who left has the coordination's beginning: %v", err)
+	}
+}
+
+// TestHeadsThatAnyMemberPosts: anybody can post heads under any key. Those under the sender's own name
+// count alone, a room keeps a bounded number, and those of the room's modules before all others.
+func TestHeadsThatAnyMemberPosts(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, carol := w.three("shared")
+	w.settle()
+	bot := botOf(testServer)
+	alice.mu.Lock()
+	want := alice.rooms[room].state.head(bot)
+	alice.mu.Unlock()
+	filler := strings.Repeat("y", 50_000)
+	put := func(sender id.UserID, key string) {
+		t.Helper()
+		content, err := json.Marshal(map[string]string{"x": filler, "key": key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.s.mu.Lock()
+		defer w.s.mu.Unlock()
+		w.s.append(&Event{RoomID: room, Type: rooms.TypeHead, Sender: sender, StateKey: &key, Content: content})
+	}
+	for n := range 100 {
+		put(carol.UserID(), fmt.Sprint("key", n))
+	}
+	put(carol.UserID(), string(carol.UserID()))
+	alice.turn()
+	heads := func() int {
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		return len(alice.rooms[room].state.Entries[rooms.TypeHead])
+	}
+	if n := heads(); n != 2 {
+		t.Errorf("alice keeps %d heads of two who posted any", n)
+	}
+	for n := range maxHeads + 20 {
+		user := fmt.Sprintf("@m%d:%s", n, testServer)
+		put(id.UserID(user), user)
+	}
+	alice.turn()
+	w.settle()
+	for _, restarted := range []bool{false, true} {
+		if restarted {
+			alice.restart()
+		}
+		if n := heads(); n > maxHeads {
+			t.Errorf("alice keeps %d heads, want at most %d", n, maxHeads)
+		}
+		alice.mu.Lock()
+		if got := alice.rooms[room].state.head(bot); got == nil || got.Accepted == nil || got.Accepted.Ref != want.Accepted.Ref {
+			t.Errorf("alice has head %+v of the module (restarted: %v), want %+v", got, restarted, want)
+		}
+		alice.mu.Unlock()
+	}
+	keys, err := alice.st.KVKeys(w.ctx, headKey(room, ""), 1000)
+	if err != nil || len(keys) != maxHeads {
+		t.Errorf("%d heads are stored (%v), want %d", len(keys), err, maxHeads)
+	}
+}
+
+// TestListedHeadsAreKept: where there are as many heads as are kept, a listed module's still finds its place,
+// whoever came first, and who is in the room counts before who is not.
+func TestListedHeadsAreKept(t *testing.T) {
+	s := newRoomState("!r:one")
+	s.first = func(user id.UserID) bool { return user == "@module:one" }
+	head := func(user string) bool {
+		return s.set(&Event{ID: id.EventID("$" + user), Type: rooms.TypeHead, Sender: id.UserID(user), StateKey: &user, Content: json.RawMessage(`{}`)})
+	}
+	for n := range maxHeads {
+		if !head(fmt.Sprintf("@m%d:two", n)) {
+			t.Fatalf("head %d is refused", n)
+		}
+	}
+	if head("@late:two") {
+		t.Error("there is room for one more of those who count as little")
+	}
+	joined := "@joined:two"
+	s.set(&Event{ID: "$join", Type: rooms.TypeMember, Sender: id.UserID(joined), StateKey: &joined, Content: json.RawMessage(`{"membership":"join"}`)})
+	for _, user := range []string{joined, "@module:one"} {
+		if !head(user) {
+			t.Errorf("no room for the head of %s", user)
+		}
+	}
+	if n := len(s.Entries[rooms.TypeHead]); n != maxHeads {
+		t.Errorf("%d heads, want %d", n, maxHeads)
+	}
+	var all []*Event
+	for key, entry := range s.Entries[rooms.TypeHead] {
+		all = append(all, &Event{ID: entry.Event, Type: rooms.TypeHead, Sender: entry.Sender, StateKey: &key, Content: entry.Content})
+	}
+	s.replace(all)
+	if _, ok := s.Entries[rooms.TypeHead]["@module:one"]; !ok || len(s.Entries[rooms.TypeHead]) != maxHeads {
+		t.Error("the full state lost it")
+	}
+}
+
+// checkClean holds what a device takes for unchanged since it was written against the
+// store.
+func (d *testDevice) checkClean() {
+	d.w.t.Helper()
+	if d.dead {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for roomID, r := range d.rooms {
+		for part, v := range map[string]any{
+			admissionsPart: r.rec.Admissions, othersPart: r.rec.Others, statePart: r.state.stored(),
+		} {
+			if !r.asWritten.has(part) && !r.state.asWritten.has(part) {
+				continue
+			}
+			want, err := json.Marshal(v)
+			if err != nil {
+				d.w.t.Fatal(err)
+			}
+			if got, err := d.st.GetKV(d.w.ctx, partKey(part, roomID)); err != nil || string(got) != string(want) {
+				d.w.t.Errorf("the %s of %s at %s have changed and are not in the store: it has %s, want %s (%v)", part, roomID, d.ident.device, got, want, err)
+			}
+		}
+		for user, entry := range r.state.Entries[rooms.TypeHead] {
+			want, err := json.Marshal(entry)
+			if got, gerr := d.st.GetKV(d.w.ctx, headKey(roomID, user)); !r.state.headsChanged[user] && (err != nil || string(got) != string(want)) {
+				d.w.t.Errorf("the head of %s in %s at %s has changed and is not in the store (%v)", user, roomID, d.ident.device, gerr)
+			}
+		}
 	}
 }

@@ -580,6 +580,9 @@ func (c *Client) forgetStrange(ctx context.Context, roomID id.RoomID) error {
 			return err
 		}
 	}
+	if err := c.st.DeleteKVs(ctx, headKey(roomID, "")); err != nil {
+		return err
+	}
 	return c.st.DeleteRoom(ctx, roomID)
 }
 

@@ -1075,33 +1075,6 @@ func (w *world) settle(devices ...*testDevice) {
 	}
 }
 
-// checkClean holds what a device takes for unchanged since it was written against the
-// store.
-func (d *testDevice) checkClean() {
-	d.w.t.Helper()
-	if d.dead {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for roomID, r := range d.rooms {
-		for part, v := range map[string]any{
-			admissionsPart: r.rec.Admissions, othersPart: r.rec.Others, headsPart: r.state.Entries[rooms.TypeHead], statePart: r.state.stored(),
-		} {
-			if !r.asWritten.has(part) && !r.state.asWritten.has(part) {
-				continue
-			}
-			want, err := json.Marshal(v)
-			if err != nil {
-				d.w.t.Fatal(err)
-			}
-			if got, err := d.st.GetKV(d.w.ctx, partKey(part, roomID)); err != nil || string(got) != string(want) {
-				d.w.t.Errorf("the %s of %s at %s have changed and are not in the store: it has %s, want %s (%v)", part, roomID, d.ident.device, got, want, err)
-			}
-		}
-	}
-}
-
 // committing tells whether one of the devices is about to make a commit: it lets
 // others go first, for a time that follows from the head and its leaf.
 func (w *world) committing(devices []*testDevice) bool {
