@@ -351,7 +351,8 @@ func (r *room) boundTo(own id.UserID) []byte {
 // usableHead returns the P.head that a newcomer joins at: of those that are
 // proven from the group's beginning the newest, in the newest era; where none is,
 // the newest that shows nothing wrong; in either case rather of a module that is
-// on the list of the group it shows, since nobody can join at the others. One
+// on the list of the group it shows, for one that is not proven can be joined at
+// nowhere else. One
 // that lies below a final commit that another proves is stale: an external commit
 // there would undo what happened since. What a module shows may be a lie from long
 // ago, list and all: where joining failed, the others go first for a while. They
@@ -375,6 +376,9 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 			continue
 		}
 		listed, rests := head.Lists(bot), r.tried["join/"+string(bot)] > now
+		if proven != nil && head.Era > r.joinFails[bot].era {
+			rests = false // an admin moved the room since: it is not what failed
+		}
 		switch had := s.by[by]; {
 		case best == nil:
 		case rests != bestRests && bytes.Equal(head.Group, best.Group) && (bound != nil || (proven == nil) == (had == nil)):
@@ -443,7 +447,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			err = errors.New("its file cannot be had")
 		}
 		if err != nil { // what still comes is taken at the next try
-			r.restModule(bot, now)
+			r.restModule(bot, head.Era, now)
 			r.joinAt, r.lastJoinError = now+joinRetry, fmt.Errorf("client: tree of %s: %w", r.id, err)
 			r.notify()
 			return nil
@@ -454,7 +458,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			return nil
 		}
 		if r.joinBy != "" {
-			r.restModule(r.joinBy, now) // no module accepts what is built on its head
+			r.restModule(r.joinBy, r.joinEra, now) // no module accepts what is built on its head
 			r.joinBy = ""
 		}
 		b := &batch{}
@@ -468,8 +472,9 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	r.joinAt = now + joinRetry
 	roomID := r.id
 	admissions := r.admissionsOf(c.UserID())
+	proven := c.shownBy(r, r.boundTo(c.UserID())).by[bot] != nil
 	return func(ctx context.Context) {
-		err := c.externalJoin(ctx, roomID, bot, head, tree, admissions)
+		err := c.externalJoin(ctx, roomID, bot, head, proven, tree, admissions)
 		if err == nil || ctx.Err() != nil || errors.Is(err, errWelcomeDue) {
 			return
 		}
@@ -485,7 +490,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			}
 			var wrong *headError
 			if errors.As(err, &wrong) {
-				r.joinAt = now + r.restModule(bot, now)
+				r.joinAt = now + r.restModule(bot, head.Era, now)
 			}
 			r.notify()
 		}
@@ -510,14 +515,21 @@ const (
 	joinRetryMax = 5 * time.Minute
 )
 
+// joinFail is how often joining by what a module shows failed, and the era that it
+// showed the last time.
+type joinFail struct {
+	times int
+	era   uint64
+}
+
 // restModule notes that joining by what a module shows failed. It returns when to
 // try again: soon, if another module is there.
-func (r *room) restModule(bot id.UserID, now time.Duration) time.Duration {
-	if r.joinFails == nil || len(r.joinFails) >= maxProofs && r.joinFails[bot] == 0 {
-		r.joinFails = map[id.UserID]int{}
+func (r *room) restModule(bot id.UserID, era uint64, now time.Duration) time.Duration {
+	if r.joinFails == nil || len(r.joinFails) >= maxProofs && r.joinFails[bot].times == 0 {
+		r.joinFails = map[id.UserID]joinFail{}
 	}
-	r.joinFails[bot]++
-	n := min(r.joinFails[bot]-1, 6)
+	n := min(r.joinFails[bot].times, 6)
+	r.joinFails[bot] = joinFail{times: n + 1, era: era}
 	r.avoid("join/"+string(bot), now, now+min(joinRest<<n, joinRestMax))
 	for _, other := range r.state.bots() {
 		if other != bot && r.state.head(other) != nil && r.tried["join/"+string(other)] <= now {
@@ -537,8 +549,9 @@ func (r *room) anyGroup() bool {
 }
 
 // externalJoin joins the group by an external commit on the head, and with the tree,
-// that a module publishes (RFC 9420, Section 12.4.3.2).
-func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, tree []byte, admissions []rooms.Admission) error {
+// that a module publishes (RFC 9420, Section 12.4.3.2). One that is not proven has to be of a
+// module that its group lists.
+func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.UserID, head *rooms.HeadContent, proven bool, tree []byte, admissions []rooms.Admission) error {
 	info, err := head.Parse()
 	if err != nil {
 		return &headError{err}
@@ -557,7 +570,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	if policy.Room != roomID {
 		return &headError{errRefusedUpdate(rooms.RuleRoomNotGroup, "the module shows a group of another room")}
 	}
-	if !head.Lists(bot) {
+	if !proven && !head.Lists(bot) {
 		return &headError{errRefusedUpdate(rooms.RuleReceiptForged, fmt.Sprintf("%s is no module of the group it shows", bot))}
 	}
 	parent := federation.Ref(head.Accepted.Ref)
@@ -665,7 +678,7 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		r.rec.JoinEpoch = level + 1
 	}
 	r.rec.Phase = phaseJoining
-	r.joinBy = bot
+	r.joinBy, r.joinEra = bot, head.Era
 	r.joinAt = c.mono() + joinPatience(r.joinTries)
 	r.joinTries++
 	c.setCommitEvent(r, parent, head.Accepted.Event)

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -84,7 +86,7 @@ func (r *strangeRoom) put(t *testing.T, bot id.UserID, head *rooms.HeadContent) 
 		t.Fatal(err)
 	}
 	key := string(bot)
-	r.state.set(&Event{ID: id.EventID("$put" + string(bot)), Type: rooms.TypeHead, Sender: bot, StateKey: &key, Content: raw})
+	r.state.set(&Event{ID: id.EventID(fmt.Sprintf("$put%s%x", bot, sha256.Sum256(raw))), Type: rooms.TypeHead, Sender: bot, StateKey: &key, Content: raw})
 }
 
 // TestNewcomersJoinAtWhatIsProven: of the heads in a room, a newcomer takes the
@@ -206,7 +208,7 @@ func restAll(d *testDevice, r *strangeRoom, bots []id.UserID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, bot := range bots {
-		r.restModule(bot, d.mono())
+		r.restModule(bot, 0, d.mono())
 	}
 }
 
@@ -252,6 +254,28 @@ func TestNewcomersJoinAtTheHeadOfAListedModule(t *testing.T) {
 	}
 	if by, head := bob.look(r); head == nil || by == dropped {
 		t.Errorf("it would join at the head of %s, which is not on the list", by)
+	}
+	// The listed ones prove nothing, for they lack what they would have to show.
+	r.rec.Bound, r.proofs = old.Group, nil
+	for _, bot := range r.state.bots() {
+		if bot != dropped {
+			head := old
+			head.Proof, head.ProofFile = nil, nil
+			r.put(t, bot, &head)
+		}
+	}
+	by, head := bob.look(r)
+	if by != dropped {
+		t.Fatalf("it would join at the head of %s, which is not proven", by)
+	}
+	join := func(proven bool) error {
+		return bob.externalJoin(w.ctx, room, by, head, proven, head.Snapshot.Tree, nil)
+	}
+	if err := join(false); rooms.RuleOf(err) != rooms.RuleReceiptForged {
+		t.Errorf("a head of a module that is not on the list, not proven: %v", err)
+	}
+	if err := join(true); err != nil {
+		t.Errorf("the same, proven: %v", err)
 	}
 }
 
@@ -391,7 +415,7 @@ func TestWhereJoiningFailedOthersGoFirst(t *testing.T) {
 	var waits []time.Duration
 	for range 4 {
 		bob.mu.Lock()
-		r.restModule(liar, bob.mono())
+		r.restModule(liar, 0, bob.mono())
 		bob.mu.Unlock()
 		if by, _ := bob.look(r); by == liar || by == "" {
 			t.Fatalf("it would join at the head of %q again", by)

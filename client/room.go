@@ -195,7 +195,8 @@ type room struct {
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
 	joinBy       id.UserID                        // the module whose head the last one was made on
-	joinFails    map[id.UserID]int                // how often joining by a module's head failed
+	joinEra      uint64                           // the era which that head showed
+	joinFails    map[id.UserID]joinFail           // where joining by a module's head failed
 	joinAt       time.Duration                    // when to try to get into the group by ourselves
 	resyncAt     time.Duration                    // when our leaf was found in the tree without a Welcome
 	lagSince     time.Duration                    // since when a module knows more than we do
