@@ -197,6 +197,8 @@ func TestGuard(t *testing.T) {
 		{"Megolm", "PUT", "v3/rooms/" + escaped + "/send/m.room.encrypted/t6", `{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"secret"}`, false, true},
 		{"not JSON", "PUT", "v3/rooms/" + escaped + "/send/m.room.message/t7", `secret`, false, true},
 		{"other room", "PUT", "v3/rooms/" + foreign + "/send/m.room.message/t8", `{"body":"secret"}`, false, false},
+		{"delayed in an other room", "PUT", "v3/rooms/" + foreign + "/send/m.room.message/t14?org.matrix.msc4140.delay=5", `{"body":"secret"}`, false, true},
+		{"delayed with a parent in an other room", "PUT", "v3/rooms/" + foreign + "/send/m.room.message/t15?org.matrix.msc4140.parent_delay_id=x", `{"body":"secret"}`, false, true},
 		{"redaction", "PUT", "v3/rooms/" + escaped + "/send/m.room.redaction/t9", `{"redacts":"$x"}`, false, false},
 		{"state", "PUT", "v3/rooms/" + escaped + "/state/m.room.name", `{"name":"n"}`, false, false},
 		{"without transaction", "POST", "v3/rooms/" + escaped + "/send/m.room.message", `{"body":"secret"}`, false, true},

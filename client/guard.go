@@ -20,7 +20,7 @@ import (
 // MLS room: a request to send one is turned into the request to send its
 // ciphertext. Requests that it does not know how to encrypt are refused, and so
 // are those into a room of which nothing is known yet and that turns out to be
-// an MLS room.
+// an MLS room, and those that the homeserver is to send later.
 type Guard struct {
 	Client *Client
 	Base   http.RoundTripper // http.DefaultTransport if nil
@@ -50,6 +50,9 @@ func (g *Guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	if !mls {
+		if IsDelayed(req.URL.Query()) {
+			return nil, fmt.Errorf("client: guard: %s: a message that is sent later may find an MLS room, and would be in clear there", target.room)
+		}
 		return base.RoundTrip(req)
 	}
 	if req.Method != http.MethodPut || !target.txn {
@@ -74,6 +77,17 @@ func (g *Guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	out := withBody(req, content)
 	out.URL = target.as(req.URL, rooms.TypeEncrypted)
 	return base.RoundTrip(out)
+}
+
+// IsDelayed tells whether the query of a request to send an event asks the homeserver
+// to send it later, as it is (MSC4140).
+func IsDelayed(query url.Values) bool {
+	for key := range query {
+		if strings.Contains(key, "delay") {
+			return true
+		}
+	}
+	return false
 }
 
 // encryptionOf tells whether a room is an MLS room, and whether this device

@@ -69,7 +69,11 @@ type verification struct {
 	early     *event.Event
 }
 
-const maxVerifications = 50
+const (
+	maxVerifications = 50
+	// maxOfUser bounds those that one other user asks for, so that nobody alone keeps others from asking.
+	maxOfUser = 5
+)
 
 // reset drops the helper, so that the next verification sees new keys. Running
 // ones go on with the old.
@@ -223,7 +227,13 @@ func (i *Identity) noteVerificationEvent(evt *event.Event) bool {
 	txn := v.txns[content.GetTransactionID()]
 	if txn == nil {
 		request := evt.Type.Type == event.ToDeviceVerificationRequest.Type
-		return request && len(v.txns) < maxVerifications
+		open := 0
+		for _, other := range v.txns {
+			if other.user == evt.Sender {
+				open++
+			}
+		}
+		return request && open < maxOfUser && len(v.txns) < maxVerifications
 	}
 	if txn.user != evt.Sender {
 		return false

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/internal/patience"
@@ -133,5 +134,34 @@ func TestNobodyToVerifyWith(t *testing.T) {
 	newPerson(one, true, true)
 	if err := one.StartVerification(t.Context(), one.UserID()); err == nil {
 		t.Error("a verification was started with nobody")
+	}
+}
+
+// TestNobodyAloneKeepsOthersFromAskingForAVerification: of one user five may be under way.
+func TestNobodyAloneKeepsOthersFromAskingForAVerification(t *testing.T) {
+	i := &Identity{}
+	i.verifier.txns = map[id.VerificationTransactionID]*verification{}
+	ask := func(user id.UserID, n int) bool {
+		txn := id.VerificationTransactionID(fmt.Sprint(user, n))
+		content := &event.VerificationRequestEventContent{ToDeviceVerificationEvent: event.ToDeviceVerificationEvent{TransactionID: txn}}
+		ok := i.noteVerificationEvent(&event.Event{Type: event.ToDeviceVerificationRequest, Sender: user, Content: event.Content{Parsed: content}})
+		if ok {
+			i.verifier.txns[txn] = &verification{user: user}
+		}
+		return ok
+	}
+	for n := range 2 * maxVerifications {
+		if got := ask("@mallory:evil.example", n); got != (n < maxOfUser) {
+			t.Errorf("request %d of one user: %t", n, got)
+		}
+	}
+	if !ask("@alice:example.org", 0) {
+		t.Error("nobody else can ask any more")
+	}
+	for n := range 2 * maxVerifications {
+		ask(id.UserID(fmt.Sprintf("@u%d:x", n)), n)
+	}
+	if len(i.verifier.txns) != maxVerifications {
+		t.Errorf("%d are under way, want %d", len(i.verifier.txns), maxVerifications)
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // Options says where accounts live and what they talk to.
@@ -246,6 +247,10 @@ func (s *Set) Join(ctx context.Context, user id.UserID, session id.DeviceID) err
 // make opens the folder of a user who has no account, logs the device in if it
 // is not, and starts it.
 func (s *Set) make(ctx context.Context, user id.UserID, auth identity.UIA, login func(*identity.Identity) error) (*Account, error) {
+	// The homeserver says who it is, and its word becomes the name of a folder.
+	if err := rooms.CheckUserID(user); err != nil {
+		return nil, fmt.Errorf("account: %w", err)
+	}
 	a, err := s.open(ctx, filepath.Join(s.o.Dir, folder(user)))
 	if err != nil {
 		return nil, err

@@ -268,6 +268,32 @@ func TestADeviceThatHasToLogInAgainStaysTheSame(t *testing.T) {
 	}
 }
 
+// TestAUserWhoIsNoneHasNoFolder: the homeserver says whose a session is.
+func TestAUserWhoIsNoneHasNoFolder(t *testing.T) {
+	state := t.TempDir()
+	s, err := Open(t.Context(), Options{Dir: filepath.Join(state, "accounts"), Homeserver: "http://127.0.0.1:1", Note: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, user := range []id.UserID{"..", ".", "", "@", "@a", "a:one", "accounts"} {
+		if a, err := s.Login(t.Context(), user, "password", "D"); err == nil || a != nil {
+			t.Errorf("%q has an account", user)
+		}
+	}
+	for _, dir := range []string{state, filepath.Join(state, "accounts")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			if entry.Name() != "accounts" || dir != state {
+				t.Errorf("%s is left in %s", entry.Name(), dir)
+			}
+		}
+	}
+}
+
 func TestFoldersOfUsers(t *testing.T) {
 	long := id.UserID("@" + strings.Repeat("/", 200) + ":x")
 	seen := map[string]bool{}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -183,4 +184,19 @@ func (w *deviceWorld) removed() {
 		info, err := w.account().Client().Room(w.t.Context(), mlsRoom)
 		return err == nil && info.Phase == "removed"
 	})
+}
+
+// TestNothingIsSentLater: a room without encryption may be an MLS room by then.
+func TestNothingIsSentLater(t *testing.T) {
+	w := newDeviceWorld(t)
+	for _, room := range []id.RoomID{plainRoom, newRoom} {
+		for _, path := range []string{"/send/m.room.message/t", "/state/m.room.topic/", "/state/m.room.topic"} {
+			for _, query := range []string{"org.matrix.msc4140.delay=5000", "org.matrix.msc4140.parent_delay_id=x", "delay=5000"} {
+				status, body := w.do("PUT", "/_matrix/client/v3/rooms/"+url.PathEscape(string(room))+path+"?"+query, `{"body":"secret"}`)
+				if status != http.StatusBadRequest || code(body) != "M_UNRECOGNIZED" {
+					t.Errorf("%s%s?%s: %d %s", room, path, query, status, body)
+				}
+			}
+		}
+	}
 }

@@ -42,6 +42,9 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
 		return
 	}
+	if s.later(w, r) {
+		return
+	}
 	body, ok := read(w, r, maxRequest)
 	if !ok {
 		return
@@ -60,9 +63,6 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	switch why := unsendable(eventType, body); {
 	case why != "":
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", why)
-		return
-	case r.URL.Query().Has("org.matrix.msc4140.delay"):
-		refuse(w, http.StatusBadRequest, "M_UNRECOGNIZED", "a message of an MLS room is sent at once or not at all")
 		return
 	case eventType == "m.room.redaction":
 		refuse(w, http.StatusBadRequest, "M_UNKNOWN", "redactions go by PUT …/redact/{eventId}/{txnId}")
@@ -110,6 +110,16 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, sess *session, m r
 	}
 	s.sent.note(sess.tag, room, event, txn)
 	answer(w, http.StatusOK, map[string]id.EventID{"event_id": event})
+}
+
+// later refuses an event that the homeserver is to send later, in whatever room: that
+// may be an MLS room by then. Clients are not told that it could.
+func (s *Server) later(w http.ResponseWriter, r *http.Request) bool {
+	if !client.IsDelayed(r.URL.Query()) {
+		return false
+	}
+	refuse(w, http.StatusBadRequest, "M_UNRECOGNIZED", "an event is sent at once or not at all: its room may be an MLS room later")
+	return true
 }
 
 // isPlain asks the homeserver whether a room that the MLS device does not know as
@@ -213,6 +223,9 @@ func (s *Server) setState(w http.ResponseWriter, r *http.Request, sess *session,
 	room, eventType := id.RoomID(m.Params["room"]), m.Params["type"]
 	if strings.HasPrefix(eventType, rooms.Prefix) {
 		refuse(w, http.StatusForbidden, "M_FORBIDDEN", "events of that type are the MLS device's to send")
+		return
+	}
+	if s.later(w, r) {
 		return
 	}
 	body, ok := read(w, r, maxRequest)
