@@ -72,6 +72,13 @@ func sameEvent(a, b Event) bool {
 	return bytes.Equal(c.buf, d.buf)
 }
 
+// sizeOf returns the size of an event as it is stored.
+func sizeOf(ev Event) int {
+	c := &codec{version: stateVersion}
+	c.event(&ev)
+	return len(c.buf)
+}
+
 // signatureOf returns what nearly always tells events apart: the signature, or
 // a commit's ref, and the kind.
 func signatureOf(ev Event) ([]byte, uint32) {

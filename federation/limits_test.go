@@ -3,6 +3,7 @@ package federation
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -362,4 +363,59 @@ func TestLastVotesForWhatIsToComeBuryNothing(t *testing.T) {
 	if m.Head() != e.Ref {
 		t.Errorf("the head is %s, want e", w.name(m.Head()))
 	}
+}
+
+// TestWaitingReceiptsOfAnybody: what is about a commit that nobody has cannot be judged yet, and anybody can
+// make it up. It is bounded by bytes, and pushes out nothing that a listed sequencer signed; what shows already
+// that no sequencer of its list signed it is refused.
+func TestWaitingReceiptsOfAnybody(t *testing.T) {
+	w := newWorld()
+	base := w.base([]string{"s1"}, []string{"alice"}, []string{"alice", "bob", "carol"})
+	m, err := New(testConfig(""), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan := func(i int, config string) *Vote {
+		name := fmt.Sprint("nobody has ", i)
+		w.commit(name, fmt.Sprint("nor its parent ", i), "alice", commitSpec{})
+		w.config[w.parent[name]] = config
+		return w.vote(name, "s1", Ballot{}, nil)
+	}
+	honest := orphan(0, "root")
+	if _, err := m.Step(honest); err != nil {
+		t.Fatal(err)
+	}
+	proofs := slices.Repeat([]Proof{{Applied: w.applied("root", "bob")}}, 100)
+	for i := range 300 {
+		forged, unknown := orphan(1+i, "root"), orphan(1000+i, fmt.Sprint("no list ", i))
+		forged.Proofs, unknown.Proofs = proofs, proofs
+		forged.Signature = slices.Repeat([]byte{1}, 64)
+		wantRefused(t, m, forged, RuleForged)
+		if _, err := m.Step(unknown); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(m *Machine) {
+		t.Helper()
+		size := 0
+		for _, w := range m.waiting {
+			size += w.size
+		}
+		if size > maxOthersWaiting+10_000 || len(m.waiting) < 3 {
+			t.Errorf("%d events of %d bytes wait", len(m.waiting), size)
+		}
+		if first := m.waiting[0]; !sameEvent(first.ev, honest) || !first.listed {
+			t.Error("what a listed sequencer signed gave way")
+		}
+	}
+	check(m)
+	raw, err := m.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Unmarshal(testConfig(""), raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(again)
 }

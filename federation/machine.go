@@ -65,8 +65,10 @@ type ownState struct {
 
 // waitingEvent is an event that cannot be judged yet, by the ref it waits for.
 type waitingEvent struct {
-	on Ref
-	ev Event
+	on     Ref
+	ev     Event
+	listed bool // a receipt by a sequencer of a list that is held
+	size   int  // as it is stored, in bytes
 }
 
 // chainMemory remembers the newest receipts of a key.
@@ -276,40 +278,62 @@ func (m *Machine) release(ref Ref, b *batch) {
 }
 
 // wait keeps an event until the commit on is known. The pool is bounded: the
-// oldest goes first, and comes back when it is fetched again.
-func (m *Machine) wait(on Ref, ev Event) bool {
+// oldest goes first, and comes back when it is fetched again. Anybody can make up
+// what waits, so what a listed sequencer signed has places of its own.
+func (m *Machine) wait(on Ref, ev Event, listed bool) bool {
 	for _, w := range m.waiting {
 		if w.on == on && sameEvent(w.ev, ev) {
 			return false
 		}
 	}
-	m.waiting = append(m.waiting, waitingEvent{on, ev})
-	// Commits, receipts and statements, and accepts that are most likely too old
-	// have places of their own.
-	kind := func(ev Event) int {
-		switch ev := ev.(type) {
+	added := waitingEvent{on, ev, listed, sizeOf(ev)}
+	m.waiting = append(m.waiting, added)
+	// Commits, receipts of listed sequencers, accepts that are most likely too old, and all
+	// other receipts and statements have places of their own.
+	const (
+		commits = iota
+		checked
+		old
+		others
+	)
+	kind := func(w waitingEvent) int {
+		switch ev := w.ev.(type) {
 		case *Commit:
-			return 0
+			return commits
 		case *Accept:
 			if m.oldAccept(ev) {
-				return 1
+				return old
 			}
 		}
-		return 2
+		if w.listed {
+			return checked
+		}
+		return others
 	}
-	same, first := 0, -1
-	for i, w := range m.waiting {
-		if kind(w.ev) == kind(ev) {
-			if same++; first < 0 {
-				first = i
+	limits := map[int]struct{ count, size int }{
+		commits: {m.cfg.Limits.Waiting, math.MaxInt}, checked: {m.cfg.Limits.Waiting, maxListedWaiting},
+		old: {m.cfg.Limits.Waiting / 4, maxOthersWaiting}, others: {m.cfg.Limits.Waiting, maxOthersWaiting},
+	}
+	own := kind(added)
+	count, size := 0, 0
+	for i := len(m.waiting) - 1; i >= 0; i-- { // the newest first
+		if w := m.waiting[i]; kind(w) == own {
+			count, size = count+1, size+w.size
+			if i < len(m.waiting)-1 && (count > limits[own].count || size > limits[own].size) {
+				m.waiting = slices.Delete(m.waiting, i, i+1)
+				count, size = count-1, size-w.size
 			}
 		}
-	}
-	if same > m.cfg.Limits.Waiting || kind(ev) == 1 && same > m.cfg.Limits.Waiting/4 {
-		m.waiting = append(m.waiting[:first], m.waiting[first+1:]...)
 	}
 	return true
 }
+
+// What may wait for its commit, in bytes: receipts of listed sequencers, and others, which
+// are written with each one that comes.
+const (
+	maxListedWaiting = 1 << 20
+	maxOthersWaiting = 256 << 10
+)
 
 // awaited reports whether a waiting receipt or statement, or a waiting commit's
 // parent, names ref.
@@ -341,7 +365,7 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 	up, ok := m.nodes[c.Parent]
 	if !ok {
 		b.fetchCommit(c.Parent, c.ParentEvent)
-		return m.wait(c.Parent, cloneCommit(c)), Ref{}, nil
+		return m.wait(c.Parent, cloneCommit(c), false), Ref{}, nil
 	}
 	if !m.awaited(c.Ref) {
 		if err := m.room(up, c.AuthorUser); err != nil {

@@ -222,7 +222,7 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		return false, nil
 	}
 	if m.oldAccept(a) {
-		m.wait(a.Ref, a) // most likely in vain, so neither written at once nor fetched
+		m.wait(a.Ref, a, false) // most likely in vain, so neither written at once nor fetched
 		return false, nil
 	}
 	list, n, on, err := m.governed(a.Config, a.Ref, a.EventID, b)
@@ -230,7 +230,7 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		return false, err
 	}
 	if n == nil {
-		return m.waitReceipt(on, a, b), nil
+		return m.waitReceipt(on, a, b)
 	}
 	if n.c.Parent != a.Parent || n.epoch != a.Epoch {
 		return false, refuse(RuleForged, a.Ref, "parent or epoch is not the commit's")
@@ -332,7 +332,7 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 		return false, err
 	}
 	if n == nil {
-		return m.waitReceipt(on, v, b), nil
+		return m.waitReceipt(on, v, b)
 	}
 	if err := m.checkVote(v, list); err != nil {
 		return false, err
@@ -400,7 +400,7 @@ func (m *Machine) putPromise(p *Promise, b *batch) (bool, error) {
 	list, _, ok := m.list(p.Config)
 	if !ok {
 		b.fetchCommit(p.Config, "")
-		return m.waitReceipt(p.Config, p, b), nil
+		return m.waitReceipt(p.Config, p, b)
 	}
 	if err := m.checkPromise(p, list); err != nil {
 		return false, err
@@ -435,7 +435,7 @@ func (m *Machine) putReady(r *Ready, b *batch) (bool, error) {
 	list, _, ok := m.list(r.Config)
 	if !ok {
 		b.fetchCommit(r.Config, "")
-		return m.waitReceipt(r.Config, r, b), nil
+		return m.waitReceipt(r.Config, r, b)
 	}
 	if err := m.signer(r, list, r.Member, r.Config); err != nil {
 		return false, err
@@ -471,7 +471,7 @@ func (m *Machine) putApplied(a *Applied, b *batch) (bool, error) {
 	n, ok := m.nodes[a.Ref]
 	if !ok {
 		b.fetchCommit(a.Ref, a.EventID)
-		return m.wait(a.Ref, a), nil
+		return m.wait(a.Ref, a, false), nil
 	}
 	l, ok := n.leaf(a.Leaf)
 	if !ok {
@@ -497,7 +497,7 @@ func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
 	n, ok := m.nodes[r.Ref]
 	if !ok {
 		b.fetchCommit(r.Ref, r.EventID)
-		return m.wait(r.Ref, r), nil
+		return m.wait(r.Ref, r, false), nil
 	}
 	if n.up == nil {
 		return false, nil
@@ -579,8 +579,13 @@ func (m *Machine) takeReport(r Reported, b *batch) {
 
 // waitReceipt keeps a receipt until the commit it names is known. One of the
 // own key that is newer than this machine's newest tells already now that the
-// key must not sign again: its commit may never come.
-func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) bool {
+// key must not sign again: its commit may never come. One of nobody in the list that it
+// names is refused at once.
+func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) (bool, error) {
+	listed, err := m.signedByListed(r)
+	if err != nil {
+		return false, err
+	}
 	retired := false
 	if counter := r.Link().Counter; m.cfg.Self != nil && !m.retired && counter > m.counter && len(m.cfg.Self.Key) == ed25519.PrivateKeySize {
 		own := ed25519.PublicKey(m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
@@ -589,9 +594,32 @@ func (m *Machine) waitReceipt(on Ref, r Receipt, b *batch) bool {
 		}
 	}
 	if m.lost(on) {
-		return retired // it would wait for ever
+		return retired, nil // it would wait for ever
 	}
-	return m.wait(on, r) || retired
+	return m.wait(on, r, listed) || retired, nil
+}
+
+// signedByListed tells whether a receipt about a commit is signed by the sequencer that it
+// names, false if the list is not held.
+func (m *Machine) signedByListed(ev Event) (bool, error) {
+	var config, ref Ref
+	var rank uint32
+	switch r := ev.(type) {
+	case *Accept:
+		config, ref, rank = r.Config, r.Ref, r.Ballot.Rank
+	case *Vote:
+		config, ref, rank = r.Config, r.Ref, r.Voter
+	default:
+		return false, nil // the others name their list alone
+	}
+	list, _, ok := m.list(config)
+	if !ok {
+		return false, nil
+	}
+	if err := m.signer(ev.(Receipt), list, rank, ref); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 func (c *chainMemory) note(counter uint64, hash Ref) {

@@ -224,10 +224,14 @@ func Unmarshal(cfg Config, data []byte) (*Machine, error) {
 			return nil, err
 		}
 	}
-	if len(s.waiting) > 2*m.cfg.Limits.Waiting {
+	if len(s.waiting) > 4*m.cfg.Limits.Waiting {
 		return nil, errState
 	}
 	m.waiting = s.waiting
+	for i, w := range m.waiting {
+		m.waiting[i].size = sizeOf(w.ev)
+		m.waiting[i].listed, _ = m.signedByListed(w.ev)
+	}
 	for i := range s.own {
 		o := s.own[i].ownState
 		m.own[s.own[i].config] = &o

@@ -352,7 +352,7 @@ type Config struct {
 
 // Limits bound what a machine holds.
 type Limits struct {
-	Waiting  int // commits with unknown ancestors, and as many waiting receipts and statements; default 256
+	Waiting  int // commits with unknown ancestors, waiting receipts of listed sequencers, and others: of each so many; default 256
 	Children int // children of one commit that no receipt names; default 64
 	ByAuthor int // of these, by one user; default 8
 	Unnamed  int // commits that no receipt names, in all; default 1024
