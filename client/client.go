@@ -130,15 +130,16 @@ type Options struct {
 
 // Errors that callers branch on.
 var (
-	ErrNotMLS     = errors.New("client: the room is not an MLS room")
-	ErrNoGroup    = errors.New("client: this device is not in the room's group yet")
-	ErrNoRoom     = errors.New("client: the room is not known; join it first")
-	ErrRemoved    = errors.New("client: this device was removed from the room's group")
-	ErrNoModule   = errors.New("client: no server of the room runs a module, so nobody can order its commits; invite a user of a server with one")
-	ErrTooLarge   = errors.New("client: the event is too large; send it as a file")
-	ErrBarrier    = errors.New("client: sending waits until a member who left is removed from the group")
-	ErrClosed     = errors.New("client: the client is closed")
-	ErrNotAllowed = errors.New("client: the room's rules do not let this user do that")
+	ErrNotMLS       = errors.New("client: the room is not an MLS room")
+	ErrNoGroup      = errors.New("client: this device is not in the room's group yet")
+	ErrNoRoom       = errors.New("client: the room is not known; join it first")
+	ErrRemoved      = errors.New("client: this device was removed from the room's group")
+	ErrModuleSilent = errors.New("client: the module has not answered yet; the room is encrypted now")
+	ErrNoModule     = errors.New("client: no server of the room runs a module, so nobody can order its commits; invite a user of a server with one")
+	ErrTooLarge     = errors.New("client: the event is too large; send it as a file")
+	ErrBarrier      = errors.New("client: sending waits until a member who left is removed from the group")
+	ErrClosed       = errors.New("client: the client is closed")
+	ErrNotAllowed   = errors.New("client: the room's rules do not let this user do that")
 )
 
 // Client is one device of one account with its MLS groups. All methods are

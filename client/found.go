@@ -137,7 +137,7 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 		resumes := r != nil && r.rec.Switch != nil && state.IsMLS() && (r.rec.Phase == phaseFounding || !r.anyGroup())
 		c.mu.Unlock()
 		if resumes {
-			return c.found(ctx, roomID, nil, func() {}, nil)
+			return c.switched(ctx, roomID)
 		}
 		return err
 	}
@@ -186,7 +186,17 @@ func (c *Client) EnableMLS(ctx context.Context, roomID id.RoomID) error {
 			return fmt.Errorf("client: set %s in %s: %w", change.Type, roomID, err)
 		}
 	}
-	return c.found(ctx, roomID, nil, func() {}, nil)
+	return c.switched(ctx, roomID)
+}
+
+// switched founds the group of a room that is encrypted by now: that there is no
+// module is not known any more, only that none has answered.
+func (c *Client) switched(ctx context.Context, roomID id.RoomID) error {
+	err := c.found(ctx, roomID, nil, func() {}, nil)
+	if errors.Is(err, ErrNoModule) && ctx.Err() != nil {
+		return fmt.Errorf("%w (%w)", ErrModuleSilent, ctx.Err())
+	}
+	return err
 }
 
 // dropSwitch forgets that a room was to be switched: it stays as it is, and is not

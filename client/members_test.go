@@ -37,3 +37,23 @@ func TestMembersTellHowFarEachDeviceIsKnownToHaveCome(t *testing.T) {
 		t.Errorf("dave is at %d (known: %t, in: %t), want that it is not known", m.Epoch, m.Heard, in)
 	}
 }
+
+// TestMembersTellWhereThisDeviceIsFromTheStart: also where the room's record begins
+// with the epoch that the device joined, whose commit it does not hold.
+func TestMembersTellWhereThisDeviceIsFromTheStart(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.send(bob, room, "in the epoch that all joined")
+	w.settle()
+	for _, d := range []*testDevice{alice, bob, carol} {
+		members, err := d.Members(w.ctx, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range members {
+			if (m.Own || m.Device == "BOB1") && (!m.Heard || m.Epoch != d.epoch(room)) {
+				t.Errorf("%s sees %s at %d (known: %t), want %d", d.DeviceID(), m.Device, m.Epoch, m.Heard, d.epoch(room))
+			}
+		}
+	}
+}

@@ -609,9 +609,7 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 				Verification: c.verification(&leaf.Cred, e.group.CipherSuite()), Own: leaf.Cred.User == c.UserID() && leaf.Cred.Device == c.DeviceID(),
 				Note: string(note), Why: Why(note),
 			}
-			if known, ok := r.machine.Known(reached[uint32(leaf.Index)]); ok {
-				m.Epoch, m.Heard = known.Epoch, true
-			}
+			m.Epoch, m.Heard = r.heldEpoch(reached[uint32(leaf.Index)])
 			out = append(out, m)
 		}
 	}
@@ -624,6 +622,18 @@ func (c *Client) Members(ctx context.Context, roomID id.RoomID) ([]Member, error
 		}
 	}
 	return out, nil
+}
+
+// heldEpoch returns the number of an epoch that is held, also of the one that the
+// room's record begins with, whose commit is not.
+func (r *room) heldEpoch(ref federation.Ref) (number uint64, ok bool) {
+	if known, ok := r.machine.Known(ref); ok {
+		return known.Epoch, true
+	}
+	if e := r.epochs[ref]; e != nil {
+		return e.number, true
+	}
+	return r.rec.JoinEpoch, !ref.IsZero() && ref == federation.Ref(r.rec.JoinRef)
 }
 
 // Why says why a device is not in a room's group, or should not be, or why a user has

@@ -17,6 +17,7 @@ import (
 // Errors of the methods that choose a room's sequencers.
 var (
 	ErrNoModuleOf = errors.New("client: the server has no module in the room")
+	ErrNotListed  = errors.New("client: the module is not in the room's list")
 	ErrNotReady   = errors.New("client: the new list of modules is not in force yet")
 )
 
@@ -351,7 +352,7 @@ func (c *Client) DropSequencers(ctx context.Context, roomID id.RoomID, servers .
 		for _, server := range servers {
 			i := slices.IndexFunc(list, func(s federation.Sequencer) bool { return s.Server == server || s.User == server })
 			if i < 0 {
-				return nil, fmt.Errorf("client: %s is not in the list of modules of %s", server, roomID)
+				return nil, fmt.Errorf("%w: %s", ErrNotListed, server)
 			}
 			list = slices.Delete(list, i, i+1)
 		}

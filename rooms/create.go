@@ -3,6 +3,7 @@ package rooms
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
 )
@@ -31,6 +32,12 @@ type CreateOptions struct {
 	Power json.RawMessage
 }
 
+// HistoryVisibilities are the values of history_visibility in an
+// m.room.history_visibility event (Matrix specification, "Room history visibility").
+func HistoryVisibilities() []string {
+	return []string{"invited", "joined", "shared", "world_readable"}
+}
+
 // createRequest is the body of POST /createRoom.
 type createRequest struct {
 	Name            string         `json:"name,omitempty"`
@@ -55,6 +62,9 @@ func CreateRequest(o CreateOptions) (json.RawMessage, error) {
 	}
 	if o.HistoryVisibility == "" {
 		o.HistoryVisibility = "invited"
+	}
+	if !slices.Contains(HistoryVisibilities(), o.HistoryVisibility) {
+		return nil, malformed("history_visibility", "is none of %s", strings.Join(HistoryVisibilities(), ", "))
 	}
 	encryption, err := encryptionEvent(o.Nonce, nil)
 	if err != nil {
@@ -180,7 +190,8 @@ func mustJSON(v any) json.RawMessage {
 func SwitchState(s *RoomState, current map[string]json.RawMessage, bots []id.UserID, nonce string) ([]StateEvent, error) {
 	if s.Encryption != "" || s.CreateAlgorithm != "" || s.encryptionEvents > 0 {
 		if s.IsMLS() {
-			return nil, refuse(RuleAlgorithmDowngrade, "room "+string(s.Room), "is a room with MLS already")
+			return nil, refuse(RuleAlgorithmDowngrade, "room "+string(s.Room), "is a room with MLS already").
+				with("nothing is left to do: mls-proxy members ROOM shows who is in its group")
 		}
 		return nil, refuse(RuleMegolmForMLS, "room "+string(s.Room), "is encrypted with %.80q", s.Encryption).
 			with("upgrade the room: the new one starts with MLS")

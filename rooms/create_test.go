@@ -41,6 +41,8 @@ func TestCreateRequest(t *testing.T) {
 	if !s.IsMLS() || !cmp.Equal(s.Functional, []id.UserID{testBot}) || s.HistoryVisibility != "invited" {
 		t.Errorf("state %+v", s)
 	}
+	_, err = CreateRequest(CreateOptions{Nonce: "n", HistoryVisibility: "nonsense"})
+	wantRule(t, err, RuleContentMalformed)
 	_, err = CreateRequest(CreateOptions{})
 	wantRule(t, err, RuleContentMalformed)
 	_, err = CreateRequest(CreateOptions{Nonce: "n", InitialState: []StateEvent{{Type: TypeEncryption, Content: json.RawMessage(`{"algorithm":"x"}`)}}})

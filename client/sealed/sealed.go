@@ -43,6 +43,8 @@ const (
 var (
 	// ErrFormat reports that a file is of another kind.
 	ErrFormat = errors.New("sealed: not a file of this kind")
+	// ErrPassphrase reports a passphrase that is too short to seal with.
+	ErrPassphrase = errors.New("sealed: the passphrase is too short")
 	// ErrDamaged reports that the secret does not open the file, or that the file
 	// was changed or cut off.
 	ErrDamaged = errors.New("sealed: the passphrase or key does not open this file, or it is damaged")
@@ -75,7 +77,7 @@ func (s Secret) kind() (byte, error) {
 	case len(s.Key) == 0 && len(s.Passphrase) >= MinPassphrase:
 		return kindPassphrase, nil
 	case len(s.Key) == 0:
-		return 0, fmt.Errorf("sealed: a passphrase of at least %d characters is needed", MinPassphrase)
+		return 0, fmt.Errorf("%w (%d characters at least)", ErrPassphrase, MinPassphrase)
 	}
 	return 0, fmt.Errorf("sealed: a passphrase or a key of %d bytes is needed", KeySize)
 }
@@ -200,13 +202,16 @@ type Reader struct {
 // NewReader reads the header of a file. More than limit bytes of plaintext are
 // refused.
 func NewReader(r io.Reader, magic string, s Secret, limit int64) (*Reader, error) {
-	kind, err := s.kind()
-	if err != nil {
-		return nil, err
-	}
 	header := make([]byte, len(magic)+2+saltSize)
 	if _, err := io.ReadFull(r, header); err != nil || !bytes.HasPrefix(header, []byte(magic)) {
 		return nil, ErrFormat
+	}
+	kind, err := s.kind()
+	switch {
+	case errors.Is(err, ErrPassphrase): // no file was made with it
+		return nil, ErrDamaged
+	case err != nil:
+		return nil, err
 	}
 	switch at := header[len(magic):]; {
 	case at[0] != kind && at[0] == kindPassphrase:

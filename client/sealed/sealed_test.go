@@ -66,6 +66,12 @@ func TestSealedFilesOpen(t *testing.T) {
 	if _, err := open(raw, Secret{Passphrase: "another passphrase"}, 5); !errors.Is(err, ErrDamaged) {
 		t.Errorf("with another passphrase: %v", err)
 	}
+	if _, err := open(raw, Secret{Passphrase: "short"}, 5); !errors.Is(err, ErrDamaged) {
+		t.Errorf("with one that is too short for any file: %v", err)
+	}
+	if err := (Secret{Passphrase: "short"}).Check(); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("to seal with one that is too short: %v", err)
+	}
 	if _, err := open(raw, testKey(), 5); !errors.Is(err, ErrDamaged) {
 		t.Errorf("with a key: %v", err)
 	}
