@@ -197,6 +197,9 @@ func New(t testing.TB, fallback bool) *Server {
 		return 200, map[string]any{}
 	})
 	mux.HandleFunc("GET "+v3+"/sync", h.sync)
+	handle("GET "+v3+"/joined_rooms", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
+		return 200, map[string]any{"joined_rooms": []string{}}
+	})
 	mux.HandleFunc("GET "+v3+"/login/sso/redirect", func(w http.ResponseWriter, r *http.Request) {
 		h.Mu.Lock()
 		defer h.Mu.Unlock()

@@ -99,7 +99,7 @@ func runRestore(ctx context.Context, c *call) error {
 		return err
 	}
 	defer clear(key)
-	if err := store.SaveKey(store.KeyOptions{Path: filepath.Join(c.state, "store.key"), Store: at, Getenv: c.env.Getenv}, key); err != nil {
+	if err := store.SaveKey(store.KeyOptions{Path: filepath.Join(c.state, storeKeyName), Store: at, Getenv: c.env.Getenv}, key); err != nil {
 		_ = os.Remove(at)
 		return err
 	}

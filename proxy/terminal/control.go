@@ -208,7 +208,7 @@ func (s *session) serve(ctx context.Context, base *call, conn net.Conn) {
 	c := &call{env: env, state: s.dir, json: req.JSON, log: base.log, s: s}
 	code := ExitUsage
 	if n := slices.IndexFunc(verbs(), func(v *verb) bool { return v.name == req.Args[0] && v.share }); n < 0 {
-		code = c.fail(failf(ExitLocked, "end the mls-proxy tail that is running first", "%s cannot run while another mls-proxy is running", clean(req.Args[0])))
+		code = c.fail(failf(ExitLocked, "end the mls-proxy tail or run that has this state first", "%s cannot run while another mls-proxy is running", clean(req.Args[0])))
 	} else {
 		code = c.exec(ctx, req.Args)
 	}

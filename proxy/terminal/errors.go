@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strings"
+	"regexp"
 	"syscall"
 
 	"maunium.net/go/mautrix"
@@ -69,6 +69,9 @@ var knownErrors = []struct {
 	{store.ErrExists, ExitFailure, "move it away, or restore beside it with --state DIR"},
 	{store.ErrDamaged, ExitFailure, "move the state directory away and read a backup back: mls-proxy restore FILE; without one log in as a new device"},
 	{store.ErrWrongKey, ExitFailure, "MLS_STORE_KEY_FILE or store.key must be the key this state was made with"},
+	{client.ErrModuleSilent, ExitPending, "run mls-proxy tail, which goes on; if the module does not come, the administrator of your homeserver has to look (matrix-mls doctor)"},
+	{client.ErrNotListed, ExitUsage, "mls-proxy sequencers ROOM shows the list"},
+	{sealed.ErrPassphrase, ExitUsage, "take a longer passphrase, such as five words, or --key-file FILE"},
 	{client.ErrNoModule, ExitRefused, "ask the administrator of your homeserver to install matrix-mls"},
 	{client.ErrNotMLS, ExitRefused, "mls-proxy enable ROOM turns an unencrypted room into an MLS room"},
 	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms; an invite may come without a name: then its id is the ROOM to join"},
@@ -124,7 +127,7 @@ func explain(err error) (code int, hint string) {
 		case errors.Is(err, fs.ErrNotExist):
 			return ExitFailure, "check the path of the file"
 		case errors.Is(err, fs.ErrExist):
-			return ExitFailure, "the file exists; --force or --output PATH, where the verb has them"
+			return ExitFailure, "the file exists: name another, or move it away"
 		case errors.Is(err, fs.ErrPermission):
 			return ExitFailure, "this account may not use the file; ls -l shows who may"
 		case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -159,6 +162,12 @@ func explain(err error) (code int, hint string) {
 	return ExitFailure, ""
 }
 
+var packageName = regexp.MustCompile(`(^|: |; |\()(?:(?:identity|client|store|rooms|sealed|archive|federation): )+`)
+
+// plainWords takes the names of packages out of an error: they tell a person
+// nothing.
+func plainWords(text string) string { return packageName.ReplaceAllString(text, "$1") }
+
 // fail tells the person about an error and returns the exit code.
 func (c *call) fail(err error) int {
 	code, hint := explain(err)
@@ -167,13 +176,7 @@ func (c *call) fail(err error) int {
 	if errors.Is(err, client.ErrTooLarge) && errors.As(err, &refusal) && refusal.Err != nil {
 		text = "the message is too large: " + refusal.Err.Error() // the whole error says it three times
 	}
-	text = clean(text)
-	for short := ""; short != text; { // a wrapped error may name its package twice
-		short = text
-		for _, prefix := range []string{"identity: ", "client: ", "store: ", "rooms: "} {
-			text = strings.TrimPrefix(text, prefix)
-		}
-	}
+	text = plainWords(clean(text))
 	if c.json {
 		_ = c.printJSON(map[string]any{"error": text, "hint": hint, "exit": code})
 		return code

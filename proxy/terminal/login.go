@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -44,11 +45,18 @@ func runLogin(ctx context.Context, c *call) error {
 		}
 		l.DeviceName = "mls-proxy on " + host
 	}
+	forget := c.newFiles()
 	s, err := openStore(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer func() {
+		in := s.ident.LoggedIn()
+		s.close()
+		if !in {
+			forget()
+		}
+	}()
 	again := s.ident.LoggedIn()
 	if again {
 		// A device that the homeserver wants to log in again stays the same.
@@ -96,6 +104,27 @@ func runLogin(ctx context.Context, c *call) error {
 	return nil
 }
 
+// newFiles notes which files of a device are missing, and returns what deletes
+// those that were made since: a login that failed leaves nothing, so that a backup
+// can be restored there.
+func (c *call) newFiles() (forget func()) {
+	var missing []string
+	for _, name := range []string{storeName, storeName + "-wal", storeName + "-shm", storeKeyName} {
+		path := filepath.Join(c.state, name)
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			missing = append(missing, path)
+		}
+	}
+	if len(missing) == 0 || missing[0] != filepath.Join(c.state, storeName) {
+		return func() {} // a store was there
+	}
+	return func() {
+		for _, path := range missing {
+			_ = os.Remove(path)
+		}
+	}
+}
+
 func (s *session) loginBrowser(ctx context.Context, c *call, l identity.Login) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
@@ -131,7 +160,7 @@ func (c *call) secret(ctx context.Context, file, prompt, what string) (string, e
 		return "", fmt.Errorf("read the %s: %w", what, err)
 	}
 	if text == "" {
-		return "", errors.New("nothing was typed")
+		return "", failf(ExitUsage, "type it again; "+what+"s are not shown while they are typed", "no %s was typed", what)
 	}
 	return text, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,7 +121,12 @@ func runCreate(ctx context.Context, c *call) error {
 	direct := c.flags.Bool("direct", false, "a conversation with one person")
 	history := c.flags.String("history", "", "who sees earlier messages: invited (default), joined, shared or world_readable `WHO`")
 	share := c.flags.Bool("share-history", false, "members' devices give whom they invite what was said before, as far as --history shows it")
-	if err := c.parse(ctx, 1, -1); err != nil {
+	if err := c.parse(ctx, 1, -1, func() error {
+		if *history != "" && !slices.Contains(rooms.HistoryVisibilities(), *history) {
+			return usagef("--history is one of %s, not %s", strings.Join(rooms.HistoryVisibilities(), ", "), clean(*history))
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
 	o := client.CreateOptions{Name: c.args[0], Topic: *topic, Public: *public, Direct: *direct, History: *history}
@@ -145,9 +151,24 @@ func runCreate(ctx context.Context, c *call) error {
 	defer cancel()
 	room, err := cli.CreateRoom(wait, o)
 	if err != nil {
-		return err
+		return halfMade(o.Name, room, err)
 	}
 	return c.settled(ctx, cli, room, "Created %s (%s), epoch %s.\n")
+}
+
+// halfMade says of a create that failed what there is by now.
+func halfMade(name string, room id.RoomID, err error) error {
+	code, hint := explain(err)
+	switch {
+	case room == "" && code == ExitPending && errors.Is(err, context.DeadlineExceeded):
+		return failf(ExitUnreachable, "the room may be made all the same: look with mls-proxy rooms before you try again", "the homeserver did not answer in time: %w", err)
+	case room == "":
+		return err
+	case errors.Is(err, client.ErrNoModule):
+		return failf(code, hint, "the room %s (%s) is made, but has no group yet: %w", clean(name), room, err)
+	}
+	return failf(code, "mls-proxy invite "+shellWord(room.String())+" @USER tries again; another create makes a second room",
+		"the room %s (%s) is made, but not everybody is invited: %w", clean(name), room, err)
 }
 
 func runEnable(ctx context.Context, c *call) error {
@@ -163,11 +184,15 @@ func runEnable(ctx context.Context, c *call) error {
 	}
 	room := id.RoomID(c.args[0])
 	if !strings.HasPrefix(c.args[0], "!") {
-		r, err := c.s.room(ctx, cli, c.args[0])
-		if err != nil {
+		var plain *plainRoomError
+		switch r, err := c.s.room(ctx, cli, c.args[0]); {
+		case errors.As(err, &plain):
+			room = plain.room
+		case err != nil:
 			return err
+		default:
+			room = r.ID
 		}
-		room = r.ID
 	}
 	wait, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
@@ -262,6 +287,9 @@ func runKick(ctx context.Context, c *call) error {
 			act = cli.Ban
 		}
 		if err := act(ctx, r.ID, user, *reason); err != nil {
+			if code, hint := explain(err); hint == "" {
+				return failf(code, "mls-proxy members "+shellWord(r.ID.String())+" shows who is in the room; it takes more power there than the user has", "%w", err)
+			}
 			return err
 		}
 		return c.settled(ctx, cli, r.ID, "Removed "+strings.ReplaceAll(clean(user.String()), "%", "%%")+" from %s (%s), epoch %s.\n")

@@ -50,6 +50,9 @@ func runProxy(ctx context.Context, c *call) error {
 		if *homeserver == "" {
 			return usagef("run needs --homeserver URL")
 		}
+		if _, _, err := net.SplitHostPort(*listen); err != nil {
+			return usagef("--listen is HOST:PORT, such as %s, not %s", defaultListen, clean(*listen))
+		}
 		if _, ok := rewrite.ParseLanguage(*language); *language != "" && !ok {
 			return usagef("--language is en or de, not %s", clean(*language))
 		}
@@ -62,6 +65,11 @@ func runProxy(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	lock, err := c.lockRun()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", *listen)
 	if err != nil {
 		return failf(ExitFailure, "--listen ADDRESS takes another; a second mls-proxy run may have this one", "listen for clients: %w", err)
@@ -123,6 +131,24 @@ func runProxy(ctx context.Context, c *call) error {
 	err = proxy.Serve(ctx, listener)
 	stop()
 	return errors.Join(err, <-looked)
+}
+
+// runLock is the file that one mls-proxy run locks in its state directory.
+const runLock = "run.lock"
+
+var errRunning = errors.New("another mls-proxy run has this state directory")
+
+// lockRun keeps a second mls-proxy run off the state directory: it would leave out
+// the accounts that the first has open, and write over the status page's address.
+func (c *call) lockRun() (*os.File, error) {
+	if err := os.MkdirAll(c.state, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(filepath.Join(c.state, runLock))
+	if errors.Is(err, errRunning) {
+		return nil, failf(ExitLocked, "it serves more than one client, and more than one account; --state DIR keeps another beside it", "%w (%s)", err, clean(c.state))
+	}
+	return lock, err
 }
 
 // languageOf is the language that is asked for, or else that of the locale.

@@ -25,6 +25,9 @@ func runSend(ctx context.Context, c *call) error {
 		if !utf8.ValidString(text) {
 			return notText("the message")
 		}
+		if len(text) > maxText {
+			return tooLong("the message", maxText)
+		}
 		return nil
 	})
 	if err != nil {
@@ -40,6 +43,12 @@ func runSend(ctx context.Context, c *call) error {
 		}
 	}
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
+		// A device that is not let in until it is verified would wait for nothing.
+		if r.MLS && r.Membership == "join" && r.Phase != "member" && r.Phase != "removed" {
+			if err := c.verified(ctx); err != nil {
+				return err
+			}
+		}
 		wait, cancel := context.WithTimeout(ctx, settleTime)
 		defer cancel()
 		var event id.EventID

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // runSequencers shows the modules that order a room's commits, or lets an admin
@@ -78,6 +81,11 @@ func runEra(ctx context.Context, c *call) error {
 				return err
 			}
 		}
+		if info, err := cli.Sequencers(ctx, r.ID); err == nil {
+			for _, text := range quietModules(info, c.args[1:], c.heard(ctx, info), time.Now()) {
+				c.notef("%s", text)
+			}
+		}
 		if err := cli.OpenEra(wait, r.ID, c.args[1:]...); err != nil {
 			return err
 		}
@@ -90,10 +98,11 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 	if errors.Is(err, client.ErrNoGroup) || err != nil {
 		return err
 	}
+	heard := c.heard(ctx, info)
 	if c.json {
-		return c.printJSON(sequencersJSON(info))
+		return c.printJSON(sequencersJSON(info, heard))
 	}
-	table(c.env.Stdout, sequencerRows(info.List))
+	table(c.env.Stdout, sequencerRows(info.List, heard, time.Now()))
 	c.printf("%d of %d make a change final. Epoch %d, final up to %d, era %d. %s\n", info.Quorum, len(info.List), info.Epoch, info.Final, info.Era, choiceText(info))
 	if ch := info.Change; ch != nil {
 		state := "waits for its modules"
@@ -101,7 +110,7 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 			state = "is accepted, not yet final"
 		}
 		c.printf("\nA new list by %s %s (%d have to be ready):\n", clean(ch.By.String()), state, ch.Needs)
-		table(c.env.Stdout, sequencerRows(ch.List))
+		table(c.env.Stdout, sequencerRows(ch.List, heard, time.Now()))
 	}
 	for _, m := range info.Others {
 		c.printf("%s has a module in the room that is not listed.\n", clean(m.Server))
@@ -124,25 +133,99 @@ func choiceText(info *client.SequencersInfo) string {
 	return "The admins' programs choose the modules."
 }
 
-func sequencerRows(list []client.SequencerInfo) [][]string {
-	rows := [][]string{{"RANK", "SERVER", "MODULE", "STATE", "KEY"}}
+// heard asks for when the modules of a room last put a head into its state. Who is
+// missing has none, or the homeserver does not say. A room in which nothing changes
+// gets no new heads: a module that said its last long ago may well run.
+func (c *call) heard(ctx context.Context, info *client.SequencersInfo) map[id.UserID]time.Time {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var users []id.UserID
+	for _, s := range info.List {
+		users = append(users, s.User)
+	}
+	if info.Change != nil {
+		for _, s := range info.Change.List {
+			users = append(users, s.User)
+		}
+	}
+	for _, m := range info.Others {
+		users = append(users, m.User)
+	}
+	out := make(map[id.UserID]time.Time, len(users))
+	for _, user := range users {
+		if _, ok := out[user]; ok {
+			continue
+		}
+		evt, err := c.s.ident.Client().FullStateEvent(ctx, info.Room, event.Type{Type: rooms.TypeHead, Class: event.StateEventType}, user.String())
+		if err == nil && evt != nil && evt.Timestamp > 0 {
+			out[user] = time.UnixMilli(evt.Timestamp)
+		}
+	}
+	return out
+}
+
+// quietModules says of the modules that a new era begins with when they were last
+// heard of, where that is a while ago.
+func quietModules(info *client.SequencersInfo, servers []string, heard map[id.UserID]time.Time, now time.Time) (out []string) {
+	const fresh = time.Minute
+	say := func(server string, user id.UserID) {
+		if !slices.Contains(servers, server) && !slices.Contains(servers, user.String()) || !heard[user].IsZero() && now.Sub(heard[user]) < fresh {
+			return
+		}
+		out = append(out, "the module of "+clean(server)+" was last heard of "+heardText(heard[user], now)+"; if it does not run, nothing is accepted in the new era until it does, or until you open another with one that runs")
+	}
+	for _, s := range info.List {
+		say(s.Server, s.User)
+	}
+	for _, m := range info.Others {
+		say(m.Server, m.User)
+	}
+	return out
+}
+
+// heardText says how long ago a time was.
+func heardText(at, now time.Time) string {
+	if at.IsZero() {
+		return "not known when"
+	}
+	return max(now.Sub(at), 0).Round(time.Second).String() + " ago"
+}
+
+func sequencerRows(list []client.SequencerInfo, heard map[id.UserID]time.Time, now time.Time) [][]string {
+	rows := [][]string{{"RANK", "SERVER", "MODULE", "STATE", "LAST HEAD", "KEY"}}
 	for i, s := range list {
-		rows = append(rows, []string{strconv.Itoa(i), clean(s.Server), clean(s.User.String()), string(s.State), fmt.Sprintf("%x…", s.Key[:min(4, len(s.Key))])})
+		rows = append(rows, []string{strconv.Itoa(i), clean(s.Server), clean(s.User.String()), string(s.State), heardText(heard[s.User], now), keyText(s.Key)})
 	}
 	return rows
 }
 
-func sequencersJSON(info *client.SequencersInfo) map[string]any {
+// keyText is the beginning of a key, as matrix-mls shows it.
+func keyText(key []byte) string {
+	text := rooms.EncodeBase64(key)
+	if len(text) <= 8 {
+		return text
+	}
+	return text[:8] + "…"
+}
+
+func sequencersJSON(info *client.SequencersInfo, heard map[id.UserID]time.Time) map[string]any {
+	at := func(user id.UserID) *int64 { // nil: not known
+		if heard[user].IsZero() {
+			return nil
+		}
+		ms := heard[user].UnixMilli()
+		return &ms
+	}
 	list := func(in []client.SequencerInfo) []map[string]any {
 		out := []map[string]any{}
 		for _, s := range in {
-			out = append(out, map[string]any{"server": s.Server, "user_id": s.User, "receipt_key": fmt.Sprintf("%x", s.Key), "state": s.State})
+			out = append(out, map[string]any{"server": s.Server, "user_id": s.User, "receipt_key": rooms.EncodeBase64(s.Key), "state": s.State, "head_at": at(s.User)})
 		}
 		return out
 	}
 	others := []map[string]any{}
 	for _, m := range info.Others {
-		others = append(others, map[string]any{"server": m.Server, "user_id": m.User, "receipt_key": fmt.Sprintf("%x", m.Key)})
+		others = append(others, map[string]any{"server": m.Server, "user_id": m.User, "receipt_key": rooms.EncodeBase64(m.Key), "head_at": at(m.User)})
 	}
 	out := map[string]any{
 		"room_id": info.Room, "modules": list(info.List), "quorum": info.Quorum, "manual": info.Manual, "era": info.Era, "epoch": info.Epoch, "final": info.Final,

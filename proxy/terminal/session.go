@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
@@ -23,6 +26,9 @@ import (
 
 // storeName is the file of keys and messages in a state directory.
 const storeName = "client.db"
+
+// storeKeyName is the file of the key that seals it.
+const storeKeyName = "store.key"
 
 // settleTime is how long a verb waits for what it began.
 const settleTime = 90 * time.Second
@@ -45,7 +51,7 @@ type session struct {
 // openStore opens the device's files; nobody need be logged in.
 func openStore(ctx context.Context, c *call) (*session, error) {
 	path := filepath.Join(c.state, storeName)
-	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(c.state, "store.key"), Store: path, Getenv: c.env.Getenv})
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(c.state, storeKeyName), Store: path, Getenv: c.env.Getenv})
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +117,48 @@ func (s *session) client(ctx context.Context) (*client.Client, error) {
 		s.cli = cli
 	}
 	s.mu.Unlock()
-	wait, cancel := context.WithTimeout(ctx, settleTime)
-	defer cancel()
-	if err := cli.Synced(wait); err != nil {
-		return nil, s.why(ctx, err)
+	if err := s.reach(ctx, cli); err != nil {
+		return nil, err
 	}
 	return cli, nil
+}
+
+// quietTime is how long nothing comes before it is asked why.
+const quietTime = 5 * time.Second
+
+// reach waits for the first /sync. Where the homeserver cannot be connected to, the
+// network says so at once, and twice is enough.
+func (s *session) reach(ctx context.Context, cli *client.Client) error {
+	within := func(limit time.Duration, do func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return do(ctx)
+	}
+	var away error
+	for range 2 {
+		err := within(quietTime, cli.Synced)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		if away = within(quietTime, func(ctx context.Context) error { return s.why(ctx, err) }); !unconnected(away) {
+			away = nil
+			break
+		}
+	}
+	if away != nil {
+		return away
+	}
+	if err := within(settleTime, cli.Synced); err != nil {
+		return s.why(ctx, err)
+	}
+	return nil
+}
+
+// unconnected tells whether an error is that no connection was made at all.
+func unconnected(err error) bool {
+	var opErr *net.OpError
+	var dnsErr *net.DNSError
+	return errors.As(err, &dnsErr) || errors.As(err, &opErr) && opErr.Op == "dial"
 }
 
 // why replaces the end of a wait by the reason why nothing came.
@@ -175,7 +217,52 @@ func (s *session) room(ctx context.Context, cli *client.Client, name string) (cl
 		}
 		target = resolved.RoomID.String()
 	}
-	return pick(all, target, name)
+	r, err := pick(all, target, name)
+	if errors.Is(err, client.ErrNoRoom) {
+		if plain := plainRoom(ctx, s.ident.Client(), target, name); plain != nil {
+			return r, plain
+		}
+	}
+	return r, err
+}
+
+// plainRoomError is [client.ErrNotMLS] of a room that the user is in and that the
+// engine does not follow.
+type plainRoomError struct{ room id.RoomID }
+
+func (e *plainRoomError) Error() string { return e.room.String() + " is not an MLS room" }
+func (e *plainRoomError) Unwrap() error { return client.ErrNotMLS }
+
+// plainLooks is how many rooms' names are asked for at most.
+const plainLooks = 500
+
+// plainRoom finds, by id or name, a room that the user is in and that is no MLS
+// room. One whose name another has too is not found. It returns nil where there is
+// none, or the homeserver does not say.
+func plainRoom(ctx context.Context, hs *mautrix.Client, target, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	joined, err := hs.JoinedRooms(ctx)
+	if err != nil {
+		return nil
+	}
+	var found []id.RoomID
+	for i, room := range joined.JoinedRooms {
+		if room.String() == target {
+			return &plainRoomError{room}
+		}
+		if strings.HasPrefix(target, "!") || i >= plainLooks {
+			continue
+		}
+		var content event.RoomNameEventContent
+		if hs.StateEvent(ctx, room, event.StateRoomName, "", &content) == nil && strings.EqualFold(content.Name, name) {
+			found = append(found, room)
+		}
+	}
+	if len(found) != 1 {
+		return nil
+	}
+	return &plainRoomError{found[0]}
 }
 
 // pick finds a room by id or name. A room that the user is out of goes by its

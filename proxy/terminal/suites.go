@@ -53,7 +53,11 @@ func runSuite(ctx context.Context, c *call) error {
 func unknownSuite(err error) error {
 	var refusal *rooms.Refusal
 	if errors.As(err, &refusal) {
-		return &failure{code: ExitUsage, err: err, hint: refusal.Remedy}
+		var names []string
+		for _, s := range mls.SupportedCipherSuites() { // those that this program offers
+			names = append(names, fmt.Sprintf("%s (%s)", s, suiteNumber(s)))
+		}
+		return failf(ExitUsage, "name one of "+strings.Join(names, ", "), "%s %w", clean(refusal.What), refusal.Err)
 	}
 	return &failure{code: ExitUsage, err: err}
 }

@@ -287,6 +287,9 @@ func (c *call) verbHelp() {
 			first = false
 		}
 		value, usage := flag.UnquoteUsage(f)
+		if d := f.DefValue; d != "" && d != "false" && d != "0" && !strings.Contains(usage, "(default") {
+			usage += " (default " + d + ")"
+		}
 		fmt.Fprintf(c.env.Stdout, "  --%-24s %s\n", strings.TrimSpace(f.Name+" "+value), usage)
 	})
 }
@@ -325,6 +328,9 @@ func (c *call) parse(ctx context.Context, least, most int, checks ...func() erro
 		if err := check(); err != nil {
 			return err
 		}
+	}
+	if c.state == "" && c.verb.name != "version" {
+		return failf(ExitUsage, "name the directory of keys and messages: mls-proxy --state DIR VERB …", "neither HOME nor XDG_DATA_HOME says where it is")
 	}
 	if c.verb.login {
 		return c.begin(ctx)
@@ -378,11 +384,16 @@ func runVersion(ctx context.Context, c *call) error {
 	return nil
 }
 
-// defaultState is $XDG_DATA_HOME/mls-proxy (XDG Base Directory Specification).
+// defaultState is $XDG_DATA_HOME/mls-proxy (XDG Base Directory Specification), or
+// empty where the environment does not tell.
 func defaultState(getenv func(string) string) string {
 	base := getenv("XDG_DATA_HOME")
 	if !filepath.IsAbs(base) {
-		base = filepath.Join(getenv("HOME"), ".local", "share")
+		home := getenv("HOME")
+		if !filepath.IsAbs(home) {
+			return "" // never below wherever the program happens to run
+		}
+		base = filepath.Join(home, ".local", "share")
 	}
 	return filepath.Join(base, "mls-proxy")
 }

@@ -27,6 +27,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/client/sealed"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/internal/hstest"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
@@ -160,7 +161,7 @@ func TestExplain(t *testing.T) {
 		{"missing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.ENOENT}, ExitFailure, "path"},
 		{"forbidden file", fmt.Errorf("x: %w", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EACCES}), ExitFailure, "may not"},
 		{"full disk", fmt.Errorf("x: %w", &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}), ExitFailure, "disk is full"},
-		{"existing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EEXIST}, ExitFailure, "--force"},
+		{"existing file", &fs.PathError{Op: "open", Path: "/x", Err: syscall.EEXIST}, ExitFailure, "name another"},
 		{"a list that is not in force", fmt.Errorf("%w: waiting for two.example", client.ErrNotReady), ExitPending, "who is missing"},
 		{"a server without a module", fmt.Errorf("%w: two.example", client.ErrNoModuleOf), ExitRefused, "add SERVER"},
 		{"a suite that the room cannot have", fmt.Errorf("%w: in use", client.ErrSuite), ExitRefused, "mls-proxy suite ROOM"},
@@ -170,6 +171,9 @@ func TestExplain(t *testing.T) {
 		{"interrupted while not allowed yet", fmt.Errorf("client: %w: nobody admitted you (%w)", client.ErrNotAllowed, context.Canceled), ExitPending, "tail"},
 		{"not allowed", fmt.Errorf("%w: no admin", client.ErrNotAllowed), ExitRefused, "admin"},
 		{"deadline", context.DeadlineExceeded, ExitPending, "tail"},
+		{"a module that has not answered", fmt.Errorf("%w (%w)", client.ErrModuleSilent, context.DeadlineExceeded), ExitPending, "tail"},
+		{"a module that is not listed", fmt.Errorf("%w: x", client.ErrNotListed), ExitUsage, "mls-proxy sequencers ROOM"},
+		{"a short passphrase", fmt.Errorf("x: %w", sealed.ErrPassphrase), ExitUsage, "longer"},
 		{"usage", usagef("no"), ExitUsage, "help"},
 		{"anything", errors.New("boom"), ExitFailure, ""},
 	} {
@@ -293,6 +297,125 @@ func TestRoomLost(t *testing.T) {
 				t.Errorf("got %t, want %t", got, row.lost)
 			}
 		})
+	}
+}
+
+func TestAPlainRoomIsFoundByItsName(t *testing.T) {
+	names := map[string]string{"!a:one": "Lunch", "!b:one": "Twice", "!c:one": "Twice"}
+	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/joined_rooms") {
+			_, _ = io.WriteString(w, `{"joined_rooms":["!a:one","!b:one","!c:one","!d:one"]}`)
+			return
+		}
+		for room, name := range names {
+			if strings.HasSuffix(r.URL.Path, room+"/state/m.room.name/") || strings.HasSuffix(r.URL.Path, room+"/state/m.room.name") {
+				fmt.Fprintf(w, `{"name":%q}`, name)
+				return
+			}
+		}
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `{"errcode":"M_NOT_FOUND"}`)
+	}))
+	defer hs.Close()
+	cli, err := mautrix.NewClient(hs.URL, "@a:one", "token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cli.DefaultHTTPRetries = 0
+	for name, want := range map[string]id.RoomID{"lunch": "!a:one", "Twice": "", "Nothing": "", "!d:one": "!d:one", "!e:one": ""} {
+		err := plainRoom(t.Context(), cli, name, name)
+		var plain *plainRoomError
+		if got := errors.As(err, &plain); got != (want != "") || got && plain.room != want {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+		if code, hint := explain(err); want != "" && (code != ExitRefused || !strings.Contains(hint, "mls-proxy enable ROOM")) {
+			t.Errorf("%s: %d %s", name, code, hint)
+		}
+	}
+}
+
+func TestASecondRunIsKeptOffTheStateDirectory(t *testing.T) {
+	env, _, _ := testEnv(t)
+	c := &call{env: env, state: filepath.Join(t.TempDir(), "state")}
+	lock, err := c.lockRun()
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := filepath.Join(c.state, statusName)
+	if err := os.WriteFile(page, []byte("the first one's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second, _, stderr := testEnv(t)
+	args := []string{"--state", c.state, "run", "--homeserver", "http://127.0.0.1:1", "--listen", "127.0.0.1:0"}
+	if code := Main(t.Context(), args, second); code != ExitLocked || !strings.Contains(stderr.String(), "another mls-proxy run") {
+		t.Errorf("a second run: %d %s, want %d", code, stderr, ExitLocked)
+	}
+	if text, _ := os.ReadFile(page); string(text) != "the first one's" {
+		t.Errorf("the status page's address is %q now", text)
+	}
+	lock.Close()
+	again, err := c.lockRun()
+	if err != nil {
+		t.Fatalf("after the first has ended: %v", err)
+	}
+	again.Close()
+}
+
+func TestWhatIsHalfMadeIsSaid(t *testing.T) {
+	bad := mautrix.HTTPError{Response: &http.Response{StatusCode: http.StatusBadGateway}, Message: "Can't connect to server nosuch.example"}
+	for _, row := range []struct {
+		name       string
+		room       id.RoomID
+		err        error
+		code       int
+		text, hint string
+	}{
+		{"nothing was made", "", client.ErrNotAllowed, ExitRefused, "", ""},
+		{"no answer", "", context.DeadlineExceeded, ExitUnreachable, "did not answer in time", "mls-proxy rooms"},
+		{"a server that is away", "!r:one", fmt.Errorf("client: invite: %w", bad), ExitUnreachable, "the room X (!r:one) is made, but not everybody is invited", "mls-proxy invite '!r:one' @USER"},
+		{"no module", "!r:one", client.ErrNoModule, ExitRefused, "has no group yet", "matrix-mls"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			err := halfMade("X", row.room, row.err)
+			if code, hint := explain(err); code != row.code || !strings.Contains(hint, row.hint) || !strings.Contains(err.Error(), row.text) {
+				t.Errorf("got %d %q, hint %q", code, err, hint)
+			}
+		})
+	}
+}
+
+func TestNoPackageIsNamedToAPerson(t *testing.T) {
+	for in, want := range map[string]string{
+		"client: the message waits in the outbox: client: this device is not let in (client: no)": "the message waits in the outbox: this device is not let in (no)",
+		"write the backup: sealed: store: the passphrase is too short":                            "write the backup: the passphrase is too short",
+		"https://client: x": "https://client: x",
+	} {
+		if got := plainWords(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestModulesShowWhenTheyWereLastHeardOf(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	key := bytes.Repeat([]byte{0xfb}, 32)
+	info := &client.SequencersInfo{Room: "!r:one", List: []client.SequencerInfo{{Server: "one", User: "@_mls_bot:one", Key: key, State: client.SequencerServes}},
+		Others: []client.ModuleInfo{{Server: "two", User: "@_mls_bot:two", Key: key}}}
+	heard := map[id.UserID]time.Time{"@_mls_bot:one": now.Add(-5 * time.Minute)}
+	row := sequencerRows(info.List, heard, now)[1]
+	if row[4] != "5m0s ago" || row[5] != "+/v7+/v7…" { // the key as matrix-mls rooms shows it
+		t.Errorf("row %q", row)
+	}
+	raw, err := json.Marshal(sequencersJSON(info, heard))
+	if err != nil || !strings.Contains(string(raw), `"head_at":1799999700000`) || !strings.Contains(string(raw), `"head_at":null`) ||
+		!strings.Contains(string(raw), rooms.EncodeBase64(key)) {
+		t.Errorf("JSON %s, %v", raw, err)
+	}
+	if got := quietModules(info, []string{"one", "@_mls_bot:two"}, heard, now); len(got) != 2 || !strings.Contains(got[0], "5m0s ago") || !strings.Contains(got[1], "not known when") {
+		t.Errorf("warnings %q", got)
+	}
+	if got := quietModules(info, []string{"one"}, map[id.UserID]time.Time{"@_mls_bot:one": now}, now); len(got) != 0 {
+		t.Errorf("a module that just spoke: %q", got)
 	}
 }
 

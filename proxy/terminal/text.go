@@ -141,7 +141,7 @@ func readAll(r io.Reader, limit int64) (string, error) {
 		return "", err
 	}
 	if int64(len(raw)) > limit {
-		return "", failf(ExitRefused, "send it with --file", "the text has more than %d bytes", limit)
+		return "", tooLong("the text", limit)
 	}
 	if !utf8.Valid(raw) {
 		return "", notText("standard input")
@@ -151,7 +151,12 @@ func readAll(r io.Reader, limit int64) (string, error) {
 
 // notText refuses bytes that would arrive as others.
 func notText(what string) error {
-	return failf(ExitRefused, "send it with --file", "%s is not text (UTF-8)", what)
+	return failf(ExitUsage, "send it with --file", "%s is not text (UTF-8)", what)
+}
+
+// tooLong refuses what is too large for a message.
+func tooLong(what string, limit int64) error {
+	return failf(ExitUsage, "send it with --file", "%s has more than %d bytes", what, limit)
 }
 
 // table prints rows in columns.
