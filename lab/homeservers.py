@@ -178,6 +178,10 @@ def cmd_up(a):
     st = plan(a, base)
 
     def on_signal(*_):
+        # Once: a Ctrl-C comes from the terminal and from whoever started us, and a
+        # second one must not break off the ending of what runs.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise SystemExit(1)
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)

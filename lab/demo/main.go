@@ -8,9 +8,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -28,7 +30,11 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
-		fmt.Fprintf(os.Stderr, "hint: logs are in %s; make demo-stop ends what runs\n", *dir)
+		if errors.Is(err, errPorts) {
+			fmt.Fprintf(os.Stderr, "hint: another demo may run: end it where it was started (make demo-stop), or take others: %s -dir OTHER -port PORT\n", os.Args[0])
+		} else {
+			fmt.Fprintf(os.Stderr, "hint: logs are in %s; make demo-stop ends what runs\n", *dir)
+		}
 		os.Exit(1)
 	}
 }
@@ -40,6 +46,9 @@ func run(ctx context.Context, dir, bin string, port int) error {
 		return err
 	}
 	if err := clearOld(ctx, dir); err != nil {
+		return err
+	}
+	if err := portsFree(port); err != nil {
 		return err
 	}
 	t := &transcript{began: began}
@@ -61,6 +70,21 @@ func run(ctx context.Context, dir, bin string, port int) error {
 	}
 	t.part("What is left running")
 	return s.farewell(bin)
+}
+
+var errPorts = errors.New("ports are taken")
+
+// portsFree looks before anything is started whether the servers can have their
+// ports: ten for each, from port on.
+func portsFree(port int) error {
+	for p := port; p < port+30; p++ {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
+		if err != nil {
+			return fmt.Errorf("%w: of %d to %d %d is", errPorts, port, port+29, p)
+		}
+		_ = l.Close()
+	}
+	return nil
 }
 
 // clearOld ends what an earlier demo left in the directory.
