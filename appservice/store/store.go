@@ -152,7 +152,7 @@ func sqliteDSN(cfg Config) (dsn, path string, err error) {
 	}
 	values := make(url.Values)
 	for _, pragma := range []string{
-		"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)",
+		"foreign_keys(1)", "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", // macOS waits for the disk only then
 		fmt.Sprintf("busy_timeout(%d)", cfg.BusyTimeout.Milliseconds()),
 	} {
 		values.Add("_pragma", pragma)

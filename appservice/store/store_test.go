@@ -525,7 +525,7 @@ func TestSQLiteIsDurableAndPrivate(t *testing.T) {
 	ctx, cfg := context.Background(), storetest.SQLite(t)
 	cfg.URI += "?_pragma=synchronous(OFF)&_pragma=foreign_keys(0)"
 	st := storetest.Open(t, cfg, nil)
-	for name, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "busy_timeout": "5000"} {
+	for name, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "fullfsync": "1", "foreign_keys": "1", "busy_timeout": "5000"} {
 		if got, err := st.Setting(ctx, name); err != nil || got != want {
 			t.Errorf("%s = %q, %v, want %q", name, got, err, want)
 		}

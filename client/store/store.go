@@ -129,7 +129,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: o.Path}).EscapedPath(), RawQuery: url.Values{
 		"_txlock": {"immediate"},
 		"_pragma": {
-			"busy_timeout(250)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)",
+			"busy_timeout(250)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", // macOS waits for the disk only then
 			"wal_autocheckpoint(" + strconv.Itoa(mostPages) + ")", "cache_size(-" + strconv.Itoa(cacheSize) + ")", "secure_delete(ON)", "foreign_keys(ON)", "trusted_schema(OFF)",
 		},
 	}.Encode()}).String()
