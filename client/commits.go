@@ -639,6 +639,10 @@ func (c *Client) settleCommit(r *room, e *epoch, b *batch) {
 	}
 }
 
+// maxWelcomeAccept is the size up to which an accept rides in a Welcome. One above it, of
+// a ballot with many promises, newcomers find in a module's head.
+const maxWelcomeAccept = 12_000
+
 // queueWelcomes lets the devices that an own commit adds have their Welcome.
 func (c *Client) queueWelcomes(r *room, own *pending, e *epoch, b *batch) {
 	if len(own.Welcomes) == 0 || own.staged == nil {
@@ -648,6 +652,12 @@ func (c *Client) queueWelcomes(r *room, own *pending, e *epoch, b *batch) {
 	config, _ := r.machine.ConfigAt(e.ref)
 	data.Config = rooms.Hash(config)
 	data.Era, _ = r.machine.EraAt(e.ref) // the head may lie in a later one
+	if a := r.machine.AcceptOf(e.ref); a != nil {
+		data.Accept = rooms.AcceptOf(a)
+		if raw, err := rooms.Encode(data.Accept); err != nil || len(raw) > maxWelcomeAccept {
+			data.Accept = nil
+		}
+	}
 	for _, w := range own.Welcomes {
 		if r.served(own, w.KeyPackage) && !c.without[probe.Packages] {
 			continue // the device used it up; it finds its leaf without a Welcome and joins again

@@ -648,6 +648,7 @@ func (r *room) outgoing() (out []id.UserID) {
 // cannot find them joins again.
 func (c *Client) watchLag(r *room) {
 	r.showMore = r.showMore[:0]
+	c.confirm(r)
 	e := r.head()
 	if e == nil {
 		return
@@ -656,7 +657,6 @@ func (c *Client) watchLag(r *room) {
 	if err != nil {
 		return
 	}
-	c.confirm(r)
 	now := c.mono()
 	var ahead *rooms.HeadContent
 	for _, seq := range policy.Sequencers {
@@ -694,7 +694,7 @@ func (c *Client) watchLag(r *room) {
 		}
 	}()
 	switch {
-	case ahead == nil && !elsewhere:
+	case ahead == nil && !elsewhere && !r.beside:
 		r.lagSince, r.lagLooked = 0, false
 	case r.lagSince == 0:
 		r.lagSince = now

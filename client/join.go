@@ -126,11 +126,10 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return err
 	}
 	own := &rooms.Credential{User: c.UserID(), Device: c.DeviceID(), Key: key.Public()}
-	policy, err := rooms.CheckJoined(content, evt.Sender, own, group, group.OwnLeafIndex())
-	if err != nil {
+	if _, err := rooms.CheckJoined(content, evt.Sender, own, group, group.OwnLeafIndex()); err != nil {
 		return err
 	}
-	if ok, coming := c.succeeds(r, group.GroupID(), r.boundTo(c.UserID())); coming {
+	if ok, coming := c.succeeds(r, group.GroupID(), c.boundGroup(r)); coming {
 		return r.waitHead(c.mono())
 	} else if !ok {
 		return errRefusedUpdate(rooms.RuleRoomNotGroup, "it opens another group than the one this device belongs to")
@@ -141,10 +140,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err := c.firstTimeIn(ctx, r, ref); err != nil {
 		return err
 	}
-	if !c.listShown(r, group.GroupID(), policy) {
-		return r.waitHead(c.mono())
-	}
-	if err := c.checkEra(r, group.GroupID(), policy, content); err != nil {
+	if err := c.welcomeShown(r, content, group); err != nil {
 		return err
 	}
 	base, err := rooms.BaseFacts(group, ref, content.CommitEvent, content.Era, federation.Ref(content.Cfg))
@@ -227,29 +223,36 @@ func (c *Client) welcomedBy(r *room, welcome *rooms.WelcomeContent, evt *Event) 
 	return ref, msg.ConfirmationTag(), nil
 }
 
-// checkEra holds the era that a Welcome names against what the modules of its list
-// show: each list was set in one era, the first of them with the group. Who founded
-// the group is not asked here, nor is a proof waited for: who is misled all the same
-// refuses the commit that opens the next era, and joins again.
-func (c *Client) checkEra(r *room, group []byte, policy *rooms.Policy, welcome *rooms.WelcomeContent) error {
-	for _, seq := range policy.Sequencers {
-		bot := id.UserID(seq.User)
-		head := r.state.head(bot)
-		if head == nil || !bytes.Equal(head.Group, group) {
+// welcomeShown asks whether a Welcome's commit was accepted in a group that is the room's:
+// by what modules prove from its beginning and, where nothing proves anything, by what
+// they show. Anybody can send a Welcome, into a group of their own as well. One that
+// nothing shows yet waits for a head.
+func (c *Client) welcomeShown(r *room, welcome *rooms.WelcomeContent, group *mls.Group) error {
+	s := c.shownBy(r, c.boundGroup(r))
+	if len(s.by) == 0 && s.coming {
+		return r.waitHead(c.mono())
+	}
+	var refused error
+	for _, bot := range r.state.bots() {
+		p := s.by[bot]
+		if len(s.by) == 0 && !s.bad[bot] {
+			p = s.unproven[bot]
+		}
+		if p == nil {
 			continue
 		}
-		p, err := c.proofOf(r, bot, head)
-		if known := r.proofs[bot]; errors.Is(err, errProofComing) && known != nil && known.err == nil {
-			p, err = known.proven, nil
+		err := p.CheckWelcome(welcome, group)
+		if err == nil {
+			return nil
 		}
-		if err != nil {
-			continue
-		}
-		if config := federation.Ref(welcome.Cfg); config == p.Config && welcome.Era != p.Era || config == p.Root && welcome.Era != 0 {
-			return errRefusedUpdate(rooms.RuleWelcomeNotForUs, fmt.Sprintf("it names era %d, in which nobody set the list of sequencers that it names", welcome.Era))
+		if rooms.RuleOf(err) != rooms.RuleFinalNotProven {
+			refused = err
 		}
 	}
-	return nil
+	if refused != nil && !s.coming {
+		return refused
+	}
+	return r.waitHead(c.mono())
 }
 
 // maxMeanwhile bounds what is remembered of what came while this device joined by
@@ -306,17 +309,6 @@ func (c *Client) joined(r *room, e *epoch, b *batch) {
 	})
 }
 
-// listShown tells whether a module of the list that a Welcome's group sets has
-// shown a head. Which commit set that list says the Welcome: the heads may be
-// newer, and under another one.
-func (c *Client) listShown(r *room, group []byte, policy *rooms.Policy) bool {
-	s := c.shownBy(r, group)
-	return slices.ContainsFunc(policy.Sequencers, func(seq federation.Sequencer) bool {
-		head := r.state.head(id.UserID(seq.User))
-		return s.by[id.UserID(seq.User)] != nil || head != nil && head.Root != nil && !s.bad[id.UserID(seq.User)]
-	})
-}
-
 // waitHead lets a Welcome wait until a module publishes something, or what a head
 // rests on was fetched, or for a while.
 func (r *room) waitHead(now time.Duration) error {
@@ -348,6 +340,25 @@ func (r *room) boundTo(own id.UserID) []byte {
 	return nil
 }
 
+// boundGroup returns the group that boundTo does, unless an inviter's word stands against
+// proofs: somebody in the room may have invited this user into a group of their own.
+func (c *Client) boundGroup(r *room) []byte {
+	bound := r.boundTo(c.UserID())
+	if bound == nil || len(r.rec.Bound) > 0 {
+		return bound
+	}
+	all := c.shownBy(r, nil)
+	for _, p := range all.by {
+		if slices.ContainsFunc(p.Groups, func(id []byte) bool { return bytes.Equal(id, bound) }) {
+			return bound
+		}
+	}
+	if len(all.by) > 0 {
+		return nil
+	}
+	return bound
+}
+
 // usableHead returns the P.head that a newcomer joins at: of those that are
 // proven from the group's beginning the newest, in the newest era; where none is,
 // the newest that shows nothing wrong; in either case rather of a module that is
@@ -360,7 +371,7 @@ func (r *room) boundTo(own id.UserID) []byte {
 // is to be: no failure leads into a group that somebody else founded. coming means
 // that a proof is being fetched.
 func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, coming bool) {
-	bound := r.boundTo(c.UserID())
+	bound := c.boundGroup(r)
 	s := c.shownBy(r, bound)
 	if s.coming {
 		return "", nil, true

@@ -81,12 +81,13 @@ type outData struct {
 	Late int `json:"late,omitempty"`
 
 	// Welcomes: who gets one, and the tree they need.
-	Welcomes []welcomeOut `json:"welcomes,omitempty"`
-	Config   rooms.Hash   `json:"config,omitzero"` // that governs what follows the epoch they open
-	Era      uint64       `json:"era,omitempty"`
-	Tree     rooms.Bytes  `json:"tree,omitempty"`
-	TreeHash rooms.Bytes  `json:"tree_hash,omitempty"`
-	File     *rooms.File  `json:"file,omitempty"`
+	Welcomes []welcomeOut         `json:"welcomes,omitempty"`
+	Config   rooms.Hash           `json:"config,omitzero"` // that governs what follows the epoch they open
+	Era      uint64               `json:"era,omitempty"`
+	Accept   *rooms.AcceptContent `json:"accept,omitempty"` // of the epoch they open
+	Tree     rooms.Bytes          `json:"tree,omitempty"`
+	TreeHash rooms.Bytes          `json:"tree_hash,omitempty"`
+	File     *rooms.File          `json:"file,omitempty"`
 	// To is who gets an admission.
 	To *admitOut `json:"to,omitempty"`
 	// Commit: what goes to media first, if the commit is too large for an event.
@@ -514,7 +515,7 @@ func (c *Client) sendWelcomes(ctx context.Context, row *outRow) error {
 	messages := map[id.UserID]map[id.DeviceID]json.RawMessage{}
 	for _, w := range row.data.Welcomes {
 		content, err := rooms.Encode(&rooms.WelcomeContent{
-			Room: row.item.Room, CommitEvent: row.data.EventID, Ref: rooms.Hash(row.ref()), Cfg: row.data.Config, Era: row.data.Era, Welcome: w.Welcome, Snapshot: snapshot,
+			Room: row.item.Room, CommitEvent: row.data.EventID, Ref: rooms.Hash(row.ref()), Cfg: row.data.Config, Era: row.data.Era, Welcome: w.Welcome, Snapshot: snapshot, Accept: row.data.Accept,
 		})
 		if err != nil {
 			return fmt.Errorf("%w: %w", errRefused, err)

@@ -71,8 +71,8 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		}
 		known = &headProof{claims: claims}
 		known.proven, known.err = head.Check(r.id, raw)
-		if c.without[probe.Proof] && known.err != nil && head.Final != nil && head.Accepted != nil {
-			known.proven, known.err = claimed(head), nil
+		if c.without[probe.Proof] && known.err != nil && head.Final != nil && head.Claimed(bot) != nil {
+			known.proven, known.err = head.Claimed(bot), nil
 		}
 		if r.proofs == nil {
 			r.proofs = map[id.UserID]*headProof{}
@@ -94,14 +94,6 @@ func (c *Client) proofOf(r *room, bot id.UserID, head *rooms.HeadContent) (*room
 		return known.proven, nil
 	}
 	return known.proven, c.attested(r, bot, known.proven)
-}
-
-// claimed is what a head says, in place of what it proves: for tests alone.
-func claimed(head *rooms.HeadContent) *rooms.Proven {
-	return &rooms.Proven{
-		Groups: [][]byte{head.Group}, Config: federation.Ref(head.Cfg), Era: head.Era,
-		Final: federation.Ref(head.Final.Ref), Epoch: head.Final.Epoch, Accepted: federation.Ref(head.Accepted.Ref),
-	}
 }
 
 const maxProofs = 64
@@ -155,6 +147,8 @@ type shown struct {
 	best   *rooms.Proven // with the newest final in that era
 	by     map[id.UserID]*rooms.Proven
 	bad    map[id.UserID]bool // heads that show something wrong
+	// What heads say that show nothing wrong and too little.
+	unproven map[id.UserID]*rooms.Proven
 }
 
 // stale tells whether a head lies below a final commit that another one proves.
@@ -176,7 +170,7 @@ func (s *shown) stale(head *rooms.HeadContent, proven *rooms.Proven) bool {
 // shownBy checks the heads of all modules: of the given group if it is known, or
 // of one that is proven to continue it.
 func (c *Client) shownBy(r *room, group []byte) *shown {
-	s := &shown{by: map[id.UserID]*rooms.Proven{}, bad: map[id.UserID]bool{}}
+	s := &shown{by: map[id.UserID]*rooms.Proven{}, bad: map[id.UserID]bool{}, unproven: map[id.UserID]*rooms.Proven{}}
 	for _, bot := range r.state.bots() {
 		head := r.state.head(bot)
 		if head == nil || len(head.Group) == 0 || group != nil && string(head.Group) != string(group) && !r.isModule(bot) {
@@ -195,6 +189,13 @@ func (c *Client) shownBy(r *room, group []byte) *shown {
 			}
 		case rooms.RuleOf(err) != rooms.RuleFinalNotProven:
 			s.bad[bot] = true
+		default:
+			if p == nil {
+				p = head.Claimed(bot)
+			}
+			if p != nil && (group == nil || slices.ContainsFunc(p.Groups, func(id []byte) bool { return string(id) == string(group) })) {
+				s.unproven[bot] = p
+			}
 		}
 	}
 	return s
@@ -204,6 +205,7 @@ func (c *Client) shownBy(r *room, group []byte) *shown {
 // displaced: a module's proof shows that it, or one above it, is final, and no
 // other one leads to a newer era.
 func (c *Client) confirm(r *room) {
+	r.beside = false
 	if !r.rec.Unconfirmed {
 		return
 	}
@@ -213,8 +215,30 @@ func (c *Client) confirm(r *room) {
 	for _, p := range s.by {
 		if s.era == era && p.Era == era && r.machine.Held(p.Final) && r.machine.Extends(p.Final, federation.Ref(r.rec.JoinRef)) {
 			r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+			return
 		}
 	}
+	r.beside = r.provenBeside(s)
+}
+
+// provenBeside tells whether a module proves a final commit that this device should
+// hold where it came in at the right place, and does not: it was let in at an accepted
+// commit that may lie on a branch that lost, and has not come up to what is final. Until
+// it has, or joins again, it encrypts nothing.
+func (r *room) provenBeside(s *shown) bool {
+	best := s.best
+	if best == nil {
+		return false
+	}
+	if era, _ := r.machine.EraOf(); best.Era != era {
+		return best.Era > era
+	}
+	join := federation.Ref(r.rec.JoinRef)
+	if slices.ContainsFunc(best.Chain, func(at rooms.ProvenCommit) bool { return at.Ref == join }) || r.machine.Held(best.Final) && r.machine.Extends(best.Final, join) {
+		return false
+	}
+	level, ok := r.level(best.Groups[len(best.Groups)-1], best.Epoch)
+	return !ok || level >= r.rec.JoinEpoch
 }
 
 // confirmFinal ends that time when what this device joined with became final

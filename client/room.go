@@ -210,6 +210,7 @@ type room struct {
 	staleAt      time.Duration               // when servers that could not be asked for devices are asked again
 	graceAt      time.Duration               // when a leaf that fails its check may be removed
 	badSince     map[string]*badLeaf
+	beside       bool                // not known to be on the way to what a module proves to be final
 	headSeen     bool                // a module published something since Welcomes looked at the heads
 	headLook     bool                // they look at them now
 	headAt       time.Duration       // when they look again in any case

@@ -209,6 +209,8 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 		return ErrSuiteChange
 	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
 		return ErrNoGroup
+	case r.beside:
+		return errBeside
 	case len(r.blocked) > 0:
 		if why, _ := c.noMajority(r); why != "" {
 			return fmt.Errorf("%w (%s; %s)", ErrBarrier, r.blocked[0], why)
@@ -225,6 +227,9 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	}
 	return nil
 }
+
+// errBeside: a module proves a final commit that this newcomer has not come to yet.
+var errBeside = errors.New("client: this device has not come up to what is proven to be final")
 
 // errNotCompared: who is in the room was not compared with who is in the group
 // since either changed.

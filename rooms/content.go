@@ -585,6 +585,14 @@ func (e *EncryptionContent) validate() error {
 }
 
 func (w *WelcomeContent) validate() error {
+	if w.Accept != nil {
+		if err := w.Accept.validate(); err != nil {
+			return inContent("accept", err)
+		}
+		if w.Accept.Ref != w.Ref {
+			return malformed("accept", "is for another commit")
+		}
+	}
 	return firstError(checkID("room_id", string(w.Room), '!'), checkID("commit_event", string(w.CommitEvent), '$'), needHash("ref", w.Ref),
 		needHash("cfg", w.Cfg), needBytes("welcome", w.Welcome, MaxInline), w.Snapshot.validate())
 }

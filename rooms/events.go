@@ -277,6 +277,9 @@ type WelcomeContent struct {
 	Era         uint64     `json:"era,omitempty"` // number of the era Ref lies in
 	Welcome     Bytes      `json:"welcome"`       // MLSMessage with one recipient, without tree
 	Snapshot    Snapshot   `json:"snapshot"`
+	// Accept is a receipt that names Ref itself, where the sender has one that fits:
+	// without it the newcomer waits until a module's head shows the commit.
+	Accept *AcceptContent `json:"accept,omitempty"`
 }
 
 // RejoinNeed says what the sender of a [RejoinRequestContent] asks for.

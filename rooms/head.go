@@ -60,18 +60,45 @@ func (h *HeadContent) Parse() (*mls.Message, error) {
 // one of its sequencers. A module that was taken off the list goes on posting
 // heads, at which nobody can join.
 func (h *HeadContent) Lists(user id.UserID) bool {
+	return slices.ContainsFunc(h.list(), func(s federation.Sequencer) bool { return s.User == string(user) })
+}
+
+// list returns the list of sequencers in the GroupInfo of what a head shows as
+// accepted, nil if there is none.
+func (h *HeadContent) list() federation.List {
 	m, err := h.Parse()
 	if err != nil {
-		return false
+		return nil
 	}
-	for _, e := range m.GroupInfo().GroupExtensions() {
-		if e.Type != ExtensionPolicy {
-			continue
-		}
-		p, err := DecodePolicy(e.Data)
-		return err == nil && slices.ContainsFunc(p.Sequencers, func(s federation.Sequencer) bool { return s.User == string(user) })
+	p, err := policyIn(m.GroupInfo().GroupExtensions())
+	if err != nil || p == nil {
+		return nil
 	}
-	return false
+	return p.Sequencers
+}
+
+// Claimed returns what a head says without proving it, as far as that serves
+// [Proven.CheckWelcome]: the commits that it names, and the list in their GroupInfo
+// if that names its module with its key.
+func (h *HeadContent) Claimed(module id.UserID) *Proven {
+	if h.Accepted == nil || h.Root == nil {
+		return nil
+	}
+	p := &Proven{Groups: [][]byte{h.Group}, Root: federation.Ref(h.Root.Ref), Config: federation.Ref(h.Cfg), Era: h.Era, Accepted: federation.Ref(h.Accepted.Ref)}
+	if h.Cfg.IsZero() {
+		p.Config, p.Era = p.Root, 0
+	}
+	if h.Final != nil {
+		p.Final, p.Epoch = federation.Ref(h.Final.Ref), h.Final.Epoch
+	}
+	list := h.list()
+	if slices.ContainsFunc(list, func(s federation.Sequencer) bool {
+		return s.User == string(module) && bytes.Equal(s.ReceiptKey, h.ReceiptKey)
+	}) {
+		p.Chain = []ProvenCommit{{p.Accepted, h.Group, h.Accepted.Epoch, p.Config, p.Era}}
+		p.Lists = map[federation.Ref]ProvenList{p.Config: {list, p.Era}}
+	}
+	return p
 }
 
 // CheckSnapshot compares the hash of a tree that was fetched with the one its

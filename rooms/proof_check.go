@@ -29,6 +29,25 @@ type Proven struct {
 	Final    federation.Ref // the newest final commit that is shown
 	Epoch    uint64         // that it makes
 	Accepted federation.Ref // the commit at the end of the path
+	// Chain are the commits that are shown on the way to Accepted: the root, the
+	// steps and the path. What lies between two steps is not shown.
+	Chain []ProvenCommit
+	Lists map[federation.Ref]ProvenList // that were in force, by the commit that set them
+}
+
+// ProvenCommit is a commit that a proof chain leads through.
+type ProvenCommit struct {
+	Ref    federation.Ref
+	Group  []byte
+	Epoch  uint64         // that it makes
+	Config federation.Ref // the commit that set the list governing what follows
+	Era    uint64
+}
+
+// ProvenList is a list of sequencers that was in force.
+type ProvenList struct {
+	List federation.List
+	Era  uint64 // in which it was set
 }
 
 // Attested is a device by its signature key.
@@ -155,6 +174,7 @@ func (c *proofChecker) root(raw []byte, room id.RoomID) error {
 	c.out.Attested = []Attested{{founder.User, group.CipherSuite(), founder.Key}}
 	c.list, c.group = c.policy.Sequencers, group.GroupID()
 	c.out.Groups = [][]byte{c.group}
+	c.note(ref, 0)
 	return nil
 }
 
@@ -193,7 +213,17 @@ func (c *proofChecker) step(s *ProofStep, last bool) error {
 	}
 	c.enter(commit)
 	c.out.Final, c.out.Epoch, c.last = commit.ref, commit.epoch, commit.ref
+	c.note(commit.ref, commit.epoch)
 	return nil
+}
+
+// note remembers a commit of the chain, and the list in force above it.
+func (c *proofChecker) note(ref federation.Ref, epoch uint64) {
+	if c.out.Lists == nil {
+		c.out.Lists = make(map[federation.Ref]ProvenList)
+	}
+	c.out.Lists[c.out.Config] = ProvenList{c.list, c.out.Era}
+	c.out.Chain = append(c.out.Chain, ProvenCommit{ref, c.group, epoch, c.out.Config, c.out.Era})
 }
 
 // enter notes the group that a commit is of: another one if it founds it.
@@ -428,6 +458,7 @@ func (c *proofChecker) path(p *ProofChain, accepted federation.Ref) error {
 			return refuse(RulePolicyNotEntitled, "", "its policy names another creator")
 		}
 		c.enter(commit)
+		c.note(commit.ref, commit.epoch)
 		at, tip = commit.ref, commit
 	}
 	c.out.Accepted = at
@@ -446,27 +477,34 @@ func (c *proofChecker) path(p *ProofChain, accepted federation.Ref) error {
 		return refuse(RuleFinalNotProven, "", "no accept for %s is shown", at.Short())
 	case a.Config != c.out.Config || a.Ref != at || a.Parent != tip.parent || a.Epoch != tip.epoch || a.Chain.Counter == 0:
 		return refuse(RuleReceiptForged, "accept", "is for another commit or list")
-	case int64(a.Ballot.Rank) >= int64(len(c.list)) || a.Ballot.Round == 0 && a.Ballot.Rank != 0 && !a.Provisional:
-		return refuse(RuleReceiptForged, "accept", "of rank %d in a list of %d", a.Ballot.Rank, len(c.list))
 	}
-	if err := a.VerifySignature(c.scope, ed25519.PublicKey(c.list[a.Ballot.Rank].ReceiptKey)); err != nil {
-		return &Refusal{Rule: RuleReceiptForged, What: "accept of " + c.list[a.Ballot.Rank].User, Err: err}
+	return checkAccept(c.scope, c.list, a)
+}
+
+// checkAccept checks that a sequencer of a list signed an accept, and shows the promises
+// that its ballot takes.
+func checkAccept(scope federation.Scope, list federation.List, a *federation.Accept) error {
+	if int64(a.Ballot.Rank) >= int64(len(list)) || a.Ballot.Round == 0 && a.Ballot.Rank != 0 && !a.Provisional {
+		return refuse(RuleReceiptForged, "accept", "of rank %d in a list of %d", a.Ballot.Rank, len(list))
+	}
+	if err := a.VerifySignature(scope, ed25519.PublicKey(list[a.Ballot.Rank].ReceiptKey)); err != nil {
+		return &Refusal{Rule: RuleReceiptForged, What: "accept of " + list[a.Ballot.Rank].User, Err: err}
 	}
 	if a.Ballot.Round == 0 {
 		return nil
 	}
 	promised := make(map[uint32]bool)
 	for _, q := range a.Promises {
-		if q.Config != a.Config || q.Ballot != a.Ballot || int64(q.Promiser) >= int64(len(c.list)) || promised[q.Promiser] {
+		if q.Config != a.Config || q.Ballot != a.Ballot || int64(q.Promiser) >= int64(len(list)) || promised[q.Promiser] {
 			return refuse(RuleReceiptForged, "promise", "is for another ballot or list, or comes twice")
 		}
-		if err := q.VerifySignature(c.scope, ed25519.PublicKey(c.list[q.Promiser].ReceiptKey)); err != nil {
-			return &Refusal{Rule: RuleReceiptForged, What: "promise of " + c.list[q.Promiser].User, Err: err}
+		if err := q.VerifySignature(scope, ed25519.PublicKey(list[q.Promiser].ReceiptKey)); err != nil {
+			return &Refusal{Rule: RuleReceiptForged, What: "promise of " + list[q.Promiser].User, Err: err}
 		}
 		promised[q.Promiser] = true
 	}
-	if len(promised) < c.list.Quorum() {
-		return refuse(RuleReceiptForged, "accept", "with %d promises, want %d of %d", len(promised), c.list.Quorum(), len(c.list))
+	if len(promised) < list.Quorum() {
+		return refuse(RuleReceiptForged, "accept", "with %d promises, want %d of %d", len(promised), list.Quorum(), len(list))
 	}
 	return nil
 }

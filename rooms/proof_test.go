@@ -228,6 +228,52 @@ func TestProofChainFromTheBeginning(t *testing.T) {
 	t.Logf("a chain of %d steps and %d accepted commits takes %d bytes", len(p.Steps), len(p.Path), len(p.Encode()))
 }
 
+// TestWelcomeAgainstAProof: a newcomer enters at what the proof leads through, and at what a sequencer of a list that it shows accepted.
+func TestWelcomeAgainstAProof(t *testing.T) {
+	w, b := history(t)
+	m := w.modules[1]
+	ref := m.SafeHead()
+	config, _ := m.ConfigAt(ref)
+	newest, err := w.chain(1).Check(testRoom, ref)
+	must(t, err)
+	older := w.chain(1)
+	older.Path, older.Accept = nil, nil
+	final, err := older.Check(testRoom, m.NewestFinal())
+	must(t, err)
+	other, shown := *newest, *final
+	other.Groups = [][]byte{{1}}
+	shown.Lists = map[federation.Ref]ProvenList{w.root: final.Lists[w.root]}
+	accept := AcceptOf(m.AcceptOf(ref))
+	forged := *accept
+	forged.Sig = slices.Clone(accept.Sig)
+	forged.Sig[0] ^= 1
+	for _, test := range []struct {
+		name string
+		by   *Proven
+		edit func(welcome *WelcomeContent)
+		want Rule
+	}{
+		{"in the chain", newest, func(*WelcomeContent) {}, ""},
+		{"in the chain, with another era", newest, func(w *WelcomeContent) { w.Era = 0 }, RuleWelcomeNotForUs},
+		{"in the chain, with another list", newest, func(w *WelcomeContent) { w.Cfg = w.Ref }, RuleWelcomeNotForUs},
+		{"in the chain of another group", &other, func(*WelcomeContent) {}, RuleFinalNotProven},
+		{"nothing shows it", final, func(*WelcomeContent) {}, RuleFinalNotProven},
+		{"accepted", final, func(w *WelcomeContent) { w.Accept = accept }, ""},
+		{"accepted, with another era", final, func(w *WelcomeContent) { w.Accept, w.Era = accept, 0 }, RuleWelcomeNotForUs},
+		{"accepted, with another list", final, func(w *WelcomeContent) { w.Accept, w.Cfg = accept, w.Ref }, RuleWelcomeNotForUs},
+		{"accepted under a list that is not shown", &shown, func(w *WelcomeContent) { w.Accept = accept }, RuleFinalNotProven},
+		{"a forged accept", final, func(w *WelcomeContent) { w.Accept = &forged }, RuleReceiptForged},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			welcome := &WelcomeContent{Room: testRoom, Ref: Hash(ref), Cfg: Hash(config), Era: 1}
+			test.edit(welcome)
+			if err := test.by.CheckWelcome(welcome, b.group); RuleOf(err) != test.want || (err == nil) != (test.want == "") {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
 func TestProofChainOfHeirs(t *testing.T) {
 	w := newProofWorld(t)
 	b, c := newDevice(t, bob, "LAPTOP"), newDevice(t, carol, "TABLET")
