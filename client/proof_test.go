@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -443,7 +444,7 @@ func TestProofsAreCheckedOnce(t *testing.T) {
 	for _, bot := range r.state.bots() {
 		head := *r.state.head(bot)
 		raw := []byte(head.Proof)
-		mxc := "mxc://" + testServer + "/" + bot.Localpart() + bot.Homeserver()
+		mxc := "mxc://" + testServer + "/" + strings.ReplaceAll(bot.Localpart()+bot.Homeserver(), ".", "-")
 		w.s.mu.Lock()
 		w.s.media[mxc] = raw
 		w.s.mu.Unlock()
