@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"maunium.net/go/mautrix/id"
@@ -49,7 +50,7 @@ func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...strin
 		return fmt.Errorf("%w: a new era needs the name of one server at least whose module goes on", ErrNotAllowed)
 	}
 	heir := false
-	_, e, err := c.lockMember(ctx, roomID)
+	_, e, err := c.lockForEra(ctx, roomID)
 	if err == nil {
 		var policy *rooms.Policy
 		if policy, err = rooms.PolicyOf(e.group); err == nil {
@@ -70,6 +71,33 @@ func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...strin
 		return err
 	}
 	return c.await(ctx, roomID, c.eraOpen)
+}
+
+// standsAt returns what memberOf does and, where the head is a commit that this device
+// cannot read, the epoch below what is in doubt: an era is opened there. The caller
+// holds the lock.
+func (c *Client) standsAt(roomID id.RoomID) (*room, *epoch, error) {
+	r, e, err := c.memberOf(roomID)
+	if errors.Is(err, ErrNoGroup) {
+		if at := c.rooms[roomID]; at.rec.Phase == phaseMember && at.machine != nil {
+			if e := at.epochs[at.machine.SafeHead()]; e != nil {
+				return at, e, nil
+			}
+		}
+	}
+	return r, e, err
+}
+
+// lockForEra returns what standsAt does and waits where lockMember does, with the lock
+// held, also where it returns an error. The modules that would settle what is in doubt
+// may be those that are lost.
+func (c *Client) lockForEra(ctx context.Context, roomID id.RoomID) (*room, *epoch, error) {
+	c.mu.Lock()
+	if r, e, err := c.standsAt(roomID); err == nil {
+		return r, e, nil
+	}
+	c.mu.Unlock()
+	return c.lockMember(ctx, roomID)
 }
 
 // eraOpen returns nil once the era that our user asked for is open.

@@ -53,7 +53,7 @@ func (c *Client) openHeirsEra(ctx context.Context, roomID id.RoomID, servers []s
 }
 
 func (c *Client) proposeEra(ctx context.Context, roomID id.RoomID, servers []string) error {
-	r, _, err := c.memberOf(roomID)
+	r, _, err := c.standsAt(roomID)
 	if err != nil {
 		return err
 	}

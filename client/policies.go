@@ -43,7 +43,11 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 
 // wantPolicy notes a change of the policy, which the next commit carries.
 func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, change func(r *room, p *rooms.Policy) error) error {
-	r, e, err := c.lockMember(ctx, roomID)
+	lock := c.lockMember
+	if era {
+		lock = c.lockForEra
+	}
+	r, e, err := lock(ctx, roomID)
 	defer c.mu.Unlock()
 	if err != nil {
 		return err
