@@ -734,22 +734,30 @@ func (c *Client) forgetRef(b *batch, r *room, ref federation.Ref) {
 // putOut is for a commit that takes this device out, of a user who is in the room, and
 // that another may yet take the place of, as where its author does not reach the
 // user's homeserver and does not know the device. What was sent before it can be read
-// until it is final, and if the head comes back, nothing was lost.
+// until it is final, and if the head comes back, nothing was lost; for Limits.PastAge at
+// the longest, for those who make it final may be silent.
 func (c *Client) putOut(r *room, by id.UserID, b *batch) {
 	if r.rec.Phase == phaseRemoved {
 		return
 	}
-	r.rec.Phase, r.joinAt = phaseRemoved, 0
+	r.rec.Phase, r.joinAt, r.rec.PutOut, r.outSince = phaseRemoved, 0, c.now().Unix(), c.mono()
 	r.keepAdmissions(c.UserID(), nil)
 	c.tell(&Removed{Room: r.id, By: by})
 	b.then(r.notify)
 }
 
 // outForGood tells whether what put this device out cannot be displaced any more: no
-// epoch that it holds is on the newest final commit.
-func (r *room) outForGood() bool {
-	if r.rec.Phase != phaseRemoved || r.machine == nil {
+// epoch that it holds is on the newest final commit, or that it was put out long enough
+// ago. The user may have been invited again meanwhile.
+func (c *Client) outForGood(r *room) bool {
+	if r.rec.PutOut == 0 || r.machine == nil || r.rec.Phase != phaseRemoved && r.rec.Phase != phaseNone {
 		return false
+	}
+	if r.outSince == 0 {
+		r.outSince = c.mono()
+	}
+	if most := c.limits.PastAge; c.mono() >= r.outSince+most || c.now().Sub(time.Unix(r.rec.PutOut, 0)) >= most {
+		return true
 	}
 	for ref := range r.epochs {
 		if r.machine.Extends(ref, r.machine.NewestFinal()) {
@@ -762,7 +770,7 @@ func (r *room) outForGood() bool {
 // removed ends this device's membership of the group.
 func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	told := r.rec.Phase == phaseRemoved
-	r.rec.Phase = phaseRemoved
+	r.rec.Phase, r.rec.PutOut = phaseRemoved, 0
 	r.keepAdmissions(c.UserID(), nil) // it does not let us in again
 	c.dropGroup(r, b)
 	if r.rec.Membership != "join" || r.rec.Superseded {

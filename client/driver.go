@@ -758,9 +758,14 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			}
 		}
 	}
-	if r.outForGood() {
+	if c.outForGood(r) {
 		b := &batch{}
-		c.removed(r, "", b)
+		if r.rec.Phase == phaseRemoved {
+			c.removed(r, "", b)
+		} else { // and let in again: a newcomer
+			c.dropGroup(r, b)
+			r.rec.PutOut = 0
+		}
 		if err := c.commitBatch(ctx, r, b); err != nil {
 			return err
 		}

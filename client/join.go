@@ -386,6 +386,9 @@ func (c *Client) usableHead(r *room) (by id.UserID, best *rooms.HeadContent, com
 		if head.Snapshot.AtCommit != head.Accepted.Ref || proven == nil && bound != nil && !bytes.Equal(bound, head.Group) || s.stale(head, proven) {
 			continue
 		}
+		if proven != nil && !head.OfList(proven.Policy.Sequencers) {
+			continue // its GroupInfo is of another branch than its proof, or of a list that is not in force
+		}
 		listed, rests := head.Lists(bot), r.tried["join/"+string(bot)] > now
 		if proven != nil && head.Era > r.joinFails[bot].era {
 			rests = false // an admin moved the room since: it is not what failed

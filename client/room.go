@@ -60,6 +60,7 @@ type roomRecord struct {
 	Unconfirmed bool         `json:"unconfirmed,omitempty"`
 	Copied      bool         `json:"copied,omitempty"`     // this state was, or may be, used by another copy
 	Superseded  bool         `json:"superseded,omitempty"` // another copy took this device's place in the group
+	PutOut      int64        `json:"put_out,omitempty"`    // Unix time of when a commit that may still be displaced took this device out
 	FreshFrom   rooms.Hash   `json:"fresh_from,omitzero"`  // the commit from which on it is this copy's alone
 	Mine        []rooms.Hash `json:"mine,omitempty"`       // the last commits this copy made
 	Refresh     bool         `json:"refresh,omitempty"`    // a commit with a fresh path is due at once
@@ -195,6 +196,7 @@ type room struct {
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
 	joinBy       id.UserID                        // the module whose head the last one was made on
+	outSince     time.Duration                    // since when this run knows that this device was put out
 	joinEra      uint64                           // the era which that head showed
 	joinFails    map[id.UserID]joinFail           // where joining by a module's head failed
 	joinAt       time.Duration                    // when to try to get into the group by ourselves

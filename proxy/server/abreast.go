@@ -70,7 +70,7 @@ func (v *view) open(ctx context.Context, windows []*rewrite.Window, rooms map[id
 		switch {
 		case came:
 			rooms[w.Room] = true
-		case some || w.Limited:
+		case some || w.Limited || len(w.Came()) > 0: // the device has not taken in what came
 			delete(rooms, w.Room)
 		}
 	}
