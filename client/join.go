@@ -486,7 +486,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 	r.joinAt = now + joinRetry
 	roomID := r.id
 	admissions := r.admissionsOf(c.UserID())
-	proven := c.shownBy(r, r.boundTo(c.UserID())).by[bot] != nil
+	proven := c.shownBy(r, c.boundGroup(r)).by[bot] != nil
 	return func(ctx context.Context) {
 		err := c.externalJoin(ctx, roomID, bot, head, proven, tree, admissions)
 		if err == nil || ctx.Err() != nil || errors.Is(err, errWelcomeDue) {

@@ -144,16 +144,4 @@ func (h *HeadContent) Check(room id.RoomID, raw []byte) (*Proven, error) {
 // OfList tells whether the GroupInfo that a head shows names this list. A proof says what
 // was accepted by whom, and not which GroupInfo stands beside it: one of another branch,
 // under a list of its author's, would be joined at in vain, or with its author.
-func (h *HeadContent) OfList(list federation.List) bool {
-	m, err := h.Parse()
-	if err != nil {
-		return false
-	}
-	for _, e := range m.GroupInfo().GroupExtensions() {
-		if e.Type == ExtensionPolicy {
-			p, err := DecodePolicy(e.Data)
-			return err == nil && list.Equal(p.Sequencers)
-		}
-	}
-	return false
-}
+func (h *HeadContent) OfList(list federation.List) bool { return list.Equal(h.list()) }
