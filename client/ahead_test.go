@@ -2,6 +2,8 @@ package client
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -53,7 +55,10 @@ func (d *testDevice) takeAll() {
 		token = string(raw)
 	}
 	from, _ := strconv.Atoi(token)
-	for room := range d.rooms {
+	d.mu.Lock()
+	rooms := slices.Sorted(maps.Keys(d.rooms))
+	d.mu.Unlock()
+	for _, room := range rooms {
 		if err := d.TakeAhead(d.w.ctx, room, d.shownSince(room, from)); err != nil && d.crashAt == nil {
 			d.w.t.Fatal(err)
 		}
