@@ -376,8 +376,7 @@ func (c *checker) complete(r *reader) {
 	}
 }
 
-// ordered checks that the messages of each author came in the order they were sent in. What was sent before a device
-// came in reaches it only if it is sent again, after a branch that lost, and so after what the device read there.
+// ordered checks that the messages of each author came in the order they were sent in.
 func (c *checker) ordered(r *reader) {
 	last := map[*reader]*message{} // of what has come, the one sent last
 	for _, e := range r.Entries {
@@ -390,7 +389,7 @@ func (c *checker) ordered(r *reader) {
 			}
 			prev := last[m.author]
 			switch late := prev != nil && m.ended < prev.began; {
-			case late && (c.overtaken(m) || !c.entitled(r, m) || m.event != "" && e.Event != m.event && c.lacks(r.Journal, m.event)):
+			case late && (c.overtaken(m) || m.event != "" && e.Event != m.event && c.lacks(r.Journal, m.event)):
 				c.v.Late++
 			case late:
 				c.v.problem("%s was shown message %s of %s after %s, which was sent later", r.Name, short(m.mid), m.author.Name, short(prev.mid))
