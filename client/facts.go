@@ -261,8 +261,11 @@ func (c *Client) plan(r *room) {
 			}
 		}
 	}
-	use := r.sendEpoch()
-	same := use != nil && r.planned && r.plannedOn == e.ref && r.plannedFor == use.ref
+	use, sends := r.sendEpoch(), federation.Ref{}
+	if use != nil {
+		sends = use.ref
+	}
+	same := r.planned && r.plannedOn == e.ref && r.plannedFor == sends
 	if same && r.listed {
 		return // all below would be as it was
 	}
@@ -285,7 +288,7 @@ func (c *Client) plan(r *room) {
 	}
 	complete := c.wantUsers(r, users)
 	r.listed = complete
-	if use == nil || same {
+	if same {
 		return
 	}
 	in := rooms.Inputs{State: r.state.view, Policy: policy, Leaves: leaves, Devices: map[id.UserID][]rooms.Device{}, Admitted: map[id.UserID]bool{}}
@@ -335,7 +338,7 @@ func (c *Client) plan(r *room) {
 		}
 	}
 	r.todo = rooms.MakePlan(in)
-	r.planned, r.plannedOn, r.plannedFor = complete, e.ref, use.ref
+	r.planned, r.plannedOn, r.plannedFor = complete, e.ref, sends
 	for _, rm := range r.todo.Removes {
 		if rooms.RuleOf(rm.Err) == rooms.RuleIdentityChanged {
 			c.warn(r, "identity/"+rm.Cred.String(), &Warning{Sender: rm.Cred.User, Rule: string(rooms.RuleIdentityChanged), Kind: IdentityWarning, Text: rm.Err.Error()})
@@ -349,7 +352,8 @@ func (c *Client) plan(r *room) {
 	c.choose(r, e, policy, leaves)
 	c.forgetCaused(r, leaves)
 	r.blocked = nil
-	if use == e {
+	if use == e || use == nil {
+		// Nothing is sent in an epoch that cannot be opened, but commits go on below it.
 		r.blocked = barrier(r.todo)
 	} else {
 		// What is committed already, but may not be used yet, lifts no barrier.
