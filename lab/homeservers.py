@@ -83,8 +83,8 @@ def choose_ports(count):
 def plan(a, base):
     d = a.dir
     st = {"dir": d, "base_port": base, "servers": {}, "programs": {},
-          "options": {k: getattr(a, k) for k in ("proxy", "homeserver_postgres", "default_retries", "default_rate_limits",
-                                                 "synapse_set", "log_level")}}
+          "options": {k: getattr(a, k) for k in ("proxy", "homeserver_postgres", "durable_postgres", "default_retries",
+                                                 "default_rate_limits", "synapse_set", "log_level")}}
     names = ["syn%d" % i for i in range(1, a.synapse + 1)] + ["den%d" % i for i in range(1, a.dendrite + 1)]
     if len(names) * 10 > PORTS:
         programs.fail("at most %d servers" % (PORTS // 10))
@@ -98,7 +98,7 @@ def plan(a, base):
             "registrations": [], "users": {}}
     for r in a.registration:
         add_registration(st, r)
-    if a.postgres or a.homeserver_postgres:
+    if a.postgres or a.homeserver_postgres or a.durable_postgres:
         st["postgres"] = {"port": base + 9, "role": servers.PG_ROLE,
                           "databases": names if a.homeserver_postgres else [], "log": os.path.join(d, "postgres.log")}
     return st
@@ -125,7 +125,7 @@ def start_all(a, st):
     st["crt"], st["key"] = servers.make_certificate(d)
     if "postgres" in st:
         port = st["postgres"]["port"]
-        st["postgres"]["argv"] = servers.postgres_argv(d, port)
+        st["postgres"]["argv"] = servers.postgres_argv(d, port, st["options"]["durable_postgres"])
         processes.spawn(d, "postgres", st["postgres"]["argv"], "/")
         servers.postgres_wait(d, port, st["postgres"]["databases"])
     for s in all_servers:
@@ -349,6 +349,7 @@ def main():
             p.add_argument("--synapse", type=int, default=0)
             p.add_argument("--dendrite", type=int, default=0)
             p.add_argument("--postgres", action="store_true", help="also a private PostgreSQL cluster")
+            p.add_argument("--durable-postgres", action="store_true", help="the cluster waits for the disk at each commit")
             p.add_argument("--homeserver-postgres", action="store_true", help="the homeservers use it instead of SQLite")
             p.add_argument("--base-port", type=int, help="default: a free block; server i has base+10i (federation, its name) "
                            "and base+10i+1 (client API)")

@@ -30,6 +30,7 @@ type Options struct {
 	Registrations map[string]string
 
 	Postgres           bool // a private PostgreSQL cluster
+	DurablePostgres    bool // one that waits for the disk at each commit, as no test needs it
 	HomeserverPostgres bool // the homeservers keep their data in it, too
 
 	// Proxy lets federation pass through a proxy, so that [Servers.Block] can cut links.
@@ -198,7 +199,7 @@ func (o *Options) arguments(dir string) ([]string, error) {
 		on   bool
 		name string
 	}{
-		{o.Postgres, "--postgres"}, {o.HomeserverPostgres, "--homeserver-postgres"}, {o.Proxy, "--proxy"},
+		{o.Postgres, "--postgres"}, {o.DurablePostgres, "--durable-postgres"}, {o.HomeserverPostgres, "--homeserver-postgres"}, {o.Proxy, "--proxy"},
 		{o.DefaultRateLimits, "--default-rate-limits"}, {o.DefaultRetries, "--default-retries"}, {!o.Detach, "--hold"},
 	} {
 		if f.on {

@@ -233,3 +233,30 @@ func TestPostgresDatabasesAreSeparate(t *testing.T) {
 		})
 	}
 }
+
+// TestDurablePostgres: a cluster waits for the disk only if it is asked to.
+func TestDurablePostgres(t *testing.T) {
+	for _, durable := range []bool{false, true} {
+		hs := lab.Run(t, lab.Options{Postgres: true, DurablePostgres: durable})
+		dsn, err := hs.PostgresURL("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, err := sql.Open("postgres", dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, setting := range []string{"fsync", "synchronous_commit", "full_page_writes"} {
+			var is string
+			if err := db.QueryRowContext(t.Context(), "show "+setting).Scan(&is); err != nil {
+				t.Error(err)
+			}
+			if want := map[bool]string{false: "off", true: "on"}[durable]; is != want {
+				t.Errorf("%s is %s, want %s", setting, is, want)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -57,7 +57,8 @@ def psql(port, sql):
     return subprocess.run([programs.postgres_program("psql"), "-Atqc", sql], env=env, capture_output=True, text=True, cwd="/")
 
 
-def postgres_argv(d, port):
+def postgres_argv(d, port, durable=False):
+    """A cluster of tests gives up what it wrote if the machine stops; a durable one waits for the disk at each commit."""
     pre = ["setpriv", "--reuid", PG_USER, "--regid", "nogroup", "--clear-groups"] if os.geteuid() == 0 else []
     data = os.path.join(d, "pg")
     if not os.path.exists(os.path.join(data, "PG_VERSION")):
@@ -74,9 +75,9 @@ def postgres_argv(d, port):
                                   "UTF8", "--locale=C", "--no-sync"], capture_output=True, text=True, cwd="/")
         if r.returncode:
             programs.fail("initdb failed: " + r.stderr.strip())
+    careless = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
     return pre + [programs.postgres_program("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "",
-                  "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
-                  "-c", "max_connections=300", "-c", "shared_buffers=64MB", "-c", "log_statement=none"]
+                  *([] if durable else careless), "-c", "max_connections=300", "-c", "shared_buffers=64MB", "-c", "log_statement=none"]
 
 
 def postgres_wait(d, port, databases=(), limit=60):
