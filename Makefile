@@ -18,6 +18,7 @@ BENCH_LEAST ?=
 N ?= 50
 ROOMS ?= 200
 MODULE_ROOMS ?= 1000
+MODULE_FLAGS ?=
 SCALE_DIR ?= .lab/scale-$(N)
 SCALE_SIZES ?= 10,50,200,500,1000,2000,5000
 SOAK ?= 10
@@ -126,13 +127,12 @@ bench-client: ## a message and a commit in a room of 1,000 leaves, a client that
 	go test ./client -run '^$$' -bench 'CatchUp|FirstMessage' -benchtime 1x -timeout 60m
 
 .PHONY: bench-module
-bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, PostgreSQL, and two processes there (docs/scale.md)
+bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, and on PostgreSQL with one process and two (docs/scale.md)
 	@mkdir -p bin .lab
 	go build -trimpath -o bin/ ./cmd/matrix-mls ./e2e/manyrooms
 	@failed=; run() { echo "bin/manyrooms $$*"; bin/manyrooms "$$@" || failed=1; }; \
-	run -rooms $(MODULE_ROOMS) -database sqlite -json .lab/module-sqlite.json; \
-	run -rooms $(MODULE_ROOMS) -database postgres -json .lab/module-postgres.json; \
-	run -rooms $(MODULE_ROOMS) -database postgres -processes 2 -json .lab/module-two.json; \
+	run -rooms $(MODULE_ROOMS) -database sqlite -json .lab/module-sqlite.json $(MODULE_FLAGS); \
+	run -rooms $(MODULE_ROOMS) -database postgres -processes 2 -json .lab/module-postgres.json $(MODULE_FLAGS); \
 	test -z "$$failed"
 
 .PHONY: fuzz fuzz-ci

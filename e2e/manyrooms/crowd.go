@@ -292,7 +292,8 @@ func (c *crowd) apply(r *room) error {
 	return err
 }
 
-// round lets some rooms' creators commit at once, and everybody take it. It returns how long each accept took.
+// round lets some rooms' creators commit at once, and everybody take it. It returns in order how long each
+// accept took, also if not all were accepted.
 func (c *crowd) round(ctx context.Context, list []*room, adds []*device) ([]time.Duration, error) {
 	for _, r := range list {
 		if err := c.commit(r, adds); err != nil {
@@ -302,12 +303,13 @@ func (c *crowd) round(ctx context.Context, list []*room, adds []*device) ([]time
 	var took []time.Duration
 	for _, r := range list {
 		t, err := c.accepted(ctx, r)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			took = append(took, t)
+			err = c.apply(r)
 		}
-		took = append(took, t)
-		if err := c.apply(r); err != nil {
-			return nil, err
+		if err != nil {
+			slices.Sort(took)
+			return took, fmt.Errorf("after %d of %d rooms: %w", len(took), len(list), err)
 		}
 	}
 	slices.Sort(took)

@@ -35,6 +35,8 @@ type bench struct {
 	base  []string   // addresses, see client
 	died  context.CancelCauseFunc
 	begun []int        // how often each was started
+	gone  float64      // processor time of the processes that were stopped, in seconds
+	now   int          // processes that are being measured
 	lab   *lab.Servers // PostgreSQL; nil: there is none
 	rep   *report
 }
@@ -61,6 +63,7 @@ func run(ctx context.Context, o options) (rep *report, err error) {
 		Rooms: o.rooms, Members: o.members, Database: o.database, Processes: o.processes}}
 	defer func() {
 		if err != nil {
+			b.rep.Failed = err.Error()
 			err = fmt.Errorf("%w\nhint: the module's logs are in %s; they end with\n%s", err, dir, b.logs())
 			return
 		}
@@ -75,6 +78,7 @@ func run(ctx context.Context, o options) (rep *report, err error) {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = fmt.Errorf("%w: %w", err, cause)
 	}
+	b.rep.LoadAfter = machine.LoadAverage()
 	return b.rep, err
 }
 
@@ -111,19 +115,22 @@ func (b *bench) client() *http.Client {
 }
 
 func (b *bench) measure(ctx context.Context) error {
-	for _, part := range []func(context.Context) error{b.enter, b.grow, b.rest, b.work, b.again} {
+	parts := []func(context.Context) error{b.enter, b.grow, b.settle, b.rest, b.work, b.again}
+	if b.o.processes == 2 {
+		parts = append(parts, b.second, b.rest, b.work, b.takeOver)
+	}
+	for _, part := range parts {
 		if err := part(ctx); err != nil {
 			return err
 		}
 	}
-	b.rep.LoadAfter = machine.LoadAverage()
 	if list := b.h.unknown(); len(list) > 0 {
 		return fmt.Errorf("the module asked for what this homeserver does not have, so the figures are worth nothing: %s", strings.Join(list, ", "))
 	}
 	return nil
 }
 
-// begin starts the homeserver and the module, which know nothing.
+// begin starts the homeserver and one process of the module, which know nothing.
 func (b *bench) begin(ctx context.Context) error {
 	database, err := b.database(ctx)
 	if err != nil {
@@ -162,18 +169,11 @@ func (b *bench) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	b.procs, b.begun = make([]*process, b.o.processes), make([]int, b.o.processes)
-	for i := range b.procs {
-		if err := b.start(i); err != nil {
-			return err
-		}
-		if i == 0 {
-			if err := b.ready(ctx, i); err != nil {
-				return err
-			}
-		}
+	b.procs, b.begun, b.now = make([]*process, b.o.processes), make([]int, b.o.processes), 1
+	if err := b.start(0); err != nil {
+		return err
 	}
-	return nil
+	return b.answers(ctx, 0, ready)
 }
 
 func (b *bench) config(i int) string { return filepath.Join(b.dir, fmt.Sprintf("config%d.yaml", i)) }
@@ -183,7 +183,7 @@ func (b *bench) database(ctx context.Context) (map[string]any, error) {
 		return map[string]any{"type": "sqlite3", "uri": filepath.Join(b.dir, "module.db")}, nil
 	}
 	var err error
-	if b.lab, err = lab.Start(ctx, lab.Options{Postgres: true}); err != nil {
+	if b.lab, err = lab.Start(ctx, lab.Options{DurablePostgres: true}); err != nil {
 		return nil, err
 	}
 	uri, err := b.lab.CreateDatabase(ctx, "module")
@@ -221,7 +221,8 @@ func (b *bench) start(i int) error {
 // late is what a module says that was stopped with work under way that took longer than it waits.
 const late = "some work did not end in time; it is taken up at the next start"
 
-func (b *bench) stop(i int, sig os.Signal) error {
+// stop ends a process, by force if the context ends before it has.
+func (b *bench) stop(ctx context.Context, i int, sig os.Signal) error {
 	p := b.procs[i]
 	b.procs[i] = nil
 	if use, err := machine.Of(p.Process.Pid); err == nil { // else it has ended by itself
@@ -231,7 +232,14 @@ func (b *bench) stop(i int, sig os.Signal) error {
 	if err := p.Process.Signal(sig); err != nil {
 		return err
 	}
-	<-p.ended
+	select {
+	case <-p.ended:
+	case <-ctx.Done():
+		_ = p.Process.Kill() // it may have ended just now
+		<-p.ended
+		return fmt.Errorf("process %s did not end at %v: %w", p.name, sig, ctx.Err())
+	}
+	b.gone += (p.ProcessState.UserTime() + p.ProcessState.SystemTime()).Seconds()
 	var exit *exec.ExitError
 	if sig == syscall.SIGKILL && errors.As(p.err, &exit) {
 		return nil
@@ -246,7 +254,7 @@ func (b *bench) stop(i int, sig os.Signal) error {
 func (b *bench) end() error {
 	for i, cmd := range b.procs {
 		if cmd != nil {
-			_ = b.stop(i, syscall.SIGKILL) // it is only to be gone
+			_ = b.stop(context.Background(), i, syscall.SIGKILL) // it is only to be gone, and cannot resist
 		}
 	}
 	if b.lab == nil {
@@ -255,12 +263,22 @@ func (b *bench) end() error {
 	return b.lab.Close()
 }
 
-// ready waits until a process does the module's work.
-func (b *bench) ready(ctx context.Context, i int) error {
+// What a process answers with 200: one that stands by lives, and one that does the module's work is ready, too.
+const (
+	live  = "live"
+	ready = "ready"
+)
+
+// answers waits until a process is live, or ready.
+func (b *bench) answers(ctx context.Context, i int, how string) error {
 	client := b.client()
 	defer client.CloseIdleConnections()
 	return b.until(ctx, func() bool {
-		resp, err := client.Get(b.base[i] + "/_matrix/mau/ready")
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base[i]+"/_matrix/mau/"+how, nil)
+		if err != nil {
+			return false
+		}
+		resp, err := client.Do(req)
 		if err != nil {
 			return false
 		}
@@ -282,8 +300,9 @@ func (b *bench) until(ctx context.Context, done func() bool) error {
 	return nil
 }
 
-// used is what all processes of the module use, and have in memory.
+// used is what all processes of the module have used so far, those that were stopped among them, and what is in memory.
 func (b *bench) used() (cpu float64, rss int64, err error) {
+	cpu = b.gone
 	for _, cmd := range b.procs {
 		if cmd == nil {
 			continue
@@ -297,9 +316,10 @@ func (b *bench) used() (cpu float64, rss int64, err error) {
 	return cpu, rss, nil
 }
 
-// act measures one act, which may return, in order, how long the module took to accept each commit.
+// act measures one act, which may return, in order, how long the module took to accept each commit. One that fails is
+// written down as far as it came.
 func (b *bench) act(ctx context.Context, name string, fn func() ([]time.Duration, error)) error {
-	b.o.say("%s …", name)
+	b.o.say("%s: %s …", time.Now().UTC().Format(time.TimeOnly), name)
 	cpu, _, err := b.used()
 	if err != nil {
 		return err
@@ -307,24 +327,22 @@ func (b *bench) act(ctx context.Context, name string, fn func() ([]time.Duration
 	requests, events := b.h.asked(), b.h.sent()
 	began := time.Now()
 	took, err := fn()
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	a := &act{Name: name, Seconds: time.Since(began).Seconds()}
-	after, rss, err := b.used()
-	if err != nil {
-		return err
-	}
-	a.CPU, a.RSS, a.Requests, a.Events = after-cpu, rss, b.h.asked()-requests, b.h.sent()-events
-	if after < cpu {
-		a.CPU = after // it was started anew
-	}
+	a := &act{Name: name, Processes: b.now, Failed: err != nil, Seconds: time.Since(began).Seconds(), Accepts: len(took)}
+	b.rep.Acts = append(b.rep.Acts, a)
+	a.Requests, a.Events = b.h.asked()-requests, b.h.sent()-events
 	if len(took) > 0 {
 		a.Median = float64(took[len(took)/2].Microseconds()) / 1000
 		a.Worst = float64(took[(len(took)*99+99)/100-1].Microseconds()) / 1000
 	}
-	b.rep.Acts = append(b.rep.Acts, a)
-	return nil
+	after, rss, usedErr := b.used()
+	if usedErr == nil {
+		a.CPU, a.RSS = after-cpu, rss
+	}
+	b.o.say("… %.1f s, %.1f s of processor time, %.1f MiB, accepts %.0f ms in the median", a.Seconds, a.CPU, float64(a.RSS)/(1<<20), a.Median)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return usedErr
 }
 
 // enter invites the module into all rooms.
@@ -362,14 +380,16 @@ func (b *bench) grow(ctx context.Context) error {
 	return nil
 }
 
-// rest watches the module after what it still has to do is done: newcomers get heads for two minutes, and votes wait.
+// settle lets the module do what is left: newcomers get heads for two minutes, and votes wait.
+func (b *bench) settle(ctx context.Context) error {
+	return b.act(ctx, fmt.Sprintf("what growing leaves to do, until the module is silent for %v, or for %v", b.o.calm, b.o.settle), func() ([]time.Duration, error) {
+		return nil, b.silent(ctx, b.o.calm, b.o.settle)
+	})
+}
+
+// rest watches the module while nobody does anything. It compares each room with its history now and then.
 func (b *bench) rest(ctx context.Context) error {
-	if err := b.act(ctx, fmt.Sprintf("what growing leaves to do, until the module is silent for %v", b.o.calm), func() ([]time.Duration, error) {
-		return nil, b.silent(ctx, b.o.calm)
-	}); err != nil {
-		return err
-	}
-	return b.act(ctx, "nothing happens", func() ([]time.Duration, error) {
+	return b.act(ctx, fmt.Sprintf("nothing happens for %v", b.o.idle), func() ([]time.Duration, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -379,15 +399,17 @@ func (b *bench) rest(ctx context.Context) error {
 	})
 }
 
-// silent waits until nothing has been asked or sent for a time.
-func (b *bench) silent(ctx context.Context, d time.Duration) error {
+// silent waits until nothing has been asked or sent for a time, or for as long as it may: of many rooms some are always
+// being compared with their history.
+func (b *bench) silent(ctx context.Context, d, most time.Duration) error {
 	last := b.h.asked()
-	since := time.Now()
+	begun := time.Now()
+	since := begun
 	return b.until(ctx, func() bool {
 		if now := b.h.asked(); now != last {
 			last, since = now, time.Now()
 		}
-		return time.Since(since) >= d
+		return time.Since(since) >= d || time.Since(begun) >= most
 	})
 }
 
@@ -406,45 +428,89 @@ func (b *bench) work(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	return b.act(ctx, "a commit in every room at once", func() ([]time.Duration, error) { return b.c.round(ctx, b.c.rooms, nil) })
+	return b.everyRoom(ctx, "a commit in every room at once")
+}
+
+// everyRoom lets a member of every room commit at once.
+func (b *bench) everyRoom(ctx context.Context, name string) error {
+	return b.act(ctx, name, func() ([]time.Duration, error) { return b.c.round(ctx, b.c.rooms, nil) })
+}
+
+// oneRoom lets a member of one room commit.
+func (b *bench) oneRoom(ctx context.Context) ([]time.Duration, error) {
+	return b.c.round(ctx, b.c.rooms[:1], nil)
+}
+
+// afterwards measures what the module does once it is ready: it still has to compare each room with its history before
+// it signs anything there.
+func (b *bench) afterwards(ctx context.Context) error {
+	if err := b.act(ctx, "the first commit after that", func() ([]time.Duration, error) { return b.oneRoom(ctx) }); err != nil {
+		return err
+	}
+	return b.everyRoom(ctx, "then a commit in every room at once, until all are accepted")
 }
 
 // again restarts the module, and kills it.
 func (b *bench) again(ctx context.Context) error {
-	first := b.c.rooms[:1]
-	accept := func() ([]time.Duration, error) { return b.c.round(ctx, first, nil) }
 	if err := b.act(ctx, "stopped and started again, until it is ready", func() ([]time.Duration, error) {
-		if err := b.stop(0, syscall.SIGTERM); err != nil {
+		if err := b.stop(ctx, 0, syscall.SIGTERM); err != nil {
 			return nil, err
-		}
-		if b.o.processes == 2 {
-			return nil, b.ready(ctx, 1)
 		}
 		if err := b.start(0); err != nil {
 			return nil, err
 		}
-		return nil, b.ready(ctx, 0)
+		return nil, b.answers(ctx, 0, ready)
 	}); err != nil {
 		return err
 	}
-	if b.o.processes == 2 {
-		if err := b.start(0); err != nil {
-			return err
-		}
-	}
-	if err := b.act(ctx, "the first commit after that", accept); err != nil {
+	if err := b.afterwards(ctx); err != nil {
 		return err
 	}
-	active := b.o.processes - 1
-	return b.act(ctx, "killed and started again, or the other process takes over: from the kill until a commit is accepted", func() ([]time.Duration, error) {
-		if err := b.stop(active, syscall.SIGKILL); err != nil {
+	return b.act(ctx, "killed and started again: from the kill until a commit is accepted", func() ([]time.Duration, error) {
+		if err := b.stop(ctx, 0, syscall.SIGKILL); err != nil {
 			return nil, err
 		}
-		if b.o.processes == 1 {
-			if err := b.start(0); err != nil {
-				return nil, err
-			}
+		if err := b.start(0); err != nil {
+			return nil, err
 		}
-		return accept()
+		return b.oneRoom(ctx)
+	})
+}
+
+// second starts another process and waits until it stands by.
+func (b *bench) second(ctx context.Context) error {
+	b.now = 2
+	return b.standby(ctx, 1)
+}
+
+// standby starts a process beside one that works. None of its start is measured.
+func (b *bench) standby(ctx context.Context, i int) error {
+	if err := b.start(i); err != nil {
+		return err
+	}
+	return b.answers(ctx, i, live)
+}
+
+// takeOver stops the process that works, and kills the one that takes over, when the first stands by again.
+func (b *bench) takeOver(ctx context.Context) error {
+	if err := b.act(ctx, "stopped: the other process takes over, until it is ready", func() ([]time.Duration, error) {
+		if err := b.stop(ctx, 0, syscall.SIGTERM); err != nil {
+			return nil, err
+		}
+		return nil, b.answers(ctx, 1, ready)
+	}); err != nil {
+		return err
+	}
+	if err := b.afterwards(ctx); err != nil {
+		return err
+	}
+	if err := b.standby(ctx, 0); err != nil {
+		return err
+	}
+	return b.act(ctx, "killed: the other process takes over, from the kill until a commit is accepted", func() ([]time.Duration, error) {
+		if err := b.stop(ctx, 1, syscall.SIGKILL); err != nil {
+			return nil, err
+		}
+		return b.oneRoom(ctx)
 	})
 }
