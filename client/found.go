@@ -212,7 +212,7 @@ func (c *Client) dropSwitch(ctx context.Context, roomID id.RoomID, known bool) e
 		r.rec.Switch = nil
 		return c.commitBatch(ctx, r, &batch{})
 	}
-	if err := c.st.Do(ctx, func(ctx context.Context) error { return c.forgetStrange(ctx, roomID) }); err != nil {
+	if err := c.st.Do(ctx, func(ctx context.Context) error { return c.forgetRoom(ctx, roomID) }); err != nil {
 		return err
 	}
 	delete(c.rooms, roomID)
@@ -242,7 +242,7 @@ func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *roo
 	r := c.room(roomID)
 	begun()
 	if r.rec.Phase == phaseNone {
-		r.rec.Phase, r.rec.Membership = phaseFounding, "join"
+		r.rec.Phase, r.rec.Membership, r.rec.InvitedAt = phaseFounding, "join", 0
 		r.foundPolicy, r.foundWith = change, others
 		if lists != nil {
 			c.keepDevices(nil, lists)

@@ -394,7 +394,7 @@ func (c *Client) Join(ctx context.Context, roomIDOrAlias string, via []string) (
 	defer c.mu.Unlock()
 	r := c.room(roomID)
 	if r.rec.Membership != "join" {
-		r.rec.Membership = "join"
+		r.rec.Membership, r.rec.InvitedAt = "join", 0
 		r.moved = &move{to: "join", at: c.mono()}
 		r.state.lose()
 		r.comeBack()

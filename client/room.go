@@ -40,8 +40,9 @@ type roomRecord struct {
 	JoinEvent  id.EventID                    `json:"join_event,omitempty"` // the commit that added us
 	JoinedAt   int64                         `json:"joined_at,omitempty"`
 	Inviter    id.UserID                     `json:"inviter,omitempty"`
-	ToldBy     id.UserID                     `json:"told_by,omitempty"` // who spoke of the room first, if that was in a to-device event
-	ToldAt     int64                         `json:"told_at,omitempty"` // and when, in unix nanoseconds
+	InvitedAt  int64                         `json:"invited_at,omitempty"` // when an invite came, in unix nanoseconds, if nothing else speaks of the room
+	ToldBy     id.UserID                     `json:"told_by,omitempty"`    // who spoke of the room first, if that was in a to-device event
+	ToldAt     int64                         `json:"told_at,omitempty"`    // and when, in unix nanoseconds
 	Admissions map[id.UserID]rooms.Admission `json:"admissions,omitempty"`
 	Switched   int                           `json:"switched,omitempty"` // of these, how many this device let in when it switched the room
 	Others     map[id.UserID]rooms.Admission `json:"-"`                  // beside them, by another inviter; a part of its own

@@ -152,7 +152,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		}
 	}
 	var steps []func(ctx context.Context) error
-	var touched []*room
+	var touched, declined []*room
 	for roomID, joined := range resp.Join {
 		if c.rooms[roomID].lags("join", began) {
 			continue
@@ -162,7 +162,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			continue
 		}
 		if r.rec.Membership != "join" {
-			r.rec.Membership = "join"
+			r.rec.Membership, r.rec.InvitedAt = "join", 0
 			r.state.lose()
 			r.comeBack()
 		} else if r.state.membership(c.UserID()) != rooms.MembershipJoin && slices.ContainsFunc(slices.Concat(joined.State, joined.Timeline), c.own) {
@@ -195,6 +195,14 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			if r.rec.Membership == "join" || r.rec.Membership == "" {
 				r.rec.Membership = "leave"
 			}
+			if slices.ContainsFunc(left.Timeline, c.ownJoin) {
+				r.rec.InvitedAt = 0
+			}
+			if c.declined(r) {
+				delete(c.rooms, r.id)
+				declined = append(declined, r)
+				continue
+			}
 		}
 		touched = append(touched, r)
 		for _, evt := range left.Timeline { // what came before the end
@@ -218,7 +226,8 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			steps, touched = append(steps, step), append(touched, r)
 		}
 	}
-	over := c.excessStrange()
+	strange, invited := c.excessStrange(), c.excessInvites()
+	over := slices.Concat(strange, invited)
 	touched = slices.DeleteFunc(touched, func(r *room) bool { return slices.Contains(over, r) })
 	now := c.now().UnixMilli()
 	do := c.st.Do
@@ -229,6 +238,11 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		do = c.st.DoSoon
 	}
 	err := do(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		for _, r := range declined { // before what comes for it once more
+			if err := c.forgetRoom(ctx, r.id); err != nil {
+				return err
+			}
+		}
 		for _, step := range steps {
 			if err := step(ctx); err != nil {
 				return err
@@ -240,7 +254,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			}
 		}
 		for _, r := range over {
-			if err := c.forgetStrange(ctx, r.id); err != nil {
+			if err := c.forgetRoom(ctx, r.id); err != nil {
 				return err
 			}
 		}
@@ -259,10 +273,10 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		return c.crashpoint("sync-filed")
 	})
 	if err != nil {
-		for _, r := range over {
+		for _, r := range slices.Concat(declined, over) {
 			c.rooms[r.id] = r
 		}
-		for _, r := range touched {
+		for _, r := range slices.Concat(touched, declined, over) {
 			if rerr := c.reload(context.WithoutCancel(ctx), r); rerr != nil {
 				return errors.Join(err, rerr)
 			}
@@ -273,10 +287,13 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 		return err
 	}
 	c.syncAt = now
-	for range over {
+	for range strange {
 		c.count(string(rooms.RuleUnsolicitedKey))
 	}
-	for _, r := range slices.Concat(touched, over) {
+	for range invited {
+		c.count(ruleInvites)
+	}
+	for _, r := range slices.Concat(touched, declined, over) {
 		r.notify()
 	}
 	c.poke()
@@ -315,6 +332,14 @@ func (r *room) lags(membership string, began time.Duration) bool {
 // own tells whether an event is a membership of this user.
 func (c *Client) own(evt *Event) bool {
 	return evt.Type == rooms.TypeMember && evt.StateKey != nil && *evt.StateKey == string(c.UserID())
+}
+
+// ownJoin tells whether it is the user's join.
+func (c *Client) ownJoin(evt *Event) bool {
+	var content struct {
+		Membership rooms.Membership `json:"membership"`
+	}
+	return c.own(evt) && json.Unmarshal(evt.Content, &content) == nil && content.Membership == rooms.MembershipJoin
 }
 
 func (c *Client) saveRoom(ctx context.Context, r *room) error {
@@ -569,9 +594,9 @@ func (c *Client) excessStrange() (over []*room) {
 	return over
 }
 
-// forgetStrange removes from the store what is written of a room of which only
-// to-device events speak.
-func (c *Client) forgetStrange(ctx context.Context, roomID id.RoomID) error {
+// forgetRoom removes from the store what is written of a room of which only
+// to-device events, or invites, speak.
+func (c *Client) forgetRoom(ctx context.Context, roomID id.RoomID) error {
 	if err := c.forgetRefused(ctx, roomID); err != nil {
 		return err
 	}
@@ -598,34 +623,6 @@ func (r *room) comeBack() {
 	}
 	r.rec.Bound, r.rec.Superseded = nil, false
 	r.joinAt, r.resyncAt, r.lastJoinError = 0, 0, nil
-}
-
-func (c *Client) fileInvite(roomID id.RoomID, stripped []*Event) *room {
-	r := c.rooms[roomID]
-	if r == nil {
-		r = c.newRoom(roomID)
-		c.rooms[roomID] = r
-	}
-	invited := &Invited{Room: roomID}
-	for _, evt := range stripped {
-		if evt.StateKey == nil {
-			continue
-		}
-		r.state.set(evt)
-		if evt.Type == rooms.TypeMember && *evt.StateKey == string(c.UserID()) {
-			invited.By = evt.Sender
-			r.rec.Inviter = evt.Sender
-			c.noteAdmission(r, evt)
-		}
-	}
-	invited.MLS = r.state.isMLS()
-	_, invited.Admits = r.rec.Admissions[c.UserID()]
-	if r.rec.Membership != "invite" {
-		r.rec.Membership = "invite"
-		r.comeBack()
-		c.tell(invited)
-	}
-	return r
 }
 
 // begins tells whether a room's history begins with an event for this user: it

@@ -279,7 +279,12 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 			invite[evt.RoomID] = map[string]any{"invite_state": map[string]any{"events": []*Event{
 				now[[2]string{rooms.TypeMember, string(user)}], now[[2]string{rooms.TypeEncryption, ""}],
 			}}}
-		case (is == "leave" || is == "ban") && was == "join":
+		case (is == "leave" || is == "ban") && (was == "join" || was == "invite"):
+			if was == "invite" { // of the room, its user sees nothing but the end of the invite
+				timeline = slices.DeleteFunc(timeline, func(e *Event) bool {
+					return e.Type != rooms.TypeMember || e.StateKey == nil || *e.StateKey != string(user)
+				})
+			}
 			leave[evt.RoomID] = map[string]any{"timeline": map[string]any{"events": s.shown(key, timeline...)}}
 		}
 	}
