@@ -71,7 +71,7 @@ type verification struct {
 
 const (
 	maxVerifications = 50
-	// maxOfUser bounds those that one other user asks for, so that nobody alone keeps others from asking.
+	// maxOfUser bounds those that one user asks for, so that nobody alone keeps others from asking.
 	maxOfUser = 5
 )
 
@@ -227,13 +227,18 @@ func (i *Identity) noteVerificationEvent(evt *event.Event) bool {
 	txn := v.txns[content.GetTransactionID()]
 	if txn == nil {
 		request := evt.Type.Type == event.ToDeviceVerificationRequest.Type
-		open := 0
+		open, ofServer := 0, 0
 		for _, other := range v.txns {
 			if other.user == evt.Sender {
 				open++
 			}
+			if other.user.Homeserver() == evt.Sender.Homeserver() {
+				ofServer++
+			}
 		}
-		return request && open < maxOfUser && len(v.txns) < maxVerifications
+		// A server's users take at most half of what others leave; own devices ask whatever others do.
+		fair := ofServer < maxVerifications-len(v.txns) || evt.Sender == i.UserID()
+		return request && open < maxOfUser && fair
 	}
 	if txn.user != evt.Sender {
 		return false

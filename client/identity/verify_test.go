@@ -137,9 +137,10 @@ func TestNobodyToVerifyWith(t *testing.T) {
 	}
 }
 
-// TestNobodyAloneKeepsOthersFromAskingForAVerification: of one user five may be under way.
+// TestNobodyAloneKeepsOthersFromAskingForAVerification: of one user five may be under way, and of a server's users half of what
+// other servers' leave, so that it takes many servers to fill them. Own devices ask whatever others do.
 func TestNobodyAloneKeepsOthersFromAskingForAVerification(t *testing.T) {
-	i := &Identity{}
+	i := &Identity{account: &account{userID: "@own:example.org"}}
 	i.verifier.txns = map[id.VerificationTransactionID]*verification{}
 	ask := func(user id.UserID, n int) bool {
 		txn := id.VerificationTransactionID(fmt.Sprint(user, n))
@@ -155,13 +156,34 @@ func TestNobodyAloneKeepsOthersFromAskingForAVerification(t *testing.T) {
 			t.Errorf("request %d of one user: %t", n, got)
 		}
 	}
+	flood := func(server string) (taken int) {
+		for n := range 2 * maxVerifications {
+			if ask(id.UserID(fmt.Sprintf("@mallory%d:%s", n, server)), n) {
+				taken++
+			}
+		}
+		return taken
+	}
+	if taken := maxOfUser + flood("evil.example"); taken != maxVerifications/2 {
+		t.Errorf("one server takes %d, want %d", taken, maxVerifications/2)
+	}
 	if !ask("@alice:example.org", 0) {
 		t.Error("nobody else can ask any more")
 	}
+	flood("two.example")
+	flood("three.example")
+	if !ask("@bob:example.net", 0) || !ask("@carol:example.org", 0) {
+		t.Error("three servers keep others from asking")
+	}
 	for n := range 2 * maxVerifications {
-		ask(id.UserID(fmt.Sprintf("@u%d:x", n)), n)
+		ask(id.UserID(fmt.Sprintf("@u:x%d", n)), n)
 	}
 	if len(i.verifier.txns) != maxVerifications {
 		t.Errorf("%d are under way, want %d", len(i.verifier.txns), maxVerifications)
+	}
+	for n := range 2 * maxOfUser {
+		if got := ask("@own:example.org", n); got != (n < maxOfUser) {
+			t.Errorf("request %d of an own device: %t", n, got)
+		}
 	}
 }
