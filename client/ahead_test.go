@@ -249,3 +249,115 @@ func TestKilledWhileMessagesAreTakenAhead(t *testing.T) {
 		}
 	}
 }
+
+// A message that another session was shown before the commits and accepts in front of it is marked when the own /sync has
+// come to it: that it is late, and that its device was removed.
+func TestMessagesTakenAheadAreMarkedAsLate(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		removed bool // the sender's device, before the message
+		crash   bool // the program ends between /sync and looking at what it brought
+		redact  bool // the message is taken back meanwhile
+	}{{name: "late"}, {name: "removed", removed: true}, {name: "after a crash", removed: true, crash: true}, {name: "taken back", removed: true, redact: true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			carol2 := w.device("carol", "CAROL2")
+			w.settle()
+			carol2.sendAlone(room, "late")
+			hidden := w.hide(func(evt *Event) bool { return evt.Sender == carol.UserID() && evt.Type == rooms.TypeEncrypted })
+			epoch := alice.epoch(room)
+			if tc.removed {
+				w.s.mu.Lock()
+				w.s.users[carol.UserID()].devices["CAROL2"].gone = true
+				w.s.mu.Unlock()
+				alice.ident.changed(carol.UserID())
+				carol.ident.changed(carol.UserID())
+			} else if _, err := alice.wantRefresh(w.ctx, room); err != nil {
+				t.Fatal(err)
+			}
+			w.settle(alice, carol) // bob hears nothing of it
+			if alice.epoch(room) == epoch {
+				t.Fatal("the commit does not come")
+			}
+			before := bob.logged()
+			w.show(hidden)
+			bob.takeAhead(room, bob.shownSince(room, before)...)
+			bob.wantTexts("late")
+			if tc.redact {
+				w.s.append(&Event{RoomID: room, Type: "m.room.redaction", Sender: carol.UserID(), Redacts: hidden.ID, Content: json.RawMessage(`{}`)})
+			}
+			if tc.crash {
+				if err := bob.SyncOnce(w.ctx, 0); err != nil {
+					t.Fatal(err)
+				}
+				bob.restart()
+			}
+			w.settle(alice, bob, carol)
+			marked := 0
+			for _, u := range bob.got {
+				switch u := u.(type) {
+				case *Message:
+					if u.Late || u.Removed {
+						t.Error("it was known to be late at once: the test shows nothing")
+					}
+				case *MessageMarked:
+					marked++
+					if !u.Late || u.Removed != tc.removed || u.EventID != hidden.ID {
+						t.Errorf("%s is marked as late %t, of a removed device %t", u.EventID, u.Late, u.Removed)
+					}
+				}
+			}
+			msg, err := bob.Message(w.ctx, room, hidden.ID)
+			if err != nil || !msg.Late || msg.Removed != tc.removed || marked != 1 {
+				t.Errorf("it is kept as %+v (%v), and %d marks were told, want 1", msg, err, marked)
+			}
+			if tc.redact && err == nil && string(msg.Content) != "{}" {
+				t.Errorf("what was taken back says %s", msg.Content)
+			}
+			bob.mu.Lock()
+			taken := len(bob.rooms[room].rec.Taken)
+			bob.mu.Unlock()
+			if rows := len(w.inbox(bob, room)); taken > 0 || rows > 0 {
+				t.Errorf("left behind: %d notes, %d rows", taken, rows)
+			}
+		})
+	}
+}
+
+// What the own /sync has come to is marked no more, nor does what it never brings gather.
+func TestNotesOfMessagesTakenAheadAreBounded(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.settle()
+	before := bob.logged()
+	alice.sendAlone(room, "one")
+	bob.takeAhead(room, bob.shownSince(room, before)...)
+	notes := func() int {
+		bob.mu.Lock()
+		defer bob.mu.Unlock()
+		return len(bob.rooms[room].rec.Taken)
+	}
+	if notes() != 1 {
+		t.Errorf("%d notes, want 1", notes())
+	}
+	bob.restart()
+	w.settle()
+	if notes() != 0 {
+		t.Errorf("%d notes once the own /sync has come, want none", notes())
+	}
+	for _, u := range bob.got {
+		if _, ok := u.(*MessageMarked); ok {
+			t.Error("a message that is not late was marked")
+		}
+	}
+	bob.mu.Lock()
+	defer bob.mu.Unlock()
+	r := bob.rooms[room]
+	for n := range 2 * maxTaken {
+		r.noteTaken(id.EventID(strconv.Itoa(n)), r.machine.Head())
+	}
+	if len(r.rec.Taken) != maxTaken || r.wasTaken(id.EventID(strconv.Itoa(2*maxTaken-1))) == nil {
+		t.Errorf("%d notes, want the newest %d", len(r.rec.Taken), maxTaken)
+	}
+}

@@ -344,6 +344,9 @@ var errStore = errors.New("client: the store failed")
 // handle dispatches one event.
 func (c *Client) handle(ctx context.Context, r *room, data *inboxData, b *batch) error {
 	evt := data.Event
+	if data.Taken != nil {
+		return c.markTaken(ctx, r, data.Taken, b)
+	}
 	if data.ToDevice {
 		switch evt.Type {
 		case rooms.TypeWelcome:

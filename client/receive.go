@@ -158,13 +158,25 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation, Missing: missing,
-		Verification: c.verification(cred, e.group.CipherSuite()), Late: e.ref != r.machine.Head() && e != r.sendEpoch(),
+		Verification: c.verification(cred, e.group.CipherSuite()),
 	}
-	if head := r.head(); msg.Late && head != nil {
-		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, cred.User), func(l rooms.GroupLeaf) bool { return l.Cred.Device == cred.Device })
-	}
+	r.markLate(msg)
 	r.spoke[spokeKey{e.ref, uint32(app.Sender)}] = true
 	return msg, nil
+}
+
+// late tells whether messages of an epoch come late: it is not the head any more.
+func (r *room) late(ref federation.Ref) bool {
+	send := r.sendEpoch()
+	return ref != r.machine.Head() && (send == nil || ref != send.ref)
+}
+
+// markLate says of a message whether it came late, and whether its device was out of the group by then.
+func (r *room) markLate(msg *Message) {
+	msg.Late, msg.Removed = r.late(msg.Ref), false
+	if head := r.head(); msg.Late && head != nil {
+		msg.Removed = !slices.ContainsFunc(rooms.LeavesOf(head.group, msg.Sender), func(l rooms.GroupLeaf) bool { return l.Cred.Device == msg.Device })
+	}
 }
 
 // spokeKey names a member's device in an epoch.

@@ -83,6 +83,7 @@ type roomRecord struct {
 	Sent         uint64                `json:"sent,omitempty"`      // messages since then
 	Meanwhile    []id.EventID          `json:"meanwhile,omitempty"` // what came while an own commit was to let this device in, the newest last
 	Late         []lateCommit          `json:"late,omitempty"`      // commits that came late, the newest last
+	Taken        []takenAhead          `json:"taken,omitempty"`     // messages that were taken ahead and that the own /sync has not come to, the newest last
 	Warned       map[string]bool       `json:"warned,omitempty"`
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
 	History      *historyState         `json:"history,omitempty"`

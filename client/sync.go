@@ -115,6 +115,8 @@ type inboxData struct {
 	// Late is for how long it was under way, if that shows that servers did not
 	// reach each other; of a short cut, for how long at least.
 	Late time.Duration `json:"late,omitempty"`
+	// Taken: the message was taken ahead, and is to be marked if it is late.
+	Taken *takenAhead `json:"taken,omitempty"`
 }
 
 // file writes a response, whose request began at the given time, into inbox and
@@ -485,8 +487,10 @@ func (c *Client) forgetSeen(r *room, b *batch) {
 func (c *Client) inboxStep(roomID id.RoomID, evt *Event, toDevice bool) func(ctx context.Context) error {
 	at, late := c.now().UnixMilli(), c.lateness(evt)
 	return func(ctx context.Context) error {
-		if seen, err := c.st.Seen(ctx, roomID, evt.ID); err != nil || seen {
+		if seen, err := c.st.Seen(ctx, roomID, evt.ID); err != nil {
 			return err
+		} else if seen {
+			return c.cameTo(ctx, roomID, evt.ID)
 		}
 		raw, err := json.Marshal(inboxData{Event: evt, ToDevice: toDevice, At: at, Late: late})
 		if err != nil {

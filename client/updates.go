@@ -17,7 +17,7 @@ import (
 )
 
 // Update is what a handler receives: *Message, *Undecryptable, *Invited,
-// *EpochChanged, *EraOpened, *Redaction, *Removed, *HistoryReceived, *Delivered or *Warning.
+// *EpochChanged, *EraOpened, *Redaction, *Removed, *HistoryReceived, *Delivered, *MessageMarked or *Warning.
 type Update interface{ update() }
 
 // Verification says how sure we are that a device belongs to its user.
@@ -213,6 +213,10 @@ type Standstill struct {
 	Heir    bool     `json:"heir,omitempty"`
 }
 
+// MessageMarked reports that a message which was taken ahead of this device's own /sync (see
+// [Client.TakeAhead]), and handed on, turned out to have come late: Late, and Removed, say so now.
+type MessageMarked struct{ *Message }
+
 // Redaction reports that an event was taken out of the room's history.
 type Redaction struct {
 	Room    id.RoomID
@@ -222,6 +226,7 @@ type Redaction struct {
 }
 
 func (*Redaction) update()     {}
+func (*MessageMarked) update() {}
 func (*Message) update()       {}
 func (*Undecryptable) update() {}
 func (*Invited) update()       {}

@@ -20,6 +20,7 @@ const (
 func TestTailGoesOnAfterAnyUpdate(t *testing.T) {
 	for _, u := range []client.Update{
 		&client.Message{Room: "!r:one", EventID: "$e", Type: "m.room.message", Content: json.RawMessage(`{"body":"hi"}`)},
+		&client.MessageMarked{Message: &client.Message{Room: "!r:one", EventID: "$e", Late: true, Removed: true}},
 		&client.EpochChanged{Room: "!r:one"}, &client.EraOpened{Room: "!r:one"}, &client.SuiteChanged{Room: "!r:one"},
 		&client.Undecryptable{Room: "!r:one"}, &client.Invited{Room: "!r:one"}, &client.Removed{Room: "!r:one"},
 		&client.Warning{Room: "!r:one"}, &client.Redaction{Room: "!r:one"}, &client.HistoryReceived{Room: "!r:one"},

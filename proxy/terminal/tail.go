@@ -129,6 +129,21 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			}{"message", u})
 		}
 		t.line(ctx, u.Room, u.Timestamp, "%s", messageLine(u))
+	case *client.MessageMarked:
+		if t.only != "" && u.Room != t.only {
+			return nil
+		}
+		if t.c.json {
+			return t.c.printJSON(struct {
+				Kind string `json:"kind"`
+				*client.Message
+			}{"marked", u.Message})
+		}
+		text := "was sent in an earlier epoch"
+		if u.Removed {
+			text += ", and its device is not in the group any more"
+		}
+		t.line(ctx, u.Room, 0, "-- %s of %s %s", clean(u.EventID.String()), clean(u.Sender.String()), text)
 	case *client.EpochChanged:
 		if t.only != "" && u.Room != t.only {
 			return nil
