@@ -389,6 +389,10 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		if ev.EventID != "" && !r.machine.Held(ev.Ref) && !r.machine.TooOld(ev.Epoch) {
 			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID), commit: ev.Ref})
 		}
+	case *federation.Rejected:
+		if own := r.own[ev.Ref]; own != nil && own.External && ev.Rule == string(rooms.RuleAddWithoutAdmission) {
+			r.unwelcome = ev.Ref
+		}
 	case *federation.Applied:
 		if e := r.epochs[ev.Ref]; e != nil {
 			want := federation.AppliedHash(e.group.EpochAuthenticator())
@@ -709,7 +713,7 @@ func (c *Client) loseCommit(r *room, b *batch) {
 	c.log.Info().Stringer("room_id", r.id).Str("ref", federation.Ref(p.Ref).Short()).Msg("Gave up a commit for another one; what it wanted is planned again")
 	if p.External && r.rec.Phase == phaseJoining {
 		if r.rec.JoinRef.IsZero() {
-			c.dropGroup(r, b)
+			c.startOver(r, b)
 		}
 		r.joinAt = c.mono() + time.Second
 	}
@@ -796,6 +800,15 @@ func (c *Client) dropMessages(r *room, b *batch) {
 // dropGroup forgets the room's group in memory and store: epochs, own commits
 // and coordination.
 func (c *Client) dropGroup(r *room, b *batch) {
+	for ref := range r.behind {
+		c.dropBehind(b, r, ref)
+	}
+	c.startOver(r, b)
+}
+
+// startOver is dropGroup of a device that comes in once more, but for what it left
+// behind (leaveBehind).
+func (c *Client) startOver(r *room, b *batch) {
 	for ref := range r.epochs {
 		c.dropEpoch(b, r, ref)
 	}

@@ -67,6 +67,9 @@ type badLeaf struct {
 // homeserver may keep to itself that there is a new one; a device that could not
 // be added is tried again later.
 func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
+	if !r.planned || r.plannedOn != e.ref {
+		c.plan(r) // the head may have gone elsewhere since: whatever is committed, who is out goes with it
+	}
 	d := &due{policy: c.policyDue(r, e), renew: c.refreshDue(r, e)}
 	if d.policy == nil && r.rec.NewEra {
 		d.policy = r.rec.Policy

@@ -773,9 +773,14 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 			return err
 		}
 	}
-	if r.machine != nil && r.pruneAt > 0 && c.mono() >= r.pruneAt {
+	if r.pruneAt > 0 && c.mono() >= r.pruneAt {
 		b := &batch{}
-		c.prune(b, r)
+		if r.machine != nil {
+			c.prune(b, r)
+		} else {
+			r.pruneAt = 0
+			c.pruneBehind(b, r, 0)
+		}
 		if len(b.ops) > 0 {
 			if err := c.commitBatch(ctx, r, b); err != nil {
 				return err

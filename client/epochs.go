@@ -67,7 +67,7 @@ func (c *Client) putRatchet(b *batch, r *room, e *epoch) {
 // writeRatchets writes the pages of the batch's ratchets.
 func (c *Client) writeRatchets(ctx context.Context, r *room, b *batch) error {
 	for ref, e := range b.ratchets {
-		if r.epochs[ref] != e {
+		if r.epochs[ref] != e && r.behind[ref] != e {
 			continue // dropped in the same batch
 		}
 		var pages []store.RatchetPage

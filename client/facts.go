@@ -323,6 +323,16 @@ func (c *Client) plan(r *room) {
 			}
 			entries = append(entries, entry)
 		}
+		if list.Stale {
+			// A device that is not in what was known of a server that cannot be asked may have come since, as others
+			// saw who added it: it is not taken out, but gets no messages from here either.
+			for _, leaf := range leaves {
+				if leaf.Cred.User == user && list.Devices[leaf.Cred.Device] == nil && r.badSince[leaf.Cred.String()] == nil {
+					entries = append(entries, rooms.Device{Device: leaf.Cred.Device, Key: leaf.Cred.Key})
+					unchecked = append(unchecked, user)
+				}
+			}
+		}
 		in.Devices[user] = entries
 	}
 	for user := range r.rec.Admissions {

@@ -61,6 +61,9 @@ func (c *Client) inspect(roomID id.RoomID) *probe.Held {
 	for ref, e := range r.epochs {
 		held.Epochs[ref] = e.group
 	}
+	for ref, e := range r.behind {
+		held.Epochs[ref] = e.group
+	}
 	if r.pending != nil {
 		held.Pending = federation.Ref(r.pending.Ref)
 	}

@@ -152,7 +152,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 		return err
 	}
 	if r.machine != nil || len(r.epochs) > 0 {
-		c.dropGroup(r, b)
+		c.startOver(r, b)
 	}
 	again := r.rec.Meanwhile // joined forgets it
 	r.machine = machine
@@ -683,7 +683,8 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 		return nil // it moved on meanwhile
 	}
 	if !plan.keep {
-		c.dropGroup(r, b)
+		c.leaveBehind(r, b)
+		c.startOver(r, b)
 		r.machine = machine
 		b.machine = true
 		r.noteGroup(public.GroupID())

@@ -214,7 +214,7 @@ func (c *Client) confirm(r *room) {
 	era, _ := r.machine.EraOf()
 	for _, p := range s.by {
 		if s.era == era && p.Era == era && r.machine.Held(p.Final) && r.machine.Extends(p.Final, federation.Ref(r.rec.JoinRef)) {
-			r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+			r.rec.Unconfirmed, r.rec.OldHeads, r.stuckTimes = false, nil, 0
 			return
 		}
 	}
@@ -255,6 +255,6 @@ func (c *Client) confirmFinal(r *room) {
 		return
 	}
 	if c.shownBy(r, r.rec.Group).era <= era {
-		r.rec.Unconfirmed, r.rec.OldHeads = false, nil
+		r.rec.Unconfirmed, r.rec.OldHeads, r.stuckTimes = false, nil, 0
 	}
 }

@@ -67,8 +67,10 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		return errWaitGroup
 	}
 	ref := federation.Ref(aad.Head)
-	e := r.epochs[ref]
-	if e == nil && r.machine.Accepted(ref) {
+	e, behind := r.epochs[ref], r.behind[ref]
+	if e == nil && behind != nil {
+		e = behind // from before this device came in again
+	} else if e == nil && r.machine.Accepted(ref) {
 		// Accepted, but never the head here: a branch that lost. Who was in the
 		// group where it parted reads it, unless the winning branch put it out.
 		if e, err = c.enter(ctx, r, ref, b); errors.Is(err, errSelfRemoved) {
@@ -77,7 +79,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 			return err
 		}
 	}
-	if e == nil || !r.machine.Accepted(ref) {
+	if e == nil || e != behind && !r.machine.Accepted(ref) {
 		if e == nil && r.forgotten(msg.GroupID(), msg.Epoch()) {
 			if r.rec.Phase == phaseJoining {
 				return errWaitMember // a Welcome may yet open an epoch below the own commit's

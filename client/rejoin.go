@@ -219,8 +219,17 @@ func (c *Client) stuck(r *room, ref federation.Ref, by id.UserID) {
 	c.warn(r, "stuck/"+ref.String(), &Warning{Rule: ruleCannotFollow, Kind: BehindWarning, Sender: by, Text: text})
 	r.rec.Phase = phaseJoining
 	r.resyncAt = c.mono() // our leaf in the tree is no sign of a Welcome
-	r.joinAt = c.mono() + joinDelay
+	// What it came in with before did not last: each time it waits for longer, or a device that the others do
+	// not want in the group would make them change their keys all the time.
+	r.joinAt = c.mono() + min(joinDelay<<min(r.stuckTimes, 10), maxJoinWait)
+	r.stuckTimes++
 	r.joinTries = 0
+	if !r.unwelcome.IsZero() && rooms.Hash(r.unwelcome) == r.rec.JoinRef {
+		// A member objected, and the others went on without this device: its user was put out after they were let in,
+		// which a device that came later has not seen. Somebody has to let them in again.
+		r.keepAdmissions(c.UserID(), nil)
+	}
+	r.unwelcome = federation.Ref{}
 	r.notify()
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // prune wipes the epochs that nothing needs any more, own commits of as many, and
@@ -20,6 +22,8 @@ import (
 //   - the last epoch that could be read, if the group was founded anew above it;
 //   - branches that the newest final has left behind: as long as the epoch where
 //     they parted, from which they could be derived again.
+//
+// What was left behind (leaveBehind) is kept like what lies below the newest final.
 //
 // What is not above the newest final goes after Limits.PastAge at the latest.
 func (c *Client) prune(b *batch, r *room) {
@@ -91,6 +95,7 @@ func (c *Client) prune(b *batch, r *room) {
 			r.dropStaged(ref)
 		}
 	}
+	c.pruneBehind(b, r, number)
 	for ref := range r.overSince {
 		if r.epochs[ref] == nil {
 			delete(r.overSince, ref)
@@ -107,6 +112,70 @@ func (c *Client) prune(b *batch, r *room) {
 func (r *room) pruneBy(at time.Duration) {
 	if r.pruneAt == 0 || at < r.pruneAt {
 		r.pruneAt = at
+	}
+}
+
+// leftBehind is an epoch that a device was in before it came in again on a branch that it could not
+// follow: members who had not seen the next commit said something in it that may come yet.
+type leftBehind struct {
+	Ref rooms.Hash `json:"ref"`
+	At  int64      `json:"at"` // when it was left, in seconds of the clock
+}
+
+// leaveBehind keeps the epochs of the group that this device is about to forget, as many as prune keeps
+// below the newest final one and for as long. Messages are read in them, and nothing else is done.
+func (c *Client) leaveBehind(r *room, b *batch) {
+	if r.machine == nil || r.rec.PutOut != 0 || c.without[probe.Behind] {
+		return
+	}
+	var kept []*epoch
+	for ref, e := range r.epochs {
+		if r.machine.Accepted(ref) {
+			kept = append(kept, e)
+		}
+	}
+	slices.SortFunc(kept, func(x, y *epoch) int {
+		return cmp.Or(cmp.Compare(r.levelOf(y), r.levelOf(x)), bytes.Compare(x.ref[:], y.ref[:]))
+	})
+	now := c.mono()
+	for _, e := range kept[:min(c.limits.PastEpochs, len(kept))] {
+		delete(r.epochs, e.ref)
+		r.keepBehind(e, now)
+		r.rec.Behind = append(r.rec.Behind, leftBehind{Ref: rooms.Hash(e.ref), At: c.now().Unix()})
+		r.pruneBy(now + c.limits.PastAge)
+	}
+	for len(r.rec.Behind) > c.limits.PastEpochs {
+		c.dropBehind(b, r, federation.Ref(r.rec.Behind[0].Ref))
+	}
+}
+
+// keepBehind puts an epoch among those that were left behind.
+func (r *room) keepBehind(e *epoch, now time.Duration) {
+	r.behind[e.ref], r.behindSince[e.ref] = e, now
+}
+
+// pruneBehind wipes what was left behind once the newest final, with this number, is far above it, or once it
+// was kept for Limits.PastAge.
+func (c *Client) pruneBehind(b *batch, r *room, number uint64) {
+	for _, left := range slices.Clone(r.rec.Behind) {
+		ref := federation.Ref(left.Ref)
+		e, until := r.behind[ref], r.behindSince[ref]+c.limits.PastAge
+		if e == nil || r.levelOf(e)+uint64(c.limits.PastEpochs) < number || c.mono() >= until || c.now().Sub(time.Unix(left.At, 0)) >= c.limits.PastAge {
+			c.dropBehind(b, r, ref)
+			continue
+		}
+		r.pruneBy(until)
+	}
+}
+
+// dropBehind wipes an epoch that was left behind.
+func (c *Client) dropBehind(b *batch, r *room, ref federation.Ref) {
+	e := r.behind[ref]
+	delete(r.behind, ref)
+	delete(r.behindSince, ref)
+	r.rec.Behind = slices.DeleteFunc(r.rec.Behind, func(left leftBehind) bool { return federation.Ref(left.Ref) == ref })
+	if r.epochs[ref] == nil {
+		c.wipeEpoch(b, r, ref, e)
 	}
 }
 
@@ -141,6 +210,11 @@ func (r *room) window() int {
 func (c *Client) dropEpoch(b *batch, r *room, ref federation.Ref) {
 	e := r.epochs[ref]
 	delete(r.epochs, ref)
+	c.wipeEpoch(b, r, ref, e)
+}
+
+// wipeEpoch deletes what is stored of an epoch, and overwrites its secrets.
+func (c *Client) wipeEpoch(b *batch, r *room, ref federation.Ref, e *epoch) {
 	b.do(func(ctx context.Context) error { return c.st.DeleteEpoch(ctx, r.id, ref[:]) })
 	if e != nil {
 		b.then(e.group.Zero)

@@ -47,6 +47,7 @@ type roomRecord struct {
 	Switched   int                           `json:"switched,omitempty"` // of these, how many this device let in when it switched the room
 	Others     map[id.UserID]rooms.Admission `json:"-"`                  // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
+	Behind     []leftBehind                  `json:"behind,omitempty"`    // epochs from before this device came in again, the newest first
 	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
 	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
 	Contested  rooms.Hash                    `json:"contested,omitzero"`  // the epoch in which a module wants somebody out for no reason seen here
@@ -190,6 +191,8 @@ type room struct {
 	leavesOf     federation.Ref
 	plannedOn    federation.Ref                   // the epoch it was made on
 	plannedFor   federation.Ref                   // the epoch the barrier was computed for
+	behind       map[federation.Ref]*epoch        // rec.Behind
+	behindSince  map[federation.Ref]time.Duration // since when this run keeps them
 	keep         int                              // epochs kept below the newest final
 	pruneAt      time.Duration                    // when the next one has been kept for long enough
 	overSince    map[federation.Ref]time.Duration // since when an epoch is below, or beside, the newest final
@@ -197,6 +200,8 @@ type room struct {
 	askAgainAt   time.Duration                    // when it is sent once more
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
+	unwelcome    federation.Ref                   // a commit by which this device came in without a valid admission, as a member says
+	stuckTimes   int                              // how often it came in again since what it came in with was final
 	joinBy       id.UserID                        // the module whose head the last one was made on
 	outSince     time.Duration                    // since when this run knows that this device was put out
 	joinEra      uint64                           // the era which that head showed
@@ -276,6 +281,7 @@ func (c *Client) newRoom(roomID id.RoomID) *room {
 		tried: map[string]time.Duration{}, changed: make(chan struct{}), own: map[federation.Ref]*pending{},
 		badSince: map[string]*badLeaf{}, fetched: map[id.EventID]*Event{}, told: map[string]bool{},
 		spoke: map[spokeKey]bool{}, overSince: map[federation.Ref]time.Duration{}, keep: c.limits.PastEpochs,
+		behind: map[federation.Ref]*epoch{}, behindSince: map[federation.Ref]time.Duration{},
 	}
 	r.state.first = func(user id.UserID) bool { return c.headFirst(roomID, user) }
 	return r
@@ -555,6 +561,17 @@ func (c *Client) reload(ctx context.Context, r *room) error {
 			return err
 		}
 		fresh.epochs[e.ref] = e
+	}
+	for _, left := range fresh.rec.Behind {
+		ref := federation.Ref(left.Ref)
+		if e := fresh.epochs[ref]; e != nil {
+			delete(fresh.epochs, ref)
+			fresh.keepBehind(e, c.mono())
+			fresh.pruneBy(c.mono()) // for its time, too
+		}
+		if since, known := r.behindSince[ref]; known {
+			fresh.behindSince[ref] = since
+		}
 	}
 	pendings, err := c.st.Pending(ctx, r.id)
 	if err != nil {

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"testing"
 
@@ -90,6 +91,36 @@ func TestPropertiesTurnRed(t *testing.T) {
 	}
 }
 
+// TestKeptScriptsTurnRed: the same of a rule that only a kept script needs.
+func TestKeptScriptsTurnRed(t *testing.T) {
+	if raceEnabled {
+		return // runs without the race detector
+	}
+	for _, test := range []struct {
+		without          mutant
+		script, property string
+	}{
+		{probe.Behind, "said-before-who-came-in-again-knew", "4 no lost message"},
+	} {
+		t.Run(string(test.without), func(t *testing.T) {
+			text, err := os.ReadFile("testdata/" + test.script + ".txt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			sc, err := parseScript(string(text)) // holds with the rule: TestKeptScripts
+			if err != nil {
+				t.Fatal(err)
+			}
+			sc.without = test.without
+			_, err = run(t, sc, nil)
+			var v *violation
+			if !errors.As(err, &v) || v.property != test.property {
+				t.Errorf("got %v, want a violation of %s", err, test.property)
+			}
+		})
+	}
+}
+
 const manyPolicies = "policy 0 0 0\nrun 7\npolicy 0 2 0\nrun 7\n" + fourPolicies + fourPolicies + fourPolicies + fourPolicies + fourPolicies
 
 const fourPolicies = "policy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\npolicy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\n"
@@ -133,7 +164,7 @@ func (w *world) mutate() {
 			m.probe.Without[probe.Tags] = true
 		}
 	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies, probe.Accept, probe.Packages, probe.Confirm, probe.Proof, probe.Proposals, probe.Unready,
-		probe.Removes, probe.Once, probe.Stale:
+		probe.Removes, probe.Once, probe.Stale, probe.Behind:
 		for _, d := range w.devices {
 			d.probe.Without[string(w.script.without)] = true
 		}

@@ -55,6 +55,7 @@ const (
 	Removes   = "removes"   // who is out goes before anybody comes in
 	Once      = "once"      // a message that was sent again is shown once
 	Stale     = "stale"     // nobody joins again on what lies below the newest final commit they know
+	Behind    = "behind"    // who comes in again keeps the epochs it was in, for what comes late
 )
 
 // Tags is a rule of modules: a commit counts if its author signed the confirmation
