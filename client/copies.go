@@ -38,8 +38,9 @@ func (c *Client) copied(r *room, why string) {
 	if c.without[probe.Copies] {
 		return
 	}
-	fresh := !r.rec.Copied
-	c.shareBundles = c.shareBundles || fresh || !r.rec.FreshFrom.IsZero()
+	// Without fresh keys yet it may be copied for the sake of a shared key package alone.
+	fresh := !r.rec.Copied || r.rec.FreshFrom.IsZero()
+	c.shareBundles = true
 	r.distrust()
 	if fresh {
 		c.warn(r, "copied/"+r.machine.Head().String(), &Warning{
@@ -60,9 +61,10 @@ func (r *room) distrust() {
 }
 
 // enteredBy looks at the key package that opened an epoch of a room. If it is shared it may
-// have opened that epoch before: what is encrypted there would use message keys twice.
+// have opened that epoch before: what is encrypted there would use message keys twice. It is
+// also where another copy was noticed and that is not written yet.
 func (c *Client) enteredBy(r *room, shared bool) {
-	if shared && !c.without[probe.Copies] {
+	if (shared || c.shareBundles) && !c.without[probe.Copies] {
 		r.distrust()
 	}
 }

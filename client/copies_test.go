@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -290,4 +291,93 @@ func (d *testDevice) restored() (path string) {
 		d.w.t.Fatal(err)
 	}
 	return path
+}
+
+// TestOldCopyIsAddedAgainBeforeItIsWritten: that another copy was noticed in one room counts for a Welcome into the next also
+// where the disk did not take the step that noticed it.
+func TestOldCopyIsAddedAgainBeforeItIsWritten(t *testing.T) {
+	w := newWorld(t)
+	alice, bob := w.device("alice", "ALICE1"), w.device("bob", "BOB1")
+	first, second := w.createRoom(alice, CreateOptions{}), w.createRoom(alice, CreateOptions{}) // in the order in which rooms are looked at
+	w.must(func() error { return alice.Invite(w.ctx, first, bob.UserID()) })
+	w.join(bob, first)
+	w.settle()
+	old, kept := bob.copyStore(), maps.Clone(bob.ident.bundles)
+	w.s.welcomes = nil
+	w.must(func() error { return alice.Invite(w.ctx, second, bob.UserID()) })
+	w.join(bob, second)
+	w.settle()
+	w.send(bob, second, "by the first copy")
+	w.send(bob, first, "by the first copy, elsewhere")
+	w.settle()
+	byBob := func(room id.RoomID) func(evt *Event) bool {
+		return func(evt *Event) bool {
+			return evt.RoomID == room && evt.Type == rooms.TypeEncrypted && evt.Sender == bob.UserID()
+		}
+	}
+	w.hide(byBob(second))
+	shows := w.hide(byBob(first))
+	bob.ident.bundles, bob.got = kept, nil
+	bob.put(old)
+	for range 5 { // all but the Welcome is at hand
+		bob.turn()
+	}
+	w.show(shows)
+	w.s.mu.Lock()
+	queue := string(bob.UserID()) + "/" + string(bob.DeviceID())
+	w.s.toDevice[queue] = append(w.s.toDevice[queue], &Event{Type: rooms.TypeWelcome, Sender: alice.UserID(), Content: w.s.welcomes[0]})
+	w.s.mu.Unlock()
+	refused := false
+	bob.Client.crashAt = func(string) error {
+		if refused || !bob.shareBundles {
+			return nil
+		}
+		refused = true
+		clear(bob.ident.shared) // it is written in the same transaction
+		return errors.New("the disk is full")
+	}
+	if err := bob.SyncOnce(w.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	bob.Step(w.ctx)
+	bob.Client.crashAt = nil
+	bob.mu.Lock()
+	e := bob.rooms[second].head()
+	if !refused || e == nil {
+		t.Fatalf("the step was refused: %t; the Welcome opened %v: the test shows nothing", refused, e)
+	}
+	if bob.rooms[second].mayEncrypt(e) {
+		t.Error("the old copy sends in the epoch that the first copy sent in")
+	}
+	bob.mu.Unlock()
+	w.send(bob, second, "by the old copy")
+	w.settle()
+	w.checkNonces()
+}
+
+// TestACopyIsNoticedInARoomThatASharedKeyPackageOpened: such a room has no keys of its own yet, which says nothing of the other
+// key packages, nor of the store.
+func TestACopyIsNoticedInARoomThatASharedKeyPackageOpened(t *testing.T) {
+	w := newWorld(t)
+	room, _, bob, _ := w.three("shared")
+	w.settle()
+	old := bob.copyStore()
+	w.send(bob, room, "by the first copy")
+	w.settle()
+	bob.put(old)
+	bob.got = nil
+	bob.mu.Lock()
+	clear(bob.ident.shared)
+	bob.enteredBy(bob.rooms[room], true)
+	bob.mu.Unlock()
+	w.settle()
+	if !bob.warned(ruleCopied) {
+		t.Error("bob is not told that his store is an old copy")
+	}
+	if len(bob.ident.shared) == 0 {
+		t.Error("the key packages that the other copy has pass for this one's alone")
+	}
+	w.send(bob, room, "by the old copy")
+	w.settle()
+	w.checkNonces()
 }
