@@ -31,6 +31,7 @@ const (
 	publishRest      = time.Minute           // after the last change, when nobody does
 	publishRestSmall = 15 * time.Second      // the same, for a group whose tree fits into the event
 	purposeTree      = "tree"                // of an upload
+	jobTree          = "snapshot"            // that upload
 	contentBinary    = "application/octet-stream"
 )
 
@@ -40,6 +41,7 @@ type publication struct {
 	publishPause pause
 	changed      time.Duration // when the head was first seen to differ from the published one
 	lastPublish  time.Duration
+	uploads      bool // the next one has something to upload, as far as is known: it is not made only to be thrown away
 }
 
 // publish tells the room what the module knows as newest: its keys when it
@@ -93,6 +95,13 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 	if now < due {
 		return due, nil
 	}
+	if e.jobs.under(r.id, jobTree) || e.jobs.under(r.id, jobProof) {
+		return 0, nil // until it is uploaded, which publishes a head
+	}
+	if r.uploads && e.jobs.full() {
+		return now + publishSoon, nil
+	}
+	r.uploads = false
 	tree, err := e.group(ctx, r, head)
 	if err != nil {
 		return 0, err
@@ -101,10 +110,13 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 	snapshot := &rooms.Snapshot{TreeHash: bytes.Clone(tree.TreeHash()), AtCommit: rooms.Hash(head)}
 	if len(raw) <= inlineTree {
 		snapshot.Tree = raw
-		return 0, e.publishHead(ctx, r, head, snapshot, now)
+		return e.publishHead(ctx, r, head, snapshot, now)
 	}
-	if r.data.Snapshot != nil && now >= r.joinerUntil && !many {
-		return 0, e.publishHead(ctx, r, head, r.data.Snapshot, now)
+	if s := r.data.Snapshot; s != nil && (now >= r.joinerUntil && !many || s.AtCommit == snapshot.AtCommit && s.File != nil) {
+		return e.publishHead(ctx, r, head, s, now)
+	}
+	if r.uploads = true; e.jobs.full() {
+		return now + publishSoon, nil
 	}
 	e.upload(r, head, raw, snapshot)
 	return 0, nil
@@ -112,7 +124,7 @@ func (e *Engine) publish(ctx context.Context, r *room, now time.Duration) (time.
 
 // upload puts a large tree into media, then publishes the head it belongs to.
 func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *rooms.Snapshot) {
-	e.jobs.add(&job{room: r.id, key: "snapshot", run: func(ctx context.Context) func(context.Context) error {
+	e.jobs.add(&job{room: r.id, key: jobTree, bytes: len(tree), run: func(ctx context.Context) func(context.Context) error {
 		uri, err := e.d.HS.Upload(ctx, tree, contentBinary)
 		return func(ctx context.Context) error {
 			if e.rooms[r.id] != r || r.m == nil || !r.m.Held(head) {
@@ -136,7 +148,8 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 			if err != nil {
 				return err
 			}
-			return e.publishHead(ctx, r, head, snapshot, now)
+			_, err = e.publishHead(ctx, r, head, snapshot, now)
+			return err
 		}
 	}})
 }

@@ -16,6 +16,7 @@ const (
 	jobsPerRoom  = 2
 	jobsMedia    = 4 // of all; joins and readings of state need the rest
 	jobsQueued   = 4096
+	jobsHeld     = 4 << 20 // bytes of uploads that wait or run; beyond it none is made
 	jobTimeout   = 90 * time.Second
 )
 
@@ -26,6 +27,7 @@ type job struct {
 	room  id.RoomID
 	key   string
 	media bool // a download, which a silent server can make last
+	bytes int  // what it holds in memory
 	run   func(ctx context.Context) func(ctx context.Context) error
 }
 
@@ -37,6 +39,7 @@ type jobs struct {
 
 	queue   []*job
 	pending map[string]bool // queued or running, by room and key
+	held    int             // bytes of these
 
 	mu      sync.Mutex
 	running int
@@ -62,6 +65,7 @@ func (js *jobs) add(j *job) bool {
 		return false
 	}
 	js.pending[j.name()] = true
+	js.held += j.bytes
 	js.queue = append(js.queue, j)
 	return true
 }
@@ -70,6 +74,10 @@ func (js *jobs) add(j *job) bool {
 func (js *jobs) under(room id.RoomID, key string) bool {
 	return js.pending[(&job{room: room, key: key}).name()]
 }
+
+// full reports whether so much waits to be uploaded that no more is to be made:
+// it is cheaper to make again than to hold, of hundreds of rooms.
+func (js *jobs) full() bool { return js.held >= jobsHeld }
 
 // start runs what may run.
 func (js *jobs) start(ctx context.Context) {
@@ -144,6 +152,7 @@ func (js *jobs) finish(ctx context.Context) error {
 		js.results = js.results[1:]
 		js.mu.Unlock()
 		delete(js.pending, res.job.name())
+		js.held -= res.job.bytes
 		if err := res.then(ctx); err != nil {
 			return err
 		}

@@ -16,7 +16,10 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
-const purposeProof = "proof" // of an upload
+const (
+	purposeProof = "proof" // of an upload
+	jobProof     = "proof" // that upload
+)
 
 // proof returns the proof chain that leads to a head, nil if this module cannot
 // show one: it came late, and has not seen the group's beginning.
@@ -70,7 +73,7 @@ func (e *Engine) commitContent(ctx context.Context, r *room, ref federation.Ref)
 // publishes the head. A homeserver that takes no media costs the proof, not the
 // head.
 func (e *Engine) uploadProof(r *room, head federation.Ref, proof []byte, snapshot *rooms.Snapshot) {
-	e.jobs.add(&job{room: r.id, key: "proof", run: func(ctx context.Context) func(context.Context) error {
+	e.jobs.add(&job{room: r.id, key: jobProof, bytes: len(proof), run: func(ctx context.Context) func(context.Context) error {
 		uri, err := e.d.HS.Upload(ctx, proof, contentBinary)
 		return func(ctx context.Context) error {
 			if e.rooms[r.id] != r || r.m == nil || !r.m.Held(head) {
@@ -95,15 +98,19 @@ func (e *Engine) uploadProof(r *room, head federation.Ref, proof []byte, snapsho
 	}})
 }
 
-// publishHead posts the head with a tree and the proof that leads to it.
-func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) error {
+// publishHead posts the head with a tree and the proof that leads to it. If the
+// proof has to wait, it returns when to look again.
+func (e *Engine) publishHead(ctx context.Context, r *room, head federation.Ref, snapshot *rooms.Snapshot, now time.Duration) (time.Duration, error) {
 	proof, err := e.proof(ctx, r, head)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(proof) > rooms.MaxInlineProof && (r.data.Proof == nil || r.data.Proof.SHA256 != sha256.Sum256(proof)) {
+		if r.uploads = true; e.jobs.full() {
+			return now + publishSoon, nil
+		}
 		e.uploadProof(r, head, proof, snapshot)
-		return nil
+		return 0, nil
 	}
-	return e.publishWith(ctx, r, head, snapshot, proof, now)
+	return 0, e.publishWith(ctx, r, head, snapshot, proof, now)
 }

@@ -120,3 +120,29 @@ func TestEngineSparesHeadsWhereManyRoomsHaveNewcomers(t *testing.T) {
 		})
 	}
 }
+
+// TestUploadsThatWaitAreBounded: what is to be uploaded for a head is not made while much of other rooms waits, and is
+// made when that is gone.
+func TestUploadsThatWaitAreBounded(t *testing.T) {
+	m, r, a, _ := pair(t, storetest.SQLite(t))
+	r.hs.state(r.id, carol, rooms.TypeMember, string(carol), map[string]any{"membership": "join"})
+	m.settleFor(5 * time.Second)
+	m.e.jobs.held = jobsHeld // of other rooms
+	for range 12 {
+		c := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+		m.settleFor(500 * time.Millisecond)
+		r.merge(c)
+	}
+	m.settleFor(10 * time.Second)
+	if !m.e.rooms[r.id].uploads {
+		t.Error("the head that waits is made again each time the room is looked at")
+	}
+	if head := r.keys(); head.ProofFile != nil || federation.Ref(head.Accepted.Ref) == r.head || m.e.jobs.held != jobsHeld {
+		t.Fatalf("the newest head shows %+v as accepted, with the proof %+v, while %d bytes wait", head.Accepted, head.ProofFile, m.e.jobs.held)
+	}
+	m.e.jobs.held = 0
+	m.settleFor(3 * time.Second)
+	if head := r.keys(); head.ProofFile == nil || federation.Ref(head.Accepted.Ref) != r.head || m.e.jobs.held != 0 {
+		t.Errorf("the newest head shows %+v as accepted, with the proof %+v, while %d bytes wait", head.Accepted, head.ProofFile, m.e.jobs.held)
+	}
+}
