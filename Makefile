@@ -124,7 +124,7 @@ bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and t
 .PHONY: bench-client
 bench-client: ## a message and a commit in a room of 1,000 leaves, a client that was away for 1,000 commits, and a newcomer to 5,000 leaves (docs/scale.md)
 	go test ./client -run '^$$' -bench LargeRoom -benchtime 20x -timeout 60m
-	go test ./client -run '^$$' -bench 'CatchUp|FirstMessage' -benchtime 1x -timeout 60m
+	go test ./client -run '^$$' -bench 'CatchUp|FirstMessage' -benchtime 1x -timeout 6h
 
 .PHONY: bench-module
 bench-module: lab-install ## the module with MODULE_ROOMS=1000 rooms of 50 members, on SQLite, and on PostgreSQL with one process and two (docs/scale.md)

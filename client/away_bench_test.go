@@ -50,12 +50,17 @@ func BenchmarkCatchUp(b *testing.B) {
 				w.crowd(alice, room, leaves-3)
 				w.settle()
 				w.all = []*testDevice{alice, carol}
+				was := bob.epoch(room)
 				for i := range commits {
 					by := []*testDevice{alice, carol}[i%2]
-					if _, err := by.wantRefresh(w.ctx, room); err != nil {
-						b.Fatal(err)
+					if wanted, err := by.wantRefresh(w.ctx, room); err != nil || !wanted {
+						b.Fatalf("commit %d of %d: another is under way, or it failed (%v)", i+1, commits, err)
 					}
-					for epoch := alice.epoch(room); alice.epoch(room) == epoch || carol.epoch(room) == epoch; {
+					epoch := alice.epoch(room)
+					for turns := 0; alice.epoch(room) == epoch || carol.epoch(room) == epoch; turns++ {
+						if turns == 600 {
+							b.Fatalf("commit %d of %d: alice is at epoch %d and carol at %d after %d turns", i+1, commits, alice.epoch(room), carol.epoch(room), turns)
+						}
 						w.order()
 						alice.turn()
 						carol.turn()
@@ -70,7 +75,13 @@ func BenchmarkCatchUp(b *testing.B) {
 				runtime.ReadMemStats(&before)
 				most, wrote := before.HeapAlloc, 0
 				var cpu time.Duration
-				bob.Client.crashAt = func(string) error {
+				entered := map[uint64]bool{}
+				bob.Client.crashAt = func(point string) error {
+					if point == "room-commit" {
+						if head := bob.rooms[room].head(); head != nil {
+							entered[head.group.Epoch()] = true
+						}
+					}
 					if wrote++; wrote%200 == 0 { // what is held, without what waits for the garbage collector
 						b.StopTimer()
 						cpu += cpuTime()
@@ -98,6 +109,11 @@ func BenchmarkCatchUp(b *testing.B) {
 				b.ReportMetric(cpu.Seconds(), "cpu-s")
 				b.ReportMetric(float64(most-before.HeapAlloc)/(1<<20), "MiB-held")
 				w.sameEpoch(room, alice, bob)
+				for epoch := was + 1; epoch <= was+uint64(commits); epoch++ {
+					if !entered[epoch] {
+						b.Fatalf("bob, who came from epoch %d to %d, did not go through epoch %d", was, bob.epoch(room), epoch)
+					}
+				}
 			}
 		})
 	}
