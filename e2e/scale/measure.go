@@ -371,6 +371,9 @@ func (s *scale) further(ctx context.Context) error {
 
 // restart ends a module in the orderly way and starts it.
 func (s *scale) restart(ctx context.Context) error {
+	if err := s.ending("module-" + servers[0]); err != nil {
+		return err
+	}
 	return s.w.RestartModule(ctx, servers[0], false)
 }
 

@@ -87,6 +87,7 @@ func (s *scale) moment(ctx context.Context) (m moment, err error) {
 				return m, err
 			}
 			m.cpu[name], m.pid[name] = p.CPU, pid
+			s.peak(name, p)
 		}
 	}
 	if err := s.database(ctx, func(db *sql.DB) error {
@@ -172,6 +173,7 @@ func (s *scale) between(ctx context.Context, room id.RoomID, from, to moment) (*
 		return nil, err
 	}
 	c.Own = own.RSS
+	s.peak("clients", own)
 	return c, s.database(ctx, func(db *sql.DB) error {
 		rows, err := db.QueryContext(ctx, `SELECT events.type, count(*), sum(length(event_json.json)) FROM events JOIN event_json ON event_json.event_id = events.event_id
 			WHERE events.room_id = ? AND events.stream_ordering > ? AND events.stream_ordering <= ? GROUP BY events.type`, string(room), from.stream, to.stream)

@@ -45,14 +45,14 @@ func (s *scale) report() error {
 			if err != nil {
 				return err
 			}
-			r.Peak[name] = p.Peak
+			r.Peak[name] = s.peak(name, p)
 		}
 	}
 	own, err := machine.Of(os.Getpid())
 	if err != nil {
 		return err
 	}
-	r.Peak["clients"] = own.Peak
+	r.Peak["clients"] = s.peak("clients", own)
 	s.say.end()
 	fmt.Print(r.text())
 	if s.json == "" {

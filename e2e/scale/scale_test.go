@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/e2e/machine"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -165,6 +167,39 @@ func TestSpentAfterARestart(t *testing.T) {
 	to := moment{cpu: map[string]float64{"module-syn1": 2, "module-syn2": 4, "module-den1": 5, "syn1": 51}, pid: map[string]int{"module-syn1": 11, "module-syn2": 2, "module-den1": 13, "syn1": 4}}
 	if got := spent("module-", from, to); got != 8 {
 		t.Errorf("the modules used %g s, want 8", got)
+	}
+}
+
+// TestPeaksOutliveTheirProcesses: what a module took before it was started anew is what the report says, also of a run
+// that is gone on with.
+func TestPeaksOutliveTheirProcesses(t *testing.T) {
+	s := &scale{options: options{dir: t.TempDir()}}
+	own, err := machine.Of(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "module-syn1.pid"), fmt.Appendf(nil, `{"pid":%d}`, os.Getpid()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ending("module-syn1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(true); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(s.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := new(scale)
+	if err := json.Unmarshal(raw, &again.st); err != nil {
+		t.Fatal(err)
+	}
+	if got := again.peak("module-syn1", machine.Process{Peak: 1}); got < own.Peak {
+		t.Errorf("the module had %d at the most, want %d", got, own.Peak)
+	}
+	if got := again.peak("module-syn1", machine.Process{Peak: 1 << 50}); got != 1<<50 {
+		t.Errorf("the module had %d at the most, want more", got)
 	}
 }
 

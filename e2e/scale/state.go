@@ -38,6 +38,8 @@ type state struct {
 	Starts int       `json:"starts"`
 	Costs  []*cost   `json:"costs,omitempty"` // of the way to here, and of acts
 	Plain  id.RoomID `json:"plain,omitempty"` // the room for Megolm
+	// Peaks is the most memory that each process was seen to have, those before it of its name among them.
+	Peaks map[string]int64 `json:"peaks,omitempty"`
 }
 
 // driven is a user with one device, a whole client in this process.
@@ -186,6 +188,26 @@ func (s *scale) save(now bool) error {
 		return err
 	}
 	return os.Rename(s.path()+".new", s.path())
+}
+
+// peak notes the most memory that a process had so far, which goes with it, and returns the most of all of that name.
+func (s *scale) peak(name string, p machine.Process) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.st.Peaks == nil {
+		s.st.Peaks = map[string]int64{}
+	}
+	s.st.Peaks[name] = max(s.st.Peaks[name], p.Peak)
+	return s.st.Peaks[name]
+}
+
+// ending notes what goes with a process that is about to end.
+func (s *scale) ending(name string) error {
+	p, err := s.process(name)
+	if err == nil {
+		s.peak(name, p)
+	}
+	return err
 }
 
 // update changes the state with nobody else looking, and saves it.

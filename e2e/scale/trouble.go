@@ -62,6 +62,9 @@ func (s *scale) rebuild(ctx context.Context) error {
 	if state != client.SequencerServes {
 		return fmt.Errorf("the module of %s does not serve the room before it is lost: it %s", servers[0], state)
 	}
+	if err := s.ending("module-" + servers[0]); err != nil {
+		return err
+	}
 	if err := s.w.LoseModuleDatabase(ctx, servers[0]); err != nil {
 		return err
 	}
