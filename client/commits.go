@@ -879,6 +879,9 @@ func (c *Client) handleRepost(ctx context.Context, r *room, evt *Event, b *batch
 	inner := &Event{ID: evt.ID, RoomID: r.id, Type: repost.Type, Sender: repost.Sender, Timestamp: evt.Timestamp, Content: repost.Content, reposter: evt.Sender}
 	switch repost.Type {
 	case rooms.TypeCommit:
+		if len(r.rec.Late) > 0 {
+			c.noteLate(r, inner, 0, c.now().UnixMilli())
+		}
 		return c.handleCommit(ctx, r, inner, b)
 	case rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject:
 		return c.handleReceipt(ctx, r, inner, b)

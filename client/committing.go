@@ -376,12 +376,18 @@ func (r *room) contestedAt() time.Duration {
 	return r.pendingSince + acceptWait<<tries
 }
 
+// unheardWait is how long an own commit waits at least before it is made anew without anything that
+// tells why no module accepts it: a module looks at what its homeserver has of the room every five minutes,
+// and not again at a commit that it did not accept for what it knew before.
+const unheardWait = 6 * time.Minute
+
 // maxContests is how many commits on one are given up for such a Remove: a module
 // that is mistaken reads its room again meanwhile.
 const maxContests = 5
 
 // dropContested gives up an own commit that no module accepts and that leaves a leaf
-// in the group which a module proposed to remove. What it wanted is planned again,
+// in the group which a module proposed to remove, or that waits for long, as this device may
+// have missed such a proposal. What it wanted is planned again,
 // with the Remove if this device sees its reason, too.
 func (c *Client) dropContested(r *room, e *epoch, now time.Duration) {
 	at := r.contestedAt()
@@ -391,7 +397,7 @@ func (c *Client) dropContested(r *room, e *epoch, now time.Duration) {
 	if contested, err := c.contested(r, e); err != nil {
 		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to look at an own commit")
 		return
-	} else if !contested {
+	} else if !contested && now < at+unheardWait {
 		return
 	}
 	b := &batch{}

@@ -889,7 +889,10 @@ func (c *Client) nextTimer(r *room, since time.Duration) time.Duration {
 	}
 	if r.pending != nil && r.pendingSince > 0 {
 		at(r.pendingSince + alteredWait)
-		at(r.contestedAt())
+		if due := r.contestedAt(); due > 0 {
+			at(due)
+			at(due + unheardWait)
+		}
 	}
 	if r.unvouchedSince > 0 {
 		at(r.unvouchedSince + unvouchedWait)

@@ -75,7 +75,8 @@ func (c *Client) lateness(evt *Event) time.Duration {
 func (c *Client) sentAt(evt *Event) int64 { return max(0, evt.Timestamp) - c.clocks.of(evt.Sender) }
 
 // noteLate remembers a commit that came late, at the given time in unix milliseconds,
-// or was made while the one below it was on its way, which so came late as well.
+// or was made while the one below it was on its way, which so came late as well. One that was
+// posted again, as the homeserver had refused it, is late with the one below it.
 func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) {
 	content, err := rooms.DecodeCommit(evt.Content)
 	if err != nil || r.machine == nil {
@@ -93,6 +94,13 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) 
 		return
 	}
 	sent := c.sentAt(evt)
+	if evt.reposter != "" { // that event tells nothing of when the commit was made: some time after the one below it
+		if at := slices.IndexFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == content.Parent }); at >= 0 {
+			sent = r.rec.Late[at].At
+		} else {
+			return
+		}
+	}
 	if delay == 0 {
 		if !slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == content.Parent && l.Came >= sent }) {
 			return
