@@ -58,9 +58,9 @@ type Limits struct {
 	// compare them with the homeserver's; defaults 10,000 and 200.
 	History      int
 	HistoryPages int
-	// ReceiptDevices is the size of a group above which no delivery receipts are
-	// sent; default 10. Each device sends its own, two a minute: those of 50 would be
-	// most of a room's events.
+	// ReceiptDevices is the size of a group above which delivery receipts are sent
+	// on request alone, see SendOptions.Receipts; default 10. Each device sends its
+	// own, two a minute: those of 50 would be most of a room's events.
 	ReceiptDevices int
 	// Admissions bounds the users of a room whose admission to its group is kept;
 	// default 4,096. Of those in the group already, a sixteenth of it is kept.
@@ -111,7 +111,8 @@ type Options struct {
 	AskHistory bool
 	// Receipts has this device tell the group what it has received and decrypted,
 	// and keep what others say of its messages: see [Client.Delivery]. It does so in
-	// groups of up to Limits.ReceiptDevices devices.
+	// groups of up to Limits.ReceiptDevices devices, and in larger ones where a
+	// message asks for it.
 	Receipts bool
 	// NoHistory has this device give nobody the messages that it has, not even
 	// the user's own verified devices.

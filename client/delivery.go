@@ -3,9 +3,12 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -26,10 +29,34 @@ const (
 	receiptPace   = 15 * time.Second // and in all rooms: homeservers limit how often a user sends, and messages count
 	receiptDelay  = 3 * time.Second  // for more that comes at once
 	maxDeliveries = 32               // epochs of a room of which others' receipts are kept
+	maxReceivers  = 1 << 16          // devices of such an epoch of which the receipts are read
 )
 
+// In a group above Limits.ReceiptDevices a receipt is sent on request alone. All its
+// devices together send as many as one at that limit would, and what one user
+// causes, asking all the time, is no more than they could send themselves.
+const (
+	askedShare = 3 * time.Second  // for each device of the group, between two receipts of one
+	askedPause = 30 * time.Second // the same, between two answers of one to the same user
+	maxAskers  = 64               // users of a room whose requests are kept
+)
+
+// An asker is a user who asked for receipts in a large group. There is one entry for
+// all of a user's devices.
+type asker struct {
+	User id.UserID     `json:"user"`
+	Ref  rooms.Hash    `json:"ref"`            // epoch, and
+	Leaf uint32        `json:"leaf"`           // device that asked last
+	Upto uint32        `json:"upto"`           // the generation it did so in
+	Open bool          `json:"open,omitempty"` // up to there, something is still missing
+	Due  int64         `json:"due,omitempty"`  // when the answer goes out, Unix milliseconds; 0: it has
+	Next int64         `json:"next,omitempty"` // before then there is no other one
+	due  time.Duration // the same, monotonic; 0: not known since the start
+	next time.Duration
+}
+
 // ErrNoReceipts reports a message of which nobody can say who has it: it is not of
-// this device, the group was too large, or it was sent long ago.
+// this device, it did not ask for receipts in a large group, or it was sent long ago.
 var ErrNoReceipts = errors.New("client: nothing is known of who has received this message")
 
 // Delivered reports that a device has received and decrypted messages of this one;
@@ -57,29 +84,56 @@ type Sending struct {
 
 // delivery is what is kept of an epoch in which this device has sent something.
 type delivery struct {
-	Own     uint32            `json:"own"`  // leaf
-	Sent    uint32            `json:"sent"` // generations
-	Devices []deliveredDevice `json:"devices"`
+	Own     uint32            `json:"own"`               // leaf
+	Sent    uint32            `json:"sent"`              // generations
+	Devices []deliveredDevice `json:"devices,omitempty"` // where they have no record of their own yet
 }
 
 type deliveredDevice struct {
 	Leaf   uint32      `json:"leaf"`
 	User   id.UserID   `json:"user"`
 	Device id.DeviceID `json:"device"`
-	Count  uint32      `json:"count,omitempty"` // of generations that it has
+	Count  uint32      `json:"count,omitempty"` // of generations that it has, where that has no record of its own yet
 }
 
 func deliveryKey(room id.RoomID, ref rooms.Hash) string {
 	return "delivery/" + string(room) + "/" + ref.String()
 }
 
+// receiversKey is where it is kept to whom was sent in an epoch.
+func receiversKey(room id.RoomID, ref rooms.Hash) string {
+	return "receivers/" + string(room) + "/" + ref.String()
+}
+
+// receivers returns to whom was sent in an epoch.
+func (c *Client) receivers(ctx context.Context, room id.RoomID, ref rooms.Hash, d *delivery) (list []deliveredDevice, err error) {
+	if len(d.Devices) > 0 {
+		return d.Devices, nil
+	}
+	err = c.getJSON(ctx, receiversKey(room, ref), &list)
+	return list, err
+}
+
+// deliveredToPrefix is where it is kept which devices have how many of the messages of
+// an epoch: a record for each, since each says so by itself.
+func deliveredToPrefix(room id.RoomID, ref rooms.Hash) string {
+	return "received/" + string(room) + "/" + ref.String() + "/"
+}
+
+func deliveredToKey(room id.RoomID, ref rooms.Hash, leaf uint32) string {
+	return deliveredToPrefix(room, ref) + strconv.FormatUint(uint64(leaf), 10)
+}
+
 // acknowledge notes that a message of a member was opened. The caller writes the
 // room's record.
-func (c *Client) acknowledge(r *room, e *epoch, sender mls.LeafIndex) {
-	if !c.receipts || e.group.MemberCount() > c.limits.ReceiptDevices {
+func (c *Client) acknowledge(r *room, e *epoch, sender mls.LeafIndex, msg *Message) {
+	if !c.receipts {
 		return
 	}
 	generation, ok := e.group.Received(sender)
+	if e.group.MemberCount() > c.limits.ReceiptDevices {
+		ok = c.asked(r, e, msg, generation, ok)
+	}
 	if !ok {
 		return
 	}
@@ -87,6 +141,90 @@ func (c *Client) acknowledge(r *room, e *epoch, sender mls.LeafIndex) {
 		r.receiptAt = max(r.receiptAt, c.mono()+receiptDelay)
 	}
 	r.rec.Acks = mergeAcks(r.rec.Acks, rooms.Ack{Ref: rooms.Hash(e.ref), Leaf: uint32(sender), Generation: generation})
+}
+
+// asked notes a message in a large group, and tells whether it is to be acknowledged:
+// its sender asks for it, or asked for it in a later one, that came before. generation
+// is up to where all has come, if any has.
+func (c *Client) asked(r *room, e *epoch, msg *Message, generation uint32, some bool) bool {
+	c.wakeAskers(r)
+	now, devices := c.mono(), time.Duration(e.group.MemberCount())
+	at := slices.IndexFunc(r.rec.Askers, func(a asker) bool { return a.User == msg.Sender })
+	if msg.asks && at < 0 {
+		r.rec.Askers = slices.DeleteFunc(r.rec.Askers, func(a asker) bool { return a.due == 0 && !a.Open && a.next <= now })
+		if at = len(r.rec.Askers); at >= maxAskers {
+			return false
+		}
+		r.rec.Askers = append(r.rec.Askers, asker{User: msg.Sender})
+	}
+	if at < 0 {
+		return false
+	}
+	a := &r.rec.Askers[at]
+	switch ref := rooms.Hash(e.ref); {
+	case msg.asks:
+		a.Ref, a.Leaf, a.Upto = ref, msg.Leaf, msg.Generation
+	case !a.Open || a.Ref != ref || a.Leaf != msg.Leaf:
+		return false
+	}
+	a.Open = !some || generation < a.Upto
+	if some && a.due == 0 {
+		a.due = max(a.next, now+askedDelay(e, msg, devices*askedShare))
+		a.Due = c.now().Add(a.due - now).UnixMilli()
+	}
+	return some
+}
+
+// askedDelay is how long this device waits before it answers a message that asks for
+// receipts: all devices of the group share the time, each with a moment of its own.
+func askedDelay(e *epoch, msg *Message, span time.Duration) time.Duration {
+	sum := sha256.Sum256(fmt.Appendf(nil, "client: asked for receipts\x00%s\x00%d\x00%d\x00%d", e.ref, msg.Leaf, msg.Generation, e.group.OwnLeafIndex()))
+	return receiptDelay + time.Duration(binary.BigEndian.Uint64(sum[:])%uint64(span))
+}
+
+// wakeAskers sets the times, on the monotonic clock, of requests from before the
+// start. The wall clock may have been set back since.
+func (c *Client) wakeAskers(r *room) {
+	most := askedPause * time.Duration(maxReceivers)
+	if head := r.head(); head != nil {
+		most = askedPause * time.Duration(head.group.MemberCount())
+	}
+	for i := range r.rec.Askers {
+		a := &r.rec.Askers[i]
+		a.due, a.next = c.fromWall(a.due, a.Due, most), c.fromWall(a.next, a.Next, most)
+	}
+}
+
+// fromWall returns a time on the monotonic clock: the one that is known, or what was
+// written of it, at most a while from now.
+func (c *Client) fromWall(known time.Duration, wall int64, most time.Duration) time.Duration {
+	if known != 0 || wall == 0 {
+		return known
+	}
+	return c.mono() + min(max(0, time.UnixMilli(wall).Sub(c.now())), most)
+}
+
+// askedFor is when the first of those who asked for receipts is answered, 0 if none
+// waits for that.
+func (c *Client) askedFor(r *room) (first time.Duration) {
+	c.wakeAskers(r)
+	for _, a := range r.rec.Askers {
+		if a.due > 0 && (first == 0 || a.due < first) {
+			first = a.due
+		}
+	}
+	return first
+}
+
+// answered notes that all who asked for receipts get one.
+func (c *Client) answered(r *room, e *epoch) {
+	pause := askedPause * time.Duration(e.group.MemberCount())
+	for i := range r.rec.Askers {
+		if a := &r.rec.Askers[i]; a.due > 0 {
+			a.due, a.Due = 0, 0
+			a.next, a.Next = c.mono()+pause, c.now().Add(pause).UnixMilli()
+		}
+	}
 }
 
 // mergeAcks adds acknowledgements, the higher of two for one sender and epoch. What
@@ -130,7 +268,7 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 	}
 	acks := r.rec.Acks
 	r.rec.Acks = nil
-	if c.receipts && e.group.MemberCount() <= c.limits.ReceiptDevices {
+	if c.receipts {
 		payload, err := rooms.Encode(&rooms.ReceiptPayload{Acks: acks})
 		if err != nil {
 			return err
@@ -151,15 +289,21 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 		if _, err := c.addRow(b, r, kindReceipt, stateReady, e.ref, outData{Type: rooms.TypeReceipt, Content: content, Acks: acks}); err != nil {
 			return err
 		}
-		c.noteReceiptSent(b, r, e)
+		c.noteAlsoSent(b, r, e)
+		c.answered(r, e)
 		c.receiptsAt = c.mono() + receiptPace
 		r.receiptAt = c.mono() + max(receiptEvery, receiptPace*time.Duration(1+c.receiptsWaiting())) // others' turn first
+		if n := e.group.MemberCount(); n > c.limits.ReceiptDevices {
+			r.receiptAt = max(r.receiptAt, c.mono()+askedShare*time.Duration(n))
+		}
 	}
 	return c.commitBatch(ctx, r, b)
 }
 
 // receiptDue is when the room's next receipt may be made.
-func (c *Client) receiptDue(r *room) time.Duration { return max(r.receiptAt, c.receiptsAt) }
+func (c *Client) receiptDue(r *room) time.Duration {
+	return max(r.receiptAt, c.receiptsAt, c.askedFor(r))
+}
 
 // receiptsWaiting counts the rooms in which there is something to acknowledge.
 func (c *Client) receiptsWaiting() (n int) {
@@ -171,9 +315,9 @@ func (c *Client) receiptsWaiting() (n int) {
 	return n
 }
 
-// noteReceiptSent counts a receipt among what this device has sent in an epoch:
-// whoever has opened it acknowledges up to there.
-func (c *Client) noteReceiptSent(b *batch, r *room, e *epoch) {
+// noteAlsoSent counts what this device has sent in an epoch beside the messages of
+// which it wants to know who has them: whoever has opened it acknowledges up to there.
+func (c *Client) noteAlsoSent(b *batch, r *room, e *epoch) {
 	ref, sent := rooms.Hash(e.ref), e.group.Sent()
 	if !slices.Contains(r.rec.Delivery, ref) {
 		return
@@ -188,9 +332,14 @@ func (c *Client) noteReceiptSent(b *batch, r *room, e *epoch) {
 	})
 }
 
-// noteSent notes, with a message of this device, to whom it was sent.
-func (c *Client) noteSent(b *batch, r *room, e *epoch, generation uint32) {
-	if !c.receipts || e.group.MemberCount() > c.limits.ReceiptDevices {
+// noteSent notes, with a message of this device, to whom it was sent. In a large group
+// it does so of one that asks for receipts.
+func (c *Client) noteSent(b *batch, r *room, e *epoch, generation uint32, asks bool) {
+	if !c.receipts {
+		return
+	}
+	if !asks && e.group.MemberCount() > c.limits.ReceiptDevices {
+		c.noteAlsoSent(b, r, e)
 		return
 	}
 	ref := rooms.Hash(e.ref)
@@ -204,7 +353,7 @@ func (c *Client) noteSent(b *batch, r *room, e *epoch, generation uint32) {
 	leaves := rooms.GroupLeaves(e.group)
 	b.do(func(ctx context.Context) error {
 		for _, old := range gone {
-			if err := c.st.DeleteKV(ctx, deliveryKey(r.id, old)); err != nil {
+			if err := c.forgetDelivery(ctx, r.id, old); err != nil {
 				return err
 			}
 		}
@@ -212,17 +361,30 @@ func (c *Client) noteSent(b *batch, r *room, e *epoch, generation uint32) {
 		if err := c.getJSON(ctx, deliveryKey(r.id, ref), &d); err != nil {
 			return err
 		}
-		if d.Devices == nil {
+		if d.Sent == 0 {
 			d.Own = uint32(own)
+			list := make([]deliveredDevice, 0, len(leaves))
 			for _, leaf := range leaves {
 				if leaf.Index != own {
-					d.Devices = append(d.Devices, deliveredDevice{Leaf: uint32(leaf.Index), User: leaf.Cred.User, Device: leaf.Cred.Device})
+					list = append(list, deliveredDevice{Leaf: uint32(leaf.Index), User: leaf.Cred.User, Device: leaf.Cred.Device})
 				}
+			}
+			if err := c.putJSON(ctx, receiversKey(r.id, ref), list); err != nil {
+				return err
 			}
 		}
 		d.Sent = max(d.Sent, generation+1)
 		return c.putJSON(ctx, deliveryKey(r.id, ref), &d)
 	})
+}
+
+func (c *Client) forgetDelivery(ctx context.Context, room id.RoomID, ref rooms.Hash) error {
+	for _, key := range []string{deliveryKey(room, ref), receiversKey(room, ref)} {
+		if err := c.st.DeleteKV(ctx, key); err != nil {
+			return err
+		}
+	}
+	return c.st.DeleteKVs(ctx, deliveredToPrefix(room, ref))
 }
 
 // noteResent notes that a message of this device was sent again, in another epoch.
@@ -272,12 +434,24 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 			if err := c.getJSON(ctx, deliveryKey(r.id, ack.Ref), &d); err != nil {
 				return err
 			}
-			i := slices.IndexFunc(d.Devices, func(to deliveredDevice) bool { return to.User == msg.Sender && to.Device == msg.Device })
-			if i < 0 || ack.Leaf != d.Own || ack.Generation >= d.Sent || d.Devices[i].Count > ack.Generation {
+			if ack.Leaf != d.Own || ack.Generation >= d.Sent {
 				return nil
 			}
-			d.Devices[i].Count, rose = ack.Generation+1, true
-			return c.putJSON(ctx, deliveryKey(r.id, ack.Ref), &d)
+			list, err := c.receivers(ctx, r.id, ack.Ref, &d)
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(list, func(to deliveredDevice) bool { return to.User == msg.Sender && to.Device == msg.Device })
+			if i < 0 {
+				return nil
+			}
+			key := deliveredToKey(r.id, ack.Ref, list[i].Leaf)
+			count := list[i].Count
+			if err := c.getJSON(ctx, key, &count); err != nil || count > ack.Generation {
+				return err
+			}
+			rose = true
+			return c.putJSON(ctx, key, ack.Generation+1)
 		})
 	}
 	b.then(func() {
@@ -285,6 +459,28 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 			c.tell(&Delivered{Room: r.id, User: msg.Sender, Device: msg.Device})
 		}
 	})
+}
+
+// delivered returns how many of the messages of an epoch devices have, by leaf.
+func (c *Client) delivered(ctx context.Context, room id.RoomID, ref rooms.Hash) (map[uint32]uint32, error) {
+	prefix := deliveredToPrefix(room, ref)
+	keys, err := c.st.KVKeys(ctx, prefix, maxReceivers)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[uint32]uint32, len(keys))
+	for _, key := range keys {
+		leaf, err := strconv.ParseUint(key[len(prefix):], 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("client: stored key %q: %w", key, err)
+		}
+		var count uint32
+		if err := c.getJSON(ctx, key, &count); err != nil {
+			return nil, err
+		}
+		out[uint32(leaf)] = count
+	}
+	return out, nil
 }
 
 // Delivery says of a message that this device sent which devices it was sent to,
@@ -305,8 +501,16 @@ func (c *Client) Delivery(ctx context.Context, roomID id.RoomID, event id.EventI
 		if err := c.getJSON(ctx, deliveryKey(roomID, s.Ref), &d); err != nil {
 			return nil, err
 		}
-		for _, to := range d.Devices {
-			has := to.Count > s.Generation
+		list, err := c.receivers(ctx, roomID, s.Ref, &d)
+		if err != nil {
+			return nil, err
+		}
+		counts, err := c.delivered(ctx, roomID, s.Ref)
+		if err != nil {
+			return nil, err
+		}
+		for _, to := range list {
+			has := max(to.Count, counts[to.Leaf]) > s.Generation
 			if i := slices.IndexFunc(out, func(o DeliveredTo) bool { return o.User == to.User && o.Device == to.Device }); i >= 0 {
 				out[i].Received = out[i].Received || has
 			} else {

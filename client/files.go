@@ -21,6 +21,8 @@ type File struct {
 	Name string
 	MIME string // guessed from Name if empty
 	Body io.Reader
+	// Receipts asks for receipts, as in SendOptions.
+	Receipts bool
 }
 
 // SendFile encrypts a file with a key of its own (Matrix specification,
@@ -47,11 +49,11 @@ func (c *Client) SendFile(ctx context.Context, roomID id.RoomID, f File) (id.Eve
 	if err != nil {
 		return "", fmt.Errorf("client: upload %s: %w", f.Name, err)
 	}
-	return c.Send(ctx, roomID, event.EventMessage.Type, &event.MessageEventContent{
+	return c.SendWith(ctx, roomID, event.EventMessage.Type, &event.MessageEventContent{
 		MsgType: messageTypeOf(mimeType), Body: f.Name, FileName: f.Name,
 		Info: &event.FileInfo{MimeType: mimeType, Size: size},
 		File: &event.EncryptedFileInfo{EncryptedFile: *file, URL: id.ContentURIString(mxc)},
-	})
+	}, SendOptions{Receipts: f.Receipts})
 }
 
 func messageTypeOf(mimeType string) event.MessageType {

@@ -120,7 +120,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		c.handleDelivery(ctx, r, e, evt, out, b)
 		return nil
 	}
-	c.acknowledge(r, e, app.Sender)
+	c.acknowledge(r, e, app.Sender, out)
 	known, err := c.st.TimelineByMid(ctx, r.id, out.Sender, out.ID)
 	if err == nil && known != nil && !c.without[probe.Once] {
 		return nil // sent again after its epoch left the head, or replayed
@@ -160,7 +160,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation, Missing: missing,
-		Verification: c.verification(cred, e.group.CipherSuite()),
+		asks: plain.AskReceipts, Verification: c.verification(cred, e.group.CipherSuite()),
 	}
 	r.markLate(msg)
 	r.spoke[spokeKey{e.ref, uint32(app.Sender)}] = true

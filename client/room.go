@@ -89,6 +89,7 @@ type roomRecord struct {
 	Look         *keptLook             `json:"look,omitempty"` // into the history, after the head changed branches
 	History      *historyState         `json:"history,omitempty"`
 	Acks         []rooms.Ack           `json:"acks,omitempty"`      // of delivery, that are not sent yet
+	Askers       []asker               `json:"askers,omitempty"`    // who asked for such, in a large group
 	Delivery     []rooms.Hash          `json:"delivery,omitempty"`  // epochs of which others' are kept, the newest last
 	Missing      []missing             `json:"missing,omitempty"`   // messages that did not come, and of which nobody was told yet
 	Accounted    []accounted           `json:"accounted,omitempty"` // ciphertexts that were seen, are never opened, and that no gap was laid to

@@ -23,15 +23,7 @@ import (
 // homeserver has it. If ctx ends before, the message stays in the outbox and
 // goes out later; the error says so.
 func (c *Client) Send(ctx context.Context, roomID id.RoomID, eventType string, content any) (id.EventID, error) {
-	raw, err := contentJSON(content)
-	if err != nil {
-		return "", err
-	}
-	plain, err := c.newPlaintext(roomID, eventType, raw)
-	if err != nil {
-		return "", err
-	}
-	return c.sendPlain(ctx, roomID, plain, false)
+	return c.SendWith(ctx, roomID, eventType, content, SendOptions{})
 }
 
 // SendOnce does what Send does, once for each key: called again with the same
@@ -50,6 +42,32 @@ func (c *Client) SendOnce(ctx context.Context, roomID id.RoomID, eventType strin
 		return "", err
 	}
 	return c.sendPlain(ctx, roomID, plain, true)
+}
+
+// SendOptions are what [Client.SendWith] can do beside [Client.Send].
+type SendOptions struct {
+	// Receipts asks those who get the message to say so, also in a group of more than
+	// Limits.ReceiptDevices devices. They take their time, the more the larger the
+	// group is, and answer one user seldom: an answer is good for all that came before.
+	Receipts bool
+}
+
+// SendWith does what Send does, with options.
+func (c *Client) SendWith(ctx context.Context, roomID id.RoomID, eventType string, content any, o SendOptions) (id.EventID, error) {
+	raw, err := contentJSON(content)
+	if err != nil {
+		return "", err
+	}
+	plain, err := c.newPlaintext(roomID, eventType, raw)
+	if err != nil {
+		return "", err
+	}
+	if plain.AskReceipts = o.Receipts; o.Receipts {
+		if err := checkPlaintext(plain); err != nil {
+			return "", err
+		}
+	}
+	return c.sendPlain(ctx, roomID, plain, false)
 }
 
 // sendPlain queues a message and waits for its event. With once, one that was
@@ -176,13 +194,23 @@ func (c *Client) newPlaintext(roomID id.RoomID, eventType string, content json.R
 
 func checkedPlaintext(roomID id.RoomID, eventType string, content json.RawMessage, mid string) (*rooms.Plaintext, error) {
 	plain := &rooms.Plaintext{Type: eventType, Content: content, Room: roomID, MessageID: mid}
-	if _, err := plain.Encode(); err != nil {
-		if rooms.RuleOf(err) == rooms.RuleEventTooLarge {
-			return nil, fmt.Errorf("%w: %w", ErrTooLarge, err)
-		}
-		return nil, fmt.Errorf("client: %w", err)
+	if err := checkPlaintext(plain); err != nil {
+		return nil, err
 	}
 	return plain, nil
+}
+
+// checkPlaintext tells whether a message can be sent: once it is in the outbox it is
+// too late to say so.
+func checkPlaintext(plain *rooms.Plaintext) error {
+	_, err := plain.Encode()
+	switch {
+	case err == nil:
+		return nil
+	case rooms.RuleOf(err) == rooms.RuleEventTooLarge:
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	}
+	return fmt.Errorf("client: %w", err)
 }
 
 // sendable returns the room if messages may be queued for it.
@@ -394,7 +422,7 @@ func (c *Client) addOwnMessage(b *batch, r *room, row *outRow, evt id.EventID) {
 	}
 	if e := r.epochs[row.ref()]; e != nil {
 		msg.Epoch, msg.Leaf, msg.Generation = e.number, uint32(e.group.OwnLeafIndex()), row.data.Gen
-		c.noteSent(b, r, e, row.data.Gen)
+		c.noteSent(b, r, e, row.data.Gen, plain.AskReceipts)
 	}
 	known, err := c.st.TimelineByMid(context.Background(), r.id, c.UserID(), plain.MessageID)
 	if err == nil && known != nil {

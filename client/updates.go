@@ -59,6 +59,8 @@ type Message struct {
 	// the group when it was sent. What it says of sender, device and content, beyond
 	// that the homeserver has an encrypted event of the sender, is the giver's word.
 	From *HistorySource `json:"from,omitempty"`
+
+	asks bool // for receipts, when it was opened
 }
 
 // Body returns the body of an m.room.message, or "".

@@ -61,6 +61,7 @@ const (
 	KeyRelatesTo          = "m.relates_to"                            // authoritative only inside the ciphertext
 	KeyPackagePrefix      = "de.bwi.mls.v1."                          // MSC4256: one-time keys and device keys, then the suite's name
 	KeyMessageID          = Prefix + "mid"                            // message id inside every plaintext
+	KeyAskReceipts        = Prefix + "receipts"                       // beside it, where its sender asks for delivery receipts
 	KeyModule             = Prefix + "module"                         // profile field of a module's bot
 	KeyGroup              = Prefix + "group"                          // group id as a hint in m.room.encryption
 	KeyNonce              = Prefix + "nonce"                          // makes the content of a state event unique

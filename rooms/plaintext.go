@@ -20,13 +20,15 @@ const (
 
 // Plaintext is what a PrivateMessage holds: an event type and content, the
 // room it belongs to, and an id that stays the same when the message is
-// encrypted again, so that receivers show it once.
+// encrypted again, so that receivers show it once. With AskReceipts its sender
+// asks for delivery receipts where none are sent unasked.
 type Plaintext struct {
-	Type      string          `json:"type"`
-	Content   json.RawMessage `json:"content"`
-	Room      id.RoomID       `json:"room_id"`
-	MessageID string          `json:"io.github.matrix-mls.mid"`
-	StateKey  *string         `json:"state_key,omitempty"`
+	Type        string          `json:"type"`
+	Content     json.RawMessage `json:"content"`
+	Room        id.RoomID       `json:"room_id"`
+	MessageID   string          `json:"io.github.matrix-mls.mid"`
+	AskReceipts bool            `json:"io.github.matrix-mls.receipts,omitempty"`
+	StateKey    *string         `json:"state_key,omitempty"`
 }
 
 // NewMessageID returns a message id from 16 random bytes.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	matrix "maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
@@ -17,6 +18,7 @@ const maxText = 40_000 // bytes of one message
 
 func runSend(ctx context.Context, c *call) error {
 	file := c.flags.String("file", "", "send the file at `PATH`, encrypted")
+	ask := c.flags.Bool("ask-receipts", false, "ask who has received it, also in a large group")
 	var text string
 	err := c.parse(ctx, 1, -1, func() error {
 		if text = strings.Join(c.args[1:], " "); (text == "") == (*file == "") {
@@ -54,9 +56,9 @@ func runSend(ctx context.Context, c *call) error {
 		var event id.EventID
 		var err error
 		if *file != "" {
-			event, err = sendFile(wait, cli, r.ID, c.env.path(*file))
+			event, err = sendFile(wait, cli, r.ID, c.env.path(*file), *ask)
 		} else {
-			event, err = cli.SendText(wait, r.ID, text)
+			event, err = cli.SendWith(wait, r.ID, matrix.EventMessage.Type, &matrix.MessageEventContent{MsgType: matrix.MsgText, Body: text}, client.SendOptions{Receipts: *ask})
 		}
 		if err != nil {
 			return err
@@ -72,7 +74,7 @@ func runSend(ctx context.Context, c *call) error {
 	})
 }
 
-func sendFile(ctx context.Context, cli *client.Client, room id.RoomID, path string) (id.EventID, error) {
+func sendFile(ctx context.Context, cli *client.Client, room id.RoomID, path string, ask bool) (id.EventID, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -85,7 +87,7 @@ func sendFile(ctx context.Context, cli *client.Client, room id.RoomID, path stri
 	if !info.Mode().IsRegular() {
 		return "", usagef("%s is no regular file", clean(path))
 	}
-	return cli.SendFile(ctx, room, client.File{Name: filepath.Base(path), Body: f})
+	return cli.SendFile(ctx, room, client.File{Name: filepath.Base(path), Body: f, Receipts: ask})
 }
 
 func runGet(ctx context.Context, c *call) error {
