@@ -91,18 +91,34 @@ func (r *room) mayCount(s *rooms.RoomState, sender id.UserID) bool {
 	return r.lists(sender) || r.loaded && mayShow(s, sender)
 }
 
-// lists reports whether a user is a module of a list in force: of the one that governs
-// what follows the head, or of one below it, down to what is final. As long as a list
-// change is not final, the old list alone can make it so.
+// lists reports whether a user is a module of a list in force.
 func (r *room) lists(user id.UserID) bool {
+	return slices.ContainsFunc(r.inForce(), func(s federation.Sequencer) bool { return id.UserID(s.User) == user })
+}
+
+// inForce returns the modules, by key, of the lists in force: of the one that governs
+// what follows the head, then of those below it, down to what is final. As long as a
+// list change is not final, the old list alone can make it so.
+func (r *room) inForce() (list federation.List) {
 	if r.m == nil {
-		return false
+		return nil
 	}
 	final, head := r.m.NewestFinal(), r.m.Head()
-	return slices.ContainsFunc(append(r.m.Path(final, head), final, head), func(ref federation.Ref) bool {
+	var last federation.Ref
+	for _, ref := range slices.Backward(append([]federation.Ref{final}, append(r.m.Path(final, head), head)...)) {
+		config, _ := r.m.ConfigAt(ref)
+		if config == last {
+			continue
+		}
+		last = config
 		policy, _ := r.m.PolicyAt(ref)
-		return slices.ContainsFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == user })
-	})
+		for _, s := range policy.Sequencers {
+			if _, listed := list.Rank(s.ReceiptKey); !listed {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
 }
 
 // beginning is a head at which the module could start.

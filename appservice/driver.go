@@ -36,6 +36,7 @@ const (
 	ruleInclusion     = "room/removal-skipped"
 	ruleTooOld        = "room/commit-too-old"
 	ruleGroupInfo     = "room/group-info-missing"
+	ruleNotShown      = "room/receipt-not-shown"
 )
 
 // Engine follows the rooms: it is the driver around the pure packages rooms,

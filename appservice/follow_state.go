@@ -1,9 +1,7 @@
 package appservice
 
 import (
-	"bytes"
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"slices"
 	"time"
@@ -436,25 +434,9 @@ func (e *Engine) takeHead(ctx context.Context, r *room, msg *message) (outcome, 
 		}
 	}
 	r.compareMarks(head)
-	return done, e.takeReports(ctx, r, msg.sender, head)
-}
-
-// takeReports hands on what a listed sequencer's head says of this module's own
-// receipts: enough of them retire a key whose newer receipt nobody can show.
-func (e *Engine) takeReports(ctx context.Context, r *room, sender id.UserID, head *rooms.HeadContent) error {
-	own := e.receiptKey(r).Public().(ed25519.PublicKey)
-	policy, _ := r.m.PolicyAt(r.m.Head())
-	by := slices.IndexFunc(policy.Sequencers, func(s federation.Sequencer) bool { return id.UserID(s.User) == sender })
-	if by < 0 {
-		return nil
+	if !r.lists(msg.sender) {
+		return done, nil
 	}
-	for _, mark := range head.Receipts {
-		if !bytes.Equal(mark.Key, own) || mark.Counter <= r.m.Signed() {
-			continue
-		}
-		if err := e.step(ctx, r, federation.Reported{By: policy.Sequencers[by].ReceiptKey, Key: own, Counter: mark.Counter}); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = e.ownReceipts(ctx, r, head)
+	return done, err
 }

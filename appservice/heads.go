@@ -163,11 +163,7 @@ func (e *Engine) publishWith(ctx context.Context, r *room, head federation.Ref, 
 	content.Group, content.Root, content.Snapshot, content.Cfg = scope.Group, r.data.Root, snapshot, rooms.Hash(config)
 	content.Era, _ = r.m.EraOf()
 	content.Answers = r.anew.answers
-	for _, mark := range r.m.NewestReceipts() {
-		if len(content.Receipts) < rooms.MaxSequencers {
-			content.Receipts = append(content.Receipts, rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)})
-		}
-	}
+	content.Receipts = e.receiptsKnown(r)
 	if len(proof) > rooms.MaxInlineProof {
 		content.ProofFile = r.data.Proof
 	} else {
@@ -193,6 +189,22 @@ func (e *Engine) publishWith(ctx context.Context, r *room, head federation.Ref, 
 		r.publishPause.reset()
 	}
 	return nil
+}
+
+// receiptsKnown returns the newest receipt of each listed module, shown as it was signed
+// unless it is the own one: a module whose database is an old copy learns from it what
+// it has signed.
+func (e *Engine) receiptsKnown(r *room) (known []rooms.ReceiptRef) {
+	own := e.receiptKey(r).Public().(ed25519.PublicKey)
+	list := r.inForce()
+	for _, mark := range r.m.ShownReceipts(list, rooms.MaxShownReceipts/max(len(list), 1)) {
+		ref := rooms.ReceiptRef{Key: mark.Key, Counter: mark.Counter, Hash: rooms.Hash(mark.Hash)}
+		if !bytes.Equal(mark.Key, own) {
+			ref.Signed, ref.Sig = mark.Signed, mark.Signature
+		}
+		known = append(known, ref)
+	}
+	return known
 }
 
 // eventRef names a commit by its event, with the GroupInfo it carries.
@@ -241,6 +253,12 @@ func (e *Engine) keys(r *room) *rooms.HeadContent {
 // replaced.
 func (e *Engine) sendHead(ctx context.Context, r *room, content *rooms.HeadContent, then func()) error {
 	raw, err := rooms.Encode(content)
+	if rooms.RuleOf(err) == rooms.RuleEventTooLarge {
+		for i := range content.Receipts { // named alone, they are asked for
+			content.Receipts[i].Signed, content.Receipts[i].Sig = nil, nil
+		}
+		raw, err = rooms.Encode(content)
+	}
 	if rooms.RuleOf(err) == rooms.RuleEventTooLarge && len(content.Proof) > 0 {
 		content.Proof = nil // newcomers see the room as unconfirmed for a while
 		raw, err = rooms.Encode(content)

@@ -87,12 +87,12 @@ func (r *room) wantReceipt(f federation.Fetch) {
 }
 
 // compareMarks looks what receipts another module knows that are not here. Only
-// keys of the present list count: the others sign nothing that matters, and any
+// keys of the lists in force count: the others sign nothing that matters, and any
 // member can name some.
 func (r *room) compareMarks(head *rooms.HeadContent) {
-	policy, _ := r.m.PolicyAt(r.m.Head())
+	list := r.inForce()
 	for _, mark := range head.Receipts {
-		if _, listed := policy.Sequencers.Rank(mark.Key); listed && !r.m.Knows(mark.Key, mark.Counter) {
+		if _, listed := list.Rank(mark.Key); listed && !r.m.Knows(mark.Key, mark.Counter) {
 			r.wantReceipt(federation.Fetch{Receipt: federation.Ref(mark.Hash), ReceiptKey: mark.Key, Counter: mark.Counter})
 		}
 	}

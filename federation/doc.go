@@ -66,8 +66,7 @@
 //     receipt of that key in that room.
 //   - Applied, Rejected: statements signed by an MLS leaf key of a member.
 //   - Outside: a commit beside what is kept, which therefore cannot be checked.
-//   - Reported: another module's word that the room holds a newer receipt of the
-//     own key.
+//   - Shown: a receipt of the own key, by its signed bytes alone.
 //   - Resume: see the fifth duty.
 //
 // # Actions

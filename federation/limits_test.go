@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"slices"
@@ -179,32 +180,155 @@ func TestUnnamedCommitsAreBounded(t *testing.T) {
 	}
 }
 
-// A module that runs on an old disk learns it from the others even if none of
-// them can show its newer receipt.
-func TestReportedReceiptsRetireTheKey(t *testing.T) {
-	w := newWorld()
-	m, err := New(testConfig("s1"), w.base([]string{"s1", "s2", "s3", "s4", "s5"}, []string{"alice"}, []string{"alice", "bob"}))
-	if err != nil {
-		t.Fatal(err)
+// A module that runs on an old disk learns it from one receipt that it is shown, whoever
+// shows it and whether what it is about is held or not; from what its key did not sign
+// it learns nothing.
+func TestShownReceiptsRetireTheKey(t *testing.T) {
+	scope := Scope{Room: testRoom}
+	shown := func(r Receipt) Shown {
+		sig, _ := signatureOf(r)
+		return Shown{Signed: r.SignedBytes(scope), Signature: sig}
 	}
-	report := func(by string, counter uint64) []Action {
+	w := newWorld()
+	base := w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"})
+	w.commit("a", "root", "alice", commitSpec{})
+	w.commit("b", "a", "alice", commitSpec{})
+	w.lists["elsewhere"] = []string{"s1"}
+	receipts := map[string]Receipt{
+		"accept":  w.accept("b", "s1", Ballot{}, false, nil),
+		"vote":    w.vote("b", "s1", Ballot{}, []Proof{{Applied: w.applied("b", "bob")}}),
+		"promise": w.promise("elsewhere", "s1", Ballot{Round: 1}, nil),
+		"ready":   w.ready("elsewhere", "s1"),
+	}
+	machine := func(self string) *Machine {
 		t.Helper()
-		acts, err := m.Step(Reported{By: testSequencer(by).ReceiptKey, Key: testSequencer("s1").ReceiptKey, Counter: counter})
+		m, err := New(testConfig(self), base)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return acts
+		return m
 	}
-	report("s2", 7)
-	report("s2", 9)
-	report("s1", 9)
-	report("stranger", 9)
-	report("s3", 0)
-	if m.Retired() {
-		t.Fatal("one module's word retired the key; q - 1 are two")
+	for name, r := range receipts {
+		m := machine("s1")
+		acts, err := m.Step(shown(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !m.Retired() || w.actions(acts) == "" {
+			t.Errorf("%s: it was never made, and the key is not retired", name)
+		}
+		refused := func(m *Machine, what string, s Shown) {
+			t.Helper()
+			wantRefused(t, m, s, RuleForged)
+			if m.Retired() {
+				t.Errorf("%s, %s: the key is retired", name, what)
+			}
+		}
+		good := shown(r)
+		refused(machine("s2"), "another's", good)
+		refused(machine(""), "shown to a member's machine", good)
+		changed := slices.Clone(good.Signed)
+		changed[len(changed)-33]++ // the counter
+		refused(machine("s1"), "changed", Shown{Signed: changed, Signature: good.Signature})
+		refused(machine("s1"), "empty", Shown{})
+		refused(machine("s1"), "cut short", Shown{Signed: good.Signed[:60], Signature: good.Signature})
+		key := testConfig("s1").Self.Key
+		other := r.SignedBytes(Scope{Room: "!other:example.org"})
+		refused(machine("s1"), "of another room", Shown{Signed: other, Signature: ed25519.Sign(key, other)})
+		none := append(begin("applied", scope), make([]byte, 64)...)
+		refused(machine("s1"), "no receipt", Shown{Signed: none, Signature: ed25519.Sign(key, none)})
 	}
-	if acts := report("s4", 3); !m.Retired() || w.actions(acts) == "" {
-		t.Error("two modules report a receipt that was never made, and the key is not retired")
+	t.Run("its own", func(t *testing.T) {
+		w := newWorld()
+		m, err := New(testConfig("hub"), w.base([]string{"hub"}, []string{"alice"}, []string{"alice", "bob"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Step(w.commit("a", "root", "alice", commitSpec{})); err != nil {
+			t.Fatal(err)
+		}
+		var made []Receipt
+		for _, a := range m.Tick(time.Second) {
+			if s, ok := a.(Send); ok {
+				made = append(made, s.Receipt)
+			}
+		}
+		if len(made) != 1 {
+			t.Fatalf("signed %d receipts, want 1", len(made))
+		}
+		if acts, err := m.Step(shown(made[0])); err != nil || len(acts) > 0 || m.Retired() {
+			t.Errorf("its own receipt: %v, %v, retired %v", acts, err, m.Retired())
+		}
+		// One beside it, by another copy of the database.
+		w.commit("b", "root", "bob", commitSpec{})
+		twin := w.accept("b", "hub", Ballot{}, false, nil)
+		if twin.Chain.Counter != made[0].Link().Counter {
+			t.Fatalf("counters %d and %d, want the same", twin.Chain.Counter, made[0].Link().Counter)
+		}
+		if _, err := m.Step(shown(twin)); err != nil || !m.Retired() {
+			t.Errorf("another receipt with the counter of one that was made: %v, retired %v", err, m.Retired())
+		}
+	})
+}
+
+// What is shown of a list's receipts is the newest of each key, or where that is
+// large the newest that is not, beside its name.
+func TestShownReceipts(t *testing.T) {
+	w := newWorld()
+	m, err := New(testConfig(""), w.base([]string{"s1", "s2", "s3"}, []string{"alice"}, []string{"alice", "bob"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(ev Event) {
+		t.Helper()
+		if _, err := m.Step(ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step(w.commit("a", "root", "alice", commitSpec{}))
+	accept := w.accept("a", "s1", Ballot{}, false, nil)
+	step(accept)
+	small := w.vote("a", "s2", Ballot{}, []Proof{{Applied: w.applied("a", "bob")}})
+	step(small)
+	step(w.commit("b", "a", "alice", commitSpec{}))
+	step(w.accept("b", "s1", Ballot{}, false, nil))
+	var proofs []Proof
+	for range 20 {
+		proofs = append(proofs, Proof{Applied: w.applied("b", "bob")})
+	}
+	large := w.vote("b", "s2", Ballot{}, proofs)
+	step(large)
+	list := List{testSequencer("s2"), testSequencer("s3"), testSequencer("s1")}
+	scope := Scope{Room: testRoom}
+	for _, again := range []bool{false, true} {
+		if again {
+			raw, err := m.MarshalBinary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m, err = Unmarshal(testConfig(""), raw); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for limit, want := range map[int][]Receipt{0: {large, small, nil}, 10_000: {large, nil}} {
+			got := m.ShownReceipts(list, limit)
+			if len(got) != len(want) {
+				t.Fatalf("limit %d: %d marks, want %d", limit, len(got), len(want))
+			}
+			for i, mark := range got {
+				if i == len(got)-1 { // the newest of s1
+					if mark.Counter != 2 || len(mark.Signed) == 0 {
+						t.Errorf("limit %d: of s1 receipt %d is shown, want 2", limit, mark.Counter)
+					}
+				} else if mark.Hash != want[i].Hash(scope) || mark.Counter != want[i].Link().Counter {
+					t.Errorf("limit %d: mark %d names receipt %d", limit, i, mark.Counter)
+				}
+				shows := mark.Hash != large.Hash(scope) || limit > 0
+				if at, err := LinkOf(scope, mark.Key, mark.Signed, mark.Signature); (err == nil) != shows || shows && (at.Counter != mark.Counter || HashOf(mark.Signed, mark.Signature) != mark.Hash) {
+					t.Errorf("limit %d: mark %d shows %v, %v; want it to show %v", limit, i, at, err, shows)
+				}
+			}
+		}
 	}
 }
 

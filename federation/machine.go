@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"sort"
@@ -22,10 +23,9 @@ type Machine struct {
 	chains    map[string]*chainMemory // by receipt key
 	waiting   []waitingEvent          // in order of arrival
 	seq       uint64
-	proven    map[Ref]bool    // evidence that was reported, by the pair's hash
-	tellsNew  bool            // commits or statements came since the standing was evaluated
-	reported  map[string]bool // modules that report a receipt of the own key this machine did not make
-	marks     uint64          // see mark
+	proven    map[Ref]bool // evidence that was reported, by the pair's hash
+	tellsNew  bool         // commits or statements came since the standing was evaluated
+	marks     uint64       // see mark
 
 	// What ProofChain keeps of commits at or below the base.
 	proofSteps []ProofStep
@@ -75,7 +75,19 @@ type waitingEvent struct {
 type chainMemory struct {
 	hashes map[uint64]Ref
 	top    uint64
+	newest link // of the receipts that this process saw
+	small  link // and of those of at most smallReceipt bytes
 }
+
+// link is a receipt in its key's chain.
+type link struct {
+	receipt Receipt
+	hash    Ref
+	size    int // of its signed bytes
+}
+
+// smallReceipt is up to how many signed bytes a receipt can always be shown.
+const smallReceipt = 1024
 
 // chainKept is how many receipts of a key are remembered to find gaps.
 const chainKept = 256
@@ -131,8 +143,10 @@ func (m *Machine) Step(ev Event) ([]Action, error) {
 		return nil, nil
 	}
 	b := m.begin()
-	if r, ok := ev.(Reported); ok {
-		m.takeReport(r, b)
+	if s, ok := ev.(Shown); ok {
+		if err := m.takeShown(s, b); err != nil {
+			return nil, err
+		}
 		return m.finish(b), nil
 	}
 	if err := m.record(ev, b); err != nil {
@@ -244,7 +258,7 @@ func (m *Machine) put(ev Event, b *batch) (changed bool, added Ref, err error) {
 		if _, ok := m.nodes[ev.Ref]; !ok && !m.complete && (ev.Past || m.Beside(ev.Parent, ev.Epoch)) {
 			changed = m.drop(ev.Ref, ev.Epoch)
 		}
-	case Resume, Reported:
+	case Resume, Shown:
 	default:
 		err = refuse(RuleMalformed, Ref{}, "event of unknown type %T", ev)
 	}
@@ -684,7 +698,7 @@ func (m *Machine) Signed() uint64 { return m.counter }
 // list names it.
 func (m *Machine) Rekey() {
 	m.counter, m.prev, m.retired, m.dirty = 0, Ref{}, false, true
-	m.own, m.readied, m.turn, m.reported = make(map[Ref]*ownState), make(map[Ref]readied), turn{}, nil
+	m.own, m.readied, m.turn = make(map[Ref]*ownState), make(map[Ref]readied), turn{}
 }
 
 // NeedsVouching returns the commits that are waiting for a member to vouch, in
@@ -709,6 +723,8 @@ type ReceiptMark struct {
 	Key     []byte
 	Counter uint64
 	Hash    Ref
+	// Signed and Signature show the receipt: its hash is that over both.
+	Signed, Signature []byte
 }
 
 // NewestReceipts returns the newest receipt of each key, in order of the keys.
@@ -718,6 +734,34 @@ func (m *Machine) NewestReceipts() []ReceiptMark {
 		out = append(out, ReceiptMark{Key: []byte(key), Counter: c.top, Hash: c.hashes[c.top]})
 	}
 	sort.Slice(out, func(i, j int) bool { return string(out[i].Key) < string(out[j].Key) })
+	return out
+}
+
+// ShownReceipts returns the newest receipt of each key of a list, in its order, shown as
+// it was signed. Of those with more than limit signed bytes (1,024 at least) only the
+// name is given, and with it the newest that is small enough.
+func (m *Machine) ShownReceipts(list List, limit int) []ReceiptMark {
+	s := Scope{Room: m.cfg.Room}
+	var out []ReceiptMark
+	for _, q := range list {
+		c := m.chains[string(q.ReceiptKey)]
+		if c == nil {
+			continue
+		}
+		mark := func(l link, show bool) {
+			k := ReceiptMark{Key: bytes.Clone(q.ReceiptKey), Counter: l.receipt.Link().Counter, Hash: l.hash}
+			if show {
+				sig, _ := signatureOf(l.receipt)
+				k.Signed, k.Signature = l.receipt.SignedBytes(s), bytes.Clone(sig)
+			}
+			out = append(out, k)
+		}
+		fits := c.newest.size <= max(limit, smallReceipt)
+		mark(c.newest, fits)
+		if !fits && c.small.receipt != nil {
+			mark(c.small, true)
+		}
+	}
 	return out
 }
 

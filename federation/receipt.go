@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
@@ -275,6 +276,31 @@ func (r *Rejected) Content(s Scope) []byte {
 	return w
 }
 
+// receiptKinds are the labels of what receipt keys sign.
+var receiptKinds = []string{"accept", "vote", "promise", "ready"}
+
+// LinkOf returns the place in its key's chain of a receipt that is shown by its signed
+// bytes and its signature alone. An error means that the key signed no such receipt in
+// the room.
+func LinkOf(s Scope, key ed25519.PublicKey, signed, sig []byte) (Chain, error) {
+	const size = 8 + len(Ref{})
+	for _, kind := range receiptKinds {
+		head := begin(kind, Scope{Room: s.Room})
+		if len(signed) < len(head)+size || !bytes.HasPrefix(signed, head) {
+			continue
+		}
+		if err := verifyReceipt(signed, sig, key); err != nil {
+			return Chain{}, err
+		}
+		end := signed[len(signed)-size:]
+		return Chain{Counter: binary.BigEndian.Uint64(end), Prev: Ref(end[8:])}, nil
+	}
+	return Chain{}, errNoReceipt
+}
+
+// HashOf returns the hash of a receipt that is shown by its signed bytes and signature.
+func HashOf(signed, sig []byte) Ref { return hashReceipt(signed, sig) }
+
 func hashReceipt(signed, sig []byte) Ref {
 	h := sha256.New()
 	h.Write(signed)
@@ -366,6 +392,7 @@ func (r *Ready) VerifySignature(s Scope, key ed25519.PublicKey) error {
 var (
 	errKeyLength = errors.New("federation: receipt key has the wrong length")
 	errSignature = errors.New("federation: signature does not match the receipt")
+	errNoReceipt = errors.New("federation: what is shown is no receipt of the room")
 )
 
 func signReceipt(sig *[]byte, content []byte, key ed25519.PrivateKey) error {

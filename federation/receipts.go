@@ -255,7 +255,7 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		}
 	}
 	rs := m.receiptsOf(a.Config)
-	changed := false
+	changed, kept := false, (*Accept)(nil)
 	at, held := rs.findAccept(a)
 	if !held {
 		if err := m.roomFor(a.Config, a.Ref); err != nil {
@@ -264,9 +264,8 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		h := heldAccept{cloneAccept(a), n}
 		rs.accepts = slices.Insert(rs.accepts, at, h)
 		rs.fresh = append(rs.fresh, h.Accept)
-		changed = true
+		changed, kept = true, h.Accept
 	}
-	fresh := changed
 	for _, v := range a.Votes {
 		c, err := m.putVote(v, b)
 		changed = changed || c && err == nil
@@ -275,8 +274,8 @@ func (m *Machine) putAccept(a *Accept, b *batch) (bool, error) {
 		c, err := m.putPromise(p, b)
 		changed = changed || c && err == nil
 	}
-	if fresh { // what it carries stands before it in the chain
-		m.chain(a, list[a.Ballot.Rank], b)
+	if kept != nil { // what it carries stands before it in the chain
+		m.chain(kept, list[a.Ballot.Rank], b)
 	}
 	return changed, nil
 }
@@ -349,7 +348,7 @@ func (m *Machine) putVote(v *Vote, b *batch) (bool, error) {
 	h := heldVote{cloneVote(v), n}
 	rs.votes = slices.Insert(rs.votes, at, h)
 	rs.fresh = append(rs.fresh, h.Vote)
-	m.chain(v, list[v.Voter], b)
+	m.chain(h.Vote, list[v.Voter], b)
 	return true, nil
 }
 
@@ -450,7 +449,7 @@ func (m *Machine) putReady(r *Ready, b *batch) (bool, error) {
 	default:
 		rs.readies[at] = &heldReady{Ready: cloneReady(r)} // a newer one takes its place
 	}
-	m.chain(r, list[r.Member], b)
+	m.chain(rs.readies[at].Ready, list[r.Member], b)
 	return true, nil
 }
 
@@ -523,23 +522,29 @@ func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
 // is missing, and retires the own key if the room holds one that this machine
 // did not make.
 func (m *Machine) chain(r Receipt, s Sequencer, b *batch) {
-	link, hash := r.Link(), r.Hash(Scope{Room: m.cfg.Room})
+	at, kept := r.Link(), m.linkOf(r)
 	c := m.chains[string(s.ReceiptKey)]
 	if c == nil {
 		c = &chainMemory{hashes: make(map[uint64]Ref)}
 		m.chains[string(s.ReceiptKey)] = c
 	}
 	if m.mine(s.ReceiptKey) {
-		known, ok := c.hashes[link.Counter]
-		if link.Counter > m.counter || ok && known != hash {
-			m.retire(link.Counter, b)
+		known, ok := c.hashes[at.Counter]
+		if at.Counter > m.counter || ok && known != kept.hash {
+			m.retire(at.Counter, b)
 		}
 	}
-	_, hasPrev := c.hashes[link.Counter-1]
-	if link.Counter > 1 && !hasPrev && (m.complete || c.top > 0 && c.top < link.Counter) {
-		b.others = append(b.others, Fetch{Receipt: link.Prev, ReceiptKey: bytes.Clone(s.ReceiptKey), Counter: link.Counter - 1})
+	_, hasPrev := c.hashes[at.Counter-1]
+	if at.Counter > 1 && !hasPrev && (m.complete || c.top > 0 && c.top < at.Counter) {
+		b.others = append(b.others, Fetch{Receipt: at.Prev, ReceiptKey: bytes.Clone(s.ReceiptKey), Counter: at.Counter - 1})
 	}
-	c.note(link.Counter, hash)
+	c.note(kept)
+}
+
+func (m *Machine) linkOf(r Receipt) link {
+	signed := r.SignedBytes(Scope{Room: m.cfg.Room})
+	sig, _ := signatureOf(r)
+	return link{r, hashReceipt(signed, sig), len(signed)}
 }
 
 // retire notes that the room holds a receipt of the own key that this machine
@@ -553,28 +558,24 @@ func (m *Machine) retire(counter uint64, b *batch) bool {
 	return true
 }
 
-// takeReport notes a report of a newer own receipt than this machine made.
-func (m *Machine) takeReport(r Reported, b *batch) {
-	if r.Counter <= m.counter || !m.mine(r.Key) || m.mine(r.By) {
-		return
+// takeShown looks at a receipt that was shown as one of the own key.
+func (m *Machine) takeShown(r Shown, b *batch) error {
+	if m.cfg.Self == nil || len(m.cfg.Self.Key) != ed25519.PrivateKeySize {
+		return refuse(RuleForged, Ref{}, "a receipt is shown to a machine that signs none")
 	}
-	list, _, _ := m.list(m.serving())
-	if _, ok := list.Rank(r.By); !ok || len(m.reported) >= maxReports {
-		return
+	own := ed25519.PublicKey(m.cfg.Self.Key[ed25519.PrivateKeySize-ed25519.PublicKeySize:])
+	at, err := LinkOf(Scope{Room: m.cfg.Room}, own, r.Signed, r.Signature)
+	if err != nil {
+		return refuse(RuleForged, Ref{}, "a receipt that is shown as one of the own key: %w", err)
 	}
-	if m.reported == nil {
-		m.reported = make(map[string]bool)
+	known := Ref{}
+	if c := m.chains[string(own)]; c != nil {
+		known = c.hashes[at.Counter]
 	}
-	m.reported[string(r.By)] = true
-	n := 0
-	for _, s := range list {
-		if m.reported[string(s.ReceiptKey)] {
-			n++
-		}
+	if at.Counter > m.counter || !known.IsZero() && known != HashOf(r.Signed, r.Signature) {
+		m.dirty = m.retire(at.Counter, b) || m.dirty
 	}
-	if n > 0 && n >= list.Quorum()-1 && m.retire(r.Counter, b) {
-		m.dirty = true
-	}
+	return nil
 }
 
 // waitReceipt keeps a receipt until the commit it names is known. One of the
@@ -622,9 +623,26 @@ func (m *Machine) signedByListed(ev Event) (bool, error) {
 	return true, nil
 }
 
-func (c *chainMemory) note(counter uint64, hash Ref) {
+// note remembers a receipt, which is not changed any more.
+func (c *chainMemory) note(l link) {
+	counter := l.receipt.Link().Counter
 	if _, ok := c.hashes[counter]; !ok {
-		c.hashes[counter] = hash
+		c.hashes[counter] = l.hash
+	}
+	// Of two with one counter, which only a liar signs, the order in which they came
+	// decides nothing.
+	newer := func(than link) bool {
+		if than.receipt == nil {
+			return true
+		}
+		at := than.receipt.Link().Counter
+		return counter > at || counter == at && less(l.hash, than.hash)
+	}
+	if newer(c.newest) {
+		c.newest = l
+	}
+	if l.size <= smallReceipt && newer(c.small) {
+		c.small = l
 	}
 	c.top = max(c.top, counter)
 	if len(c.hashes) > chainKept {

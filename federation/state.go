@@ -307,7 +307,7 @@ func (m *Machine) restore(ev Event) error {
 		c = &chainMemory{hashes: make(map[uint64]Ref)}
 		m.chains[key] = c
 	}
-	c.note(r.Link().Counter, r.Hash(Scope{Room: m.cfg.Room}))
+	c.note(m.linkOf(r))
 	return nil
 }
 

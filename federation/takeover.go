@@ -6,7 +6,6 @@ const (
 	maxBackOff   = 4       // waits double at most this often: 16 ×
 	maxRoundJump = 1 << 20 // a request this many rounds ahead is not answered: rounds must not run out
 	provisional  = 2       // own promises in sequence that q did not answer, before provisional accepts
-	maxReports   = 64      // modules whose reports of an own receipt are kept
 	maxReadyWait = 8 * time.Hour
 )
 

@@ -174,7 +174,7 @@ type Founding struct {
 }
 
 // Event is an input of Step: *Commit, *Accept, *Vote, *Promise, *Ready,
-// *Applied, *Rejected, Outside, Reported or Resume.
+// *Applied, *Rejected, Outside, Shown or Resume.
 type Event interface{ event() }
 
 // Commit is a commit that the caller validated against its parent's tree.
@@ -218,15 +218,12 @@ type Commit struct {
 // start, and may sign again.
 type Resume struct{}
 
-// Reported tells a module's machine that another module, By by its receipt key,
-// reports the receipt with this counter as the newest of Key (its P.head names the
-// newest receipt of each). Once q - 1 modules of the list in force report a receipt
-// of the own key that this machine did not make, the key is retired, even if none
-// of them can show the receipt: this machine then runs on an old disk.
-type Reported struct {
-	By, Key []byte
-	Counter uint64
-}
+// Shown shows a module's machine a receipt of its own key as it was signed, which a
+// P.head of another module does for the newest of each. If this machine did not make
+// it the key is retired, whether what it is about is held or not: this machine then
+// runs on an old disk. What the own key did not sign is refused: nobody's word that
+// there is such a receipt counts.
+type Shown struct{ Signed, Signature []byte }
 
 // Outside tells the machine of a commit that could not be checked because its
 // parent is not held, and will not be: it is of the base's group, and Beside says
@@ -240,7 +237,7 @@ type Outside struct {
 }
 
 func (Outside) event()   {}
-func (Reported) event()  {}
+func (Shown) event()     {}
 func (*Commit) event()   {}
 func (*Accept) event()   {}
 func (*Vote) event()     {}

@@ -1,11 +1,14 @@
 package rooms
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"slices"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
+
+	"github.com/matrix-mls/matrix-mls/federation"
 )
 
 // Sizes (Matrix limits an event to 65,536 bytes; Dendrite and Synapse count
@@ -15,6 +18,7 @@ const (
 	MaxInline        = 40000    // bytes of MLS messages inside an event; more goes to media
 	MaxFileSize      = 16 << 20 // bytes of an MLSMessage, GroupInfo or tree in media
 	MaxSequencers    = 16       // modules in one list
+	MaxShownReceipts = 12000    // bytes of the receipts that a head shows
 	MaxProofs        = 128      // vouching statements of one vote
 	MaxProposals     = 1000     // proposals that one commit names
 	maxKeyPackages   = 20000    // that ride with a ReInit
@@ -536,8 +540,12 @@ func (h *HeadContent) validate() error {
 		}
 	}
 	for _, r := range h.Receipts {
-		if err := firstError(needBytes("receipts", r.Key, maxKeySize), needHash("receipts", r.Hash), fitsJSON("receipts", r.Counter), optionalID("receipts", string(r.Event), '$')); err != nil {
+		if err := firstError(needBytes("receipts", r.Key, maxKeySize), needHash("receipts", r.Hash), fitsJSON("receipts", r.Counter), optionalID("receipts", string(r.Event), '$'),
+			maxBytes("receipts", r.Signed, MaxShownReceipts), maxBytes("receipts", r.Sig, ed25519.SignatureSize)); err != nil {
 			return err
+		}
+		if len(r.Signed)+len(r.Sig) > 0 && Hash(federation.HashOf(r.Signed, r.Sig)) != r.Hash {
+			return malformed("receipts", "shows another receipt than it names")
 		}
 	}
 	if len(h.Proof) > 0 && h.ProofFile != nil {

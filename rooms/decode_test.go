@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/matrix-mls/matrix-mls/federation"
 )
 
 func TestHostileJSON(t *testing.T) {
@@ -153,7 +155,7 @@ func contents() map[string]struct {
 		"request":         {&RequestContent{Refs: []Hash{h}, Receipts: []Hash{h}, Since: event, Above: []ReceiptsAbove{{Key: make(Bytes, 32), Counter: 7}}, Heads: true, Nonce: "n", Event: "$e"}, func(r json.RawMessage) (any, error) { return any2(DecodeRequest(r)) }},
 		"repost":          {&RepostContent{Type: TypeCommit, Sender: alice, Event: "$e", Content: json.RawMessage(`{"epoch":1}`)}, func(r json.RawMessage) (any, error) { return any2(DecodeRepost(r)) }},
 		"head": {&HeadContent{Version: 1, ReceiptKey: make(Bytes, 32), ExternalSenders: []ExternalSender{{Scheme: 0x807, Key: Bytes{1}}}, Server: "example.org", Group: Bytes{1}, Answers: []string{"n"},
-			Accepted: event, Final: event, Root: event, Receipts: []ReceiptRef{{Key: Bytes{1}, Counter: 1, Hash: h, Event: "$e"}}, GroupInfo: Bytes{1}, Snapshot: &snapshot,
+			Accepted: event, Final: event, Root: event, Receipts: []ReceiptRef{{Key: Bytes{1}, Counter: 1, Hash: h, Event: "$e"}, {Key: Bytes{1}, Counter: 1, Hash: Hash(federation.HashOf([]byte{1}, sig)), Signed: Bytes{1}, Sig: sig}}, GroupInfo: Bytes{1}, Snapshot: &snapshot,
 			Cfg: h, Era: 2, Proof: Bytes{1}, Nonce: "n"}, func(r json.RawMessage) (any, error) { return any2(DecodeHead(r)) }},
 	}
 }
@@ -251,6 +253,8 @@ func TestContentRules(t *testing.T) {
 		{"repost of a repost", `{"type":"` + TypeRepost + `","sender":"@a:b","content":{}}`, dec(DecodeRepost), RuleContentMalformed},
 		{"unknown need", `{"room_id":"!a:b","need":"secrets"}`, dec(DecodeRejoinRequest), RuleContentMalformed},
 		{"snapshot without tree", `{"room_id":"!a:b","commit_event":"$c","ref":"` + h + `","welcome":"` + g + `","snapshot":{"tree_hash":"` + g + `","at_commit":"` + h + `"}}`, dec(DecodeWelcome), RuleContentMalformed},
+		{"head that shows another receipt than it names", `{"version":1,"receipt_key":"` + h + `","receipts":[{"key":"` + h + `","counter":1,"hash":"` + h + `","signed":"` + g + `","sig":"` + sig + `"}]}`, dec(DecodeHead), RuleContentMalformed},
+		{"head that shows a large receipt", `{"version":1,"receipt_key":"` + h + `","receipts":[{"key":"` + h + `","counter":1,"hash":"` + Hash(federation.HashOf(make([]byte, MaxInline), make([]byte, 64))).String() + `","signed":"` + big + `","sig":"` + sig + `"}]}`, dec(DecodeHead), RuleContentMalformed},
 		{"head with a short key", `{"version":1,"receipt_key":"` + g + `"}`, dec(DecodeHead), RuleContentMalformed},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -196,12 +196,16 @@ type EventRef struct {
 	Epoch uint64     `json:"epoch"`
 }
 
-// ReceiptRef names the newest receipt of a module.
+// ReceiptRef names the newest receipt of a module, and shows it: Hash is that over the
+// bytes that were signed and the signature. Whether the key made it is for who has use
+// of it to check (federation.LinkOf); a name that shows nothing proves nothing.
 type ReceiptRef struct {
 	Key     Bytes      `json:"key"` // its receipt key
 	Counter uint64     `json:"counter"`
 	Hash    Hash       `json:"hash"`
 	Event   id.EventID `json:"event_id,omitempty"`
+	Signed  Bytes      `json:"signed,omitempty"`
+	Sig     Bytes      `json:"sig,omitempty"`
 }
 
 // ExternalSender is a key with which a module signs proposals, one for each
