@@ -21,48 +21,6 @@ import (
 // post one; nothing in it shows that it is the room's group. So it counts only
 // from whom the module would believe the beginning itself.
 
-// mayFound reports whether a user may found the room's group: its creator, or
-// who has the power to turn the room into an encrypted one.
-func mayFound(s *rooms.RoomState, user id.UserID) bool {
-	return s.Creator == user || s.CanSend(user, rooms.TypeEncryption, true)
-}
-
-// mayShow reports whether a module may start at a head of this sender: of who
-// may found the group, or of the module of such a user's server, which could
-// found it in that user's name just as well. Nobody else can have the name of
-// that module's bot; one with another name is known by the room's list of
-// service members, which takes power to change.
-func mayShow(s *rooms.RoomState, sender id.UserID) bool {
-	if s.Members[sender].Membership != rooms.MembershipJoin {
-		return false
-	}
-	if mayFound(s, sender) {
-		return true
-	}
-	local, server, err := sender.Parse()
-	if err != nil || local != rooms.BotLocalpart && !slices.Contains(s.Functional, sender) {
-		return false
-	}
-	of := func(user id.UserID) bool {
-		_, home, err := user.Parse()
-		return err == nil && home == server && mayFound(s, user)
-	}
-	if of(s.Creator) {
-		return true
-	}
-	for _, user := range s.MoreCreators {
-		if of(user) {
-			return true
-		}
-	}
-	for user := range s.Power.Users {
-		if of(user) {
-			return true
-		}
-	}
-	return false
-}
-
 // noteHead keeps a head, for a start without the group's beginning. Those that
 // a start can rest on are never crowded out by others.
 func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Duration) {
@@ -88,7 +46,7 @@ func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Dura
 // mayCount reports whether a head of this sender can be of use: to start at, or as that
 // of a module of the group's list.
 func (r *room) mayCount(s *rooms.RoomState, sender id.UserID) bool {
-	return r.lists(sender) || r.loaded && mayShow(s, sender)
+	return r.lists(sender) || r.loaded && s.MayShow(sender)
 }
 
 // lists reports whether a user is a module of a list in force.
@@ -163,7 +121,7 @@ func (e *Engine) beginAt(r *room, head *rooms.HeadContent) (b *beginning, coming
 	switch {
 	case b.policy.Room != r.id:
 		return nil, false, refusal(string(rooms.RuleRoomNotGroup), "the group is bound to room %s", b.policy.Room)
-	case !mayFound(r.state, b.policy.Creator):
+	case !r.state.MayFound(b.policy.Creator):
 		return nil, false, refusal(ruleRootNotOwned, "the group names %s as creator, who neither created the room nor may change its encryption", b.policy.Creator)
 	}
 	for _, l := range rooms.GroupLeaves(b.group) {
@@ -194,7 +152,7 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 	var senders []id.UserID
 	seen := make(map[id.UserID]bool)
 	for sender := range r.heads {
-		if mayShow(r.state, sender) {
+		if r.state.MayShow(sender) {
 			senders, seen[sender] = append(senders, sender), true
 		}
 	}

@@ -386,7 +386,7 @@ func (e *Engine) takeRoot(ctx context.Context, r *room, msg *message, c *rooms.C
 			return done, refusal(string(rooms.RuleSenderNotCredential), "the founding leaf is of %s, the event by %s", l.Cred.User, msg.sender)
 		}
 	}
-	if !mayFound(r.state, msg.sender) {
+	if !r.state.MayFound(msg.sender) {
 		return done, refusal(ruleRootNotOwned, "%s neither created the room nor may change its encryption", msg.sender)
 	}
 	if known { // the head that the module started at was of this group

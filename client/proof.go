@@ -102,8 +102,7 @@ const maxProofs = 64
 // users, who have to be whom they are for: the group's founder the room's
 // creator, or who may turn it into an encrypted one.
 func (c *Client) attested(r *room, bot id.UserID, p *rooms.Proven) error {
-	state := r.state.view
-	if p.Creator != state.Creator && !slices.Contains(state.MoreCreators, p.Creator) && !state.CanSend(p.Creator, rooms.TypeEncryption, true) {
+	if !r.mayBeFounder(p.Creator) {
 		return &rooms.Refusal{Rule: rooms.RuleRoomNotGroup, What: "head of " + string(bot) + ": its group was founded by " + string(p.Creator) + ", who neither created the room nor may change its encryption"}
 	}
 	var users []id.UserID
@@ -125,6 +124,16 @@ func (c *Client) attested(r *room, bot id.UserID, p *rooms.Proven) error {
 		}
 	}
 	return nil
+}
+
+// mayBeFounder tells whether the room's group may have been founded by a user.
+func (r *room) mayBeFounder(user id.UserID) bool {
+	return r.state.view.MayFound(user) || slices.Contains(r.state.view.MoreCreators, user)
+}
+
+// isAttested tells whether the devices that a chain rests on are known for what they have to be.
+func (c *Client) isAttested(r *room, p *rooms.Proven) bool {
+	return r.mayBeFounder(p.Creator) && !slices.ContainsFunc(p.Attested, func(a rooms.Attested) bool { return c.devs[a.User] == nil || !c.crossSigned(a) })
 }
 
 func notAttested(bot, user id.UserID) error {

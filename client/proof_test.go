@@ -246,6 +246,18 @@ func TestNewcomersJoinAtTheHeadOfAListedModule(t *testing.T) {
 	if by, head := bob.look(r); head == nil || !head.Lists(by) {
 		t.Errorf("it would join at the head of %s, which is not on the list", by)
 	}
+	// Its place among many heads does not depend on who came first (see state_test.go).
+	for user, want := range map[id.UserID]bool{listed: true, botOf("three.example"): true, dropped: false, botOf("evil.example"): false} {
+		if got := bob.isListed(r.room, user); got != want {
+			t.Errorf("%s is taken for listed: %v, want %v", user, got, want)
+		}
+	}
+	devices := bob.devs
+	bob.devs = nil
+	if bob.isListed(r.room, listed) {
+		t.Error("a list counts that rests on nobody's device")
+	}
+	bob.devs = devices
 	// The listed ones have not shown the newest epoch yet.
 	old := *r.state.head(listed)
 	for _, bot := range r.state.bots() {

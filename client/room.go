@@ -289,19 +289,27 @@ func (c *Client) newRoom(roomID id.RoomID) *room {
 }
 
 // headFirst tells whether a user's head is kept whatever others post: that of a listed
-// module, or one that is to be, and of the own server's.
+// module, or one that is to be, and of the own server's. Who has no group yet goes by the
+// lists that heads have proven.
 func (c *Client) headFirst(roomID id.RoomID, user id.UserID) bool {
-	if user == botOf(serverOf(c.UserID())) {
-		return true
-	}
 	r := c.rooms[roomID]
-	if r == nil || r.machine == nil {
+	return user == botOf(serverOf(c.UserID())) || r != nil && c.isListed(r, user)
+}
+
+func (c *Client) isListed(r *room, user id.UserID) bool {
+	is := func(s federation.Sequencer) bool { return s.User == string(user) }
+	if r.machine == nil {
+		for _, p := range r.proofs {
+			if p.err == nil && slices.ContainsFunc(p.proven.Policy.Sequencers, is) && c.isAttested(r, p.proven) {
+				return true
+			}
+		}
 		return false
 	}
 	config, _ := r.machine.ConfigAt(r.machine.Head())
 	return slices.ContainsFunc(append(r.machine.ListChanges(), config), func(ref federation.Ref) bool {
 		list, _ := r.machine.ListAt(ref)
-		return slices.ContainsFunc(list, func(s federation.Sequencer) bool { return s.User == string(user) })
+		return slices.ContainsFunc(list, is)
 	})
 }
 

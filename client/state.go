@@ -78,10 +78,13 @@ func (s *roomState) admitHead(user id.UserID) bool {
 	if _, known := byKey[string(user)]; known || len(byKey) < maxHeads {
 		return true
 	}
-	last := slices.MaxFunc(slices.Sorted(maps.Keys(byKey)), func(a, b string) int {
-		return s.headRank(id.UserID(a)) - s.headRank(id.UserID(b))
-	})
-	if s.headRank(id.UserID(last)) <= s.headRank(user) {
+	last, most := "", s.headRank(user)
+	for _, key := range slices.Sorted(maps.Keys(byKey)) {
+		if rank := s.headRank(id.UserID(key)); rank > most {
+			last, most = key, rank
+		}
+	}
+	if last == "" {
 		return false
 	}
 	delete(byKey, last)
@@ -90,12 +93,13 @@ func (s *roomState) admitHead(user id.UserID) bool {
 }
 
 // headRank says how much the head of a user counts where there are too many, 0 the most.
-// It takes power to be a functional member, a server to have a bot's name, and anybody can join.
+// It takes power to be a functional member, or the server of who has power over the room's encryption to be
+// its module; a server to have a bot's name, of which one machine has as many as it wants; and anybody can join.
 func (s *roomState) headRank(user id.UserID) int {
 	switch joined := s.membership(user) == rooms.MembershipJoin; {
 	case s.first != nil && s.first(user):
 		return 0
-	case joined && slices.Contains(s.view.Functional, user):
+	case joined && (slices.Contains(s.view.Functional, user) || s.view.MayShow(user)):
 		return 1
 	case joined && isBot(user):
 		return 2

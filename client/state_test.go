@@ -235,6 +235,45 @@ func TestListedHeadsAreKept(t *testing.T) {
 	}
 }
 
+// TestHeadsOfFoundersModulesAreKept: anybody with as many servers can have as many users with a bot's name in the
+// room as heads are kept. Before the room's list is known the modules of those who may found its group count before
+// them, which nobody else's server can have.
+func TestHeadsOfFoundersModulesAreKept(t *testing.T) {
+	s := newRoomState("!r:one")
+	state := func(sender id.UserID, kind, key, content string) bool {
+		return s.set(&Event{ID: id.EventID("$" + kind + key), Type: kind, Sender: sender, StateKey: &key, Content: json.RawMessage(content)})
+	}
+	join := func(user string) { state(id.UserID(user), rooms.TypeMember, user, `{"membership":"join"}`) }
+	head := func(user string) bool { return state(id.UserID(user), rooms.TypeHead, user, `{}`) }
+	state("@alice:one", rooms.TypeCreate, "", `{"room_version":"10"}`)
+	state("@alice:one", rooms.TypePowerLevels, "", `{"users":{"@alice:one":100,"@bob:two":100,"@carol:three":50},"events":{"m.room.encryption":100}}`)
+	for n := range maxHeads {
+		user := string(botOf(fmt.Sprintf("evil:%d", 8000+n)))
+		join(user)
+		if !head(user) {
+			t.Fatalf("head %d is refused", n)
+		}
+	}
+	for user, want := range map[string]bool{"@_mls_bot:one": true, "@_mls_bot:two": true, "@_mls_bot:three": false, "@_mls_bot:four": false} {
+		join(user)
+		if got := head(user); got != want {
+			t.Errorf("the head of %s is taken: %v, want %v", user, got, want)
+		}
+	}
+	var all []*Event
+	for kind, entries := range s.Entries {
+		for key, entry := range entries {
+			all = append(all, &Event{ID: entry.Event, Type: kind, Sender: entry.Sender, StateKey: &key, Content: entry.Content})
+		}
+	}
+	s.replace(all)
+	for _, user := range []string{"@_mls_bot:one", "@_mls_bot:two"} {
+		if _, ok := s.Entries[rooms.TypeHead][user]; !ok {
+			t.Errorf("the full state lost the head of %s", user)
+		}
+	}
+}
+
 // checkClean holds what a device takes for unchanged since it was written against the
 // store.
 func (d *testDevice) checkClean() {

@@ -117,6 +117,43 @@ func (s *RoomState) CanKick(user, other id.UserID) bool {
 	return s.PowerOf(user) >= s.Power.Kick && s.PowerOf(user) > s.PowerOf(other)
 }
 
+// MayFound reports whether a user may found the room's group: its creator, or
+// who has the power to turn the room into an encrypted one.
+func (s *RoomState) MayFound(user id.UserID) bool {
+	return s.Creator == user || s.CanSend(user, TypeEncryption, true)
+}
+
+// MayShow reports whether somebody shows the room's group as well as who may found it:
+// a member who may, or the module of such a user's server, which could found it in that
+// user's name just as well. Nobody else can have the name of that module's bot; one
+// with another name is known by the room's list of service members, which takes
+// power to change.
+func (s *RoomState) MayShow(sender id.UserID) bool {
+	if s.Members[sender].Membership != MembershipJoin {
+		return false
+	}
+	if s.MayFound(sender) {
+		return true
+	}
+	local, server, err := sender.Parse()
+	if err != nil || local != BotLocalpart && !slices.Contains(s.Functional, sender) {
+		return false
+	}
+	of := func(user id.UserID) bool {
+		_, home, err := user.Parse()
+		return err == nil && home == server && s.MayFound(user)
+	}
+	if of(s.Creator) || slices.ContainsFunc(s.MoreCreators, of) {
+		return true
+	}
+	for user := range s.Power.Users {
+		if of(user) {
+			return true
+		}
+	}
+	return false
+}
+
 // MissingPower returns the event types of this project that a user could not
 // send: MLS does not work in a room whose members lack them.
 func (s *RoomState) MissingPower(user id.UserID) []string {
