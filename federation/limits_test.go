@@ -541,3 +541,64 @@ func TestWaitingReceiptsOfAnybody(t *testing.T) {
 	}
 	check(again)
 }
+
+// TestWaitingReceiptsAfterARestart: which receipts give way to others does not depend on
+// when the list that they name came or went, for a machine that was read back does not know.
+func TestWaitingReceiptsAfterARestart(t *testing.T) {
+	c, _, cfg := newChainWorld(t, Limits{Keep: 4, Waiting: 8}, "s1")
+	same := func(when string, listed int) {
+		t.Helper()
+		raw, err := c.m.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Unmarshal(cfg, raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for i, w := range c.m.waiting {
+			if w.listed {
+				n++
+			}
+			if o := again.waiting[i]; o.listed != w.listed || o.size != w.size || o.on != w.on {
+				t.Errorf("%s: event %d waits as %v of %d bytes, after a restart as %v of %d", when, i, w.listed, w.size, o.listed, o.size)
+			}
+		}
+		if n != listed {
+			t.Errorf("%s: %d receipts count as a listed sequencer's, want %d", when, n, listed)
+		}
+	}
+	orphan := func(name, config, by string) *Vote {
+		c.commit(name, "nor its parent "+name, "alice", commitSpec{})
+		c.config[c.parent[name]] = config
+		return c.vote(name, by, Ballot{}, nil)
+	}
+	step := func(ev Event) {
+		t.Helper()
+		if _, err := c.m.Step(ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The list is not held yet.
+	change := c.commit("change", "root", "alice", commitSpec{list: []string{"s2"}, admins: []string{"alice"}})
+	good, forged := orphan("x", "change", "s2"), orphan("y", "change", "s2")
+	forged.Signature = slices.Repeat([]byte{1}, 64)
+	step(good)
+	step(forged)
+	step(orphan("z", "root", "s1"))
+	same("before the list", 1)
+	step(change)
+	same("with the list", 2)
+	if len(c.m.waiting) != 2 {
+		t.Errorf("%d receipts wait, want the two that listed sequencers signed", len(c.m.waiting))
+	}
+	// The list is dropped again.
+	for i := range 20 {
+		c.final(fmt.Sprint("c", i), commitSpec{})
+	}
+	if c.m.Base() == testRef("root") {
+		t.Fatal("nothing was dropped")
+	}
+	same("without the list", 1)
+}

@@ -393,6 +393,9 @@ func (m *Machine) putCommit(c *Commit, b *batch) (bool, Ref, error) {
 	m.seq++
 	n.seq = m.seq
 	m.link(n)
+	if n.sets {
+		m.listCame(n.ref)
+	}
 	delete(m.gone, c.Ref)
 	if !c.External && c.Founding == nil {
 		l, _ := up.leaf(c.Author)

@@ -623,6 +623,43 @@ func (m *Machine) signedByListed(ev Event) (bool, error) {
 	return true, nil
 }
 
+// listCame looks again at receipts that wait for their commits and name a list that is
+// held from now on: those of nobody in it are dropped, as they would have been refused.
+func (m *Machine) listCame(config Ref) {
+	rest := m.waiting[:0]
+	for _, w := range m.waiting {
+		if !w.listed && listOf(w.ev) == config {
+			var err error
+			if w.listed, err = m.signedByListed(w.ev); err != nil {
+				continue
+			}
+		}
+		rest = append(rest, w)
+	}
+	clear(m.waiting[len(rest):])
+	m.waiting = rest
+}
+
+// listsWent notes which of the receipts that wait name a list that is not held any more.
+func (m *Machine) listsWent() {
+	for i, w := range m.waiting {
+		if w.listed {
+			_, _, m.waiting[i].listed = m.list(listOf(w.ev))
+		}
+	}
+}
+
+// listOf returns the list that a receipt about a commit names, or zero.
+func listOf(ev Event) Ref {
+	switch r := ev.(type) {
+	case *Accept:
+		return r.Config
+	case *Vote:
+		return r.Config
+	}
+	return Ref{}
+}
+
 // note remembers a receipt, which is not changed any more.
 func (c *chainMemory) note(l link) {
 	counter := l.receipt.Link().Counter

@@ -383,6 +383,7 @@ func (m *Machine) compact() []Ref {
 		m.era = to
 	}
 	m.dropReceipts(kept)
+	m.listsWent()
 	m.evaluate()
 	sort.Slice(forgotten, func(i, j int) bool { return less(forgotten[i], forgotten[j]) })
 	return forgotten
