@@ -247,6 +247,7 @@ func (s *Store) Scrub(ctx context.Context) error {
 // if nobody calls that, by the write with which it has so many pages.
 const (
 	foldAfter = 256
+	foldAgain = 16 // after one that failed
 	mostPages = 4000
 )
 
@@ -261,10 +262,11 @@ func (s *Store) Written() int64 { return s.written.Load() }
 func (s *Store) Fold(ctx context.Context) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	s.folded.Store(s.written.Load())
+	s.folded.Store(s.written.Load() - foldAfter + foldAgain)
 	if _, err := s.db.Exec(ctx, "PRAGMA wal_checkpoint(PASSIVE)"); err != nil {
 		return fmt.Errorf("store: fold the write-ahead log: %w", err)
 	}
+	s.folded.Store(s.written.Load())
 	return nil
 }
 

@@ -649,6 +649,20 @@ func TestFold(t *testing.T) {
 	if n := size(); n != before {
 		t.Errorf("a write has folded the log: %d bytes, %d before", n, before)
 	}
+	// What failed is tried again soon.
+	failing, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Fold(failing); err == nil || size() != before {
+		t.Fatal("folded with a context that has ended")
+	}
+	for n := 0; !s.Grown(); n++ {
+		if n > foldAfter/8 {
+			t.Fatal("after it failed it is long not time to fold")
+		}
+		if err := s.PutKV(t.Context(), fmt.Sprint("again", n), make([]byte, 20_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := s.Fold(t.Context()); err != nil {
 		t.Fatal(err)
 	}
