@@ -67,6 +67,13 @@ func (w *world) end() {
 // out and asked back before it looked has a group, and may not send.
 func (d *device) in() bool { return d.member() && d.server.Membership(d.w.room, d.user) == "join" }
 
+// outside tells whether a device in the group cannot open its head. At the end that is so
+// only where converged allows it: without an era that counts nobody gets past such a commit.
+func (d *device) outside() bool {
+	h := d.held()
+	return h.Epochs[h.Machine.Head()] == nil
+}
+
 // lasting counts the users with a device that is there and whose leaf was in the
 // group since the newest final commit: progress is claimed for two.
 func (w *world) lasting() int {
@@ -255,8 +262,8 @@ func (w *world) converged(when string) {
 		if d.in() {
 			h := d.held()
 			compare(d.name, h.Machine)
-			if head := h.Machine.Head(); h.Epochs[head] == nil {
-				if w.shut() && slices.Contains(h.Machine.NeedsVouching(), head) {
+			if d.outside() {
+				if w.shut() && slices.Contains(h.Machine.NeedsVouching(), h.Machine.Head()) {
 					continue // nobody accepts what gets round a commit that it cannot open, until there is an era
 				}
 				broken("1 convergence", "%s: %s does not hold the head", when, d.name)
@@ -268,9 +275,9 @@ func (w *world) converged(when string) {
 // included: 11 and 6, who is out of the room has no leaf; and who is in it and was
 // let in has one for each device.
 func (w *world) included() {
-	d := pick(w.devices, 0, func(d *device) bool { return d.in() })
+	d := pick(w.devices, 0, func(d *device) bool { return d.in() && !d.outside() })
 	if d == nil {
-		return
+		return // nobody is there, or can open the head
 	}
 	h := d.held()
 	leaves := rooms.GroupLeaves(h.Epochs[h.Machine.Head()])
@@ -321,6 +328,9 @@ func (w *world) read() {
 	for _, m := range w.messages {
 		if got[m.author] == nil || w.left[m.author.user] || m.at <= m.author.restored {
 			continue // or it is no more in the store that was put back
+		}
+		if len(m.refs) == 0 && m.author.in() && m.author.outside() {
+			continue
 		}
 		if len(m.refs) == 0 {
 			broken("4 no lost message", "%q of %s was never sent", m.text, m.author.name)
