@@ -39,7 +39,7 @@ func (r *room) noteHead(sender id.UserID, head *rooms.HeadContent, now time.Dura
 			return
 		}
 	}
-	r.heads[sender], r.tryBootstrap = head, true
+	r.heads[sender], r.tryBootstrap, r.lookBefore = head, true, true
 	r.looks.Note(sender, now)
 }
 
@@ -191,7 +191,10 @@ func (e *Engine) bootstrap(ctx context.Context, r *room) error {
 			return nil
 		}
 		r.m, r.status, r.dirty, r.stepped, r.planDirty, r.retryWaiting = m, store.RoomServing, true, true, true, true
-		r.data.Root, r.data.Late = best.head.Root, true
+		r.data.Root, r.data.Late, r.lookBefore = best.head.Root, true, true
+		if err := e.setBegan(ctx, r.id, &began{Base: best.base.Ref, Info: best.head.GroupInfo}); err != nil {
+			return err
+		}
 		if best.head.Root.Event != "" {
 			e.fetchEvent(r, best.head.Root.Event) // to see whether it is there after all
 		}
@@ -229,6 +232,9 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 		}
 	}
 	if err := e.d.Store.ReopenRoom(ctx, r.id); err != nil {
+		return err
+	}
+	if err := e.d.Store.Unset(ctx, beganKey(r.id)); err != nil {
 		return err
 	}
 	r.m, r.dirty, r.resumed, r.nextAct = nil, true, false, 0

@@ -534,6 +534,11 @@ func (e *Engine) tickRoom(ctx context.Context, r *room, now time.Duration) (time
 		return 0, err
 	}
 	soonest(take)
+	before, err := e.takeBefore(ctx, r, now)
+	if err != nil {
+		return 0, err
+	}
+	soonest(before)
 	if r.live() && (r.stepped || r.nextAct > 0 && now >= r.nextAct) {
 		if err := e.act(ctx, r, now); err != nil {
 			return 0, err

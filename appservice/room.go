@@ -81,6 +81,8 @@ type room struct {
 	resume  comparison // before that
 	// tryBootstrap: without a group, the heads of other modules are to be looked at.
 	tryBootstrap bool
+	lookBefore   bool // and those for the way to where the module began
+	beforePause  pause
 	nextAct      time.Duration
 	lastTick     time.Duration
 	touched      time.Duration
@@ -97,6 +99,7 @@ type roomData struct {
 	WithTree  bool            `json:"with_tree,omitempty"` // that one held a tree of the head itself
 	Snapshot  *rooms.Snapshot `json:"snapshot,omitempty"`  // the newest tree in media
 	Proof     *rooms.File     `json:"proof,omitempty"`     // the newest proof chain in media
+	Before    bool            `json:"before,omitempty"`    // another module proved the way to where this one began
 	Commits   int             `json:"commits,omitempty"`   // on the head since the snapshot
 	Bytes     int64           `json:"bytes,omitempty"`     // of these commits
 	Compared  id.EventID      `json:"compared,omitempty"`  // newest event of ours when the history was compared

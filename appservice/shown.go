@@ -109,16 +109,9 @@ func (e *Engine) takeReceiptShown(ctx context.Context, r *room, s *rooms.ShownEv
 // receiptsShown returns what a head's proof chain holds and the room's machine does not.
 // A chain that has to be fetched comes with the next look: waits.
 func (e *Engine) receiptsShown(r *room, head *rooms.HeadContent) (shown []rooms.ShownEvent, waits bool, err error) {
-	raw := []byte(head.Proof)
-	if file := head.ProofFile; file != nil {
-		data, bad, ok := e.media.get(file.SHA256)
-		if !ok || bad != nil {
-			if !ok {
-				e.download(r, file)
-			}
-			return nil, !ok, bad
-		}
-		raw = data
+	raw, waits, err := e.proofShown(r, head)
+	if waits || err != nil {
+		return nil, waits, err
 	}
 	shown, err = head.Shown(r.m, raw)
 	return shown, false, err

@@ -99,6 +99,10 @@ func (m *Machine) ProofChain() ProofChain {
 	return c
 }
 
+// FromRoot tells whether the machine holds all steps of its ProofChain from the room's
+// root on.
+func (m *Machine) FromRoot() bool { return m.fromRoot }
+
 // onlyLastFinal leaves out steps that change neither list nor policy, but for the
 // last step.
 func onlyLastFinal(steps []ProofStep) []ProofStep {

@@ -1,6 +1,10 @@
 package rooms
 
-import "github.com/matrix-mls/matrix-mls/federation"
+import (
+	"slices"
+
+	"github.com/matrix-mls/matrix-mls/federation"
+)
 
 // ProofSource looks up the content of a commit event, with what was moved to
 // media put back; nil if it is not held.
@@ -13,10 +17,57 @@ type ProofSource func(ref federation.Ref) *CommitContent
 // then shows nothing.
 func NewProofChain(chain federation.ProofChain, root federation.Ref, path []federation.Ref, accept *federation.Accept, source ProofSource) *ProofChain {
 	first := source(root)
-	if !chain.FromRoot || first == nil || len(chain.Steps) > maxProofSteps || len(path) > maxProofAbove {
+	if !chain.FromRoot || first == nil {
 		return nil
 	}
-	p := &ProofChain{Root: first.GroupInfo, Accept: accept}
+	p := &ProofChain{Root: first.GroupInfo}
+	return p.extend(chain, path, accept, source)
+}
+
+// LeadingTo returns what of a chain leads to a commit on its way, for
+// [ProofChain.Continue]; above tells which of the commits that it shows lie above that.
+// It is false if that is not to be seen: up to the newest final commit all steps are
+// shown that change something, and of those above it only the commits.
+func (p *ProofChain) LeadingTo(above func(federation.Ref) bool) (*ProofChain, bool) {
+	out := &ProofChain{Root: p.Root}
+	for i := range p.Steps {
+		c, err := parseProofCommit(p.Steps[i].Commit.Message)
+		switch {
+		case err != nil:
+			return nil, false
+		case above(c.ref):
+			return out, true
+		case c.policy != nil || c.aad.Era > 0:
+			out.Steps = append(out.Steps, p.Steps[i])
+		}
+	}
+	for i := range p.Path {
+		c, err := parseProofCommit(p.Path[i].Message)
+		switch {
+		case err != nil:
+			return nil, false
+		case above(c.ref):
+			return out, true
+		case c.policy != nil:
+			return nil, false
+		}
+	}
+	return out, true
+}
+
+// Continue puts a chain together as [NewProofChain] does, for who did not see the group's
+// beginning: the receiver leads to the commit from which on chain holds all steps.
+func (p *ProofChain) Continue(chain federation.ProofChain, path []federation.Ref, accept *federation.Accept, source ProofSource) *ProofChain {
+	next := &ProofChain{Root: p.Root, Steps: slices.Clip(p.Steps)}
+	return next.extend(chain, path, accept, source)
+}
+
+// extend adds steps and path to the steps that a chain has.
+func (p *ProofChain) extend(chain federation.ProofChain, path []federation.Ref, accept *federation.Accept, source ProofSource) *ProofChain {
+	if len(p.Steps)+len(chain.Steps) > maxProofSteps || len(path) > maxProofAbove {
+		return nil
+	}
+	p.Accept = accept
 	message := func(ref federation.Ref) (ProofCommit, bool) {
 		c := source(ref)
 		if c == nil {

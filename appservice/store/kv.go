@@ -17,6 +17,8 @@ const (
 	putKVQuery = `INSERT INTO kv (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value=excluded.value`
 	getKVQuery = `SELECT value FROM kv WHERE name=$1`
 
+	deleteKVQuery = `DELETE FROM kv WHERE name=$1`
+
 	putRefusalQuery  = `INSERT INTO refusals (room_id, event_id, rule, detail, at) VALUES ($1, $2, $3, $4, $5)`
 	refusalsQuery    = `SELECT room_id, event_id, rule, detail, at FROM refusals ORDER BY id DESC LIMIT $1`
 	trimRefusalQuery = `DELETE FROM refusals WHERE id <= (SELECT COALESCE(MAX(id), 0) FROM refusals) - $1`
@@ -66,6 +68,12 @@ func (st *Store) Get(ctx context.Context, name string) (value string, err error)
 		return "", nil
 	}
 	return value, err
+}
+
+// Unset drops a small value.
+func (st *Store) Unset(ctx context.Context, name string) error {
+	_, err := st.exec(ctx, deleteKVQuery, name)
+	return wrap("dropping "+name, err)
 }
 
 // Refusal says why an input was refused.
