@@ -545,7 +545,7 @@ func (c *Client) headChanged(ctx context.Context, r *room, act federation.HeadCh
 	}
 	if (r.rec.Phase == phaseJoining || r.rec.Phase == phaseRemoved) && !r.rec.JoinRef.IsZero() && r.epochs[act.To] != nil {
 		// The head came back to where this device can read.
-		r.rec.Phase = phaseMember
+		r.rec.Phase, r.rec.PutOut, r.outSince = phaseMember, 0, 0
 	}
 	if p := r.pending; p != nil && !slices.Contains(path, federation.Ref(p.Ref)) && federation.Ref(p.Parent) != act.To {
 		// Lost the race: what it wanted is planned anew on the new head.

@@ -288,6 +288,7 @@ func (c *Client) readAgain(r *room, ref federation.Ref, events []id.EventID, b *
 // joined marks this device as a member from an epoch on.
 func (c *Client) joined(r *room, e *epoch, b *batch) {
 	r.rec.Phase, r.rec.Meanwhile = phaseMember, nil
+	r.rec.PutOut, r.outSince = 0, 0
 	r.noteGroup(e.group.GroupID())
 	c.noteBefore(r, e)
 	r.rec.Group, r.rec.Bound = e.group.GroupID(), e.group.GroupID()

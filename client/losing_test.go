@@ -155,6 +155,9 @@ func TestADevicePutOutByACommitThatIsDisplaced(t *testing.T) {
 	if r.rec.JoinRef != joined || r.rec.Phase != phaseMember {
 		t.Errorf("dave's device joined again, at %x, and is %s", r.rec.JoinRef, r.rec.Phase)
 	}
+	if r.rec.PutOut != 0 {
+		t.Errorf("dave's device passes for put out, since %d", r.rec.PutOut)
+	}
 	dave.mu.Unlock()
 	w.send(dave, room, "back")
 	w.settle()
