@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -813,10 +814,15 @@ func (c *Client) startOver(r *room, b *batch) {
 		c.dropEpoch(b, r, ref)
 	}
 	own := map[federation.Ref]*pending{}
-	for ref, p := range r.own {
+	refs := slices.SortedFunc(maps.Keys(r.own), func(x, y federation.Ref) int { return bytes.Compare(x[:], y[:]) })
+	for _, ref := range refs {
+		p := r.own[ref]
 		if p.External && !p.Settled && len(own) < 4 {
 			p.Lost = true // it may be accepted yet
 			own[ref] = p
+			if event := p.EventID; event != "" { // then it is for the coordination that begins anew, too
+				b.do(func(ctx context.Context) error { return c.st.ForgetSeen(ctx, r.id, []id.EventID{event}) })
+			}
 			if err := c.savePending(b, r, p); err != nil {
 				b.do(func(context.Context) error { return err })
 			}
