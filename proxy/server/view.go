@@ -112,13 +112,15 @@ const openWait = 3 * time.Second
 
 // await gives the MLS device a moment to open events that have just come: it
 // has its own /sync, which may be behind the client's. It tells whether there are
-// ciphertexts among them, and whether the device has come to the last of these.
+// ciphertexts among them, and whether the device has come to the last event: that has to
+// be one of these.
 func (v *view) await(ctx context.Context, room id.RoomID, events []json.RawMessage) (some, came bool) {
 	var fresh []id.EventID
 	last := false
 	for _, raw := range events {
 		event, at, ok := rewrite.IsCiphertext(raw)
 		if !ok {
+			last = false
 			continue
 		}
 		some, last = true, account.Recent(time.UnixMilli(at))
