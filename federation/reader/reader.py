@@ -6,24 +6,19 @@
 "outcome" has the shape of a vector's "expect". Standard library only (Python 3.10); it shares nothing with the Go implementation.
 """
 import base64, hashlib, itertools, json, struct, sys
+from types import SimpleNamespace as Obj
 import ed25519
 P = "io.github.matrix-mls."
 ZERO, NAN = bytes(32), float("nan")                # NAN: what canonical JSON does not have
 OK, WAIT, NOTHING = "ok", "wait", "nothing"        # what became of an event: it is in the set; it waits; it changes nothing
-class Bad(Exception): """A rule of section 4 is broken: the event is refused."""
-class Obj:
-    def __init__(self, **kw): self.__dict__.update(kw)
+class Bad(ValueError): """A rule of section 4 is broken: the event is refused."""
 # ---- 4, Everything: the form of JSON
 def need(cond):
     if not cond: raise Bad()
 def b64(v):
     need(isinstance(v, str))
-    try:
-        b = base64.b64decode(v + "=" * (-len(v) % 4), validate=True)
-    except ValueError:
-        raise Bad()
-    need(enc(b) == v)                              # no padding, no spare bits
-    return b
+    b = base64.b64decode(v + "=" * (-len(v) % 4), validate=True)
+    return b if enc(b) == v else need(False)       # no padding, no spare bits
 def enc(b): return base64.b64encode(b).decode().rstrip("=")
 def num(o, k, lim=1 << 53):
     v = 0 if o.get(k) is None else o[k]
@@ -65,8 +60,7 @@ def parse_proofs(o):                               # the statements among the pr
     for p in ps:
         a = obj(p).get("applied")
         need((a is None) != (p.get("commit") is None))
-        if a is not None:
-            out.append(parse_statement("applied", obj(a)))
+        if a is not None: out.append(parse_statement("applied", obj(a)))
         raw += b"\0" + ref(p, "commit") if a is None else b"\1" + out[-1].tail + blob(out[-1].sig)
     return out, u32(len(ps)) + raw
 def parse_receipt(kind, c, room):
@@ -77,8 +71,7 @@ def parse_receipt(kind, c, room):
     hint = text(c, "commit_event") if kind in ("accept", "vote") else ""
     need(not hint or hint[0] == "$" and 2 <= len(hint.encode()) <= 255 and all("!" <= x != "\x7f" for x in hint))
     m = start(kind, room, b"") + r.cfg
-    if kind == "ready":
-        m += u32(r.rank)
+    if kind == "ready": m += u32(r.rank)
     elif kind == "vote":
         r.ballot, r.ref = ballot(c.get("ballot")), ref(c, "ref")
         r.stmts, raw = parse_proofs(c)
@@ -157,14 +150,10 @@ class Room:
             try:
                 t, c = e["type"], obj(e["content"])
                 json.dumps(c, allow_nan=False)
-                if t == "commit":
-                    queue.append((i, parse_commit(c)))
-                elif t in (P + "applied", P + "reject"):
-                    queue.append((i, parse_statement(t[len(P):], c)))
-                elif t in (P + "accept", P + "vote", P + "promise", P + "ready"):
-                    queue.append((i, parse_receipt(t[len(P):], c, self.room)))
-            except (Bad, ValueError):
-                self.refused.append(i)
+                if t == "commit": queue.append((i, parse_commit(c)))
+                elif t in (P + "applied", P + "reject"): queue.append((i, parse_statement(t[len(P):], c)))
+                elif t in (P + "accept", P + "vote", P + "promise", P + "ready"): queue.append((i, parse_receipt(t[len(P):], c, self.room)))
+            except ValueError: self.refused.append(i)
         moved = True
         while moved:                               # what is too old stays so unless a founding commit came
             waits, old, moved = [], [], False
@@ -173,25 +162,20 @@ class Room:
                     how = self.take(x, queue) if not self.is_old(x) else old.append((i, x))
                     moved |= how == OK
                     waits += [(i, x)] * (how == WAIT)
-                except Bad:
-                    self.refused.append(i)
+                except Bad: self.refused.append(i)
             queue = waits + old
         self.refused = sorted(i for i in self.refused + [i for i, _ in old] if i is not None)
         late, self.beside = [x for _, x in waits if x.kind == "commit"] if self.above_root else [], set()       # 8
         while more := {x.ref for x in late if x.parent in self.beside or not (x.founding or self.founded)
                        and x.epoch == self.tree[self.base].epoch + 1} - self.beside:
             self.beside |= more
-    def too_old(self, epoch): return not self.founded and epoch <= self.tree[self.base].epoch
-    def is_old(self, x): return x.kind == "commit" and not x.founding and x.ref != self.base and self.too_old(x.epoch)
+    def is_old(self, x):
+        return x.kind == "commit" and not x.founding and not self.founded and x.ref != self.base and x.epoch <= self.tree[self.base].epoch
     def take(self, x, queue):
-        if x.kind == "commit":
-            return self.take_commit(x)
-        if x.kind in ("applied", "reject"):
-            return self.take_statement(x)
-        if x.kind in ("accept", "vote") and x.ref == self.base:
-            return NOTHING
-        if x.kind in ("accept", "vote") and x.ref not in self.tree or x.cfg not in self.lists:
-            return WAIT
+        if x.kind == "commit": return self.take_commit(x)
+        if x.kind in ("applied", "reject"): return self.take_statement(x)
+        if x.kind in ("accept", "vote") and x.ref == self.base: return NOTHING
+        if x.kind in ("accept", "vote") and x.ref not in self.tree or x.cfg not in self.lists: return WAIT
         need(x.kind not in ("accept", "vote") or self.tree[x.ref].cfg == x.cfg)
         self.check_receipt(x, self.lists[x.cfg].seqs)
         queue += [(None, y) for y in (x.promises + x.votes if x.kind == "accept" else [])]
@@ -228,9 +212,7 @@ class Room:
         else:
             need(x.epoch == p.epoch + 1 and (x.external or x.author in p.leaves and p.leaves[x.author][0] == x.user))
             x.gid, x.suite, x.leaves = p.gid, p.suite, dict(p.leaves)
-            for l in x.removed:
-                need(l in x.leaves)
-                del x.leaves[l]
+            for l in x.removed: need(x.leaves.pop(l, None))
             for l, u, k in x.updated:
                 need(l in x.leaves and x.leaves[l][0] == u)
                 x.leaves[l] = (u, k, x.leaves[l][2])
@@ -243,8 +225,7 @@ class Room:
         x.sets, x.policy = bool(x.era) or x.policy is not None and x.policy.seqs != p.policy.seqs, x.policy or p.policy
         x.cfg, x.below = None if x.era else p.below, x.ref if x.sets else p.below
         x.era_base, x.era_number = (x.ref, x.era.number) if x.era else (p.era_base, p.era_number)
-        if x.sets:
-            self.lists[x.ref] = Obj(seqs=x.policy.seqs, base=x.ref, change=None if x.era else x.ref)
+        if x.sets: self.lists[x.ref] = Obj(seqs=x.policy.seqs, base=x.ref, change=None if x.era else x.ref)
         self.tree[x.ref], self.founded = x, self.founded or bool(x.founding)
         p.kids.append(x)
         return OK
@@ -265,8 +246,7 @@ class Room:
         stand = self.said["applied"] | {(c.parent, c.author) for c in self.tree.values() if c.parent and not c.external and not c.founding}
         for d, leaf in stand:
             user, _, since = self.tree[d].leaves[leaf]
-            for c in self.chain(d):
-                c.vouched = c.vouched or c.alone or since < c.depth and user != c.user
+            for c in self.chain(d): c.vouched = c.vouched or c.alone or since < c.depth and user != c.user
         doubted = {r for r, _ in self.said["reject"]}
         for c in sorted(self.tree.values(), key=lambda c: c.depth):
             c.votable = bool(c.vouched and (c.ref == self.base or c.era or self.tree[c.parent].votable))
@@ -275,8 +255,7 @@ class Room:
         tally = {}
         for v in self.got["vote"].get(cfg, {}).values():
             if self.tree[v.ref].votable:
-                for c in self.under(v.ref):
-                    tally.setdefault((v.ballot, c.ref), set()).add(v.rank)
+                for c in self.under(v.ref): tally.setdefault((v.ballot, c.ref), set()).add(v.rank)
         self.final |= {r for (_, r), who in tally.items() if len(who) >= q}
     def bound(self, a, q, valid, base, top):       # 5.3: what the accept's ballot had to extend; None: too few promises count
         counted, best = set(), []
@@ -285,8 +264,8 @@ class Room:
             if p.last is not None:
                 n, lb, held = p.last.ref, p.last.ballot, p.last.ref in self.tree
                 above = held and n != top and self.extends(n, top)
-                if above and not (self.tree[n].votable and any(o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid)):
-                    continue
+                if above and not self.tree[n].votable: continue
+                if above and not any(o.ballot == lb and self.extends(o.ref, n) and self.extends(n, o.start) for o in valid): continue
                 if not (held or self.above_root and (p.last.epoch <= self.tree[self.base].epoch or n in self.beside)): continue
                 n = n if above else base
                 best.append((-lb[0], -lb[1], -self.tree[n].depth, n))
@@ -303,23 +282,18 @@ class Room:
             off = not a.prov and any(o.ballot == a.ballot and self.off(o.ref, a.ref)
                                      and self.extends(o.ref, top) >= self.extends(a.ref, top) for o in valid)
             for c in self.under(a.ref):
-                if off or a.prov and c.ref != a.ref:
-                    c.indirect = True
-                elif a.prov:
-                    c.own = a.rank if c.own is None else min(c.own, a.rank)
-                else:
-                    c.ballot = max(c.ballot or a.ballot, a.ballot)
+                if off or a.prov and c.ref != a.ref: c.indirect = True
+                elif a.prov: c.own = a.rank if c.own is None else min(c.own, a.rank)
+                else: c.ballot = max(c.ballot or a.ballot, a.ballot)
     def accepted(self, c): return c.ballot is not None or c.own is not None or c.indirect or c.below_final
     def newest(self, era_base):                    # 5.5
         return min((c for r, c in self.tree.items() if c.era_base == era_base and (r in self.final or r == era_base)),
                    key=lambda c: (-c.depth, c.ref))
     def counts(self, e, counting):                 # 5.6
         left = self.tree[e.parent].era_base
-        if left not in counting or not (self.accepted(self.tree[e.parent]) or e.parent == left) or not e.vouched:
-            return False
+        if left not in counting or not (self.accepted(self.tree[e.parent]) or e.parent == left) or not e.vouched: return False
         new = self.newest(left)
-        if not e.era.heirs:
-            return e.user in self.tree[e.parent].policy.admins and e.user in new.policy.admins
+        if not e.era.heirs: return e.user in self.tree[e.parent].policy.admins and e.user in new.policy.admins
         there = {u for u, _, _ in new.leaves.values()}
         heirs = [(u, s) for u, s in new.policy.heirs if u in there]
         have = {s for u, s in heirs if u == e.user or u in e.era.signers}
@@ -328,19 +302,16 @@ class Room:
         tree = self.tree
         self.vouching()
         self.final = {self.base}
-        for c in tree.values():
-            c.ballot, c.own, c.indirect, c.below_final = None, None, False, False
+        for c in tree.values(): c.ballot, c.own, c.indirect, c.below_final = None, None, False, False
         for cfg, lst in sorted(self.lists.items(), key=lambda kv: (tree[kv[1].base].depth, kv[1].base)):
             if lst.change is None or lst.change in self.final:
                 self.finals(cfg, len(lst.seqs) // 2 + 1)
                 self.accepting(cfg, lst, len(lst.seqs) // 2 + 1)
         for r in self.final:
-            for c in self.chain(r):
-                c.below_final = c.below_final or c.era_base == tree[r].era_base
+            for c in self.chain(r): c.below_final = c.below_final or c.era_base == tree[r].era_base
         counting = {self.base}
         for e in sorted((c for c in tree.values() if c.era), key=lambda c: (c.depth, c.ref)):
-            if self.counts(e, counting):
-                counting.add(e.ref), self.final.add(e.ref)         # final, but no mark of 5.4
+            if self.counts(e, counting): counting.add(e.ref), self.final.add(e.ref)  # final, but no mark of 5.4
         def rank_era(r):
             e = tree[r]
             anc = next((c.depth for c in self.chain(e.parent) if c.ref in self.final), -1) if e.parent else -1
@@ -350,8 +321,7 @@ class Room:
         def order(c):                              # 5.7
             b = c.ballot or (-1, 0)
             return bool(c.sets and c.ref not in self.final), -b[0], -b[1], 99 if c.ballot or c.own is None else c.own, c.ref
-        while kids := [c for c in head.kids if self.accepted(c) and not c.era]:
-            head = min(kids, key=order)
+        while kids := [c for c in head.kids if self.accepted(c) and not c.era]: head = min(kids, key=order)
         chain = list(self.chain(head.ref))[::-1]
         on = {c.ref for c in chain}
         doubt = [c for c in chain if c.depth > era.depth and c.doubt]
@@ -359,8 +329,7 @@ class Room:
         for c in chain[new.depth + 1:]:
             pol, final = tree[c.parent].policy, c.ref in self.final
             one = c.votable and not final and not c.only_removes
-            if not final and (c.sets and not c.era or pol.freeze) or one and n + 1 > pol.window:
-                break
+            if not final and (c.sets and not c.era or pol.freeze) or one and n + 1 > pol.window: break
             n, usable = n + one, c
         out = {"head": enc(head.ref), "safe_head": enc(safe.ref), "usable_head": enc(usable.ref), "final": enc(new.ref),
                "era": era.era_number, "era_base": enc(era.ref), "commits": {}}
