@@ -348,16 +348,18 @@ func faultKilledAtWritePoints(t *testing.T) {
 				continue
 			}
 			// At the first, the last, and one between; the database makes no
-			// difference to which. MLS_CRASH_POINTS=all: at twenty of each.
+			// difference to which. MLS_CRASH_POINTS=all: twenty times at each, in
+			// lives with keys of their own, and from the first hit on.
 			hits := []int{1, (n + 1) / 2, n}
 			if cfg.Type == "postgres" {
 				hits = []int{(n + 1) / 2}
 			}
 			if os.Getenv("MLS_CRASH_POINTS") == "all" {
-				hits = nil
-				for k := range min(n, 20) {
-					hits = append(hits, 1+k*n/min(n, 20))
+				for k := range 20 {
+					hit := 1 + k*n/20
+					t.Run(fmt.Sprintf("%s/kill-%d", point, k+1), func(t *testing.T) { life(t, freshDatabase(t, cfg), point, hit) })
 				}
+				continue
 			}
 			for _, hit := range slices.Compact(hits) {
 				t.Run(fmt.Sprintf("%s/%d", point, hit), func(t *testing.T) { life(t, freshDatabase(t, cfg), point, hit) })

@@ -154,8 +154,10 @@ var stages = []stage{
 }
 
 // soak is what takes long or needs root, before make soak runs everything again and again.
-var soak = stage{name: "soak", packages: only("appservice", "client", "e2e"), timeout: 2 * time.Hour, flags: []string{"-run=^TestFault$"},
-	env: []string{"MLS_SOAK=1"}, lists: []list{survived(true)}}
+var soak = stage{name: "soak", packages: only("appservice", "client", "e2e"), timeout: 2 * time.Hour, flags: []string{"-run=^(TestFault|TestPowerCut)$"},
+	env: []string{"MLS_SOAK=1", "MLS_CRASH_POINTS=all"}, lists: []list{survived(true)},
+	require: []string{"client/TestFault/F01-killed-at-every-write-point", "appservice/TestFault/F01-killed-at-every-write-point/sqlite/signed/kill-20",
+		"appservice/TestFault/F01-killed-at-every-write-point/postgres/signed/kill-20"}}
 
 var fast = stage{name: "fast", packages: but("lab", "interop", "e2e"), timeout: 4 * time.Minute, flags: []string{"-short"},
 	require: []string{"TestVectors"}, lists: []list{matrixRejects}, allow: true}
