@@ -100,6 +100,11 @@ func TestSequencersTakeOverFromOneThatIsGone(t *testing.T) {
 	r.advance(2, 1)
 	w.run(10 * time.Second)
 	r.wantHead(r.head)
+	for i, by := range map[int]string{1: "own", 2: "other"} {
+		if got := w.servers[i].metric(metrics.Takeovers, by); got != 1 {
+			t.Errorf("server %d: %v takeovers by %s, want 1", i, got, by)
+		}
+	}
 	w.restart(0)
 	w.run(time.Minute)
 	r.wantHead(r.head)
