@@ -126,6 +126,7 @@ type fakeEngine struct {
 	handle   func(ctx context.Context, ev *store.InboxEvent) error
 	start    func() error
 	tick     func(now time.Duration) (time.Duration, error)
+	sent     func(row *store.OutboxRow) error
 }
 
 func (e *fakeEngine) Start(context.Context) error {
@@ -170,6 +171,11 @@ func (e *fakeEngine) note(what string) {
 }
 
 func (e *fakeEngine) Sent(_ context.Context, row *store.OutboxRow, event id.EventID) error {
+	if e.sent != nil {
+		if err := e.sent(row); err != nil {
+			return err
+		}
+	}
 	e.note("sent " + row.Tag + " as " + string(event))
 	return nil
 }

@@ -125,17 +125,25 @@ func (l *loop) round(ctx context.Context) (next time.Duration, err error) {
 	if err := l.store.Owned(ctx); err != nil {
 		return 0, err
 	}
-	if err := l.settle(ctx); err != nil {
-		return 0, err
-	}
 	for ctx.Err() == nil {
+		more, err := l.settle(ctx)
+		if err != nil {
+			return 0, err
+		}
 		rows, err := l.store.NextInbox(ctx, inboxBatch)
 		if err != nil {
 			return 0, err
 		}
 		if len(rows) == 0 {
 			l.drained.Store(true)
-			break
+			if !more {
+				break
+			}
+			if l.monotonic()-l.ticked >= tickAtLeast {
+				if _, err := l.tick(ctx); err != nil {
+					return 0, err
+				}
+			}
 		}
 		for _, ev := range rows {
 			if err := l.handle(ctx, ev); err != nil {
@@ -243,45 +251,56 @@ func (l *loop) catch(where string, err *error) {
 	}
 }
 
-// settle tells the engine what was sent and what was refused for good.
-func (l *loop) settle(ctx context.Context) error {
-	for ctx.Err() == nil {
-		rows, err := l.store.SettledOutbox(ctx, inboxBatch)
-		if err != nil || len(rows) == 0 {
-			return err
+// settle tells the engine what was sent and what was refused for good, of so many
+// rows as one reading takes, and reports whether more may wait.
+func (l *loop) settle(ctx context.Context) (more bool, err error) {
+	rows, err := l.store.SettledOutbox(ctx, inboxBatch)
+	if err != nil || len(rows) == 0 {
+		return false, err
+	}
+	// All in one transaction: a database that waits for the disk does so at each.
+	panicked, err := l.settleRows(ctx, rows)
+	if panicked == nil {
+		return len(rows) == inboxBatch, err
+	}
+	for _, row := range rows {
+		panicked, err := l.settleRows(ctx, []*store.OutboxRow{row})
+		if panicked != nil {
+			// It would panic again.
+			err = l.store.AckOutbox(ctx, row.ID)
 		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return len(rows) == inboxBatch, nil
+}
+
+// settleRows tells the engine of rows in one transaction, and that it panicked.
+func (l *loop) settleRows(ctx context.Context, rows []*store.OutboxRow) (panicked, err error) {
+	err = l.store.Tx(ctx, func(ctx context.Context) error {
 		for _, row := range rows {
-			var panicked error
-			err := l.store.Tx(ctx, func(ctx context.Context) error {
-				err := func() error {
-					defer l.catch("settle", &panicked)
-					if row.Status == store.OutboxSent {
-						return l.engine.Sent(ctx, row, row.EventID)
-					}
-					return l.engine.Failed(ctx, row)
-				}()
-				if err == nil {
-					err = panicked
+			err := func() error {
+				defer l.catch("settle", &panicked)
+				if row.Status == store.OutboxSent {
+					return l.engine.Sent(ctx, row, row.EventID)
 				}
-				if err != nil {
-					return err
-				}
-				if err := l.store.AckOutbox(ctx, row.ID); err != nil {
-					return err
-				}
-				l.crash(crashSettling)
-				return nil
-			})
-			if panicked != nil {
-				// It would panic again.
+				return l.engine.Failed(ctx, row)
+			}()
+			if err == nil {
+				err = panicked
+			}
+			if err == nil {
 				err = l.store.AckOutbox(ctx, row.ID)
 			}
 			if err != nil {
 				return err
 			}
+			l.crash(crashSettling)
 		}
-	}
-	return ctx.Err()
+		return nil
+	})
+	return panicked, err
 }
 
 // reconcileRooms adds rooms that the bot is in and the database does not know:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,14 +193,69 @@ func TestOutboxGivesUpOnWhatIsRefused(t *testing.T) {
 		t.Error(diff)
 	}
 	l := &loop{Service: b.Service}
-	if err := l.settle(context.Background()); err != nil {
+	if _, err := l.settle(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"failed bad", "sent good as $sent-1"}, b.engine.settled); diff != "" {
 		t.Error(diff)
 	}
-	if err := l.settle(context.Background()); err != nil || len(b.engine.settled) != 2 {
+	if _, err := l.settle(context.Background()); err != nil || len(b.engine.settled) != 2 {
 		t.Errorf("told again: %v, %v", b.engine.settled, err)
+	}
+}
+
+// sentRows puts rows into the outbox that were sent, and of which the engine does not know.
+func (b *bench) sentRows(t *testing.T, n int) {
+	t.Helper()
+	for i := range n {
+		row := b.put(t, "!a", fmt.Sprint("row", i), store.PriorityReceipt)
+		if err := b.store.SentOutbox(t.Context(), row.ID, "$sent"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestWhatWasSentKeepsNothingWaiting: what came in is handled between those of many rows of which the engine is told that
+// they were sent.
+func TestWhatWasSentKeepsNothingWaiting(t *testing.T) {
+	b := newBench(t, storetest.SQLite(t), nil, nil)
+	const n = 3*inboxBatch + 10
+	b.sentRows(t, n)
+	b.txn("1", invitation("$i", "!a"))
+	before := -1
+	b.engine.handle = func(ctx context.Context, ev *store.InboxEvent) error {
+		before = len(b.engine.settled)
+		return b.store.FinishInbox(ctx, ev.EventID, store.InboxDone, "")
+	}
+	if _, err := (&loop{Service: b.Service}).round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if before < 0 || before > inboxBatch || len(b.engine.settled) != n {
+		t.Errorf("the event was handled after %d of %d rows, of %d that there are; want %d at most", before, len(b.engine.settled), n, inboxBatch)
+	}
+}
+
+// TestPanicAtOneOfManyRows: the engine is told of all the others all the same.
+func TestPanicAtOneOfManyRows(t *testing.T) {
+	b := newBench(t, storetest.SQLite(t), nil, nil)
+	b.sentRows(t, 5)
+	b.engine.sent = func(row *store.OutboxRow) error {
+		if strings.HasSuffix(row.Tag, "row2") {
+			panic("planted")
+		}
+		return nil
+	}
+	l := &loop{Service: b.Service}
+	if more, err := l.settle(t.Context()); more || err != nil {
+		t.Fatalf("got %t, %v", more, err)
+	}
+	for _, i := range []int{0, 1, 3, 4} {
+		if !slices.ContainsFunc(b.engine.settled, func(s string) bool { return strings.Contains(s, fmt.Sprint("row", i)) }) {
+			t.Errorf("the engine was not told of row %d: %v", i, b.engine.settled)
+		}
+	}
+	if rows, err := b.store.SettledOutbox(t.Context(), 10); err != nil || len(rows) != 0 {
+		t.Errorf("%d rows wait on (%v)", len(rows), err)
 	}
 }
 
