@@ -138,7 +138,7 @@ var (
 	ErrModuleSilent = errors.New("client: the module has not answered yet; the room is encrypted now")
 	ErrNoModule     = errors.New("client: no server of the room runs a module, so nobody can order its commits; invite a user of a server with one")
 	ErrTooLarge     = errors.New("client: the event is too large; send it as a file")
-	ErrBarrier      = errors.New("client: sending waits until a member who left is removed from the group")
+	ErrBarrier      = errors.New("client: sending waits until only devices that may read are in the group")
 	ErrClosed       = errors.New("client: the client is closed")
 	ErrNotAllowed   = errors.New("client: the room's rules do not let this user do that")
 )

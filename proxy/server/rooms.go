@@ -194,7 +194,11 @@ func (s *Server) refusal(w http.ResponseWriter, r *http.Request, err error) {
 		wait(w, "the homeserver limits how much is sent")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, client.ErrClosed), errors.Is(err, client.ErrNoGroup),
 		errors.Is(err, client.ErrBarrier), errors.Is(err, client.ErrSuiteChange):
-		wait(w, "not yet: "+plain(err))
+		text := plain(err)
+		for _, end := range []string{" (" + context.DeadlineExceeded.Error() + ")", ": " + context.DeadlineExceeded.Error()} {
+			text = strings.TrimSuffix(text, end) // that it was waited for is all that this says
+		}
+		wait(w, "not yet: "+text)
 	case errors.Is(err, client.ErrTooLarge):
 		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", plain(err))
 	case errors.As(err, &homeserver) && homeserver.RespError != nil && homeserver.Response != nil:
