@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -42,15 +43,24 @@ func (s *story) part(t *testing.T, name string, do func()) {
 // ask makes a request as it is written down.
 func (c *plainClient) ask(method, path string, body []byte) (int, []byte) {
 	c.s.Helper()
-	req, err := http.NewRequestWithContext(c.s.soon(), method, strings.TrimSuffix(c.HomeserverURL.String(), "/")+path, bytes.NewReader(body))
+	status, raw, err := c.request(c.s.soon(), method, path, body)
 	c.s.must(err)
+	return status, raw
+}
+
+func (c *plainClient) request(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.HomeserverURL.String(), "/")+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
 	req.Header.Set("Authorization", "Bearer "+c.AccessToken)
 	resp, err := c.Client.Client.Do(req)
-	c.s.must(err)
+	if err != nil {
+		return 0, nil, err
+	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
-	c.s.must(err)
-	return resp.StatusCode, raw
+	return resp.StatusCode, raw, err
 }
 
 // hides checks that an answer shows neither what is encrypted nor how.
