@@ -262,9 +262,6 @@ func TestProxyConversation(t *testing.T) {
 			s.hears(alice, bob.UserID, bob.send(room, "m.room.message", "5", map[string]any{"msgtype": "m.text", "body": after}))
 			s.step("it spoke after a restart")
 
-			s.onlyMLS(alice, room)
-			s.blind([]string{secret, text, reply, edit, key, odd, after, inside, called})
-
 			// What is not right in the room is said in the room.
 			// A busy Dendrite leaves events of other servers out of /sync, so that alice may have to say it again.
 			ctx, period := s.soon(), 0
@@ -278,6 +275,19 @@ func TestProxyConversation(t *testing.T) {
 			if told.Sender != bob.UserID || bob.SendReceipt(s.soon(), room, told.ID, event.ReceiptTypeRead, nil) != nil {
 				t.Errorf("the notice is %+v, and cannot be read up to", told)
 			}
+			// What is sent where the setting is contested goes to the same group, encrypted as before.
+			set, err := e2e.API(ctx, bob.server, lab.User{UserID: string(bob.UserID), AccessToken: bob.AccessToken}, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/state/m.room.encryption/", nil)
+			if err != nil || !strings.Contains(string(set), "m.megolm") {
+				t.Errorf("at the client's homeserver the setting is %s, %v: what follows proves nothing", set, err)
+			}
+			contested := token("contested")
+			if m := s.hears(alice, bob.UserID, bob.send(room, "m.room.message", "6", map[string]any{"msgtype": "m.text", "body": contested})); !strings.Contains(string(m.Content), contested) {
+				t.Errorf("alice heard %s, want %q in it", m.Content, contested)
+			}
+			s.step("it spoke where the encryption setting is contested")
+
+			s.onlyMLS(alice, room)
+			s.blind([]string{secret, text, reply, edit, key, odd, after, inside, called, contested})
 			_, err = bob.Logout(s.soon())
 			s.must(err)
 		})
