@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -131,61 +130,8 @@ func (s *story) cannotRead(removed *e2e.Device, kept e2e.Kept, room id.RoomID, f
 	}
 }
 
-// blind shows that none of the texts is anywhere on the servers' side, and that the search would have found it: a
-// plain message of the same kind is found at every server.
-func (s *story) blind(texts []string) {
-	s.Helper()
-	control := token("control")
-	s.spoken = append(s.spoken, texts...)
-	for _, server := range s.w.All() {
-		s.plainRoom(server.Name, control)
-	}
-	found, err := s.w.Search(s.ctx, append([]string{control}, texts...)...)
-	s.must(err)
-	controls, wire := map[string]bool{}, s.w.Wire()
-	for _, hit := range found.Hits {
-		if hit.Text != control {
-			s.Errorf("found on the servers' side: %s", hit)
-			continue
-		}
-		if wire != nil && hit.Path == wire.Path() {
-			controls["the wire"] = true
-		}
-		for _, server := range s.w.All() {
-			if strings.HasPrefix(hit.Path, server.Dir+"/") {
-				controls[server.Name] = true
-			}
-			if strings.HasPrefix(hit.Path, "PostgreSQL") && s.w.HasPostgres() {
-				controls[server.Name] = true
-			}
-		}
-	}
-	if wire != nil && !controls["the wire"] {
-		s.Errorf("the search does not find a plain message on the wire: it proves nothing")
-	}
-	for _, server := range s.w.All() {
-		if !controls[server.Name] {
-			s.Errorf("the search does not find a plain message at %s: it proves nothing", server.Name)
-		}
-	}
-	s.Logf("searched %d files, %d bytes", found.Files, found.Bytes)
-}
-
-// plainRoom makes an unencrypted room on a server with one message in it.
-func (s *story) plainRoom(server, text string) id.RoomID {
-	s.Helper()
-	user, there := s.plain[server]
-	if !there {
-		var err error
-		user, err = s.w.AddUser(s.ctx, server, fmt.Sprintf("plain%d", people.Add(1)))
-		s.must(err)
-	}
-	room, err := e2e.CreatePlainRoom(s.ctx, s.w.Server(server), user)
-	s.must(err)
-	_, err = e2e.SendPlain(s.ctx, s.w.Server(server), user, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": text})
-	s.must(err)
-	return room
-}
+// blind has texts looked for besides those that the story's devices sent or read.
+func (s *story) blind(texts []string) { s.spoken = append(s.spoken, texts...) }
 
 // healthy lets the doctor look at every module.
 func (s *story) healthy() {

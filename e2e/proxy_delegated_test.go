@@ -241,6 +241,11 @@ func TestProxyDelegatedTalk(t *testing.T) {
 	})
 	s.must(err)
 	s.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+		defer cancel()
+		if err := s.of.blind(ctx); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			if dir, err := w.KeepLogs("e2e-delegated"); err == nil {
 				t.Log("logs are in", dir)
@@ -248,7 +253,7 @@ func TestProxyDelegatedTalk(t *testing.T) {
 		}
 		s.must(w.Close())
 	})
-	s.w = w
+	s.w, s.of = w, &shared{world: w}
 	s.record()
 	s.must(service.serves(ctx, w.Server("syn1")))
 	front := service.inFrontOf(t, w.Server("syn1"), lasts)
@@ -325,7 +330,7 @@ func TestProxyDelegatedTalk(t *testing.T) {
 	session, err := os.ReadFile(filepath.Join(dir, "session.json"))
 	s.must(err)
 	s.must(json.Unmarshal(session, &kept))
-	s.plain = map[string]lab.User{"syn1": {UserID: string(fay), AccessToken: kept.Token}}
+	s.must(s.of.plant(s.soon(), map[string]lab.User{"syn1": {UserID: string(fay), AccessToken: kept.Token}})) // others cannot be made there
 	s.onlyMLS(alice, room)
 	s.blind([]string{word, after})
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	_ "modernc.org/sqlite" // reads the homeservers' and modules' databases
@@ -35,17 +37,21 @@ type Search struct {
 
 // Search looks for texts in everything that the servers' side has written: databases (each file as it is, and every
 // value of every table), write-ahead logs, media, logs, configuration, a dump of PostgreSQL, and what was recorded of the
-// wire. It looks for the text itself and for its hex and base64 forms. What the clients keep is not looked at: it is theirs.
+// wire. It looks for the text itself and for its hex and base64 forms, for all texts at once: it goes through everything
+// once. Texts have 12 bytes at least. What the clients keep is not looked at: it is theirs.
 func (w *World) Search(ctx context.Context, texts ...string) (*Search, error) {
 	if w.wire != nil { // its file lies among the others
 		if err := w.wire.Settle(ctx); err != nil {
 			return nil, err
 		}
 	}
-	forms := searchForms(texts)
+	forms, err := newNeedles(texts)
+	if err != nil {
+		return nil, err
+	}
 	found := &Search{}
 	skip := filepath.Join(w.Dir(), "clients")
-	err := filepath.WalkDir(w.Dir(), func(path string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(w.Dir(), func(path string, e fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil // a homeserver deleted it meanwhile
@@ -89,19 +95,44 @@ func (w *World) Search(ctx context.Context, texts ...string) (*Search, error) {
 	return found, nil
 }
 
-type searchForm struct {
-	text, form string
-	bytes      []byte
+// needles are texts that are looked for all at once, each as it is and in the forms that things are written in, by their
+// first eight bytes.
+type needles struct {
+	by    map[uint64][]*needle
+	first [1 << 16]bool // the first two bytes of any
 }
 
-func searchForms(texts []string) []searchForm {
-	var out []searchForm
+type needle struct {
+	text, form string
+	bytes      string
+}
+
+const (
+	shortest = 12  // of a text, so that each form has eight bytes
+	longest  = 128 // of what is looked for of a text: its beginning
+)
+
+// newNeedles makes needles of texts.
+func newNeedles(texts []string) (*needles, error) {
+	n := &needles{by: map[uint64][]*needle{}}
 	for _, text := range texts {
-		add := func(form, s string) { out = append(out, searchForm{text, form, []byte(s)}) }
-		add("as it is", text)
-		add("hex", hex.EncodeToString([]byte(text)))
+		if len(text) < shortest {
+			return nil, fmt.Errorf("e2e: search: %q is too short to be found nowhere else", text)
+		}
+		beginning := text[:min(len(text), longest)]
+		add := func(form, s string) {
+			key := binary.LittleEndian.Uint64([]byte(s))
+			n.by[key] = append(n.by[key], &needle{text, form, s})
+			n.first[uint16(key)] = true
+		}
+		add("as it is", beginning)
+		small := hex.EncodeToString([]byte(beginning))
+		add("hex", small)
+		if large := strings.ToUpper(small); large != small {
+			add("hex", large)
+		}
 		for shift := range 3 { // base64 of a longer string that holds the text at any place
-			whole := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + text))
+			whole := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + beginning))
 			inner := whole[(shift*4+2)/3 : len(whole)-2]
 			add("base64", inner)
 			if url := strings.NewReplacer("+", "-", "/", "_").Replace(inner); url != inner {
@@ -109,54 +140,67 @@ func searchForms(texts []string) []searchForm {
 			}
 		}
 	}
-	return out
+	return n, nil
 }
 
-func (s *Search) look(forms []searchForm, path string, raw []byte) {
+// look goes through bytes, and returns what is in them, each once. It has nothing that another goroutine sees, and the race
+// detector would make it ten times slower.
+//
+//go:norace
+func (n *needles) look(data []byte) (hit []*needle) {
+	for i := 0; i+8 <= len(data); i++ {
+		if !n.first[uint16(data[i])|uint16(data[i+1])<<8] {
+			continue
+		}
+		for _, one := range n.by[binary.LittleEndian.Uint64(data[i:])] {
+			if len(data)-i >= len(one.bytes) && string(data[i:i+len(one.bytes)]) == one.bytes && !slices.Contains(hit, one) {
+				hit = append(hit, one)
+			}
+		}
+	}
+	return hit
+}
+
+func (s *Search) look(forms *needles, path string, raw []byte) {
 	s.Files++
 	s.Bytes += int64(len(raw))
-	for _, f := range forms {
-		if bytes.Contains(raw, f.bytes) {
-			s.Hits = append(s.Hits, Hit{f.text, f.form, path})
+	s.found(path, forms.look(raw))
+}
+
+// found notes what is at a place, once.
+func (s *Search) found(path string, hit []*needle) {
+	for _, one := range hit {
+		if h := (Hit{one.text, one.form, path}); !slices.Contains(s.Hits, h) {
+			s.Hits = append(s.Hits, h)
 		}
 	}
 }
 
 // lookInBlocks goes through a file that may not fit into memory.
-func (s *Search) lookInBlocks(forms []searchForm, path string) error {
+func (s *Search) lookInBlocks(forms *needles, path string) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
 	s.Files++
-	longest := 0
-	for _, f := range forms {
-		longest = max(longest, len(f.bytes))
-	}
-	block, kept := make([]byte, 4<<20+longest), 0
-	hit := make([]bool, len(forms))
+	block, kept := make([]byte, 4<<20), 0
 	for {
 		n, err := io.ReadFull(file, block[kept:])
 		s.Bytes += int64(n)
-		for i, f := range forms {
-			if !hit[i] && bytes.Contains(block[:kept+n], f.bytes) {
-				hit[i] = true
-				s.Hits = append(s.Hits, Hit{f.text, f.form, path})
-			}
-		}
+		s.found(path, forms.look(block[:kept+n]))
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		kept = copy(block, block[len(block)-longest:])
+		kept = copy(block, block[len(block)-overlap:])
 	}
 }
 
 // lookInSQLite reads every value, since a long one lies in pieces in the file.
-func (s *Search) lookInSQLite(ctx context.Context, forms []searchForm, path string) error {
+func (s *Search) lookInSQLite(ctx context.Context, forms *needles, path string) error {
 	db, err := sql.Open("sqlite", "file:"+path+"?mode=ro&_pragma=busy_timeout(10000)")
 	if err != nil {
 		return err
@@ -185,7 +229,7 @@ func (s *Search) lookInSQLite(ctx context.Context, forms []searchForm, path stri
 	return nil
 }
 
-func (s *Search) lookInTable(ctx context.Context, forms []searchForm, db *sql.DB, path, table string) error {
+func (s *Search) lookInTable(ctx context.Context, forms *needles, db *sql.DB, path, table string) error {
 	rows, err := db.QueryContext(ctx, `SELECT * FROM "`+strings.ReplaceAll(table, `"`, `""`)+`"`)
 	if err != nil {
 		return err
@@ -205,10 +249,8 @@ func (s *Search) lookInTable(ctx context.Context, forms []searchForm, db *sql.DB
 			return err
 		}
 		for i, v := range values {
-			for _, f := range forms {
-				if bytes.Contains(v, f.bytes) {
-					s.Hits = append(s.Hits, Hit{f.text, f.form, path + " " + table + "." + columns[i]})
-				}
+			if hit := forms.look(v); hit != nil {
+				s.found(path+" "+table+"."+columns[i], hit)
 			}
 		}
 	}

@@ -277,72 +277,20 @@ func (w *Wire) Lost() (packets, gaps int) {
 // Path is the file that the recording lies in.
 func (w *Wire) Path() string { return w.path }
 
-// Find tells which of many texts, of at least eight bytes each, are in the recording, as they are. It goes through it once.
-func (w *Wire) Find(ctx context.Context, texts []string) (found []string, err error) {
+// Find looks for texts in the recording, as they are and in their hex and base64 forms. It goes through it once.
+func (w *Wire) Find(ctx context.Context, texts []string) ([]Hit, error) {
+	forms, err := newNeedles(texts)
+	if err != nil {
+		return nil, err
+	}
 	if err := w.Settle(ctx); err != nil {
 		return nil, err
 	}
-	file, err := os.Open(w.path)
-	if err != nil {
+	found := &Search{}
+	if err := found.lookInBlocks(forms, w.path); err != nil {
 		return nil, fmt.Errorf("e2e: the wire: %w", err)
 	}
-	defer file.Close()
-	n := newNeedles(texts)
-	block, kept := make([]byte, 4<<20), 0
-	for {
-		got, err := io.ReadFull(file, block[kept:])
-		n.look(block[:kept+got])
-		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return n.found(), nil
-			}
-			return nil, fmt.Errorf("e2e: the wire: %w", err)
-		}
-		kept = copy(block, block[len(block)-overlap:])
-	}
-}
-
-// needles are texts that are looked for all at once, by their first eight bytes.
-type needles struct {
-	by    map[uint64][]string
-	first [1 << 16]bool // the first two bytes of any
-	hit   map[string]bool
-}
-
-func newNeedles(texts []string) *needles {
-	n := &needles{by: map[uint64][]string{}, hit: map[string]bool{}}
-	for _, text := range texts {
-		if len(text) < 8 || len(text) > overlap {
-			continue
-		}
-		key := binary.LittleEndian.Uint64([]byte(text))
-		n.by[key] = append(n.by[key], text)
-		n.first[uint16(key)] = true
-	}
-	return n
-}
-
-// look goes through bytes. It has nothing that another goroutine sees, and the race detector would make it ten times slower.
-//
-//go:norace
-func (n *needles) look(data []byte) {
-	for i := 0; i+8 <= len(data); i++ {
-		if !n.first[uint16(data[i])|uint16(data[i+1])<<8] {
-			continue
-		}
-		for _, text := range n.by[binary.LittleEndian.Uint64(data[i:])] {
-			if bytes.HasPrefix(data[i:], []byte(text)) {
-				n.hit[text] = true
-			}
-		}
-	}
-}
-
-func (n *needles) found() (out []string) {
-	for text := range n.hit {
-		out = append(out, text)
-	}
-	return out
+	return found.Hits, nil
 }
 
 // Close ends the recording.

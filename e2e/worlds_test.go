@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -47,6 +48,10 @@ type shared struct {
 	once    sync.Once
 	world   *e2e.World
 	err     error
+
+	control string // was said in clear at each server when the world began
+	mu      sync.Mutex
+	said    map[string]string // what must be nowhere on the servers' side, and the story in which it was said
 }
 
 func world(t *testing.T, name string) *e2e.World {
@@ -55,12 +60,89 @@ func world(t *testing.T, name string) *e2e.World {
 	s.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // a first run builds Dendrite
 		defer cancel()
-		s.world, s.err = e2e.Start(ctx, s.options)
+		if s.world, s.err = e2e.Start(ctx, s.options); s.err == nil {
+			s.err = s.plant(ctx, nil)
+		}
 	})
 	if s.err != nil {
 		t.Fatal(s.err)
 	}
 	return s.world
+}
+
+// plant says something in clear at each server, by an account of its own where users has none: what finds that would have
+// found the rest.
+func (s *shared) plant(ctx context.Context, users map[string]lab.User) error {
+	s.control = token("control")
+	for _, server := range s.world.All() {
+		user, there := users[server.Name]
+		if !there {
+			var err error
+			if user, err = s.world.AddUser(ctx, server.Name, fmt.Sprintf("plain%d", people.Add(1))); err != nil {
+				return err
+			}
+		}
+		room, err := e2e.CreatePlainRoom(ctx, server, user)
+		if err != nil {
+			return err
+		}
+		if _, err = e2e.SendPlain(ctx, server, user, room, "m.room.message", "1", map[string]string{"msgtype": "m.text", "body": s.control}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep notes what was said in a story.
+func (s *shared) keep(story string, texts []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.said == nil {
+		s.said = map[string]string{}
+	}
+	for _, text := range texts {
+		if len(s.said) == 0 || s.said[text] == "" {
+			s.said[text] = story
+		}
+	}
+}
+
+// blind looks for all that was said in a world in all that its servers' side has written, once, at the world's end. It says
+// what is there, and where the search would not have found it.
+func (s *shared) blind(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.said) == 0 {
+		return nil
+	}
+	if s.control == "" {
+		return errors.New("e2e: nothing was said in clear: the search would prove nothing")
+	}
+	began := time.Now()
+	found, err := s.world.Search(ctx, append(slices.Sorted(maps.Keys(s.said)), s.control)...)
+	if err != nil {
+		return err
+	}
+	var wrong []error
+	controls := map[string]bool{}
+	for _, hit := range found.Hits {
+		if hit.Text != s.control {
+			wrong = append(wrong, fmt.Errorf("e2e: found on the servers' side: %s, which was said in %s", hit, s.said[hit.Text]))
+			continue
+		}
+		for _, server := range s.world.All() {
+			if strings.HasPrefix(hit.Path, server.Dir+"/") || strings.HasPrefix(hit.Path, "PostgreSQL") && s.options.HomeserverPostgres {
+				controls[server.Name] = true
+			}
+		}
+	}
+	for _, server := range s.world.All() {
+		if !controls[server.Name] {
+			wrong = append(wrong, fmt.Errorf("e2e: the search does not find a plain message at %s: it proves nothing", server.Name))
+		}
+	}
+	fmt.Printf("e2e: looked for %d texts in %d files, %d MB, of a world's servers in %v\n", len(s.said), found.Files, found.Bytes>>20, time.Since(began).Round(time.Millisecond))
+	return errors.Join(wrong...)
 }
 
 func TestMain(m *testing.M) {
@@ -75,6 +157,12 @@ func TestMain(m *testing.M) {
 		if s.world == nil {
 			continue
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		if err := s.blind(ctx); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+		cancel()
 		if code != 0 {
 			if dir, err := s.world.KeepLogs("e2e-" + name); err == nil {
 				fmt.Println("e2e: logs are in", dir)
@@ -92,14 +180,14 @@ func TestMain(m *testing.M) {
 type story struct {
 	testing.TB
 	w   *e2e.World
+	of  *shared // the world, with what was said there
 	ctx context.Context
 
 	began  time.Time
-	crew   []*e2e.Device       // whose messages are looked for on the wire
-	spoken []string            // and others
-	silent bool                // nobody says anything
-	parts  []string            // that were told: see part
-	plain  map[string]lab.User // who speaks in clear on servers on which no accounts are made
+	crew   []*e2e.Device // whose messages are looked for: on the wire, and in all that the servers have written
+	spoken []string      // and others
+	silent bool          // nobody says anything
+	parts  []string      // that were told: see part
 }
 
 var people atomic.Uint64
@@ -108,14 +196,14 @@ func tell(t *testing.T, worldName string) *story {
 	t.Helper()
 	w := world(t, worldName)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
-	s := &story{TB: t, w: w, ctx: ctx, began: time.Now()}
+	s := &story{TB: t, w: w, of: worlds[worldName], ctx: ctx, began: time.Now()}
 	s.record()
 	t.Cleanup(cancel)
 	return s
 }
 
 // record looks, when the story is told, for all its messages on the wire: what the homeservers and modules are told, and
-// tell each other.
+// tell each other. In what they have written they are looked for at the world's end.
 func (s *story) record() {
 	s.Helper()
 	wire := s.w.Wire()
@@ -125,45 +213,53 @@ func (s *story) record() {
 			s.Fatal(why)
 		}
 		s.Log(why)
-		return
+	} else {
+		s.must(wire.Begin())
 	}
-	s.must(wire.Begin())
 	s.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), e2e.Soon)
-		defer cancel()
-		began := time.Now()
-		controls := map[string]string{}
-		for _, server := range s.w.All() {
-			word := token("control")
-			if e2e.Ask(ctx, server, "/_matrix/client/versions?"+word) == nil { // a story may have ended one
-				controls[word] = server.Name
-			}
-		}
 		secrets := append(s.bodies(), s.spoken...)
 		if len(secrets) == 0 && !s.silent && !s.Failed() {
-			s.Error("nothing that was said is looked for on the wire: name it in spoken")
+			s.Error("nothing that was said is looked for: name it in spoken")
 		}
-		texts := slices.Concat(slices.Collect(maps.Keys(controls)), secrets)
-		found, err := wire.Find(ctx, texts)
-		if err != nil {
-			s.Error(err)
-			return
+		s.of.keep(s.Name(), secrets)
+		if wire != nil {
+			s.heard(wire, secrets)
 		}
-		for _, text := range found {
-			if controls[text] == "" {
-				s.Errorf("on the wire, at the servers' side, there is %q", text)
-			}
-			delete(controls, text)
-		}
-		for _, server := range controls {
-			s.Errorf("what %s was asked is not found on the wire: that nothing else is proves nothing", server)
-		}
-		lost, gaps := wire.Lost()
-		if lost > 0 {
-			s.Errorf("%d packets came faster than they were recorded: what was in them is not known", lost)
-		}
-		s.Logf("looked for %d texts on the wire in %v; %d segments came late", len(texts), time.Since(began).Round(time.Millisecond), gaps)
 	})
+}
+
+// heard looks for secrets on the wire.
+func (s *story) heard(wire *e2e.Wire, secrets []string) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), e2e.Soon)
+	defer cancel()
+	began := time.Now()
+	controls := map[string]string{}
+	for _, server := range s.w.All() {
+		word := token("control")
+		if e2e.Ask(ctx, server, "/_matrix/client/versions?"+word) == nil { // a story may have ended one
+			controls[word] = server.Name
+		}
+	}
+	found, err := wire.Find(ctx, slices.Concat(slices.Collect(maps.Keys(controls)), secrets))
+	if err != nil {
+		s.Error(err)
+		return
+	}
+	for _, hit := range found {
+		if slices.Contains(secrets, hit.Text) {
+			s.Errorf("on the wire, at the servers' side, there is %q (%s)", hit.Text, hit.Form)
+		}
+		delete(controls, hit.Text)
+	}
+	for _, server := range controls {
+		s.Errorf("what %s was asked is not found on the wire: that nothing else is proves nothing", server)
+	}
+	lost, gaps := wire.Lost()
+	if lost > 0 {
+		s.Errorf("%d packets came faster than they were recorded: what was in them is not known", lost)
+	}
+	s.Logf("looked for %d texts on the wire in %v; %d segments came late", len(secrets), time.Since(began).Round(time.Millisecond), gaps)
 }
 
 // bodies are the texts that the story's devices sent or read, of those that are long enough to be found nowhere else and are
