@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -283,5 +285,91 @@ func TestProxyRefusesSessionsThatAreNotItsOwn(t *testing.T) {
 	}
 	if _, err = e2e.API(s.soon(), &direct, user, http.MethodGet, "/account/whoami", nil); err != nil {
 		t.Errorf("whoami: %v", err)
+	}
+}
+
+// TestProxyPassword: a client changes the password and ends sessions. The MLS device, with its keys, stays what it was, and
+// the client can go on.
+func TestProxyPassword(t *testing.T) {
+	for _, server := range []string{"syn1", "den1"} {
+		t.Run(server, func(t *testing.T) {
+			s := tell(t, "sqlite")
+			s.silent = true
+			user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("proxied%d", people.Add(1)))
+			s.must(err)
+			p := s.proxy(server)
+			cli := p.client(user)
+			other := p.login(user)
+			mine := func() map[string]bool {
+				return s.devices(p.server, lab.User{UserID: user.UserID, AccessToken: cli.AccessToken})
+			}
+			before := mine()
+			device := ""
+			folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"))
+			for name := range before {
+				if name != cli.DeviceID.String() && name != other.DeviceID.String() && len(folders) == 1 &&
+					strings.Contains((&prompt{s: s, server: p.server, state: folders[0], cwd: s.TempDir()}).run("verify", "--json"), `"`+name+`"`) {
+					device = name
+				}
+			}
+			if len(before) != 4 || device == "" { // that of AddUser, too
+				t.Fatalf("the user has the devices %v, of which %q is the MLS device's", before, device)
+			}
+			// does does what has to be proven by the password.
+			does := func(method, path string, content map[string]any) (int, string) {
+				t.Helper()
+				for {
+					raw, err := json.Marshal(content)
+					s.must(err)
+					status, answer := cli.ask(method, "/_matrix/client/v3"+path, raw)
+					var asks struct{ Session string }
+					if _, again := content["auth"]; again || status != http.StatusUnauthorized || json.Unmarshal(answer, &asks) != nil {
+						return status, string(answer)
+					}
+					content["auth"] = map[string]any{
+						"type": "m.login.password", "session": asks.Session, "password": user.Password,
+						"identifier": map[string]string{"type": "m.id.user", "user": user.UserID},
+					}
+				}
+			}
+			if status, said := does(http.MethodDelete, "/devices/"+device, map[string]any{}); status != http.StatusForbidden || !strings.Contains(said, "the proxy's own device") {
+				t.Errorf("ending the MLS device: %d %s", status, said)
+			}
+			if status, said := does(http.MethodPost, "/delete_devices", map[string]any{"devices": []string{other.DeviceID.String(), device}}); status != http.StatusForbidden || !strings.Contains(said, "the proxy's own device") {
+				t.Errorf("ending it among others: %d %s", status, said)
+			}
+			for _, tt := range []struct {
+				password string
+				said     map[string]any
+				left     map[string]bool
+			}{
+				{"first-" + user.Password, nil, before},
+				{"second-" + user.Password, map[string]any{"logout_devices": true}, map[string]bool{device: true, cli.DeviceID.String(): true}},
+			} {
+				content := map[string]any{"new_password": tt.password}
+				maps.Copy(content, tt.said)
+				if status, said := does(http.MethodPost, "/account/password", content); status != http.StatusOK {
+					t.Fatalf("changing the password with %v: %d %s", tt.said, status, said)
+				}
+				user.Password = tt.password
+				if left := mine(); !maps.Equal(left, tt.left) {
+					t.Errorf("after the password was changed with %v there are %v, want %v", tt.said, left, tt.left)
+				}
+			}
+			if _, err := other.Whoami(s.soon()); !errors.Is(err, mautrix.MUnknownToken) {
+				t.Errorf("the other session goes on: %v", err)
+			}
+			if _, err := cli.SyncRequest(s.soon(), 0, "", "", false, ""); err != nil {
+				t.Errorf("the client cannot go on: %v", err)
+			}
+			third := p.login(user)
+			if left := mine(); len(left) != 3 || !left[device] || !left[third.DeviceID.String()] {
+				t.Errorf("with another client there are %v, want one device more", left)
+			}
+			for _, c := range []*mautrix.Client{third, cli.Client} {
+				_, err := c.Logout(s.soon())
+				s.must(err)
+			}
+		})
 	}
 }

@@ -34,10 +34,12 @@ type Server struct {
 	Lasts       time.Duration              // how long the tokens last that are given from now on, 0 for ever
 	Metadata    json.RawMessage            // of the issuer that logins are left to, nil for none
 	Answering   func()                     // called while an answer to /keys/query is under way
+	Passwords   map[id.UserID]string       // those that are not "secret"
 
 	t      testing.TB
 	wake   chan struct{}
 	begun  map[string]json.RawMessage // the newest registration that was asked something
+	asked  map[string]json.RawMessage // the newest change of a password, or end of sessions, that was
 	logins map[string]bool            // tokens that single sign-on gave, true until they are used
 }
 
@@ -69,7 +71,7 @@ func New(t testing.TB, fallback bool) *Server {
 	h := &Server{
 		t: t, Fallback: fallback, Devices: map[id.UserID]map[string]*Device{}, Failures: map[string]bool{}, Avoided: map[string]bool{}, Hidden: map[string]bool{},
 		Cross: map[id.UserID]map[string]json.RawMessage{}, AccountData: map[string]json.RawMessage{}, wake: make(chan struct{}), logins: map[string]bool{},
-		LastKeys: map[string]json.RawMessage{},
+		LastKeys: map[string]json.RawMessage{}, Passwords: map[id.UserID]string{},
 	}
 	mux := http.NewServeMux()
 	handle := func(pattern string, fn func(me *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any)) {
@@ -135,6 +137,30 @@ func New(t testing.TB, fallback bool) *Server {
 	})
 	handle("PUT "+v3+"/devices/{device}", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
 		return 200, map[string]any{}
+	})
+	handle("DELETE "+v3+"/devices/{device}", func(_ *Device, user id.UserID, body map[string]json.RawMessage, r *http.Request) (int, any) {
+		return h.proven(user, body, func(map[string]json.RawMessage) { delete(h.Devices[user], r.PathValue("device")) })
+	})
+	handle("POST "+v3+"/delete_devices", func(_ *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+		return h.proven(user, body, func(body map[string]json.RawMessage) {
+			var names []string
+			_ = json.Unmarshal(body["devices"], &names)
+			for _, name := range names {
+				delete(h.Devices[user], name)
+			}
+		})
+	})
+	handle("POST "+v3+"/account/password", func(me *Device, user id.UserID, body map[string]json.RawMessage, _ *http.Request) (int, any) {
+		return h.proven(user, body, func(body map[string]json.RawMessage) {
+			var password string
+			_ = json.Unmarshal(body["new_password"], &password)
+			h.Passwords[user] = password
+			for name, d := range h.Devices[user] {
+				if d != me && string(body["logout_devices"]) != "false" {
+					delete(h.Devices[user], name)
+				}
+			}
+		})
 	})
 	handle("POST "+v3+"/logout", func(me *Device, user id.UserID, _ map[string]json.RawMessage, _ *http.Request) (int, any) {
 		for name, d := range h.Devices[user] {
@@ -256,7 +282,7 @@ func (h *Server) login(_ *Device, _ id.UserID, body map[string]json.RawMessage, 
 	}
 	user := id.UserID(req.Identifier.User)
 	switch {
-	case req.Type == "m.login.password" && req.Password == "secret":
+	case req.Type == "m.login.password" && req.Password == h.password(user):
 	case req.Type == "m.login.token" && (req.Token == "good-token" || h.logins[req.Token]):
 		if user = "@sso:one"; h.logins[req.Token] {
 			h.logins[req.Token] = false
@@ -313,6 +339,30 @@ func (h *Server) register(_ *Device, _ id.UserID, body map[string]json.RawMessag
 	d := h.Add(user, name)
 	d.give(false)
 	return 200, h.given(d, map[string]any{"user_id": user, "device_id": name})
+}
+
+// password is a user's.
+func (h *Server) password(user id.UserID) string {
+	if p, ok := h.Passwords[user]; ok {
+		return p
+	}
+	return "secret"
+}
+
+// proven does something once the user has proven by the password who it is. What only does that goes on with what was
+// said before, as at a Synapse.
+func (h *Server) proven(user id.UserID, body map[string]json.RawMessage, do func(body map[string]json.RawMessage)) (int, any) {
+	var auth struct{ Type, Password, Session string }
+	_ = json.Unmarshal(body["auth"], &auth)
+	if len(body) == 1 && body["auth"] != nil {
+		body = h.asked
+	}
+	if auth.Type != "m.login.password" || auth.Session != "s" || auth.Password != h.password(user) {
+		h.asked = body
+		return 401, map[string]any{"session": "s", "flows": []map[string]any{{"stages": []string{"m.login.password"}}}}
+	}
+	do(body)
+	return 200, map[string]any{}
 }
 
 // Add makes a device, or finds it. The caller holds Mu.

@@ -58,6 +58,9 @@ const (
 	UploadMedia               // may be an attachment of an encrypted room
 	DownloadMedia             // may be an encrypted attachment
 	UploadKeys                // goes through untouched; it tells that the client encrypts by itself
+	Password                  // changes the password, and may end sessions, the MLS device's too
+	EndDevice                 // ends a session, that of the MLS device too
+	EndDevices                // ends sessions, that of the MLS device too
 )
 
 // Match is a recognised request. Params holds the unescaped values of the
@@ -223,7 +226,7 @@ var rows = []struct {
 
 	// The account.
 	{"GET", "c/account/whoami", Stream, ""},
-	{"POST", "c/account/password", Stream, ""},
+	{"POST", "c/account/password", Password, ""},
 	{"POST", "c/account/deactivate", Stream, ""},
 	{"GET POST", "c/account/3pid", Stream, ""},
 	{"POST", "c/account/3pid/add", Stream, ""},
@@ -234,8 +237,9 @@ var rows = []struct {
 	{"POST", "c/account/3pid/msisdn/requestToken", Stream, ""},
 	{"GET", "c/capabilities", Stream, ""},
 	{"GET", "c/devices", Stream, ""},
-	{"GET PUT DELETE", "c/devices/{device}", Stream, ""},
-	{"POST", "c/delete_devices", Stream, ""},
+	{"GET PUT", "c/devices/{device}", Stream, ""},
+	{"DELETE", "c/devices/{device}", EndDevice, ""},
+	{"POST", "c/delete_devices", EndDevices, ""},
 	{"GET", "c/profile/{user}", Stream, ""},
 	{"GET DELETE", "c/profile/{user}/{field}", Stream, ""},
 	{"PUT", "c/profile/{user}/{field}", SetProfile, ""},

@@ -54,8 +54,10 @@ type deviceWorld struct {
 	member map[string]string
 	// tells is what the device's next /sync says of rooms.
 	tells map[string]any
-	away  bool // no /sync is answered
-	gone  bool // nothing is answered
+	// refuses is the end of paths that are forbidden.
+	refuses string
+	away    bool // no /sync is answered
+	gone    bool // nothing is answered
 }
 
 func newDeviceWorld(t *testing.T) *deviceWorld {
@@ -71,10 +73,15 @@ func newDeviceWorld(t *testing.T) *deviceWorld {
 	// While it is gone it hangs up, and keeps its address, which something else could take.
 	w.front = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
-		gone := w.gone
+		gone, refuses := w.gone, w.refuses
 		w.mu.Unlock()
 		if gone {
 			panic(http.ErrAbortHandler)
+		}
+		if refuses != "" && strings.HasSuffix(r.URL.Path, refuses) {
+			out.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(out, `{"errcode":"M_FORBIDDEN","error":"no"}`)
+			return
 		}
 		for _, prefix := range []string{"/_matrix/client/v3/rooms/", "/_matrix/client/r0/rooms/", "/_matrix/client/v1/rooms/"} {
 			if in, ok := strings.CutPrefix(r.URL.Path, prefix); ok {

@@ -13,10 +13,11 @@ const (
 )
 
 // registration is what the first requests of one said, which later ones need not
-// say again: homeservers keep it with the session.
+// say again: homeservers keep it with the session. So it is with a change of the
+// password.
 type registration struct {
 	password string
-	later    bool // the account is made without a login
+	later    bool // the account is made without a login; or other sessions are to end
 	until    time.Time
 }
 

@@ -62,6 +62,7 @@ type Server struct {
 	browsers browsers
 	singles  singles
 	begun    registrations
+	changing registrations // changes of passwords
 	sendWait time.Duration // how long a message is waited for
 }
 
@@ -216,6 +217,10 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, m route.Match) {
 		s.logout(w, r, false)
 	case route.LogoutAll:
 		s.logout(w, r, true)
+	case route.Password:
+		s.password(w, r)
+	case route.EndDevice, route.EndDevices:
+		s.endDevices(w, r, m)
 	case route.Refused:
 		refuse(w, http.StatusNotFound, "M_UNRECOGNIZED", m.Why)
 	case route.Unknown:

@@ -62,7 +62,18 @@ func (w *world) do(method, path string, header ...string) (*http.Response, strin
 
 func (w *world) at(server *httptest.Server, method, path string, header ...string) (*http.Response, string) {
 	w.t.Helper()
-	req, err := http.NewRequestWithContext(w.t.Context(), method, server.URL+path, strings.NewReader("{}"))
+	return w.request(server, "{}", method, path, header...)
+}
+
+// with makes a request with a body.
+func (w *world) with(body, method, path string, header ...string) (*http.Response, string) {
+	w.t.Helper()
+	return w.request(w.proxy, body, method, path, header...)
+}
+
+func (w *world) request(server *httptest.Server, said, method, path string, header ...string) (*http.Response, string) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), method, server.URL+path, strings.NewReader(said))
 	if err != nil {
 		w.t.Fatal(err)
 	}
