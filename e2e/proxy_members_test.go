@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,14 +14,15 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/lab"
 )
 
-// device is the MLS device of the proxy's only account, for the other verbs.
+// device is the MLS device of an account of the proxy's, for the other verbs.
 func (p *localProxy) device(user *plainClient) *prompt {
 	p.s.Helper()
-	folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"))
+	folders, _ := filepath.Glob(filepath.Join(p.state, "accounts", "*"+user.UserID.Localpart()+"*"))
 	if len(folders) != 1 {
-		p.s.Fatalf("the accounts are %v", folders)
+		p.s.Fatalf("the accounts of %s are %v", user.UserID, folders)
 	}
 	d := &prompt{s: p.s, server: p.server, cwd: p.s.TempDir(), state: folders[0]}
 	d.user.UserID = user.UserID.String()
@@ -28,18 +30,19 @@ func (p *localProxy) device(user *plainClient) *prompt {
 }
 
 // TestProxyTwoMembers: two people with clients without MLS, behind proxies of their own. Who is invited gets what was said
-// before; each sees whose device has received a message; what one of them had is written into a file and read in on
+// before; each sees whose device has received a message; a third, behind the same proxy as the first, talks with both, and
+// a second client of the first reads it, too; what one of them had is written into a file and read in on
 // another device, while the first is off; and who leaves the room and forgets it has nothing of it any more.
 func TestProxyTwoMembers(t *testing.T) {
 	s := tell(t, "sqlite")
-	join := func(server, name string) (*localProxy, *plainClient, string) {
+	join := func(server, name string) (*localProxy, *plainClient, lab.User) {
 		t.Helper()
 		user, err := s.w.AddUser(s.ctx, server, fmt.Sprintf("%s%d", name, people.Add(1)))
 		s.must(err)
 		p := s.proxy(server)
-		return p, p.client(user), user.Password
+		return p, p.client(user), user
 	}
-	annas, anna, password := join("syn1", "anna")
+	annas, anna, account := join("syn1", "anna")
 	bens, ben, _ := join("den1", "ben")
 	empty := ""
 	made, err := anna.CreateRoom(s.soon(), &mautrix.ReqCreateRoom{Preset: "private_chat", Name: "Behind proxies", InitialState: []*event.Event{
@@ -53,16 +56,7 @@ func TestProxyTwoMembers(t *testing.T) {
 	s.step("something was said")
 
 	s.part(t, "POST invite and join", func() {
-		_, err = anna.InviteUser(s.soon(), room, &mautrix.ReqInviteUser{UserID: ben.UserID})
-		s.must(err)
-		ctx := s.soon()
-		for invited := false; !invited; {
-			resp, err := ben.sync(ctx, room)
-			s.must(err)
-			invited = resp.Rooms.Invite[room] != nil
-		}
-		_, err = ben.JoinRoomByID(s.soon(), room)
-		s.must(err)
+		anna.brings(ben, room)
 	})
 	// Homeservers show what was said before when it is asked for.
 	var shown []string
@@ -105,19 +99,17 @@ func TestProxyTwoMembers(t *testing.T) {
 	anna.reads(room, answer)
 	received(bens, ben, answered, anna.UserID)
 
+	third := s.sharesTheProxy(annas, anna, ben, account, room, text)
+
 	// Another device of anna's, while the first cannot give it anything.
 	device := annas.device(anna)
 	device.runWith("correct horse\n", "export", "messages", string(room), "--passphrase-file", "-")
-	keys, _ := filepath.Glob(filepath.Join(annas.state, "accounts", "*", "recovery-key"))
-	if len(keys) != 1 {
-		t.Fatalf("the recovery keys are %q", keys)
-	}
 	annas.end()
 	other := &prompt{s: s, server: annas.server}
-	other.user.UserID, other.user.Password = anna.UserID.String(), password
+	other.user.UserID, other.user.Password = anna.UserID.String(), account.Password
 	other.newDevice()
 	other.login()
-	other.run("verify", "--recovery-key-file", keys[0])
+	other.run("verify", "--recovery-key-file", filepath.Join(device.state, "recovery-key"))
 	file := filepath.Join(device.cwd, "messages")
 	var got struct {
 		Messages, Known, Dropped, Strange int
@@ -157,5 +149,67 @@ func TestProxyTwoMembers(t *testing.T) {
 		}
 	})
 	s.step("who forgot the room has nothing of it")
-	s.blind([]string{before, text, answer})
+	s.blind(append(third, before, text, answer))
+}
+
+// brings invites somebody, who joins.
+func (c *plainClient) brings(whom *plainClient, room id.RoomID) {
+	s := c.s
+	s.Helper()
+	_, err := c.InviteUser(s.soon(), room, &mautrix.ReqInviteUser{UserID: whom.UserID})
+	s.must(err)
+	ctx := s.soon()
+	for invited := false; !invited; {
+		resp, err := whom.sync(ctx, room)
+		s.must(err)
+		invited = resp.Rooms.Invite[room] != nil
+	}
+	_, err = whom.JoinRoomByID(s.soon(), room)
+	s.must(err)
+}
+
+// sharesTheProxy lets another account come into a room that one of the same proxy is in, talk with all there, and a second
+// client of the first account read it. It returns what was said.
+func (s *story) sharesTheProxy(p *localProxy, first, far *plainClient, account lab.User, room id.RoomID, before string) []string {
+	s.Helper()
+	user, err := s.w.AddUser(s.ctx, p.server.Name, fmt.Sprintf("cleo%d", people.Add(1)))
+	s.must(err)
+	cleo := p.client(user)
+	first.brings(cleo, room)
+	device := p.device(cleo)
+	s.eventually("another account of the same proxy is in the group", func() string {
+		said := device.run("rooms", "--json")
+		if !strings.Contains(said, `"phase":"member"`) {
+			return said
+		}
+		return ""
+	})
+	second := p.client(account)
+	if second.UserID != first.UserID || second.DeviceID == first.DeviceID {
+		s.Errorf("the second client is %s %s, the first %s %s", second.UserID, second.DeviceID, first.UserID, first.DeviceID)
+	}
+	asks, answers := token("asks"), token("answers")
+	asked := cleo.send(room, "m.room.message", "1", map[string]any{"msgtype": "m.text", "body": asks})
+	for _, c := range []*plainClient{first, far, second} {
+		if e := c.reads(room, asks); e.Sender != cleo.UserID || e.ID != asked {
+			s.Errorf("%s read %s of %s, want %s of %s", c.UserID, e.ID, e.Sender, asked, cleo.UserID)
+		}
+	}
+	answered := first.send(room, "m.room.message", "4", map[string]any{"msgtype": "m.text", "body": answers})
+	for _, c := range []*plainClient{cleo, far, second} {
+		if e := c.reads(room, answers); e.Sender != first.UserID || e.ID != answered {
+			s.Errorf("%s read %s of %s, want %s of %s", c.UserID, e.ID, e.Sender, answered, first.UserID)
+		}
+	}
+	if own := first.reads(room, answers); own.Unsigned.TransactionID != "4" || second.reads(room, answers).Unsigned.TransactionID != "" {
+		s.Errorf("the transaction of the first client's is %q to it, and %q to the second", own.Unsigned.TransactionID, second.reads(room, answers).Unsigned.TransactionID)
+	}
+	second.since, second.seen = "", nil
+	if history := second.history(room); !slices.ContainsFunc(history, func(e *event.Event) bool { return body(e) == before }) {
+		s.Errorf("the second client does not read %q", before)
+	}
+	_, err = second.Logout(s.soon())
+	s.must(err)
+	s.step("two accounts of one proxy, and two clients of one of them, have talked")
+	return []string{asks, answers}
 }
