@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -134,7 +135,7 @@ func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, fir
 		"GET rooms/{room}/event/{event}":   reads(in+"/event/"+at, "message 0: "+secret),
 		"GET rooms/{room}/state":           reads(in+"/state", `"m.room.create"`),
 		"GET rooms/{room}/members":         reads(in+"/members", string(alice.UserID())),
-		"GET notifications":                reads("/notifications", `"notifications"`),
+		"GET notifications":                func(root string) { c.isNotified(alice, room, root) },
 		"POST search":                      func(root string) { shows(http.MethodPost, root+"/search", search, "message 4: "+secret) },
 		"GET rooms/{room}/state/{type}": func(root string) {
 			refuses(http.MethodGet, root+in+"/state/m.room.encryption", "", http.StatusNotFound, "M_NOT_FOUND")
@@ -166,7 +167,8 @@ func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, fir
 		"GET _matrix/client/v1/rooms/{room}/relations/{event}/{rel}":        relations("/m.thread", "in a thread"),
 		"GET _matrix/client/v1/rooms/{room}/relations/{event}/{rel}/{type}": relations("/m.annotation/m.reaction", string(reacted)),
 		"GET _matrix/client/v1/rooms/{room}/threads":                        func(path string) { shows(http.MethodGet, "/_matrix/client/v1"+in+"/threads", nil, "in a thread") },
-		"GET _matrix/client/v1/rooms/{room}/hierarchy":                      func(path string) { shows(http.MethodGet, "/_matrix/client/v1"+in+"/hierarchy", nil, string(room)) },
+		"GET _matrix/client/v1/rooms/{room}/hierarchy":                      func(string) { c.seesHierarchy(room) },
+		"GET _matrix/client/v1/rooms/{room}/timestamp_to_event":             func(string) { c.findsByTime(room, first) },
 		"POST _matrix/client/unstable/org.matrix.simplified_msc3575/sync":   func(string) { c.slide(alice, room, "said later: "+secret) },
 
 		"POST upload": func(root string) {
@@ -190,6 +192,7 @@ func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, fir
 			c.downloads("/_matrix/client/v1/media/"+path+name+file+query, data)
 		}
 	}
+	s.part(t, "pages behind a limited sync", func() { c.pagesBehind(alice, room) })
 	s.part(t, "threads, filters, receipts and markers", func() { c.lookAround(room, first, secret) })
 	s.part(t, "search in pages and by rank", func() { c.search(room, secret) })
 	s.part(t, "relations of a kind and type", func() { c.reactions(room, first.ID, reacted) })
@@ -204,6 +207,217 @@ func (c *plainClient) paths(t *testing.T, alice *e2e.Device, room id.RoomID, fir
 			continue
 		}
 		s.part(t, label(p), func() { check(root) })
+	}
+}
+
+// directly is the client, without the proxy.
+func (c *plainClient) directly() *plainClient {
+	c.s.Helper()
+	cli, err := mautrix.NewClient(c.server.BaseURL, c.UserID, c.AccessToken)
+	c.s.must(err)
+	return &plainClient{Client: cli, s: c.s, server: c.server}
+}
+
+// pagesBehind lets somebody say more than a /sync brings, and pages back from where that says it begins to where the client
+// was: all of it comes, in order, once.
+func (c *plainClient) pagesBehind(alice *e2e.Device, room id.RoomID) {
+	s := c.s
+	s.Helper()
+	reached := token("reached")
+	_, err := alice.SendText(s.soon(), room, reached)
+	s.must(err)
+	known := c.reads(room, reached).ID
+	since, text := c.since, token("behind")
+	var want []string
+	for i := range 24 {
+		want = append(want, fmt.Sprintf("%d %s", i, text))
+		_, err := alice.SendText(s.soon(), room, want[i])
+		s.must(err)
+	}
+	c.reads(room, want[len(want)-1]) // its homeserver has them all
+	resp, err := c.SyncRequest(s.soon(), 0, since, `{"room":{"timeline":{"limit":7}}}`, false, "")
+	s.must(err)
+	joined := resp.Rooms.Join[room]
+	if joined == nil || !joined.Timeline.Limited || joined.Timeline.PrevBatch == "" || len(joined.Timeline.Events) > 7 {
+		s.Fatalf("the sync from %s is %+v, want a limited one of at most 7 events", since, joined)
+	}
+	back := slices.Clone(joined.Timeline.Events)
+	slices.Reverse(back)
+	// Where a page of Dendrite's ends, it passes over other events of the same depth.
+	limit := 5
+	if c.server.Kind != "synapse" {
+		limit = 500
+	}
+	isKnown := func(e *event.Event) bool { return e.ID == known }
+	for from := joined.Timeline.PrevBatch; !slices.ContainsFunc(back, isKnown); {
+		page, err := c.Messages(s.soon(), room, from, "", mautrix.DirectionBackward, nil, limit)
+		s.must(err)
+		back = append(back, page.Chunk...)
+		if from = page.End; from == "" {
+			break
+		}
+	}
+	seen, got := map[id.EventID]bool{}, []string{}
+	for _, e := range back {
+		if seen[e.ID] {
+			s.Errorf("%s came twice", e.ID)
+		}
+		if seen[e.ID] = true; strings.HasSuffix(body(e), " "+text) {
+			got = append(got, body(e))
+		}
+	}
+	slices.Reverse(got)
+	if !slices.Equal(got, want) {
+		s.Errorf("the sync and the pages behind it have %q, want %q", got, want)
+	}
+	s.step("it paged back to where it was")
+}
+
+// isNotified lets somebody say something that notifies, and looks for it in the list of what did.
+func (c *plainClient) isNotified(alice *e2e.Device, room id.RoomID, root string) {
+	s := c.s
+	s.Helper()
+	text := token("notified")
+	sent, err := alice.SendText(s.soon(), room, text)
+	s.must(err)
+	c.reads(room, text)
+	list := func(query string) (raw []byte, found bool) {
+		s.Helper()
+		status, raw := c.ask(http.MethodGet, root+"/notifications?limit=50"+query, nil)
+		var answer struct {
+			Notifications []struct {
+				Room  id.RoomID `json:"room_id"`
+				Read  bool      `json:"read"`
+				Event struct {
+					ID      id.EventID      `json:"event_id"`
+					Type    string          `json:"type"`
+					Content json.RawMessage `json:"content"`
+				} `json:"event"`
+			} `json:"notifications"`
+		}
+		if err := json.Unmarshal(raw, &answer); err != nil || status != http.StatusOK {
+			s.Fatalf("/notifications: %d %s", status, raw)
+		}
+		c.hides(raw)
+		for _, n := range answer.Notifications {
+			if n.Event.ID == sent {
+				found = true
+				if n.Room != room || n.Read || n.Event.Type != "m.room.message" || !strings.Contains(string(n.Event.Content), text) {
+					s.Errorf("the list has %+v, want the message %q, unread", n, text)
+				}
+			}
+		}
+		return raw, found
+	}
+	// Dendrite lists in its own time.
+	s.eventually("the list of what notified has what was said", func() string {
+		if raw, found := list(""); !found {
+			return string(raw)
+		}
+		return ""
+	})
+	if raw, found := list("&only=highlight"); found {
+		s.Errorf("what highlights has it, too: %s", raw)
+	}
+}
+
+// seesHierarchy asks for the rooms of a space, which an ordinary room answers for itself: all of it is as the homeserver
+// has it, but for how the room is encrypted.
+func (c *plainClient) seesHierarchy(room id.RoomID) {
+	s := c.s
+	s.Helper()
+	rooms := func(of *plainClient) (list []map[string]any, raw []byte) {
+		s.Helper()
+		status, raw := of.ask(http.MethodGet, "/_matrix/client/v1/rooms/"+url.PathEscape(string(room))+"/hierarchy", nil)
+		var answer struct{ Rooms []map[string]any }
+		if err := json.Unmarshal(raw, &answer); err != nil || status != http.StatusOK {
+			s.Fatalf("/hierarchy: %d %s", status, raw)
+		}
+		return answer.Rooms, raw
+	}
+	got, raw := rooms(c)
+	c.hides(raw)
+	if len(got) != 1 || got[0]["room_id"] != string(room) || c.server.Kind == "synapse" && got[0]["name"] != "Through the proxy" { // Dendrite does not name rooms of others
+		s.Errorf("/hierarchy shows %s", raw)
+	}
+	want, direct := rooms(c.directly())
+	s.Logf("the homeserver shows %s", direct)
+	for _, room := range want {
+		delete(room, "encryption")
+		delete(room, "im.nheko.summary.encryption")
+	}
+	if !reflect.DeepEqual(got, want) {
+		s.Errorf("/hierarchy shows %v, want %v", got, want)
+	}
+}
+
+// findsByTime asks for the event of a time, where the homeserver can tell. In the place of one that clients are not shown
+// the next one that they are is named.
+func (c *plainClient) findsByTime(room id.RoomID, first *event.Event) {
+	s := c.s
+	s.Helper()
+	type named struct {
+		Event id.EventID `json:"event_id"`
+		Time  int64      `json:"origin_server_ts"`
+	}
+	in, direct := "/rooms/"+url.PathEscape(string(room)), c.directly()
+	ask := func(of *plainClient, at int64, dir string) (n named, status int) {
+		s.Helper()
+		status, raw := of.ask(http.MethodGet, fmt.Sprintf("/_matrix/client/v1%s/timestamp_to_event?ts=%d&dir=%s", in, at, dir), nil)
+		s.must(json.Unmarshal(raw, &n))
+		return n, status
+	}
+	if _, status := ask(direct, first.Timestamp, "f"); status != http.StatusOK && c.server.Kind != "synapse" {
+		if _, got := ask(c, first.Timestamp, "f"); got != status {
+			s.Errorf("the homeserver answers with %d, the proxy with %d", status, got)
+		}
+		s.step("the homeserver finds no event by its time, and says so")
+		return
+	}
+	read := func(of *plainClient, path string, into any) {
+		s.Helper()
+		if status, raw := of.ask(http.MethodGet, "/_matrix/client/v3"+in+path, nil); status != http.StatusOK || json.Unmarshal(raw, into) != nil {
+			s.Fatalf("%s: %d %s", path, status, raw)
+		}
+	}
+	// What the homeserver has, what of that clients are shown, and what it has around an event.
+	type list struct{ Chunk []named }
+	var all, page list
+	read(direct, "/messages?dir=b&limit=200", &all)
+	read(c, "/messages?dir=b&limit=300", &page)
+	looked := map[string]int{}
+	for _, e := range all.Chunk {
+		if slices.Contains(page.Chunk, e) {
+			continue
+		}
+		var around struct {
+			Before []named `json:"events_before"`
+			After  []named `json:"events_after"`
+		}
+		for dir, side := range map[string]*[]named{"f": &around.After, "b": &around.Before} {
+			if looked[dir] >= 3 {
+				continue
+			}
+			if n, status := ask(direct, e.Time, dir); status != http.StatusOK || n != e { // another one of the same time
+				continue
+			}
+			read(direct, "/context/"+url.PathEscape(string(e.Event))+"?limit=40", &around)
+			next := slices.IndexFunc(*side, func(o named) bool { return slices.Contains(page.Chunk, o) })
+			if next < 0 {
+				continue
+			}
+			looked[dir]++
+			if got, status := ask(c, e.Time, dir); status != http.StatusOK || got != (*side)[next] {
+				s.Errorf("at %d (%s) the homeserver names %s, which is not shown, the proxy %d %+v, want %+v", e.Time, dir, e.Event, status, got, (*side)[next])
+			}
+		}
+	}
+	if looked["f"] == 0 || looked["b"] == 0 {
+		s.Errorf("the homeserver named %v events that clients are not shown: the test proves nothing", looked)
+	}
+	want, _ := ask(direct, first.Timestamp, "f")
+	if got, status := ask(c, first.Timestamp, "f"); status != http.StatusOK || want.Event == first.ID && got != want {
+		s.Errorf("at the time of %s the proxy names %d %+v, want %+v", first.ID, status, got, want)
 	}
 }
 

@@ -79,7 +79,7 @@ type Match struct {
 // what has to be rewritten.
 func (k Kind) Events() bool {
 	switch k {
-	case Sync, SlidingSync, Messages, Context, Event, Relations, Threads, Notifications, Search, Members, State, StateEvent, Hierarchy,
+	case Sync, SlidingSync, Messages, Context, Event, Relations, AtTime, Threads, Notifications, Search, Members, State, StateEvent, Hierarchy,
 		Send, SetState, Redact, Marker, Invite, Join, Leave, Kick, Ban, Forget, CreateRoom, Upgrade, UploadMedia, DownloadMedia:
 		return true
 	}
