@@ -85,6 +85,7 @@ check: vet bin/staticcheck bin/rules ## formatting, vet, staticcheck, and the pr
 .PHONY: vet
 vet: ## go vet
 	go vet ./...
+	go vet -tags=goolm,nheko,pictures ./e2e ./proxy/server
 	cd tools && GOFLAGS=-buildvcs=false go vet ./...
 
 .PHONY: bench

@@ -929,23 +929,36 @@ type roomEvent struct {
 	Content  json.RawMessage `json:"content"`
 }
 
-// roomEvents are the newest 1,000 events of a room as a homeserver has them.
-func (s *story) roomEvents(d *e2e.Device, room id.RoomID) []roomEvent {
+// roomEvents are the events of a room as a homeserver has them, newest first.
+func (s *story) roomEvents(d *e2e.Device, room id.RoomID) (all []roomEvent) {
 	s.Helper()
-	raw, err := e2e.API(s.soon(), d.Server, d.User, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit=1000", nil)
-	s.must(err)
-	var page struct {
-		Chunk []roomEvent `json:"chunk"`
+	for from := ""; ; {
+		raw, err := e2e.API(s.soon(), d.Server, d.User, http.MethodGet, "/rooms/"+url.PathEscape(string(room))+"/messages?dir=b&limit="+roomPage+from, nil)
+		s.must(err)
+		var page struct {
+			Chunk []roomEvent `json:"chunk"`
+			End   string      `json:"end"`
+		}
+		s.must(json.Unmarshal(raw, &page))
+		all = append(all, page.Chunk...)
+		next := "&from=" + url.QueryEscape(page.End)
+		if page.End == "" || next == from || len(page.Chunk) == 0 {
+			return all
+		}
+		from = next
 	}
-	s.must(json.Unmarshal(raw, &page))
-	return page.Chunk
 }
+
+// roomPage is as much as homeservers give at once. Where a page of Dendrite's ends, it passes over other events of the same
+// depth.
+const roomPage = "1000"
 
 // onlyMLS looks at all messages of a room as the homeserver has them.
 func (s *story) onlyMLS(d *e2e.Device, room id.RoomID) {
 	s.Helper()
-	ciphertexts := 0
+	ciphertexts, created := 0, false
 	for _, e := range s.roomEvents(d, room) {
+		created = created || e.Type == "m.room.create"
 		var content struct {
 			Algorithm string `json:"algorithm"`
 		}
@@ -957,6 +970,9 @@ func (s *story) onlyMLS(d *e2e.Device, room id.RoomID) {
 		default:
 			s.Errorf("the room has an event %s with the algorithm %q", e.Type, content.Algorithm)
 		}
+	}
+	if !created {
+		s.Errorf("the room's first event is not among those that were looked at")
 	}
 	if ciphertexts < 10 {
 		s.Errorf("only %d ciphertexts in the room", ciphertexts)
