@@ -242,7 +242,8 @@ func (c *realClient) speaks(alice *e2e.Device, from id.UserID, word string, firs
 	}
 }
 
-// remembers waits until the program has read again what alice said.
+// remembers waits until the program has read again what alice said, and what it said itself. Programs that show an edit in
+// the place of its message show the text no more.
 func (c *realClient) remembers(word string) {
 	s := c.s
 	s.Helper()
@@ -250,6 +251,15 @@ func (c *realClient) remembers(word string) {
 	for i := range 5 {
 		if want := fmt.Sprintf("message %d %s", i, word); !slices.Contains(history, want) {
 			s.Errorf("%q is not in the history %q", want, history)
+		}
+	}
+	has := func(ends string) bool {
+		return slices.ContainsFunc(history, func(text string) bool { return strings.HasSuffix(text, ends) })
+	}
+	inPlace := slices.Contains(history, "edit "+word)
+	for _, own := range []string{"text " + word, "reply " + word, "edit " + word} { // "* edit …" is the edit as it was sent
+		if !has(own) && (own != "text "+word || !inPlace) {
+			s.Errorf("its own %q is not in the history %q", own, history)
 		}
 	}
 }

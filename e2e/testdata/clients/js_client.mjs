@@ -96,7 +96,7 @@ async function again(client) {
     // Synapse answers a first /sync that is like the one before with what it said then: that it was invited.
     await until(client, ["sync"], () => client.isInitialSyncComplete() && client.getRoom(room)?.getMyMembership() === "join");
     const here = client.getRoom(room);
-    const whole = () => readAll(client) && [...texts(client).values()].some((body) => body === "edit " + word || body === "text " + word);
+    const whole = () => readAll(client) && ["reply " + word, "edit " + word].every((own) => [...texts(client).values()].some((body) => body.endsWith(own)));
     while (!whole()) {
         if (here.getLiveTimeline().getPaginationToken("b")) await client.scrollback(here, 20);
         else await new Promise((resolve) => client.once("sync", resolve)); // the rest comes by later answers
