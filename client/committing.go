@@ -397,8 +397,11 @@ func (c *Client) dropContested(r *room, e *epoch, now time.Duration) {
 	if contested, err := c.contested(r, e); err != nil {
 		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to look at an own commit")
 		return
-	} else if !contested && now < at+unheardWait {
-		return
+	} else if !contested {
+		if now < at+unheardWait {
+			return
+		}
+		r.unheard = e.ref
 	}
 	b := &batch{}
 	c.loseCommit(r, b)
@@ -450,6 +453,7 @@ func (c *Client) noMajority(r *room) (why string, servers []string) {
 		return "", nil
 	}
 	waits := r.pending != nil && r.pendingSince > 0 && c.mono()-r.pendingSince > acceptWait
+	waits = waits || !r.unheard.IsZero() && r.unheard == e.ref
 	if !waits && r.machine.Status(r.machine.Head()) != federation.StatusSideBranch {
 		return "", nil
 	}

@@ -202,6 +202,7 @@ type room struct {
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
 	unwelcome    federation.Ref                   // a commit by which this device came in without a valid admission, as a member says
+	unheard      federation.Ref                   // on which an own commit was given up, as no module accepted it
 	stuckTimes   int                              // how often it came in again since what it came in with was final
 	joinBy       id.UserID                        // the module whose head the last one was made on
 	outSince     time.Duration                    // since when this run knows that this device was put out
