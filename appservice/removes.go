@@ -15,6 +15,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -136,7 +137,7 @@ func holds(ps []heldProposal, leaf mls.LeafIndex) bool {
 // cannot carry proposals, so a few of them are let through.
 func (e *Engine) skips(r *room, parent federation.Ref, c *rooms.CheckedCommit) string {
 	gone := r.gone()
-	if gone == nil {
+	if gone == nil || e.without[probe.Inclusion] {
 		return ""
 	}
 	tree := r.groups[parent]

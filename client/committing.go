@@ -99,7 +99,7 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 		return (bad.read || r.devices[bad.user]) && !slices.ContainsFunc(r.todo.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.String() == key })
 	})
 	for _, rm := range r.todo.Removes {
-		if rm.Leaf == e.group.OwnLeafIndex() {
+		if rm.Leaf == e.group.OwnLeafIndex() || c.without[probe.Leavers] {
 			continue // nobody removes the leaf it commits with
 		}
 		if rm.Reason == rooms.RemoveDevice {

@@ -321,6 +321,9 @@ func (c *Client) plan(r *room) {
 			if entry.Key != nil {
 				entry.Problem = list.Check(&rooms.Credential{User: user, Device: device.ID, Key: entry.Key}, cs, policy.Verification)
 			}
+			if c.without[probe.Signed] && rooms.RuleOf(entry.Problem) == rooms.RuleDeviceKeyNotCrossSigned {
+				entry.Problem = nil
+			}
 			entries = append(entries, entry)
 		}
 		if list.Stale {
@@ -334,6 +337,11 @@ func (c *Client) plan(r *room) {
 			}
 		}
 		in.Devices[user] = entries
+	}
+	for _, user := range users {
+		if _, admitted := r.rec.Admissions[user]; c.without[probe.Admission] && !admitted && !inGroup[user] {
+			_ = c.admitUser(r, e, user)
+		}
 	}
 	for user := range r.rec.Admissions {
 		if inGroup[user] {

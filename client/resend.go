@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -184,7 +185,7 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 		left := c.limits.PastAge - c.now().Sub(time.UnixMilli(row.data.At))
 		switch {
 		case !r.stands(ref):
-		case ok && row.data.Late < maxLateSends && c.missed(r, level, c.clocks.noted(row.data.sentAt())):
+		case ok && !c.without[probe.Resend] && row.data.Late < maxLateSends && c.missed(r, level, c.clocks.noted(row.data.sentAt())):
 			data := row.data
 			data.Late++
 			c.sendAgain(b, row, data)
@@ -200,6 +201,9 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 // requeue takes messages that were encrypted for epochs which left the head
 // back to be encrypted again, under the same message id.
 func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
+	if c.without[probe.Resend] {
+		return
+	}
 	for _, row := range c.roomRows(r.id) {
 		if row.data.Plain != nil && slices.Contains(left, row.ref()) {
 			c.sendAgain(b, row, row.data)
@@ -210,6 +214,9 @@ func (c *Client) requeue(b *batch, r *room, left []federation.Ref) {
 // requeueAll takes back every message that is not known to be final: this device
 // leaves the branch it was on without knowing what of it stays.
 func (c *Client) requeueAll(b *batch, r *room) {
+	if c.without[probe.Resend] {
+		return
+	}
 	for _, row := range c.roomRows(r.id) {
 		if row.data.Plain != nil && !(row.item.State == stateSent && r.machine != nil && r.stands(row.ref())) {
 			c.sendAgain(b, row, row.data)

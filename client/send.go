@@ -15,6 +15,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -300,7 +301,7 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 				continue
 			}
 		case stateSent:
-			if ref == e.ref || r.onChain(ref) {
+			if ref == e.ref || r.onChain(ref) || c.without[probe.Resend] {
 				continue
 			}
 		}
@@ -327,7 +328,9 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 	if len(b.ops) == 0 {
 		return nil
 	}
-	c.putRatchet(b, r, e)
+	if !c.without[probe.Durable] {
+		c.putRatchet(b, r, e)
+	}
 	return c.commitBatch(ctx, r, b)
 }
 

@@ -50,6 +50,7 @@ type device struct {
 	life     int           // how often it was started
 	bad      bool          // its user's commits may be such that nobody can apply them
 	stranger bool          // a server let its user in
+	keeps    bool          // its commits leave those who are out in the group
 	backup   image         // a copy of its disk; nil: none
 	restored time.Duration // when it was put back last
 	next     time.Duration // when it wants to be called, on the world's clock
@@ -92,6 +93,9 @@ func (d *device) start() {
 		d.w.fail("open the store of %s: %v", d.name, err)
 	}
 	d.st, d.probe, d.up, d.dead = st, &probe.Client{Point: d.point, Without: map[string]bool{}, Blind: d.blind}, true, false
+	if d.keeps {
+		d.probe.Without[probe.Leavers] = true
+	}
 	if without := string(d.w.script.without); without != "" && d.w.lying {
 		d.probe.Without[without] = true // the others know nothing of it
 	}

@@ -31,7 +31,8 @@
 // program) and liar (a listed module accepts and votes beside what it signed,
 // withholds receipts, shows old and forged heads and proposes to remove members). No
 // seed draws stale (servers keep the heads of other servers' modules to themselves until
-// the first heal), which scripts use.
+// the first heal), fake (a server adds a device to a user's list) and keep (a member's
+// commits leave in who is out), which scripts use.
 // Links always delay and reorder.
 //
 // # Properties
@@ -58,7 +59,8 @@
 //	 8 membership           each leaf of each epoch is a device of its user
 //	 9 no forgery           each commit removes only leaves of who has left; without devices
 //	10 bounded censorship   no commit and no message waits for ever, at the end
-//	11 live proposals       who is out has no leaf, at the end
+//	11 live proposals       who is out has no leaf, at the end; each commit that a module accepts takes out whose Remove that module had
+//	                        proposed long before
 //	12 Welcome after accept each Welcome, where it is sent; of an era, which needs no accept, after the word of somebody who applied it
 //	13 one Welcome          each Welcome, where it is sent
 //	14 newcomers            who is told that it is confirmed came in on what is final, after every turn; each commit, where it is sent, joining

@@ -118,6 +118,26 @@ func (w *world) forgeInvite(n uint32) {
 	_ = w.join(d)
 }
 
+// strangersDevice adds a device to a user's list that is none of theirs, with key packages: signed by the key that signs the
+// user's devices, which was stolen, or as a server can do it, without.
+func (w *world) strangersDevice(d *device, signed bool) {
+	name := id.DeviceID(fmt.Sprintf("STRANGER%d", len(w.net.User(d.user).Devices)))
+	random := w.reader("stranger")
+	at, err := w.net.Login(d.user, name, random, suite)
+	if err != nil {
+		w.fail("%v", err)
+	}
+	at.Unsigned = !signed
+	w.net.DevicesChanged(d.user)
+	w.stats.lies++
+	leaf := rooms.LeafOptions(rooms.Credential{User: d.user, Device: name, Key: at.MLS[suite].Public()})
+	bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random, Now: d.clock.wall}, suite, at.MLS[suite], leaf)
+	if err != nil {
+		w.fail("%v", err)
+	}
+	at.Packages = append(at.Packages, bundle.KeyPackage())
+}
+
 // honest ends what lies do: who lied is off from now on.
 func (w *world) honest() {
 	w.lying = false
@@ -127,7 +147,7 @@ func (w *world) honest() {
 		m.lost = true
 	}
 	for _, d := range w.devices {
-		if d.bad || d.stranger {
+		if d.bad || d.stranger || d.keeps {
 			d.stop()
 			d.gone = true
 		}

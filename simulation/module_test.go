@@ -40,6 +40,7 @@ type module struct {
 	away     time.Duration
 	lost     bool // for good
 	life     int
+	began    time.Duration // when it was started
 	next     time.Duration
 	seen     int
 	withhold bool // it keeps its receipts to itself
@@ -96,7 +97,7 @@ func (m *module) start() {
 	if err != nil {
 		m.w.fail("start %s: %v", m.name, err)
 	}
-	m.next, m.seen = m.w.net.Now, -1
+	m.next, m.seen, m.began = m.w.net.Now, -1, m.w.net.Now
 }
 
 func (m *module) ctx() context.Context { return m.w.logger(m.name).WithContext(m.w.ctx) }

@@ -9,7 +9,6 @@ import (
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
-	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -68,6 +67,11 @@ func TestPropertiesTurnRed(t *testing.T) {
 		{probe.Removes, "servers=3 modules=3 users=4 window=16 history=shared members parted", "part 1 0 0\nleave 0 1 2\ninvite 0 0 0\neach 0\nwait 12\neach 0\nwait 2\nheal\nwait 2\n", "6 removal"},
 		{probe.Once, "servers=3 modules=3 users=3 window=16 history=shared parted", "part 1 0 0\neach 0\nwait 12\neach 0\nwait 2\nheal\nwait 2\n", "4 no lost message"},
 		{probe.Stale, "servers=2 modules=1 users=3 window=16 history=shared half members stale", "policy 0 1 0\nrun 9\ninvite 2 0 0\nrun 12\nheal\npolicy 0 0 0\nrun 12\n", "14 newcomers"},
+		{probe.Admission, "servers=2 modules=1 users=2 window=16 history=shared forge", "forge 0\nrun 12\n", "17 no server's act alone"},
+		{probe.Signed, "servers=2 modules=1 users=2 window=16 history=shared fake", "fake 1\nrun 12\n", "8 membership soundness"},
+		{probe.Durable, "servers=2 modules=1 users=2 window=16 history=shared crash", "run 12\ncrash 0 2\nsend 0\nrun 11\nsend 0\nrun 7\n", "15 crash safety"},
+		{probe.Inclusion, "servers=2 modules=1 users=3 window=16 history=shared members keep away", "run 12\nkeep 1\naway 0 230\nleave 1 0 0\nwait 2\neach 1\nwait 1\n", "11 live proposals"},
+		{probe.Resend, "servers=3 modules=3 users=3 window=6 history=shared parted", "run 12\npart 1 0 0\neach 0\nwait 3\n" + fourTimesEach + "heal\nwait 2\n", "4 no lost message"},
 		{kickSwallowed, "servers=2 modules=1 users=3 window=16 history=shared members", "leave 0 2 1\nrun 9\n", "9 no forgery"},
 	} {
 		if raceEnabled && test.without != probe.Barrier {
@@ -125,6 +129,8 @@ const manyPolicies = "policy 0 0 0\nrun 7\npolicy 0 2 0\nrun 7\n" + fourPolicies
 
 const fourPolicies = "policy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\npolicy 0 0 0\nrun 7\npolicy 0 1 0\nrun 7\n"
 
+const fourTimesEach = "each 0\nwait 2\neach 0\nwait 2\neach 0\nwait 2\neach 0\nwait 2\n"
+
 // mutate leaves the run's rule out from here on.
 func (w *world) mutate() {
 	keep := func(kinds ...string) {
@@ -147,24 +153,13 @@ func (w *world) mutate() {
 	case messagesKept:
 		keep(rooms.TypeEncrypted)
 	case strangersKey:
-		user := w.devices[1].user
-		random := w.reader("stranger")
-		at, err := w.net.Login(user, "STRANGER", random, suite)
-		if err != nil {
-			w.fail("%v", err)
-		}
-		leaf := rooms.LeafOptions(rooms.Credential{User: user, Device: "STRANGER", Key: at.MLS[suite].Public()})
-		bundle, err := mls.NewKeyPackage(&mls.Config{Rand: random, Now: w.devices[1].clock.wall}, suite, at.MLS[suite], leaf)
-		if err != nil {
-			w.fail("%v", err)
-		}
-		at.Packages = append(at.Packages, bundle.KeyPackage())
-	case probe.Tags:
+		w.strangersDevice(w.devices[1], true)
+	case probe.Tags, probe.Inclusion:
 		for _, m := range w.modules {
-			m.probe.Without[probe.Tags] = true
+			m.probe.Without[string(w.script.without)] = true
 		}
 	case probe.Barrier, probe.Forget, probe.Rejoin, probe.Copies, probe.Accept, probe.Packages, probe.Confirm, probe.Proof, probe.Proposals, probe.Unready,
-		probe.Removes, probe.Once, probe.Stale, probe.Behind:
+		probe.Removes, probe.Once, probe.Stale, probe.Behind, probe.Admission, probe.Signed, probe.Resend, probe.Durable:
 		for _, d := range w.devices {
 			d.probe.Without[string(w.script.without)] = true
 		}

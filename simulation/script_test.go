@@ -37,10 +37,12 @@ const (
 	opPart              // the servers fall into sides, none of which is empty
 	opEach              // on each side somebody says something and makes a commit
 	opWait              // minutes pass
+	opFake              // a server adds a device to a user's list
+	opKeep              // a member leaves those who are out in the group
 	opCount
 )
 
-var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge", "list", "hang", "reset", "backup", "propose", "swap", "lie", "part", "each", "wait"}
+var opNames = [opCount]string{"run", "send", "invite", "leave", "login", "policy", "crash", "away", "split", "heal", "links", "soft", "forge", "list", "hang", "reset", "backup", "propose", "swap", "lie", "part", "each", "wait", "fake", "keep"}
 
 type step struct {
 	op      op
@@ -81,6 +83,8 @@ type faults struct {
 	swap                    bool // servers swap confirmation tags
 	liar                    bool // a listed module lies
 	stale                   bool // servers keep the heads of other servers' modules to themselves, until the first heal; no seed draws it
+	fake                    bool // servers add devices to their users' lists; no seed draws it
+	keep                    bool // a member's commits take nobody out; no seed draws it
 	parted                  bool // three modules are listed at the start, and cuts outlast the waits of a takeover
 }
 
@@ -89,7 +93,7 @@ func (f *faults) flags() map[string]*bool {
 		"crash": &f.crash, "split": &f.split, "loss": &f.loss, "away": &f.away, "members": &f.members, "devices": &f.devices, "skew": &f.skew,
 		"soft": &f.soft, "forge": &f.forge, "bad": &f.bad,
 		"half": &f.half, "lists": &f.lists, "hang": &f.hang, "reset": &f.reset, "backup": &f.backup, "propose": &f.propose, "swap": &f.swap,
-		"liar": &f.liar, "stale": &f.stale, "parted": &f.parted,
+		"liar": &f.liar, "stale": &f.stale, "parted": &f.parted, "fake": &f.fake, "keep": &f.keep,
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/internal/probe"
 	"github.com/matrix-mls/matrix-mls/internal/simnet"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -122,6 +123,12 @@ func (w *world) step(st step) {
 		w.swapping[s.Name] = !w.swapping[s.Name]
 	case opLie:
 		w.stepLie(st)
+	case opFake:
+		w.strangersDevice(w.devices[int(st.a)%len(w.devices)], false)
+	case opKeep:
+		d := w.devices[int(st.a)%len(w.devices)]
+		d.keeps = true
+		d.probe.Without[probe.Leavers] = true
 	case opLinks:
 		w.net.Links = simnet.Links{
 			Delay: 20 * time.Millisecond, Jitter: []time.Duration{60, 500, 3000}[st.a%3] * time.Millisecond,

@@ -41,6 +41,9 @@ type truth struct {
 	spoiled  map[federation.Ref]bool               // commits that nobody can apply
 	half     map[federation.Ref]map[*device]bool   // commits that these cannot apply
 	knew     map[federation.Ref]map[id.UserID]bool // whom a commit's author saw out of the room before making it
+	proposed []removal
+	moved    map[id.UserID]time.Duration          // when somebody's membership changed last
+	owed     map[federation.Ref][]rooms.GroupLeaf // whom a commit that was accepted has to have taken out
 	secrets  secrets
 	events   int
 	digest   hash.Hash // of everything that was sent
@@ -51,6 +54,7 @@ func (t *truth) init(w *world) {
 		w: w, commits: map[federation.Ref]*commit{}, epochs: map[federation.Ref]*epoch{}, finals: map[uint64]federation.Ref{},
 		admitted: map[id.UserID][]id.UserID{}, begun: map[id.UserID]bool{}, left: map[id.UserID]bool{}, uses: map[[32]byte]usedKey{}, welcomed: map[string][]byte{}, accepted: map[federation.Ref]bool{},
 		applied: map[federation.Ref]bool{}, spoiled: map[federation.Ref]bool{}, half: map[federation.Ref]map[*device]bool{}, knew: map[federation.Ref]map[id.UserID]bool{},
+		moved: map[id.UserID]time.Duration{}, owed: map[federation.Ref][]rooms.GroupLeaf{},
 		digest: sha256.New(),
 	}
 	t.secrets.init()
@@ -143,6 +147,7 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 		broken("no failure", "%s sends an event of %d bytes", e.Sender, len(e.Content))
 	}
 	if e.StateKey != nil && e.Type == rooms.TypeMember {
+		w.moved[id.UserID(*e.StateKey)] = w.net.Now
 		switch m := membershipOf(e.Content); m {
 		case "leave", "ban":
 			w.left[id.UserID(*e.StateKey)] = true
@@ -153,9 +158,12 @@ func (w *world) sent(at *simnet.Server, e *simnet.Event) {
 		w.noteCommit(e)
 	case rooms.TypeAccept:
 		if c, err := rooms.DecodeAccept(e.Content); err == nil {
+			w.owes(e.Sender, federation.Ref(c.Ref))
 			w.accepted[federation.Ref(c.Ref)] = true
 			w.goesOn(at, e.Sender, federation.Ref(c.Ref))
 		}
+	case rooms.TypeProposal:
+		w.noteRemoval(e)
 	case rooms.TypeRepost: // of one that its module kept to itself first, perhaps
 		if c, err := rooms.DecodeRepost(e.Content); err == nil && c.Type == rooms.TypeAccept {
 			if a, err := rooms.DecodeAccept(c.Content); err == nil {
@@ -367,6 +375,9 @@ func (w *world) epoch(ref federation.Ref, number uint64, treeHash []byte, by str
 		w.membership(ref, e)
 		w.unforged(ref, e)
 		w.removesFirst(ref, e)
+		if v := w.leftIn(ref, e); v != nil {
+			panic(v)
+		}
 		return e
 	}
 	if e.number != number || !bytes.Equal(e.treeHash, treeHash) {
@@ -409,6 +420,64 @@ func (w *world) membership(ref federation.Ref, e *epoch) {
 	}
 }
 
+// removal is a Remove that a module proposed.
+type removal struct {
+	by     id.UserID
+	parent federation.Ref
+	leaf   mls.LeafIndex
+	at     time.Duration
+}
+
+func (w *world) noteRemoval(e *simnet.Event) {
+	content, err := rooms.DecodeProposal(e.Content)
+	if err != nil {
+		return
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return
+	}
+	if p, ok := msg.Proposal(); ok && p.Type == mls.ProposalTypeRemove {
+		w.proposed = append(w.proposed, removal{e.Sender, federation.Ref(content.Parent), p.Remove, w.net.Now})
+	}
+}
+
+// owes notes whom a commit has to take out that a module accepts: whose Remove that module, running all the while, had proposed
+// long before the commit was made, and who stayed out of the room. One who comes in alone can take out nobody, nor
+// anybody itself; what another module accepted, an owner has to accept again; and a lying module does what it likes.
+func (w *world) owes(by id.UserID, ref federation.Ref) {
+	const long = time.Minute // twice as long as a module waits
+	c := w.commits[ref]
+	m := pick(w.modules, 0, func(m *module) bool { return m.user == by })
+	if c == nil || c.external || c.era || w.acceptedAbove(ref) || m == nil || m.liar || m.began+long > c.at || w.epochs[c.parent] == nil {
+		return
+	}
+	for _, r := range w.proposed {
+		if r.by != by || r.parent != c.parent || r.at+long > c.at {
+			continue
+		}
+		for _, leaf := range w.epochs[c.parent].leaves {
+			user := leaf.Cred.User
+			if is := m.server.Membership(w.room, user); leaf.Index == r.leaf && user != c.sender && is != "join" && is != "invite" && w.moved[user] <= r.at {
+				w.owed[ref] = append(w.owed[ref], leaf)
+			}
+		}
+	}
+	if e := w.epochs[ref]; e != nil && w.later == nil { // the module sends from a goroutine of its own
+		w.later = w.leftIn(ref, e)
+	}
+}
+
+// leftIn: 11, a module accepts no commit that leaves in whose Remove it proposed a while ago.
+func (w *world) leftIn(ref federation.Ref, e *epoch) *violation {
+	for _, leaf := range w.owed[ref] {
+		if e.has(leaf) {
+			return &violation{"11 live proposals", fmt.Sprintf("commit %s was accepted and leaves in %s, whom the module had proposed to remove", ref.Short(), leaf.Cred.String())}
+		}
+	}
+	return nil
+}
+
 // unforged: 9, a leaf goes only if its user has left or was put out. Where devices
 // come and go, members may also remove one whose keys their server does not list.
 func (w *world) unforged(ref federation.Ref, e *epoch) {
@@ -447,7 +516,7 @@ func (w *world) knows(d *device, h *probe.Held) {
 // else that commit does. One who comes in alone can take out nobody else.
 func (w *world) removesFirst(ref federation.Ref, e *epoch) {
 	c := w.commits[ref]
-	if c == nil || c.external || c.era {
+	if c == nil || c.external || c.era || slices.ContainsFunc(w.devices, func(d *device) bool { return d.keeps && d.user == c.sender }) {
 		return
 	}
 	for _, leaf := range e.leaves {

@@ -56,11 +56,18 @@ const (
 	Once      = "once"      // a message that was sent again is shown once
 	Stale     = "stale"     // nobody joins again on what lies below the newest final commit they know
 	Behind    = "behind"    // who comes in again keeps the epochs it was in, for what comes late
+	Admission = "admission" // who is in the room is let into the group by a member's user, not by being there
+	Signed    = "signed"    // a device is let in if its user's self-signing key has signed it
+	Resend    = "resend"    // what was sent on a branch that lost is sent again
+	Durable   = "durable"   // a ratchet's step is on disk before its ciphertext leaves
+	Leavers   = "leavers"   // a commit takes out who has left
 )
 
-// Tags is a rule of modules: a commit counts if its author signed the confirmation
-// tag that it has.
-const Tags = "tags"
+// Rules that a module can be told to leave out.
+const (
+	Tags      = "tags"      // a commit counts if its author signed the confirmation tag that it has
+	Inclusion = "inclusion" // a commit is not accepted that leaves in whose Remove the module has proposed for a while
+)
 
 // Held is what a client holds of a room's group.
 type Held struct {
@@ -81,7 +88,7 @@ type Module struct {
 	Clock func() time.Duration // monotonic
 	// Point hears of each point between two writes.
 	Point func(point string)
-	// Without names rules to leave out: Tags.
+	// Without names rules to leave out: Tags, Inclusion.
 	Without map[string]bool
 
 	// These are set by New.
