@@ -140,7 +140,7 @@ var stages = []stage{
 	{name: "simulate", idle: true, packages: exactly("federation"), timeout: 15 * time.Minute, flags: []string{"-run=^TestSimulate$"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
 	// Most rules are left out without the race detector only, so not in the stage above.
-	{name: "rooms", idle: true, packages: exactly("simulation"), timeout: 15 * time.Minute,
+	{name: "rooms", idle: true, packages: exactly("simulation"), timeout: 25 * time.Minute,
 		flags:   []string{"-run=^(TestSimulate|TestPropertiesTurnRed|TestKeptScripts|TestKeptScriptsTurnRed|TestRunsRepeat)$"},
 		args:    []string{"-sim.seeds=50", "-sim.worse=10", "-sim.steps=60"},
 		require: append(seeds(50, 60, 10), "TestSimulate/steps=60/seeds=200001-200010", "TestPropertiesTurnRed", "TestKeptScripts/back-again-and-not-wanted", "TestKeptScriptsTurnRed/behind", "TestRunsRepeat")},
