@@ -198,4 +198,17 @@ func TestChecker(t *testing.T) {
 			t.Errorf("sent again, and the first refused (%v): %d late, problems %v", refused, v.Late, v.Problems)
 		}
 	}
+	// And to one who came in after it was sent first, and only if it was sent again.
+	for _, resent := range []bool{false, true} {
+		w = newTold()
+		w.find("c", e2e.Entered, "").At = w.find("c", e2e.Got, "one").At - 1
+		w.swap("c", "one", "two")
+		if resent {
+			w.find("c", e2e.Got, "one").Event = "$again"
+		}
+		v := e2e.Check(checkedRoom, w.list(), nil)
+		if (len(v.Problems) == 0) != resent || (v.Late == 1) != resent {
+			t.Errorf("sent before who got it came in, and again (%v): %d late, problems %v", resent, v.Late, v.Problems)
+		}
+	}
 }
