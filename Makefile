@@ -60,13 +60,15 @@ installed: lab-clients
 test-fast: bin/testreport ## no servers and no foreign libraries, under 4 minutes
 	bin/testreport fast
 
-.PHONY: test-unit test-simulate test-rooms test-interop test-lab test-e2e
+.PHONY: test-unit test-simulate test-rooms test-large test-interop test-lab test-e2e
 test-unit: bin/testreport ## one stage of make test
 	$(NICE) bin/testreport unit
 test-simulate: bin/testreport ## 500 simulated rooms of servers that fail and lie
 	$(NICE) bin/testreport simulate
 test-rooms: bin/testreport ## 50 simulated rooms of real clients and modules, 10 of them with liars
 	$(NICE) bin/testreport rooms
+test-large: bin/testreport ## 50 clients that commit at once, and others that are too slow under the race detector
+	$(NICE) bin/testreport large
 test-interop: peer bin/testreport ## live groups with OpenMLS and mls-rs
 	$(NICE) bin/testreport interop
 test-lab: lab-install bin/testreport ## the homeservers that the end-to-end tests run on

@@ -144,6 +144,10 @@ var stages = []stage{
 		flags:   []string{"-run=^(TestSimulate|TestPropertiesTurnRed|TestKeptScripts|TestKeptScriptsTurnRed|TestRunsRepeat)$"},
 		args:    []string{"-sim.seeds=50", "-sim.worse=10", "-sim.steps=60"},
 		require: append(seeds(50, 60, 10), "TestSimulate/steps=60/seeds=200001-200010", "TestPropertiesTurnRed", "TestKeptScripts/back-again-and-not-wanted", "TestKeptScriptsTurnRed/behind", "TestRunsRepeat")},
+	// With the race detector, in the first stage, a few members stand for many.
+	{name: "large", idle: true, packages: exactly("client"), timeout: 10 * time.Minute,
+		flags:   []string{"-run=^(TestAllRefreshAtOnce|TestScheduledRefreshesAreNoStorm|TestAwayForLongHoldsLittle)$"},
+		require: []string{"TestAllRefreshAtOnce", "TestScheduledRefreshesAreNoStorm", "TestAwayForLongHoldsLittle"}},
 	{name: "spec", idle: true, command: []string{"python3", "-B", "federation/spec/check.py", "-json", "ci"}, timeout: 15 * time.Minute,
 		require: []string{"TestSpec/rounds", "TestSpec/shed-small", "TestSpec/change-small", "TestSpec/dead", "TestSpec/lapse"}, lists: []list{rules}},
 	{name: "interop", idle: true, packages: only("interop"), timeout: 15 * time.Minute, flags: []string{"-race"},
