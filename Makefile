@@ -9,6 +9,7 @@ CACHE := $(or $(MLS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/matrix-mls)
 # Tests run at low priority: a homeserver that is being tested must not starve.
 NICE := nice -n 5
 DEMO_DIR ?= .lab/demo
+DEMO_PORT ?= 18400
 BENCH ?= .
 BENCHTIME ?= 1s
 BENCH_SIZES ?= 1000,5000
@@ -40,7 +41,7 @@ build: ## the programs, into bin/
 .PHONY: demo
 demo: lab-install ## three federated homeservers, an encrypted conversation, left running
 	$(PROGRAMS) -o bin/ ./cmd/... ./lab/demo
-	bin/demo -dir $(DEMO_DIR) -bin bin
+	bin/demo -dir $(DEMO_DIR) -bin bin -port $(DEMO_PORT)
 
 .PHONY: demo-stop
 demo-stop: ## end what make demo left running, and delete it

@@ -27,11 +27,16 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *dir, *bin, *port)
+	interrupted := ctx.Err() != nil
 	stop()
 	if err != nil {
+		if interrupted {
+			fmt.Fprintf(os.Stderr, "demo: interrupted, before all was shown; make demo-stop ends what runs\n")
+			os.Exit(1)
+		}
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 		if errors.Is(err, errPorts) {
-			fmt.Fprintf(os.Stderr, "hint: another demo may run: end it where it was started (make demo-stop), or take others: %s -dir OTHER -port PORT\n", os.Args[0])
+			fmt.Fprintf(os.Stderr, "hint: another demo may run: end it where it was started (make demo-stop), or take others: make demo DEMO_DIR=OTHER DEMO_PORT=%d\n", *port+1000)
 		} else {
 			fmt.Fprintf(os.Stderr, "hint: logs are in %s; make demo-stop ends what runs\n", *dir)
 		}
