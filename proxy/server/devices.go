@@ -79,8 +79,8 @@ func (s *Server) endDevices(w http.ResponseWriter, r *http.Request, m route.Matc
 
 // password changes the password (Matrix client-server API, "POST
 // /_matrix/client/v3/account/password"). A homeserver ends all other sessions then,
-// unless it is told not to: the MLS device's, too, with its keys. So it is told, and if
-// the client wants them ended, all others are.
+// unless it is told not to: the MLS device's, too, with its keys. So it is told, and all
+// others are ended then, unless the client wants them to stay.
 func (s *Server) password(w http.ResponseWriter, r *http.Request) {
 	o, own, ok := s.beside(w, r)
 	if !ok {
@@ -102,13 +102,13 @@ func (s *Server) password(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "M_NOT_JSON", "the new password did not come as JSON")
 		return
 	}
-	_ = json.Unmarshal(body, &req) // the homeserver says what is wrong with it
-	ends := req.End != nil && *req.End
+	_ = json.Unmarshal(body, &req)     // the homeserver says what is wrong with it
+	ends := req.End == nil || *req.End // all others end unless a client says that they do not
 	_, answers := full["auth"]
 	switch known := s.changing.find(req.Auth.Session, time.Now()); {
 	case answers && len(full) == 1: // the homeserver keeps what an earlier request said
 		req.Password, ends = known.password, known.later
-	case own != "", req.End == nil: // who has forgotten the password, and says that all is to end, has no session here
+	case own != "", req.End == nil: // without a session here it is ended only for who says that all are to end
 		full["logout_devices"] = json.RawMessage("false")
 		var err error
 		if body, err = json.Marshal(full); err != nil {

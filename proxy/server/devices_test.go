@@ -26,9 +26,10 @@ func TestAChangeOfThePasswordKeepsTheMLSDevice(t *testing.T) {
 		asks []string // one request after the other; all but the last are asked for the password
 		ends bool     // other sessions
 	}{
-		{"nothing is said of other sessions", []string{`{` + password + `,` + auth + `}`}, false},
-		{"in two requests", []string{`{` + password + `}`, `{` + password + `,` + auth + `}`}, false},
-		{"in two requests, of which the second only proves who it is", []string{`{` + password + `}`, `{` + auth + `}`}, false},
+		{"nothing is said of other sessions", []string{`{` + password + `,` + auth + `}`}, true},
+		{"in two requests", []string{`{` + password + `}`, `{` + password + `,` + auth + `}`}, true},
+		{"in two requests, of which the second only proves who it is", []string{`{` + password + `}`, `{` + auth + `}`}, true},
+		{"they are to stay, in two requests", []string{`{` + password + `,"logout_devices":false}`, `{` + auth + `}`}, false},
 		{"they are to stay", []string{`{` + password + `,"logout_devices":false,` + auth + `}`}, false},
 		{"they are to end", []string{`{` + password + `,"logout_devices":true,` + auth + `}`}, true},
 		{"they are to end, in two requests", []string{`{` + password + `,"logout_devices":true}`, `{` + auth + `}`}, true},
