@@ -239,7 +239,7 @@ func (e *Engine) forgetGroup(ctx context.Context, r *room) error {
 	}
 	r.m, r.dirty, r.resumed, r.nextAct = nil, true, false, 0
 	r.groups, r.wants = make(map[federation.Ref]*mls.PublicGroup), make(map[federation.Ref]*want)
-	r.proposals, r.proposed = make(map[federation.Ref][]heldProposal), make(map[string]bool)
+	r.proposals, r.leaving, r.proposed = make(map[federation.Ref][]heldProposal), nil, make(map[string]bool)
 	r.anew = again{}
 	r.data = roomData{Announced: r.data.Announced, Loose: r.data.Loose, Compared: r.data.Compared, Key: r.data.Key, Restored: r.data.Restored, InvitedAgain: r.data.InvitedAgain}
 	r.looks, r.shownMark, r.publication = rooms.Looks{}, shownMark{}, publication{}

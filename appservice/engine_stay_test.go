@@ -2,6 +2,7 @@ package appservice
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -70,4 +71,38 @@ func TestEngineHoldsRemovesOverARestart(t *testing.T) {
 			t.Error("after a restart a commit that skips a Remove was accepted")
 		}
 	})
+}
+
+// TestEngineWaitsOnceForARemove: what a module waits for is the Remove of who is gone, not each proposal of it. Nobody keeps
+// them in by making one epoch after another; but who came back and is gone again is waited for anew.
+func TestEngineWaitsOnceForARemove(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		t.Run(fmt.Sprint("comes back ", back), func(t *testing.T) {
+			storetest.Each(t, func(t *testing.T, dbCfg store.Config) {
+				m, r, a, _ := pair(t, dbCfg)
+				is := func(membership string) {
+					r.hs.state(r.id, bob, rooms.TypeMember, string(bob), map[string]any{"membership": membership})
+					m.settleFor(2 * time.Second)
+				}
+				is("leave")
+				for i := range 2 { // less than the wait in each epoch, and more than it in both
+					c := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+					m.settleFor(6 * time.Second)
+					if got := m.machine(r.id).Head(); got != c.ref {
+						t.Fatalf("commit %d, of %s, is not accepted: %v", i, c.ref.Short(), m.refusals())
+					}
+					r.merge(c)
+				}
+				if back {
+					is("join")
+					is("leave")
+				}
+				c := r.post(r.make(a, rooms.CommitAAD{}, mls.CommitOptions{ForcePath: true}))
+				m.settle()
+				if got := m.machine(r.id).Head() == c.ref; got != back {
+					t.Errorf("a commit that leaves in who is gone is accepted: %v, want %v", got, back)
+				}
+			})
+		})
+	}
 }

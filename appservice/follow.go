@@ -533,8 +533,9 @@ func (r *room) gone() func(id.UserID) bool {
 	if !r.loaded {
 		return nil
 	}
+	state := r.state
 	return func(user id.UserID) bool {
-		switch r.state.Members[user].Membership {
+		switch state.Members[user].Membership {
 		case rooms.MembershipLeave, rooms.MembershipBan, rooms.MembershipKnock:
 			return true // what is not known is no reason
 		}

@@ -39,6 +39,8 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	if ev.Type == rooms.TypeMember && ev.Source == store.SourceTransaction {
 		e.quietFor(r, id.UserID(*ev.StateKey), membership(parsed.Content))
 	}
+	who, gone := id.UserID(*ev.StateKey), r.gone()
+	was := gone != nil && gone(who)
 	if err := r.state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.EventID, parsed.Content); err != nil {
 		return refused(err), nil
 	}
@@ -51,6 +53,7 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	}
 	if ev.Type == rooms.TypeMember {
 		r.planDirty = true
+		r.went(func(user id.UserID) bool { return user != who || was }, e.d.Monotonic())
 		switch membership(parsed.Content) {
 		case "join", "invite":
 			r.joinerUntil = e.d.Monotonic() + joinerTime
@@ -354,7 +357,12 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 		}
 	}
 	r.stateLog = nil
+	was := r.gone()
+	if was == nil {
+		was = func(id.UserID) bool { return true } // nobody was said to be there
+	}
 	r.state, r.loaded, r.needState, r.planDirty, r.retryWaiting, r.tryBootstrap = state, true, false, true, true, true
+	r.went(was, e.d.Monotonic())
 	for _, ev := range heads {
 		if r.heads[ev.Sender] == nil && len(r.heads) >= rooms.MaxSequencers && !r.mayCount(state, ev.Sender) {
 			continue // it would be parsed for nothing

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -30,11 +31,15 @@ const (
 	// externalsInARow is how many external commits, which cannot carry
 	// proposals, may follow one another while Removes wait.
 	externalsInARow = 3
+	// maxLeaving bounds the users of a room of whom it is known since when their
+	// Removes wait.
+	maxLeaving = 1024
 )
 
 // heldProposal is a Remove that waits to be committed.
 type heldProposal struct {
 	leaf  mls.LeafIndex
+	user  id.UserID // whose leaf it is
 	since time.Duration
 }
 
@@ -90,9 +95,57 @@ func (e *Engine) takeProposal(ctx context.Context, r *room, msg *message) (outco
 		return done, refusal(string(rooms.RuleContentMalformed), "the message of a proposal event is no proposal")
 	}
 	if pm.Proposal.Type == mls.ProposalTypeRemove && !holds(r.proposals[parent], pm.Proposal.Remove) && len(r.proposals[parent]) < 1024 {
-		r.proposals[parent] = append(r.proposals[parent], heldProposal{pm.Proposal.Remove, e.d.Monotonic()})
+		e.hold(r, tree, parent, pm.Proposal.Remove)
 	}
 	return done, nil
+}
+
+// hold notes a Remove that waits to be committed. Of who is gone from the room the
+// wait began with the first proposal: each ends with its epoch, or a member could
+// keep them in by making one epoch after another.
+func (e *Engine) hold(r *room, tree *mls.PublicGroup, parent federation.Ref, index mls.LeafIndex) {
+	p := heldProposal{leaf: index, since: e.d.Monotonic()}
+	if leaf, ok := tree.Leaf(index); ok {
+		if cred, err := rooms.CredentialOf(leaf); err == nil {
+			p.user = cred.User
+		}
+	}
+	if gone := r.gone(); gone != nil && gone(p.user) {
+		if since, ok := r.leaving[p.user]; ok {
+			p.since = since
+		} else {
+			r.waits(p.user, p.since)
+		}
+	}
+	r.proposals[parent] = append(r.proposals[parent], p)
+}
+
+// waits notes since when Removes of a user wait.
+func (r *room) waits(user id.UserID, since time.Duration) {
+	if r.leaving == nil {
+		r.leaving = make(map[id.UserID]time.Duration)
+	}
+	if _, known := r.leaving[user]; known || len(r.leaving) < maxLeaving {
+		r.leaving[user] = since
+	}
+}
+
+// went compares who is gone with who was, before the room's state changed. Of who
+// came back nothing waits; of who is gone since, it waits from now on.
+func (r *room) went(was func(user id.UserID) bool, now time.Duration) {
+	gone := r.gone()
+	if gone == nil {
+		return
+	}
+	maps.DeleteFunc(r.leaving, func(user id.UserID, _ time.Duration) bool { return !gone(user) })
+	for _, held := range r.proposals {
+		for i, p := range held {
+			if gone(p.user) && !was(p.user) {
+				held[i].since = now
+				r.waits(p.user, now)
+			}
+		}
+	}
 }
 
 // proposalsTaken is how many proposal events are looked through after a start.
@@ -215,6 +268,9 @@ func (e *Engine) proposeRemoves(ctx context.Context, r *room) error {
 		return nil // no commit of such a policy is ever followed
 	}
 	plan := rooms.MakePlan(rooms.Inputs{State: r.state, Policy: policy, Leaves: rooms.GroupLeaves(tree)})
+	maps.DeleteFunc(r.leaving, func(user id.UserID, _ time.Duration) bool { // whose leaves are gone, too
+		return !slices.ContainsFunc(plan.Removes, func(rm rooms.PlannedRemove) bool { return rm.Cred.User == user })
+	})
 	pending := make(map[mls.LeafIndex]bool)
 	mine := 0
 	for _, p := range tree.PendingProposals() {

@@ -60,8 +60,9 @@ type room struct {
 	passed       bool                         // others waited in vain, and may be looked at again
 	retryWaiting bool                         // something they may wait for came
 	proposals    map[federation.Ref][]heldProposal
-	proposed     map[string]bool // Remove proposals made, by commit and leaf
-	retake       bool            // the proposals of the present epoch are to be taken from the inbox
+	leaving      map[id.UserID]time.Duration // who is gone: since when their Removes wait
+	proposed     map[string]bool             // Remove proposals made, by commit and leaf
+	retake       bool                        // the proposals of the present epoch are to be taken from the inbox
 	planDirty    bool
 	removePause  pause         // after a refused proposal
 	planAt       time.Duration // not before
