@@ -273,10 +273,11 @@ func (w *world) converged(when string) {
 }
 
 // included: 11 and 6, who is out of the room has no leaf; and who is in it and was
-// let in has one for each device.
+// let in has one for each device. That is claimed where commits are accepted: not while an era
+// waits for somebody who vouches for it, or for an admin who is in the group to open it.
 func (w *world) included() {
 	d := pick(w.devices, 0, func(d *device) bool { return d.in() && !d.outside() })
-	if d == nil {
+	if d == nil || w.shut() {
 		return // nobody is there, or can open the head
 	}
 	h := d.held()
@@ -329,8 +330,8 @@ func (w *world) read() {
 		if got[m.author] == nil || w.left[m.author.user] || m.at <= m.author.restored {
 			continue // or it is no more in the store that was put back
 		}
-		if len(m.refs) == 0 && m.author.in() && m.author.outside() {
-			continue
+		if len(m.refs) == 0 && m.author.in() && (m.author.outside() || w.shut()) {
+			continue // who has left has to be taken out first, and nothing is accepted
 		}
 		if len(m.refs) == 0 {
 			broken("4 no lost message", "%q of %s was never sent", m.text, m.author.name)

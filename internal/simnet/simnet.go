@@ -444,8 +444,8 @@ func (s *Server) takeInvite(e *Event, user id.UserID) {
 	if r.in {
 		return
 	}
-	s.note(r, user)
 	s.stream = append(s.stream, item{room: r.id, ev: e, user: user})
+	s.note(r, user)
 	s.Changes++
 	if user == s.Bot {
 		s.pushes = append(s.pushes, e.Raw())
@@ -591,7 +591,8 @@ func (r *room) current(kind, key string) *Event {
 }
 
 // outranks picks among state events of which neither replaced the other: a ban,
-// else a kick, else the later one.
+// else a kick, else the later one. An invite gives way to everything else: where its user
+// is in the room, the rules of authorization refuse it.
 func outranks(a, b *Event) bool {
 	if a.Type == typeMember {
 		rank := func(e *Event) int {
@@ -600,6 +601,8 @@ func outranks(a, b *Event) bool {
 				return 2
 			case m == "leave" && string(e.Sender) != *e.StateKey:
 				return 1
+			case m == "invite":
+				return -1
 			}
 			return 0
 		}
@@ -670,8 +673,8 @@ func (s *Server) Forget(roomID id.RoomID, user id.UserID, told bool) bool {
 	if !told {
 		return true
 	}
-	s.note(r, user)
 	s.stream = append(s.stream, item{room: roomID, user: user})
+	s.note(r, user)
 	s.Changes++
 	return true
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // TestWhatACutHeldUpCanBeFound: after a cut, in the order of sending the newest event
@@ -31,6 +33,32 @@ func TestWhatACutHeldUpCanBeFound(t *testing.T) {
 			if b.Knows("!r:a.test", e.ID) == nil {
 				t.Errorf("seed %d: %s never comes", seed, e.Content)
 			}
+		}
+	}
+}
+
+// TestAnInviteTakesNobodyOut: who invites somebody that came in on the other side of a cut does not take them out, as no
+// homeserver lets an invite be the membership of who is in the room.
+func TestAnInviteTakesNobodyOut(t *testing.T) {
+	const room, user = "!r:a.test", "@u:a.test"
+	n := New(1)
+	a, b := n.Add("a.test"), n.Add("b.test")
+	key := user
+	member := func(s *Server, by, is string) {
+		s.Send(id.UserID(by), room, typeMember, &key, json.RawMessage(`{"membership":"`+is+`"}`))
+	}
+	a.room(room).in, b.room(room).in = true, true
+	member(a, "@o:a.test", "invite")
+	n.Advance(time.Second)
+	n.Split([]int{0, 1})
+	member(a, user, "join")
+	n.Advance(2 * time.Second)
+	member(b, "@o:b.test", "invite")
+	n.Heal()
+	n.Advance(3 * time.Minute)
+	for _, s := range n.Servers {
+		if is := s.Membership(room, user); is != "join" {
+			t.Errorf("%s has the membership %q", s.Name, is)
 		}
 	}
 }
