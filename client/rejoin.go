@@ -275,9 +275,14 @@ func (r *room) noteHeads() {
 const maxOldHeads = 64
 
 // joinPatience is how long an own external commit waits for its accept. The
-// module may be in a takeover, so each wait is twice as long as the last.
+// module may be in a takeover, so each wait is twice as long as the last. Where no module
+// can accept anything for days a room is not filled with such commits; the last one counts
+// as soon as one can, and what it is made on is looked at whenever anything changes.
 func joinPatience(tries int) time.Duration {
-	return min(joinAcceptWait<<min(tries, 10), maxJoinWait)
+	return min(joinAcceptWait<<min(tries, 10), maxJoinPatience)
 }
 
-const maxJoinWait = 10 * time.Minute
+const (
+	maxJoinWait     = 10 * time.Minute
+	maxJoinPatience = 4 * time.Hour
+)

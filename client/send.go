@@ -234,6 +234,8 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	switch {
 	case r == nil:
 		return ErrNoRoom
+	case r.rec.Membership != "join":
+		return errNotIn
 	case r.refounding():
 		return ErrSuiteChange
 	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
@@ -259,6 +261,10 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 
 // errBeside: a module proves a final commit that this newcomer has not come to yet.
 var errBeside = errors.New("client: this device has not come up to what is proven to be final")
+
+// errNotIn: the homeserver says that our user is not in the room, or not any more. It would refuse what is
+// encrypted, so that nothing in the room told a copy of this store which keys were used.
+var errNotIn = errors.New("client: the homeserver says that this user is not in the room; join it")
 
 // errNotCompared: who is in the room was not compared with who is in the group
 // since either changed.
