@@ -198,12 +198,17 @@ func serve(ctx context.Context, env Env, o options) error {
 	resting, stop := context.WithCancel(ctx)
 	defer stop()
 	go memory.ReturnIdle(resting)
+	defer memory.Bound(mostMemory)()
 	if err := service.Run(ctx); err != nil {
 		return err
 	}
 	log.Info().Msg("Stopped")
 	return nil
 }
+
+// mostMemory is from how many bytes on a module collects earlier: with them, what the program itself takes, and SQLite's
+// caches, one with 1,000 rooms of 50 members has less than 128 MiB (docs/scale.md).
+const mostMemory = 88 << 20
 
 // openStore opens the database and brings its schema up to date. Before a
 // change of schema the SQLite file is copied.

@@ -45,6 +45,8 @@ func ReturnIdle(ctx context.Context) {
 type sample struct {
 	allocated uint64 // ever
 	unused    uint64 // held of the system's, and not found alive by the last collection
+	live      uint64 // found alive by it
+	other     uint64 // held besides the heap: stacks, and what the runtime notes
 }
 
 func due(last, now sample, left uint64) bool {
@@ -55,9 +57,11 @@ func read() sample {
 	values := []metrics.Sample{
 		{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"},
 		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
 	}
 	metrics.Read(values)
 	of := func(n int) uint64 { return values[n].Value.Uint64() }
 	held := of(2) + of(3) + of(4)
-	return sample{allocated: of(0), unused: held - min(held, of(1))}
+	all := of(5) - of(6)
+	return sample{allocated: of(0), unused: held - min(held, of(1)), live: of(1), other: all - min(all, held)}
 }

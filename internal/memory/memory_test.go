@@ -13,11 +13,11 @@ func TestMemoryIsReturnedInACalmIntervalAlone(t *testing.T) {
 		left      uint64
 		want      bool
 	}{
-		{"nothing happens and much is unused", sample{big, big}, sample{big + calm - 1, worth}, 0, true},
-		{"it is busy", sample{big, 0}, sample{big + calm, big}, 0, false},
-		{"there is little to return", sample{big, big}, sample{big, worth - 1}, 0, false},
-		{"what is unused could not be returned", sample{big, big}, sample{big, worth + big - 1}, big, false},
-		{"more is unused than could not be returned", sample{big, big}, sample{big, worth + big}, big, true},
+		{"nothing happens and much is unused", sample{allocated: big, unused: big}, sample{allocated: big + calm - 1, unused: worth}, 0, true},
+		{"it is busy", sample{allocated: big, unused: 0}, sample{allocated: big + calm, unused: big}, 0, false},
+		{"there is little to return", sample{allocated: big, unused: big}, sample{allocated: big, unused: worth - 1}, 0, false},
+		{"what is unused could not be returned", sample{allocated: big, unused: big}, sample{allocated: big, unused: worth + big - 1}, big, false},
+		{"more is unused than could not be returned", sample{allocated: big, unused: big}, sample{allocated: big, unused: worth + big}, big, true},
 	} {
 		if got := due(c.last, c.now, c.left); got != c.want {
 			t.Errorf("%s: %v", c.name, got)

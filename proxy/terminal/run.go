@@ -33,6 +33,9 @@ const requestTimeout = 3 * time.Minute
 // defaultListen is where clients find the proxy.
 const defaultListen = "127.0.0.1:8009"
 
+// mostMemory is from how many bytes on the program collects earlier (docs/proxy.md, "What it costs").
+const mostMemory = 36 << 20
+
 func runProxy(ctx context.Context, c *call) error {
 	homeserver := c.flags.String("homeserver", "", "base `URL` of the homeserver, or a server name")
 	listen := c.flags.String("listen", defaultListen, "`ADDRESS` for clients, on this machine")
@@ -121,6 +124,7 @@ func runProxy(ctx context.Context, c *call) error {
 	c.notef("clients log in at http://%s, with a password or by single sign-on, instead of at %s", listener.Addr(), base)
 	c.notef("the address of the status page is in %s", clean(status.Where))
 	go memory.ReturnIdle(ctx)
+	defer memory.Bound(mostMemory)()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	looked := make(chan error, 1)
