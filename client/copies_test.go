@@ -91,6 +91,76 @@ func faultOldCopy(t *testing.T) {
 	}
 }
 
+// faultDamagedLog: the write-ahead log of bob's store is cut, torn or changed while his
+// client does not run. Where the store opens as it was a while ago, that is noticed: no
+// message key is used twice, and nothing is lost.
+func faultDamagedLog(t *testing.T) {
+	back := 0
+	for name, damage := range map[string]func(log []byte) []byte{
+		"as it was":           func(log []byte) []byte { return log },
+		"gone":                func(log []byte) []byte { return nil },
+		"cut in the middle":   func(log []byte) []byte { return log[:len(log)/2] },
+		"its last page torn":  func(log []byte) []byte { clear(log[len(log)-2000:]); return log },
+		"zeros in a third":    func(log []byte) []byte { clear(log[len(log)/3 : len(log)*2/3]); return log },
+		"a bit of its header": func(log []byte) []byte { log[17] ^= 1; return log },
+		"a bit near its end":  func(log []byte) []byte { log[len(log)*7/8] ^= 1; return log },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.three("shared")
+			w.send(bob, room, "before")
+			w.settle()
+			bob.restart() // what was written is in the file, and the log begins anew
+			for _, text := range []string{"one", "two", "three"} {
+				w.send(bob, room, text)
+				w.settle()
+			}
+			files := map[string][]byte{}
+			for _, end := range []string{"", "-wal"} {
+				raw, err := os.ReadFile(bob.path + end)
+				if err != nil {
+					t.Fatal(err)
+				}
+				files[end] = raw
+			}
+			if len(files["-wal"]) < 8*4096 {
+				t.Fatalf("the log has %d bytes: the test proves nothing", len(files["-wal"]))
+			}
+			files["-wal"] = damage(files["-wal"])
+			path := filepath.Join(t.TempDir(), "damaged.db")
+			for end, raw := range files {
+				if err := os.WriteFile(path+end, raw, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			bob.put(path) // is not refused: the file itself is whole
+			kept := bob.kept(room)
+			bob.got = nil
+			w.send(bob, room, "after")
+			w.settle()
+			w.sameEpoch(room, alice, bob, carol)
+			for _, d := range []*testDevice{alice, carol} {
+				if got := d.texts(); !slices.Equal(got, []string{"before", "one", "two", "three", "after"}) {
+					t.Errorf("%s got %q", d.ident.device, got)
+				}
+			}
+			w.checkNonces() // and the world's recorder finds no key twice
+			switch {
+			case len(kept) < 4:
+				back++
+				if !bob.warned(ruleCopied) {
+					t.Errorf("bob has %q, and is not told that his store is an old one", kept)
+				}
+			case name == "as it was" && bob.warned(ruleCopied):
+				t.Error("bob's store is taken for an old one")
+			}
+		})
+	}
+	if back == 0 {
+		t.Error("no damage set the store back: the test proves nothing")
+	}
+}
+
 // TestCommitThatOnlyNamesTheOwnLeaf: anybody can post a commit that names a leaf. Only
 // one that is signed with the leaf's key shows that another copy of the store made it.
 func TestCommitThatOnlyNamesTheOwnLeaf(t *testing.T) {

@@ -17,6 +17,7 @@ func TestFault(t *testing.T) {
 	faults.Run(t, "client", map[string]func(t *testing.T){
 		"F01-killed-at-every-write-point":   faultKilledAtWritePoints,
 		"F02-killed-while-decrypting":       faultKilledWhileDecrypting,
+		"F06-damaged-log":                   faultDamagedLog,
 		"F11-answer-lost":                   faultAnswerLost,
 		"F14-partition-of-two":              faultPartition,
 		"F15-majority-gone-for-good":        faultMajorityGone,
