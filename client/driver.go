@@ -863,6 +863,9 @@ func (c *Client) nextTimer(r *room, since time.Duration) time.Duration {
 	}
 	at(r.commitAt)
 	at(r.joinAt)
+	if r.pending != nil && r.pending.External && r.joinAt > now {
+		at(min(r.joinAt, r.joinSince+maxJoinWait)) // a newer head may have been shown meanwhile
+	}
 	at(r.headAt)
 	at(r.nextRequest())
 	if len(r.rec.Acks) > 0 {

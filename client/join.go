@@ -448,7 +448,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 		}
 		r.joinAt = now + delay
 	}
-	if now < r.joinAt {
+	if now < r.joinAt && !(now >= r.joinSince+maxJoinWait && r.surpassed(head)) {
 		return nil
 	}
 	tree := []byte(head.Snapshot.Tree)
@@ -510,6 +510,18 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 			r.notify()
 		}
 	}
+}
+
+// surpassed tells whether a module shows a newer head than the one that an external commit of
+// ours is made on, so that no module accepts it any more.
+func (r *room) surpassed(head *rooms.HeadContent) bool {
+	p := r.pending
+	if p == nil || !p.External || federation.Ref(p.Parent) == federation.Ref(head.Accepted.Ref) {
+		return false
+	}
+	shown, ok := r.level(head.Group, head.Accepted.Epoch)
+	on, held := r.levelAt(federation.Ref(p.Parent))
+	return head.Era > r.joinEra || ok && held && shown > on
 }
 
 // treeFails is after how many failures to get the tree that a module shows others go
@@ -695,7 +707,8 @@ func (c *Client) externalJoin(ctx context.Context, roomID id.RoomID, bot id.User
 	}
 	r.rec.Phase = phaseJoining
 	r.joinBy, r.joinEra = bot, head.Era
-	r.joinAt = c.mono() + joinPatience(r.joinTries)
+	r.joinSince = c.mono()
+	r.joinAt = r.joinSince + joinPatience(r.joinTries)
 	r.joinTries++
 	c.setCommitEvent(r, parent, head.Accepted.Event)
 	commit := &pending{Parent: rooms.Hash(parent), External: true, Tree: tree, Info: head.GroupInfo, Fresh: true}

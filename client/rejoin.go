@@ -277,7 +277,7 @@ const maxOldHeads = 64
 // joinPatience is how long an own external commit waits for its accept. The
 // module may be in a takeover, so each wait is twice as long as the last. Where no module
 // can accept anything for days a room is not filled with such commits; the last one counts
-// as soon as one can, and what it is made on is looked at whenever anything changes.
+// as soon as one can, and where a module shows a newer head it waits for maxJoinWait at most.
 func joinPatience(tries int) time.Duration {
 	return min(joinAcceptWait<<min(tries, 10), maxJoinPatience)
 }

@@ -201,6 +201,7 @@ type room struct {
 	askAgainAt   time.Duration                    // when it is sent once more
 	receiptAt    time.Duration                    // when the next delivery receipt goes out
 	joinTries    int                              // external commits of ours that were not accepted
+	joinSince    time.Duration                    // when the last of them was made
 	unwelcome    federation.Ref                   // a commit by which this device came in without a valid admission, as a member says
 	unheard      federation.Ref                   // on which an own commit was given up, as no module accepted it
 	stuckTimes   int                              // how often it came in again since what it came in with was final

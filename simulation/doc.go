@@ -47,8 +47,8 @@
 //	                        liar two commits of an era may be final, and then a device was told who lied
 //	 3 epoch monotonicity   after every turn of a device
 //	 4 no lost message      at the end: once at every device that was in by the epoch it was sent in last; with soft and half: at every
-//	                        device that entered that epoch. A device that was put back is asked for what was sent since. Nobody shows
-//	                        one twice: whenever a device tells of one, and at the end
+//	                        device that entered that epoch. A device that was put back is asked for what was sent since, in epochs that
+//	                        it entered. Nobody shows one twice: whenever a device tells of one, and at the end
 //	 5 server blindness     each event, file and message to a device, when a server gets it: planted texts. At the end all of these: planted texts, the private keys of key packages, and of each epoch that a device held the secrets of
 //	                        the key schedule, its private keys of leaf, path and signature and what is left of the secret tree, or half of
 //	                        one of these, raw, in hexadecimal or in base64: in events, to-device messages, media, modules' databases and logs

@@ -381,9 +381,10 @@ func (w *world) became(d *device, m *message) string {
 // wasIn tells whether a device had come into the group by an epoch. Who came in by
 // itself while its Welcome was under way reads from there on.
 // Where servers kept commits to themselves until a module posted them again, a
-// device may have joined once more; it reads what was sent in epochs it entered.
+// device may have joined once more; it reads what was sent in epochs it entered. So does one that
+// was put back to before a commit of its own: it can apply none of what follows, and joins again.
 func (w *world) wasIn(d *device, at federation.Ref) bool {
-	if w.script.faults.soft || w.script.faults.half {
+	if w.script.faults.soft || w.script.faults.half || d.restored > 0 {
 		return d.checked[at]
 	}
 	for ref := range d.checked {
