@@ -533,7 +533,7 @@ func faultOldBackup(t *testing.T) {
 }
 
 // metric reads a metric of a module: its value, or how often it was observed.
-func (s *worldServer) metric(name string, labels ...string) float64 {
+func (s *module) metric(name string, labels ...string) float64 {
 	s.t.Helper()
 	families, err := s.m.Registry().Gather()
 	must(s.t, err)

@@ -3,11 +3,13 @@ package appservice
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -103,6 +105,51 @@ func TestEngineWaitsOnceForARemove(t *testing.T) {
 					t.Errorf("a commit that leaves in who is gone is accepted: %v, want %v", got, back)
 				}
 			})
+		})
+	}
+}
+
+// TestEngineTellsOfMembershipsThatAreSetBack: state resolution forgets that bob is in the room, as the next comparison with
+// the homeserver shows. The module tells its administrator. It proposes to remove him where he is out by an older membership; where
+// he has none, that is left to the members: what is not known is no reason.
+func TestEngineTellsOfMembershipsThatAreSetBack(t *testing.T) {
+	for _, row := range []struct {
+		name      string
+		forgotten int // of bob's memberships, the newest
+		leaves    bool
+		want      float64
+		proposes  bool
+	}{{"an older one counts", 1, false, 1, true}, {"none counts", 10, false, 1, false}, {"he leaves", 0, true, 0, true}} {
+		t.Run(row.name, func(t *testing.T) {
+			m, r, _, _ := pair(t, storetest.SQLite(t))
+			r.hs.state(r.id, bob, rooms.TypeMember, string(bob), map[string]any{"membership": "leave"})
+			r.hs.state(r.id, bob, rooms.TypeMember, string(bob), map[string]any{"membership": "join"})
+			m.settle()
+			must(t, m.e.Recheck(m.ctx))
+			m.settle()
+			if got := m.metric(metrics.MembershipsSetBack); got != 0 {
+				t.Fatalf("%v memberships are set back at first", got)
+			}
+			if row.leaves {
+				r.hs.state(r.id, bob, rooms.TypeMember, string(bob), map[string]any{"membership": "leave"})
+			}
+			r.hs.mu.Lock()
+			list, left := r.hs.rooms[r.id], row.forgotten
+			for i := len(list) - 1; i >= 0; i-- {
+				if ev := list[i]; left > 0 && ev.Type == rooms.TypeMember && *ev.StateKey == string(bob) {
+					list, left = slices.Delete(slices.Clone(list), i, i+1), left-1
+				}
+			}
+			r.hs.rooms[r.id] = list
+			r.hs.mu.Unlock()
+			must(t, m.e.Recheck(m.ctx))
+			m.settleFor(time.Minute)
+			if got := m.metric(metrics.MembershipsSetBack); got != row.want {
+				t.Errorf("%v memberships are set back, want %v", got, row.want)
+			}
+			if got := len(r.hs.events(r.id, rooms.TypeProposal)) > 0; got != row.proposes {
+				t.Errorf("the module proposes to remove him: %v, want %v", got, row.proposes)
+			}
 		})
 	}
 }

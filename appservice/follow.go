@@ -41,6 +41,7 @@ func (e *Engine) take(ctx context.Context, r *room, ev *store.InboxEvent) (outco
 		return e.takeState(ctx, r, ev, parsed)
 	}
 	e.heard(r, ev.Sender)
+	r.state.Spoke(ev.Sender)
 	if r.status == store.RoomLeft {
 		return ignored, nil
 	}

@@ -10,10 +10,14 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
+	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
+
+// maxStateLog bounds the state events that are kept while a room's state is read.
+const maxStateLog = 10_000
 
 const (
 	mediaRetry    = 2 * time.Second
@@ -33,7 +37,7 @@ func (e *Engine) takeState(ctx context.Context, r *room, ev *store.InboxEvent, p
 	if !r.loaded {
 		r.needState = true
 	}
-	if e.jobs.under(r.id, "state") && len(r.stateLog) < 10_000 {
+	if e.jobs.under(r.id, "state") && len(r.stateLog) < maxStateLog {
 		r.stateLog = append(r.stateLog, ev)
 	}
 	if ev.Type == rooms.TypeMember && ev.Source == store.SourceTransaction {
@@ -350,6 +354,20 @@ func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Eve
 		}
 		// What cannot be used counts as absent.
 		_ = state.Apply(ev.Type, *ev.StateKey, ev.Sender, ev.ID, ev.Content)
+	}
+	if r.loaded {
+		came := make(map[id.UserID]bool)
+		for _, ev := range r.stateLog {
+			if ev.Type == rooms.TypeMember {
+				came[id.UserID(*ev.StateKey)] = true
+			}
+		}
+		all := len(r.stateLog) >= maxStateLog
+		for _, back := range state.Succeed(r.state, func(user id.UserID) bool { return all || came[user] }) {
+			e.d.Metrics.Inc(metrics.MembershipsSetBack)
+			log.Warn().Stringer("user_id", back.User).Stringer("event_id", back.Was.Event).Str("was", string(back.Was.Membership)).Str("now", string(back.Now.Membership)).
+				Msg("State resolution forgot a membership: nobody left, and nobody was put out or let in")
+		}
 	}
 	for _, ev := range r.stateLog { // came while the state was being read
 		if parsed, err := homeserver.ParseEvent(ev.Raw, r.id); err == nil {

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
@@ -105,41 +104,96 @@ func faultAnswerLost(t *testing.T) {
 	x.wantWorks()
 }
 
-// faultStateReset: state resolution brings an old membership back, so that bob
-// has left although he never did. The group follows the room, those in it are
-// told, and he comes back the way anybody does.
+// faultStateReset: state resolution forgets bob's membership, so that he is out though nobody put him out: he is taken
+// out of the group, everybody is told what happened, he as well where his homeserver says it, and an invite brings him back.
 func faultStateReset(t *testing.T) {
-	x := newRefusing(t)
-	key := string(x.bob.UserID())
-	old := &Event{Type: rooms.TypeMember, StateKey: &key, Sender: x.bob.UserID(), Content: json.RawMessage(`{"membership":"leave"}`)}
-	x.s.mu.Lock()
-	old.RoomID = x.room
-	x.s.append(old)
-	x.s.mu.Unlock()
-	x.settle()
-	x.sameEpoch(x.room, x.alice, x.carol)
-	if info, _ := x.alice.Room(x.ctx, x.room); info.Devices != 2 {
-		t.Errorf("%d devices in the group, want 2: the room says that bob left", info.Devices)
+	for _, row := range []struct {
+		name   string
+		count  int    // of bob's memberships, the newest, that are forgotten
+		now    string // what counts then
+		bob    bool   // his homeserver tells him
+		gap    bool   // no /sync shows it, and the whole state is read for another reason
+		notNow bool   // what took its place is no older membership, but a leave
+	}{
+		{"an older one counts again", 2, "leave", true, false, false},
+		{"none counts", 5, "none", false, true, false},
+		{"he leaves", 0, "leave", true, false, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			x := newRefusing(t)
+			x.must(func() error { return x.bob.Leave(x.ctx, x.room) })
+			x.settle()
+			x.must(func() error { return x.carol.Invite(x.ctx, x.room, x.bob.UserID()) })
+			x.join(x.bob, x.room)
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
+			x.s.forget(x.room, x.bob.UserID(), row.count)
+			if row.notNow {
+				x.must(func() error { return x.bob.Leave(x.ctx, x.room) })
+			}
+			for _, d := range x.all {
+				d.got = nil
+			}
+			for _, text := range []string{"one", "two", "three"} { // what shows it
+				x.must(func() error { _, err := x.carol.SendText(x.ctx, x.room, text); return err })
+			}
+			x.settle()
+			for _, d := range []*testDevice{x.alice, x.carol} {
+				if row.gap {
+					d.mu.Lock()
+					d.rooms[x.room].state.lose()
+					d.rooms[x.room].want("state", &need{state: true})
+					d.mu.Unlock()
+				}
+			}
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.carol)
+			if info, _ := x.alice.Room(x.ctx, x.room); info.Devices != 2 {
+				t.Errorf("%d devices in the group, want 2: the room says that bob is out", info.Devices)
+			}
+			told := func(d *testDevice) (reasons []string) {
+				for _, u := range d.got {
+					if w, ok := u.(*Warning); ok && w.Kind == SetBackWarning && w.Sender == x.bob.UserID() && w.Room == x.room {
+						reasons = append(reasons, w.Reason)
+					}
+				}
+				return reasons
+			}
+			want := []string{row.now}
+			if row.notNow {
+				want = nil
+			}
+			for _, d := range []*testDevice{x.alice, x.carol} {
+				if !slices.ContainsFunc(d.got, func(u Update) bool {
+					e, ok := u.(*EpochChanged)
+					return ok && slices.Contains(e.Removed, x.bob.UserID())
+				}) {
+					t.Errorf("%s is not told that bob is out", d.ident.device)
+				}
+				if got := told(d); !slices.Equal(got, want) {
+					t.Errorf("%s is told that the homeserver forgot bob's membership, and what counts instead: %q, want %q", d.ident.device, got, want)
+				}
+			}
+			if got := told(x.bob); row.bob && !slices.Equal(got, want) {
+				t.Errorf("bob is told that his membership was forgotten, and what counts instead: %q, want %q", got, want)
+			}
+			x.send(x.alice, x.room, "without bob")
+			x.settle()
+			if slices.Contains(x.bob.texts(), "without bob") {
+				t.Error("bob read what was sent without him")
+			}
+			x.must(func() error { return x.carol.Invite(x.ctx, x.room, x.bob.UserID()) })
+			x.join(x.bob, x.room)
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
+			x.send(x.alice, x.room, "with bob")
+			x.settle()
+			if texts := x.bob.texts(); len(texts) == 0 || texts[len(texts)-1] != "with bob" {
+				t.Errorf("bob is back and reads %q", texts)
+			}
+			x.wantWorks()
+		})
 	}
-	for _, d := range []*testDevice{x.alice, x.carol} {
-		if !slices.ContainsFunc(d.got, func(u Update) bool {
-			e, ok := u.(*EpochChanged)
-			return ok && slices.Contains(e.Removed, x.bob.UserID())
-		}) {
-			t.Errorf("%s is not told that bob is out", d.ident.device)
-		}
-	}
-	x.send(x.alice, x.room, "without bob")
-	x.settle()
-	x.bob.wantTexts()
-	x.must(func() error { return x.carol.Invite(x.ctx, x.room, x.bob.UserID()) })
-	x.join(x.bob, x.room)
-	x.settle()
-	x.sameEpoch(x.room, x.alice, x.bob, x.carol)
-	x.send(x.alice, x.room, "with bob")
-	x.settle()
-	x.bob.wantTexts("with bob")
-	x.wantWorks()
 }
 
 // faultClocks: clocks that are wrong. Coordination uses none; the lifetime of a

@@ -30,8 +30,6 @@ type roomState struct {
 	room id.RoomID
 	view *rooms.RoomState
 	read *stateRead // the full state is being read
-	// ended are the member events of users that another took the place of, the last.
-	ended map[string]id.EventID
 	// asWritten says of statePart that nothing changed since it was written.
 	asWritten cleanParts
 	// headsChanged are the state keys of the heads of which the newest is not written.
@@ -178,7 +176,6 @@ func (s *roomState) set(evt *Event) bool {
 		return false
 	}
 	s.changed(evt.Type, *evt.StateKey)
-	s.noteEnd(evt, old)
 	byKey[*evt.StateKey] = stateEntry{Event: evt.ID, Sender: evt.Sender, Content: evt.Content}
 	if s.read != nil && len(s.read.came) < maxCame && s.read.size+len(evt.Content) <= maxCameBytes {
 		s.read.came, s.read.size = append(s.read.came, evt), s.read.size+len(evt.Content)
@@ -190,30 +187,11 @@ func (s *roomState) set(evt *Event) bool {
 	return true
 }
 
-// noteEnd remembers which membership another ends. What the full state shows again
-// has not ended.
-func (s *roomState) noteEnd(evt *Event, old stateEntry) {
-	if evt.Type != rooms.TypeMember {
-		return
-	}
-	user := *evt.StateKey
-	if evt.ID != "" && s.ended[user] == evt.ID {
-		delete(s.ended, user)
-	}
-	if old.Event == "" || old.Event == evt.ID {
-		return
-	}
-	if s.ended == nil {
-		s.ended = map[string]id.EventID{}
-	}
-	s.ended[user] = old.Event
-}
-
 // revives tells whether an event is a membership that had ended. A Synapse's /sync
 // may show one as the state after a timeline (MSC4222) in which its user spoke,
 // though the leave came before; only the full state can tell whether it counts again.
 func (s *roomState) revives(evt *Event) bool {
-	return evt.Type == rooms.TypeMember && evt.StateKey != nil && evt.ID != "" && s.ended[*evt.StateKey] == evt.ID
+	return evt.Type == rooms.TypeMember && evt.StateKey != nil && s.view.Ended(id.UserID(*evt.StateKey), evt.ID)
 }
 
 // rebuild makes the view from the entries.
@@ -227,15 +205,17 @@ func (s *roomState) rebuild() {
 			_ = s.view.Apply(eventType, key, entry.Sender, entry.Event, entry.Content)
 		}
 	}
+	s.view.Succeed(rooms.NewRoomState(s.room), nil) // what was written counted
 }
 
 // replace takes in the full state. What an event says never changes, so what
 // was known of one stays: Dendrite answers /state with redacted copies of the
 // state that a remote join once fetched, though nobody redacted it. What came
-// since it was asked for is newer.
-func (s *roomState) replace(events []*Event) {
+// since it was asked for is newer. It returns the memberships that state resolution
+// forgot meanwhile.
+func (s *roomState) replace(events []*Event) []rooms.SetBack {
 	s.asWritten.lose(statePart)
-	old, read := s.Entries, s.read
+	old, before, read := s.Entries, s.view, s.read
 	if read == nil {
 		read = &stateRead{}
 	}
@@ -260,6 +240,9 @@ func (s *roomState) replace(events []*Event) {
 			s.setLooseHead(entry)
 		}
 	}
+	back := s.view.Succeed(before, func(user id.UserID) bool {
+		return read.lost || slices.ContainsFunc(read.came, func(evt *Event) bool { return evt.Type == rooms.TypeMember && *evt.StateKey == string(user) })
+	})
 	for _, evt := range read.came {
 		s.set(evt)
 	}
@@ -269,6 +252,7 @@ func (s *roomState) replace(events []*Event) {
 		}
 	}
 	s.Known = !read.lost
+	return back
 }
 
 // setLooseHead takes in a head that stands in the timeline.

@@ -190,6 +190,7 @@ func (c *Client) file(ctx context.Context, resp *syncBatch, began time.Duration,
 			continue
 		}
 		if !r.lags("leave", began) {
+			c.checkSetBack(r, left)
 			for _, evt := range slices.Concat(left.State, left.Timeline) {
 				r.state.set(evt)
 			}
@@ -365,6 +366,9 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		if evt.StateKey != nil {
 			was = r.state.membership(id.UserID(*evt.StateKey))
 		}
+		if n >= len(joined.State) && (evt.Type != rooms.TypeMember || evt.StateKey == nil || *evt.StateKey != string(evt.Sender)) {
+			r.state.view.Spoke(evt.Sender)
+		}
 		if c.outdated(r, evt) {
 			continue
 		}
@@ -393,6 +397,38 @@ func (c *Client) fileRoom(roomID id.RoomID, joined *syncRoom) *room {
 		r.state.lose()
 	}
 	return r
+}
+
+// checkSetBack warns where this user is out of a room by a membership that had ended,
+// and no newer one: nobody put them out.
+func (c *Client) checkSetBack(r *room, left *syncRoom) {
+	was := r.state.view.Members[c.UserID()]
+	at := slices.IndexFunc(left.State, func(evt *Event) bool { return c.own(evt) && r.state.revives(evt) })
+	if at < 0 || slices.ContainsFunc(slices.Concat(left.State, left.Timeline), func(evt *Event) bool {
+		return c.own(evt) && evt.ID != was.Event && !r.state.revives(evt)
+	}) {
+		return
+	}
+	evt, now := left.State[at], rooms.NewRoomState(r.id)
+	_ = now.Apply(evt.Type, *evt.StateKey, evt.Sender, evt.ID, evt.Content)
+	c.warnSetBack(r, rooms.SetBack{User: c.UserID(), Was: was, Now: now.Members[c.UserID()]})
+}
+
+// ruleSetBack is the rule of memberships that state resolution forgot.
+const ruleSetBack = "client/membership-set-back"
+
+// warnSetBack tells of a membership that state resolution forgot. The group follows
+// the room: who is not in it any more is taken out, as if they had left.
+func (c *Client) warnSetBack(r *room, back rooms.SetBack) {
+	c.count(ruleSetBack)
+	now := string(back.Now.Membership)
+	if now == "" {
+		now = "none"
+	}
+	c.warn(r, "set-back/"+string(back.Was.Event), &Warning{
+		EventID: back.Was.Event, Sender: back.User, Rule: ruleSetBack, Kind: SetBackWarning, Reason: now,
+		Text: fmt.Sprintf("a membership of %s was forgotten when servers settled on one state of the room (it was %s, and is %s again): nobody left, and nobody was put out or let in; look who is in the room, and invite or ban them again", back.User, back.Was.Membership, now),
+	})
 }
 
 // outdated tells whether a member event is from before our own kick or ban of

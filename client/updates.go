@@ -193,6 +193,10 @@ const (
 	// MissingWarning: messages of Sender, from the device Reason, did not come, as later
 	// ones show. Detail is how many. They may come yet.
 	MissingWarning WarningKind = "missing"
+	// SetBackWarning: the homeserver does not show a membership of Sender's any more,
+	// EventID, although no event took its place; Reason is the one that counts again, or
+	// "none". Nobody did that: servers that were parted settled on one state.
+	SetBackWarning WarningKind = "set-back"
 )
 
 // Reasons of a NotReadyWarning.

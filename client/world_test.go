@@ -55,6 +55,8 @@ type fakeServer struct {
 	// leftOut, if set, names events that are in the history and never shown by /sync.
 	leftOut func(evt *Event) bool
 	sent    [][]byte // contents of all message events, to look for plaintext in
+	// forgotten are memberships that state resolution forgot, each from the event at that place of the log on.
+	forgotten map[id.EventID]int
 }
 
 type fakeUser struct {
@@ -196,12 +198,30 @@ func (s *fakeServer) append(evt *Event) id.EventID {
 func (s *fakeServer) state(room id.RoomID, upTo int) map[[2]string]*Event {
 	out := map[[2]string]*Event{}
 	for _, evt := range s.log[:upTo] {
+		if at, is := s.forgotten[evt.ID]; is && at < upTo {
+			continue
+		}
 		if evt.RoomID == room && evt.StateKey != nil {
 			key := [2]string{evt.Type, *evt.StateKey}
 			out[key] = s.resolve(out[key], evt)
 		}
 	}
 	return out
+}
+
+// forget lets state resolution forget the newest memberships of a user, so many, with the next event.
+func (s *fakeServer) forget(room id.RoomID, user id.UserID, count int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.forgotten == nil {
+		s.forgotten = map[id.EventID]int{}
+	}
+	for _, evt := range slices.Backward(s.log) {
+		if count > 0 && evt.RoomID == room && evt.Type == rooms.TypeMember && *evt.StateKey == string(user) {
+			s.forgotten[evt.ID] = len(s.log)
+			count--
+		}
+	}
 }
 
 func membershipIn(state map[[2]string]*Event, user id.UserID) string {
@@ -265,6 +285,11 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 			timeline, first = append(timeline, s.log[i]), i
 		}
 		slices.Reverse(timeline)
+		for key, e := range now {
+			if len(s.forgotten) > 0 && was == "join" && e != before[key] && !slices.Contains(s.log[from:], e) {
+				state = append(state, e)
+			}
+		}
 		limited := false
 		for i := start; i < first; i++ {
 			limited = limited || s.log[i].RoomID == evt.RoomID && !s.held[s.log[i].Type]
@@ -285,7 +310,7 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 					return e.Type != rooms.TypeMember || e.StateKey == nil || *e.StateKey != string(user)
 				})
 			}
-			leave[evt.RoomID] = map[string]any{"timeline": map[string]any{"events": s.shown(key, timeline...)}}
+			leave[evt.RoomID] = map[string]any{"state": map[string]any{"events": state}, "timeline": map[string]any{"events": s.shown(key, timeline...)}}
 		}
 	}
 	resp["rooms"] = map[string]any{"join": join, "invite": invite, "leave": leave}

@@ -52,6 +52,8 @@ type RoomState struct {
 	MoreCreators      []id.UserID // additional creators of rooms of version 12 and later
 
 	encryptionEvents int
+	ended            map[id.UserID][]Member // memberships that others took the place of, the last first
+	unsure           map[id.UserID]bool     // whose membership is not known to count
 }
 
 // NewRoomState returns the state of a room of which nothing is known.
@@ -81,6 +83,7 @@ func (s *RoomState) Apply(eventType, stateKey string, sender id.UserID, event id
 		if _, known := s.Members[user]; !known && len(s.Members) >= maxRoomMembers {
 			return refuse(RuleHostileJSON, "room state", "more than %d members", maxRoomMembers)
 		}
+		s.noteMember(user, event)
 		s.Members[user] = Member{Membership: c.Membership, Event: event, Sender: sender}
 		return err
 	case TypeJoinRules:

@@ -118,6 +118,10 @@ func (d *device) told(u client.Update) {
 	switch u := u.(type) {
 	case *client.EpochChanged:
 		d.entered[u.Ref] = true
+	case *client.Warning:
+		if u.Kind == client.SetBackWarning && d.w.stats.resets == 0 { // state resolution forgets only what stepReset makes it forget
+			d.w.later = &violation{"no false alarm", fmt.Sprintf("%s is told that a membership was forgotten: %s, %s", d.name, u.EventID, u.Text)}
+		}
 	case *client.Message: // 4, nobody shows one twice
 		if at := d.shown[u.Body()]; u.Body() != "" && at != "" && at != u.EventID {
 			d.w.later = &violation{"4 no lost message", fmt.Sprintf("%s shows %q once as %s, once as %s", d.name, u.Body(), at, u.EventID)}

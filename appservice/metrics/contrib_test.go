@@ -103,7 +103,7 @@ func TestAlertRulesNameWhatExists(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{RoomsTroubled, KeysRetired, Evidence, Forks, Takeovers, Eras, Doubts, FinalitySeconds, Ready, InboxAge, OutboxAge, Panics} {
+	for _, want := range []string{RoomsTroubled, KeysRetired, Evidence, Forks, Takeovers, Eras, MembershipsSetBack, Doubts, FinalitySeconds, Ready, InboxAge, OutboxAge, Panics} {
 		if !strings.Contains(string(raw), want) {
 			t.Errorf("no alert looks at %s", want)
 		}

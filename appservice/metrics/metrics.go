@@ -69,6 +69,7 @@ const (
 	Doubts             = "mls_doubts_total"
 	ListChanges        = "mls_list_changes_total"
 	Eras               = "mls_eras_total"
+	MembershipsSetBack = "mls_memberships_set_back_total"
 	FinalitySeconds    = "mls_finality_seconds"
 	RoomsTroubled      = "mls_rooms_troubled"
 	EngineSeconds      = "mls_engine_step_seconds"
@@ -111,6 +112,7 @@ var Table = []Definition{
 	{Name: Doubts, Kind: Counter, Help: "Commits that a member could not apply and nobody had vouched for."},
 	{Name: ListChanges, Kind: Counter, Help: "Changes of a room's list of sequencers that came onto the head."},
 	{Name: Eras, Kind: Counter, Help: "New eras that came onto the head: an admin or heirs replaced a lost majority."},
+	{Name: MembershipsSetBack, Kind: Counter, Help: "Memberships that a room's state does not show any more although nothing took their place: state resolution forgot them. The log names room and user."},
 	{Name: FinalitySeconds, Kind: Histogram, Help: "Time from a commit's arrival to its finality, as this module sees both.", Buckets: []float64{1, 2.5, 5, 7.5, 10, 15, 30, 60, 120, 300, 900, 3600}},
 	{Name: RoomsTroubled, Kind: Gauge, Labels: []string{"trouble"}, Help: "Rooms in trouble for a minute or longer: stalled (something waits and nothing becomes final), frozen (the head cannot be used), provisional (no majority answers), unvouched (whoever could vouch for a commit has left) or held (the module may not sign before it is compared)."},
 	{Name: KeysRetired, Kind: Counter, Help: "Rooms in which the module's receipt key was retired, since the database turned out to be older than what it had signed."},
