@@ -154,7 +154,7 @@ func TestARequestThatOvertookIsAnsweredLater(t *testing.T) {
 	}
 	w.send(alice, room, "unasked")
 	w.later()
-	if n := w.receiptsOf(bob); n != 1 {
+	if n := w.receiptsOf(bob) - questions(room, alice.UserID(), bob); n != 1 { // beside that it asks for the first
 		t.Errorf("bob sent %d receipts", n)
 	}
 }

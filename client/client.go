@@ -166,10 +166,13 @@ type Client struct {
 	limited time.Duration // monotonic time before which nothing is sent into rooms
 	// receiptsAt is the monotonic time before which no delivery receipt is made.
 	receiptsAt time.Duration
-	devs       map[id.UserID]*identity.UserDevices // as last read
-	notices    deviceNotices
-	refusals   map[string]uint64
-	creating   int // rooms that are being made
+	// resendAt is the monotonic time before which no message is sent again because it is
+	// asked for.
+	resendAt time.Duration
+	devs     map[id.UserID]*identity.UserDevices // as last read
+	notices  deviceNotices
+	refusals map[string]uint64
+	creating int // rooms that are being made
 	// shareBundles: another copy of the store was noticed, which has its key packages, too.
 	shareBundles bool
 	plain        map[id.RoomID]bool        // rooms that the guard found to be none of ours

@@ -257,6 +257,7 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 			}
 		default:
 			r.rec.Acks = mergeAcks(row.data.Acks, r.rec.Acks...)
+			r.askAnew(row.data.Missing)
 			c.deleteRow(b, row)
 		}
 	}
@@ -269,15 +270,7 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 	acks := r.rec.Acks
 	r.rec.Acks = nil
 	if c.receipts {
-		payload, err := rooms.Encode(&rooms.ReceiptPayload{Acks: acks})
-		if err != nil {
-			return err
-		}
-		plain, err := c.newPlaintext(r.id, rooms.TypeReceipt, payload)
-		if err != nil {
-			return err
-		}
-		content, err := c.encrypt(r, e, plain)
+		err := c.queueReceipt(b, r, e, &rooms.ReceiptPayload{Acks: acks})
 		if errors.Is(err, mls.ErrPendingProposals) {
 			r.rec.Acks = acks
 			return nil
@@ -285,19 +278,36 @@ func (c *Client) sendReceipt(ctx context.Context, r *room) error {
 		if err != nil {
 			return err
 		}
-		c.putRatchet(b, r, e)
-		if _, err := c.addRow(b, r, kindReceipt, stateReady, e.ref, outData{Type: rooms.TypeReceipt, Content: content, Acks: acks}); err != nil {
-			return err
-		}
-		c.noteAlsoSent(b, r, e)
 		c.answered(r, e)
-		c.receiptsAt = c.mono() + receiptPace
 		r.receiptAt = c.mono() + max(receiptEvery, receiptPace*time.Duration(1+c.receiptsWaiting())) // others' turn first
 		if n := e.group.MemberCount(); n > c.limits.ReceiptDevices {
 			r.receiptAt = max(r.receiptAt, c.mono()+askedShare*time.Duration(n))
 		}
 	}
 	return c.commitBatch(ctx, r, b)
+}
+
+// queueReceipt encrypts a delivery receipt and queues it.
+func (c *Client) queueReceipt(b *batch, r *room, e *epoch, receipt *rooms.ReceiptPayload) error {
+	payload, err := rooms.Encode(receipt)
+	if err != nil {
+		return err
+	}
+	plain, err := c.newPlaintext(r.id, rooms.TypeReceipt, payload)
+	if err != nil {
+		return err
+	}
+	content, err := c.encrypt(r, e, plain)
+	if err != nil {
+		return err
+	}
+	c.putRatchet(b, r, e)
+	if _, err := c.addRow(b, r, kindReceipt, stateReady, e.ref, outData{Type: rooms.TypeReceipt, Content: content, Acks: receipt.Acks, Missing: receipt.Missing}); err != nil {
+		return err
+	}
+	c.noteAlsoSent(b, r, e)
+	c.receiptsAt = c.mono() + receiptPace
+	return nil
 }
 
 // receiptDue is when the room's next receipt may be made.
@@ -421,6 +431,7 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 		c.refused(r, evt, err, b)
 		return
 	}
+	c.handleQuestion(r, msg.Sender, payload.Missing, b)
 	if !c.receipts {
 		return
 	}

@@ -171,7 +171,12 @@ func TestAReceiptSpeaksForItsDeviceAlone(t *testing.T) {
 // forgeReceipt has a device say what it is told to.
 func (w *world) forgeReceipt(d *testDevice, room id.RoomID, acks ...rooms.Ack) {
 	w.t.Helper()
-	payload, err := rooms.Encode(&rooms.ReceiptPayload{Acks: acks})
+	w.forge(d, room, &rooms.ReceiptPayload{Acks: acks})
+}
+
+func (w *world) forge(d *testDevice, room id.RoomID, receipt *rooms.ReceiptPayload) {
+	w.t.Helper()
+	payload, err := rooms.Encode(receipt)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -819,10 +819,16 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		if err := c.supportEras(ctx, r); err != nil {
 			return err
 		}
+		if err := c.resendMissed(ctx, r); err != nil {
+			return err
+		}
 		if err := c.encryptQueued(ctx, r); err != nil {
 			return err
 		}
 		if err := c.sendReceipt(ctx, r); err != nil {
+			return err
+		}
+		if err := c.askMissing(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -874,6 +880,8 @@ func (c *Client) nextTimer(r *room, since time.Duration) time.Duration {
 		at(c.receiptDue(r))
 	}
 	at(r.missAt)
+	at(r.askAt)
+	at(r.resendAt)
 	at(r.pruneAt)
 	at(r.graceAt)
 	at(r.staleAt)

@@ -39,9 +39,14 @@ type missing struct {
 	From   uint32        `json:"from"`  // the first generation of the gap
 	Below  uint32        `json:"below"` // the one that showed it
 	Count  uint32        `json:"count"`
-	Due    int64         `json:"due"` // when it is told, Unix milliseconds
-	due    time.Duration // the same, monotonic; 0: not known since the start
+	Due    int64         `json:"due"`             // when it is told, Unix milliseconds
+	Asked  bool          `json:"asked,omitempty"` // for it, or others have done so often enough
+	Asks   []id.UserID   `json:"asks,omitempty"`  // others who did
+	Slow   bool          `json:"slow,omitempty"`  // a delivery receipt showed it
+	Again  []uint32      `json:"again,omitempty"` // what came in other ciphertexts
+	due    time.Duration // as Due, monotonic; 0: not known since the start
 	noted  time.Duration // monotonic; 0: before the start
+	ask    time.Duration // when it is asked for, monotonic; 0: not known since the start
 }
 
 // accounted are ciphertexts of a user that this device has seen and never opens, and
@@ -56,14 +61,14 @@ type accounted struct {
 // noteMissing counts the messages that one which was opened shows to be missing, has
 // them looked for, and returns their number. Of the epoch that this device came in
 // with, what was sent before it was there cannot be told from what did not come.
-func (c *Client) noteMissing(r *room, e *epoch, cred *rooms.Credential, app *mls.ApplicationMessage) uint32 {
+func (c *Client) noteMissing(r *room, e *epoch, evtType string, cred *rooms.Credential, app *mls.ApplicationMessage) uint32 {
 	skipped, ref, leaf := app.Skipped, rooms.Hash(e.ref), uint32(app.Sender)
 	if skipped == app.Generation && ref == r.rec.JoinRef {
 		skipped = 0
 	}
 	if app.Overtaken {
 		at := slices.IndexFunc(r.rec.Missing, func(m missing) bool {
-			return m.Ref == ref && m.Leaf == leaf && m.From <= app.Generation && app.Generation < m.Below
+			return m.Ref == ref && m.Leaf == leaf && m.holds(app.Generation)
 		})
 		if at >= 0 {
 			r.lessMissing(at)
@@ -80,7 +85,7 @@ func (c *Client) noteMissing(r *room, e *epoch, cred *rooms.Credential, app *mls
 		return 0
 	}
 	gap := missing{
-		Ref: ref, Leaf: leaf, User: cred.User, Device: cred.Device, From: app.Generation - skipped, Below: app.Generation, Count: n,
+		Slow: evtType == rooms.TypeReceipt, Ref: ref, Leaf: leaf, User: cred.User, Device: cred.Device, From: app.Generation - skipped, Below: app.Generation, Count: n,
 		Due: c.now().Add(missingWait).UnixMilli(), due: c.mono() + missingWait, noted: c.mono(),
 	}
 	of, last := 0, 0
@@ -90,9 +95,10 @@ func (c *Client) noteMissing(r *room, e *epoch, cred *rooms.Credential, app *mls
 		}
 	}
 	if of >= maxMissingOf { // those before keep their time, so that no row of gaps puts off that it is told
-		gap.From, gap.Count = r.rec.Missing[last].From, r.rec.Missing[last].Count+n
+		gap.From, gap.Count, gap.Again = r.rec.Missing[last].From, r.rec.Missing[last].Count+n, r.rec.Missing[last].Again
 		r.rec.Missing = slices.Delete(r.rec.Missing, last, last+1)
 	}
+	gap.ask = c.mono() + missingAsk + askTurn(&gap, e)
 	r.rec.Missing = boundOf(append(r.rec.Missing, gap), maxMissing, func(m missing) id.UserID { return m.User })
 	return n
 }
@@ -206,7 +212,7 @@ func (c *Client) tellMissing(r *room) (told bool) {
 		return false
 	}
 	now, wall := c.mono(), c.now()
-	settled := c.hasSynced() && r.needs[lookNow] == nil && r.needs[lookLater] == nil
+	settled := c.missingSettled(r)
 	var left []missing
 	for _, m := range r.rec.Missing {
 		if m.due == 0 {
@@ -237,6 +243,17 @@ func (c *Client) tellMissing(r *room) (told bool) {
 	}
 	r.rec.Missing = left
 	return told
+}
+
+// missingSettled tells whether nothing is under way that may bring what is missing.
+func (c *Client) missingSettled(r *room) bool {
+	return c.hasSynced() && r.needs[lookNow] == nil && r.needs[lookLater] == nil
+}
+
+// missingLooked tells whether the history was read since a gap was noted, and since
+// the start.
+func (c *Client) missingLooked(r *room, m *missing) bool {
+	return c.missingSettled(r) && r.looked > 0 && r.looked >= m.noted
 }
 
 // ruleMissing is the rule of messages that a server may be keeping to itself.

@@ -77,6 +77,13 @@ type outData struct {
 	Gen uint32 `json:"gen,omitempty"`
 	// Acks are those of a delivery receipt.
 	Acks []rooms.Ack `json:"acks,omitempty"`
+	// Missing is what it asks for.
+	Missing []rooms.MissingMessages `json:"missing,omitempty"`
+	// Asked tells that it was sent again because somebody missed it.
+	Asked bool `json:"asked,omitempty"`
+	// Missed is how it was sent, from when somebody asks for it until it has gone out once
+	// more.
+	Missed *rooms.Earlier `json:"missed,omitempty"`
 	// Late counts how often it was sent again because commits came late.
 	Late int `json:"late,omitempty"`
 
@@ -476,7 +483,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 			}
 			return
 		}
-		data.EventID, data.Sent = evt, c.now().UnixMilli()
+		data.EventID, data.Sent, data.Missed = evt, c.now().UnixMilli(), nil
 		c.saveRow(b, row, stateSent, row.ref(), data)
 		r.pruneBy(c.mono() + c.limits.PastAge)
 		c.addOwnMessage(b, r, row, evt)

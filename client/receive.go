@@ -128,6 +128,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
+	r.cameAgain(out)
 	c.addMessage(b, out)
 	return nil
 }
@@ -149,7 +150,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	if err != nil {
 		return nil, err
 	}
-	missing := c.noteMissing(r, e, cred, app) // the ratchet has moved, whatever becomes of the message
+	missing := c.noteMissing(r, e, evt.Type, cred, app) // the ratchet has moved, whatever becomes of the message
 	if cred.User != evt.Sender {
 		return nil, errRefusedUpdate(rooms.RuleSenderNotCredential, fmt.Sprintf("the event says %s, the key is of %s", evt.Sender, cred.User))
 	}
@@ -160,7 +161,7 @@ func (c *Client) openMessage(r *room, e *epoch, evt *Event, app *mls.Application
 	msg := &Message{
 		Room: r.id, EventID: evt.ID, Sender: cred.User, Device: cred.Device, Type: plain.Type, Content: plain.Content,
 		ID: plain.MessageID, Timestamp: evt.Timestamp, Epoch: e.number, Ref: e.ref, Leaf: uint32(app.Sender), Generation: app.Generation, Missing: missing,
-		asks: plain.AskReceipts, Verification: c.verification(cred, e.group.CipherSuite()),
+		asks: plain.AskReceipts, again: plain.Again, Verification: c.verification(cred, e.group.CipherSuite()),
 	}
 	r.markLate(msg)
 	r.spoke[spokeKey{e.ref, uint32(app.Sender)}] = true
@@ -195,6 +196,9 @@ func (c *Client) ownEcho(r *room, row *outRow, evt *Event, b *batch) error {
 	data := row.data
 	if data.EventID = evt.ID; data.Sent == 0 {
 		data.Sent = c.now().UnixMilli()
+	}
+	if row.item.State == stateReady {
+		data.Missed = nil
 	}
 	c.addOwnMessage(b, r, row, evt.ID)
 	c.saveRow(b, row, stateSent, row.ref(), data)

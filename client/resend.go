@@ -188,6 +188,7 @@ func (c *Client) forgetSent(b *batch, r *room, number uint64) {
 		case ok && !c.without[probe.Resend] && row.data.Late < maxLateSends && c.missed(r, level, c.clocks.noted(row.data.sentAt())):
 			data := row.data
 			data.Late++
+			data.Missed = nil
 			c.sendAgain(b, row, data)
 		case !ok || level+uint64(c.limits.PastEpochs) < number || kept >= maxKeptSent || left <= 0:
 			c.deleteRow(b, row)
@@ -217,9 +218,16 @@ func (c *Client) requeueAll(b *batch, r *room) {
 	if c.without[probe.Resend] {
 		return
 	}
+	stands := func(ref federation.Ref) bool { return r.machine != nil && r.stands(ref) }
 	for _, row := range c.roomRows(r.id) {
-		if row.data.Plain != nil && !(row.item.State == stateSent && r.machine != nil && r.stands(row.ref())) {
-			c.sendAgain(b, row, row.data)
+		data := row.data
+		switch {
+		case data.Plain == nil, row.item.State == stateSent && stands(row.ref()):
+		case row.item.State != stateSent && data.Missed != nil && !data.Taken && stands(federation.Ref(data.Missed.Ref)):
+			c.leaveSent(b, row)
+		default:
+			data.Missed = nil
+			c.sendAgain(b, row, data)
 		}
 	}
 }
@@ -309,10 +317,7 @@ func (c *Client) sendAgain(b *batch, row *outRow, data outData) {
 		return
 	}
 	data.went(data.EventID)
-	if b.again == nil {
-		b.again = map[*outRow]bool{}
-	}
-	b.again[row] = true
+	b.noteAgain(row)
 	data.Content, data.EventID, data.Sent = nil, "", 0
 	c.saveRow(b, row, stateQueued, federation.Ref{}, data)
 }

@@ -236,9 +236,13 @@ type room struct {
 	headsAsked   int                         // how often they were since this device was a member
 	told         map[string]bool
 
-	spoke         map[spokeKey]bool // since the start
-	looked        time.Duration     // when the newest look into the history began that succeeded, monotonic; 0: none since the start
-	missAt        time.Duration     // when tellMissing has something to do; 0: nothing
+	spoke         map[spokeKey]bool           // since the start
+	looked        time.Duration               // when the newest look into the history began that succeeded, monotonic; 0: none since the start
+	missAt        time.Duration               // when tellMissing has something to do; 0: nothing
+	askAt         time.Duration               // the same of askMissing
+	askedAt       map[id.UserID]time.Duration // when this device asked a user for messages last, monotonic
+	resends       resends
+	resendAt      time.Duration // when resendMissed has something to do; 0: nothing
 	foundPolicy   func(p *rooms.Policy)
 	foundError    error
 	foundLate     time.Duration // from then on the module of another server will do
@@ -470,6 +474,14 @@ type batch struct {
 
 func (b *batch) do(op func(ctx context.Context) error) { b.ops = append(b.ops, op) }
 func (b *batch) then(fn func())                        { b.after = append(b.after, fn) }
+
+// noteAgain notes that a message is sent again.
+func (b *batch) noteAgain(row *outRow) {
+	if b.again == nil {
+		b.again = map[*outRow]bool{}
+	}
+	b.again[row] = true
+}
 
 // commitBatch writes a step of a room. On an error the room in memory is
 // thrown away and read again from the store, which knows what was written.

@@ -315,6 +315,10 @@ func (c *Client) encryptQueued(ctx context.Context, r *room) error {
 			c.deleteRow(b, row)
 			continue
 		}
+		if r.missedInVain(&row.data, e) {
+			c.leaveSent(b, row)
+			continue
+		}
 		gen := e.group.Sent()
 		content, err := c.encrypt(r, e, row.data.Plain)
 		if errors.Is(err, mls.ErrPendingProposals) {

@@ -60,7 +60,8 @@ type Message struct {
 	// that the homeserver has an encrypted event of the sender, is the giver's word.
 	From *HistorySource `json:"from,omitempty"`
 
-	asks bool // for receipts, when it was opened
+	asks  bool           // for receipts, when it was opened
+	again *rooms.Earlier // the ciphertext that was missed
 }
 
 // Body returns the body of an m.room.message, or "".

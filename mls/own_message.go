@@ -33,6 +33,21 @@ func (g *Group) Received(sender LeafIndex) (generation uint32, ok bool) {
 	return generation - 1, true
 }
 
+// Missing returns the generations of application messages of a member in this epoch
+// that did not come though later ones did, and that could still be opened: at most
+// limit, the first ones from from on, below below.
+func (g *Group) Missing(sender LeafIndex, from, below uint32, limit int) (generations []uint32) {
+	if g.ratchets == nil || g.ratchets.ratchets[sender] == nil {
+		return nil
+	}
+	for _, k := range g.ratchets.ratchets[sender].application.skipped {
+		if k.generation >= from && k.generation < below && len(generations) < limit {
+			generations = append(generations, k.generation)
+		}
+	}
+	return generations
+}
+
 // SentElsewhere tells, of a message for which Process returns ErrOwnMessage,
 // whether another copy of our state has sent it: it is signed by our leaf, and
 // its key is one that this copy's ratchet has still to come to. The state here is

@@ -1,6 +1,9 @@
 package mls
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestSentElsewhere(t *testing.T) {
 	cfg := &Config{}
@@ -38,5 +41,45 @@ func TestSentElsewhere(t *testing.T) {
 	forged.private = &private
 	if copied.SentElsewhere(&forged) {
 		t.Error("a forged message counts as sent elsewhere")
+	}
+}
+
+func TestMissingMessages(t *testing.T) {
+	gs := newTestGroup(t, testConfig(t), 1, 2)
+	var sent []*Message
+	for range 6 {
+		raw, err := gs[0].Encrypt([]byte("x"), nil)
+		noError(t, err)
+		m, err := ParseMessage(raw)
+		noError(t, err)
+		sent = append(sent, m)
+	}
+	want := func(when string, received uint32, ok bool, missing ...uint32) {
+		t.Helper()
+		if g, some := gs[1].Received(0); g != received || some != ok {
+			t.Errorf("%s: received up to %d, %t", when, g, some)
+		}
+		if got := gs[1].Missing(0, 0, 6, 10); !slices.Equal(got, missing) {
+			t.Errorf("%s: %v are missing, want %v", when, got, missing)
+		}
+	}
+	want("before anything", 0, false)
+	for _, step := range []struct {
+		generation, received uint32
+		ok                   bool
+		missing              []uint32
+	}{{1, 0, false, []uint32{0}}, {5, 0, false, []uint32{0, 2, 3, 4}}, {0, 1, true, []uint32{2, 3, 4}}, {3, 1, true, []uint32{2, 4}}} {
+		_, err := gs[1].Process(sent[step.generation])
+		noError(t, err)
+		want("after the next", step.received, step.ok, step.missing...)
+	}
+	if got := gs[1].Missing(0, 3, 5, 10); !slices.Equal(got, []uint32{4}) {
+		t.Errorf("from 3 to 5: %v", got)
+	}
+	if got := gs[1].Missing(0, 0, 6, 1); !slices.Equal(got, []uint32{2}) {
+		t.Errorf("the first: %v", got)
+	}
+	if got := gs[1].Missing(1, 0, 6, 10); got != nil {
+		t.Errorf("of who sent nothing: %v", got)
 	}
 }

@@ -25,6 +25,10 @@ const (
 	maxSigSize       = 256      // bytes of a signature of any suite: ECDSA P-521 has 139, Ed448 114
 	maxKeySize       = 256      // bytes of a public key
 	maxRequestedRefs = 64
+	// MaxMissing is of how many senders one delivery receipt asks for messages, and
+	// MaxMissingOf for how many of one.
+	MaxMissing   = 16
+	MaxMissingOf = 64
 	// MaxAcks is how many senders' messages one delivery receipt acknowledges.
 	MaxAcks = 100
 )
@@ -580,6 +584,20 @@ func (p *ReceiptPayload) validate() error {
 		}
 		if slices.ContainsFunc(p.Acks[:i], func(o Ack) bool { return o.Ref == a.Ref && o.Leaf == a.Leaf }) {
 			return malformed("acks", "names one sender of an epoch twice")
+		}
+	}
+	if err := needCount("missing", len(p.Missing), MaxMissing); err != nil {
+		return err
+	}
+	for i, m := range p.Missing {
+		if err := firstError(needHash("missing", m.Ref), needCount("missing", len(m.Generations), MaxMissingOf)); err != nil {
+			return err
+		}
+		if len(m.Generations) == 0 {
+			return malformed("missing", "names no message of a sender")
+		}
+		if slices.ContainsFunc(p.Missing[:i], func(o MissingMessages) bool { return o.Ref == m.Ref && o.Leaf == m.Leaf }) {
+			return malformed("missing", "names one sender of an epoch twice")
 		}
 	}
 	return nil

@@ -372,4 +372,22 @@ func TestReceiptPayloadIsBounded(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	missing := make([]MissingMessages, MaxMissing)
+	for i := range missing {
+		missing[i] = MissingMessages{Ref: Hash{1}, Leaf: uint32(i), Generations: make([]uint32, MaxMissingOf)}
+	}
+	if _, err := Encode(&ReceiptPayload{Missing: missing}); err != nil {
+		t.Error(err)
+	}
+	for name, list := range map[string][]MissingMessages{
+		"one more":            append(slices.Clone(missing), MissingMessages{Ref: Hash{2}, Generations: []uint32{1}}),
+		"twice":               {{Ref: Hash{1}, Generations: []uint32{1}}, {Ref: Hash{1}, Generations: []uint32{2}}},
+		"nothing of a sender": {{Ref: Hash{1}}},
+		"too much of one":     {{Ref: Hash{1}, Generations: make([]uint32, MaxMissingOf+1)}},
+		"of no epoch":         {{Generations: []uint32{1}}},
+	} {
+		if _, err := Encode(&ReceiptPayload{Missing: list}); RuleOf(err) != RuleContentMalformed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

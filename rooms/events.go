@@ -62,6 +62,7 @@ const (
 	KeyPackagePrefix      = "de.bwi.mls.v1."                          // MSC4256: one-time keys and device keys, then the suite's name
 	KeyMessageID          = Prefix + "mid"                            // message id inside every plaintext
 	KeyAskReceipts        = Prefix + "receipts"                       // beside it, where its sender asks for delivery receipts
+	KeyAgain              = Prefix + "again"                          // beside it, where the message is sent again because somebody missed it
 	KeyModule             = Prefix + "module"                         // profile field of a module's bot
 	KeyGroup              = Prefix + "group"                          // group id as a hint in m.room.encryption
 	KeyNonce              = Prefix + "nonce"                          // makes the content of a state event unique
@@ -253,9 +254,11 @@ type EncryptedContent struct {
 	RelatesTo   json.RawMessage `json:"m.relates_to,omitempty"` // for the homeserver's aggregation only; never trusted
 }
 
-// ReceiptPayload is the plaintext content of a delivery receipt.
+// ReceiptPayload is the plaintext content of a delivery receipt. It says what came, and
+// asks for what did not.
 type ReceiptPayload struct {
-	Acks []Ack `json:"acks"`
+	Acks    []Ack             `json:"acks"`
+	Missing []MissingMessages `json:"missing,omitempty"`
 }
 
 // Ack says that everything of a sender up to a generation arrived.
@@ -263,6 +266,14 @@ type Ack struct {
 	Ref        Hash   `json:"ref"` // the epoch, by the commit that made it
 	Leaf       uint32 `json:"leaf"`
 	Generation uint32 `json:"generation"`
+}
+
+// MissingMessages are messages of a sender that did not come, though later ones of the
+// same epoch did. The sender may send them again.
+type MissingMessages struct {
+	Ref         Hash     `json:"ref"`
+	Leaf        uint32   `json:"leaf"`
+	Generations []uint32 `json:"generations"`
 }
 
 // EncryptionContent is the content of m.room.encryption in a room with MLS.

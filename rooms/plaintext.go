@@ -21,14 +21,22 @@ const (
 // Plaintext is what a PrivateMessage holds: an event type and content, the
 // room it belongs to, and an id that stays the same when the message is
 // encrypted again, so that receivers show it once. With AskReceipts its sender
-// asks for delivery receipts where none are sent unasked.
+// asks for delivery receipts where none are sent unasked; Again names the ciphertext
+// in which the message went out before, if it is sent again because somebody missed it.
 type Plaintext struct {
 	Type        string          `json:"type"`
 	Content     json.RawMessage `json:"content"`
 	Room        id.RoomID       `json:"room_id"`
 	MessageID   string          `json:"io.github.matrix-mls.mid"`
 	AskReceipts bool            `json:"io.github.matrix-mls.receipts,omitempty"`
+	Again       *Earlier        `json:"io.github.matrix-mls.again,omitempty"`
 	StateKey    *string         `json:"state_key,omitempty"`
+}
+
+// Earlier names another ciphertext of the same device.
+type Earlier struct {
+	Ref        Hash   `json:"ref"` // its epoch
+	Generation uint32 `json:"generation"`
 }
 
 // NewMessageID returns a message id from 16 random bytes.
@@ -104,6 +112,11 @@ func (p *Plaintext) validate() error {
 	for _, c := range p.MessageID {
 		if c <= ' ' || c > '~' {
 			return malformed(KeyMessageID, "holds other than printable ASCII characters")
+		}
+	}
+	if p.Again != nil {
+		if err := needHash(KeyAgain, p.Again.Ref); err != nil {
+			return err
 		}
 	}
 	return checkID("room_id", string(p.Room), '!')
