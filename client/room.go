@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -266,6 +267,7 @@ type room struct {
 	eraNo       uint64                   // era and newest final before the last input
 	finalRef    federation.Ref
 	listSeen    federation.Ref // the list change that is on the head and not final
+	listAside   federation.Ref // the last one that was left aside
 	listSince   time.Duration
 
 	listFailures int                      // list changes that were given up one after the other
@@ -368,6 +370,11 @@ func (c *Client) buildOn(r *room, now time.Duration) *epoch {
 	known, ok := r.machine.Known(list)
 	if !ok {
 		return nil
+	}
+	if r.listAside != list && !r.rec.NewEra {
+		// Where nobody is left to vouch for it another one would come to the same: each costs two commits and a takeover.
+		r.listAside = list
+		r.tried["list"] = now + cmp.Or(r.listFailed(known.Parent), listNever)
 	}
 	return r.epochs[known.Parent]
 }
