@@ -863,6 +863,48 @@ func TestChangeSuiteAcrossAPartition(t *testing.T) {
 	}
 }
 
+// TestChangeSuiteWhileTheOtherSideCommits: a room moves to another suite while a server is
+// cut off, whose side makes commits of its own meanwhile, and speaks in them. The sides end
+// in the new group, and every message comes once.
+func TestChangeSuiteWhileTheOtherSideCommits(t *testing.T) {
+	w := suitesWorld(t, suite1, suite2)
+	room, u := w.apart(3, nil)
+	alice, bob, carol := u[0], u[1], u[2]
+	w.must(func() error { _, err := alice.CheckSuite(w.ctx, room, suite2); return err })
+	fork := carol.headRef(room)
+	w.cut("s3.example")
+	w.send(carol, room, "far, old epoch")
+	w.beginChange(alice, room, suite2)
+	w.must(func() error { return carol.ChangePolicySelf(room) })
+	w.send(carol, room, "far, new epoch")
+	if !w.until(400, func() bool { return alice.epochSuite(room) == suite2 && bob.epochSuite(room) == suite2 }) {
+		t.Fatal("the room does not move")
+	}
+	w.send(alice, room, "near")
+	w.send(bob, room, "near, too")
+	w.must(func() error { return carol.ChangePolicySelf(room) })
+	w.send(carol, room, "far, another epoch")
+	if carol.headRef(room) == fork || carol.epochSuite(room) != suite1 || alice.epochSuite(room) != suite2 {
+		t.Fatal("the sides did not part: the test proves nothing")
+	}
+	w.mend()
+	w.settle()
+	for range 10 {
+		w.now.add(15 * time.Second)
+		w.settle()
+	}
+	w.wantSuite(room, suite2, u...)
+	w.send(carol, room, "healed")
+	w.settle()
+	want := []string{"far, another epoch", "far, new epoch", "far, old epoch", "healed", "near", "near, too"}
+	for _, d := range u {
+		if diff := cmp.Diff(want, d.received()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", d.ident.device, diff)
+		}
+	}
+	w.checkNonces()
+}
+
 // closedAt tells whether a device's head is a ReInit, final or not.
 func (d *testDevice) closedAt(room id.RoomID) bool {
 	d.mu.Lock()
