@@ -36,6 +36,7 @@ type Device struct {
 	suites  []mls.CipherSuite
 	through func(client.Transport) client.Transport
 	http    *http.Client
+	tells   bool
 	journal *journal
 	skipped atomic.Int64 // of the client's monotonic clock
 
@@ -54,6 +55,8 @@ type DeviceOptions struct {
 	Suites []mls.CipherSuite
 	// Through puts something between the client and its homeserver; nil: nothing.
 	Through func(client.Transport) client.Transport
+	// Receipts has it send delivery receipts, and ask for what does not come.
+	Receipts bool
 	// HTTP makes the requests; nil: a client of the device's own.
 	HTTP *http.Client
 }
@@ -98,7 +101,7 @@ func (w *World) NewDeviceOf(ctx context.Context, server string, user lab.User, n
 
 func (w *World) newDevice(s *lab.Server, user lab.User, name string, o DeviceOptions) *Device {
 	return &Device{
-		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through, http: o.HTTP,
+		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through, http: o.HTTP, tells: o.Receipts,
 		journal: &journal{since: w.since},
 	}
 }
@@ -156,7 +159,7 @@ func (d *Device) run(ctx context.Context) error {
 	}
 	began := time.Now()
 	o := client.Options{
-		Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle,
+		Store: d.st, Identity: d.Identity, Log: d.logger(), Handler: d.handle, Receipts: d.tells,
 		Monotonic: func() time.Duration { return time.Since(began) + time.Duration(d.skipped.Load()) },
 	}
 	if d.through != nil {

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -121,10 +122,12 @@ func TestBan(t *testing.T) {
 }
 
 // TestHostileEvents: a member's homeserver account sends malformed, oversized and replayed events of ours with a plain
-// client. The modules name what they refuse, and the room goes on.
+// client. The modules name what they refuse, and the room goes on. Then one of the homeservers keeps messages from its user.
 func TestHostileEvents(t *testing.T) {
 	s := tell(t, "sqlite")
-	alice, bob := s.person("syn1", "alice"), s.person("den1", "bob")
+	k := &keeper{kept: map[string]bool{}}
+	alice := s.person("syn1", "alice")
+	bob := s.device("den1", fmt.Sprintf("bob%d", people.Add(1)), "bob", e2e.DeviceOptions{HTTP: &http.Client{Transport: k}, Receipts: true})
 	room := s.room(client.CreateOptions{}, alice, bob)
 	s.talk(room, "before", alice, bob)
 	refused := func(server string) int {
@@ -165,6 +168,7 @@ func TestHostileEvents(t *testing.T) {
 			s.pause()
 		}
 	}
+	s.asksFor(room, k, alice, bob)
 	s.agree(room, alice, bob)
 }
 
