@@ -571,8 +571,9 @@ func historyItem(msg *Message) (*store.TimelineItem, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client: message %s: %w", msg.EventID, err)
 	}
+	target, relation := relationOf(msg.Content)
 	return &store.TimelineItem{
 		Room: msg.Room, EventID: msg.EventID, Mid: msg.ID, Sender: msg.Sender, Type: msg.Type,
-		Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(federation.Ref{}), Data: raw,
+		Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(federation.Ref{}), Data: raw, Target: target, Relation: relation,
 	}, nil
 }

@@ -559,6 +559,9 @@ func (c *Client) load(ctx context.Context) error {
 	if err := c.boundRefused(ctx); err != nil {
 		return err
 	}
+	if err := c.indexRelations(ctx); err != nil {
+		return err
+	}
 	if err := c.loadTasks(ctx); err != nil {
 		return err
 	}

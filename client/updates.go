@@ -377,9 +377,10 @@ func (c *Client) addMessage(b *batch, msg *Message) {
 		if err := c.dropHistory(ctx, msg); err != nil {
 			return err
 		}
+		target, relation := relationOf(msg.Content)
 		return c.st.AddTimeline(ctx, &store.TimelineItem{
 			Room: msg.Room, EventID: msg.EventID, Mid: msg.ID, Sender: msg.Sender, Type: msg.Type,
-			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw,
+			Timestamp: msg.Timestamp, Epoch: msg.Epoch, Ref: refBytes(msg.Ref), Data: raw, Target: target, Relation: relation,
 		})
 	})
 	b.then(func() { notifyChan(c.updWake) })

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -359,6 +360,63 @@ func TestUpdateTimelineReplacesTheEcho(t *testing.T) {
 	if d := cmp.Diff([]*TimelineItem{{Seq: own.Seq, Room: room, EventID: "$real", Mid: "m", Sender: "@a:one", Type: "t", Data: []byte("mine")}}, all); d != "" {
 		t.Error(d)
 	}
+}
+
+// TestRelated: of what is related to an event, what was redacted, what has not gone out and what is in another room do not count.
+func TestRelated(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
+	ctx := t.Context()
+	const edit, thread = "m.replace", "m.thread"
+	for _, item := range []*TimelineItem{
+		{Room: room, EventID: "$root", Mid: "0", Sender: "@a:one"},
+		{Room: room, EventID: "$e1", Mid: "1", Sender: "@a:one", Timestamp: 9, Target: "$root", Relation: edit},
+		{Room: room, EventID: "$e3", Mid: "2", Sender: "@a:one", Timestamp: 7, Target: "$root", Relation: edit},
+		{Room: room, EventID: "$e2", Mid: "3", Sender: "@a:one", Timestamp: 9, Target: "$root", Relation: edit},
+		{Room: room, EventID: "$other", Mid: "4", Sender: "@b:one", Timestamp: 99, Target: "$root", Relation: edit},
+		{Room: room, EventID: "~pending", Mid: "5", Sender: "@a:one", Timestamp: 99, Target: "$root", Relation: edit},
+		{Room: other, EventID: "$e9", Mid: "6", Sender: "@a:one", Timestamp: 99, Target: "$root", Relation: edit},
+		{Room: room, EventID: "$t1", Mid: "7", Sender: "@b:one", Timestamp: 99, Target: "$root", Relation: thread},
+		{Room: room, EventID: "$t2", Mid: "8", Sender: "@a:one", Timestamp: 5, Target: "$root", Relation: thread},
+		{Room: room, EventID: "$t3", Mid: "9", Sender: "@c:one", Timestamp: 5, Target: "$root", Relation: thread},
+	} {
+		if err := s.AddTimeline(ctx, item); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when string, edits, relations string, count int, by bool, last id.EventID) {
+		t.Helper()
+		list, err := s.NewestBy(ctx, room, "$root", edit, "@a:one", 2)
+		var got string
+		for _, item := range list {
+			got += item.EventID.String()
+		}
+		kinds, err2 := s.Relations(ctx, room, "$root")
+		slices.Sort(kinds)
+		n, own, newest, err3 := s.Related(ctx, room, "$root", thread, "@c:one")
+		if err := errors.Join(err, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+		if got != edits || strings.Join(kinds, " ") != relations || n != count || own != by || count > 0 && newest.EventID != last || count == 0 && newest != nil {
+			t.Errorf("%s: edits %s, relations %q, %d in the thread, by the user %t, last %+v", when, got, kinds, n, own, newest)
+		}
+	}
+	check("at first", "$e2$e1", "m.replace m.thread", 3, true, "$t3")
+	for _, event := range []id.EventID{"$e2", "$t3"} {
+		if err := s.RedactTimeline(ctx, room, event, func([]byte) ([]byte, error) { return nil, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("after redactions", "$e1$e3", "m.replace m.thread", 2, false, "$t2")
+	for _, event := range []id.EventID{"$t1", "$t2"} {
+		item, err := s.TimelineEvent(ctx, room, event)
+		if err == nil {
+			err = s.Relate(ctx, item.Seq, "", "")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("without a thread", "$e1$e3", "m.replace", 0, false, "")
 }
 
 func TestInboxRooms(t *testing.T) {

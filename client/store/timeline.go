@@ -10,20 +10,21 @@ import (
 )
 
 const (
-	addTimelineQuery = `INSERT INTO timeline (room_id, event_id, mid, sender, ts, epoch, ref, data)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+	addTimelineQuery = `INSERT INTO timeline (room_id, event_id, mid, sender, ts, epoch, ref, data, target, relation)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (room_id, event_id) DO UPDATE SET mid = excluded.mid, sender = excluded.sender, ts = excluded.ts,
-			epoch = excluded.epoch, ref = excluded.ref, data = excluded.data
+			epoch = excluded.epoch, ref = excluded.ref, data = excluded.data, target = excluded.target, relation = excluded.relation
 		RETURNING seq`
-	updateTimelineQuery = `UPDATE timeline SET event_id = $2, mid = $3, sender = $4, ts = $5, epoch = $6, ref = $7, data = $8 WHERE seq = $1`
+	updateTimelineQuery = `UPDATE timeline SET event_id = $2, mid = $3, sender = $4, ts = $5, epoch = $6, ref = $7, data = $8, target = $9, relation = $10
+		WHERE seq = $1`
 	dropEchoQuery       = `DELETE FROM timeline WHERE room_id = $1 AND event_id = $2 AND seq <> $3`
-	timelineColumns     = `SELECT seq, room_id, event_id, mid, sender, ts, epoch, ref, data FROM timeline `
+	timelineColumns     = `SELECT seq, room_id, event_id, mid, sender, ts, epoch, ref, target, relation, data FROM timeline `
 	timelineBeforeQuery = timelineColumns + `WHERE room_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3`
 	timelineSinceQuery  = timelineColumns + `WHERE ($1 = '' OR room_id = $1) AND seq > $2 ORDER BY seq LIMIT $3`
 	timelineEventQuery  = timelineColumns + `WHERE room_id = $1 AND event_id = $2`
 	timelineMidQuery    = timelineColumns + `WHERE room_id = $1 AND sender = $2 AND mid = $3 AND seq > 0 ORDER BY seq LIMIT 1`
-	addHistoryQuery     = `INSERT INTO timeline (seq, room_id, event_id, mid, sender, ts, epoch, ref, data)
-		SELECT min(0, coalesce((SELECT min(seq) FROM timeline), 0)) - 1, $1, $2, $3, $4, $5, $6, $7, $8
+	addHistoryQuery     = `INSERT INTO timeline (seq, room_id, event_id, mid, sender, ts, epoch, ref, data, target, relation)
+		SELECT min(0, coalesce((SELECT min(seq) FROM timeline), 0)) - 1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
 		WHERE NOT EXISTS (SELECT 1 FROM timeline WHERE room_id = $1 AND event_id = $2)
 			AND NOT EXISTS (SELECT 1 FROM timeline WHERE room_id = $1 AND sender = $4 AND mid = $3)
 		RETURNING seq`
@@ -34,6 +35,13 @@ const (
 	dropSeenQuery     = `DELETE FROM seen WHERE room_id = $1 AND event_id IN (SELECT event_id FROM timeline WHERE room_id = $1)`
 	dropTimelineQuery = `DELETE FROM timeline WHERE room_id = $1`
 	timelineBackQuery = timelineColumns + `WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
+	// An own message that has not gone out has no event id yet, and is related to nothing.
+	relatedTo        = `room_id = $1 AND target = $2 AND target <> '' AND event_id LIKE '$%' `
+	relationsQuery   = `SELECT DISTINCT relation FROM timeline WHERE ` + relatedTo
+	editsQuery       = timelineColumns + `WHERE ` + relatedTo + `AND relation = $3 AND sender = $4 ORDER BY ts DESC, event_id DESC LIMIT $5`
+	repliesQuery     = `SELECT count(*), coalesce(max(sender = $4), 0), coalesce(max(seq), 0) FROM timeline WHERE ` + relatedTo + `AND relation = $3`
+	timelineSeqQuery = timelineColumns + `WHERE seq = $1`
+	relateQuery      = `UPDATE timeline SET target = $2, relation = $3 WHERE seq = $1`
 )
 
 // MaxTimelinePage bounds one reading of the timeline.
@@ -53,6 +61,10 @@ type TimelineItem struct {
 	Epoch     uint64
 	Ref       []byte
 	Data      []byte
+	// Target is the event that the event is an edit of, or that its thread begins with,
+	// and Relation which of these. They are not sealed.
+	Target   id.EventID
+	Relation string
 }
 
 // AddTimeline stores a decrypted event and sets its Seq. An event that is
@@ -63,7 +75,7 @@ func (s *Store) AddTimeline(ctx context.Context, item *TimelineItem) error {
 		return err
 	}
 	return s.insert(ctx, "timeline", addTimelineQuery, []any{
-		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
+		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed, item.Target, item.Relation,
 	}, &item.Seq)
 }
 
@@ -79,7 +91,7 @@ func (s *Store) UpdateTimeline(ctx context.Context, item *TimelineItem) error {
 			return err
 		}
 		return s.exec(ctx, "timeline", updateTimelineQuery,
-			item.Seq, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed)
+			item.Seq, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed, item.Target, item.Relation)
 	})
 }
 
@@ -98,7 +110,7 @@ func (s *Store) AddHistory(ctx context.Context, item *TimelineItem) (added bool,
 		return false, err
 	}
 	err = s.insert(ctx, "timeline", addHistoryQuery, []any{
-		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed,
+		item.Room, item.EventID, item.Mid, item.Sender, item.Timestamp, int64(item.Epoch), blob(item.Ref), sealed, item.Target, item.Relation,
 	}, &item.Seq)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
@@ -162,7 +174,7 @@ func (s *Store) timeline(ctx context.Context, query string, args ...any) (all []
 	var broken bool
 	err = s.sealedList(ctx, "timeline", query, args, func(row dbutil.Scannable, sealed *[]byte) ([]byte, func([]byte), error) {
 		item := new(TimelineItem)
-		err := row.Scan(&item.Seq, &item.Room, &item.EventID, &item.Mid, &item.Sender, &item.Timestamp, &item.Epoch, &item.Ref, sealed)
+		err := row.Scan(&item.Seq, &item.Room, &item.EventID, &item.Mid, &item.Sender, &item.Timestamp, &item.Epoch, &item.Ref, &item.Target, &item.Relation, sealed)
 		return place("timeline", item.Room.String(), item.EventID.String()), func(plain []byte) {
 			n, used := binary.Uvarint(plain)
 			if used <= 0 || n > uint64(len(plain)-used) {
@@ -202,6 +214,7 @@ func (s *Store) RedactTimeline(ctx context.Context, room id.RoomID, event id.Eve
 		if item.Data, err = blank(item.Data); err != nil {
 			return err
 		}
+		item.Target, item.Relation = "", ""
 		return s.UpdateTimeline(ctx, item)
 	})
 }
@@ -234,4 +247,38 @@ func (s *Store) DropTimeline(ctx context.Context, room id.RoomID) error {
 		}
 		return nil
 	})
+}
+
+// Relations returns which relations to an event are stored.
+func (s *Store) Relations(ctx context.Context, room id.RoomID, target id.EventID) (relations []string, err error) {
+	err = s.each(ctx, "timeline", relationsQuery, []any{room, target}, func(row dbutil.Scannable) error {
+		var relation string
+		err := row.Scan(&relation)
+		relations = append(relations, relation)
+		return err
+	})
+	return relations, err
+}
+
+// NewestBy returns the newest events of a user's that have a relation to another, by
+// the homeserver's time, the newest first.
+func (s *Store) NewestBy(ctx context.Context, room id.RoomID, target id.EventID, relation string, sender id.UserID, limit int) ([]*TimelineItem, error) {
+	return s.timeline(ctx, editsQuery, room, target, relation, sender, limit)
+}
+
+// Related counts the events that have a relation to another, tells whether one of
+// them is of the given user, and returns the one that came last, nil if there is
+// none.
+func (s *Store) Related(ctx context.Context, room id.RoomID, target id.EventID, relation string, user id.UserID) (count int, by bool, last *TimelineItem, err error) {
+	var seq int64
+	if err = s.one(ctx, "timeline", repliesQuery, []any{room, target, relation, user}, &count, &by, &seq); err != nil || count == 0 {
+		return 0, false, nil, err
+	}
+	last, err = s.timelineOne(ctx, timelineSeqQuery, seq)
+	return count, by, last, err
+}
+
+// Relate notes what an event at a Seq is related to.
+func (s *Store) Relate(ctx context.Context, seq int64, target id.EventID, relation string) error {
+	return s.exec(ctx, "timeline", relateQuery, seq, target, relation)
 }

@@ -69,7 +69,7 @@ func faultSchemas(t *testing.T) {
 	if err != nil || len(fresh) < 60 {
 		t.Fatalf("%d columns (%v)", len(fresh), err)
 	}
-	for _, version := range []string{"v1", "v2", "v3", "v4"} {
+	for _, version := range []string{"v1", "v2", "v3", "v4", "v5"} {
 		t.Run(version, func(t *testing.T) {
 			newer := filepath.Join(t.TempDir(), "newer.db")
 			if err := openTest(t, newer).Close(); err != nil {
@@ -85,7 +85,7 @@ func faultSchemas(t *testing.T) {
 				t.Fatal(err)
 			}
 			insert := "INSERT INTO epochs (room_id, ref, parent, number, state) VALUES ($1, $2, $3, 7, $4)"
-			if version == "v3" || version == "v4" {
+			if version >= "v3" {
 				insert = "INSERT INTO epochs (room_id, ref, parent, number, state, whole) VALUES ($1, $2, $3, 7, $4, TRUE)"
 			}
 			err = errors.Join(

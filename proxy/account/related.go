@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"maunium.net/go/mautrix/id"
 
@@ -44,9 +45,9 @@ func reactions(ctx context.Context, st *store.Store, room id.RoomID, to id.Event
 			if row.Type != "m.reaction" || pending(row) {
 				continue
 			}
-			m := new(client.Message)
-			if err := json.Unmarshal(row.Data, m); err != nil {
-				return nil, fmt.Errorf("account: message %s: %w", row.EventID, err)
+			m, err := messageOf(row)
+			if err != nil {
+				return nil, err
 			}
 			var content struct {
 				Relates struct {
@@ -63,4 +64,63 @@ func reactions(ctx context.Context, st *store.Store, room id.RoomID, to id.Event
 		}
 	}
 	return out[:min(len(out), maxReactions)], nil
+}
+
+// maxEdits bounds the edits of a message that are looked at for one that counts.
+const maxEdits = 8
+
+// Bundle is what belongs to a message, as far as this device could read it.
+type Bundle struct {
+	Edit   *client.Message // the newest, nil if there is none
+	Thread *Thread         // that begins with the message, nil if none does
+}
+
+// Bundle returns what homeservers bundle with a message of a sender and a type, from
+// what the device has read: some bundle nothing, and those that do know of ciphertexts
+// only. It is not for messages that are edits themselves.
+func (a *Account) Bundle(ctx context.Context, room id.RoomID, event id.EventID, sender id.UserID, eventType string) (Bundle, error) {
+	return bundle(ctx, a.st, room, event, sender, eventType, a.ident.UserID())
+}
+
+func bundle(ctx context.Context, st *store.Store, room id.RoomID, event id.EventID, sender id.UserID, eventType string, own id.UserID) (out Bundle, err error) {
+	relations, err := st.Relations(ctx, room, event)
+	if err != nil {
+		return out, err
+	}
+	for _, relation := range relations {
+		switch relation {
+		case client.RelationEdit: // by the sender alone, and of the same type
+			edits, err := st.NewestBy(ctx, room, event, relation, sender, maxEdits)
+			if err != nil {
+				return out, err
+			}
+			if at := slices.IndexFunc(edits, func(edit *store.TimelineItem) bool { return edit.Type == eventType }); at >= 0 {
+				if out.Edit, err = messageOf(edits[at]); err != nil {
+					return out, err
+				}
+			}
+		case client.RelationThread:
+			count, by, last, err := st.Related(ctx, room, event, relation, own)
+			if err != nil {
+				return out, err
+			}
+			if count == 0 {
+				continue // it was taken back meanwhile
+			}
+			latest, err := messageOf(last)
+			if err != nil {
+				return out, err
+			}
+			out.Thread = &Thread{Root: event, Latest: latest, Seq: last.Seq, Count: count, Participated: by || sender == own}
+		}
+	}
+	return out, nil
+}
+
+func messageOf(row *store.TimelineItem) (*client.Message, error) {
+	m := new(client.Message)
+	if err := json.Unmarshal(row.Data, m); err != nil {
+		return nil, fmt.Errorf("account: message %s: %w", row.EventID, err)
+	}
+	return m, nil
 }

@@ -78,6 +78,47 @@ func TestSearchGoesBackThroughTheStore(t *testing.T) {
 	}
 }
 
+// TestWhatIsBundled: the newest edit by the sender that is of the message's type, and the thread.
+func TestWhatIsBundled(t *testing.T) {
+	c := newCounting(t, nil)
+	row := func(event id.EventID, sender id.UserID, eventType string, at int64, relation string) {
+		t.Helper()
+		data := fmt.Sprintf(`{"room":%q,"event_id":%q,"type":%q}`, unreadRoomID, event, eventType)
+		err := c.st.AddTimeline(t.Context(), &store.TimelineItem{Room: unreadRoomID, EventID: event, Mid: string(event), Sender: sender, Type: eventType, Timestamp: at, Data: []byte(data), Target: "$root", Relation: relation})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bundled := func(own id.UserID) (edit id.EventID, thread *Thread) {
+		t.Helper()
+		b, err := bundle(t.Context(), c.st, unreadRoomID, "$root", unreadPeer, "m.room.message", own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Edit != nil {
+			edit = b.Edit.EventID
+		}
+		return edit, b.Thread
+	}
+	if edit, thread := bundled(unreadOwn); edit != "" || thread != nil {
+		t.Errorf("with nothing there are %s, %+v", edit, thread)
+	}
+	row("$e1", unreadPeer, "m.room.message", 5, client.RelationEdit)
+	row("$e2", unreadPeer, "m.sticker", 6, client.RelationEdit)
+	row("$e3", unreadOwn, "m.room.message", 7, client.RelationEdit)
+	row("$t1", "@c:x", "m.room.message", 1, client.RelationThread)
+	if edit, thread := bundled(unreadOwn); edit != "$e1" || thread == nil || thread.Count != 1 || thread.Participated || thread.Latest.EventID != "$t1" {
+		t.Errorf("there are %s, %+v", edit, thread)
+	}
+	if _, thread := bundled(unreadPeer); thread == nil || !thread.Participated {
+		t.Errorf("who wrote the first has no part in %+v", thread)
+	}
+	row("$t2", unreadOwn, "m.room.message", 2, client.RelationThread)
+	if _, thread := bundled(unreadOwn); thread == nil || thread.Count != 2 || !thread.Participated || thread.Latest.EventID != "$t2" {
+		t.Errorf("then there is %+v", thread)
+	}
+}
+
 func TestNothingThatIsSearchedLiesOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), storeName)
 	a := stored(t, path, newKey(t))

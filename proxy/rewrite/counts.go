@@ -213,12 +213,16 @@ func WithThread(root, latest Event, count int, participated bool) Event {
 	}
 	unsigned := orNew(f.object("unsigned"))
 	relations := orNew(unsigned.object("m.relations"))
-	thread := fields{"latest_event": latest.Raw}
-	thread["count"], _ = json.Marshal(count)
-	thread["current_user_participated"], _ = json.Marshal(participated)
-	relations["m.thread"] = thread.raw()
+	relations["m.thread"] = threadOf(latest, count, participated)
 	unsigned["m.relations"] = relations.raw()
 	f["unsigned"] = unsigned.raw()
 	root.Raw = f.raw()
 	return root
+}
+
+func threadOf(latest Event, count int, participated bool) json.RawMessage {
+	thread := fields{"latest_event": latest.Raw}
+	thread["count"], _ = json.Marshal(count)
+	thread["current_user_participated"], _ = json.Marshal(participated)
+	return thread.raw()
 }

@@ -5,6 +5,7 @@
 package rewrite
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"strings"
@@ -46,6 +47,15 @@ type Reading struct {
 	// a device that could not open it itself.
 	SharedBy id.UserID
 	Language Language // of the person who reads it
+}
+
+// Bundle is what a View knows of what belongs to a message (Matrix client-server API,
+// "Aggregations of child events").
+type Bundle struct {
+	Edit         Event // the newest by the same sender; without Raw: there is none
+	Latest       Event // of the thread that begins with it
+	Count        int   // of that thread's messages; 0: there is none
+	Participated bool  // the person has written one of them, or the first
 }
 
 // KeyUnreadable marks the notice in the place of an event that cannot be read.
@@ -134,6 +144,12 @@ func One(room id.RoomID, raw json.RawMessage, v View) Event {
 		if !encrypted(room, &out, f, redacted, v) {
 			return out
 		}
+		bundles(room, f, v)
+		if !out.Notice {
+			bundleKnown(room, f, redacted, v)
+		}
+		out.Raw = f.raw()
+		return out
 	case mls && redacted:
 		f["content"] = json.RawMessage("{}")
 	case mls && eventType != "m.room.redaction":
@@ -342,6 +358,42 @@ func bundles(room id.RoomID, f fields, v View) {
 	}
 	unsigned["m.relations"] = relations.raw()
 	f["unsigned"] = unsigned.raw()
+}
+
+// bundleKnown bundles with a message what the homeserver does not, and the View knows: a
+// View may have a method Bundle. An edit has none, and in a thread there begins no other.
+func bundleKnown(room id.RoomID, f fields, redacted bool, v View) {
+	knows, ok := v.(interface {
+		Bundle(room id.RoomID, event id.EventID, sender id.UserID, eventType string) Bundle
+	})
+	rel := f.object("content").object("m.relates_to").text("rel_type")
+	if !ok || rel == "m.replace" {
+		return
+	}
+	b := knows.Bundle(room, id.EventID(f.text("event_id")), id.UserID(f.text("sender")), f.text("type"))
+	unsigned := orNew(f.object("unsigned"))
+	relations := orNew(unsigned.object("m.relations"))
+	if b.Edit.Raw != nil && !redacted && isEditOf(b.Edit.Raw, f.text("event_id")) && after(b.Edit, relations.object("m.replace")) {
+		relations["m.replace"] = b.Edit.Raw
+	}
+	if b.Count > 0 && b.Latest.Raw != nil && rel == "" && !relations.has("m.thread") {
+		relations["m.thread"] = threadOf(b.Latest, b.Count, b.Participated)
+	}
+	if len(relations) == 0 {
+		return
+	}
+	unsigned["m.relations"] = relations.raw()
+	f["unsigned"] = unsigned.raw()
+}
+
+// after tells whether an edit is the one that counts of it and another, nil for none.
+func after(edit Event, other fields) bool {
+	if other == nil {
+		return true
+	}
+	var at int64
+	_ = json.Unmarshal(other["origin_server_ts"], &at)
+	return cmp.Or(cmp.Compare(edit.Time, at), strings.Compare(string(edit.ID), other.text("event_id"))) > 0
 }
 
 func isEditOf(raw json.RawMessage, event string) bool {

@@ -262,3 +262,84 @@ func FuzzRewrite(f *testing.F) {
 		}
 	})
 }
+
+// knowing is a View that knows what belongs to $open.
+type knowing struct {
+	known
+	bundle Bundle
+}
+
+func (k knowing) Bundle(room id.RoomID, event id.EventID, sender id.UserID, eventType string) Bundle {
+	if room == mlsRoom && event == "$open" && sender == "@a:x" && eventType == "m.room.message" || event == "$edit" || event == "$thread" {
+		return k.bundle
+	}
+	return Bundle{}
+}
+
+// TestWhatIsKnownIsBundled: beside what the homeserver bundles, of which the newest edit counts.
+func TestWhatIsKnownIsBundled(t *testing.T) {
+	edit := func(event string, at int64, of string) Event {
+		return MessageEvent(mlsRoom, id.EventID(event), at, opened("@a:x", "m.room.message", `{"body":"* known","m.new_content":{"body":"known"},"m.relates_to":{"rel_type":"m.replace","event_id":"`+of+`"}}`))
+	}
+	k := knowing{known: view, bundle: Bundle{Edit: edit("$known", 6, "$open"), Latest: MessageEvent(mlsRoom, "$last", 7, opened("@b:x", "m.room.message", `{"body":"last"}`)), Count: 4, Participated: true}}
+	_, theirs := evt(mlsRoom, "$edit", "@a:x", "m.room.encrypted", cipher, "")
+	bundled := func(v View, event, sender, content, rest string) (edit, latest string, count float64) {
+		t.Helper()
+		room, raw := evt(mlsRoom, event, sender, "m.room.encrypted", content, rest)
+		var out struct {
+			Unsigned struct {
+				Age       int
+				Relations map[string]map[string]any `json:"m.relations"`
+			}
+		}
+		e := One(room, raw, v)
+		if err := json.Unmarshal(e.Raw, &out); err != nil {
+			t.Fatalf("%s: %v", e.Raw, err)
+		}
+		if strings.Contains(rest, `"age":7`) && out.Unsigned.Age != 7 {
+			t.Errorf("%s has lost its age", e.Raw)
+		}
+		edit, _ = out.Unsigned.Relations["m.replace"]["event_id"].(string)
+		if last, ok := out.Unsigned.Relations["m.thread"]["latest_event"].(map[string]any); ok {
+			latest, _ = last["event_id"].(string)
+		}
+		count, _ = out.Unsigned.Relations["m.thread"]["count"].(float64)
+		return edit, latest, count
+	}
+	older := k
+	older.bundle.Edit = edit("$known", 4, "$open")
+	same := k
+	same.bundle.Edit = edit("$a", 5, "$open")
+	elsewhere := k
+	elsewhere.bundle.Edit = edit("$known", 6, "$else")
+	inThread := knowing{known: known{"$thread": opened("@a:x", "m.room.message", `{"body":"x","m.relates_to":{"rel_type":"m.thread","event_id":"$open"}}`)}, bundle: k.bundle}
+	inThread.bundle.Edit = edit("$known", 6, "$thread")
+	has := `,"unsigned":{"age":7,"m.relations":{"m.replace":` + string(theirs) + `,"m.thread":{"latest_event":` + string(theirs) + `,"count":9}}}`
+	for _, tt := range []struct {
+		name                         string
+		v                            View
+		event, sender, content, rest string
+		edit, latest                 string
+		count                        float64
+	}{
+		{"nothing from the homeserver", k, "$open", "@a:x", cipher, "", "$known", "$last", 4},
+		{"with other things", k, "$open", "@a:x", cipher, `,"unsigned":{"age":7}`, "$known", "$last", 4},
+		{"an older one from the homeserver", k, "$open", "@a:x", cipher, has, "$known", "$edit", 9},
+		{"a newer one from the homeserver", older, "$open", "@a:x", cipher, has, "$edit", "$edit", 9},
+		{"one of the same time", same, "$open", "@a:x", cipher, has, "$edit", "$edit", 9},
+		{"an edit of something else", elsewhere, "$open", "@a:x", cipher, "", "", "$last", 4},
+		{"a redacted one", k, "$open", "@a:x", "{}", `,"unsigned":{"redacted_because":{"type":"m.room.redaction"}}`, "", "$last", 4},
+		{"an edit", k, "$edit", "@a:x", cipher, "", "", "", 0},
+		{"one in a thread", inThread, "$thread", "@a:x", cipher, "", "$known", "", 0},
+		{"one that cannot be read", k, "$unknown", "@a:x", cipher, "", "", "", 0},
+		{"one under another's name", k, "$open", "@evil:x", cipher, "", "", "", 0},
+		{"a view that knows nothing", view, "$open", "@a:x", cipher, "", "", "", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			edit, latest, count := bundled(tt.v, tt.event, tt.sender, tt.content, tt.rest)
+			if edit != tt.edit || latest != tt.latest || count != tt.count {
+				t.Errorf("got the edit %q, and %q last of %v", edit, latest, count)
+			}
+		})
+	}
+}

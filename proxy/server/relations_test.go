@@ -2,12 +2,18 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/url"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
 
@@ -86,5 +92,140 @@ func TestRelationsComeInPagesOfTheSizeAskedFor(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// keep puts messages into the store of the account's device, as if it had read them.
+func (w *deviceWorld) keep(messages ...*client.Message) {
+	w.t.Helper()
+	dir := w.account().Dir()
+	w.proxy.Close()
+	w.accounts.Close()
+	path := filepath.Join(dir, "client.db")
+	key, err := store.LoadKey(store.KeyOptions{Path: filepath.Join(dir, "store.key"), Store: path, Getenv: func(string) string { return "" }})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	st, err := store.Open(w.t.Context(), store.Options{Path: path, Key: key})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, m := range messages {
+		var content struct {
+			Relates struct {
+				Type  string     `json:"rel_type"`
+				Event id.EventID `json:"event_id"`
+			} `json:"m.relates_to"`
+		}
+		raw, err := json.Marshal(m)
+		err = errors.Join(err, json.Unmarshal(m.Content, &content))
+		if err == nil {
+			err = st.AddTimeline(w.t.Context(), &store.TimelineItem{
+				Room: m.Room, EventID: m.EventID, Mid: string(m.EventID), Sender: m.Sender, Type: m.Type, Timestamp: m.Timestamp, Data: raw,
+				Target: content.Relates.Event, Relation: content.Relates.Type,
+			})
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := st.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.tells = w.joined()
+	w.mu.Unlock()
+	w.start()
+	if err := w.account().Ready(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestWhatBelongsToAMessageIsBundled: a homeserver that bundles nothing (Dendrite), or cannot know what counts, is made up for
+// on each path that has messages.
+func TestWhatBelongsToAMessageIsBundled(t *testing.T) {
+	const peer = id.UserID("@b:one")
+	said := func(event id.EventID, sender id.UserID, at int64, content string) *client.Message {
+		return &client.Message{Room: mlsRoom, EventID: event, Sender: sender, Type: "m.room.message", Timestamp: at, Content: json.RawMessage(content)}
+	}
+	edit := func(text string) string {
+		return fmt.Sprintf(`{"body":"* %s","m.new_content":{"body":%q},"m.relates_to":{"rel_type":"m.replace","event_id":"$root"}}`, text, text)
+	}
+	const inThread = `{"body":"a reply","m.relates_to":{"rel_type":"m.thread","event_id":"$root"}}`
+	w := newDeviceWorld(t)
+	w.keep(said("$root", peer, 1, `{"body":"first"}`), said("$e2", peer, 3, edit("the newest")), said("$e1", peer, 2, edit("an older one")),
+		said("$forged", "@evil:one", 9, edit("somebody else's")), said("$t1", peer, 4, inThread), said("$t2", deviceUser, 5, inThread))
+	cipher := func(event string, sender id.UserID) string {
+		return fmt.Sprintf(`{"event_id":%q,"type":"m.room.encrypted","sender":%q,"origin_server_ts":1,"content":{"algorithm":"io.github.matrix-mls.v1","ciphertext":"AAAA"}}`, event, sender)
+	}
+	root, reply, change := cipher("$root", peer), cipher("$t1", peer), cipher("$e1", peer)
+	list := `{"chunk":[` + root + `,` + reply + `,` + change + `]}`
+	w.mu.Lock()
+	w.get = func(_ id.RoomID, what string, _ url.Values) (int, string) {
+		switch {
+		case what == "event/$root":
+			return 200, root
+		case strings.HasPrefix(what, "context/"):
+			return 200, `{"event":` + root + `,"events_before":[` + reply + `],"events_after":[` + change + `]}`
+		case what == "messages", strings.HasPrefix(what, "relations/"):
+			return 200, list
+		case what == "threads":
+			return 404, `{"errcode":"M_UNRECOGNIZED"}`
+		}
+		return 0, ""
+	}
+	w.mu.Unlock()
+	type event struct {
+		ID       id.EventID `json:"event_id"`
+		Unsigned struct {
+			Relations struct {
+				Edit *struct {
+					ID id.EventID `json:"event_id"`
+				} `json:"m.replace"`
+				Thread *struct {
+					Latest struct {
+						ID id.EventID `json:"event_id"`
+					} `json:"latest_event"`
+					Count        int
+					Participated bool `json:"current_user_participated"`
+				} `json:"m.thread"`
+			} `json:"m.relations"`
+		}
+	}
+	rooms := "/_matrix/client/v1/rooms/" + string(mlsRoom)
+	for name, path := range map[string]string{
+		"messages": "/_matrix/client/v3/rooms/" + string(mlsRoom) + "/messages?dir=b&limit=10", "context": "/_matrix/client/v3/rooms/" + string(mlsRoom) + "/context/$root",
+		"event": "/_matrix/client/v3/rooms/" + string(mlsRoom) + "/event/$root", "relations": rooms + "/relations/$root?limit=9", "threads": rooms + "/threads",
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, body := w.do("GET", path, "")
+			var answer struct {
+				event
+				Event  event
+				Chunk  []event
+				Before []event `json:"events_before"`
+				After  []event `json:"events_after"`
+			}
+			if err := json.Unmarshal([]byte(body), &answer); err != nil || status != 200 {
+				t.Fatalf("%d %s: %v", status, body, err)
+			}
+			found := false
+			for _, e := range slices.Concat(answer.Chunk, answer.Before, answer.After, []event{answer.Event, answer.event}) {
+				is := e.Unsigned.Relations
+				if e.ID != "$root" {
+					if is.Edit != nil || is.Thread != nil {
+						t.Errorf("%s has %+v", e.ID, is)
+					}
+					continue
+				}
+				found = true
+				if is.Edit == nil || is.Edit.ID != "$e2" || is.Thread == nil || is.Thread.Latest.ID != "$t2" || is.Thread.Count != 2 || !is.Thread.Participated {
+					t.Errorf("the message has %+v, %+v", is.Edit, is.Thread)
+				}
+			}
+			if !found {
+				t.Errorf("the message is not there: %s", body)
+			}
+		})
 	}
 }

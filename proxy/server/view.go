@@ -80,6 +80,22 @@ func (v *view) message(m *client.Message) rewrite.Event {
 	return rewrite.MessageEvent(m.Room, m.EventID, m.Timestamp, r)
 }
 
+// Bundle is what package rewrite bundles with a message.
+func (v *view) Bundle(room id.RoomID, event id.EventID, sender id.UserID, eventType string) (out rewrite.Bundle) {
+	b, err := v.sess.account.Bundle(v.ctx, room, event, sender, eventType)
+	if err != nil {
+		v.s.o.Log.Err(err).Msg("What belongs to a message cannot be read from the store")
+		return out
+	}
+	if b.Edit != nil {
+		out.Edit = v.message(b.Edit)
+	}
+	if b.Thread != nil {
+		out.Latest, out.Count, out.Participated = v.message(b.Thread.Latest), b.Thread.Count, b.Thread.Participated
+	}
+	return out
+}
+
 // detach keeps the keys of a message's files, so that the client can download
 // them as if they were not encrypted.
 func (v *view) detach(m *client.Message) json.RawMessage {

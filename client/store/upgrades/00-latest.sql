@@ -1,4 +1,4 @@
--- v0 -> v5: Latest schema
+-- v0 -> v6: Latest schema
 -- Columns named "data" or "state" hold sealed blobs: nonce and XChaCha20-Poly1305 ciphertext.
 CREATE TABLE account (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),
@@ -131,7 +131,10 @@ CREATE TABLE timeline (
 	epoch    INTEGER NOT NULL,
 	ref      BLOB NOT NULL,
 	data     BLOB NOT NULL,
+	target   TEXT NOT NULL DEFAULT '', -- the event that an edit is of, or that a thread begins with: homeservers see that, too
+	relation TEXT NOT NULL DEFAULT '',
 	UNIQUE (room_id, event_id)
 );
 CREATE INDEX timeline_room ON timeline (room_id, seq);
 CREATE INDEX timeline_mid ON timeline (room_id, sender, mid);
+CREATE INDEX timeline_target ON timeline (room_id, target, relation, sender, ts, event_id) WHERE target <> '';
