@@ -1,12 +1,23 @@
 package e2e_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // TestGaps: after a cut between servers, the homeservers leave out of their transactions and syncs what others sent
@@ -140,25 +151,171 @@ func TestClientRestarts(t *testing.T) {
 	s.agree(room, alice, bob)
 }
 
-// TestHomeserverRestarts: each homeserver restarts while people write.
+// A line is between a client and its homeserver. It may lose the answer to a message that the homeserver took. Until it is
+// mended nothing goes over it, and no /sync, which may show that message, until a message has gone again.
+type line struct {
+	mu         sync.Mutex
+	lose       bool
+	lost       chan struct{} // closed when the answer is lost
+	cut, syncs chan struct{} // closed when anything, and when a /sync, may pass; nil: it may
+	again      func()        // lets /sync pass: a message has gone once more
+	txn        string        // under which that message went
+	taken      []id.EventID  // as which the homeserver took it, each time
+}
+
+var errCut = errors.New("the line is cut")
+
+func (l *line) RoundTrip(req *http.Request) (*http.Response, error) {
+	shows := strings.HasSuffix(req.URL.Path, "/sync")
+	_, txn, message := strings.Cut(req.URL.Path, "/send/"+rooms.TypeEncrypted+"/")
+	l.mu.Lock()
+	loses := message && l.lose
+	if loses {
+		syncs := make(chan struct{})
+		l.lose, l.txn, l.cut, l.syncs, l.again = false, txn, make(chan struct{}), syncs, sync.OnceFunc(func() { close(syncs) })
+	}
+	waits := l.cut
+	if shows {
+		waits = l.syncs
+	}
+	l.mu.Unlock()
+	if waits != nil && !loses {
+		select {
+		case <-waits:
+		case <-req.Context().Done():
+			return nil, req.Context().Err()
+		}
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if shows && l.syncs != nil {
+		select {
+		case <-l.syncs:
+		default: // it was cut meanwhile
+			return nil, errCut
+		}
+	}
+	var sent struct {
+		Event id.EventID `json:"event_id"`
+	}
+	if !message || json.Unmarshal(body, &sent) != nil || sent.Event == "" {
+		return resp, nil
+	}
+	if txn == l.txn {
+		l.taken = append(l.taken, sent.Event)
+	}
+	if loses {
+		close(l.lost)
+		return nil, errCut
+	}
+	if l.again != nil {
+		l.again()
+	}
+	return resp, nil
+}
+
+// loseNext loses the answer to the next message. What it returns is closed once the homeserver has the message.
+func (l *line) loseNext() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lose, l.taken, l.lost = true, nil, make(chan struct{})
+	return l.lost
+}
+
+func (l *line) mend() { close(l.cut) }
+
+// TestHomeserverRestarts: each homeserver restarts while people write. One of them has had no answer yet, though the
+// homeserver took the message: it goes there again afterwards, under the same transaction id. Synapse knows it, and makes
+// no second event; Dendrite keeps such ids in memory alone, and does. The message is shown once.
 func TestHomeserverRestarts(t *testing.T) {
 	s := tell(t, "sqlite")
-	alice, bob := s.person("syn2", "alice"), s.person("den1", "bob")
+	lines := map[string]*line{"syn2": {}, "den1": {}}
+	person := func(server, name string) *e2e.Device {
+		return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, e2e.DeviceOptions{HTTP: &http.Client{Transport: lines[server]}})
+	}
+	alice, bob := person("syn2", "alice"), person("den1", "bob")
 	room := s.room(client.CreateOptions{}, alice, bob)
+	s.talk(room, "before", alice, bob)
+	second := map[id.EventID]bool{}
 	for _, server := range []string{"den1", "syn2"} {
-		s.must(s.w.Stop(s.ctx, server))
-		author, reader := alice, bob
-		if server == "syn2" {
-			author, reader = bob, alice
+		near, far := alice, bob // of the one that restarts
+		if server == "den1" {
+			near, far = bob, alice
 		}
+		s.final(room, alice, bob) // else it may be encrypted for another epoch the second time
+		l := lines[server]
+		lost := l.loseNext()
+		twice, done := "sent before and after "+server+" restarted", make(chan error, 1)
+		go func() {
+			_, err := near.SendText(s.ctx, room, twice)
+			done <- err
+		}()
+		select {
+		case <-lost:
+		case err := <-done:
+			t.Fatalf("%s sent a message, and has an answer: %v", near.Name, err)
+		case <-s.soon().Done():
+			t.Fatalf("%s sends nothing", near.Name)
+		}
+		s.must(s.w.Stop(s.ctx, server))
 		text := "while " + server + " was away"
-		_, err := author.SendText(s.soon(), room, text)
+		_, err := far.SendText(s.soon(), room, text)
 		s.must(err)
 		s.must(s.w.Servers.Start(s.ctx, server))
-		s.read(room, text, author, reader)
+		l.mend()
+		select {
+		case err := <-done:
+			s.must(err)
+		case <-s.soon().Done():
+			t.Fatalf("the message is not sent again after the restart of %s", server)
+		}
+		switch events := slices.Compact(slices.Clone(l.taken)); {
+		case len(l.taken) < 2:
+			t.Errorf("nothing was repeated to %s under the transaction id %s: the test proves nothing", server, l.txn)
+		case len(events) > 1 && server != "den1":
+			t.Errorf("under one transaction id, before and after its restart, %s took a message as the events %v", server, events)
+		default:
+			s.step("%s took the message as %v", server, events)
+			for _, ev := range events[1:] {
+				second[ev] = true
+			}
+		}
+		for _, d := range []*e2e.Device{near, far} {
+			s.read(room, twice, near, d)
+		}
+		s.read(room, text, far, near)
 		s.talk(room, server+" is back", alice, bob)
 	}
 	s.agree(room, alice, bob)
+	for _, d := range []*e2e.Device{alice, bob} {
+		shown := map[string]int{}
+		for _, u := range d.Updates() {
+			switch u := u.(type) {
+			case *client.Message:
+				shown[u.Body()]++
+			case *client.Undecryptable: // of a second event that is said, once its key is gone
+				if second[u.EventID] && u.Reason == "framing/generation-consumed" {
+					continue
+				}
+				t.Errorf("%s is told of a message that it cannot show: %+v", d.Name, u)
+			}
+		}
+		for text, n := range shown {
+			if n != 1 {
+				t.Errorf("%s is shown %q %d times", d.Name, text, n)
+			}
+		}
+	}
 }
 
 // TestDefaultRateLimits: with the homeservers' own limits, a burst of messages and a commit among them all arrive; the
