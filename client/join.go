@@ -151,6 +151,7 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	if err != nil {
 		return err
 	}
+	was := r.machine != nil && r.rec.Phase == phaseMember
 	if r.machine != nil || len(r.epochs) > 0 {
 		c.startOver(r, b)
 	}
@@ -164,6 +165,9 @@ func (c *Client) handleWelcome(ctx context.Context, r *room, evt *Event, b *batc
 	c.setCommitEvent(r, ref, content.CommitEvent)
 	c.joined(r, e, b)
 	c.readAgain(r, ref, again, b)
+	if was { // what came on the branch that lost was looked at there, where it counts for nothing
+		c.lookAfresh(r, ref)
+	}
 	r.rec.Renew = lastResort // others joined with the same keys
 	c.enteredBy(r, shared)
 	c.tellEpoch(r, e, false)
@@ -266,13 +270,21 @@ func (r *room) noteMeanwhile(evt *Event) {
 	if r.rec.Phase != phaseJoining || !r.rec.JoinRef.IsZero() || r.machine == nil || slices.Contains(r.rec.Meanwhile, evt.ID) {
 		return
 	}
-	switch evt.Type {
-	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject, rooms.TypeRepost:
+	if coordinates(evt.Type) {
 		r.rec.Meanwhile = append(r.rec.Meanwhile, evt.ID)
 		if n := len(r.rec.Meanwhile) - maxMeanwhile; n > 0 {
 			r.rec.Meanwhile = slices.Delete(r.rec.Meanwhile, 0, n)
 		}
 	}
+}
+
+// coordinates tells whether events of a type are for the room's coordination.
+func coordinates(eventType string) bool {
+	switch eventType {
+	case rooms.TypeCommit, rooms.TypeProposal, rooms.TypeAccept, rooms.TypeVote, rooms.TypePromise, rooms.TypeReady, rooms.TypeApplied, rooms.TypeReject, rooms.TypeRepost:
+		return true
+	}
+	return false
 }
 
 // readAgain has what came meanwhile read from the room's history once more, for the

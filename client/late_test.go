@@ -249,6 +249,65 @@ func welcomeAfterAnOwnCommit(t *testing.T, above uint64) {
 	w.checkNonces()
 }
 
+// TestASecondWelcomeAfterTheFirstOnesBranchLost: who was invited in a cut, and comes after it, has a Welcome into the
+// branch that lost and another into the head. What it looked at on the first is read once more for the second.
+func TestASecondWelcomeAfterTheFirstOnesBranchLost(t *testing.T) {
+	w := newWorld(t)
+	room, u := w.apart(3, nil)
+	alice, bob, carol := u[0], u[1], u[2]
+	dave := w.deviceOn(w.modules()[2].s, "dave", "DAVE1")
+	dave.dead = true
+	q := string(dave.UserID()) + "/" + string(dave.DeviceID())
+	welcomes := func(want int) {
+		t.Helper()
+		w.s.mu.Lock()
+		defer w.s.mu.Unlock()
+		n := 0
+		for _, evt := range w.modules()[2].s.toDevice[q] {
+			if evt.Type == rooms.TypeWelcome {
+				n++
+			}
+		}
+		if n != want {
+			t.Fatalf("dave has %d Welcomes, want %d: the test proves nothing", n, want)
+		}
+	}
+	w.cut("s3.example")
+	w.must(func() error { return carol.Invite(w.ctx, room, dave.UserID()) })
+	w.must(func() error { return alice.ChangePolicySelf(room) })
+	if !w.until(300, func() bool { return carol.has(room, dave) }) {
+		t.Fatal("carol does not add dave in the cut")
+	}
+	w.settle()
+	welcomes(1)
+	w.must(func() error { return carol.ChangePolicySelf(room) })
+	w.mend()
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	welcomes(2)
+	want := []string{"to dave"}
+	w.send(alice, room, want[0])
+	for i := range 3 {
+		w.must(func() error { return alice.ChangePolicySelf(room) })
+		want = append(want, fmt.Sprintf("above %d", i))
+		w.send(bob, room, want[len(want)-1])
+		w.settle()
+	}
+	before := alice.epoch(room)
+	dave.dead = false
+	dave.turn()
+	w.join(dave, room)
+	for range 40 {
+		w.settle()
+		w.now.add(3 * time.Second)
+	}
+	dave.wantTexts(want...)
+	if now := alice.epoch(room); now != before {
+		t.Errorf("epoch %d, want %d: dave came in by himself", now, before)
+	}
+	w.checkNonces()
+}
+
 // TestWelcomeWithoutItsCommit is given up one day.
 func TestWelcomeWithoutItsCommit(t *testing.T) {
 	w := newWorld(t)

@@ -28,6 +28,8 @@ type lookback struct {
 	// gap is the first event of a timeline of /sync before which others are missing: it
 	// is read on beyond it, back to where all was processed.
 	gap id.EventID
+	// again: what the coordination takes is handled once more, though it was processed.
+	again bool
 }
 
 // gapHolds is for how many failures in sequence the room's events wait for what is
@@ -61,6 +63,16 @@ func (c *Client) look(r *room, since federation.Ref, pages int, hold bool) {
 	c.askLook(r, &need{look: l})
 }
 
+// lookAfresh asks for the history since a commit that a Welcome opened, for a coordination that begins there: what it
+// takes is handled once more.
+func (c *Client) lookAfresh(r *room, since federation.Ref) {
+	c.look(r, since, c.limits.GapPages, true)
+	if n := r.needs[lookNow]; n != nil {
+		n.look.again = true
+		r.rec.Look.Again = true
+	}
+}
+
 // lookGap asks for what is missing before an event that /sync showed first, not
 // sooner than after a while.
 func (c *Client) lookGap(r *room, first id.EventID, wait time.Duration) {
@@ -80,12 +92,12 @@ func (c *Client) askLook(r *room, n *need) {
 				l.until = append(l.until, e)
 			}
 		}
-		l.pages, l.hold = max(l.pages, asked.look.pages), l.hold || asked.look.hold
+		l.pages, l.hold, l.again = max(l.pages, asked.look.pages), l.hold || asked.look.hold, l.again || asked.look.again
 		delete(r.needs, lookNow)
 	}
 	r.want(lookNow, n)
 	if l.hold {
-		r.rec.Look = &keptLook{Until: l.until, Pages: l.pages, Gap: l.gap}
+		r.rec.Look = &keptLook{Until: l.until, Pages: l.pages, Gap: l.gap, Again: l.again}
 	}
 	c.poke()
 }
@@ -96,13 +108,14 @@ type keptLook struct {
 	Until []id.EventID `json:"until,omitempty"`
 	Pages int          `json:"pages"`
 	Gap   id.EventID   `json:"gap,omitempty"`
+	Again bool         `json:"again,omitempty"`
 }
 
 // resumeLooks takes over what was to be looked for before the room was read from
 // the store.
 func (r *room) resumeLooks(needs map[string]*need) {
 	if kept := r.rec.Look; kept != nil {
-		r.needs[lookNow] = &need{look: &lookback{until: kept.Until, pages: kept.Pages, gap: kept.Gap, hold: true}}
+		r.needs[lookNow] = &need{look: &lookback{until: kept.Until, pages: kept.Pages, gap: kept.Gap, again: kept.Again, hold: true}}
 	}
 	for _, key := range []string{lookNow, lookLater} {
 		if n := needs[key]; n != nil {
@@ -215,10 +228,16 @@ func (c *Client) fileHistory(ctx context.Context, r *room, key string, l *lookba
 			if err != nil {
 				return err
 			}
-			if seen {
+			if seen && !(l.again && coordinates(evt.Type)) {
 				continue
 			}
-			fresh++
+			if seen {
+				if err := c.st.ForgetSeen(ctx, r.id, []id.EventID{evt.ID}); err != nil {
+					return err
+				}
+			} else {
+				fresh++
+			}
 			if err := c.inboxStep(r.id, evt, false)(ctx); err != nil {
 				return err
 			}
@@ -239,7 +258,9 @@ func (c *Client) fileHistory(ctx context.Context, r *room, key string, l *lookba
 		c.log.Info().Stringer("room_id", r.id).Int("events", fresh).Msg("Found events in the history that the homeserver had left out")
 	}
 	if key == lookNow && (fresh > 0 || l.hold) {
-		r.want(lookLater, &need{look: l, notFor: c.mono() + lookAgain})
+		later := *l
+		later.again = false
+		r.want(lookLater, &need{look: &later, notFor: c.mono() + lookAgain})
 	} else if r.rec.Look != nil && r.needs[lookNow] == nil {
 		r.rec.Look = nil
 		return c.commitBatch(ctx, r, &batch{})
