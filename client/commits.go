@@ -444,6 +444,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				c.confirmFinal(r)
 			}
 			c.policyDone(r)
+			c.losePassed(r, b)
 			c.prune(b, r)
 		case federation.Doubt:
 			if e := r.epochs[act.Ref]; e != nil {
@@ -718,6 +719,16 @@ func (c *Client) loseCommit(r *room, b *batch) {
 		}
 		r.joinAt = c.mono() + time.Second
 	}
+}
+
+// losePassed gives up an own commit that was made below what is final now, or beside it, as beside a commit that was
+// in doubt: it may not be sent yet.
+func (c *Client) losePassed(r *room, b *batch) {
+	p, final := r.pending, r.machine.NewestFinal()
+	if p == nil || p.External || p.Founding || p.Era || r.machine.Extends(federation.Ref(p.Parent), final) || r.machine.Extends(final, federation.Ref(p.Ref)) {
+		return
+	}
+	c.loseCommit(r, b)
 }
 
 // forgetRef drops everything that is kept under a ref.

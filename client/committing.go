@@ -667,6 +667,9 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 		}
 		data.Commit = content
 	}
+	if old := r.pending; old != nil && !old.External {
+		c.loseCommit(r, b) // made on another epoch, as below a commit in doubt, and perhaps not sent yet
+	}
 	r.own[ref], r.pending = own, own
 	r.commitAt = 0
 	if err := c.savePending(b, r, own); err != nil {
