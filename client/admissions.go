@@ -2,12 +2,14 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"slices"
 
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -167,7 +169,7 @@ func (c *Client) letsIn(r *room, e *epoch, policy *rooms.Policy, user id.UserID)
 	var other error // whom a member admitted is who holds this key, not whom a homeserver shows under that name later
 	doubt := false
 	for _, a := range r.admissionsOf(user) {
-		if _, err := c.verifyAdmission(r, e, policy, &a); err != nil {
+		if _, err := c.verifyAdmission(r, e, policy, &a); err != nil || r.objected(&a) {
 			continue
 		}
 		if known {
@@ -187,6 +189,41 @@ func (c *Client) letsIn(r *room, e *epoch, policy *rooms.Policy, user id.UserID)
 		}
 	}
 	return nil, other
+}
+
+// noteObjection is for a member's word that an own commit lets somebody in without a valid admission: who came later
+// cannot have seen all that makes one void. Of a commit with several it does not say which, so they go one by one then.
+func (c *Client) noteObjection(ctx context.Context, r *room, ref federation.Ref) error {
+	kept, err := c.storedCommit(ctx, r, ref)
+	if err != nil {
+		return err
+	}
+	msg, err := mls.ParseMessage(kept.Message)
+	if err != nil {
+		return nil
+	}
+	aad, err := rooms.DecodeCommitAAD(msg.AuthenticatedData())
+	if err != nil {
+		return nil
+	}
+	if r.planned = false; len(aad.Admissions) != 1 {
+		r.admitApart = true
+		return nil
+	}
+	if r.objections == nil || len(r.objections) >= maxObjections {
+		r.objections = map[string]federation.Ref{}
+	}
+	r.objections[string(aad.Admissions[0].Sig)] = ref
+	return nil
+}
+
+// maxObjections bounds what is remembered of admissions that members call void.
+const maxObjections = 256
+
+// objected tells whether a member called an admission void, and the others do not go on with the commit that used it.
+func (r *room) objected(a *rooms.Admission) bool {
+	ref, ok := r.objections[string(a.Sig)]
+	return ok && (!r.machine.Extends(r.machine.Head(), ref) || slices.Contains(r.machine.NeedsVouching(), ref))
 }
 
 // leastWanted returns who loses their admission where there are too many: somebody who is neither in the room nor invited,

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -399,4 +401,59 @@ func TestAdmissionsThatNameDifferentKeys(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestAnAdmissionThatMembersCallVoidIsNotUsedAgain: who came later cannot have seen that somebody was removed after they
+// were admitted. Their device adds them once; the others object, and it does not add them again and again.
+func TestAnAdmissionThatMembersCallVoidIsNotUsedAgain(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	dave := w.device("dave", "DAVE1")
+	packages := dave.ident.own().packages
+	dave.ident.own().packages, dave.dead = nil, true // nobody can add the device yet
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.settle()
+	for _, d := range []*testDevice{alice, carol} {
+		w.must(func() error { return d.ChangePolicySelf(room) })
+		d.mu.Lock()
+		r := d.rooms[room]
+		r.rec.Removals = map[id.UserID]uint64{dave.UserID(): r.levelOf(r.head())}
+		r.keepAdmissions(dave.UserID(), nil)
+		d.mu.Unlock()
+		w.settle()
+	}
+	dave.ident.own().packages = packages
+	w.s.mu.Lock()
+	before := len(w.s.log)
+	w.s.mu.Unlock()
+	for range 120 {
+		w.settle()
+		w.now.add(5 * time.Second)
+	}
+	w.s.mu.Lock()
+	adds := 0
+	for _, evt := range w.s.log[before:] {
+		if content, err := rooms.DecodeCommit(evt.Content); evt.Type == rooms.TypeCommit && evt.Sender == bob.UserID() && err == nil {
+			msg, err := mls.ParseMessage(content.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if aad, err := rooms.DecodeCommitAAD(msg.AuthenticatedData()); err == nil && len(aad.Admissions) > 0 {
+				adds++
+			}
+		}
+	}
+	w.s.mu.Unlock()
+	if adds != 1 {
+		t.Errorf("bob adds dave %d times, want once", adds)
+	}
+	w.sameEpoch(room, alice, bob, carol)
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) }) // once more
+	dave.dead = false
+	w.join(dave, room)
+	for range 20 {
+		w.settle()
+		w.now.add(5 * time.Second)
+	}
+	w.sameEpoch(room, alice, bob, carol, dave)
 }

@@ -391,8 +391,14 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID), commit: ev.Ref})
 		}
 	case *federation.Rejected:
-		if own := r.own[ev.Ref]; own != nil && own.External && ev.Rule == string(rooms.RuleAddWithoutAdmission) {
-			r.unwelcome = ev.Ref
+		if own := r.own[ev.Ref]; own != nil && ev.Rule == string(rooms.RuleAddWithoutAdmission) {
+			if own.External {
+				r.unwelcome = ev.Ref
+			} else if r.machine.Held(ev.Ref) {
+				if err := c.noteObjection(ctx, r, ev.Ref); err != nil {
+					return err
+				}
+			}
 		}
 	case *federation.Applied:
 		if e := r.epochs[ev.Ref]; e != nil {

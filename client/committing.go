@@ -574,7 +574,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 				continue
 			}
 			if admission != nil {
-				if size += admission.Size(); size > rooms.MaxAdmissionsSize {
+				if size += admission.Size(); size > rooms.MaxAdmissionsSize || r.admitApart && len(aad.Admissions) > 0 {
 					later[add.User] = true // with the next commit
 					continue
 				}
