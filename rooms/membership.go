@@ -54,6 +54,7 @@ type RoomState struct {
 	encryptionEvents int
 	ended            map[id.UserID][]Member // memberships that others took the place of, the last first
 	unsure           map[id.UserID]bool     // whose membership is not known to count
+	again            map[id.UserID]bool     // whose membership had ended, and was shown once more
 }
 
 // NewRoomState returns the state of a room of which nothing is known.

@@ -28,6 +28,10 @@ func (s *RoomState) noteMember(user id.UserID, event id.EventID) {
 	if event == old.Event {
 		return
 	}
+	if s.again == nil {
+		s.again = make(map[id.UserID]bool)
+	}
+	s.again[user] = s.Ended(user, event)
 	s.end(user, old, event)
 	if s.unsure == nil {
 		s.unsure = make(map[id.UserID]bool)
@@ -93,7 +97,7 @@ func replaces(now, was Membership) bool {
 // and where the older one puts the user out, the later one has to have counted, for
 // they may have shown it where nobody knew of that.
 func (s *RoomState) Succeed(old *RoomState, came func(user id.UserID) bool) (back []SetBack) {
-	s.unsure = nil
+	s.unsure, s.again = nil, nil
 	s.ended = maps.Clone(old.ended)
 	for user, was := range old.Members {
 		now, there := s.Members[user]
@@ -107,7 +111,7 @@ func (s *RoomState) Succeed(old *RoomState, came func(user id.UserID) bool) (bac
 			continue
 		}
 		putOut := (now.Membership == MembershipLeave || now.Membership == MembershipBan) && now.Sender != user
-		if !there || had && (!putOut || !old.unsure[user]) {
+		if !there || had && !old.again[user] && (!putOut || !old.unsure[user]) {
 			back = append(back, SetBack{user, was, now})
 		}
 	}

@@ -36,6 +36,7 @@ func TestSetBack(t *testing.T) {
 		{"unbanned, invited, and that is forgotten", "1 alice ban, 2 alice leave, 3 alice invite, *", "1 alice ban", false, "3 1"},
 		{"invited on both sides", "1 alice invite, 2 carol invite", "1 alice invite", false, ""},
 		{"renamed, and that is forgotten", "1 bob join, 2 bob join", "1 bob join", false, ""},
+		{"put out, and his join is shown once more", "1 alice invite, 2 bob join, 3 alice leave, 2 bob join, *", "3 alice leave", false, ""},
 		{"and back again", "1 bob leave, 2 bob join, =1 bob leave", "2 bob join", false, "1 2"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

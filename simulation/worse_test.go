@@ -299,7 +299,7 @@ func (w *world) swapTag(d *device, kind string, content json.RawMessage) json.Ra
 	if s, ok := msg.Sender(); ok && s.Type == mls.SenderTypeMember {
 		at -= 1 + 32 // the membership tag
 	}
-	c.Message[at] ^= 1
+	c.Message[at] ^= 2 // a member may have changed the other bit
 	raw, err := rooms.Encode(c)
 	if err != nil {
 		return content
