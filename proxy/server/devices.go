@@ -105,7 +105,11 @@ func (s *Server) password(w http.ResponseWriter, r *http.Request) {
 	_ = json.Unmarshal(body, &req)     // the homeserver says what is wrong with it
 	ends := req.End == nil || *req.End // all others end unless a client says that they do not
 	_, answers := full["auth"]
-	switch known := s.changing.find(req.Auth.Session, time.Now()); {
+	known, begun := s.changing.find(req.Auth.Session, time.Now())
+	switch {
+	case answers && len(full) == 1 && own != "" && !begun: // whether other sessions are to end is not known any more
+		refuse(w, http.StatusBadRequest, "M_UNKNOWN", "the password is not changed: the proxy does not know what this request goes on with, as it was started anew or a quarter of an hour went by; begin the change of the password anew")
+		return
 	case answers && len(full) == 1: // the homeserver keeps what an earlier request said
 		req.Password, ends = known.password, known.later
 	case own != "", req.End == nil: // without a session here it is ended only for who says that all are to end

@@ -82,6 +82,38 @@ func TestAChangeOfThePasswordKeepsTheMLSDevice(t *testing.T) {
 	})
 }
 
+// TestAChangeOfThePasswordThatTheProxyForgot: where it started anew meanwhile, or much time went by, it does not know
+// what the first request said, and whether other sessions are to end. It does not let the change go on then.
+func TestAChangeOfThePasswordThatTheProxyForgot(t *testing.T) {
+	const path = "/_matrix/client/v3/account/password"
+	const begin, auth = `{"new_password":"changed"}`, `{"auth":{"type":"m.login.password","session":"s","password":"secret"}}`
+	w := newDeviceWorld(t)
+	w.hs.Mu.Lock()
+	w.hs.Add(deviceUser, "TV")
+	before := w.hs.Passwords[deviceUser]
+	w.hs.Mu.Unlock()
+	if status, body := w.do("POST", path, begin); status != http.StatusUnauthorized {
+		t.Fatalf("%d %s", status, body)
+	}
+	w.server.changing.done("s")
+	status, body := w.do("POST", path, auth)
+	if status != http.StatusBadRequest || code(body) != "M_UNKNOWN" || !strings.Contains(body, "begin the change of the password anew") {
+		t.Errorf("%d %s", status, body)
+	}
+	w.hs.Mu.Lock()
+	after := w.hs.Passwords[deviceUser]
+	w.hs.Mu.Unlock()
+	if after != before {
+		t.Error("the password is changed, and the other sessions stay")
+	}
+	if status, body := w.do("POST", path, begin); status != http.StatusUnauthorized {
+		t.Fatalf("%d %s", status, body)
+	}
+	if status, body := w.do("POST", path, auth); status != http.StatusOK || slices.Contains(w.devices(), "TV") {
+		t.Errorf("begun anew: %d %s, and the sessions %q", status, body, w.devices())
+	}
+}
+
 // TestAForgottenPassword: who changes it without a session says by mail who it is.
 func TestAForgottenPassword(t *testing.T) {
 	for body, want := range map[string]string{

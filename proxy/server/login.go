@@ -151,7 +151,7 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 	broken := len(req.Auth) > 0 && json.Unmarshal(req.Auth, &auth) != nil
 	answers := broken || auth.Type != "" || auth.Session != ""
 	password, later := req.Password, req.Later
-	if known := s.begun.find(auth.Session, time.Now()); answers {
+	if known, _ := s.begun.find(auth.Session, time.Now()); answers {
 		later = later || known.later
 		if password == "" {
 			password = known.password

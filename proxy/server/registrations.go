@@ -63,12 +63,13 @@ func (r *registrations) wake() {
 	}
 }
 
-// find finds what a registration said before.
-func (r *registrations) find(session string, now time.Time) registration {
+// find finds what a registration said before, if it is known.
+func (r *registrations) find(session string, now time.Time) (registration, bool) {
 	r.expire(now)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.begun[session]
+	known, ok := r.begun[session]
+	return known, ok
 }
 
 // done forgets a registration.
