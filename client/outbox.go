@@ -390,6 +390,22 @@ const ruleSendRefused = "client/send-refused"
 
 const maxSendBackoff = 2 * time.Minute
 
+// dropGivenUp drops a commit's row, if the commit was given up, or forgotten, while its request was under way. That of
+// the first founding is no commit of ours that waits to be accepted, and stays while its epoch is held.
+func (c *Client) dropGivenUp(ctx context.Context, r *room, row *outRow) {
+	if row.item.Kind != kindCommit {
+		return
+	}
+	if own := r.own[row.ref()]; own != nil && !own.Lost || own == nil && r.epochs[row.ref()] != nil {
+		return
+	}
+	b := &batch{}
+	c.deleteRow(b, row)
+	if err := c.commitBatch(ctx, r, b); err != nil {
+		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to drop a commit that was given up")
+	}
+}
+
 // settleRow records how a sending ended. The caller holds c.mu.
 func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err error) {
 	r := c.rooms[row.item.Room]
@@ -411,6 +427,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 			c.limited = c.mono() + limit.RetryAfter
 		}
 		log.Debug().Dur("retry_after", limit.RetryAfter).Msg("The homeserver limits the rate")
+		c.dropGivenUp(ctx, r, row)
 		return
 	case isPermanent(err):
 		log.Warn().Err(err).Msg("The homeserver refused an event")
@@ -449,6 +466,7 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 		if ctx.Err() == nil {
 			log.Debug().Err(err).Int("attempt", row.fail).Msg("Sending failed, will try again")
 		}
+		c.dropGivenUp(ctx, r, row)
 		return
 	}
 	// Of what was sent it may be forgotten that it was: it is sent again under the same

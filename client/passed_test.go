@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -104,6 +106,63 @@ func TestACommitThatWasPassedIsNotSent(t *testing.T) {
 					t.Error("alice sends a commit below what is final")
 				}
 			}
+		})
+	}
+}
+
+// TestACommitThatWasPassedWhileItWasSentIsNotSentAgain: it was given up while its request was under way, and that fails.
+func TestACommitThatWasPassedWhileItWasSentIsNotSentAgain(t *testing.T) {
+	for name, fails := range map[string]error{"rate limit": &RateLimitError{RetryAfter: 30 * time.Second}, "no answer": errUnreachableNow} {
+		t.Run(name, func(t *testing.T) {
+			x := newRefusing(t)
+			var lost rooms.Hash
+			x.alice.hs.before = func(kind string) {
+				if kind != "send/"+rooms.TypeCommit || !lost.IsZero() {
+					return
+				}
+				x.alice.hs.fail = fails
+				x.alice.mu.Lock()
+				defer x.alice.mu.Unlock()
+				r, b := x.alice.rooms[x.room], &batch{}
+				lost = r.pending.Ref
+				x.alice.loseCommit(r, b)
+				if err := x.alice.commitBatch(x.ctx, r, b); err != nil {
+					t.Error(err)
+				}
+			}
+			x.must(func() error { return x.alice.ChangePolicySelf(x.room) })
+			for range 10 {
+				x.alice.turn()
+			}
+			if lost.IsZero() {
+				t.Fatal("alice sends no commit: the test proves nothing")
+			}
+			x.alice.mu.Lock()
+			for _, row := range x.alice.roomRows(x.room) {
+				if row.item.Kind == kindCommit && row.ref() == federation.Ref(lost) {
+					t.Error("the commit that was given up waits to be sent again")
+				}
+			}
+			x.alice.mu.Unlock()
+			for range 20 {
+				x.settle()
+				x.now.add(5 * time.Second)
+			}
+			for _, evt := range x.s.log {
+				if evt.Type != rooms.TypeCommit {
+					continue
+				}
+				content, err := rooms.DecodeCommit(evt.Content)
+				if err != nil {
+					continue
+				}
+				if msg, err := mls.ParseMessage(content.Message); err == nil {
+					if ref, err := rooms.CommitRef(msg); err == nil && rooms.Hash(ref) == lost {
+						t.Error("the commit that was given up is sent")
+					}
+				}
+			}
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
 		})
 	}
 }
