@@ -451,6 +451,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 			}
 			c.policyDone(r)
 			c.losePassed(r, b)
+			r.listCame(act.Ref)
 			c.prune(b, r)
 		case federation.Doubt:
 			if e := r.epochs[act.Ref]; e != nil {

@@ -525,7 +525,7 @@ func (c *Client) joinWork(r *room, now time.Duration) func(ctx context.Context) 
 }
 
 // surpassed tells whether a module shows a newer head than the one that an external commit of
-// ours is made on, so that no module accepts it any more.
+// ours is made on, or that one's own module another, so that no module accepts it any more.
 func (r *room) surpassed(head *rooms.HeadContent) bool {
 	p := r.pending
 	if p == nil || !p.External || federation.Ref(p.Parent) == federation.Ref(head.Accepted.Ref) {
@@ -533,7 +533,9 @@ func (r *room) surpassed(head *rooms.HeadContent) bool {
 	}
 	shown, ok := r.level(head.Group, head.Accepted.Epoch)
 	on, held := r.levelAt(federation.Ref(p.Parent))
-	return head.Era > r.joinEra || ok && held && shown > on
+	by := r.state.head(r.joinBy)
+	moved := by != nil && by.Accepted != nil && by.Accepted.Ref != p.Parent // its branch may have lost, to a shorter one
+	return head.Era > r.joinEra || ok && held && shown > on || moved
 }
 
 // treeFails is after how many failures to get the tree that a module shows others go

@@ -381,6 +381,16 @@ func (c *Client) buildOn(r *room, now time.Duration) *epoch {
 	return r.epochs[known.Parent]
 }
 
+// listCame clears the count of list changes that failed where the one that was left aside became final all the same: it
+// was slow.
+func (r *room) listCame(final federation.Ref) {
+	if r.listAside.IsZero() || final != r.listAside && !r.machine.Extends(final, r.listAside) {
+		return
+	}
+	r.listAside, r.listFailures, r.listOnParent = federation.Ref{}, 0, 0
+	delete(r.tried, "list")
+}
+
 // dropUnready gives up an own list change that its modules are not ready for,
 // so that other commits go on.
 func (c *Client) dropUnready(r *room, now time.Duration) {

@@ -235,7 +235,7 @@ func (c *Client) blockedBy(roomID id.RoomID) error {
 	case r == nil:
 		return ErrNoRoom
 	case r.rec.Membership != "join":
-		return errNotIn
+		return fmt.Errorf("%w (it has the membership %q)", errNotIn, r.rec.Membership)
 	case r.refounding():
 		return ErrSuiteChange
 	case r.sendEpoch() == nil || r.rec.Phase != phaseMember:
@@ -264,7 +264,7 @@ var errBeside = errors.New("client: this device has not come up to what is prove
 
 // errNotIn: the homeserver says that our user is not in the room, or not any more. It would refuse what is
 // encrypted, so that nothing in the room told a copy of this store which keys were used.
-var errNotIn = errors.New("client: the homeserver says that this user is not in the room; join it")
+var errNotIn = errors.New("client: the homeserver says that this user is not in the room; join it, or be invited first")
 
 // errNotCompared: who is in the room was not compared with who is in the group
 // since either changed.
@@ -373,6 +373,10 @@ func (c *Client) EncryptEvent(ctx context.Context, roomID id.RoomID, eventType s
 			return nil, err
 		}
 		why := c.blockedBy(roomID)
+		if errors.Is(why, errNotIn) { // the homeserver would refuse it, and nothing is queued here
+			c.mu.Unlock()
+			return nil, fmt.Errorf("client: encrypt for %s: %w", roomID, why)
+		}
 		if why == nil {
 			out, err := c.encryptForeign(ctx, r, plain)
 			c.mu.Unlock()

@@ -363,6 +363,40 @@ func TestNobodySendsUnderAListToCome(t *testing.T) {
 	w.wantServers2(room, alice, testServer)
 }
 
+// TestAListThatWasSlowCountsAsNoFailure: a list change that is left aside, as it does not become final for a while, is not
+// brought again at once; and once it is final nothing of that is left.
+func TestAListThatWasSlowCountsAsNoFailure(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.module.noVouching = true // so it cannot vote
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	if err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") }); !errors.Is(err, ErrNotReady) {
+		t.Fatalf("a list change that nobody votes for: %v", err)
+	}
+	state := func() (failures int, waits bool) {
+		alice.mu.Lock()
+		defer alice.mu.Unlock()
+		r := alice.rooms[room]
+		now := alice.mono()
+		alice.buildOn(r, now)
+		alice.buildOn(r, now+listWait)
+		return r.listFailures, r.tried["list"] > now+listWait
+	}
+	if failures, waits := state(); failures != 1 || !waits {
+		t.Fatalf("left aside: %d failures, waits: %v; want one, and that it waits", failures, waits)
+	}
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	r := alice.rooms[room]
+	if r.listCame(r.machine.NewestFinal()); r.listFailures != 1 || r.tried["list"] == 0 {
+		t.Errorf("what is final does not hold it: %d failures, and none until %v", r.listFailures, r.tried["list"])
+	}
+	if r.listCame(r.listAside); r.listFailures != 0 || r.tried["list"] > 0 {
+		t.Errorf("final after all: %d failures, and none until %v", r.listFailures, r.tried["list"])
+	}
+}
+
 func (w *world) wantServers2(room id.RoomID, d *testDevice, want ...string) {
 	w.t.Helper()
 	info := d.sequencers(room)
