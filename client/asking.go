@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
@@ -20,12 +22,14 @@ import (
 // either, is asked of the device that sent it, inside the group, in the form of a
 // delivery receipt. Devices that miss the same do not ask all at once: who sees
 // another's question waits whether that one helps. The sender sends the message again,
-// to all, under its message id, in the head's epoch: a server that lost, or keeps, the
-// first event has no reason to do so with the second, and cannot tell which it is.
+// to all, under its message id, in the head's epoch. Inside the ciphertext nothing shows a
+// server which message that is; when it comes, and what an edit, a reply or a message of a
+// thread relates to beside the ciphertext, may.
 //
 // It does so once for each message, for what it still keeps (resend.go), for a bounded
-// number of them, one after the other, and while nobody new has come into the group, who
-// was not to read it.
+// number of them, one after the other, and while no new user has come into the group, who
+// was not to read it. What a later message of this user takes the place of stays as it was
+// sent: sent again it would be the newer one.
 
 const (
 	missingAsk   = 20 * time.Second // after a gap was noted it is asked for
@@ -132,10 +136,32 @@ func (c *Client) askMissing(ctx context.Context, r *room) error {
 	}
 	for _, m := range gaps {
 		m.Asked = true
+		c.tellLater(m)
 		r.askedAt[m.User] = now
 	}
 	c.log.Info().Stringer("room_id", r.id).Int("senders", len(list)).Msg("Asked for messages that did not come")
 	return c.commitBatch(ctx, r, b)
+}
+
+// mayAsk tells whether this device can ask for a gap, and has not done so yet.
+func (c *Client) mayAsk(r *room, m *missing) bool {
+	e := r.epochs[federation.Ref(m.Ref)]
+	if !c.receipts || m.Asked || e == nil || !r.onChain(e.ref) {
+		return false
+	}
+	some, _ := addMissing(nil, m, e)
+	return some != nil
+}
+
+// tellLater leaves time for the answer to a question for a gap before it is told, once.
+func (c *Client) tellLater(m *missing) {
+	if m.Later {
+		return
+	}
+	m.Later = true
+	m.Due = max(m.Due, c.now().Add(missingWait).UnixMilli())
+	m.due = max(m.due, c.mono()+missingWait)
+	m.last = max(m.last, m.due)
 }
 
 // askTime is when a gap is asked for at the soonest.
@@ -192,7 +218,7 @@ func (m *missing) in(o *rooms.MissingMessages) bool {
 // handleQuestion takes in what a member misses: this device need not ask for it, too,
 // and sends its own again. Of one user a question counts once: who has used up what is
 // sent again for them does not keep others from asking.
-func (c *Client) handleQuestion(r *room, asker id.UserID, list []rooms.MissingMessages, b *batch) {
+func (c *Client) handleQuestion(r *room, asker id.UserID, device id.DeviceID, list []rooms.MissingMessages, b *batch) {
 	for _, o := range list {
 		for i := range r.rec.Missing {
 			m := &r.rec.Missing[i]
@@ -202,27 +228,33 @@ func (c *Client) handleQuestion(r *room, asker id.UserID, list []rooms.MissingMe
 			}
 			if m.Asks = append(slices.Clone(m.Asks), asker); len(m.Asks) >= maxQuestions {
 				m.Asked = true
+				c.tellLater(m)
 			} else {
 				m.ask = c.mono() + missingAgain + askTurn(m, old)
 			}
 		}
-		c.sendMissed(r, asker, &o, b)
+		c.sendMissed(r, asker, device, &o, b)
 	}
 }
 
 // sendMissed notes those of this device's messages that a member did not get, to be sent
-// again.
-func (c *Client) sendMissed(r *room, asker id.UserID, o *rooms.MissingMessages, b *batch) {
+// again. What has no event yet is left to who sends it: this device, or a bot's own client.
+func (c *Client) sendMissed(r *room, asker id.UserID, device id.DeviceID, o *rooms.MissingMessages, b *batch) {
 	e, head := r.epochs[federation.Ref(o.Ref)], r.sendEpoch()
-	if e == nil || head == nil || uint32(e.group.OwnLeafIndex()) != o.Leaf || !r.onChain(e.ref) || newcomers(e, head) {
+	if e == nil || head == nil || uint32(e.group.OwnLeafIndex()) != o.Leaf || !r.onChain(e.ref) {
 		return
 	}
+	checked := false
 	for _, row := range c.roomRows(r.id) {
 		data := row.data
-		if data.Plain == nil || data.Asked || data.Taken || row.busy || row.item.State != stateSent || row.ref() != e.ref ||
+		if data.Plain == nil || data.EventID == "" || data.Asked || data.Taken || row.busy || row.item.State != stateSent || row.ref() != e.ref ||
 			!slices.Contains(o.Generations, data.Gen) || b.again[row] {
 			continue
 		}
+		if !checked && (!inGroup(head, asker, device) || newcomers(e, head)) {
+			return
+		}
+		checked = true
 		if !r.resends.may(asker, c.mono()) {
 			return
 		}
@@ -250,7 +282,11 @@ func (c *Client) resendMissed(ctx context.Context, r *room) error {
 			break
 		}
 		data := row.data
-		if r.missedInVain(&data, r.sendEpoch()) {
+		old, err := c.replaced(ctx, r, row)
+		if err != nil {
+			return err
+		}
+		if old || r.missedInVain(&data, r.sendEpoch()) {
 			data.Missed = nil
 			c.saveRow(b, row, stateSent, row.ref(), data)
 			continue
@@ -279,6 +315,63 @@ func (r *room) missedInVain(data *outData, e *epoch) bool {
 	return before == nil || newcomers(before, e)
 }
 
+// replaced tells whether a message takes the place of another one, as edits and the answers
+// of polls do, and a later one of this user, from whichever device, takes it now.
+func (c *Client) replaced(ctx context.Context, r *room, row *outRow) (bool, error) {
+	relation, target := placeOf(row.data.Plain.Content)
+	if relation == "" {
+		return false, nil
+	}
+	later := false
+	for _, other := range c.roomRows(r.id) {
+		if other == row {
+			later = true
+		} else if later && other.data.Plain != nil {
+			if rel, t := placeOf(other.data.Plain.Content); rel == relation && t == target {
+				return true, nil
+			}
+		}
+	}
+	own, err := c.st.TimelineByMid(ctx, r.id, c.UserID(), row.data.Plain.MessageID)
+	if errors.Is(err, store.ErrNotFound) {
+		return true, nil // nothing tells what came after it
+	}
+	if err != nil {
+		return false, err
+	}
+	items, err := c.st.TimelineSince(ctx, r.id, own.Seq, store.MaxTimelinePage)
+	if err != nil {
+		return false, err
+	}
+	for _, item := range items {
+		if item.Sender != c.UserID() {
+			continue
+		}
+		msg, err := messageOf(item)
+		if err != nil {
+			return false, err
+		}
+		if rel, t := placeOf(msg.Content); rel == relation && t == target {
+			return true, nil
+		}
+	}
+	return len(items) == store.MaxTimelinePage, nil // what is beyond may be one
+}
+
+// placeOf returns the relation and target of a message of which the latest counts.
+func placeOf(content json.RawMessage) (relation string, target id.EventID) {
+	var c struct {
+		Relates struct {
+			Type  string     `json:"rel_type"`
+			Event id.EventID `json:"event_id"`
+		} `json:"m.relates_to"`
+	}
+	if json.Unmarshal(content, &c) != nil || c.Relates.Type != RelationEdit && c.Relates.Type != relationReference {
+		return "", ""
+	}
+	return c.Relates.Type, c.Relates.Event
+}
+
 // leaveSent takes it back that a message is sent again.
 func (c *Client) leaveSent(b *batch, row *outRow) {
 	data, plain := row.data, *row.data.Plain
@@ -289,6 +382,14 @@ func (c *Client) leaveSent(b *batch, row *outRow) {
 		data.EventID, data.Was = data.Was[n-1], data.Was[:n-1]
 	}
 	c.saveRow(b, row, stateSent, ref, data)
+	if data.EventID != "" {
+		b.then(func() { c.answer(row, sendResult{event: data.EventID}) })
+	}
+}
+
+// inGroup tells whether a user's device is in the group of an epoch.
+func inGroup(e *epoch, user id.UserID, device id.DeviceID) bool {
+	return slices.ContainsFunc(rooms.LeavesOf(e.group, user), func(l rooms.GroupLeaf) bool { return l.Cred.Device == device })
 }
 
 // newcomers tells whether there are users in the group of an epoch who were not in

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -117,21 +118,21 @@ func TestWhoMissesTheSameDoesNotAskAllAtOnce(t *testing.T) {
 	other := rooms.MissingMessages{Ref: m.Ref, Leaf: m.Leaf, Generations: []uint32{m.From}}
 	before := m.ask
 	b := &batch{}
-	bob.handleQuestion(r, carol.UserID(), []rooms.MissingMessages{{Ref: m.Ref, Leaf: m.Leaf + 1, Generations: []uint32{m.From}}, {Ref: m.Ref, Leaf: m.Leaf, Generations: []uint32{m.Below}}}, b)
+	bob.handleQuestion(r, carol.UserID(), carol.DeviceID(), []rooms.MissingMessages{{Ref: m.Ref, Leaf: m.Leaf + 1, Generations: []uint32{m.From}}, {Ref: m.Ref, Leaf: m.Leaf, Generations: []uint32{m.Below}}}, b)
 	if m.Asks != nil || m.ask != before {
 		t.Errorf("put off by a question for something else: %+v", m)
 	}
-	bob.handleQuestion(r, carol.UserID(), []rooms.MissingMessages{other}, b)
+	bob.handleQuestion(r, carol.UserID(), carol.DeviceID(), []rooms.MissingMessages{other}, b)
 	if m.Asked || m.ask < bob.mono()+missingAgain {
 		t.Errorf("not put off: %+v, now %s", m, bob.mono())
 	}
 	for range maxQuestions {
-		bob.handleQuestion(r, carol.UserID(), []rooms.MissingMessages{other}, b)
+		bob.handleQuestion(r, carol.UserID(), carol.DeviceID(), []rooms.MissingMessages{other}, b)
 	}
 	if m.Asked {
 		t.Errorf("one user alone kept it from asking: %+v", m)
 	}
-	bob.handleQuestion(r, "@dave:"+testServer, []rooms.MissingMessages{other}, b)
+	bob.handleQuestion(r, "@dave:"+testServer, "DAVE1", []rooms.MissingMessages{other}, b)
 	if !m.Asked {
 		t.Errorf("asks though two others did: %+v", m)
 	}
@@ -423,5 +424,220 @@ func TestAQuestionIsAskedAnewInAnotherEpoch(t *testing.T) {
 	w.waitMissing()
 	if got := bob.received(); !slices.Contains(got, "kept") {
 		t.Errorf("bob got %q", got)
+	}
+}
+
+// only names one message of a device as missing.
+func only(ref federation.Ref, leaf, generation uint32) rooms.MissingMessages {
+	return rooms.MissingMessages{Ref: rooms.Hash(ref), Leaf: leaf, Generations: []uint32{generation}}
+}
+
+// TestABotsMessageThatIsNotOutIsLeftToIt: what a bot's own client sends, and may still send or give up, is not sent for it.
+func TestABotsMessageThatIsNotOutIsLeftToIt(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.telling(Limits{})
+	w.must(func() error {
+		_, err := alice.EncryptEvent(w.ctx, room, "m.room.message", map[string]string{"msgtype": "m.text", "body": "not out"})
+		return err
+	})
+	rows := alice.keptMessages(room)
+	if len(rows) != 1 {
+		t.Fatalf("alice keeps %d messages", len(rows))
+	}
+	sent := w.encryptedOf(alice)
+	w.question(bob, room, only(rows[0].ref(), uint32(alice.rooms[room].head().group.OwnLeafIndex()), rows[0].data.Gen))
+	w.waitMissing()
+	if n := w.encryptedOf(alice) - sent; n != 0 {
+		t.Errorf("alice sent %d messages again", n)
+	}
+}
+
+// TestWhatWasReplacedIsNotSentAgain: an edit, or an answer to a poll, that is sent again would be newer than a later one. The
+// latest one is sent again.
+func TestWhatWasReplacedIsNotSentAgain(t *testing.T) {
+	for _, relation := range []string{RelationEdit, relationReference} {
+		for _, forgotten := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the outbox forgot the later one %t", relation, forgotten), func(t *testing.T) {
+				w := newWorld(t)
+				room, alice, bob, _ := w.telling(Limits{})
+				send := func(target id.EventID, text string) *Message {
+					var evt id.EventID
+					w.must(func() (err error) {
+						content := map[string]any{"body": text, "m.new_content": map[string]string{"body": text}, "m.relates_to": map[string]any{"rel_type": relation, "event_id": target}}
+						evt, err = alice.Send(w.ctx, room, "m.room.message", content)
+						return err
+					})
+					msg, err := alice.Message(w.ctx, room, evt)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return msg
+				}
+				of, other := w.send(alice, room, "first"), w.send(alice, room, "other")
+				old, latest, unlike := send(of, "old"), send(of, "new"), send(other, "of another")
+				w.settle()
+				if alice.mu.Lock(); forgotten {
+					b := &batch{}
+					for _, row := range alice.roomRows(room) {
+						if row.data.EventID == latest.EventID {
+							alice.deleteRow(b, row)
+						}
+					}
+					if err := alice.commitBatch(w.ctx, alice.rooms[room], b); err != nil {
+						t.Fatal(err)
+					}
+				}
+				alice.mu.Unlock()
+				sent := w.encryptedOf(alice)
+				w.question(bob, room, only(old.Ref, old.Leaf, old.Generation))
+				w.waitMissing()
+				if n := w.encryptedOf(alice) - sent; n != 0 {
+					t.Errorf("alice sent %d messages again that another one replaces", n)
+				}
+				w.question(bob, room, only(unlike.Ref, unlike.Leaf, unlike.Generation))
+				w.waitMissing()
+				if n := w.encryptedOf(alice) - sent; n != 1 {
+					t.Errorf("alice sent %d messages again, want the last one of another target", n)
+				}
+			})
+		}
+	}
+}
+
+// TestAGapIsAskedForBeforeItIsTold: also one that the history could not be read for in time, or that is there since before a
+// restart.
+func TestAGapIsAskedForBeforeItIsTold(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %t", restart), func(t *testing.T) {
+			w := newWorld(t)
+			room, alice, bob, carol := w.telling(Limits{})
+			w.send(alice, room, "before")
+			w.settle()
+			w.sendHidden(alice, room, "kept")
+			w.all = []*testDevice{alice, bob}
+			bob.hs.noHistory = room
+			w.send(alice, room, "after")
+			w.settle()
+			if restart {
+				w.all = []*testDevice{alice}
+			}
+			for range 15 {
+				w.now.add(missingWait / 12)
+				w.settle()
+			}
+			if restart {
+				bob.restart()
+			}
+			bob.hs.noHistory = ""
+			w.all = []*testDevice{alice, bob, carol}
+			w.waitMissing()
+			if got := bob.received(); !slices.Contains(got, "kept") {
+				t.Errorf("bob got %q", got)
+			}
+			if told := bob.missed(); told != nil {
+				t.Errorf("bob was told %q", told)
+			}
+		})
+	}
+}
+
+// TestAGapIsToldThoughItWasNotAskedFor: what cannot be asked for in some minutes is told, and what was asked for some time
+// after the question, whatever becomes of it.
+func TestAGapIsToldThoughItWasNotAskedFor(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		w := newWorld(t)
+		room, _, bob, carol := w.telling(Limits{})
+		bob.mu.Lock()
+		r := bob.rooms[room]
+		evtType := rooms.TypeEncrypted
+		if slow {
+			evtType = rooms.TypeReceipt
+		}
+		leaf := rooms.LeavesOf(r.head().group, carol.UserID())[0].Index
+		bob.noteMissing(r, r.head(), evtType, &rooms.Credential{User: carol.UserID(), Device: "CAROL1"}, &mls.ApplicationMessage{Sender: leaf, Generation: 2, Skipped: 1})
+		m := &r.rec.Missing[0]
+		if got, want := m.longer() >= askPauseSlow, slow; got != want {
+			t.Errorf("slow %t: it is kept for %s", slow, m.longer())
+		}
+		again := *m
+		bob.tellLater(m)
+		if m.due < bob.mono()+missingWait || !m.Later {
+			t.Errorf("slow %t: told %s after the question", slow, m.due-bob.mono())
+		}
+		w.now.add(time.Hour)
+		due := m.due
+		if bob.tellLater(m); m.due != due {
+			t.Errorf("slow %t: put off more than once", slow)
+		}
+		r.rec.Missing[0], r.looked = again, bob.mono()
+		delete(r.needs, lookNow)
+		delete(r.needs, lookLater)
+		if told := bob.tellMissing(r); !told || len(r.rec.Missing) != 0 {
+			t.Errorf("slow %t: an hour later it is not told", slow)
+		}
+		bob.mu.Unlock()
+	}
+}
+
+// TestASecondSendingThatIsRefused: the message was sent, and stays so. Who sends it once more by its key learns its event
+// at once, also while it is to be sent again.
+func TestASecondSendingThatIsRefused(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.telling(Limits{})
+	once := func(ctx context.Context) (evt id.EventID, err error) {
+		return alice.SendOnce(ctx, room, "m.room.message", map[string]string{"msgtype": "m.text", "body": "once"}, "key")
+	}
+	var evt id.EventID
+	w.must(func() (err error) { evt, err = once(w.ctx); return err })
+	w.settle()
+	msg, err := alice.Message(w.ctx, room, evt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(w.ctx)
+	cancel()
+	tries := 0
+	alice.hs.before = func(kind string) {
+		if kind != "send/"+rooms.TypeEncrypted {
+			return
+		}
+		tries++
+		if again, err := once(ended); err != nil || again != evt {
+			t.Errorf("while it is sent again: %s, %v, want %s", again, err, evt)
+		}
+		alice.hs.fail = errRefused
+	}
+	w.question(bob, room, only(msg.Ref, msg.Leaf, msg.Generation))
+	w.waitMissing()
+	if tries != 1 {
+		t.Errorf("sent again %d times", tries)
+	}
+	if alice.warned(ruleSendRefused) {
+		t.Error("alice was told that it is not sent")
+	}
+	rows := alice.keptMessages(room)
+	if len(rows) != 1 || rows[0].item.State != stateSent || rows[0].data.EventID != evt || rows[0].data.Missed != nil {
+		t.Errorf("alice keeps %d messages: %+v", len(rows), rows)
+	}
+}
+
+// TestNothingIsSentAgainForWhoIsOut: a device that is in the group no more gets no message by asking.
+func TestNothingIsSentAgainForWhoIsOut(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.telling(Limits{})
+	evt := w.send(alice, room, "sent")
+	w.settle()
+	msg, err := alice.Message(w.ctx, room, evt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	for device, want := range map[id.DeviceID]bool{"GONE": false, bob.DeviceID(): true} {
+		b := &batch{}
+		alice.handleQuestion(alice.rooms[room], bob.UserID(), device, []rooms.MissingMessages{only(msg.Ref, msg.Leaf, msg.Generation)}, b)
+		if got := len(b.ops) > 0; got != want {
+			t.Errorf("asked by %s, alice sends again: %t", device, got)
+		}
 	}
 }

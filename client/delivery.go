@@ -431,7 +431,7 @@ func (c *Client) handleDelivery(ctx context.Context, r *room, e *epoch, evt *Eve
 		c.refused(r, evt, err, b)
 		return
 	}
-	c.handleQuestion(r, msg.Sender, payload.Missing, b)
+	c.handleQuestion(r, msg.Sender, msg.Device, payload.Missing, b)
 	if !c.receipts {
 		return
 	}

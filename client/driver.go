@@ -810,11 +810,6 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		c.watchUnvouched(r)
 		c.watchStandstill(r)
 		c.watchCopy(r)
-		if c.tellMissing(r) {
-			if err := c.commitBatch(ctx, r, &batch{soon: true}); err != nil {
-				return err
-			}
-		}
 		c.plan(r)
 		if err := c.supportEras(ctx, r); err != nil {
 			return err
@@ -830,6 +825,11 @@ func (c *Client) maintain(ctx context.Context, r *room) error {
 		}
 		if err := c.askMissing(ctx, r); err != nil {
 			return err
+		}
+		if c.tellMissing(r) {
+			if err := c.commitBatch(ctx, r, &batch{soon: true}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

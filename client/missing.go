@@ -22,12 +22,17 @@ import (
 
 const (
 	// missingWait is for how long a message may be late before somebody is told.
-	missingWait   = 2 * time.Minute
-	missingPause  = 10 * time.Second // between two looks at what keeps a gap from being told
-	maxMissing    = 64               // gaps of a room that nobody was told of yet
-	maxMissingOf  = 4                // and of one device in an epoch; those after are one
-	maxAccounted  = 64               // entries of ciphertexts that no gap was laid to
-	accountedNear = 1                // levels from the head of then, where nothing tells the epoch
+	missingWait = 2 * time.Minute
+	// missingLonger is how much later a gap is told that could be asked for, and was not yet;
+	// and askPauseSlow more, if it has to wait for that.
+	missingLonger = 5 * time.Minute
+	// missingRestart is for how long at least such a gap is kept from when a device starts.
+	missingRestart = 90 * time.Second
+	missingPause   = 10 * time.Second // between two looks at what keeps a gap from being told
+	maxMissing     = 64               // gaps of a room that nobody was told of yet
+	maxMissingOf   = 4                // and of one device in an epoch; those after are one
+	maxAccounted   = 64               // entries of ciphertexts that no gap was laid to
+	accountedNear  = 1                // levels from the head of then, where nothing tells the epoch
 )
 
 // missing is a gap in the count of a device's messages in an epoch.
@@ -44,7 +49,9 @@ type missing struct {
 	Asks   []id.UserID   `json:"asks,omitempty"`  // others who did
 	Slow   bool          `json:"slow,omitempty"`  // a delivery receipt showed it
 	Again  []uint32      `json:"again,omitempty"` // what came in other ciphertexts
+	Later  bool          `json:"later,omitempty"` // Due was put off, for it was asked for
 	due    time.Duration // as Due, monotonic; 0: not known since the start
+	last   time.Duration // when it is told though it could still be asked for, monotonic; 0: as due
 	noted  time.Duration // monotonic; 0: before the start
 	ask    time.Duration // when it is asked for, monotonic; 0: not known since the start
 }
@@ -98,9 +105,18 @@ func (c *Client) noteMissing(r *room, e *epoch, evtType string, cred *rooms.Cred
 		gap.From, gap.Count, gap.Again = r.rec.Missing[last].From, r.rec.Missing[last].Count+n, r.rec.Missing[last].Again
 		r.rec.Missing = slices.Delete(r.rec.Missing, last, last+1)
 	}
+	gap.last = gap.due + gap.longer()
 	gap.ask = c.mono() + missingAsk + askTurn(&gap, e)
 	r.rec.Missing = boundOf(append(r.rec.Missing, gap), maxMissing, func(m missing) id.UserID { return m.User })
 	return n
+}
+
+// longer is for how long it may be told later that a gap could still be asked for.
+func (m *missing) longer() time.Duration {
+	if m.Slow {
+		return askPauseSlow + missingLonger
+	}
+	return missingLonger
 }
 
 // boundOf takes the oldest entry of the user who has most of them out of a list with more than most, so that nobody
@@ -205,7 +221,7 @@ func (r *room) oldAccounted() {
 // tellMissing tells of the messages that have not come for a while, and reports
 // whether there were such. What was said on a branch that lost is sent again. Nothing
 // is told before /sync answered, nor before the history was read since the gap was
-// noted and since the start.
+// noted and since the start, nor, for some minutes, while it can be asked for.
 func (c *Client) tellMissing(r *room) (told bool) {
 	r.missAt = 0
 	if len(r.rec.Missing) == 0 {
@@ -217,8 +233,12 @@ func (c *Client) tellMissing(r *room) (told bool) {
 	for _, m := range r.rec.Missing {
 		if m.due == 0 {
 			m.due = now + min(max(0, time.UnixMilli(m.Due).Sub(wall)), missingWait)
+			m.last = now + min(max(missingRestart, time.UnixMilli(m.Due).Sub(wall)+m.longer()), missingWait+m.longer())
 		}
 		at, looked := m.due, r.looked > 0 && r.looked >= m.noted
+		if c.mayAsk(r, &m) {
+			at = max(at, m.last)
+		}
 		if settled && !looked {
 			c.look(r, federation.Ref(m.Ref), lookPages, false)
 		}

@@ -432,6 +432,15 @@ func (c *Client) settleRow(ctx context.Context, row *outRow, evt id.EventID, err
 	case isPermanent(err):
 		log.Warn().Err(err).Msg("The homeserver refused an event")
 		b := &batch{}
+		if row.data.Missed != nil && !row.data.Taken { // it was sent once, and was to be sent again for who missed it
+			c.leaveSent(b, row)
+			if err := c.commitBatch(ctx, r, b); err != nil {
+				log.Err(err).Msg("Failed to store the outcome of a sending")
+				row.held = c.mono() + time.Second
+			}
+			c.poke()
+			return
+		}
 		c.deleteRow(b, row)
 		if row.item.Kind == kindCommit && r.pending != nil && federation.Ref(r.pending.Ref) == row.ref() {
 			ref := row.ref()

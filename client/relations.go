@@ -21,6 +21,9 @@ const (
 	RelationThread = "m.thread"
 )
 
+// relationReference is that of the answers to a poll, of which a user's latest counts.
+const relationReference = "m.reference"
+
 // relationOf tells what a message is an edit of, or which thread it is in.
 func relationOf(content json.RawMessage) (target id.EventID, relation string) {
 	var c struct {

@@ -137,6 +137,9 @@ func (c *Client) sentBefore(ctx context.Context, roomID id.RoomID, mid string) (
 		if row.item.State == stateSent && row.data.EventID != "" {
 			return nil, row.data.EventID, nil
 		}
+		if n := len(row.data.Was); row.data.Missed != nil && n > 0 { // it is sent again for who missed it
+			return nil, row.data.Was[n-1], nil
+		}
 		return row, "", nil
 	}
 	item, err := c.st.TimelineByMid(ctx, roomID, c.UserID(), mid)
