@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"slices"
 
 	"maunium.net/go/mautrix/id"
@@ -191,9 +193,22 @@ func (c *Client) letsIn(r *room, e *epoch, policy *rooms.Policy, user id.UserID)
 	return nil, other
 }
 
+// objection is what a member said against an admission that an own commit used.
+type objection struct {
+	ref     federation.Ref // the commit
+	user    id.UserID
+	several bool // it used others, too: the member does not say which of them is void
+	counts  bool // the commit was accepted, and nobody vouches for it; or it is not the first such commit
+	told    bool
+}
+
 // noteObjection is for a member's word that an own commit lets somebody in without a valid admission: who came later
 // cannot have seen all that makes one void. Of a commit with several it does not say which, so they go one by one then.
+// Of a commit that somebody vouched for it is not true.
 func (c *Client) noteObjection(ctx context.Context, r *room, ref federation.Ref) error {
+	if !r.machine.InDoubt(ref) {
+		return nil
+	}
 	kept, err := c.storedCommit(ctx, r, ref)
 	if err != nil {
 		return err
@@ -206,24 +221,60 @@ func (c *Client) noteObjection(ctx context.Context, r *room, ref federation.Ref)
 	if err != nil {
 		return nil
 	}
-	if r.planned = false; len(aad.Admissions) != 1 {
-		r.admitApart = true
-		return nil
+	r.planned = false
+	if r.objections == nil || len(r.objections)+len(aad.Admissions) > maxObjections {
+		r.objections = map[string]objection{}
 	}
-	if r.objections == nil || len(r.objections) >= maxObjections {
-		r.objections = map[string]federation.Ref{}
+	for _, a := range aad.Admissions {
+		before, again := r.objections[string(a.Sig)]
+		if again && before.ref == ref {
+			continue
+		}
+		several := len(aad.Admissions) > 1 && (!again || before.several)
+		r.objections[string(a.Sig)] = objection{ref: ref, user: a.User, several: several, counts: again && before.several == several}
 	}
-	r.objections[string(aad.Admissions[0].Sig)] = ref
 	return nil
 }
 
-// maxObjections bounds what is remembered of admissions that members call void.
+// maxObjections bounds what is remembered of admissions that members call void, but for those of one commit.
 const maxObjections = 256
 
-// objected tells whether a member called an admission void, and the others do not go on with the commit that used it.
+// settleObjections forgets those to commits that were accepted, and vouched for or made final: they were not true. Of
+// the others it tells a person once the room has gone on without the commit.
+func (c *Client) settleObjections(r *room) {
+	if r.machine == nil || len(r.objections) == 0 {
+		return
+	}
+	for _, sig := range slices.Sorted(maps.Keys(r.objections)) {
+		o := r.objections[sig]
+		accepted := r.machine.Accepted(o.ref)
+		if accepted && !r.machine.InDoubt(o.ref) || r.machine.Final(o.ref) {
+			delete(r.objections, sig)
+			r.planned = false
+			continue
+		}
+		o.counts = o.counts || accepted
+		if o.counts && !o.several && !o.told && !r.machine.Extends(r.machine.Head(), o.ref) {
+			o.told = true
+			c.warn(r, "void/"+o.ref.String(), &Warning{
+				Sender: o.user, Rule: string(rooms.RuleAddWithoutAdmission), Kind: AdmissionWarning,
+				Text: fmt.Sprintf("members say that %s was admitted no longer validly, as where they were removed since; this device does not let them in by that any more: invite or admit them again", o.user),
+			})
+		}
+		r.objections[sig] = o
+	}
+}
+
+// objected tells whether a member called an admission void, and that counts.
 func (r *room) objected(a *rooms.Admission) bool {
-	ref, ok := r.objections[string(a.Sig)]
-	return ok && (!r.machine.Extends(r.machine.Head(), ref) || slices.Contains(r.machine.NeedsVouching(), ref))
+	o, ok := r.objections[string(a.Sig)]
+	return ok && o.counts && !o.several
+}
+
+// apart tells whether an admission rides alone, as it is one of several in a commit to which a member objected.
+func (r *room) apart(a *rooms.Admission) bool {
+	o, ok := r.objections[string(a.Sig)]
+	return ok && o.counts && o.several
 }
 
 // leastWanted returns who loses their admission where there are too many: somebody who is neither in the room nor invited,

@@ -3,12 +3,14 @@ package client
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client/identity"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -447,6 +449,15 @@ func TestAnAdmissionThatMembersCallVoidIsNotUsedAgain(t *testing.T) {
 	if adds != 1 {
 		t.Errorf("bob adds dave %d times, want once", adds)
 	}
+	told := 0
+	for _, u := range bob.got {
+		if w, ok := u.(*Warning); ok && w.Kind == AdmissionWarning && w.Sender == dave.UserID() {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("bob is told %d times that dave has to be invited again, want once", told)
+	}
 	w.sameEpoch(room, alice, bob, carol)
 	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) }) // once more
 	dave.dead = false
@@ -456,4 +467,86 @@ func TestAnAdmissionThatMembersCallVoidIsNotUsedAgain(t *testing.T) {
 		w.now.add(5 * time.Second)
 	}
 	w.sameEpoch(room, alice, bob, carol, dave)
+}
+
+// TestAFalseObjectionToAnAdmissionHasNoEffect: a member calls a commit's admissions void after others vouched for it, or
+// it is final. The client goes on letting in several users at once.
+func TestAFalseObjectionToAnAdmissionHasNoEffect(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, carol := w.three("shared")
+	// together invites two users, and tells how many admissions alice's commits since have, and the newest such commit.
+	together := func(names ...string) (sizes []int, ref, parent federation.Ref) {
+		w.s.mu.Lock()
+		before := len(w.s.log)
+		w.s.mu.Unlock()
+		alice.mu.Lock()
+		devices := len(rooms.GroupLeaves(alice.rooms[room].head().group))
+		alice.mu.Unlock()
+		give := func() {}
+		for _, name := range names {
+			d, before := w.device(name, strings.ToUpper(name)+"1"), give
+			own := d.ident.own()
+			packages := own.packages
+			give = func() { before(); own.packages = packages }
+			own.packages, d.dead = nil, true // nobody can add the device yet
+			w.must(func() error { return alice.Invite(w.ctx, room, d.UserID()) })
+		}
+		w.settle()
+		give()
+		for range 40 {
+			alice.turn() // before the others
+			w.settle()
+			if alice.mu.Lock(); len(rooms.GroupLeaves(alice.rooms[room].head().group)) > devices+1 {
+				alice.mu.Unlock()
+				break
+			}
+			alice.mu.Unlock()
+			w.now.add(5 * time.Second)
+		}
+		w.s.mu.Lock()
+		defer w.s.mu.Unlock()
+		for _, evt := range w.s.log[before:] {
+			content, err := rooms.DecodeCommit(evt.Content)
+			if evt.Type != rooms.TypeCommit || evt.Sender != alice.UserID() || err != nil {
+				continue
+			}
+			msg, err := mls.ParseMessage(content.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if aad, err := rooms.DecodeCommitAAD(msg.AuthenticatedData()); err == nil && len(aad.Admissions) > 0 {
+				if ref, err = rooms.CommitRef(msg); err != nil {
+					t.Fatal(err)
+				}
+				sizes, parent = append(sizes, len(aad.Admissions)), aad.Parent
+			}
+		}
+		return sizes, ref, parent
+	}
+	w.module.noVouching = true // it does not become final yet, as own commits below that are forgotten
+	w.s.held[rooms.TypeApplied] = true
+	sizes, ref, parent := together("dave", "erin")
+	if !slices.Equal(sizes, []int{2}) {
+		t.Fatalf("alice's commits have %v admissions, want 2 in one: the test proves nothing", sizes)
+	}
+	carol.mu.Lock()
+	r, b := carol.rooms[room], &batch{}
+	err := carol.sendReject(r, ref, parent, string(rooms.RuleAddWithoutAdmission), b)
+	if err == nil {
+		err = carol.commitBatch(w.ctx, r, b)
+	}
+	carol.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if !slices.ContainsFunc(w.s.log, func(evt *Event) bool { return evt.Type == rooms.TypeReject && evt.Sender == carol.UserID() }) {
+		t.Fatal("carol says nothing: the test proves nothing")
+	}
+	w.module.noVouching = false
+	w.s.held[rooms.TypeApplied] = false
+	w.settle()
+	if sizes, _, _ := together("frank", "grace"); !slices.Equal(sizes, []int{2}) {
+		t.Errorf("alice's commits have %v admissions, want 2 in one", sizes)
+	}
 }

@@ -432,6 +432,7 @@ func leafCredential(e *epoch, index uint32) *rooms.Credential {
 
 // act carries out what the coordination asks for.
 func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *batch) error {
+	c.settleObjections(r)
 	for _, act := range acts {
 		if r.machine == nil {
 			return nil // this device was removed

@@ -561,7 +561,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 		return err
 	}
 	var welcomes []welcomeTarget
-	admitted, later, size := map[id.UserID]bool{}, map[id.UserID]bool{}, 0
+	admitted, later, size, alone := map[id.UserID]bool{}, map[id.UserID]bool{}, 0, false
 	for _, add := range d.adds {
 		have := r.claimed[claimKey(add.User, add.Device)]
 		if have == nil || later[add.User] {
@@ -574,11 +574,11 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 				continue
 			}
 			if admission != nil {
-				if size += admission.Size(); size > rooms.MaxAdmissionsSize || r.admitApart && len(aad.Admissions) > 0 {
+				if size += admission.Size(); size > rooms.MaxAdmissionsSize || len(aad.Admissions) > 0 && (alone || r.apart(admission)) {
 					later[add.User] = true // with the next commit
 					continue
 				}
-				aad.Admissions = append(aad.Admissions, *admission)
+				aad.Admissions, alone = append(aad.Admissions, *admission), r.apart(admission)
 			}
 			admitted[add.User] = true
 		}

@@ -204,8 +204,7 @@ type room struct {
 	joinTries    int                              // external commits of ours that were not accepted
 	joinSince    time.Duration                    // when the last of them was made
 	unwelcome    federation.Ref                   // a commit by which this device came in without a valid admission, as a member says
-	objections   map[string]federation.Ref        // by its signature: the own commit with an admission that a member calls void
-	admitApart   bool                             // a member called one of several in an own commit void: they go one by one
+	objections   map[string]objection             // by an admission's signature
 	unheard      federation.Ref                   // on which an own commit was given up, as no module accepted it
 	stuckTimes   int                              // how often it came in again since what it came in with was final
 	joinBy       id.UserID                        // the module whose head the last one was made on

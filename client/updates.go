@@ -194,6 +194,9 @@ const (
 	// MissingWarning: messages of Sender, from the device Reason, did not come, as later
 	// ones show. Detail is how many. They may come yet.
 	MissingWarning WarningKind = "missing"
+	// AdmissionWarning: members say that Sender's admission is void, and this device lets
+	// them in by it no more. Somebody has to invite or admit them again.
+	AdmissionWarning WarningKind = "admission"
 	// SetBackWarning: the homeserver does not show a membership of Sender's any more,
 	// EventID, although no event took its place; Reason is the one that counts again, or
 	// "none". Nobody did that: servers that were parted settled on one state.

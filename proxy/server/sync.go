@@ -237,6 +237,8 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 		return l.Text(rewrite.Superseded)
 	case client.MissingWarning:
 		return l.Text(rewrite.MessagesMissing, shown, serverNames([]string{n.Reason}), printable(n.Detail))
+	case client.AdmissionWarning:
+		return l.Text(rewrite.AdmissionVoid, shown)
 	case client.SetBackWarning:
 		return l.Text(rewrite.MembershipSetBack, shown)
 	case client.NotSentWarning:
