@@ -510,9 +510,7 @@ func (c *Client) fetch(ctx context.Context, roomID id.RoomID, key string, n *nee
 		if events, err = c.hs.State(ctx, roomID); err == nil {
 			apply = func(r *room) {
 				wasMLS, before := r.state.isMLS(), r.state.view.Encryption
-				for _, back := range r.state.replace(events) {
-					c.warnSetBack(r, back)
-				}
+				c.warnSetBacks(r, r.state.replace(events))
 				c.checkAlgorithm(r, wasMLS, before)
 				for _, evt := range events {
 					if evt.Type == rooms.TypeMember && evt.StateKey != nil {

@@ -1,10 +1,14 @@
 package client
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/internal/faults"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -358,5 +362,47 @@ func faultManyCommitters(t *testing.T) {
 	t.Logf("figures: the changes of %d members at once were in after %d accepted commits", n, took)
 	if !in() || took > n+4 {
 		t.Errorf("all are in: %v, after %d accepted commits, want at most %d", in(), took, n+4)
+	}
+}
+
+// TestAResetOfManyMembershipsIsToldOnce: a person is not told of each member where state resolution forgot many.
+func TestAResetOfManyMembershipsIsToldOnce(t *testing.T) {
+	for _, many := range []int{maxSetBacks, maxSetBacks + 1, 2 * maxWarned} {
+		x := newRefusing(t)
+		user := func(n int) id.UserID { return id.UserID(fmt.Sprintf("@u%03d:one", n)) }
+		for n := range many {
+			key := string(user(n))
+			x.show(&Event{Type: rooms.TypeMember, StateKey: &key, Sender: x.alice.UserID(), Content: json.RawMessage(`{"membership":"ban"}`)})
+		}
+		x.settle()
+		for n := range many {
+			x.s.forget(x.room, user(n), 1)
+		}
+		x.alice.got = nil
+		x.send(x.carol, x.room, "what shows it")
+		x.settle()
+		for range 3 { // also where the state is read again
+			x.alice.mu.Lock()
+			r := x.alice.rooms[x.room]
+			r.state.lose()
+			r.want("state", &need{state: true})
+			x.alice.mu.Unlock()
+			x.settle()
+		}
+		var told []*Warning
+		for _, u := range x.alice.got {
+			if w, ok := u.(*Warning); ok && w.Kind == SetBackWarning {
+				told = append(told, w)
+			}
+		}
+		if many <= maxSetBacks {
+			if len(told) != many || told[0].Sender != user(0) {
+				t.Errorf("alice is told %d times that %d memberships were forgotten, want of each", len(told), many)
+			}
+			continue
+		}
+		if len(told) != 1 || told[0].Sender != "" || told[0].Detail != fmt.Sprintf("%d: @u000:one, @u001:one, @u002:one, @u003:one, @u004:one, …", many) || !strings.Contains(told[0].Text, told[0].Detail) {
+			t.Errorf("alice is told %d times that %d memberships were forgotten, want once, of the first of them: %+v", len(told), many, told[:min(len(told), 1)])
+		}
 	}
 }

@@ -431,6 +431,31 @@ func (c *Client) warnSetBack(r *room, back rooms.SetBack) {
 	})
 }
 
+// maxSetBacks is how many memberships that were forgotten at once are told of one by one.
+const maxSetBacks = 5
+
+// warnSetBacks tells of memberships that state resolution forgot at once: of many in one warning.
+func (c *Client) warnSetBacks(r *room, all []rooms.SetBack) {
+	if len(all) <= maxSetBacks {
+		for _, back := range all {
+			c.warnSetBack(r, back)
+		}
+		return
+	}
+	var first []string
+	for i, back := range all {
+		c.count(ruleSetBack)
+		if i < maxSetBacks {
+			first = append(first, string(back.User))
+		}
+	}
+	detail := fmt.Sprintf("%d: %s, …", len(all), strings.Join(first, ", "))
+	c.warn(r, fmt.Sprintf("set-backs/%d/%s", len(all), all[0].Was.Event), &Warning{
+		Rule: ruleSetBack, Kind: SetBackWarning, Detail: detail,
+		Text: fmt.Sprintf("many memberships were forgotten when servers settled on one state of the room (%s): nobody left, and nobody was put out or let in; look who is in the room, and invite or ban them again", detail),
+	})
+}
+
 // outdated tells whether a member event is from before our own kick or ban of
 // that user, which /sync has not shown yet.
 func (c *Client) outdated(r *room, evt *Event) bool {

@@ -199,7 +199,9 @@ const (
 	AdmissionWarning WarningKind = "admission"
 	// SetBackWarning: the homeserver does not show a membership of Sender's any more,
 	// EventID, although no event took its place; Reason is the one that counts again, or
-	// "none". Nobody did that: servers that were parted settled on one state.
+	// "none". Nobody did that: servers that were parted settled on one state. Of more
+	// than five at once there is one warning without a Sender; Detail is how many, and
+	// the first users.
 	SetBackWarning WarningKind = "set-back"
 )
 

@@ -58,6 +58,7 @@ const (
 	MessagesMissing                     // the sender, the device, how many
 	AdmissionVoid                       // the user
 	MembershipSetBack                   // the user
+	MembershipsSetBack                  // how many, and the first users
 	BlockedLeft                         // the user
 	BlockedBanned                       // the user
 	BlockedDevice                       // the device, the user
@@ -135,6 +136,7 @@ var catalogue = [...]map[Message]string{
 		MessagesMissing:      "Something that %s sent here from the device %s has not come, as what came after it shows (messages missing: %s). It may never have gone out; or a homeserver is late with it, or keeps it to itself. If it comes it is shown; ask them on another way what they wrote.",
 		AdmissionVoid:        "Members say that what let %s into this room's encryption is void, as where they were removed since. Your device does not let them in by it. If they are to be here, invite them again.",
 		MembershipSetBack:    "A membership of %s in this room was forgotten: servers that could not reach each other have settled on an older state of the room. Nobody left, and nobody was put out or let in by that. Look who is in the room, and invite or ban them again.",
+		MembershipsSetBack:   "Many memberships in this room were forgotten (how many, and whose first: %s): servers that could not reach each other have settled on an older state of the room. Nobody left, and nobody was put out or let in by that. Look who is in the room, and invite or ban them again.",
 		BlockedLeft:          "%s has left the room, and could read what is sent now. It waits until their devices are out of the group, which happens by itself.",
 		BlockedBanned:        "%s is banned from the room, and could read what is sent now. It waits until their devices are out of the group, which happens by itself.",
 		BlockedDevice:        "The device %s of %s fails its check. It goes on once the person has verified it, or once it is removed, which happens by itself after a minute.",
@@ -199,6 +201,7 @@ var catalogue = [...]map[Message]string{
 		MessagesMissing:      "Etwas, das %s hier vom Gerät %s gesendet hat, ist nicht gekommen; das zeigt, was danach kam (fehlende Nachrichten: %s). Vielleicht ist es nie hinausgegangen; oder ein Homeserver ist damit im Verzug oder hält es zurück. Kommt es noch, wird es gezeigt; fragen Sie auf einem anderen Weg nach, was geschrieben wurde.",
 		AdmissionVoid:        "Mitglieder sagen, dass ungültig ist, was %s in die Verschlüsselung dieses Raums lassen sollte, etwa weil die Person seither entfernt worden ist. Ihr Gerät lässt sie damit nicht ein. Soll sie hier sein, laden Sie sie wieder ein.",
 		MembershipSetBack:    "Eine Mitgliedschaft von %s in diesem Raum ist vergessen worden: Server, die einander nicht erreichten, haben sich auf einen älteren Stand des Raums geeinigt. Dadurch ist niemand gegangen, hinausgeworfen oder hereingelassen worden. Sehen Sie nach, wer im Raum ist, und laden Sie wieder ein oder sperren Sie wieder.",
+		MembershipsSetBack:   "Viele Mitgliedschaften in diesem Raum sind vergessen worden (wie viele, und wessen zuerst: %s): Server, die einander nicht erreichten, haben sich auf einen älteren Stand des Raums geeinigt. Dadurch ist niemand gegangen, hinausgeworfen oder hereingelassen worden. Sehen Sie nach, wer im Raum ist, und laden Sie wieder ein oder sperren Sie wieder.",
 		BlockedLeft:          "%s hat den Raum verlassen und könnte noch lesen, was jetzt gesendet wird. Es wartet, bis die Geräte aus der Gruppe entfernt sind; das geschieht von selbst.",
 		BlockedBanned:        "%s ist aus dem Raum verbannt und könnte noch lesen, was jetzt gesendet wird. Es wartet, bis die Geräte aus der Gruppe entfernt sind; das geschieht von selbst.",
 		BlockedDevice:        "Das Gerät %s von %s besteht seine Prüfung nicht. Es geht weiter, sobald die Person es verifiziert hat oder es entfernt ist; das geschieht nach einer Minute von selbst.",

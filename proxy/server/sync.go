@@ -240,6 +240,9 @@ func noticeText(l rewrite.Language, n account.Notice, dir string) string {
 	case client.AdmissionWarning:
 		return l.Text(rewrite.AdmissionVoid, shown)
 	case client.SetBackWarning:
+		if n.User == "" {
+			return l.Text(rewrite.MembershipsSetBack, printable(n.Detail))
+		}
 		return l.Text(rewrite.MembershipSetBack, shown)
 	case client.NotSentWarning:
 		switch n.Reason {

@@ -167,6 +167,9 @@ func TestNoticesAboutRoomsSayWhatToDo(t *testing.T) {
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.NotSentWarning), Detail: "of our own"}, []string{"could not be sent, and is not tried again. The reason: of our own"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.MissingWarning), User: "@b:x", Reason: "PHO\u202eNE", Detail: "2"}, []string{`that @b:x sent here from the device "PHO\u202eNE" has not come`, "missing: 2)"}},
 		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.MissingWarning), User: "@b:x", Reason: "PHONE", Detail: "1"}, []string{"das @b:x hier vom Gerät PHONE gesendet hat", "Nachrichten: 1)"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.SetBackWarning), User: "@b:x"}, []string{"A membership of @b:x in this room was forgotten"}},
+		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.SetBackWarning), Detail: "12: @b:x, @c\u202e:x, …"}, []string{"forgotten (how many, and whose first: 12: @b:x, @c :x, …)"}},
+		{rewrite.German, account.Notice{Kind: account.NoticeKind(client.SetBackWarning), Detail: "12: @b:x, …"}, []string{"vergessen worden (wie viele, und wessen zuerst: 12: @b:x, …)"}},
 		{rewrite.English, account.Notice{Kind: account.NoticeKind(client.StandstillWarning), Text: "from a file of before"}, []string{"encryption: from a file of before"}},
 	} {
 		got := noticeText(row.l, row.n, "/dir")
