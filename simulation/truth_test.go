@@ -342,6 +342,9 @@ func (w *world) observe(d *device) {
 		broken("no failure", "%s: the handling of an event broke an invariant", d.name)
 	}
 	d.head = m.Head()
+	if h.Unconfirmed && m.NewestFinal() == m.Base() {
+		return // where it came in counts as final for itself alone, and may lose
+	}
 	if final := w.commits[m.NewestFinal()]; final != nil && (w.commits[d.newest] == nil || final.depth > w.commits[d.newest].depth) {
 		d.newest = final.ref // who joins again looks at the room from where they do
 	}
