@@ -119,7 +119,8 @@ func (d *device) told(u client.Update) {
 	case *client.EpochChanged:
 		d.entered[u.Ref] = true
 	case *client.Warning:
-		if u.Kind == client.SetBackWarning && d.w.stats.resets == 0 { // state resolution forgets only what stepReset makes it forget
+		// State resolution forgets what stepReset makes it forget, and one side's membership where servers were parted.
+		if f := d.w.script.faults; u.Kind == client.SetBackWarning && d.w.stats.resets == 0 && !f.split && !f.parted {
 			d.w.later = &violation{"no false alarm", fmt.Sprintf("%s is told that a membership was forgotten: %s, %s", d.name, u.EventID, u.Text)}
 		}
 	case *client.Message: // 4, nobody shows one twice
