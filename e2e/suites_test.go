@@ -1,14 +1,16 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -16,6 +18,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/interop"
+	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -118,77 +121,134 @@ func TestStrangersOfAnotherSuite(t *testing.T) {
 	s.agree(room, alice, bob)
 }
 
-// A holder is between a client and its homeserver, and lets no founding commit through until it is told to.
-type holder struct {
-	client.Transport
-	open *atomic.Bool
-	held func() // called when one is held
+// asAdmin is set, to an errand, in the environment of a test program that is to be an admin's client which moves a room, and
+// dies before it has founded the next group.
+const asAdmin = "MLS_TEST_AS_ADMIN"
+
+// An errand says what such a program does.
+type errand struct {
+	World, Server, Device string
+	User                  lab.User
+	Room                  id.RoomID
+	Suite                 mls.CipherSuite
 }
 
-func (h *holder) Send(ctx context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error) {
-	if eventType == rooms.TypeCommit && !h.open.Load() {
+// A doomed client's process is killed by its first founding commit: the client has it on disk, and is about to send it. What it
+// follows is said before.
+type doomed struct{ client.Transport }
+
+func (d *doomed) Send(ctx context.Context, room id.RoomID, eventType, txnID string, content json.RawMessage) (id.EventID, error) {
+	if eventType == rooms.TypeCommit {
 		if c, err := rooms.DecodeCommit(content); err == nil && c.Founding {
-			h.held()
-			<-ctx.Done()
-			return "", ctx.Err()
+			fmt.Println(c.Parent)
+			if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+				return "", err
+			}
+			select {}
 		}
 	}
-	return h.Transport.Send(ctx, room, eventType, txnID, content)
+	return d.Transport.Send(ctx, room, eventType, txnID, content)
 }
 
-// TestChangeOfSuite moves a room on three servers to a post-quantum hybrid. The admin's client ends when it has closed
-// the group and is about to send the commit that founds the next. Another founds it; what was sent meanwhile arrives.
-// Then the room moves on while a server is cut off.
+// closeGroup does an errand. It returns only if it fails.
+func closeGroup(raw string) error {
+	var e errand
+	if err := json.Unmarshal([]byte(raw), &e); err != nil {
+		return err
+	}
+	w, err := e2e.Attach(e.World)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), e2e.Soon)
+	defer cancel()
+	d, err := w.ReopenDevice(ctx, e.Server, e.User, e.Device, e2e.DeviceOptions{
+		Suites: everySuite, Through: func(to client.Transport) client.Transport { return &doomed{to} },
+	})
+	if err != nil {
+		return err
+	}
+	if _, err = d.ChangeSuite(ctx, e.Room, e.Suite, client.SuiteOptions{}); err == nil {
+		err = errors.New("the room has moved, and the admin's client is alive")
+	}
+	return errors.Join(err, d.Stop())
+}
+
+// closedByTheDead has an admin's device, as a process of its own, close a room's group, which is accepted, and kills it before
+// the next group is founded. It returns the ref of the commit that closed the group.
+func (s *story) closedByTheDead(room id.RoomID, suite mls.CipherSuite, admin *e2e.Device) rooms.Hash {
+	s.Helper()
+	s.must(admin.Stop())
+	raw, err := json.Marshal(errand{s.w.Dir(), admin.Server.Name, admin.Name, admin.User, room, suite})
+	s.must(err)
+	cmd := exec.CommandContext(s.soon(), os.Args[0])
+	var said, why bytes.Buffer
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), asAdmin+"="+string(raw)), &said, &why
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		s.Fatalf("the client of %s was not killed: %v\n%s%s", admin.Name, err, &said, &why)
+	}
+	var closing rooms.Hash
+	s.must(closing.UnmarshalText(bytes.TrimSpace(said.Bytes())))
+	accepted := false
+	for _, e := range s.roomEvents(admin, room) {
+		switch e.Type {
+		case rooms.TypeAccept:
+			accept, err := rooms.DecodeAccept(e.Content)
+			s.must(err)
+			accepted = accepted || accept.Ref == closing
+		case rooms.TypeCommit:
+			if c, err := rooms.DecodeCommit(e.Content); err == nil && c.Founding && e.Sender == id.UserID(admin.User.UserID) {
+				s.Fatalf("%s has founded the next group", admin.Name)
+			}
+		}
+	}
+	if !accepted {
+		s.Fatalf("the commit %s, which closes the group, is not accepted", closing)
+	}
+	s.step("the group is closed, and the process of %s was killed", admin.Name)
+	return closing
+}
+
+// TestChangeOfSuite moves a room on three servers to a post-quantum hybrid. The admin's client is a process that is killed
+// with SIGKILL when it has closed the group and is about to send the commit that founds the next. Another founds it; what was
+// sent meanwhile arrives. Then the room moves on while a server is cut off. The devices' journals decide.
 func TestChangeOfSuite(t *testing.T) {
 	s := tell(t, "sqlite")
-	var open atomic.Bool
-	held := make(chan struct{})
-	hold := sync.OnceFunc(func() { close(held) })
-	modern := func(server, name string, o e2e.DeviceOptions) *e2e.Device {
-		o.Suites = everySuite
-		return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, o)
+	modern := func(server, name string) *e2e.Device {
+		return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, e2e.DeviceOptions{Suites: everySuite})
 	}
-	alice := modern("syn1", "alice", e2e.DeviceOptions{Through: func(to client.Transport) client.Transport { return &holder{to, &open, hold} }})
-	bob, carol := modern("syn2", "bob", e2e.DeviceOptions{}), modern("den1", "carol", e2e.DeviceOptions{})
+	alice, bob, carol := modern("syn1", "alice"), modern("syn2", "bob"), modern("den1", "carol")
 	all := []*e2e.Device{alice, bob, carol}
 	room := s.room(client.CreateOptions{}, alice, bob, carol)
 	s.say(room, "in the first suite", bob, all...)
 	s.step("the room is there")
 
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
-	changed := make(chan error, 1)
-	go func() {
-		_, err := alice.ChangeSuite(ctx, room, hybrid, client.SuiteOptions{})
-		changed <- err
-	}()
-	select {
-	case <-held:
-	case err := <-changed:
-		t.Fatalf("the change ended before the founding commit: %v", err)
-	case <-s.soon().Done():
-		t.Fatal("the old group was not closed")
-	}
-	cancel()
-	<-changed
-	s.must(alice.Stop())
-	s.step("the group is closed, and %s is gone", alice.Name)
+	closing := s.closedByTheDead(room, hybrid, alice)
 	for _, d := range []*e2e.Device{bob, carol} {
 		_, err := d.SendText(s.soon(), room, "meanwhile, "+d.Name)
 		s.must(err)
 	}
 	s.arrive(room, hybrid, bob, carol)
+	for _, e := range s.roomEvents(bob, room) {
+		if c, err := rooms.DecodeCommit(e.Content); e.Type == rooms.TypeCommit && err == nil && c.Founding {
+			if c.Parent != closing || e.Sender == id.UserID(alice.User.UserID) {
+				t.Errorf("%s founded a group after %s; want another than %s to do so after %s", e.Sender, c.Parent, alice.Name, closing)
+			}
+		}
+	}
 	s.step("another founded the group")
-	open.Store(true)
 	s.must(alice.Restart(s.soon()))
 	s.arrive(room, hybrid, all...)
 	for _, d := range []*e2e.Device{bob, carol} {
 		s.read(room, "meanwhile, "+d.Name, d, all...)
 	}
-	s.talk(room, "in the hybrid", all...)
+	s.conclude(room, all...)
 
 	s.moveAcrossACut(room, suite3, alice, bob, carol)
 	s.remembers(room, "in the first suite", all...)
+	s.conclude(room, all...)
 	for _, d := range all {
 		list, err := d.Messages(s.ctx, room, "", 100)
 		s.must(err)

@@ -51,6 +51,26 @@ type World struct {
 // since is the clock of the devices' journals.
 func (w *World) since() time.Duration { return time.Since(w.began) }
 
+// clock returns when that clock began: now, unless a program before this one has written it down, or one beside it.
+func (w *World) clock(now time.Time) (time.Time, error) {
+	path := filepath.Join(w.Dir(), "began")
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		var began time.Time
+		if err := began.UnmarshalText(raw); err != nil {
+			return now, fmt.Errorf("e2e: %s does not say when the world began: %w", path, err)
+		}
+		return began, nil
+	}
+	if raw, err = now.MarshalText(); err == nil {
+		err = os.WriteFile(path, raw, 0o600)
+	}
+	if err != nil {
+		return now, fmt.Errorf("e2e: write down when the world began: %w", err)
+	}
+	return now, nil
+}
+
 // Module is the module of one server.
 type Module struct {
 	Name         string // of the process, for Servers.Stop and its like
@@ -77,8 +97,8 @@ func Start(ctx context.Context, o Options) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin, began: time.Now()}
-	if o.Record && os.Geteuid() == 0 && runtime.GOOS == "linux" {
+	w := &World{Servers: hs, modules: map[string]*Module{}, bin: o.Bin}
+	if w.began, err = w.clock(time.Now()); err == nil && o.Record && os.Geteuid() == 0 && runtime.GOOS == "linux" {
 		err = w.recordWire()
 	}
 	if err == nil {
@@ -110,13 +130,17 @@ func (w *World) giveUp(o Options) error {
 	return w.Down(ctx, false)
 }
 
-// Attach returns the world that was started in dir with Detach.
+// Attach returns the world that was started in dir, by a program that left it with Detach, or that still runs and has this
+// one do a part.
 func Attach(dir string) (*World, error) {
 	hs, err := lab.Attach(dir)
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Servers: hs, modules: map[string]*Module{}, began: time.Now()}
+	w := &World{Servers: hs, modules: map[string]*Module{}}
+	if w.began, err = w.clock(time.Now()); err != nil {
+		return nil, err
+	}
 	for _, s := range hs.All() {
 		m := w.module(s)
 		if _, err := os.Stat(m.Config); err == nil {

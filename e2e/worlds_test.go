@@ -152,6 +152,10 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
+	if raw := os.Getenv(asAdmin); raw != "" {
+		fmt.Fprintln(os.Stderr, "e2e:", closeGroup(raw)) // it is killed, or has failed
+		os.Exit(1)
+	}
 	code := m.Run()
 	for name, s := range worlds {
 		if s.world == nil {
