@@ -17,6 +17,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/interop"
 	"github.com/matrix-mls/matrix-mls/lab"
 	"github.com/matrix-mls/matrix-mls/mls"
@@ -213,7 +214,8 @@ func (s *story) closedByTheDead(room id.RoomID, suite mls.CipherSuite, admin *e2
 
 // TestChangeOfSuite moves a room on three servers to a post-quantum hybrid. The admin's client is a process that is killed
 // with SIGKILL when it has closed the group and is about to send the commit that founds the next. Another founds it; what was
-// sent meanwhile arrives. Then the room moves on while a server is cut off. The devices' journals decide.
+// sent meanwhile arrives. Then the room moves on while a server is cut off, on which the old group goes on with commits and
+// messages. The devices' journals decide.
 func TestChangeOfSuite(t *testing.T) {
 	s := tell(t, "sqlite")
 	modern := func(server, name string) *e2e.Device {
@@ -221,7 +223,10 @@ func TestChangeOfSuite(t *testing.T) {
 	}
 	alice, bob, carol := modern("syn1", "alice"), modern("syn2", "bob"), modern("den1", "carol")
 	all := []*e2e.Device{alice, bob, carol}
-	room := s.room(client.CreateOptions{}, alice, bob, carol)
+	room := s.room(client.CreateOptions{Policy: quick(carol)}, alice, bob, carol)
+	three := []string{alice.Server.ServerName, bob.Server.ServerName, carol.Server.ServerName}
+	s.must(alice.SetSequencers(s.soon(), room, three...))
+	s.listed(room, three, all...)
 	s.say(room, "in the first suite", bob, all...)
 	s.step("the room is there")
 
@@ -248,7 +253,6 @@ func TestChangeOfSuite(t *testing.T) {
 
 	s.moveAcrossACut(room, suite3, alice, bob, carol)
 	s.remembers(room, "in the first suite", all...)
-	s.conclude(room, all...)
 	for _, d := range all {
 		list, err := d.Messages(s.ctx, room, "", 100)
 		s.must(err)
@@ -264,8 +268,8 @@ func TestChangeOfSuite(t *testing.T) {
 	}
 }
 
-// moveAcrossACut moves a room while the server of one member is cut off. Afterwards all are in one group, and read what
-// was said on either side.
+// moveAcrossACut moves a room while the server of one member is cut off, who is an admin and makes commits meanwhile, with and
+// without a change, and speaks in each epoch. Afterwards all are in one group, and read what was said on either side.
 func (s *story) moveAcrossACut(room id.RoomID, suite mls.CipherSuite, admin, near, far *e2e.Device) {
 	s.Helper()
 	all := []*e2e.Device{admin, near, far}
@@ -278,20 +282,51 @@ func (s *story) moveAcrossACut(room id.RoomID, suite mls.CipherSuite, admin, nea
 			s.Error(err)
 		}
 	})
-	_, err = far.SendText(s.soon(), room, "on the other side")
-	s.must(err)
-	s.move(room, suite, admin, near)
-	s.say(room, "on this side", admin, near)
-	if info, err := far.Room(s.ctx, room); err != nil || info.Suite == suite {
-		s.Fatalf("the link was not cut: %v, %v", info.Suite, err)
+	s.step("%s is cut off", far.Server.Name)
+	const epochs = 3 // of the far side
+	said, heads := map[*e2e.Device][]string{}, map[federation.Ref]bool{}
+	says := func(d *e2e.Device, text string) {
+		s.Helper()
+		_, err := d.SendText(s.soon(), room, text)
+		s.must(err)
+		said[d] = append(said[d], text)
 	}
+	apart := func(i int) {
+		s.Helper()
+		says(far, fmt.Sprintf("on the other side, epoch %d", i))
+		info, err := far.Room(s.ctx, room)
+		s.must(err)
+		if info.Suite == suite {
+			s.Fatal("the link was not cut")
+		}
+		heads[info.Head] = true
+	}
+	apart(0)
+	s.must(far.Refresh(s.soon(), room)) // before the others close the group
+	apart(1)
+	s.step("the other side has made a commit")
+	s.move(room, suite, admin, near)
+	for _, d := range []*e2e.Device{admin, near} {
+		says(d, "on this side: "+d.Name)
+	}
+	s.commit(room, far) // while the others are in the next group
+	apart(2)
+	if len(heads) != epochs {
+		s.Fatalf("the other side was in %d epochs, want %d: the test proves nothing", len(heads), epochs)
+	}
+	s.step("the other side has made another")
 	s.must(s.w.Unblock(s.ctx, "*", "*"))
 	s.step("the cut is mended")
-	_, err = admin.SendText(s.soon(), room, "after the cut")
-	s.must(err)
+	for _, d := range []*e2e.Device{admin, far} { // a homeserver tries again at once when it has something new
+		says(d, "after the cut: "+d.Name)
+	}
 	s.arrive(room, suite, all...)
-	s.read(room, "on the other side", far, all...)
-	s.read(room, "on this side", admin, all...)
-	s.read(room, "after the cut", admin, all...)
-	s.talk(room, "healed", all...)
+	for d, texts := range said {
+		for _, text := range texts {
+			s.read(room, text, d, all...)
+		}
+	}
+	if v := s.conclude(room, all...); v.Lost < epochs-1 {
+		s.Errorf("%d messages are of a branch that lost, want %d and more", v.Lost, epochs-1)
+	}
 }
