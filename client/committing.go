@@ -45,6 +45,7 @@ type due struct {
 	other   bool          // a change of policy, a fresh path or an era
 	renew   bool          // a fresh path on schedule, which waits for its turn
 	policy  *rooms.Policy // what the commit sets, nil: no change
+	part    bool          // of what our user asked for the commit sets all but the list of modules
 }
 
 func (d *due) empty() bool { return len(d.removes) == 0 && len(d.adds) == 0 && !d.other && !d.renew }
@@ -78,11 +79,15 @@ func (c *Client) dueNow(r *room, e *epoch, now time.Duration) *due {
 	r.listAgain(e.ref)
 	noList := r.tried["list"] > now || waits // given up for a while, or there is one
 	if noList && !r.rec.NewEra && changesList(e, d.policy) {
-		d.policy = nil
+		d.policy, d.part = withoutList(e, d.policy), true
 	}
 	d.other = d.policy != nil || r.rec.Refresh || r.staleProposals(e)
 	d.urgent = d.other
-	if auto := c.autoDue(r, e, now); auto != nil && !(noList && changesList(e, auto)) {
+	auto := c.autoDue(r, e, now)
+	if noList && changesList(e, auto) {
+		auto = withoutList(e, auto)
+	}
+	if auto != nil {
 		d.policy, d.other = auto, true
 	}
 	if r.machine.SafeHead() != r.machine.Head() {
@@ -616,7 +621,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 	if err != nil {
 		return fmt.Errorf("client: commit in %s: %w", r.id, err)
 	}
-	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Policy: d.policy != nil && r.rec.Policy != nil, Era: aad.Era > 0, Fresh: r.rec.Copied && options.ForcePath}
+	own := &pending{Parent: rooms.Hash(e.ref), Welcomes: welcomes, List: newList, Policy: d.policy != nil && r.rec.Policy != nil && !d.part, Part: d.policy != nil && d.part, Era: aad.Era > 0, Fresh: r.rec.Copied && options.ForcePath}
 	return c.postCommit(ctx, r, staged, own, content, &batch{})
 }
 
@@ -644,8 +649,11 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	}
 	own.Ref, own.staged = rooms.Hash(ref), staged
 	r.noteMine(own.Ref)
-	if own.Policy {
+	switch {
+	case own.Policy:
 		r.rec.PolicyRef = own.Ref
+	case own.Part:
+		r.rec.PolicyPart = own.Ref
 	}
 	bundle := &rooms.CommitBundle{Message: staged.Message(), GroupInfo: info}
 	for _, p := range content.Proposals {

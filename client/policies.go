@@ -21,8 +21,13 @@ func (c *Client) ChangePolicy(ctx context.Context, roomID id.RoomID, change func
 }
 
 func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func(p *rooms.Policy), era bool) error {
-	if err := c.wantPolicy(ctx, roomID, era, func(_ *room, p *rooms.Policy) error {
+	named := false // it names the list of modules
+	if err := c.wantPolicy(ctx, roomID, era, func(r *room, p *rooms.Policy) error {
+		before := p.Clone()
 		change(p)
+		if named = !sameList(before, p); named { // one that was given up for a while stays so beside another change
+			r.tryList()
+		}
 		return nil
 	}); err != nil {
 		return err
@@ -34,7 +39,12 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 			return r.policyError
 		case e == nil:
 			return ErrNoGroup
-		case r.rec.NewEra || c.policyDue(r, e) != nil:
+		}
+		due := c.policyDue(r, e)
+		if due != nil && !named && !r.rec.NewEra { // a list that was named before may wait for its modules
+			due = withoutList(e, due)
+		}
+		if r.rec.NewEra || due != nil {
 			return errors.New("client: the commit is not accepted yet")
 		}
 		return nil
@@ -61,7 +71,7 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 	}
 	before := policy.Clone()
 	if r.rec.Policy != nil && !era { // one more change on top of the one under way
-		policy = r.rec.Policy.Rebase(r.rec.PolicyOn, policy)
+		policy = r.asked(e.ref, policy)
 	}
 	if err := change(r, policy); err != nil {
 		return err
@@ -76,8 +86,10 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 		c.loseCommit(r, b)
 	}
 	r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.NewEra, r.policyError = policy, before, rooms.Hash{}, era, nil
-	delete(r.tried, "list")
-	r.listFailures, r.listOnParent = 0, 0
+	r.rec.PolicyPart = rooms.Hash{}
+	if era {
+		r.tryList()
+	}
 	if err := c.commitBatch(ctx, r, b); err != nil {
 		return err
 	}
@@ -97,11 +109,41 @@ func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
 	if err != nil {
 		return nil
 	}
-	want := r.rec.Policy.Rebase(r.rec.PolicyOn, have)
+	want := r.asked(e.ref, have)
 	if want.Equal(have) {
 		return nil
 	}
 	return want
+}
+
+// asked returns what our user asked for, on top of the policy of an epoch: where
+// that has all but the list of modules, only the list.
+func (r *room) asked(ref federation.Ref, have *rooms.Policy) *rooms.Policy {
+	want := r.rec.Policy.Rebase(r.rec.PolicyOn, have)
+	if part := federation.Ref(r.rec.PolicyPart); part.IsZero() || !r.machine.Extends(ref, part) {
+		return want
+	}
+	list := have.Clone()
+	list.Sequencers, list.Manual = want.Sequencers, want.Manual
+	return list
+}
+
+// withoutList returns a policy with the list of modules that an epoch has, nil if
+// nothing is left of the change then. A list may wait for its modules for ever;
+// what else an admin, or their client, changes does not wait with it.
+func withoutList(e *epoch, policy *rooms.Policy) *rooms.Policy {
+	have, err := rooms.PolicyOf(e.group)
+	if err != nil {
+		return nil
+	}
+	rest := policy.Clone()
+	if !sameList(have, policy) { // that admins name the modules is said with their names
+		rest.Sequencers, rest.Manual = have.Sequencers, have.Manual
+	}
+	if rest.Equal(have) {
+		return nil
+	}
+	return rest
 }
 
 // policyDone forgets what our user asked for once a final epoch has it: until
@@ -110,7 +152,17 @@ func (c *Client) policyDone(r *room) {
 	if r.rec.Policy == nil || r.rec.NewEra {
 		return
 	}
-	if e := r.epochs[r.machine.NewestFinal()]; e != nil && c.policyDue(r, e) == nil {
+	e := r.epochs[r.machine.NewestFinal()]
+	if e == nil {
+		return
+	}
+	due := c.policyDue(r, e)
+	if part := federation.Ref(r.rec.PolicyPart); due != nil && !part.IsZero() && r.machine.Extends(e.ref, part) {
+		if have, err := rooms.PolicyOf(e.group); err == nil { // only the list is left to ask for
+			r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyPart = due, have, rooms.Hash{}
+		}
+	}
+	if due == nil {
 		r.rec.Policy, r.rec.PolicyOn = nil, nil
 	}
 }
@@ -185,8 +237,10 @@ func (c *Client) autoDue(r *room, e *epoch, now time.Duration) *rooms.Policy {
 // changesList tells whether a policy sets another list than an epoch's.
 func changesList(e *epoch, policy *rooms.Policy) bool {
 	have, err := rooms.PolicyOf(e.group)
-	return err == nil && policy != nil && !federation.List(have.Sequencers).Equal(policy.Sequencers)
+	return err == nil && policy != nil && !sameList(have, policy)
 }
+
+func sameList(a, b *rooms.Policy) bool { return federation.List(a.Sequencers).Equal(b.Sequencers) }
 
 // noteLiar remembers a module that contradicted itself.
 func (c *Client) noteLiar(r *room, act federation.Evidence) {

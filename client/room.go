@@ -48,16 +48,17 @@ type roomRecord struct {
 	Switched   int                           `json:"switched,omitempty"` // of these, how many this device let in when it switched the room
 	Others     map[id.UserID]rooms.Admission `json:"-"`                  // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
-	Behind     []leftBehind                  `json:"behind,omitempty"`    // epochs from before this device came in again, the newest first
-	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`  // epoch that removed a user's last leaf
-	Proposals  map[string]keptProposal       `json:"proposals,omitempty"` // ref → a module's proposal
-	Contested  rooms.Hash                    `json:"contested,omitzero"`  // the epoch in which a module wants somebody out for no reason seen here
-	Caused     map[id.UserID]bool            `json:"caused,omitempty"`    // changes our user asked for: committed at once
-	Policy     *rooms.Policy                 `json:"policy,omitempty"`    // the policy our user asked for, until it is final
-	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"` // the policy that was changed for it
-	PolicyRef  rooms.Hash                    `json:"policy_ref,omitzero"` // the own commit that brought it
-	Liars      map[string]string             `json:"liars,omitempty"`     // receipt keys that signed contradictions, and which
-	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"` // what modules showed when this device joined
+	Behind     []leftBehind                  `json:"behind,omitempty"`     // epochs from before this device came in again, the newest first
+	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`   // epoch that removed a user's last leaf
+	Proposals  map[string]keptProposal       `json:"proposals,omitempty"`  // ref → a module's proposal
+	Contested  rooms.Hash                    `json:"contested,omitzero"`   // the epoch in which a module wants somebody out for no reason seen here
+	Caused     map[id.UserID]bool            `json:"caused,omitempty"`     // changes our user asked for: committed at once
+	Policy     *rooms.Policy                 `json:"policy,omitempty"`     // the policy our user asked for, until it is final
+	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"`  // the policy that was changed for it
+	PolicyRef  rooms.Hash                    `json:"policy_ref,omitzero"`  // the own commit that brought it
+	PolicyPart rooms.Hash                    `json:"policy_part,omitzero"` // the own commit that brought it but for a list that waits for its modules
+	Liars      map[string]string             `json:"liars,omitempty"`      // receipt keys that signed contradictions, and which
+	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"`  // what modules showed when this device joined
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
 	Unconfirmed bool         `json:"unconfirmed,omitempty"`
@@ -127,6 +128,8 @@ type pending struct {
 	Founding bool `json:"founding,omitempty"`
 	// Policy: it brings the policy that our user asked for.
 	Policy bool `json:"policy,omitempty"`
+	// Part: it brings that policy but for its list of sequencers, which waits.
+	Part bool `json:"part,omitempty"`
 	// Era: it opens an era, which needs no accept by the old list.
 	Era bool `json:"era,omitempty"`
 	// Fresh: made, with a path, by a copy that knew itself to be one.
@@ -420,6 +423,12 @@ func (c *Client) dropUnready(r *room, now time.Duration) {
 	if err := c.commitBatch(context.Background(), r, b); err != nil {
 		c.log.Err(err).Stringer("room_id", r.id).Msg("Failed to give up a commit")
 	}
+}
+
+// tryList lets a list change be tried at once: somebody asks for it.
+func (r *room) tryList() {
+	delete(r.tried, "list")
+	r.listFailures, r.listOnParent = 0, 0
 }
 
 // listFailed counts a list change that its modules were not ready for, and returns

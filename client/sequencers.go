@@ -442,6 +442,7 @@ func (c *Client) setList(ctx context.Context, roomID id.RoomID, choose func(r *r
 			}
 		}
 		p.Sequencers, p.Manual = want, manual()
+		r.tryList()
 		return nil
 	}); err != nil {
 		return err

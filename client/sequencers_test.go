@@ -305,6 +305,103 @@ func TestListThatNobodyIsReadyForComesToRest(t *testing.T) {
 	w.wantServers(room, []*testDevice{alice, bob}, testServer, "two.example", "three.example")
 }
 
+// TestAPolicyDoesNotWaitForAListThatDoesNotCome: what an admin changes while a list of modules that they named waits for
+// modules that are lost is committed without the list, which waits on, and takes nothing back once it comes: by
+// itself, or because it is named once more.
+func TestAPolicyDoesNotWaitForAListThatDoesNotCome(t *testing.T) {
+	t.Run("the list comes by itself", func(t *testing.T) { policyBesideList(t, false) })
+	t.Run("the list is named again", func(t *testing.T) { policyBesideList(t, true) })
+}
+
+func policyBesideList(t *testing.T, again bool) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	for _, m := range w.more {
+		m.down = true
+	}
+	w.now.add(time.Second)
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	if err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") }); !errors.Is(err, ErrNotReady) {
+		t.Fatal(err)
+	}
+	change := func(d *testDevice, fn func(p *rooms.Policy)) {
+		t.Helper()
+		ctx, cancel := w.timeout(2 * time.Minute)
+		defer cancel()
+		if err := w.background(func() error { return d.ChangePolicy(ctx, room, fn) }); err != nil {
+			t.Fatalf("a change beside a list that does not come: %v", err)
+		}
+	}
+	want := func(window int, list ...string) {
+		t.Helper()
+		w.sameEpoch(room, alice, bob, carol)
+		for _, d := range []*testDevice{alice, bob, carol} {
+			if diff := cmp.Diff(list, servers(d.sequencers(room))); diff != "" {
+				t.Errorf("modules that %s sees (-want +got):\n%s", d.ident.device, diff)
+			}
+		}
+		for _, d := range []*testDevice{alice, bob, carol} {
+			d.mu.Lock()
+			p, err := rooms.PolicyOf(d.rooms[room].head().group)
+			d.mu.Unlock()
+			if err != nil || p.Window != window || !p.IsAdmin(bob.UserID()) {
+				t.Errorf("%s has the window %d, bob as an admin: %v (%v); want %d", d.ident.device, p.Window, p.IsAdmin(bob.UserID()), err, window)
+			}
+		}
+	}
+	change(alice, func(p *rooms.Policy) { p.Window, p.Admins = 7, append(p.Admins, bob.UserID()) })
+	w.settle()
+	want(7, testServer)
+	alice.restart()
+	change(bob, func(p *rooms.Policy) { p.Window = 9 }) // alice's list does not take this back
+	w.settle()
+	want(9, testServer)
+	for _, m := range w.more {
+		m.down = false
+	}
+	if again {
+		w.must(func() error { return alice.SetSequencers(w.ctx, room, testServer, "two.example", "three.example") })
+		w.settle()
+	} else {
+		for range 8 {
+			w.now.add(listPause)
+			w.settle()
+		}
+	}
+	want(9, testServer, "two.example", "three.example")
+}
+
+// TestHeirsDoNotWaitForAListThatDoesNotCome: an admin's client names heirs though the modules that it chose beside them
+// are lost before they are ready.
+func TestHeirsDoNotWaitForAListThatDoesNotCome(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	for _, m := range w.more {
+		m.down = true
+	}
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Manual = false }) })
+	for range 4 {
+		w.now.add(listWait)
+		w.settle()
+	}
+	w.sameEpoch(room, alice, bob, carol)
+	if diff := cmp.Diff([]string{testServer}, servers(bob.sequencers(room))); diff != "" {
+		t.Errorf("modules (-want +got):\n%s", diff)
+	}
+	bob.mu.Lock()
+	defer bob.mu.Unlock()
+	policy, err := rooms.PolicyOf(bob.rooms[room].head().group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*testDevice{bob, carol} {
+		if !policy.IsHeir(d.UserID()) {
+			t.Errorf("%s is no heir: %v", d.UserID(), policy.Heirs)
+		}
+	}
+}
+
 // TestModulesThatShowHeadsAndAreNeverReady: each head of a module that was not ready
 // speaks for another try, but above one commit for one more at the most: the module
 // takes no more than a few commits of one author there.
