@@ -975,3 +975,31 @@ func (d *testDevice) epochSuite(room id.RoomID) mls.CipherSuite {
 	}
 	return info.Suite
 }
+
+// TestRoomOfAnExperimentalSuite: a room that is founded in one is as any other to those who offer it: a newcomer is shown, from
+// the beginning on, that its list of modules follows.
+func TestRoomOfAnExperimentalSuite(t *testing.T) {
+	w := suitesWorld(t, suite1, hybrid)
+	w.module.experimental = true
+	alice, bob, carol := w.device("alice", "ALICE1"), w.device("bob", "BOB1"), w.device("carol", "CAROL1")
+	room := w.createRoom(alice, CreateOptions{Policy: func(p *rooms.Policy) { p.SuiteOrder = []mls.CipherSuite{hybrid} }})
+	for _, d := range []*testDevice{bob, carol} {
+		w.must(func() error { return alice.Invite(w.ctx, room, d.UserID()) })
+		w.join(d, room)
+		w.settle()
+	}
+	w.wantSuite(room, hybrid, alice, bob, carol)
+	for _, d := range []*testDevice{bob, carol} {
+		if info, err := d.Room(w.ctx, room); err != nil || info.Unconfirmed {
+			t.Errorf("%s: unconfirmed %v, %v", d.ident.device, info.Unconfirmed, err)
+		}
+		if n := d.Refusals(); len(n) > 0 {
+			t.Errorf("%s refused %v", d.ident.device, n)
+		}
+	}
+	w.send(carol, room, "hello")
+	w.settle()
+	for _, d := range []*testDevice{alice, bob, carol} {
+		d.wantTexts("hello")
+	}
+}

@@ -145,7 +145,7 @@ func (c *proofChecker) root(raw []byte, room id.RoomID) error {
 	if err != nil || m.GroupInfo() == nil {
 		return malformed("", "is no GroupInfo")
 	}
-	group, err := mls.NewPublicGroup(&mls.Config{Authenticator: Authenticator{}}, m, nil)
+	group, err := mls.NewPublicGroup(&mls.Config{Authenticator: Authenticator{}, ExperimentalSuites: true}, m, nil)
 	if err != nil {
 		return &Refusal{Rule: RuleContentMalformed, Err: err}
 	}

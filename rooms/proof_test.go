@@ -228,6 +228,33 @@ func TestProofChainFromTheBeginning(t *testing.T) {
 	t.Logf("a chain of %d steps and %d accepted commits takes %d bytes", len(p.Steps), len(p.Path), len(p.Encode()))
 }
 
+// TestProofChainOfAnExperimentalSuite: the chain of a group that was founded in one is checked as any other. Whether that suite
+// is used is for those to say who join the group, or follow it.
+func TestProofChainOfAnExperimentalSuite(t *testing.T) {
+	const hybrid = Suite(0xf0d1)
+	cfg := testConfig(1)
+	cfg.ExperimentalSuites = true
+	key, err := mls.GenerateSignatureKey(hybrid, cfg.Rand)
+	must(t, err)
+	exts, err := GroupExtensions(testPolicy(), nil)
+	must(t, err)
+	leaf := LeafOptions(Credential{User: alice, Device: "PHONE", Key: key.Public()})
+	leaf.Capabilities.CipherSuites = append(leaf.Capabilities.CipherSuites, hybrid)
+	group, err := mls.CreateGroup(cfg, hybrid, make([]byte, GroupIDSize), key, leaf, exts)
+	must(t, err)
+	info, err := group.GroupInfo(mls.GroupInfoOptions{RatchetTree: true, ExternalPub: true})
+	must(t, err)
+	m, err := mls.ParseMessage(info)
+	must(t, err)
+	root, err := RootRef(m)
+	must(t, err)
+	got, err := (&ProofChain{Root: info}).Check(testRoom, root)
+	must(t, err)
+	if got.Root != root || got.Final != root || len(got.Attested) != 1 || got.Attested[0].Suite != hybrid {
+		t.Errorf("proven %+v", got)
+	}
+}
+
 // TestWelcomeAgainstAProof: a newcomer enters at what the proof leads through, and at what a sequencer of a list that it shows accepted.
 func TestWelcomeAgainstAProof(t *testing.T) {
 	w, b := history(t)
