@@ -15,12 +15,14 @@ import (
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // TestModulesKilledAtEveryWritePoint: every module of a room is killed once between any two of its writes, while people
-// create the room, come, talk and make commits. Nothing is lost, and no module contradicts itself. Two points are not
-// reached here: a tree of so few is not put into media, and no key is lost; appservice's F01 kills there.
+// create the room, come, talk and make commits; then while so many come that the tree goes into media, and when it finds in
+// the room what an old copy of its database does not know that it signed, so that it takes another key. Nothing is lost, and
+// no module contradicts itself.
 func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 	s := tell(t, "partition")
 	s.whole()
@@ -32,15 +34,21 @@ func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 			}
 		}
 	})
-	points := slices.DeleteFunc(appservice.CrashPoints(), func(p string) bool { return p == "uploaded" || p == "rekeyed" })
 	for _, server := range modules {
-		s.must(s.w.CrashAt(server, points...))
+		s.must(s.w.CrashAt(server, appservice.CrashPoints()...))
 	}
 	away := s.revive(modules...)
-	a, b, c := s.person("syn1", "alice"), s.person("syn2", "bob"), s.person("den1", "carol")
-	room := s.gather(client.CreateOptions{Policy: quick()}, a, b, c)
+	person := func(server, name string) *e2e.Device {
+		return s.device(server, fmt.Sprintf("%s%d", name, people.Add(1)), name, e2e.DeviceOptions{Suites: everySuite})
+	}
+	a, b, c := person("syn1", "alice"), person("syn2", "bob"), person("den1", "carol")
+	all := []*e2e.Device{a, b, c}
+	room := s.gather(client.CreateOptions{Policy: func(p *rooms.Policy) {
+		quick()(p)
+		p.SuiteOrder = []mls.CipherSuite{hybrid} // whose keys are so long that eight members make a large tree
+	}}, a, b, c)
 	servers := []string{a.Server.ServerName, b.Server.ServerName, c.Server.ServerName}
-	for _, d := range []*e2e.Device{a, b, c} {
+	for _, d := range all {
 		s.botJoins(a, room, d.Server.ServerName)
 	}
 	s.eventually("every module has said its key", func() string { // one may have been killed after its join
@@ -58,18 +66,15 @@ func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 	s.must(a.SetSequencers(s.soon(), room, servers...))
 	// Whether a module comes to read what it missed in the history, before the homeserver sends it once more, is a race: one
 	// of them has to.
-	const race = "gap-stored"
-	left := func() string {
+	const race, uploaded, rekeyed = "gap-stored", "uploaded", "rekeyed"
+	left := func(but ...string) string {
 		var all []string
 		raced := false
 		for _, server := range modules {
 			points, err := s.w.CrashPointsLeft(server)
 			s.must(err)
-			i := slices.Index(points, race)
-			if i >= 0 {
-				points = slices.Delete(points, i, i+1)
-			}
-			raced = raced || i < 0
+			raced = raced || !slices.Contains(points, race)
+			points = slices.DeleteFunc(points, func(p string) bool { return p == race || slices.Contains(but, p) })
 			if len(points) > 0 {
 				all = append(all, server+": "+strings.Join(points, ", "))
 			}
@@ -79,22 +84,47 @@ func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 		}
 		return strings.Join(all, "; ")
 	}
-	for i := 0; left() != "" && i < 8; i++ {
+	for i := 0; left(uploaded, rekeyed) != "" && i < 8; i++ {
 		work := func() {
 			s.commit(room, a)
-			s.talk(room, fmt.Sprintf("round %d", i), a, b, c)
+			s.talk(room, fmt.Sprintf("round %d", i), all...)
 		}
 		if strings.Contains(left(), race) {
 			away(modules[i%len(modules)], work)
 		} else {
 			work()
 		}
-		s.step("not killed yet: %s", left())
+		s.step("not killed yet: %s", left(uploaded, rekeyed))
 	}
-	s.eventually("every module was killed at every point", left)
-	s.listed(room, servers, a, b, c)
-	s.conclude(room, a, b, c)
-	for _, d := range []*e2e.Device{a, b, c} {
+	s.eventually("every module was killed where a small room goes on", func() string { return left(uploaded, rekeyed) })
+
+	for range 5 {
+		d := person("syn3", "guest")
+		s.must(a.Invite(s.soon(), room, d.UserID()))
+		s.enter(d, room, a)
+		all = append(all, d)
+	}
+	for _, d := range all[3:] {
+		s.must(d.Settle(s.soon(), room))
+	}
+	s.step("%d are in the room", len(all))
+	s.eventually("every module was killed with a tree in media", func() string { return left(rekeyed) })
+	s.listed(room, servers, all...)
+
+	for i, server := range modules {
+		s.oldDatabase(room, server, away, a, all...)
+		s.eventually("the module of "+server+" was killed with another key", func() string {
+			points, err := s.w.CrashPointsLeft(server)
+			s.must(err)
+			return strings.Join(slices.DeleteFunc(points, func(p string) bool { return p == race }), ", ")
+		})
+		s.repair(a, string(room))
+		s.listed(room, servers, all...)
+		s.talk(room, fmt.Sprintf("with other keys: %d", i+1), a, b, c)
+	}
+	s.eventually("every module was killed at every point", func() string { return left() })
+	s.conclude(room, all...)
+	for _, d := range all {
 		info, err := d.Sequencers(s.ctx, room)
 		s.must(err)
 		for _, m := range info.List {
@@ -103,6 +133,37 @@ func TestModulesKilledAtEveryWritePoint(t *testing.T) {
 			}
 		}
 	}
+}
+
+// oldDatabase puts an old copy of a module's database back, which does not know what the module has signed since.
+func (s *story) oldDatabase(room id.RoomID, server string, away func(server string, while func()), admin *e2e.Device, all ...*e2e.Device) {
+	s.Helper()
+	var putBack func() error
+	away(server, func() {
+		var err error
+		putBack, err = s.w.CopyModuleDatabase(server)
+		s.must(err)
+	})
+	bot := id.UserID("@_mls_bot:" + s.w.Server(server).ServerName)
+	signed := func() (n int) {
+		for _, e := range s.roomEvents(admin, room) {
+			if e.Sender == bot && (e.Type == rooms.TypeAccept || e.Type == rooms.TypeVote) {
+				n++
+			}
+		}
+		return n
+	}
+	before := signed()
+	s.eventually("the module of "+server+" signs what its old database does not know", func() string {
+		s.commit(room, admin)
+		s.final(room, all...)
+		if signed() == before {
+			return "it has not"
+		}
+		return ""
+	})
+	away(server, func() { s.must(putBack()) })
+	s.step("the module of %s has its old database", server)
 }
 
 // revive starts modules again, for the rest of the story, whenever they are gone. What it returns kills one of them, and

@@ -375,9 +375,48 @@ func (w *World) LoseModuleDatabase(ctx context.Context, server string) error {
 	if m.Database != "" {
 		return w.ResetDatabase(ctx, "module_"+server)
 	}
+	return m.removeDatabase()
+}
+
+// CopyModuleDatabase copies what a module remembers, while it is stopped. What it returns puts the old copy back, while the
+// module is stopped again, as somebody does who restores files instead of a backup. For modules with SQLite.
+func (w *World) CopyModuleDatabase(server string) (putBack func() error, err error) {
+	files, err := w.modules[server].databases()
+	if err != nil {
+		return nil, err
+	}
+	old := map[string][]byte{}
+	for _, f := range files {
+		if old[f], err = os.ReadFile(f); err != nil {
+			return nil, fmt.Errorf("e2e: %w", err)
+		}
+	}
+	return func() error {
+		if err := w.modules[server].removeDatabase(); err != nil {
+			return err
+		}
+		for f, raw := range old {
+			if err := os.WriteFile(f, raw, 0o600); err != nil {
+				return fmt.Errorf("e2e: %w", err)
+			}
+		}
+		return nil
+	}, nil
+}
+
+// databases are the files of a module's SQLite database.
+func (m *Module) databases() ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(m.Dir, "*.db*"))
 	if err != nil || len(files) == 0 {
-		return fmt.Errorf("e2e: no database of %s to lose (%v)", m.Name, err)
+		return nil, fmt.Errorf("e2e: there is no database of %s (%v)", m.Name, err)
+	}
+	return files, nil
+}
+
+func (m *Module) removeDatabase() error {
+	files, err := m.databases()
+	if err != nil {
+		return err
 	}
 	for _, f := range files {
 		if err := os.Remove(f); err != nil {

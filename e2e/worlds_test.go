@@ -38,7 +38,9 @@ var worlds = map[string]*shared{
 		Options:       lab.Options{Synapse: 3, Dendrite: 1, Proxy: true},
 		WithoutModule: []string{"syn3"},
 		CrashPoints:   true,
-		Record:        true,
+		// Trees with a post-quantum suite's keys are large.
+		ModuleSettings: map[string]string{"MATRIX_MLS_ROOMS_EXPERIMENTAL_SUITES": "true"},
+		Record:         true,
 	}},
 	"limits": {options: e2e.Options{Options: lab.Options{Synapse: 2, Dendrite: 1, DefaultRateLimits: true, Proxy: true}, Record: true}},
 }
