@@ -31,8 +31,11 @@ func TestFault(t *testing.T) {
 	faults.Run(t, "appservice", map[string]func(t *testing.T){
 		"F01-killed-at-every-write-point":      faultKilledAtWritePoints,
 		"F01-killed-twice":                     faultKilledTwice,
+		"F01-killed-twice-on-postgres":         faultKilledTwiceOnPostgres,
 		"F03-database-server-gone":             faultDatabaseServerGone,
+		"F03-database-fails-over":              faultDatabaseFailsOver,
 		"F04-database-locked":                  faultDatabaseLocked,
+		"F04-database-slow":                    faultDatabaseSlow,
 		"F05-disk-full":                        faultDiskFull,
 		"F05-small-disk":                       faultSmallDisk,
 		"F07-same-transaction-again":           faultSameTransaction,
@@ -49,10 +52,14 @@ func TestFault(t *testing.T) {
 }
 
 // faultKilledTwice kills the module at each pair of write points.
-func faultKilledTwice(t *testing.T) {
+func faultKilledTwice(t *testing.T) { killTwice(t, storetest.SQLite) }
+
+func faultKilledTwiceOnPostgres(t *testing.T) { killTwice(t, storetest.Postgres) }
+
+func killTwice(t *testing.T, database func(t *testing.T) store.Config) {
 	for _, first := range crashPoints {
 		for _, second := range crashPoints {
-			t.Run(first+"+"+second, func(t *testing.T) { life(t, storetest.SQLite(t), first, 1, second) })
+			t.Run(first+"+"+second, func(t *testing.T) { life(t, database(t), first, 1, second) })
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -140,4 +141,79 @@ func (s *Servers) ResetDatabase(ctx context.Context, name string) error {
 	}
 	_, err := s.CreateDatabase(ctx, name)
 	return err
+}
+
+// Standby starts a second PostgreSQL that follows the run's cluster, which from then on answers a commit only once the
+// follower has it (with [Options.DurablePostgres]; a careless one waits for nobody). It returns the ports of both. The
+// follower is a program of the run, NAME-server.
+func (s *Servers) Standby(ctx context.Context, name string) (ports [2]int, err error) {
+	p := s.state.Postgres
+	if p == nil {
+		return ports, errors.New("lab: this run has no PostgreSQL; set Options.Postgres")
+	}
+	ports = [2]int{p.Port, p.Port + 10} // the next port of the run's block that no server has
+	backup, err := postgresProgram("pg_basebackup")
+	if err != nil {
+		return ports, err
+	}
+	server, err := postgresProgram("postgres")
+	if err != nil {
+		return ports, err
+	}
+	dir := filepath.Join(s.state.Dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return ports, fmt.Errorf("lab: follower: %w", err)
+	}
+	var pre []string
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		pre = []string{"setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"}
+		if out, err := exec.CommandContext(ctx, "chown", "nobody:nogroup", dir).CombinedOutput(); err != nil {
+			return ports, fmt.Errorf("lab: follower: %w: %s", err, tail(out, 2000))
+		}
+	}
+	argv := slices.Concat(pre, []string{backup, "-h", "127.0.0.1", "-p", fmt.Sprint(p.Port), "-U", p.Role, "-D", dir, "-R", "-X", "stream", "-c", "fast", "--no-sync"})
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return ports, fmt.Errorf("lab: copy PostgreSQL for a follower: %w: %s", err, tail(out, 2000))
+	}
+	if err := s.Spawn(ctx, name+"-server", slices.Concat(pre, []string{server, "-D", dir, "-p", fmt.Sprint(ports[1]), "-h", "127.0.0.1", "-k", "", "-c", "max_connections=300"})...); err != nil {
+		return ports, err
+	}
+	for _, stmt := range []string{"alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"} {
+		if err := s.admin(ctx, stmt); err != nil {
+			return ports, fmt.Errorf("lab: follower: %w", err)
+		}
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; {
+		var n int
+		if err := s.ask(ctx, "select count(*) from pg_stat_replication where sync_state = 'sync'", &n); err != nil {
+			return ports, fmt.Errorf("lab: follower: %w", err)
+		}
+		if n > 0 {
+			return ports, nil
+		}
+		if time.Now().After(deadline) {
+			return ports, fmt.Errorf("lab: the PostgreSQL %s does not follow; see %s.log in %s", name, name+"-server", s.state.Dir)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ports, ctx.Err()
+		}
+	}
+}
+
+func (s *Servers) ask(ctx context.Context, query string, to any) error {
+	dsn, err := s.PostgresURL("postgres")
+	if err != nil {
+		return err
+	}
+	db, err := sql.Open("postgres", dsn)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.QueryRowContext(ctx, query).Scan(to), db.Close())
 }
