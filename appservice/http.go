@@ -17,8 +17,8 @@ import (
 )
 
 // Handler is the module's HTTP interface: the Application Service API for the
-// homeserver, live and ready for whoever supervises the module, metrics, and pages
-// for admins.
+// homeserver, live and ready for whoever supervises the module, active for what
+// stands before several processes of it, metrics, and pages for admins.
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /_matrix/app/v1/transactions/{txnID}", s.putTransaction)
@@ -27,6 +27,7 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("GET /_matrix/app/v1/rooms/{roomAlias}", s.noSuchThing)
 	mux.HandleFunc("GET /_matrix/mau/live", s.getLive)
 	mux.HandleFunc("GET /_matrix/mau/ready", s.getReady)
+	mux.HandleFunc("GET /_matrix/mau/active", s.getActive)
 	if s.cfg.Metrics.Enabled && s.cfg.Metrics.Listen == "" {
 		mux.Handle("GET /metrics", s.metrics.Handler())
 	}
@@ -68,9 +69,9 @@ func (s *Service) getLive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, struct{}{})
 }
 
-// Readiness is the answer of the ready endpoint.
+// Readiness is the answer of the endpoints ready and active.
 type Readiness struct {
-	Reason string `json:"reason,omitempty"` // why the module is not ready
+	Reason string `json:"reason,omitempty"` // why the module is not
 	// LastCall is when the homeserver last called the module, in Unix
 	// milliseconds; 0 if it never did.
 	LastCall int64 `json:"last_call"`
@@ -88,6 +89,25 @@ func (s *Service) getReady(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.Set(metrics.Ready, 1)
 	writeJSON(w, http.StatusOK, answer)
+}
+
+// getActive tells whether this process is the one that takes what the homeserver
+// sends. It does not need the homeserver to have reached the module, as ready does:
+// the homeserver reaches it through what asks here.
+func (s *Service) getActive(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	answer := Readiness{LastCall: s.heard.Load()}
+	switch {
+	case s.stopping.Load():
+		answer.Reason = "the module is stopping"
+	case s.store.Owned(ctx) != nil:
+		answer.Reason = "the database does not answer, or another process works on it"
+	default:
+		writeJSON(w, http.StatusOK, answer)
+		return
+	}
+	writeJSON(w, http.StatusServiceUnavailable, answer)
 }
 
 func (s *Service) notReady(ctx context.Context) string {

@@ -109,7 +109,7 @@ func serveStandby(server *http.Server, l net.Listener, log zerolog.Logger) {
 	}
 }
 
-// reasonStandby is the reason of a process that stands by for not being ready.
+// reasonStandby is the reason of a process that stands by for being neither ready nor active.
 const reasonStandby = "standing by: another process works on the database"
 
 // standbyHandler answers while another process works.
@@ -118,9 +118,11 @@ func standbyHandler() http.Handler {
 	mux.HandleFunc("GET /_matrix/mau/live", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, struct{}{})
 	})
-	mux.HandleFunc("GET /_matrix/mau/ready", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusServiceUnavailable, Readiness{Reason: reasonStandby})
-	})
+	for _, path := range []string{"ready", "active"} {
+		mux.HandleFunc("GET /_matrix/mau/"+path, func(w http.ResponseWriter, _ *http.Request) {
+			writeJSON(w, http.StatusServiceUnavailable, Readiness{Reason: reasonStandby})
+		})
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		mautrix.RespError{ErrCode: "M_UNKNOWN", Err: "This process stands by", StatusCode: http.StatusServiceUnavailable}.Write(w)
 	})

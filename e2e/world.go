@@ -335,6 +335,14 @@ func (w *World) StartModule(ctx context.Context, server string) error {
 	return w.waitReady(ctx, m)
 }
 
+// SpawnModule starts one more process of a module, on its database and with its configuration, but at an address of its own,
+// which it returns. The process is ended together with the world, and before by its name.
+func (w *World) SpawnModule(ctx context.Context, server, process string, spare int) (url string, err error) {
+	port := w.Server(server).SparePorts[spare]
+	err = w.Spawn(ctx, process, "env", fmt.Sprintf("MATRIX_MLS_APPSERVICE_PORT=%d", port), filepath.Join(w.bin, "matrix-mls"), "serve", "-n", "-c", w.modules[server].Config)
+	return fmt.Sprintf("http://127.0.0.1:%d", port), err
+}
+
 func (m *Module) crashFile() string { return filepath.Join(m.Dir, "crash-points") }
 
 // CrashAt lets a module of a world with CrashPoints end with SIGKILL when it comes to each of these points, once.

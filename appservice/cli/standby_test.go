@@ -112,10 +112,38 @@ func (p *process) push(n string) int {
 	return resp.StatusCode
 }
 
+// pingActive calls back the process that says that it is active, as a homeserver does by the one address that it knows, with
+// what passes its requests on behind it.
+func pingActive(ports []int) bool {
+	client := http.Client{Timeout: 5 * time.Second}
+	for _, port := range ports {
+		at := fmt.Sprintf("http://127.0.0.1:%d", port)
+		resp, err := client.Get(at + "/_matrix/mau/active")
+		if err != nil {
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			continue
+		}
+		req, err := http.NewRequest(http.MethodPost, at+"/_matrix/app/v1/ping", strings.NewReader(`{"transaction_id":"ping"}`))
+		if err != nil {
+			return false
+		}
+		req.Header.Set("Authorization", "Bearer "+standbyToken)
+		if resp, err = client.Do(req); err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	}
+	return false
+}
+
+// TestTwoProcessesOnOneDatabase: of two processes on one PostgreSQL, behind one address, one works and the other takes over,
+// whichever way the first ends. That it accepts commits then is shown on real homeservers (e2e.TestSecondProcessTakesOver).
 func TestTwoProcessesOnOneDatabase(t *testing.T) {
 	db := storetest.Postgres(t)
-	hs := httptest.NewServer(http.HandlerFunc(fakeHomeserver))
-	t.Cleanup(hs.Close)
 	ports := make([]int, 2)
 	for i := range ports {
 		var err error
@@ -123,6 +151,15 @@ func TestTwoProcessesOnOneDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/ping") && !pingActive(ports) {
+			w.WriteHeader(http.StatusBadGateway)
+			fmt.Fprint(w, `{"errcode":"M_CONNECTION_FAILED","error":"nobody is behind the module's address"}`)
+			return
+		}
+		fakeHomeserver(w, r)
+	}))
+	t.Cleanup(hs.Close)
 	a := startProcess(t, "a", db, hs.URL, ports[0])
 	a.await("/_matrix/mau/ready", "200", patience.Hang)
 	b := startProcess(t, "b", db, hs.URL, ports[1])
