@@ -102,7 +102,7 @@ func (w *World) NewDeviceOf(ctx context.Context, server string, user lab.User, n
 func (w *World) newDevice(s *lab.Server, user lab.User, name string, o DeviceOptions) *Device {
 	return &Device{
 		Name: name, User: user, Server: s, dir: filepath.Join(w.Dir(), "clients", name), suites: o.Suites, through: o.Through, http: o.HTTP, tells: o.Receipts,
-		journal: &journal{since: w.since},
+		journal: &journal{since: w.Since},
 	}
 }
 

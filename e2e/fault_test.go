@@ -20,7 +20,8 @@ import (
 // TestFault makes happen to whole installations what takes long.
 func TestFault(t *testing.T) {
 	faults.Run(t, "e2e", map[string]func(t *testing.T){
-		"F13-module-away": faultModuleAway,
+		"F13-module-away":          faultModuleAway,
+		"F14-partition-of-servers": faultPartitionOfServers,
 	})
 }
 

@@ -48,8 +48,8 @@ type World struct {
 	wire    *Wire
 }
 
-// since is the clock of the devices' journals.
-func (w *World) since() time.Duration { return time.Since(w.began) }
+// Since is the clock of the devices' journals.
+func (w *World) Since() time.Duration { return time.Since(w.began) }
 
 // clock returns when that clock began: now, unless a program before this one has written it down, or one beside it.
 func (w *World) clock(now time.Time) (time.Time, error) {
