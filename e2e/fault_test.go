@@ -67,13 +67,20 @@ func faultModuleAway(t *testing.T) {
 	took := time.Since(back)
 	metrics, err := s.w.Metrics(s.ctx, "syn1")
 	s.must(err)
-	memory := 0.0
-	for line := range strings.Lines(metrics) {
-		if value, ok := strings.CutPrefix(line, "process_resident_memory_bytes "); ok {
-			memory, _ = strconv.ParseFloat(strings.TrimSpace(value), 64)
+	value := func(name string) (sum float64) {
+		for line := range strings.Lines(metrics) {
+			if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == ' ' || rest[0] == '{') {
+				v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' ')+1:len(rest)-1]), 64)
+				s.must(err)
+				sum += v
+			}
 		}
+		return sum
 	}
+	memory := value("process_resident_memory_bytes")
 	t.Logf("figures: away for %v and %d events; a newcomer talked %v after the start; the module takes %.0f MiB", sending.Round(time.Second), n, took.Round(time.Second), memory/(1<<20))
+	t.Logf("figures: they came in %.0f transactions, whose answers took %.1f s in all; the engine worked for %.1f s; the module took %.1f s of the processors",
+		value("mls_transactions_total"), value("mls_transaction_seconds_sum"), value("mls_engine_step_seconds_sum"), value("process_cpu_seconds_total"))
 	if took > 2*time.Minute {
 		t.Errorf("it took %v, want 2 minutes at the most", took)
 	}
