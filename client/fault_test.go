@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -231,6 +232,46 @@ func faultClocks(t *testing.T) {
 			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
 		}
 		x.bob.wantTexts("now", "now", "now", "now")
+	})
+	t.Run("a leap second, which comes twice", func(t *testing.T) {
+		x := newRefusing(t)
+		var passed atomic.Int64
+		last := time.Date(2016, 12, 31, 23, 59, 58, 0, time.UTC)
+		for _, d := range []*testDevice{x.alice, x.bob, x.carol} {
+			d.wall = func() time.Time {
+				at := time.Duration(passed.Load())
+				if d == x.carol && at >= 2*time.Second { // the others' machines spread it over a day
+					at -= time.Second
+				}
+				return last.Add(at)
+			}
+		}
+		var want []string
+		for i := range 10 {
+			passed.Store(int64(time.Duration(i) * 500 * time.Millisecond))
+			want = append(want, fmt.Sprint("now ", i))
+			x.send(x.carol, x.room, want[i])
+			x.must(func() error { return x.carol.ChangePolicySelf(x.room) })
+			x.settle()
+			x.sameEpoch(x.room, x.alice, x.bob, x.carol)
+		}
+		x.bob.wantTexts(want...)
+		x.wantWorks()
+	})
+	t.Run("hours back while it runs", func(t *testing.T) {
+		x := newRefusing(t)
+		dave := x.device("dave", "DAVE1")
+		x.settle()
+		for _, d := range []*testDevice{x.alice, x.carol} {
+			d.skew = -7 * time.Hour // not started again: its monotonic clock goes on
+		}
+		x.send(x.carol, x.room, "seven hours ago")
+		x.must(func() error { return x.alice.Invite(x.ctx, x.room, dave.UserID()) })
+		x.join(dave, x.room)
+		x.settle()
+		x.sameEpoch(x.room, x.alice, x.bob, x.carol, dave)
+		x.bob.wantTexts("seven hours ago")
+		x.wantWorks()
 	})
 	t.Run("key packages of another century", func(t *testing.T) {
 		x := newRefusing(t)
