@@ -22,6 +22,7 @@ func TestFault(t *testing.T) {
 	faults.Run(t, "e2e", map[string]func(t *testing.T){
 		"F13-module-away":          faultModuleAway,
 		"F14-partition-of-servers": faultPartitionOfServers,
+		"F24-little-memory":        faultLittleMemory,
 	})
 }
 

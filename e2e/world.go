@@ -343,6 +343,9 @@ func (w *World) SpawnModule(ctx context.Context, server, process string, spare i
 	return fmt.Sprintf("http://127.0.0.1:%d", port), err
 }
 
+// Program is the path of a program that was built for the world.
+func (w *World) Program(name string) string { return filepath.Join(w.bin, name) }
+
 func (m *Module) crashFile() string { return filepath.Join(m.Dir, "crash-points") }
 
 // CrashAt lets a module of a world with CrashPoints end with SIGKILL when it comes to each of these points, once.
