@@ -126,8 +126,8 @@ bench-proxy: lab-install ## what mls-proxy adds, in a room of N=50 devices and t
 	bin/scale -proxy -n $(N) -rooms $(ROOMS) -dir .lab/proxy-$(N) -bin bin -json .lab/proxy-$(N).json
 
 .PHONY: bench-client
-bench-client: ## a message and a commit in a room of 1,000 leaves, a client that was away for 1,000 commits, and a newcomer to 5,000 leaves (docs/scale.md)
-	go test ./client -run '^$$' -bench LargeRoom -benchtime 20x -timeout 60m
+bench-client: ## a message and a commit in a room of 1,000 leaves, a look at 200 rooms, a client that was away for 1,000 commits, and a newcomer to 5,000 leaves (docs/scale.md)
+	go test ./client -run '^$$' -bench 'LargeRoom|ManyRooms' -benchtime 20x -timeout 60m
 	go test ./client -run '^$$' -bench 'CatchUp|FirstMessage' -benchtime 1x -timeout 6h
 
 .PHONY: bench-module

@@ -123,7 +123,7 @@ func (c *Client) admitter(r *room, a *rooms.Admission) (id.UserID, error) {
 	if e == nil {
 		return "", ErrNoGroup
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return "", err
 	}

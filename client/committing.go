@@ -274,7 +274,7 @@ func (c *Client) commitWork(r *room, now time.Duration) func(ctx context.Context
 		}
 	}
 	roomID, ref, adds, cs := r.id, e.ref, d.adds, e.group.CipherSuite()
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil
 	}
@@ -453,7 +453,7 @@ func (c *Client) noMajority(r *room) (why string, servers []string) {
 	if e == nil {
 		return "", nil
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil || len(policy.Sequencers) < 2 {
 		return "", nil
 	}
@@ -561,7 +561,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 			content.Proposals = append(content.Proposals, r.rec.Proposals[rooms.EncodeBase64(p.Ref)].Raw)
 		}
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return err
 	}
@@ -594,7 +594,7 @@ func (c *Client) makeCommit(ctx context.Context, r *room) error {
 		extensions, err := c.nextExtensions(r, e, d.policy)
 		if err == nil {
 			var have *rooms.Policy
-			if have, err = rooms.PolicyOf(e.group); err == nil {
+			if have, err = e.policy(); err == nil {
 				err = rooms.CheckChange(have, d.policy, c.UserID()) // the branch that won may have taken the office away
 			}
 		}
@@ -761,7 +761,7 @@ func (c *Client) RepairSequencer(ctx context.Context, roomID id.RoomID) error {
 // healthy returns how many modules of the list are in the room with the keys
 // that the group lists, and how many make a majority.
 func (c *Client) healthy(r *room, e *epoch) (healthy, quorum int) {
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return 0, 1
 	}
@@ -777,7 +777,7 @@ func (c *Client) healthy(r *room, e *epoch) (healthy, quorum int) {
 // lostKeys returns the new receipt keys of sequencers whose announced key is
 // not the group's.
 func (c *Client) lostKeys(r *room, e *epoch) map[string][]byte {
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil
 	}

@@ -656,7 +656,7 @@ func (c *Client) watchLag(r *room) {
 	if e == nil {
 		return
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return
 	}

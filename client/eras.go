@@ -53,7 +53,7 @@ func (c *Client) OpenEra(ctx context.Context, roomID id.RoomID, servers ...strin
 	_, e, err := c.lockForEra(ctx, roomID)
 	if err == nil {
 		var policy *rooms.Policy
-		if policy, err = rooms.PolicyOf(e.group); err == nil {
+		if policy, err = e.policy(); err == nil {
 			heir = !policy.IsAdmin(c.UserID()) && policy.IsHeir(c.UserID())
 		}
 	}

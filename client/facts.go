@@ -249,7 +249,7 @@ func (c *Client) plan(r *room) {
 	if e == nil || !r.state.Known {
 		return
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return
 	}

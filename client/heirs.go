@@ -153,7 +153,7 @@ func (c *Client) handleEra(ctx context.Context, r *room, evt *Event, b *batch) e
 	if err != nil {
 		return err
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (c *Client) heirsEraDue(r *room) *epoch {
 // makeHeirsEra makes the commit of an heirs' era. It changes nothing but the list.
 func (c *Client) makeHeirsEra(ctx context.Context, r *room, e *epoch) error {
 	own := r.rec.HeirsEra
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return err
 	}

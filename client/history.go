@@ -447,7 +447,7 @@ func (c *Client) historyPeers(r *room) (peers []historyPeer) {
 		}
 	}
 	add(c.UserID(), maxHistoryPeers)
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil || policy.History != rooms.HistoryShared {
 		return peers
 	}
@@ -478,7 +478,7 @@ func (c *Client) historyPeerKey(ctx context.Context, roomID id.RoomID, user id.U
 		return nil, dropTask("this device is not in the group")
 	}
 	e := r.head()
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil, err
 	}

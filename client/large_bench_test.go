@@ -158,3 +158,21 @@ func BenchmarkLargeRoom(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkManyRooms is a look at all rooms of a device in which there is nothing to do. There is one after each message
+// that it sends and each answer of its /sync, so that whoever has many rooms waits for it.
+func BenchmarkManyRooms(b *testing.B) {
+	for _, rooms := range []int{1, 200} {
+		b.Run(fmt.Sprintf("rooms=%d", rooms), func(b *testing.B) {
+			w := newWorld(b)
+			alice := w.device("alice", "ALICE1")
+			for range rooms {
+				w.createRoom(alice, CreateOptions{History: "shared"})
+			}
+			w.settle()
+			for b.Loop() {
+				alice.Step(w.ctx)
+			}
+		})
+	}
+}

@@ -104,7 +104,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if err == nil {
 		c.keepDevices(r, lists)
 		var policy *rooms.Policy
-		if policy, err = rooms.PolicyOf(e.group); err == nil && !policy.MayAdmit(c.UserID()) {
+		if policy, err = e.policy(); err == nil && !policy.MayAdmit(c.UserID()) {
 			err = fmt.Errorf("%w: the group's policy does not let %s admit users", ErrNotAllowed, c.UserID())
 		}
 	}
@@ -536,7 +536,7 @@ func (c *Client) info(r *room) RoomInfo {
 		info.Era, _ = r.machine.EraOf()
 		info.Status = r.machine.Status(e.ref)
 		info.Standstill, info.Standing = c.standing(r)
-		if policy, err := rooms.PolicyOf(e.group); err == nil {
+		if policy, err := e.policy(); err == nil {
 			for _, seq := range policy.Sequencers {
 				info.Modules = append(info.Modules, seq.Server)
 			}

@@ -62,7 +62,7 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 	if err != nil {
 		return err
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
 	if ref := federation.Ref(r.rec.PolicyRef); r.rec.Policy == nil || !ref.IsZero() && r.machine.Extends(e.ref, ref) {
 		return nil
 	}
-	have, err := rooms.PolicyOf(e.group)
+	have, err := e.policy()
 	if err != nil {
 		return nil
 	}
@@ -132,7 +132,7 @@ func (r *room) asked(ref federation.Ref, have *rooms.Policy) *rooms.Policy {
 // nothing is left of the change then. A list may wait for its modules for ever;
 // what else an admin, or their client, changes does not wait with it.
 func withoutList(e *epoch, policy *rooms.Policy) *rooms.Policy {
-	have, err := rooms.PolicyOf(e.group)
+	have, err := e.policy()
 	if err != nil {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (c *Client) policyDone(r *room) {
 	}
 	due := c.policyDue(r, e)
 	if part := federation.Ref(r.rec.PolicyPart); due != nil && !part.IsZero() && r.machine.Extends(e.ref, part) {
-		if have, err := rooms.PolicyOf(e.group); err == nil { // only the list is left to ask for
+		if have, err := e.policy(); err == nil { // only the list is left to ask for
 			r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyPart = due, have, rooms.Hash{}
 		}
 	}
@@ -236,7 +236,7 @@ func (c *Client) autoDue(r *room, e *epoch, now time.Duration) *rooms.Policy {
 
 // changesList tells whether a policy sets another list than an epoch's.
 func changesList(e *epoch, policy *rooms.Policy) bool {
-	have, err := rooms.PolicyOf(e.group)
+	have, err := e.policy()
 	return err == nil && policy != nil && !sameList(have, policy)
 }
 

@@ -195,7 +195,7 @@ func (c *Client) CheckSuite(ctx context.Context, roomID id.RoomID, suite mls.Cip
 // suiteReport begins a report, and returns the devices of which a key package is
 // to be claimed. The error is for what no device's key package mends.
 func (c *Client) suiteReport(r *room, e *epoch, suite mls.CipherSuite) (*SuiteReport, []identity.Target, error) {
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -299,7 +299,7 @@ func (c *Client) ChangeSuite(ctx context.Context, roomID id.RoomID, suite mls.Ci
 	r, e, err := c.lockMember(ctx, roomID)
 	if err == nil {
 		var policy *rooms.Policy
-		if policy, err = rooms.PolicyOf(e.group); err == nil {
+		if policy, err = e.policy(); err == nil {
 			want.Floor = policy.SuiteFloor
 			if r.rec.Suite != nil {
 				want.Floor = r.rec.Suite.Floor
@@ -354,7 +354,7 @@ func (c *Client) suiteDue(r *room, e *epoch, d *due) {
 		d.urgent = true
 	}
 	if d.urgent && len(d.removes) > 0 && d.policy == nil {
-		if policy, err := rooms.PolicyOf(e.group); err == nil && !slices.Equal(policy.SuiteFloor, []mls.CipherSuite{s.Suite}) {
+		if policy, err := e.policy(); err == nil && !slices.Equal(policy.SuiteFloor, []mls.CipherSuite{s.Suite}) {
 			policy.SuiteFloor = []mls.CipherSuite{s.Suite}
 			d.policy, d.other = policy, true
 		}
@@ -434,7 +434,7 @@ func (c *Client) makeReInit(ctx context.Context, r *room, e *epoch, failed map[s
 		r.planned = false
 		return c.commitBatch(ctx, r, &batch{})
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return err
 	}
@@ -497,7 +497,7 @@ func (c *Client) endSuite(r *room, err error) {
 	s := r.rec.Suite
 	r.rec.Suite, r.suiteError = nil, err
 	if e := r.head(); err != nil && s != nil && e != nil && e.group.ReInit() == nil && r.rec.Policy == nil {
-		if policy, perr := rooms.PolicyOf(e.group); perr == nil && len(s.Drop) > 0 && policy.IsAdmin(c.UserID()) && !slices.Equal(policy.SuiteFloor, s.Floor) {
+		if policy, perr := e.policy(); perr == nil && len(s.Drop) > 0 && policy.IsAdmin(c.UserID()) && !slices.Equal(policy.SuiteFloor, s.Floor) {
 			before := policy.Clone()
 			policy.SuiteFloor = s.Floor
 			r.rec.Policy, r.rec.PolicyOn = policy, before

@@ -72,7 +72,7 @@ func (c *Client) refoundWork(r *room, now time.Duration) func(ctx context.Contex
 		return nil
 	}
 	roomID, ref, suite := r.id, e.ref, e.group.ReInit().CipherSuite
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil
 	}
@@ -209,7 +209,7 @@ func (c *Client) carriedPackages(ctx context.Context, r *room, e *epoch, suite m
 	if err != nil {
 		return nil, err
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil, err
 	}
@@ -539,7 +539,7 @@ func (c *Client) entered(r *room, e *epoch, b *batch) error {
 // renewAdmissions signs again, for the new group, whom this user had admitted to
 // the old one and who has not come in yet: an admission names its group.
 func (c *Client) renewAdmissions(r *room, old, e *epoch, b *batch) error {
-	policy, err := rooms.PolicyOf(old.group)
+	policy, err := old.policy()
 	if err != nil {
 		return err
 	}

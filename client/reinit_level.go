@@ -95,7 +95,7 @@ func (r *room) noteFormer(groups ...[]byte) {
 // noteBefore notes the groups before the one that this device has just joined, as
 // far as its policy names them and heads prove them.
 func (c *Client) noteBefore(r *room, e *epoch) {
-	if policy, err := rooms.PolicyOf(e.group); err == nil && policy.Predecessor != nil && policy.Predecessor.Room == r.id {
+	if policy, err := e.policy(); err == nil && policy.Predecessor != nil && policy.Predecessor.Room == r.id {
 		r.noteFormer(policy.Predecessor.Group)
 	}
 	r.noteShown(c.shownBy(r, e.group.GroupID()), e.group.GroupID())

@@ -241,7 +241,7 @@ func (r *room) elsewhere() bool {
 	if e == nil || !r.rec.Unconfirmed {
 		return false
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return false
 	}

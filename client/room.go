@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -110,6 +111,22 @@ type epoch struct {
 	group  *mls.Group
 	depth  int // tree differences that are stored below it, down to a whole tree
 	deltas int // their bytes
+
+	read atomic.Pointer[rooms.Policy] // what policy has read
+}
+
+// policy returns the policy of an epoch's group, to be changed at will. It is read once: to check it takes some hundred
+// microseconds, and each look at a room asks for it several times.
+func (e *epoch) policy() (*rooms.Policy, error) {
+	p := e.read.Load()
+	if p == nil {
+		var err error
+		if p, err = rooms.PolicyOf(e.group); err != nil {
+			return nil, err
+		}
+		e.read.Store(p)
+	}
+	return p.Clone(), nil
 }
 
 // pending is an own commit that was not accepted yet.

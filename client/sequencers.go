@@ -151,7 +151,7 @@ func (c *Client) Sequencers(_ context.Context, roomID id.RoomID) (*SequencersInf
 	if usable := r.sendEpoch(); usable != nil {
 		e = usable
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return nil, err
 	}
@@ -455,7 +455,7 @@ func (c *Client) setList(ctx context.Context, roomID id.RoomID, choose func(r *r
 		if e == nil {
 			return ErrNoGroup
 		}
-		if policy, err := rooms.PolicyOf(e.group); err == nil && federation.List(policy.Sequencers).Equal(want) {
+		if policy, err := e.policy(); err == nil && federation.List(policy.Sequencers).Equal(want) {
 			return nil
 		}
 		if change := r.listChange(); change != nil {

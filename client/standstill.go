@@ -35,7 +35,7 @@ func (c *Client) standing(r *room) (string, *Standstill) {
 	if _, ok := r.machine.Unvouched(); ok {
 		return "", nil // an admin is told of that
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil {
 		return "", nil
 	}
@@ -182,7 +182,7 @@ func (r *room) mayOpenEra(user id.UserID) bool {
 	if e == nil {
 		return false
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	return err == nil && (policy.IsAdmin(user) || policy.IsHeir(user))
 }
 

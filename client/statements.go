@@ -88,7 +88,7 @@ func (c *Client) watchUnvouched(r *room) {
 	if now < r.unvouchedSince+unvouchedWait || e == nil {
 		return
 	}
-	policy, err := rooms.PolicyOf(e.group)
+	policy, err := e.policy()
 	if err != nil || !policy.IsAdmin(c.UserID()) {
 		return
 	}

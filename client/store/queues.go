@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"go.mau.fi/util/dbutil"
 	"maunium.net/go/mautrix/id"
@@ -97,18 +98,62 @@ func (s *Store) AddInbox(ctx context.Context, item *InboxItem) error {
 	if err != nil {
 		return err
 	}
+	defer s.inboxes.added(item.Room) // the connection is still held, or it was written
 	return s.exec(ctx, "inbox", addInboxQuery, item.Room, item.EventID, item.WaitsFor, sealed)
+}
+
+// emptyInboxes are the rooms in which nothing waits, so that a client of many rooms need not ask for each of them whenever
+// it looks at what there is to do.
+type emptyInboxes struct {
+	mu    sync.Mutex
+	adds  int // events added so far
+	rooms map[id.RoomID]struct{}
+}
+
+func (e *emptyInboxes) added(room id.RoomID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.adds++
+	delete(e.rooms, room)
+}
+
+// is tells whether a room's inbox is empty, and how many events were added until now.
+func (e *emptyInboxes) is(room id.RoomID) (empty bool, adds int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, empty = e.rooms[room]
+	return empty, e.adds
+}
+
+// found notes a room whose inbox was found empty, if nothing was added to any since there were so many.
+func (e *emptyInboxes) found(room id.RoomID, adds int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.adds != adds {
+		return
+	}
+	if e.rooms == nil {
+		e.rooms = map[id.RoomID]struct{}{}
+	}
+	e.rooms[room] = struct{}{}
 }
 
 // Inbox lists a room's waiting events in the order in which they came, without
 // their Data: after a long absence that is more than fits into memory.
 func (s *Store) Inbox(ctx context.Context, room id.RoomID) (all []*InboxItem, err error) {
+	empty, adds := s.inboxes.is(room)
+	if empty {
+		return nil, nil
+	}
 	err = s.each(ctx, "inbox", listInboxQuery, []any{room}, func(row dbutil.Scannable) error {
 		item := new(InboxItem)
 		err := row.Scan(&item.Room, &item.EventID, &item.WaitsFor)
 		all = append(all, item)
 		return err
 	})
+	if err == nil && len(all) == 0 && ctx.Value(inWrite{s}) == nil { // a transaction may be undone
+		s.inboxes.found(room, adds)
+	}
 	return all, err
 }
 

@@ -103,6 +103,8 @@ type Store struct {
 	folded    atomic.Int64  // of these, until the last Fold
 	pending   atomic.Bool   // something may not be on disk
 	unsettled chan struct{} // see Unsettled
+
+	inboxes emptyInboxes
 }
 
 // Open opens or creates the store at o.Path and upgrades its schema. It fails

@@ -289,6 +289,64 @@ func TestMarkSeenTellsTheFirstTime(t *testing.T) {
 	}
 }
 
+// TestInboxKnownToBeEmpty: it is remembered that a room's inbox is empty, until something is added to it, and
+// not what a transaction that was undone, or one that is under way, sees of it.
+func TestInboxKnownToBeEmpty(t *testing.T) {
+	s := openTest(t, filepath.Join(t.TempDir(), "store.db"))
+	add := func(ctx context.Context, event id.EventID) error {
+		return s.AddInbox(ctx, &InboxItem{Room: room, EventID: event, Data: []byte("x")})
+	}
+	waiting := func(ctx context.Context, want ...id.EventID) {
+		t.Helper()
+		all, err := s.Inbox(ctx, room)
+		got := []id.EventID{}
+		for _, item := range all {
+			got = append(got, item.EventID)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("%q wait (%v), want %q", got, err, want)
+		}
+	}
+	waiting(t.Context())
+	if err := add(t.Context(), "$1"); err != nil {
+		t.Fatal(err)
+	}
+	waiting(t.Context(), "$1")
+	undone := errors.New("undone")
+	if err := s.Do(t.Context(), func(ctx context.Context) error {
+		if err := s.DeleteInbox(ctx, room, "$1"); err != nil {
+			return err
+		}
+		waiting(ctx)
+		return undone
+	}); !errors.Is(err, undone) {
+		t.Fatal(err)
+	}
+	waiting(t.Context(), "$1")
+	if err := s.DeleteInbox(t.Context(), room, "$1"); err != nil {
+		t.Fatal(err)
+	}
+	waiting(t.Context())
+	if err := s.Do(t.Context(), func(ctx context.Context) error {
+		if err := add(ctx, "$2"); err != nil {
+			return err
+		}
+		waiting(ctx, "$2")
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	waiting(t.Context(), "$2")
+
+	// Whoever looked before an event was added, and notes what it saw after that, notes nothing.
+	_, adds := s.inboxes.is(other)
+	s.inboxes.added(other)
+	s.inboxes.found(other, adds)
+	if empty, _ := s.inboxes.is(other); empty {
+		t.Error("a room to which something was added counts as one in which nothing waits")
+	}
+}
+
 func TestInInboxUntilDeleted(t *testing.T) {
 	s := openTest(t, filepath.Join(t.TempDir(), "client.db"))
 	look := func(step string, want bool) {

@@ -54,7 +54,7 @@ func (s *scale) beside(ctx context.Context) error {
 		return nil
 	}
 	crowd := s.st.Crowd[s.st.Banned:]
-	if err := s.besideRoom(ctx, crowd); err != nil {
+	if err := s.besideRoom(ctx, crowd, true); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -182,17 +182,21 @@ func (s *scale) plain(ctx context.Context, path string, body any) error {
 	return s.http.call(ctx, http.MethodPost, s.w.Server(first.Server).BaseURL+"/_matrix/client/v3/rooms/"+url.PathEscape(string(s.st.Plain))+path, first.User.AccessToken, body, nil)
 }
 
-// besideRoom makes the room and lets everybody join.
-func (s *scale) besideRoom(ctx context.Context, crowd []*member) error {
+// besideRoom makes the room, with Megolm or without encryption, and lets everybody join.
+func (s *scale) besideRoom(ctx context.Context, crowd []*member, encrypted bool) error {
 	first := s.st.Driven[0]
 	if s.st.Plain == "" {
 		var made struct {
 			RoomID id.RoomID `json:"room_id"`
 		}
-		if err := s.http.call(ctx, http.MethodPost, s.w.Server(first.Server).BaseURL+"/_matrix/client/v3/createRoom", first.User.AccessToken, map[string]any{
-			"preset": "public_chat", "name": "Megolm", "room_version": client.DefaultRoomVersion,
-			"initial_state": []any{map[string]any{"type": "m.room.encryption", "state_key": "", "content": map[string]string{"algorithm": string(id.AlgorithmMegolmV1)}}},
-		}, &made); err != nil {
+		as := map[string]any{
+			"preset": "public_chat", "name": "Beside", "room_version": client.DefaultRoomVersion,
+			"power_level_content_override": map[string]int{"invite": 0}, // everybody may invite the own server's module
+		}
+		if encrypted {
+			as["initial_state"] = []any{map[string]any{"type": "m.room.encryption", "state_key": "", "content": map[string]string{"algorithm": string(id.AlgorithmMegolmV1)}}}
+		}
+		if err := s.http.call(ctx, http.MethodPost, s.w.Server(first.Server).BaseURL+"/_matrix/client/v3/createRoom", first.User.AccessToken, as, &made); err != nil {
 			return err
 		}
 		if err := s.update(func() { s.st.Plain = made.RoomID }); err != nil {
@@ -206,10 +210,10 @@ func (s *scale) besideRoom(ctx context.Context, crowd []*member) error {
 			return err
 		}
 	}
-	if err := each(s, ctx, "driven users in the room with Megolm", s.st.Driven[len(servers):], func(d *driven) string { return d.Server }, join); err != nil {
+	if err := each(s, ctx, "driven users in the room beside", s.st.Driven[len(servers):], func(d *driven) string { return d.Server }, join); err != nil {
 		return err
 	}
-	return s.joinAll(ctx, s.st.Plain, "users in the room with Megolm", crowd, func(m *member) *bool { return &m.Beside })
+	return s.joinAll(ctx, s.st.Plain, "users in the room beside", crowd, func(m *member) *bool { return &m.Beside })
 }
 
 // olm logs a driven user in on a device with Megolm.

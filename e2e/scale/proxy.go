@@ -25,6 +25,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/e2e"
 	"github.com/matrix-mls/matrix-mls/e2e/machine"
 	"github.com/matrix-mls/matrix-mls/lab"
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 const (
@@ -224,7 +225,10 @@ func (s *scale) throughProxy(ctx context.Context) error {
 	if err := s.listed(ctx); err != nil {
 		return err
 	}
-	if err := s.besideRoom(ctx, s.st.Crowd); err != nil {
+	if err := s.besideRoom(ctx, s.st.Crowd, false); err != nil {
+		return err
+	}
+	if err := s.modulesBeside(ctx); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -268,6 +272,37 @@ func (s *scale) throughProxy(ctx context.Context) error {
 		return err
 	}
 	return s.proxyIdle(ctx, run.cmd.Process.Pid)
+}
+
+// modulesBeside brings the modules into the room without MLS, too: a homeserver hands each event of a room with a module to
+// that, and what this takes is not the proxy's.
+func (s *scale) modulesBeside(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	of := func(d *driven) string {
+		return s.w.Server(d.Server).BaseURL + "/_matrix/client/v3/rooms/" + url.PathEscape(string(s.st.Plain))
+	}
+	bot := func(d *driven) id.UserID { return id.NewUserID(rooms.BotLocalpart, s.w.Server(d.Server).ServerName) }
+	each := s.st.Driven[:len(servers)] // one of each server: a module comes to an unencrypted room for its own users
+	for _, d := range each {
+		if err := s.http.call(ctx, http.MethodPost, of(d)+"/invite", d.User.AccessToken, map[string]id.UserID{"user_id": bot(d)}, nil); err != nil {
+			return fmt.Errorf("invite %s into the room without MLS: %w", bot(d), err)
+		}
+	}
+	for {
+		var there struct {
+			Joined map[id.UserID]struct{} `json:"joined"`
+		}
+		if err := s.http.call(ctx, http.MethodGet, of(each[0])+"/joined_members", each[0].User.AccessToken, struct{}{}, &there); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(each, func(d *driven) bool { _, in := there.Joined[bot(d)]; return !in }) {
+			return nil
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return fmt.Errorf("the modules do not join the room without MLS: %w", err)
+		}
+	}
 }
 
 // enter invites a user into the big room and joins through the proxy.
