@@ -493,6 +493,7 @@ func TestAFalseObjectionToAnAdmissionHasNoEffect(t *testing.T) {
 		}
 		w.settle()
 		give()
+		w.now.add(2 * time.Minute) // she tries to add each of them again a minute after the last time: now both are due
 		for range 40 {
 			alice.turn() // before the others
 			w.settle()
