@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +32,7 @@ type realClient struct {
 	argv    func(dir string) []string
 	dir     string
 	process *exec.Cmd
+	input   io.Reader // nil: it has none
 	lines   *bufio.Scanner
 	stderr  *os.File
 }
@@ -40,6 +42,7 @@ type said struct {
 	Did   string     `json:"did"`
 	Event id.EventID `json:"event_id"`
 	Texts []string   `json:"texts"`
+	comparison
 	ownKeys
 }
 
@@ -87,6 +90,7 @@ func realClients(t *testing.T) map[string]func(dir string) []string {
 		"matrix-js-sdk":                          jsSDK("plain"),
 		"matrix-js-sdk with its encryption":      jsSDK("rust"),
 		"matrix-js-sdk with external encryption": jsSDK("external"),
+		"matrix-js-sdk that compares emoji":      js(nil, "js_verify.mjs", "js_crypto.mjs"),
 	}
 }
 
@@ -95,6 +99,7 @@ func (c *realClient) run(ctx context.Context, args ...string) {
 	c.s.Helper()
 	argv := append(c.argv(c.dir), args...)
 	c.process = exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.process.Stdin = c.input
 	out, err := c.process.StdoutPipe()
 	c.s.must(err)
 	c.stderr, err = os.Create(filepath.Join(c.dir, "stderr"))

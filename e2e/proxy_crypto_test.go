@@ -56,28 +56,39 @@ func (c *realClient) apart(p *localProxy, user lab.User) *apart {
 	return a
 }
 
-// published asks the homeserver for the user's public key, and the keys of a device with the signatures by the user.
-func (a *apart) published(device id.DeviceID) (master string, keys map[string]string) {
-	a.c.s.Helper()
-	raw, err := e2e.API(a.c.s.soon(), a.server, a.user, http.MethodPost, "/keys/query", map[string]any{"device_keys": map[string]any{a.user.UserID: []string{}}})
-	a.c.s.must(err)
-	type signed struct {
+type (
+	// publicKeys is what the homeserver publishes of a user's keys.
+	publicKeys struct {
+		Devices map[string]map[id.DeviceID]signedKeys `json:"device_keys"`
+		Master  map[string]signedKeys                 `json:"master_keys"`
+		Self    map[string]signedKeys                 `json:"self_signing_keys"`
+	}
+	signedKeys struct {
 		Keys       map[string]string            `json:"keys"`
 		Signatures map[string]map[string]string `json:"signatures"`
 	}
-	var answer struct {
-		Devices map[string]map[id.DeviceID]signed `json:"device_keys"`
-		Master  map[string]signed                 `json:"master_keys"`
-		Self    map[string]signed                 `json:"self_signing_keys"`
-	}
-	a.c.s.must(json.Unmarshal(raw, &answer))
+)
+
+// keys asks the homeserver for a user's keys.
+func (s *story) keys(server *lab.Server, user lab.User) (out publicKeys) {
+	s.Helper()
+	raw, err := e2e.API(s.soon(), server, user, http.MethodPost, "/keys/query", map[string]any{"device_keys": map[string]any{user.UserID: []string{}}})
+	s.must(err)
+	s.must(json.Unmarshal(raw, &out))
+	return out
+}
+
+// published asks the homeserver for the user's public key, and the keys of a device with the signatures by the user.
+func (a *apart) published(device id.DeviceID) (master string, keys map[string]string) {
+	a.c.s.Helper()
+	answer := a.c.s.keys(a.server, a.user)
 	for _, key := range answer.Master[a.user.UserID].Keys {
 		master = key
 	}
 	keys = answer.Devices[a.user.UserID][device].Keys
 	for self := range answer.Self[a.user.UserID].Keys {
 		if device != "" && answer.Devices[a.user.UserID][device].Signatures[a.user.UserID][self] == "" {
-			a.c.s.Errorf("the device %s of %s is not signed by its user: %s", device, a.c.name, raw)
+			a.c.s.Errorf("the device %s of %s is not signed by its user: %+v", device, a.c.name, answer)
 		}
 	}
 	return master, keys

@@ -66,6 +66,7 @@ type prompt struct {
 	user   lab.User
 	state  string
 	cwd    string
+	answer func(ctx context.Context, question string) (string, error) // nil: yes
 }
 
 func (s *story) prompt(server, name string) *prompt {
@@ -95,8 +96,13 @@ func (p *prompt) try(ctx context.Context, stdin string, args ...string) (int, st
 func (p *prompt) start(ctx context.Context, stdin string, stdout, stderr *output, args ...string) int {
 	env := &terminal.Env{
 		Stdin: strings.NewReader(stdin), Stdout: stdout, Stderr: stderr, Cwd: p.cwd,
-		Getenv:   func(string) string { return "" },
-		ReadLine: func(context.Context, string) (string, error) { return "yes", nil },
+		Getenv: func(string) string { return "" },
+		ReadLine: func(ctx context.Context, question string) (string, error) {
+			if p.answer != nil {
+				return p.answer(ctx, question)
+			}
+			return "yes", nil
+		},
 	}
 	return terminal.Main(ctx, append([]string{"--state", p.state}, args...), env)
 }

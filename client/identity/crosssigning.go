@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto"
@@ -69,6 +70,30 @@ func (i *Identity) Status(ctx context.Context) (*Status, error) {
 	}
 	s.CanSign = seeds != nil && s.MasterTrusted
 	return s, nil
+}
+
+// AwaitSignature returns once the homeserver has a signature of the user on this device. Who verified it interactively
+// may sign it only when the end was said by both, so it can come after the end. If it does not come in time, the error is
+// that of ctx.
+func (i *Identity) AwaitSignature(ctx context.Context) error {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		s, err := i.Status(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			return err
+		case s.DeviceSigned:
+			return nil
+		}
+		again := time.NewTimer(wait)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return ctx.Err()
+		}
+	}
 }
 
 // UIA authenticates a request that a homeserver wants confirmed (Matrix

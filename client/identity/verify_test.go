@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,6 +65,38 @@ func TestVerifyOwnDevice(t *testing.T) {
 	s, err := two.Status(t.Context())
 	if err != nil || !s.DeviceSigned || !s.MasterTrusted || s.CanSign {
 		t.Errorf("the verified device: %+v, %v", s, err)
+	}
+}
+
+// TestTheSignatureMayComeAfterTheEnd: other clients sign a device when both sides have said that they are done, not before.
+func TestTheSignatureMayComeAfterTheEnd(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	asked, once := make(chan struct{}), sync.Once{}
+	h.Mu.Lock()
+	h.Answering = func() { once.Do(func() { close(asked) }) }
+	h.Mu.Unlock()
+	signed := make(chan error, 1)
+	go func() { signed <- two.AwaitSignature(t.Context()) }()
+	wait(t, "the first look", asked)
+	if err := one.SignDevice(t.Context(), two.DeviceID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t, "the signature", signed); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := two.Status(t.Context()); err != nil || !s.DeviceSigned {
+		t.Errorf("the device whose signature was waited for: %+v, %v", s, err)
+	}
+
+	three := h.loginDevice("@a:one")
+	ctx, cancel := context.WithCancel(t.Context())
+	h.Mu.Lock()
+	h.Answering = cancel
+	h.Mu.Unlock()
+	if err := three.AwaitSignature(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a signature that does not come: %v", err)
 	}
 }
 

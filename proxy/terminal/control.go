@@ -242,33 +242,60 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 	if err := enc.Encode(req); err != nil {
 		return c.fail(fmt.Errorf("talk to the running mls-proxy: %w", err)), true
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	frames, broken := make(chan frame), make(chan error, 1)
+	go func() {
+		for {
+			var f frame
+			if err := readFrame(in, &f); err != nil {
+				broken <- err
+				return
+			}
+			select {
+			case frames <- f:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	// One question at a time is asked, and the verb may go on, or end, without the answer.
+	answers := make(chan reply, 1)
 	for {
-		var f frame
-		if err := readFrame(in, &f); err != nil {
+		select {
+		case err := <-broken:
 			if ctx.Err() != nil {
 				return ExitFailure, true
 			}
 			return c.fail(failf(ExitFailure, "", "the running mls-proxy ended before it was done: %w", err)), true
-		}
-		switch {
-		case f.Exit != nil:
-			return *f.Exit, true
-		case f.Ask != "" || f.Secret != "":
-			read := c.env.ReadLine
-			if f.Secret != "" {
-				read = c.env.ReadPassword
-			}
-			var r reply
-			if read != nil {
-				text, err := read(ctx, f.Ask+f.Secret)
-				r = reply{Text: text, OK: err == nil}
-			}
+		case r := <-answers:
 			if err := enc.Encode(r); err != nil {
 				return c.fail(fmt.Errorf("talk to the running mls-proxy: %w", err)), true
 			}
-		default:
-			_, _ = io.WriteString(c.env.Stdout, f.Out)
-			_, _ = io.WriteString(c.env.Stderr, f.Err)
+		case f := <-frames:
+			switch {
+			case f.Exit != nil:
+				return *f.Exit, true
+			case f.Ask != "" || f.Secret != "":
+				read := c.env.ReadLine
+				if f.Secret != "" {
+					read = c.env.ReadPassword
+				}
+				go func() {
+					var r reply
+					if read != nil {
+						text, err := read(ctx, f.Ask+f.Secret)
+						r = reply{Text: text, OK: err == nil}
+					}
+					select {
+					case answers <- r:
+					case <-ctx.Done():
+					}
+				}()
+			default:
+				_, _ = io.WriteString(c.env.Stdout, f.Out)
+				_, _ = io.WriteString(c.env.Stderr, f.Err)
+			}
 		}
 	}
 }

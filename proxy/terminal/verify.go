@@ -15,6 +15,9 @@ import (
 // verifyTime is how long an interactive verification may take.
 const verifyTime = 10 * time.Minute
 
+// signTime is how long the other device may take to sign this one when both have confirmed.
+const signTime = 20 * time.Second
+
 func runVerify(ctx context.Context, c *call) error {
 	bootstrap := c.flags.Bool("bootstrap", false, "set cross-signing up for an account that has none")
 	recovery := c.flags.Bool("recovery-key", false, "verify with the account's recovery key, which is asked for")
@@ -135,13 +138,18 @@ func (c *call) printVerified(ctx context.Context) error {
 		return err
 	}
 	if c.json {
-		return c.printJSON(map[string]any{
+		if err := c.printJSON(map[string]any{
 			"user_id": c.s.ident.UserID(), "device_id": c.s.ident.DeviceID(), "fingerprint": c.s.ident.Fingerprint(),
 			"cross_signing": s.HasCrossSigning, "verified": s.DeviceSigned, "master_key_trusted": s.MasterTrusted, "can_sign": s.CanSign,
-		})
+		}); err != nil {
+			return err
+		}
 	}
 	if !s.DeviceSigned {
 		return failf(ExitNotVerified, "mls-proxy verify --recovery-key", "the other device has not signed this one yet")
+	}
+	if c.json {
+		return nil
 	}
 	c.printf("Device %s of %s is verified.\n", clean(c.s.ident.DeviceID().String()), clean(c.s.ident.UserID().String()))
 	return nil
@@ -177,6 +185,12 @@ func (c *call) compare(ctx context.Context, user id.UserID, wait bool) error {
 		return failf(ExitNotVerified, "start again: mls-proxy verify", "nobody answered: %w", ctx.Err())
 	}
 	if user == c.s.ident.UserID() {
+		soon, cancel := context.WithTimeout(ctx, signTime)
+		defer cancel()
+		// Whether it came is asked below.
+		if err := c.s.ident.AwaitSignature(soon); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
 		return c.printVerified(ctx)
 	}
 	if c.json {
