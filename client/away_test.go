@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -105,6 +106,50 @@ func TestAwayForLongHoldsLittle(t *testing.T) {
 	}
 	if keys, err := bob.st.KVKeys(w.ctx, "commit/", 1000); err != nil || len(keys) > kept {
 		t.Errorf("%d commits are stored (%v)", len(keys), err)
+	}
+	w.all = []*testDevice{alice, bob, carol}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+}
+
+// TestAwayForCommitsInFiles: in a large room commits are in files, and while a client that was away fetches them more events wait than
+// it lets wait otherwise. None is given up: it goes through every epoch and reads all that was said in them, and fetches
+// each file once.
+func TestAwayForCommitsInFiles(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.settle()
+	bob.bounds.Waiting = 20
+	bob.restart()
+	bob.turn()
+	w.all = []*testDevice{alice, carol}
+	alice.Client.inFiles, carol.Client.inFiles = true, true
+	var want []string
+	const commits = 40
+	for i := range commits {
+		by := []*testDevice{alice, carol}[i%2]
+		w.must(func() error { return by.Refresh(w.ctx, room) })
+		want = append(want, fmt.Sprint("said ", i))
+		w.send(by, room, want[i])
+	}
+	was, fetched := bob.epoch(room), map[string]int{}
+	bob.hs.stall = func(_ context.Context, mxc string) { fetched[mxc]++ }
+	w.now.add(time.Minute)
+	for range 40 {
+		bob.turn()
+		w.now.add(time.Second)
+	}
+	if n := int(bob.epoch(room) - was); n != commits {
+		t.Errorf("bob went through %d epochs, want %d", n, commits)
+	}
+	bob.wantTexts(want...)
+	for mxc, n := range fetched {
+		if n > 1 {
+			t.Errorf("%s was fetched %d times", mxc, n)
+		}
+	}
+	if len(fetched) < commits {
+		t.Errorf("%d files were fetched: the test proves nothing", len(fetched))
 	}
 	w.all = []*testDevice{alice, bob, carol}
 	w.settle()

@@ -82,7 +82,7 @@ func (c *Client) fetchFiles(ctx context.Context, r *room, due []string) []string
 	}
 	slices.SortFunc(files, func(a, b string) int {
 		n, o := r.needs[a], r.needs[b]
-		return cmp.Or(cmp.Compare(flying[n.by], flying[o.by]), cmp.Compare(n.fail, o.fail), cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(flying[n.by], flying[o.by]), r.beforeNeed(a, b))
 	})
 	for range maxFetchesBy {
 		served := map[id.UserID]bool{}

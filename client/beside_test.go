@@ -12,6 +12,38 @@ import (
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
+// TestFilesComeInTheOrderOfTheirEvents: of many commits with files the next one's comes next. One that came too early would give way to
+// others before its commit can be made use of, and would be fetched again.
+func TestFilesComeInTheOrderOfTheirEvents(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.all = []*testDevice{alice, carol}
+	var want, got []string
+	for i := range 6 * maxMediaCache {
+		data := []byte{byte(i)}
+		mxc := fmt.Sprintf("mxc://%s/file%02d", w.s.name, 99-i)
+		w.s.media[mxc] = data
+		want = append(want, mxc)
+		raw, err := rooms.Encode(&rooms.CommitContent{
+			Epoch: alice.epoch(room) + 1, Parent: rooms.Hash(alice.headRef(room)), File: rooms.NewFile(id.ContentURIString(mxc), data),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := []*testDevice{alice, carol}[i%2].hs.Send(w.ctx, room, rooms.TypeCommit, fmt.Sprint("file", i), raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bob.hs.stall = func(_ context.Context, mxc string) { got = append(got, mxc) }
+	bob.turn()
+	if !slices.Equal(got, want) {
+		t.Errorf("the files were fetched in the order\n%q, want\n%q", got, want)
+	}
+	if n := len(bob.rooms[room].waiting); n > 0 {
+		t.Errorf("of %d events that wait no more something is held", n)
+	}
+}
+
 // TestFileFromAServerThatStalls: a server that takes its time with a file of one
 // room holds up neither another room nor the client's end.
 func TestFileFromAServerThatStalls(t *testing.T) {

@@ -44,7 +44,7 @@ type Identity interface {
 // Limits bounds what others can make a client hold or do. Zero fields mean the
 // defaults.
 type Limits struct {
-	Waiting    int           // events of one room that wait for something; default 500
+	Waiting    int           // events of one room that wait for something; default 500, and 20 times as many while a file is awaited
 	WaitingAge time.Duration // how long an event waits before it is reported; default 10 minutes
 	PastEpochs int           // epochs kept below the newest final, for late messages; default 3
 	PastAge    time.Duration // how long they are kept, and branches that lost; default 1 hour
@@ -181,6 +181,7 @@ type Client struct {
 	steps        uint64                    // rounds of the engine
 	crashAt      func(point string) error  // set by tests
 	without      map[string]bool           // rules that the simulator leaves out
+	inFiles      bool                      // a test has all commits in files, as in a large room
 	blind        func(federation.Ref) bool // commits that it lets this device not open; nil: none
 
 	// History that is handed over; see history.go.

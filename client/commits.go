@@ -44,17 +44,11 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		}
 		return errWaitGroup
 	}
-	if content, err = c.inlined(r, content, evt); err != nil {
-		return err
-	}
-	msg, err := mls.ParseMessage(content.Message)
+	opened, err := c.open(r, content, evt)
 	if err != nil {
 		return err
 	}
-	ref, err := rooms.CommitRef(msg)
-	if err != nil {
-		return err
-	}
+	content, msg, ref := opened.content, opened.msg, opened.ref
 	if r.machine.Held(ref) {
 		c.setCommitEvent(r, ref, evt.ID)
 		return nil
@@ -165,6 +159,36 @@ func (c *Client) takeCommit(ctx context.Context, r *room, facts *federation.Comm
 		return err
 	}
 	return c.object(r, facts.Ref, facts.Parent, b)
+}
+
+// An openCommit is a commit with its file, read.
+type openCommit struct {
+	evt     *Event
+	content *rooms.CommitContent
+	msg     *mls.Message
+	ref     federation.Ref
+}
+
+// open reads a commit event, with its file. The last one is kept for who needs it again
+// in the same step: in a cold tree of thousands it has a ciphertext for each leaf.
+func (c *Client) open(r *room, content *rooms.CommitContent, evt *Event) (*openCommit, error) {
+	if r.opened != nil && r.opened.evt == evt {
+		return r.opened, nil
+	}
+	content, err := c.inlined(r, content, evt)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := mls.ParseMessage(content.Message)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := rooms.CommitRef(msg)
+	if err != nil {
+		return nil, err
+	}
+	r.opened = &openCommit{evt, content, msg, ref}
+	return r.opened, nil
 }
 
 // inlined returns the content of a commit event with what was moved to media put

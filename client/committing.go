@@ -664,7 +664,7 @@ func (c *Client) postCommit(ctx context.Context, r *room, staged *mls.StagedComm
 	}
 	content.Proposals, content.KeyPackages = nil, nil
 	data := outData{Type: rooms.TypeCommit}
-	if bundle.Inline() {
+	if bundle.Inline() && !c.inFiles {
 		content.SetInline(bundle)
 		if data.Content, err = rooms.Encode(content); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,7 @@ type need struct {
 	by     id.UserID // whose event that is
 	busy   bool      // it is being fetched, beside the engine's turns
 	fail   int
+	asked  int           // the how many-th of the room's it is, of a file
 	since  time.Duration // monotonic time when it was asked for first, of a file
 	notFor time.Duration // monotonic time before which it is not tried again
 }
@@ -47,6 +49,8 @@ func (r *room) want(key string, n *need) {
 			asked.commit = n.commit
 		}
 	} else if len(r.needs) < maxNeeds || len(r.needs) < 2*maxNeeds && n.event == "" && n.file == nil {
+		r.wanted++
+		n.asked = r.wanted
 		r.needs[key] = n // events and files that others name leave place for the rest
 	}
 }
@@ -56,6 +60,16 @@ const (
 	maxTried     = 1024
 	maxNeedFails = 8
 )
+
+// beforeNeed orders what a room needs. Files come in the order in which events began to wait for
+// them, which is mostly that in which they can be used: one that comes before its commit can be made use of gives way
+// to others, and has to be fetched again. What failed comes after what did not yet.
+func (r *room) beforeNeed(a, b string) int {
+	if n, o := r.needs[a], r.needs[b]; n.file != nil && o.file != nil {
+		return cmp.Or(cmp.Compare(n.fail, o.fail), cmp.Compare(n.asked, o.asked))
+	}
+	return cmp.Compare(a, b) // the keys of files begin alike
+}
 
 // stepRoom brings one room as far as it goes.
 func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
@@ -95,7 +109,7 @@ func (c *Client) stepRoom(ctx context.Context, roomID id.RoomID) time.Duration {
 				at(n.notFor)
 			}
 		}
-		slices.Sort(due)
+		slices.SortFunc(due, r.beforeNeed)
 		if c.beside {
 			due = c.fetchFiles(ctx, r, due)
 		}
@@ -239,7 +253,7 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 	} else if err != nil {
 		return false, err
 	}
-	defer func() { item.Data = nil }()
+	defer func() { item.Data, r.opened = nil, nil }()
 	var data inboxData
 	b := &batch{}
 	err := json.Unmarshal(item.Data, &data)

@@ -31,49 +31,63 @@ const welcomeAge = 24 * time.Hour
 // as long as that takes.
 var welcomeWaits = []string{"welcomed", "parent", "media", "files", "head", "state", "looked"}
 
+// A waitingEvent is what trimInbox has to know of an event in the inbox: with thousands of
+// commits to go through, each as large as its tree is, all that wait are not read again for each.
+type waitingEvent struct {
+	toDevice  bool
+	encrypted bool      // a message
+	sender    id.UserID // empty: it cannot be read
+	at        int64     // unix milliseconds when it came
+}
+
+// waitingEvent returns what has to be known of an event in the inbox. It returns
+// [store.ErrNotFound] if it was settled.
+func (c *Client) waitingEvent(ctx context.Context, r *room, item *store.InboxItem) (*waitingEvent, error) {
+	if w := r.waiting[item.EventID]; w != nil {
+		return w, nil
+	}
+	if err := c.st.LoadInbox(ctx, item); err != nil {
+		return nil, err
+	}
+	var data inboxData
+	err := json.Unmarshal(item.Data, &data)
+	item.Data = nil
+	w := &waitingEvent{}
+	if err == nil {
+		w.toDevice, w.at = data.ToDevice, data.At
+		if data.Event != nil {
+			w.sender, w.encrypted = data.Event.Sender, data.Event.Type == rooms.TypeEncrypted
+		}
+	}
+	return w, nil
+}
+
+// aheadOfFiles is how many times as much waits while commits wait for their files: in a large room those of a long
+// absence are all in files, and what was given up of them could never be read.
+const aheadOfFiles = 20
+
 // trimInbox bounds what waits: above the limit the oldest events are given up, and
 // Welcomes of those for whom least speaks; of these also what has waited for too
 // long.
 func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxItem) error {
-	var waiting, over []*store.InboxItem
-	var welcomes []waitingWelcome // the oldest first
-	now := c.now()
-	for _, item := range items {
-		if item == nil {
-			continue
-		}
-		if err := c.st.LoadInbox(ctx, item); errors.Is(err, store.ErrNotFound) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		var data inboxData
-		err := json.Unmarshal(item.Data, &data)
-		item.Data = nil
-		if err == nil && data.ToDevice {
-			kind, _, _ := strings.Cut(item.WaitsFor, ":")
-			lost := slices.Contains(welcomeWaits, kind) && now.Sub(time.UnixMilli(data.At)) > welcomeAge
-			if lost || data.Event == nil {
-				over = append(over, item)
-			} else {
-				welcomes = append(welcomes, waitingWelcome{item, data.Event.Sender})
-			}
-			continue
-		}
-		waiting = append(waiting, item)
-		if err != nil || data.Event == nil || data.Event.Type != rooms.TypeEncrypted {
-			continue
-		}
-		if now.Sub(time.UnixMilli(data.At)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
-			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
-				Room: r.id, EventID: item.EventID, Sender: data.Event.Sender, Reason: "waits for " + item.WaitsFor,
-			})
-		}
+	items = slices.DeleteFunc(items, func(item *store.InboxItem) bool { return item == nil })
+	over, err := c.excess(ctx, r, items)
+	if err != nil || len(over) == 0 {
+		return err
 	}
-	if n := len(waiting) - c.limits.Waiting; n > 0 {
-		over = append(over, waiting[:n]...)
+	// Some may have been settled by other events: they do not count.
+	rows, err := c.st.Inbox(ctx, r.id)
+	if err != nil {
+		return err
 	}
-	over = append(over, excessWelcomes(welcomes, func(sender id.UserID) int { return c.speaksFor(r, sender) })...)
+	left := make(map[id.EventID]bool, len(rows))
+	for _, row := range rows {
+		left[row.EventID] = true
+	}
+	over, err = c.excess(ctx, r, slices.DeleteFunc(items, func(item *store.InboxItem) bool { return !left[item.EventID] }))
+	if err != nil {
+		return err
+	}
 	for _, item := range over {
 		b := &batch{}
 		if evt, err := c.waitingCiphertext(ctx, item); err != nil {
@@ -96,6 +110,48 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 		}
 	}
 	return nil
+}
+
+// excess returns which of the events that wait in a room are given up.
+func (c *Client) excess(ctx context.Context, r *room, items []*store.InboxItem) ([]*store.InboxItem, error) {
+	var waiting, over []*store.InboxItem
+	var welcomes []waitingWelcome // the oldest first
+	now := c.now()
+	known := make(map[id.EventID]*waitingEvent, len(items))
+	for _, item := range items {
+		w, err := c.waitingEvent(ctx, r, item)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		known[item.EventID] = w
+		if w.toDevice {
+			kind, _, _ := strings.Cut(item.WaitsFor, ":")
+			lost := slices.Contains(welcomeWaits, kind) && now.Sub(time.UnixMilli(w.at)) > welcomeAge
+			if lost || w.sender == "" {
+				over = append(over, item)
+			} else {
+				welcomes = append(welcomes, waitingWelcome{item, w.sender})
+			}
+			continue
+		}
+		waiting = append(waiting, item)
+		if w.encrypted && now.Sub(time.UnixMilli(w.at)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
+			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
+				Room: r.id, EventID: item.EventID, Sender: w.sender, Reason: "waits for " + item.WaitsFor,
+			})
+		}
+	}
+	r.waiting = known
+	limit := c.limits.Waiting
+	if r.lacksFile() {
+		limit *= aheadOfFiles
+	}
+	if n := len(waiting) - limit; n > 0 {
+		over = append(over, waiting[:n]...)
+	}
+	return append(over, excessWelcomes(welcomes, func(sender id.UserID) int { return c.speaksFor(r, sender) })...), nil
 }
 
 // waitingCiphertext returns the event of an inbox row if it is a ciphertext, else nil.

@@ -117,6 +117,16 @@ func (r *room) filesBy(user id.UserID) (count int) {
 	return count
 }
 
+// lacksFile tells whether a file is asked for.
+func (r *room) lacksFile() bool {
+	for _, n := range r.needs {
+		if n.file != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // fileWait returns how long to wait before a file that matters is asked for again.
 func (r *room) fileWait(n *need) time.Duration {
 	share := max(1, (r.filesBy(n.by)+filesAtOnce-1)/filesAtOnce)

@@ -13,7 +13,6 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/internal/probe"
-	"github.com/matrix-mls/matrix-mls/mls"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -83,15 +82,12 @@ func (c *Client) noteLate(r *room, evt *Event, delay time.Duration, came int64) 
 	if err != nil || r.machine == nil {
 		return
 	}
-	if content, err = c.inlined(r, content, evt); err != nil {
-		return // it waits, and comes here again
-	}
-	msg, err := mls.ParseMessage(content.Message)
+	opened, err := c.open(r, content, evt)
 	if err != nil {
-		return
+		return // if it waits for its file, it comes here again
 	}
-	ref, err := rooms.CommitRef(msg)
-	if err != nil || slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == rooms.Hash(ref) }) {
+	content, ref := opened.content, opened.ref
+	if slices.ContainsFunc(r.rec.Late, func(l lateCommit) bool { return l.Ref == rooms.Hash(ref) }) {
 		return
 	}
 	sent := c.sentAt(evt)

@@ -200,8 +200,11 @@ type room struct {
 	blocked     []Block                  // why sending waits
 	changed     chan struct{}
 
-	marked     int                // events that were processed since the start
-	mediaOrder []string           // keys of media, the oldest first
+	marked     int      // events that were processed since the start
+	mediaOrder []string // keys of media, the oldest first
+	wanted     int      // how much was asked for so far
+	waiting    map[id.EventID]*waitingEvent
+	opened     *openCommit        // the last one
 	askedAhead bool               // for the devices of who is in the room, before this device was in its group
 	crowded    map[id.UserID]bool // whose events wait until fewer files of theirs are asked for
 
