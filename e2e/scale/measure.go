@@ -24,6 +24,7 @@ const (
 	added      = "add a user with one device"
 	entered    = "from the newcomer's join until it has read a message"
 	removed    = "remove that user"
+	banned     = "ban a user of the crowd"
 	restarted  = "restart a module"
 	afterwards = "a commit after that"
 	alone      = "a device comes while nobody else is there (external commit)"
@@ -53,15 +54,15 @@ func (s *scale) acts() []act {
 		{name: added, do: s.add, with: removed, rest: s.settled, short: true},
 		{name: "the newcomer reads a message", do: func(ctx context.Context) error { return s.text(ctx, s.online[2%len(s.online)]) }, with: removed, rest: s.settled, short: true},
 		{name: removed, do: s.remove, rest: s.settled, short: true},
-		{name: "ban a user of the crowd", do: s.ban, rest: s.settled},
+		{name: banned, do: s.ban, rest: s.settled, short: true},
 		{name: "a further device of a member", do: s.further, rest: s.settled},
 		{name: restarted, do: s.restart, rest: s.settled, short: true},
 		{name: afterwards, do: func(ctx context.Context) error { return s.refresh(ctx, s.online[0]) }, rest: s.settled, short: true},
 		{name: "all whole clients commit at once", do: s.together, rest: s.settled},
 		{name: alone, do: s.alone, with: returned, short: true}, // nobody is there who could vouch for it
 		{name: returned, do: s.back, rest: s.settled, short: true},
-		{name: rebuilt, do: s.rebuild, with: ordering},
-		{name: ordering, do: s.ordersAgain, rest: s.settled},
+		{name: rebuilt, do: s.rebuild, with: ordering, short: true},
+		{name: ordering, do: s.ordersAgain, rest: s.settled, short: true},
 		{name: healed, before: s.part, do: s.heal, rest: s.once, links: true},
 	}
 	if s.short {
