@@ -41,7 +41,6 @@ func TestProxyDeviceIsVerifiedByAnotherClient(t *testing.T) {
 		asks         bool // the client asks the MLS device, not the other way
 		first        bool // the person at the client answers first
 		through      bool // the client talks through the proxy, and has its keys by the recovery key
-		differ       string
 	}{
 		{name: "it asks, on Synapse", server: "syn1", asks: true, first: true},
 		{name: "it is asked, on Synapse, through the proxy", server: "syn1", through: true},
