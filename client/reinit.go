@@ -500,7 +500,7 @@ func (c *Client) endSuite(r *room, err error) {
 		if policy, perr := e.policy(); perr == nil && len(s.Drop) > 0 && policy.IsAdmin(c.UserID()) && !slices.Equal(policy.SuiteFloor, s.Floor) {
 			before := policy.Clone()
 			policy.SuiteFloor = s.Floor
-			r.rec.Policy, r.rec.PolicyOn = policy, before
+			r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.PolicyPart = policy, before, rooms.Hash{}, rooms.Hash{}
 		}
 	}
 	if err != nil {

@@ -677,6 +677,34 @@ func TestNewcomerAfterAChange(t *testing.T) {
 	}
 }
 
+// TestTheFloorIsTakenBackAfterAnotherChange: an admin who changed the policy before gives a change of suite up. The floor that
+// was set for it is taken back.
+func TestTheFloorIsTakenBackAfterAnotherChange(t *testing.T) {
+	w := suitesWorld(t, suite1, suite2)
+	room, alice, bob, carol := w.three("shared")
+	w.suites = []mls.CipherSuite{suite1}
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 7 }) })
+	w.settle()
+	w.module.noVouching = true // nothing becomes final, so that the group is not closed yet
+	alice.mu.Lock()
+	alice.rooms[room].rec.Suite = &suiteChange{Suite: suite2, Drop: []suiteDevice{{dave.UserID(), dave.DeviceID()}}}
+	alice.mu.Unlock()
+	if !w.until(100, func() bool { return len(alice.policy(room).SuiteFloor) > 0 }) {
+		t.Fatal("no floor is set")
+	}
+	alice.dropSuite(room, errors.New("given up"))
+	w.module.noVouching = false
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+	if p := alice.policy(room); len(p.SuiteFloor) != 0 || p.Window != 7 {
+		t.Errorf("the floor stays at %v, the window is %d", p.SuiteFloor, p.Window)
+	}
+}
+
 // TestWhoMayChangeTheSuite: what is refused before anything is sent.
 func TestWhoMayChangeTheSuite(t *testing.T) {
 	w := suitesWorld(t, suite1, suite2, suite3, hybrid)
