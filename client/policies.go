@@ -69,7 +69,7 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 	if !policy.IsAdmin(c.UserID()) {
 		return fmt.Errorf("%w: only an admin of the group changes its policy (%v)", ErrNotAllowed, policy.Admins)
 	}
-	before := policy.Clone()
+	have := policy.Clone()
 	if r.rec.Policy != nil && !era { // one more change on top of the one under way
 		policy = r.asked(e.ref, policy)
 	}
@@ -85,8 +85,11 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 		// planned anew in the new era.
 		c.loseCommit(r, b)
 	}
-	r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.NewEra, r.policyError = policy, before, rooms.Hash{}, era, nil
-	r.rec.PolicyPart = rooms.Hash{}
+	if era {
+		r.rec.Policy = nil
+	}
+	r.ask(e.ref, have, policy)
+	r.rec.NewEra, r.policyError = era, nil
 	if era {
 		r.tryList()
 	}
@@ -97,12 +100,24 @@ func (c *Client) wantPolicy(ctx context.Context, roomID id.RoomID, era bool, cha
 	return nil
 }
 
+// ask notes what our user asks for in an epoch that has a policy. What they asked for before, and no final epoch has yet, they ask
+// for still: the commits that brought it may lose their places.
+func (r *room) ask(ref federation.Ref, have, want *rooms.Policy) {
+	on, from, at := have, (*rooms.Policy)(nil), rooms.Hash{}
+	if r.rec.Policy != nil && r.rec.PolicyOn != nil {
+		// Without what they asked for, but with what others changed since.
+		on, from, at = have.Rebase(r.rec.Policy, r.rec.PolicyOn.Rebase(r.rec.Policy, have)), have, rooms.Hash(ref)
+	}
+	r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyFrom, r.rec.PolicyAt = want, on, from, at
+	r.rec.PolicyRef, r.rec.PolicyPart = rooms.Hash{}, rooms.Hash{}
+}
+
 // policyDue returns the policy that our user asked for, on top of the one of an
 // epoch; nil if nothing is asked for, or that epoch has it. What another admin
 // changed above the commit that brought it counts: the two would else change the
 // same thing back and forth for ever.
 func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
-	if ref := federation.Ref(r.rec.PolicyRef); r.rec.Policy == nil || !ref.IsZero() && r.machine.Extends(e.ref, ref) {
+	if r.rec.Policy == nil {
 		return nil
 	}
 	have, err := e.policy()
@@ -117,10 +132,21 @@ func (c *Client) policyDue(r *room, e *epoch) *rooms.Policy {
 }
 
 // asked returns what our user asked for, on top of the policy of an epoch: where
-// that has all but the list of modules, only the list.
+// that has it, nothing; where it has all but the list of modules, only the list;
+// and above where it was asked for only what was new there.
 func (r *room) asked(ref federation.Ref, have *rooms.Policy) *rooms.Policy {
-	want := r.rec.Policy.Rebase(r.rec.PolicyOn, have)
-	if part := federation.Ref(r.rec.PolicyPart); part.IsZero() || !r.machine.Extends(ref, part) {
+	has := func(commit rooms.Hash) bool {
+		return !commit.IsZero() && r.machine.Extends(ref, federation.Ref(commit))
+	}
+	if has(r.rec.PolicyRef) {
+		return have.Clone()
+	}
+	on := r.rec.PolicyOn
+	if has(r.rec.PolicyAt) {
+		on = r.rec.PolicyFrom
+	}
+	want := r.rec.Policy.Rebase(on, have)
+	if !has(r.rec.PolicyPart) {
 		return want
 	}
 	list := have.Clone()
@@ -156,6 +182,9 @@ func (c *Client) policyDone(r *room) {
 	if e == nil {
 		return
 	}
+	if at := federation.Ref(r.rec.PolicyAt); !at.IsZero() && r.machine.Extends(e.ref, at) { // no other branch comes any more
+		r.rec.PolicyOn, r.rec.PolicyFrom, r.rec.PolicyAt = r.rec.PolicyFrom, nil, rooms.Hash{}
+	}
 	due := c.policyDue(r, e)
 	if part := federation.Ref(r.rec.PolicyPart); due != nil && !part.IsZero() && r.machine.Extends(e.ref, part) {
 		if have, err := e.policy(); err == nil { // only the list is left to ask for
@@ -163,7 +192,7 @@ func (c *Client) policyDone(r *room) {
 		}
 	}
 	if due == nil {
-		r.rec.Policy, r.rec.PolicyOn = nil, nil
+		r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyFrom, r.rec.PolicyAt = nil, nil, nil, rooms.Hash{}
 	}
 }
 

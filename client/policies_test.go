@@ -2,6 +2,7 @@ package client
 
 import (
 	"testing"
+	"time"
 
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -25,5 +26,62 @@ func TestAdminsWhoDisagreeComeToRest(t *testing.T) {
 	w.sameEpoch(id, alice, bob, carol, alice2)
 	if n := alice.epoch(id) - before; n > 2 {
 		t.Errorf("%d epochs for two changes", n)
+	}
+}
+
+// TestTwoChangesOfALosingBranch: an admin makes two changes one after the other on a side that loses. Both come after the
+// heal.
+func TestTwoChangesOfALosingBranch(t *testing.T) {
+	w := newWorld(t)
+	room, users := w.apart(3, nil)
+	alice, bob, carol := users[0], users[1], users[2]
+	w.cut(w.modules()[0].s.name)
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 7 }) })
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.HeirsWait = time.Hour })
+	})
+	w.must(func() error { return bob.Refresh(w.ctx, room) })
+	w.must(func() error { return carol.Refresh(w.ctx, room) })
+	w.mend()
+	w.settle()
+	for range 10 {
+		w.now.add(30 * time.Second)
+		w.settle()
+	}
+	w.sameEpoch(room, users...)
+	p := bob.policy(room)
+	if p.Window != 7 || p.HeirsWait != time.Hour {
+		t.Errorf("window %d, heirs wait %v", p.Window, p.HeirsWait)
+	}
+}
+
+// TestAnotherChangeDoesNotBringTheFirstBack: another admin changed the same thing above an accepted change, which is not final; one
+// more change takes nothing of theirs back.
+func TestAnotherChangeDoesNotBringTheFirstBack(t *testing.T) {
+	w := newWorld(t)
+	room, users := w.apart(5, nil)
+	alice, bob := users[0], users[1]
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Admins = append(p.Admins, bob.UserID()) })
+	})
+	w.settle()
+	w.cut(w.modules()[0].s.name, w.modules()[1].s.name)
+	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 7 }) })
+	w.must(func() error { return bob.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 9 }) })
+	w.must(func() error {
+		return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.HeirsWait = time.Hour })
+	})
+	if p := alice.policy(room); p.Window != 9 || p.HeirsWait != time.Hour {
+		t.Errorf("on the side: window %d, heirs wait %v", p.Window, p.HeirsWait)
+	}
+	w.mend()
+	w.settle()
+	for range 10 {
+		w.now.add(30 * time.Second)
+		w.settle()
+	}
+	w.sameEpoch(room, users...)
+	if p := users[4].policy(room); p.Window != 9 || p.HeirsWait != time.Hour {
+		t.Errorf("window %d, heirs wait %v", p.Window, p.HeirsWait)
 	}
 }

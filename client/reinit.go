@@ -496,11 +496,14 @@ func (c *Client) dropSuite(roomID id.RoomID, err error) {
 func (c *Client) endSuite(r *room, err error) {
 	s := r.rec.Suite
 	r.rec.Suite, r.suiteError = nil, err
-	if e := r.head(); err != nil && s != nil && e != nil && e.group.ReInit() == nil && r.rec.Policy == nil {
+	if e := r.head(); err != nil && s != nil && e != nil && e.group.ReInit() == nil && !r.rec.NewEra {
 		if policy, perr := e.policy(); perr == nil && len(s.Drop) > 0 && policy.IsAdmin(c.UserID()) && !slices.Equal(policy.SuiteFloor, s.Floor) {
-			before := policy.Clone()
-			policy.SuiteFloor = s.Floor
-			r.rec.Policy, r.rec.PolicyOn, r.rec.PolicyRef, r.rec.PolicyPart = policy, before, rooms.Hash{}, rooms.Hash{}
+			want := policy.Clone()
+			if r.rec.Policy != nil { // beside a change under way
+				want = r.asked(e.ref, want)
+			}
+			want.SuiteFloor = s.Floor
+			r.ask(e.ref, policy, want)
 		}
 	}
 	if err != nil {

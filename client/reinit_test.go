@@ -678,30 +678,55 @@ func TestNewcomerAfterAChange(t *testing.T) {
 }
 
 // TestTheFloorIsTakenBackAfterAnotherChange: an admin who changed the policy before gives a change of suite up. The floor that
-// was set for it is taken back.
+// was set for it is taken back, also while a list of modules waits for one that is lost.
 func TestTheFloorIsTakenBackAfterAnotherChange(t *testing.T) {
+	t.Run("nothing waits", func(t *testing.T) { floorTakenBack(t, false) })
+	t.Run("a list waits", func(t *testing.T) { floorTakenBack(t, true) })
+}
+
+func floorTakenBack(t *testing.T, waits bool) {
 	w := suitesWorld(t, suite1, suite2)
-	room, alice, bob, carol := w.three("shared")
+	id, alice, bob, carol := w.three("shared")
 	w.suites = []mls.CipherSuite{suite1}
 	dave := w.device("dave", "DAVE1")
-	w.must(func() error { return alice.Invite(w.ctx, room, dave.UserID()) })
-	w.join(dave, room)
+	w.must(func() error { return alice.Invite(w.ctx, id, dave.UserID()) })
+	w.join(dave, id)
 	w.settle()
-	w.must(func() error { return alice.ChangePolicy(w.ctx, room, func(p *rooms.Policy) { p.Window = 7 }) })
+	w.must(func() error { return alice.ChangePolicy(w.ctx, id, func(p *rooms.Policy) { p.Window = 7 }) })
 	w.settle()
+	if waits {
+		lost := w.addModule("lost.example")
+		lost.down = true
+		if err := alice.wantPolicy(w.ctx, id, false, func(_ *room, p *rooms.Policy) error {
+			p.Sequencers = append(p.Sequencers, federation.Sequencer{Server: "lost.example", User: string(lost.bot), ReceiptKey: pub(lost.key)})
+			p.Manual = true
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for range 4 {
+			w.now.add(listWait)
+			w.settle()
+		}
+	}
 	w.module.noVouching = true // nothing becomes final, so that the group is not closed yet
 	alice.mu.Lock()
-	alice.rooms[room].rec.Suite = &suiteChange{Suite: suite2, Drop: []suiteDevice{{dave.UserID(), dave.DeviceID()}}}
+	alice.rooms[id].rec.Suite = &suiteChange{Suite: suite2, Drop: []suiteDevice{{dave.UserID(), dave.DeviceID()}}}
 	alice.mu.Unlock()
-	if !w.until(100, func() bool { return len(alice.policy(room).SuiteFloor) > 0 }) {
+	if !w.until(100, func() bool { return len(alice.policy(id).SuiteFloor) > 0 }) {
 		t.Fatal("no floor is set")
 	}
-	alice.dropSuite(room, errors.New("given up"))
+	alice.dropSuite(id, errors.New("given up"))
 	w.module.noVouching = false
 	w.settle()
-	w.sameEpoch(room, alice, bob, carol)
-	if p := alice.policy(room); len(p.SuiteFloor) != 0 || p.Window != 7 {
+	w.sameEpoch(id, alice, bob, carol)
+	if p := alice.policy(id); len(p.SuiteFloor) != 0 || p.Window != 7 {
 		t.Errorf("the floor stays at %v, the window is %d", p.SuiteFloor, p.Window)
+	}
+	alice.mu.Lock()
+	defer alice.mu.Unlock()
+	if r := alice.rooms[id]; waits && (r.rec.Policy == nil || len(r.rec.Policy.Sequencers) != 2) {
+		t.Error("the list is asked for no more")
 	}
 }
 

@@ -49,17 +49,19 @@ type roomRecord struct {
 	Switched   int                           `json:"switched,omitempty"` // of these, how many this device let in when it switched the room
 	Others     map[id.UserID]rooms.Admission `json:"-"`                  // beside them, by another inviter; a part of its own
 	JoinEpoch  uint64                        `json:"join_epoch,omitempty"`
-	Behind     []leftBehind                  `json:"behind,omitempty"`     // epochs from before this device came in again, the newest first
-	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`   // epoch that removed a user's last leaf
-	Proposals  map[string]keptProposal       `json:"proposals,omitempty"`  // ref → a module's proposal
-	Contested  rooms.Hash                    `json:"contested,omitzero"`   // the epoch in which a module wants somebody out for no reason seen here
-	Caused     map[id.UserID]bool            `json:"caused,omitempty"`     // changes our user asked for: committed at once
-	Policy     *rooms.Policy                 `json:"policy,omitempty"`     // the policy our user asked for, until it is final
-	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"`  // the policy that was changed for it
-	PolicyRef  rooms.Hash                    `json:"policy_ref,omitzero"`  // the own commit that brought it
-	PolicyPart rooms.Hash                    `json:"policy_part,omitzero"` // the own commit that brought it but for a list that waits for its modules
-	Liars      map[string]string             `json:"liars,omitempty"`      // receipt keys that signed contradictions, and which
-	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"`  // what modules showed when this device joined
+	Behind     []leftBehind                  `json:"behind,omitempty"`      // epochs from before this device came in again, the newest first
+	Removals   map[id.UserID]uint64          `json:"removals,omitempty"`    // epoch that removed a user's last leaf
+	Proposals  map[string]keptProposal       `json:"proposals,omitempty"`   // ref → a module's proposal
+	Contested  rooms.Hash                    `json:"contested,omitzero"`    // the epoch in which a module wants somebody out for no reason seen here
+	Caused     map[id.UserID]bool            `json:"caused,omitempty"`      // changes our user asked for: committed at once
+	Policy     *rooms.Policy                 `json:"policy,omitempty"`      // the policy our user asked for, until it is final
+	PolicyOn   *rooms.Policy                 `json:"policy_on,omitempty"`   // the policy that was changed for it
+	PolicyAt   rooms.Hash                    `json:"policy_at,omitzero"`    // the epoch in which it was asked for beside what was asked for before
+	PolicyFrom *rooms.Policy                 `json:"policy_from,omitempty"` // the policy of that epoch
+	PolicyRef  rooms.Hash                    `json:"policy_ref,omitzero"`   // the own commit that brought it
+	PolicyPart rooms.Hash                    `json:"policy_part,omitzero"`  // the own commit that brought it but for a list that waits for its modules
+	Liars      map[string]string             `json:"liars,omitempty"`       // receipt keys that signed contradictions, and which
+	OldHeads   map[id.UserID]rooms.Hash      `json:"old_heads,omitempty"`   // what modules showed when this device joined
 	// Unconfirmed: nobody has proven to this device yet that the epoch it
 	// joined at is final.
 	Unconfirmed bool         `json:"unconfirmed,omitempty"`
