@@ -243,7 +243,11 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 		return c.fail(fmt.Errorf("talk to the running mls-proxy: %w", err)), true
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	var asking sync.WaitGroup
+	defer func() { // who is asked for a secret has no echo, and the program exits next
+		cancel()
+		asking.Wait()
+	}()
 	frames, broken := make(chan frame), make(chan error, 1)
 	go func() {
 		for {
@@ -281,7 +285,7 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 				if f.Secret != "" {
 					read = c.env.ReadPassword
 				}
-				go func() {
+				asking.Go(func() {
 					var r reply
 					if read != nil {
 						text, err := read(ctx, f.Ask+f.Secret)
@@ -291,7 +295,7 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 					case answers <- r:
 					case <-ctx.Done():
 					}
-				}()
+				})
 			default:
 				_, _ = io.WriteString(c.env.Stdout, f.Out)
 				_, _ = io.WriteString(c.env.Stderr, f.Err)

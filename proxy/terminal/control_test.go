@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/matrix-mls/matrix-mls/client/store"
@@ -62,5 +64,49 @@ func TestAQuestionEndsWithItsVerb(t *testing.T) {
 	}
 	if r := <-got; !r.OK || r.Text != "yes" {
 		t.Errorf("the first answer came as %+v", r)
+	}
+}
+
+// TestASecretThatIsNotSaidGivesTheTerminalBack: the running program ends while the person at another terminal is asked for a
+// secret. The terminal is as it was before the verb ends, and with it the process.
+func TestASecretThatIsNotSaidGivesTheTerminalBack(t *testing.T) {
+	env, _, _ := testEnv(t)
+	c := &call{env: env, state: t.TempDir(), raw: []string{"verify"}}
+	var listener net.Listener
+	err := withSocket(c.state, func(address string) (err error) {
+		listener, err = net.Listen("unix", address)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	asked := make(chan struct{})
+	var echo atomic.Bool
+	env.ReadPassword = func(ctx context.Context, _ string) (string, error) {
+		close(asked)
+		<-ctx.Done()
+		for range 1000 { // a program that does it has to be started
+			runtime.Gosched()
+		}
+		echo.Store(true)
+		return "", ctx.Err()
+	}
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		var req request
+		if readFrame(bufio.NewReader(conn), &req) == nil && json.NewEncoder(conn).Encode(frame{Secret: "key? "}) == nil {
+			<-asked
+		}
+	}()
+	if code, ok := c.forward(t.Context(), c.raw, store.ErrLocked); !ok || code == ExitOK {
+		t.Errorf("exit code %d, %t", code, ok)
+	}
+	if !echo.Load() {
+		t.Error("the verb ends, and the terminal still shows nothing")
 	}
 }
