@@ -25,7 +25,8 @@ func (c *Client) changePolicy(ctx context.Context, roomID id.RoomID, change func
 	if err := c.wantPolicy(ctx, roomID, era, func(r *room, p *rooms.Policy) error {
 		before := p.Clone()
 		change(p)
-		if named = !sameList(before, p); named { // one that was given up for a while stays so beside another change
+		// One that was given up for a while stays so beside another change. Who changes nothing asks again for what waits.
+		if named = !sameList(before, p) || p.Equal(before); named {
 			r.tryList()
 		}
 		return nil

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-mls/matrix-mls/federation"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -83,5 +84,28 @@ func TestAnotherChangeDoesNotBringTheFirstBack(t *testing.T) {
 	w.sameEpoch(room, users...)
 	if p := users[4].policy(room); p.Window != 9 || p.HeirsWait != time.Hour {
 		t.Errorf("window %d, heirs wait %v", p.Window, p.HeirsWait)
+	}
+}
+
+// TestTheSameListNamedAgainIsWaitedFor: an admin who names once more a list that waits for a module that is lost is not told that it is
+// accepted.
+func TestTheSameListNamedAgainIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	id, alice, _, _ := w.three("shared")
+	lost := w.addModule("lost.example")
+	lost.down = true
+	for i := range 2 {
+		ctx, cancel := w.timeout(time.Minute)
+		err := w.background(func() error {
+			return alice.ChangePolicy(ctx, id, func(p *rooms.Policy) {
+				p.Sequencers = []federation.Sequencer{p.Sequencers[0], {Server: "lost.example", User: string(lost.bot), ReceiptKey: pub(lost.key)}}
+				p.Manual = true
+			})
+		})
+		cancel()
+		if err == nil {
+			t.Errorf("named %d times, it counts as accepted", i+1)
+		}
+		w.settle()
 	}
 }
