@@ -183,6 +183,9 @@ func faultLittleMemory(t *testing.T) {
 			t.Errorf("answer %d, want 200 or 503", code)
 		}
 	}
+	if codes[http.StatusOK]+codes[http.StatusServiceUnavailable] == 0 {
+		t.Error("no large transaction was answered")
+	}
 	if killed > 0 {
 		t.Errorf("%d processes were killed for want of memory\n%s", killed, &out)
 	}

@@ -141,7 +141,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // TestSecondProcessTakesOver: two processes of a module are on one PostgreSQL, behind one address. The one that works is killed
-// while a member commits. The other takes over within five seconds, and accepts that commit, and the next ones.
+// and a member commits. The other takes over within five seconds, and accepts that commit, and the next ones.
 func TestSecondProcessTakesOver(t *testing.T) {
 	s := tell(t, "postgres")
 	alice, bob := s.person("syn1", "alice"), s.person("den1", "bob")

@@ -73,17 +73,15 @@ func (i *Identity) Status(ctx context.Context) (*Status, error) {
 }
 
 // AwaitSignature returns once the homeserver has a signature of the user on this device. Who verified it interactively
-// may sign it only when the end was said by both, so it can come after the end. If it does not come in time, the error is
-// that of ctx.
+// may sign it only when the end was said by both, so it can come after the end. A homeserver that fails is asked again. If it
+// does not come in time, the error is that of ctx, with the homeserver's last one.
 func (i *Identity) AwaitSignature(ctx context.Context) error {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		s, err := i.Status(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			return err
-		case s.DeviceSigned:
+			return errors.Join(ctx.Err(), err)
+		case err == nil && s.DeviceSigned:
 			return nil
 		}
 		again := time.NewTimer(wait)

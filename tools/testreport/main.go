@@ -135,7 +135,7 @@ var stages = []stage{
 		require: []string{"TestFederatedServers"}},
 	{name: "e2e", waits: true, packages: only("e2e"), timeout: 60 * time.Minute, flags: []string{"-race"},
 		require: []string{"TestConversation", "TestLargeRoom", "TestPartition", "TestServersLostForGood", "TestCreatorLostForGood", "TestThreeServersGetThreeSequencers",
-			"TestModulesKilledAtEveryWritePoint", "TestForgersAndLiars", "TestStrangersOfAnotherSuite", "TestChangeOfSuite",
+			"TestModulesKilledAtEveryWritePoint", "TestSecondProcessTakesOver", "TestForgersAndLiars", "TestStrangersOfAnotherSuite", "TestChangeOfSuite",
 			"TestProxyRealClients", "TestProxyDeviceIsVerifiedByAnotherClient", "TestProxyConversation", "TestProxyKilled", "TestProxyStatusPage"}},
 	{name: "simulate", idle: true, packages: exactly("federation"), timeout: 15 * time.Minute, flags: []string{"-run=^TestSimulate$"},
 		args: []string{"-sim.seeds=500", "-sim.steps=300"}, require: seeds(500, 300, 100)},
