@@ -22,6 +22,9 @@ var (
 	localpartPattern  = regexp.MustCompile(`^[a-z0-9._=/+-]{1,200}$`)
 	serverNamePattern = regexp.MustCompile(`^(?:[A-Za-z0-9.-]{1,230}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?$`)
 	deviceIDPattern   = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,64}$`)
+	postgresPattern   = regexp.MustCompile(`(?i)^\s*postgres(?:ql)?://|(?:^|\s)(?:host|hostaddr|dbname|user|password)\s*=`)
+	schemePattern     = regexp.MustCompile(`^\s*[A-Za-z]+:/`)
+	portPattern       = regexp.MustCompile(`(?:^|\])[^\]]*:[0-9]*$`) // after a name, or an address in brackets
 )
 
 // check refuses values that cannot work. where makes an error for a key.
@@ -84,8 +87,15 @@ func (c *Config) check(where func(key, text string) error) (errs []error) {
 	default:
 		bad("database.type", "must be sqlite3 or postgres")
 	}
-	if c.Database.URI == "" {
+	switch uri := c.Database.URI; {
+	case uri == "":
 		bad("database.uri", "must not be empty")
+	case c.Database.Type == "sqlite3" && postgresPattern.MatchString(uri):
+		bad("database.type", "is sqlite3, but database.uri is a PostgreSQL address: set it to postgres")
+	case c.Database.Type == "postgres":
+		if why := checkPostgres(uri); why != "" {
+			bad("database.uri", "%s", why)
+		}
 	}
 	if c.Database.MaxOpenConns < 0 {
 		bad("database.max_open_conns", "must not be negative")
@@ -195,6 +205,31 @@ func checkURL(address string, unixAllowed bool) string {
 		return "names no host"
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return "must be only scheme, host and port"
+	}
+	return ""
+}
+
+// checkPostgres refuses addresses that the driver would read otherwise than PostgreSQL's own programs. What
+// it says does not repeat the address, which may hold a password.
+func checkPostgres(uri string) string {
+	rest, ok := strings.CutPrefix(uri, "postgres://")
+	if !ok {
+		rest, ok = strings.CutPrefix(uri, "postgresql://")
+	}
+	if !ok {
+		if strings.Contains(uri, "=") && !schemePattern.MatchString(uri) {
+			return "" // host=… dbname=…
+		}
+		return "is no PostgreSQL address such as postgres://user:password@host/database"
+	}
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	hosts := strings.Split(rest[strings.LastIndex(rest, "@")+1:], ",")
+	for _, host := range hosts[:len(hosts)-1] { // one port after the last is that of all
+		if portPattern.MatchString(host) {
+			return "names a port after each of several hosts; name host1,host2/db?port=5432,5433"
+		}
 	}
 	return ""
 }

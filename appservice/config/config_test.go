@@ -141,6 +141,34 @@ func TestLoadRefuses(t *testing.T) {
 			func(s string) string { return strings.Replace(s, "type: sqlite3", "type: mysql", 1) },
 			[]string{"database.type: must be sqlite3 or postgres"},
 		},
+		"PostgreSQL's address of an SQLite database": {
+			func(s string) string { return withDatabase(s, "sqlite3", "postgres://mls:0123456789@db/mls") },
+			[]string{"database.type: is sqlite3", "database.uri is a PostgreSQL address", "set it to postgres"},
+		},
+		"PostgreSQL's words of an SQLite database": {
+			func(s string) string { return withDatabase(s, "sqlite3", "host=db user=mls password=0123456789") },
+			[]string{"database.type: is sqlite3", "set it to postgres"},
+		},
+		"a file name of a PostgreSQL database": {
+			func(s string) string { return withDatabase(s, "postgres", "matrix-mls.db") },
+			[]string{"database.uri: is no PostgreSQL address", "postgres://user:password@host/database"},
+		},
+		"PostgreSQL's address in capitals": {
+			func(s string) string {
+				return withDatabase(s, "postgres", "Postgres://mls:0123456789@db/mls?sslmode=disable")
+			},
+			[]string{"database.uri: is no PostgreSQL address", "postgres://user:password@host/database"},
+		},
+		"PostgreSQL's hosts with a port each": {
+			func(s string) string { return withDatabase(s, "postgres", "postgres://mls:0123456789@one:1,two:2/db") },
+			[]string{"database.uri: names a port after each of several hosts", "host1,host2/db?port=5432,5433"},
+		},
+		"a port after the first of PostgreSQL's hosts": {
+			func(s string) string {
+				return withDatabase(s, "postgres", "postgresql://mls:0123456789@[::1]:1,two/db")
+			},
+			[]string{"database.uri: names a port after each of several hosts"},
+		},
 		"strange inviter": {
 			func(s string) string { return strings.Replace(s, "- '*'", "- 'not a server'", 1) },
 			[]string{"rooms.invite_from"},
@@ -165,6 +193,25 @@ func TestLoadRefuses(t *testing.T) {
 				t.Error("a refused configuration was changed")
 			}
 		})
+	}
+}
+
+// withDatabase names another database in a configuration.
+func withDatabase(text, kind, uri string) string {
+	text = strings.Replace(text, "type: sqlite3", "type: "+kind, 1)
+	return strings.Replace(text, "uri: /var/lib/matrix-mls/matrix-mls.db", "uri: '"+uri+"'", 1)
+}
+
+func TestLoadTakesDatabases(t *testing.T) {
+	for _, row := range [][2]string{
+		{"sqlite3", "/var/lib/matrix-mls/matrix-mls.db"}, {"sqlite3", "file:matrix-mls.db?mode=rw"},
+		{"postgres", "postgres://mls:p,w:1@db/mls?sslmode=disable"}, {"postgres", "postgresql:///mls"},
+		{"postgres", "postgres://mls@one,two/mls?port=1,2"}, {"postgres", "postgres://mls@one,two:5432/mls"}, {"postgres", "postgres://mls@[::1]:5432/mls"},
+		{"postgres", "postgres://mls@[::1],[::2]/mls"}, {"postgres", "host=/run/postgresql dbname=mls"}, {"postgres", "sslmode=disable password=a://b"},
+	} {
+		if _, err := Load(write(t, withDatabase(valid(t), row[0], row[1])), Options{NoUpdate: true}); err != nil {
+			t.Errorf("%s %s: %v", row[0], row[1], err)
+		}
 	}
 }
 

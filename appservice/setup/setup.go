@@ -162,6 +162,14 @@ func (res *Result) configuration(ctx context.Context, hc *HomeserverConfig, o *O
 		if err := config.Check(o.Config, text, o.Environ); err != nil {
 			return nil, refused(err, o, res.ConfigNew)
 		}
+		if fresh && o.Database != "" {
+			// What is written names the database for good.
+			st, err := open(ctx, config.Database{Type: set["database.type"], URI: set["database.uri"]})
+			if err != nil {
+				return nil, fmt.Errorf("%w; nothing was written", err)
+			}
+			_ = st.Close()
+		}
 		if !bytes.Equal(text, base) || res.ConfigNew {
 			if err := config.WriteFile(o.Config, text, 0o600); err != nil {
 				return nil, fmt.Errorf("setup: cannot write the configuration: %w", err)
@@ -183,6 +191,8 @@ func refused(err error, o *Options, fresh bool) error {
 		return err
 	}
 	switch {
+	case strings.HasPrefix(key.Key, "database.") && o.Database != "" && fresh:
+		return fmt.Errorf("%w: --database: %s %s; nothing was written", ErrOption, key.Key, key.Text) // the address may hold a password
 	case key.Key == "homeserver.address" && o.Address != "":
 		return fmt.Errorf("%w: --homeserver-address %q: %s; nothing was written", ErrOption, o.Address, key.Text)
 	case fresh && (key.Key == "homeserver.address" || key.Key == "homeserver.domain"):
@@ -257,7 +267,7 @@ func seenAddress(host string, port int) string {
 
 // database tells what --database means.
 func database(option string) (kind, uri string, err error) {
-	if strings.HasPrefix(option, "postgres://") || strings.HasPrefix(option, "postgresql://") {
+	if scheme, _, ok := strings.Cut(strings.ToLower(option), "://"); ok && (scheme == "postgres" || scheme == "postgresql") {
 		return "postgres", option, nil
 	}
 	path, err := filepath.Abs(option)
@@ -353,16 +363,26 @@ func WriteRegistration(path string, cfg *config.Config) (string, error) {
 	return "rewritten", writeRegistration(path, Registration(cfg))
 }
 
+// open opens the module's database and brings it up to date.
+func open(ctx context.Context, db config.Database) (*store.Store, error) {
+	st, err := store.Open(ctx, store.Config{Type: db.Type, URI: db.URI, MaxOpenConns: db.MaxOpenConns}, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	if err := st.Upgrade(ctx); err != nil {
+		_ = st.Close()
+		return nil, err
+	}
+	return st, nil
+}
+
 // keys brings the database up to date and makes the keys that it lacks.
 func (res *Result) keys(ctx context.Context, cfg *config.Config) error {
-	st, err := store.Open(ctx, store.Config{Type: cfg.Database.Type, URI: cfg.Database.URI, MaxOpenConns: cfg.Database.MaxOpenConns}, time.Now)
+	st, err := open(ctx, cfg.Database)
 	if err != nil {
 		return err
 	}
 	defer st.Close()
-	if err := st.Upgrade(ctx); err != nil {
-		return err
-	}
 	_, res.KeysMade, err = appservice.EnsureKeys(ctx, st, rand.Reader)
 	return err
 }

@@ -273,11 +273,12 @@ func TestOptionsChangeAnInstallation(t *testing.T) {
 			change:  func(o *Options) { o.Listen = "0.0.0.0:80" },
 			changed: "[appservice.hostname appservice.port]", address: "http://mls:80",
 		},
-		"another database":  {change: func(o *Options) { o.Database = filepath.Join(filepath.Dir(o.Config), "other.db") }, refused: true},
-		"PostgreSQL":        {change: func(o *Options) { o.Database = "postgres://u:planted@h/d" }, refused: true},
-		"no URL":            {change: func(o *Options) { o.Address = "foo" }, refused: true},
-		"no port":           {change: func(o *Options) { o.Listen = "127.0.0.1" }, refused: true},
-		"set elsewhere too": {change: func(o *Options) { o.Listen, o.Environ = "127.0.0.1:1", []string{"MATRIX_MLS_APPSERVICE_PORT=2"} }, refused: true},
+		"another database":   {change: func(o *Options) { o.Database = filepath.Join(filepath.Dir(o.Config), "other.db") }, refused: true},
+		"PostgreSQL":         {change: func(o *Options) { o.Database = "postgres://u:planted@h/d" }, refused: true},
+		"PostgreSQL's hosts": {change: func(o *Options) { o.Database = "postgres://u:planted@one:1,two:2/d" }, refused: true},
+		"no URL":             {change: func(o *Options) { o.Address = "foo" }, refused: true},
+		"no port":            {change: func(o *Options) { o.Listen = "127.0.0.1" }, refused: true},
+		"set elsewhere too":  {change: func(o *Options) { o.Listen, o.Environ = "127.0.0.1:1", []string{"MATRIX_MLS_APPSERVICE_PORT=2"} }, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := options(t, write(t, synapse))
@@ -396,6 +397,45 @@ func TestRunWritesNothingThatCannotWork(t *testing.T) {
 			}
 			if _, err := os.Stat(o.Config); !errors.Is(err, os.ErrNotExist) {
 				t.Error("a configuration was written that cannot work")
+			}
+		})
+	}
+}
+
+func TestADatabaseThatCannotBeOpenedIsNotConfigured(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none", "matrix-mls.db")
+	for name, row := range map[string]struct {
+		database string
+		want     string
+		option   bool
+	}{
+		"no answer":         {"postgres://mls:planted@127.0.0.1:1/mls?sslmode=disable", "does not answer", false},
+		"no folder":         {none, "cannot write the SQLite database", false},
+		"a port after each": {"postgres://mls:planted@one:1,two:2/mls", "host1,host2/db?port=5432,5433", true},
+		"capitals":          {"POSTGRES://mls:planted@127.0.0.1:1/mls", "is no PostgreSQL address", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hs := write(t, synapse)
+			o := options(t, hs)
+			o.Database = row.database
+			_, err := Run(context.Background(), o)
+			if err == nil || !strings.Contains(err.Error(), row.want) || !strings.Contains(err.Error(), "nothing was written") || strings.Contains(err.Error(), "planted") {
+				t.Errorf("Run = %v, want %q and that nothing was written", err, row.want)
+			}
+			if errors.Is(err, ErrOption) != row.option {
+				t.Errorf("Run = %v, ErrOption: want %t", err, row.option)
+			}
+			for _, path := range []string{o.Config, o.Registration} {
+				if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s was written", path)
+				}
+			}
+			if text, _ := os.ReadFile(hs); string(text) != synapse {
+				t.Error("the homeserver's configuration was edited")
+			}
+			o.Database = filepath.Join(filepath.Dir(o.Config), "right.db")
+			if res, err := Run(context.Background(), o); err != nil || res.KeysMade == 0 {
+				t.Errorf("with the right database: %+v, %v", res, err)
 			}
 		})
 	}
