@@ -173,6 +173,9 @@ func (i *Identity) secretStorageKey(ctx context.Context, mach *crypto.OlmMachine
 	keyID, meta, err := mach.SSSS.GetDefaultKeyData(ctx)
 	switch {
 	case errors.Is(err, ssss.ErrNoDefaultKeyAccountDataEvent), errors.Is(err, ssss.ErrNoKeyFieldInAccountDataEvent), errors.Is(err, mautrix.MNotFound):
+		if recoveryKey != "" { // the caller expects that it goes on being the account's
+			return nil, false, ErrNoRecovery
+		}
 		key, err = mach.SSSS.GenerateAndUploadKey(ctx, "")
 		if err != nil {
 			return nil, false, fmt.Errorf("identity: make a recovery key: %w", err)

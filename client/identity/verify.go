@@ -25,8 +25,10 @@ type VerifyUI interface {
 	// Asked says that a device asks to be verified, or to verify us; false
 	// declines.
 	Asked(ctx context.Context, user id.UserID, device id.DeviceID) bool
-	// Compare shows what both devices must show; false says that they differ.
-	Compare(ctx context.Context, user id.UserID, emoji []Emoji, decimals []int) bool
+	// Compare shows what both devices must show; false says that they differ. An
+	// error says that nobody compared them, which ends the verification without
+	// telling the other side of a difference.
+	Compare(ctx context.Context, user id.UserID, emoji []Emoji, decimals []int) (same bool, err error)
 	// Ended says how it ended: nil when both sides confirmed. It must not block.
 	Ended(ctx context.Context, user id.UserID, err error)
 }
@@ -39,6 +41,12 @@ type Emoji struct {
 
 // ErrVerificationEnded reports a verification that the other side ended.
 var ErrVerificationEnded = errors.New("identity: the verification was ended")
+
+// ErrVerificationStopped reports a verification that was stopped on this side.
+var ErrVerificationStopped = errors.New("identity: the verification was stopped")
+
+// stoppedReason is what the other side is told then.
+const stoppedReason = "the verification was stopped"
 
 // verifier runs interactive verifications.
 type verifier struct {
@@ -140,7 +148,7 @@ func (i *Identity) StopVerifications(ctx context.Context) {
 	v.step.Lock()
 	defer v.step.Unlock()
 	for _, txn := range open {
-		_ = helper.CancelVerification(ctx, txn, event.VerificationCancelCodeUser, "the verification was stopped")
+		_ = helper.CancelVerification(ctx, txn, event.VerificationCancelCodeUser, stoppedReason)
 	}
 }
 
@@ -347,10 +355,16 @@ func (c *verifyCallbacks) ShowSAS(ctx context.Context, txnID id.VerificationTran
 		for n := range shown {
 			shown[n] = Emoji{Symbol: emojis[n], Name: names[n]}
 		}
-		same := ui.Compare(ctx, t.user, shown, slices.Clone(decimals))
+		same, stop := ui.Compare(ctx, t.user, shown, slices.Clone(decimals))
 		v := &c.i.verifier
 		v.step.Lock()
 		defer v.step.Unlock()
+		if stop != nil {
+			// It may have been told already, by StopVerifications.
+			_ = helper.CancelVerification(context.WithoutCancel(ctx), txnID, event.VerificationCancelCodeUser, stoppedReason)
+			c.end(ctx, ui, txnID, fmt.Errorf("%w: %w", ErrVerificationStopped, stop))
+			return
+		}
 		if !same {
 			err := helper.CancelVerification(ctx, txnID, event.VerificationCancelCodeSASMismatch, "the emoji differ")
 			c.end(ctx, ui, txnID, errors.Join(errors.New("identity: the emoji differ: somebody may be in between, or the other device showed another comparison"), err))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 // person answers a verification.
 type person struct {
 	accept, match bool
+	stop          error // in the place of an answer
 	shown         chan string
 	ended         chan error
 }
@@ -28,9 +31,9 @@ func newPerson(i *Identity, accept, match bool) *person {
 }
 
 func (p *person) Asked(context.Context, id.UserID, id.DeviceID) bool { return p.accept }
-func (p *person) Compare(_ context.Context, _ id.UserID, emoji []Emoji, decimals []int) bool {
+func (p *person) Compare(_ context.Context, _ id.UserID, emoji []Emoji, decimals []int) (bool, error) {
 	p.shown <- fmt.Sprint(emoji, decimals)
-	return p.match
+	return p.match, p.stop
 }
 func (p *person) Ended(_ context.Context, _ id.UserID, err error) { p.ended <- err }
 
@@ -143,6 +146,25 @@ func TestDifferentEmojiVerifyNothing(t *testing.T) {
 	}
 	if s, err := two.Status(t.Context()); err != nil || s.DeviceSigned || s.MasterTrusted {
 		t.Errorf("after a refusal: %+v, %v", s, err)
+	}
+}
+
+// TestWhoDoesNotCompareTellsOfNoDifference: a terminal that closes at the question is no sign of somebody in between.
+func TestWhoDoesNotCompareTellsOfNoDifference(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	a, b := newPerson(one, true, false), newPerson(two, true, true)
+	a.stop = io.EOF
+	keepSyncing(t, one, two)
+	if err := two.StartVerification(t.Context(), two.UserID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t, "the end", a.ended); !errors.Is(err, ErrVerificationStopped) || !errors.Is(err, io.EOF) {
+		t.Errorf("the side that was not answered on: %v", err)
+	}
+	if err := wait(t, "the end", b.ended); !errors.Is(err, ErrVerificationEnded) || !strings.Contains(err.Error(), string(event.VerificationCancelCodeUser)) {
+		t.Errorf("the other side: got %v", err)
 	}
 }
 

@@ -47,6 +47,7 @@ type frame struct {
 type reply struct {
 	Text string `json:"text"`
 	OK   bool   `json:"ok"`
+	None bool   `json:"none,omitempty"` // a secret is asked for, and no terminal hides it
 }
 
 // withSocket calls fn with an address of the control socket. A path that is
@@ -123,10 +124,11 @@ func (s *session) listen(ctx context.Context, base *call) (stop func(), err erro
 
 // peer is the other terminal, as an environment.
 type peer struct {
-	mu   sync.Mutex
-	enc  *json.Encoder
-	in   *bufio.Reader
-	gone context.CancelFunc
+	mu      sync.Mutex
+	enc     *json.Encoder
+	gone    context.CancelFunc
+	done    <-chan struct{} // closed once it is gone
+	replies chan reply
 }
 
 func (p *peer) send(f frame) error {
@@ -159,14 +161,34 @@ func (p *peer) ask(f frame) (string, error) {
 	if err := p.send(f); err != nil {
 		return "", err
 	}
-	var r reply
-	if err := readFrame(p.in, &r); err != nil {
-		return "", err
+	select {
+	case r := <-p.replies:
+		switch {
+		case r.None:
+			return "", errNoTerminal
+		case !r.OK:
+			return "", errors.New("nobody answered")
+		}
+		return r.Text, nil
+	case <-p.done:
+		return "", errors.New("the other terminal is gone")
 	}
-	if !r.OK {
-		return "", errors.New("nobody answered")
+}
+
+// listen takes the answers until the other terminal is gone.
+func (p *peer) listen(in *bufio.Reader) {
+	defer p.gone()
+	for {
+		var r reply
+		if readFrame(in, &r) != nil {
+			return
+		}
+		select {
+		case p.replies <- r:
+		case <-p.done:
+			return
+		}
 	}
-	return r.Text, nil
 }
 
 // readFrame reads one line of JSON of bounded length.
@@ -192,11 +214,16 @@ func readFrame(r *bufio.Reader, v any) error {
 func (s *session) serve(ctx context.Context, base *call, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &peer{enc: json.NewEncoder(conn), in: bufio.NewReader(conn), gone: cancel}
+	p, in := &peer{enc: json.NewEncoder(conn), gone: cancel, done: ctx.Done(), replies: make(chan reply)}, bufio.NewReader(conn)
 	var req request
-	if err := readFrame(p.in, &req); err != nil || len(req.Args) == 0 {
+	if err := readFrame(in, &req); err != nil || len(req.Args) == 0 {
 		return
 	}
+	// An interrupt there is one of the verb here.
+	var listening sync.WaitGroup
+	listening.Go(func() { p.listen(in) })
+	defer listening.Wait()
+	defer conn.Close()
 	env := &Env{
 		Stdin: strings.NewReader(req.Stdin), Stdout: peerWriter{p: p}, Stderr: peerWriter{p: p, err: true},
 		Getenv: base.env.Getenv, Cwd: req.Cwd,
@@ -268,10 +295,19 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 	for {
 		select {
 		case err := <-broken:
+			why := "the running mls-proxy ended before it was done"
 			if ctx.Err() != nil {
-				return ExitFailure, true
+				why = "interrupted"
 			}
-			return c.fail(failf(ExitFailure, "", "the running mls-proxy ended before it was done: %w", err)), true
+			switch {
+			case args[0] == "send":
+				return c.fail(failf(ExitPending, waitsHint, "%s: it is not known whether the message was taken", why)), true
+			case ctx.Err() == nil:
+				return c.fail(failf(ExitFailure, "", "%s: %w", why, err)), true
+			case args[0] == "verify":
+				return c.fail(verifyStopped("")), true
+			}
+			return ExitFailure, true
 		case r := <-answers:
 			if err := enc.Encode(r); err != nil {
 				return c.fail(fmt.Errorf("talk to the running mls-proxy: %w", err)), true
@@ -289,7 +325,7 @@ func (c *call) forward(ctx context.Context, args []string, cause error) (int, bo
 					var r reply
 					if read != nil {
 						text, err := read(ctx, f.Ask+f.Secret)
-						r = reply{Text: text, OK: err == nil}
+						r = reply{Text: text, OK: err == nil, None: errors.Is(err, errNoTerminal)}
 					}
 					select {
 					case answers <- r:

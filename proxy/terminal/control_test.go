@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 )
 
@@ -108,5 +112,102 @@ func TestASecretThatIsNotSaidGivesTheTerminalBack(t *testing.T) {
 	}
 	if !echo.Load() {
 		t.Error("the verb ends, and the terminal still shows nothing")
+	}
+}
+
+// TestNobodySendsTwiceForAProgramThatEnded: the program that runs the verb ends, or the caller is interrupted, before it says how it went.
+func TestNobodySendsTwiceForAProgramThatEnded(t *testing.T) {
+	for _, row := range []struct {
+		verb      string
+		interrupt bool
+		code      int
+		says      []string
+	}{
+		{"send", false, ExitPending, []string{"the running mls-proxy ended before it was done: it is not known whether the message was taken\n", "hint: " + waitsHint}},
+		{"send", true, ExitPending, []string{"interrupted: it is not known whether the message was taken\n", "hint: " + waitsHint}},
+		{"verify", true, ExitNotVerified, []string{"mls-proxy: stopped\n", "hint: start again: mls-proxy verify"}},
+		{"rooms", false, ExitFailure, []string{"the running mls-proxy ended before it was done: EOF\n"}},
+		{"rooms", true, ExitFailure, nil},
+	} {
+		t.Run(fmt.Sprint(row.verb, row.interrupt), func(t *testing.T) {
+			env, _, stderr := testEnv(t)
+			c := &call{env: env, state: t.TempDir(), raw: []string{row.verb}}
+			var listener net.Listener
+			err := withSocket(c.state, func(address string) (err error) {
+				listener, err = net.Listen("unix", address)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				in := bufio.NewReader(conn)
+				var req request
+				if readFrame(in, &req) == nil && row.interrupt {
+					cancel()
+					_, _ = in.ReadByte() // until the caller is gone
+				}
+			}()
+			code, ok := c.forward(ctx, c.raw, store.ErrLocked)
+			if !ok || code != row.code || len(row.says) == 0 && stderr.Len() > 0 {
+				t.Errorf("exit code %d, %t; printed %q", code, ok, stderr)
+			}
+			for _, text := range row.says {
+				if !strings.Contains(stderr.String(), text) {
+					t.Errorf("%q is not in %q", text, stderr)
+				}
+			}
+		})
+	}
+}
+
+// TestOnlyANoSaysThatTheEmojiDiffer: the end of the input and an interrupt are no answers, nor is what is neither yes nor no.
+func TestOnlyANoSaysThatTheEmojiDiffer(t *testing.T) {
+	for _, row := range []struct {
+		answers []string
+		end     error
+		same    bool
+	}{
+		{answers: []string{"", "maybe", " YES"}, same: true},
+		{answers: []string{"n"}},
+		{answers: []string{"x"}, end: io.EOF},
+	} {
+		env, _, _ := testEnv(t)
+		left := row.answers
+		env.ReadLine = func(context.Context, string) (string, error) {
+			if len(left) == 0 {
+				return "", io.EOF
+			}
+			answer := left[0]
+			left = left[1:]
+			return answer, nil
+		}
+		ui := &verifyUI{c: &call{env: env}, done: t.Context(), ended: make(chan error, 1), asked: true}
+		if same, err := ui.Compare(t.Context(), "@a:one", nil, nil); same != row.same || !errors.Is(err, row.end) {
+			t.Errorf("%q: %t, %v", row.answers, same, err)
+		}
+	}
+
+	env, _, _ := testEnv(t)
+	done, cancel := context.WithCancel(t.Context())
+	env.ReadLine = func(ctx context.Context, _ string) (string, error) {
+		cancel()
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
+	ui := &verifyUI{c: &call{env: env}, done: done, ended: make(chan error, 1), asked: true}
+	if _, err := ui.Compare(t.Context(), "@a:one", nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("an interrupt: %v", err)
+	}
+	if yes := ui.Asked(t.Context(), "@a:one", "D"); yes || !errors.Is(<-ui.ended, identity.ErrVerificationStopped) {
+		t.Error("an interrupt at the request is an answer")
 	}
 }

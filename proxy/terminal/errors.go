@@ -58,6 +58,7 @@ var knownErrors = []struct {
 	{identity.ErrWrongRecoveryKey, ExitRefused, "it has 12 groups of four characters and was shown when cross-signing was set up"},
 	{identity.ErrSecretStorageExists, ExitFailure, "mls-proxy verify --bootstrap --recovery-key"},
 	{identity.ErrVerificationEnded, ExitNotVerified, "start again: mls-proxy verify"},
+	{identity.ErrVerificationStopped, ExitNotVerified, "start again: mls-proxy verify"},
 	{identity.ErrNoKeyPackage, ExitPending, "the device is added when it is online again"},
 	{store.ErrLocked, ExitLocked, "end the other mls-proxy, or use another --state"},
 	{sealed.ErrFormat, ExitFailure, "mls-proxy export FILE makes one"},

@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,9 @@ import (
 )
 
 const maxText = 40_000 // bytes of one message
+
+// waitsHint keeps who interrupts a send, and scripts, from sending twice.
+const waitsHint = "do not send it again at once: mls-proxy tail sends what waits, mls-proxy history ROOM shows what was sent"
 
 func runSend(ctx context.Context, c *call) error {
 	file := c.flags.String("file", "", "send the file at `PATH`, encrypted")
@@ -59,6 +63,9 @@ func runSend(ctx context.Context, c *call) error {
 			event, err = sendFile(wait, cli, r.ID, c.env.path(*file), *ask)
 		} else {
 			event, err = cli.SendWith(wait, r.ID, matrix.EventMessage.Type, &matrix.MessageEventContent{MsgType: matrix.MsgText, Body: text}, client.SendOptions{Receipts: *ask})
+		}
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			return failf(ExitPending, waitsHint, "interrupted: %w", err)
 		}
 		if err != nil {
 			return err

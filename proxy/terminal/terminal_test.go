@@ -548,16 +548,21 @@ func TestTheOtherTerminalAnswersQuestions(t *testing.T) {
 	defer here.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	p := &peer{enc: json.NewEncoder(here), in: bufio.NewReader(here), gone: cancel}
+	p := &peer{enc: json.NewEncoder(here), gone: cancel, done: ctx.Done(), replies: make(chan reply)}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		p.listen(bufio.NewReader(here))
+	}()
 	go func() {
 		defer there.Close()
 		in, enc := bufio.NewReader(there), json.NewEncoder(there)
-		for n := range 2 {
+		for n := range 3 {
 			var f frame
 			if err := readFrame(in, &f); err != nil {
 				return
 			}
-			_ = enc.Encode(reply{Text: "answer to " + f.Ask + f.Secret, OK: n == 0})
+			_ = enc.Encode(reply{Text: "answer to " + f.Ask + f.Secret, OK: n == 0, None: n == 2})
 		}
 	}()
 	if got, err := p.ask(frame{Ask: "q"}); err != nil || got != "answer to q" {
@@ -566,19 +571,20 @@ func TestTheOtherTerminalAnswersQuestions(t *testing.T) {
 	if got, err := p.ask(frame{Secret: "s"}); err == nil {
 		t.Errorf("nobody answered, but got %q", got)
 	}
-	<-ctxOrClosed(p)
-	if _, err := (peerWriter{p: p}).Write([]byte("x")); err == nil || ctx.Err() == nil {
-		t.Error("writing to a terminal that is gone did not end the verb")
+	// What looks like a terminal there, such as /dev/null, is none here either.
+	if got, err := p.ask(frame{Secret: "s"}); !errors.Is(err, errNoTerminal) {
+		t.Errorf("without a terminal: %q, %v", got, err)
 	}
-}
-
-func ctxOrClosed(p *peer) <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(io.Discard, p.in)
-	}()
-	return done
+	<-gone
+	if ctx.Err() == nil {
+		t.Error("a terminal that is gone did not end the verb")
+	}
+	if got, err := p.ask(frame{Ask: "q"}); err == nil {
+		t.Errorf("a terminal that is gone answered %q", got)
+	}
+	if _, err := (peerWriter{p: p}).Write([]byte("x")); err == nil {
+		t.Error("writing to a terminal that is gone is no error")
+	}
 }
 
 func TestFramesAreBounded(t *testing.T) {

@@ -24,7 +24,12 @@ func runVerify(ctx context.Context, c *call) error {
 	recoveryFile := c.flags.String("recovery-key-file", "", "read the recovery key from `FILE` (- is standard input)")
 	passwordFile := c.flags.String("password-file", "", "read the account's password from `FILE` (with --bootstrap)")
 	wait := c.flags.Bool("wait", false, "wait until another device asks to be verified")
-	if err := c.parse(ctx, 0, 2); err != nil {
+	if err := c.parse(ctx, 0, 2, func() error {
+		if *wait && len(c.args) > 0 {
+			return usagef("verify --wait waits for whoever asks; to ask %s: mls-proxy verify @USER, without --wait", clean(c.args[0]))
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
 	if len(c.args) == 2 {
@@ -120,6 +125,9 @@ func (c *call) bootstrap(ctx context.Context, passwordFile string, askKey bool, 
 		}
 		recovery, err = c.s.ident.Bootstrap(ctx, auth, key)
 	}
+	if errors.Is(err, identity.ErrNoRecovery) {
+		return failf(ExitUsage, "mls-proxy verify --bootstrap, without a recovery key, makes one", "the account has no recovery key yet that could be given")
+	}
 	if err != nil {
 		return err
 	}
@@ -162,7 +170,7 @@ func (c *call) compare(ctx context.Context, user id.UserID, wait bool) error {
 	if _, err := c.s.client(ctx); err != nil { // verification needs a running sync
 		return err
 	}
-	ui := &verifyUI{c: c, ended: make(chan error, 1), asked: wait}
+	ui := &verifyUI{c: c, done: ctx, ended: make(chan error, 1), asked: wait}
 	c.s.ident.SetVerifyUI(ui)
 	defer c.s.ident.SetVerifyUI(nil)
 	if wait {
@@ -175,20 +183,23 @@ func (c *call) compare(ctx context.Context, user id.UserID, wait bool) error {
 	}
 	select {
 	case err := <-ui.ended:
+		if errors.Is(err, identity.ErrVerificationStopped) {
+			return c.stopped(ctx)
+		}
 		if err != nil {
 			return err
 		}
 	case <-ctx.Done():
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		c.s.ident.StopVerifications(stop)
-		return failf(ExitNotVerified, "start again: mls-proxy verify", "nobody answered: %w", ctx.Err())
+		return c.stopped(ctx)
 	}
 	if user == c.s.ident.UserID() {
 		soon, cancel := context.WithTimeout(ctx, signTime)
 		defer cancel()
 		// Whether it came is asked below.
 		if err := c.s.ident.AwaitSignature(soon); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			if ctx.Err() != nil {
+				return verifyStopped("")
+			}
 			return err
 		}
 		return c.printVerified(ctx)
@@ -200,9 +211,30 @@ func (c *call) compare(ctx context.Context, user id.UserID, wait bool) error {
 	return nil
 }
 
+// stopped ends what is under way, as the user's wish, and says so: an interrupt, the
+// end of the input or of the time is no difference of the emoji.
+func (c *call) stopped(ctx context.Context) error {
+	tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	c.s.ident.StopVerifications(tell)
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return verifyStopped(fmt.Sprintf(": it was not done within %.0f minutes", verifyTime.Minutes()))
+	case ctx.Err() != nil:
+		return verifyStopped("")
+	}
+	return verifyStopped(": the question was not answered")
+}
+
+// verifyStopped is the error of a verification that this side stopped.
+func verifyStopped(why string) error {
+	return failf(ExitNotVerified, "start again: mls-proxy verify", "stopped%s", why)
+}
+
 // verifyUI asks the person at the terminal.
 type verifyUI struct {
 	c     *call
+	done  context.Context // of the verb
 	ended chan error
 	asked bool // answer requests of others
 }
@@ -211,11 +243,14 @@ func (ui *verifyUI) Asked(ctx context.Context, user id.UserID, device id.DeviceI
 	if !ui.asked {
 		return false
 	}
-	answer, err := ui.c.ask(ctx, fmt.Sprintf("Device %s of %s asks to be verified. Go on? [yes/no] ", clean(device.String()), clean(user.String())))
-	return err == nil && isYes(answer)
+	yes, err := ui.decide(ctx, fmt.Sprintf("Device %s of %s asks to be verified. Go on? [yes/no] ", clean(device.String()), clean(user.String())))
+	if err != nil {
+		ui.Ended(ctx, user, fmt.Errorf("%w: %w", identity.ErrVerificationStopped, err))
+	}
+	return err == nil && yes
 }
 
-func (ui *verifyUI) Compare(ctx context.Context, user id.UserID, emoji []identity.Emoji, decimals []int) bool {
+func (ui *verifyUI) Compare(ctx context.Context, user id.UserID, emoji []identity.Emoji, decimals []int) (bool, error) {
 	var names, symbols []string
 	for _, e := range emoji {
 		symbols = append(symbols, string(e.Symbol))
@@ -226,8 +261,27 @@ func (ui *verifyUI) Compare(ctx context.Context, user id.UserID, emoji []identit
 	} else {
 		fmt.Fprintf(ui.c.env.Stderr, "\n  %s\n  %s\n  or the numbers %s\n\n", strings.Join(symbols, "  "), strings.Join(names, ", "), strings.Trim(fmt.Sprint(decimals), "[]"))
 	}
-	answer, err := ui.c.ask(ctx, "Does the other device show the same? [yes/no] ")
-	return err == nil && isYes(answer)
+	return ui.decide(ctx, "Does the other device show the same? [yes/no] ")
+}
+
+// decide asks until there is a yes or a no, or nobody to answer.
+func (ui *verifyUI) decide(ctx context.Context, prompt string) (bool, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ui.done, cancel)()
+	for {
+		answer, err := ui.c.ask(ctx, prompt)
+		if err != nil {
+			return false, err
+		}
+		switch strings.ToLower(strings.TrimSpace(answer)) {
+		case "y", "yes":
+			return true, nil
+		case "n", "no":
+			return false, nil
+		}
+		ui.c.notef("answer yes or no")
+	}
 }
 
 func (ui *verifyUI) Ended(_ context.Context, _ id.UserID, err error) {
@@ -235,11 +289,6 @@ func (ui *verifyUI) Ended(_ context.Context, _ id.UserID, err error) {
 	case ui.ended <- err:
 	default: // one is enough
 	}
-}
-
-func isYes(answer string) bool {
-	answer = strings.ToLower(strings.TrimSpace(answer))
-	return answer == "y" || answer == "yes"
 }
 
 // ask asks a question.
