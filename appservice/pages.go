@@ -34,10 +34,14 @@ func (s *Service) adminPages(mux *http.ServeMux) {
 			header.Set("Referrer-Policy", "no-referrer")
 			header.Set("Cross-Origin-Resource-Policy", "same-origin")
 			header.Set("Cache-Control", "no-store")
-			if !s.isAdmin(r) {
+			if token := tokenIn(r); !s.isAdmin(token) {
 				s.metrics.Rejected(ruleAdminToken)
 				header.Set("WWW-Authenticate", `Basic realm="matrix-mls", charset="UTF-8"`)
-				mautrix.MMissingToken.WithMessage("Give admin.token as the password, or as a bearer token").Write(w)
+				if token == "" {
+					mautrix.MMissingToken.WithMessage("Give admin.token as the password, or as a bearer token").Write(w)
+				} else {
+					mautrix.MUnknownToken.WithMessage("This is not admin.token; give that as the password, or as a bearer token").Write(w)
+				}
 				return
 			}
 			page(w, r)
@@ -45,16 +49,24 @@ func (s *Service) adminPages(mux *http.ServeMux) {
 	}
 }
 
-// isAdmin checks the token, in the header alone and in constant time. It comes as a
-// bearer token, or as a password with any user name: a browser asks for that.
-func (s *Service) isAdmin(r *http.Request) bool {
+// tokenIn is the token of a request, from the header alone; empty if there is none.
+// It comes as a bearer token, or as a password with any user name: a browser asks for that.
+func tokenIn(r *http.Request) string {
 	headers := r.Header.Values("Authorization")
-	if len(headers) != 1 || s.cfg.Admin.Token == "" {
-		return false
+	if len(headers) != 1 {
+		return ""
 	}
 	token, bearer := strings.CutPrefix(headers[0], "Bearer ")
 	if !bearer {
 		_, token, _ = r.BasicAuth()
+	}
+	return token
+}
+
+// isAdmin checks a token in constant time.
+func (s *Service) isAdmin(token string) bool {
+	if s.cfg.Admin.Token == "" {
+		return false
 	}
 	got, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(s.cfg.Admin.Token))
 	return subtle.ConstantTimeCompare(got[:], want[:]) == 1

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -117,6 +118,10 @@ func TestPagesWantTheToken(t *testing.T) {
 		{"malformed", func(r *http.Request) { r.Header.Set("Authorization", "Basic %%%") }, 401},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			code := "M_UNKNOWN_TOKEN"
+			if slices.Contains([]string{"none", "empty", "as a name", "in the query", "twice", "malformed"}, row.name) {
+				code = "M_MISSING_TOKEN"
+			}
 			for _, path := range []string{"/_mls/", epochsPath("!room:mls.test"), epochsPath("!room:mls.test") + ".svg", epochsPath("!room:mls.test") + ".txt"} {
 				w := b.look(path, row.auth)
 				if row.want == 200 && path != "/_mls/" {
@@ -126,6 +131,9 @@ func TestPagesWantTheToken(t *testing.T) {
 					t.Errorf("%s: %d", path, w.Code)
 				}
 				if row.want == 401 {
+					if !strings.Contains(w.Body.String(), `"`+code+`"`) {
+						t.Errorf("%s: %s, want %s", path, w.Body, code)
+					}
 					refused++
 					if !strings.HasPrefix(w.Header().Get("WWW-Authenticate"), "Basic ") {
 						t.Errorf("%s: a browser is not told to ask", path)

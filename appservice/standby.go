@@ -94,7 +94,7 @@ func StandBy(ctx context.Context, cfg *config.Config, st *store.Store, log zerol
 				log.Info().Err(err).Msg("The address is taken while this process stands by; it is needed at the takeover")
 				break
 			}
-			server = newServer(standbyHandler())
+			server = newServer(StandbyHandler())
 			go serveStandby(server, l, log)
 		}
 		if !sleep(ctx, standbyLook) {
@@ -109,18 +109,18 @@ func serveStandby(server *http.Server, l net.Listener, log zerolog.Logger) {
 	}
 }
 
-// reasonStandby is the reason of a process that stands by for being neither ready nor active.
-const reasonStandby = "standing by: another process works on the database"
+// ReasonStandby is the reason of a process that stands by for being neither ready nor active.
+const ReasonStandby = "standing by: another process works on the database"
 
-// standbyHandler answers while another process works.
-func standbyHandler() http.Handler {
+// StandbyHandler answers while another process works.
+func StandbyHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /_matrix/mau/live", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, struct{}{})
 	})
 	for _, path := range []string{"ready", "active"} {
 		mux.HandleFunc("GET /_matrix/mau/"+path, func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, http.StatusServiceUnavailable, Readiness{Reason: reasonStandby})
+			writeJSON(w, http.StatusServiceUnavailable, Readiness{Reason: ReasonStandby})
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {

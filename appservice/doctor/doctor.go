@@ -88,6 +88,7 @@ type doctor struct {
 	versionsAt  time.Time
 	roundTrip   time.Duration
 	moduleLives bool
+	standsBy    bool // what answers in the module's place stands by
 }
 
 // probeTime bounds each probe.
@@ -149,6 +150,14 @@ func (r *Result) ok(format string, args ...any) {
 	r.Status, r.Detail = OK, fmt.Sprintf(format, args...)
 }
 
+// counted is a number with the words for one, or for others.
+func counted(n int, one, others string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, others)
+}
+
 // WriteJSON writes the report for programs.
 func (r *Report) WriteJSON(w io.Writer) error {
 	enc := json.NewEncoder(w)
@@ -181,7 +190,7 @@ func (r *Report) WriteText(w io.Writer, colour bool) error {
 	if r.Stopped {
 		fmt.Fprintf(&b, "\nstopped: %d of %d probes were made\n", len(r.Results), len(probes))
 	}
-	fmt.Fprintf(&b, "\n%d ok, %d warnings, %d failed, %d skipped\n", r.Count(OK), r.Count(Warn), r.Count(Fail), r.Count(Skip))
+	fmt.Fprintf(&b, "\n%d ok, %s, %d failed, %d skipped\n", r.Count(OK), counted(r.Count(Warn), "warning", "warnings"), r.Count(Fail), r.Count(Skip))
 	_, err := io.WriteString(w, b.String())
 	return err
 }

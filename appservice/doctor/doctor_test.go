@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ type world struct {
 	mu         sync.Mutex
 	media      []byte
 	date       time.Time
+	standsBy   bool
 	special    map[string]func(w http.ResponseWriter, r *http.Request) // by a part of the path
 	dir        string
 	hs, module *httptest.Server
@@ -98,6 +100,10 @@ func newWorld(t *testing.T) *world {
 	wd.module = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		wd.mu.Lock()
 		defer wd.mu.Unlock()
+		if wd.standsBy {
+			appservice.StandbyHandler().ServeHTTP(w, r)
+			return
+		}
 		if r.URL.Path == "/metrics" {
 			fmt.Fprintln(w, "mls_ready 1")
 			return
@@ -198,16 +204,32 @@ func TestVerdicts(t *testing.T) {
 		"registration not loaded":     {func(wd *world) { wd.special["/whoami"] = answer(401, `{"errcode":"M_UNKNOWN_TOKEN"}`) }, "token", Fail, "restarted"},
 		"token of someone else":       {func(wd *world) { wd.special["/whoami"] = answer(200, `{"user_id":"@other:mls.test"}`) }, "token", Fail, "@other:mls.test"},
 		"bot deactivated":             {func(wd *world) { wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "token", Fail, "start the module"},
-		"module stopped":              {func(wd *world) { wd.module.Close() }, "module", Warn, "systemctl"},
-		"module not ready":            {func(wd *world) { wd.ready = "the inbox has not been read yet" }, "module", Warn, "inbox"},
-		"link broken":                 {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_CONNECTION_FAILED"}`) }, "link", Fail, "firewall"},
-		"link with an old hs_token":   {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS"}`) }, "link", Fail, "hs_token"},
-		"link with another id":        {func(wd *world) { wd.special["/ping"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "link", Fail, "id"},
-		"no ping, call back works":    {func(wd *world) { wd.special["/ping"] = answer(404, `{"errcode":"M_UNRECOGNIZED"}`) }, "link", OK, "less than"},
-		"media refused":               {func(wd *world) { wd.special["/upload"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "media", Fail, "disk"},
-		"media changed":               {func(wd *world) { wd.special["/media/download"] = answer(200, "else") }, "media", Fail, "proxy"},
-		"media lost":                  {func(wd *world) { wd.special["/media/download"] = answer(404, `{"errcode":"M_NOT_FOUND"}`) }, "media", Fail, "media store"},
-		"media limit too low":         {func(wd *world) { wd.special["/media/config"] = answer(200, `{"m.upload.size":1000}`) }, "media", Fail, "max_upload_size"},
+		"bot of another name": {func(wd *world) {
+			wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN","error":"Application service cannot masquerade as this user (@_mls_bot:mls.test)."}`)
+		}, "token", Fail, "the homeserver has loaded an older registration"},
+		"registration without an address": {func(wd *world) { edit(wd, wd.registration(), "url: "+wd.module.URL, "url: ''") }, "registration", Fail, "url is empty, should be http"},
+		"registration without the bot": {func(wd *world) {
+			edit(wd, wd.registration(), "@_mls_bot:", "@else:")
+			edit(wd, wd.registration(), "@_mls_.*", "@else.*")
+		},
+			"registration", Fail, "namespaces.users does not cover @_mls_bot:mls.test, should be ^@"},
+		"module stopped":            {func(wd *world) { wd.module.Close() }, "module", Warn, "systemctl"},
+		"module not ready":          {func(wd *world) { wd.ready = "the inbox has not been read yet" }, "module", Warn, "inbox"},
+		"link broken":               {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_CONNECTION_FAILED"}`) }, "link", Fail, "firewall"},
+		"link with an old hs_token": {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS"}`) }, "link", Fail, "hs_token"},
+		"link with another answer":  {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS","error":"HTTP 403"}`) }, "link", Fail, "hs_token"},
+		"link to who stands by": {func(wd *world) {
+			wd.standsBy = true
+			wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS","error":"HTTP 503"}`)
+		}, "link", Fail, "the process at appservice.address stands by"},
+		"link to a front that knows nobody": {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS","error":"HTTP 503"}`) }, "link", Fail, "/_matrix/mau/active"},
+		"metrics of who stands by":          {func(wd *world) { wd.standsBy = true }, "metrics", Warn, "the process at appservice.address stands by"},
+		"link with another id":              {func(wd *world) { wd.special["/ping"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "link", Fail, "id"},
+		"no ping, call back works":          {func(wd *world) { wd.special["/ping"] = answer(404, `{"errcode":"M_UNRECOGNIZED"}`) }, "link", OK, "less than"},
+		"media refused":                     {func(wd *world) { wd.special["/upload"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "media", Fail, "disk"},
+		"media changed":                     {func(wd *world) { wd.special["/media/download"] = answer(200, "else") }, "media", Fail, "proxy"},
+		"media lost":                        {func(wd *world) { wd.special["/media/download"] = answer(404, `{"errcode":"M_NOT_FOUND"}`) }, "media", Fail, "media store"},
+		"media limit too low":               {func(wd *world) { wd.special["/media/config"] = answer(200, `{"m.upload.size":1000}`) }, "media", Fail, "max_upload_size"},
 		"rate limited": {func(wd *world) {
 			wd.special["/send/"] = answer(429, `{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":5}`)
 		}, "sending", Fail, "rate_limited: false"},
@@ -253,7 +275,7 @@ func TestVerdicts(t *testing.T) {
 			_ = wd.store().PutOutbox(context.Background(), &store.OutboxRow{Room: "!r", Type: "t", Content: []byte("{}")})
 			wd.now = wd.now.Add(time.Hour)
 			wd.date = wd.now
-		}, "queues", Fail, "wait to be sent"},
+		}, "queues", Fail, "1 event waits to be sent"},
 		"events refused for good": {func(wd *world) {
 			st := wd.store()
 			row := &store.OutboxRow{Room: "!r", Type: "t", Content: []byte("{}")}
@@ -398,6 +420,40 @@ func registrationText(t *testing.T, wd *world) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+func TestFrozenRooms(t *testing.T) {
+	for _, row := range []struct {
+		frozen []id.RoomID
+		want   string
+	}{
+		{[]id.RoomID{"!ice:mls.test"}, "1 room is frozen: !ice:mls.test"},
+		{[]id.RoomID{"!ice:mls.test", "!snow:mls.test"}, "2 rooms are frozen: !ice:mls.test, !snow:mls.test"},
+	} {
+		var r Result
+		r.sequencers(row.frozen, nil, 3)
+		if r.Status != Warn || r.Detail != row.want {
+			t.Errorf("%+v, want %q", r, row.want)
+		}
+		for _, part := range []string{"`mls-proxy era ROOM SERVER…`", "no other user's device has come yet: nothing to do", "`matrix-mls epochs ROOM` says what each commit waits for"} {
+			if !strings.Contains(r.Next, part) {
+				t.Errorf("the next step %q lacks %q", r.Next, part)
+			}
+		}
+	}
+}
+
+func TestCountsAreWords(t *testing.T) {
+	for n, want := range map[int]string{0: "0 warnings", 1: "1 warning", 2: "2 warnings"} {
+		var out bytes.Buffer
+		report := &Report{Results: slices.Repeat([]Result{{Status: Warn}}, n)}
+		if err := report.WriteText(&out, false); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf("\n0 ok, %s, 0 failed, 0 skipped\n", want); !strings.HasSuffix(out.String(), want) {
+			t.Errorf("%d warnings: %q", n, out.String())
+		}
+	}
 }
 
 func TestColourIsNeverAlone(t *testing.T) {

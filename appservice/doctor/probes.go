@@ -84,7 +84,7 @@ func probeRegistration(_ context.Context, d *doctor, r *Result) {
 	if diffs := setup.Compare(reg, d.cfg); len(diffs) > 0 {
 		var words []string
 		for _, diff := range diffs {
-			words = append(words, fmt.Sprintf("%s is %s, should be %s", diff.Key, diff.Have, diff.Want))
+			words = append(words, diff.String())
 		}
 		r.fail(strings.Join(words, "; "), "the configuration changed after the registration was written, or the other way round",
 			"run `matrix-mls -g -c "+d.opts.Config+" -r "+d.opts.Registration+"` and restart the homeserver")
@@ -225,7 +225,11 @@ func probeClock(_ context.Context, d *doctor, r *Result) {
 
 func probeToken(ctx context.Context, d *doctor, r *Result) {
 	user, _, err := d.hs.Whoami(ctx)
+	var he *homeserver.Error
 	switch {
+	case errors.As(err, &he) && errors.Is(err, homeserver.ErrForbidden) && strings.Contains(he.Text, "cannot masquerade"):
+		r.fail(err.Error(), "the homeserver has loaded an older registration, which does not name this bot",
+			"restart the homeserver; if the probe `registration` failed, run `matrix-mls -g` before")
 	case errors.Is(err, homeserver.ErrUnauthorized):
 		r.fail(err.Error(), "the homeserver has not loaded the registration, or one with another as_token",
 			"see that the homeserver's configuration names the registration and that the homeserver was restarted since")
@@ -258,6 +262,7 @@ func probeModule(ctx context.Context, d *doctor, r *Result) {
 	d.moduleLives = true
 	var body appservice.Readiness
 	decodeErr := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 64<<10)).Decode(&body)
+	d.standsBy = decodeErr == nil && resp.StatusCode == http.StatusServiceUnavailable && body.Reason == appservice.ReasonStandby
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		r.ok("and ready")
@@ -268,16 +273,26 @@ func probeModule(ctx context.Context, d *doctor, r *Result) {
 	}
 }
 
+// What is wrong where appservice.address leads to a process that stands by, and what to do.
+const (
+	causeStandsBy = "the process at appservice.address stands by"
+	nextStandsBy  = "what stands in front of the two has to ask /_matrix/mau/active which of them works; set appservice.address to it"
+)
+
 func probeLink(ctx context.Context, d *doctor, r *Result) {
 	took, err := d.hs.Ping(ctx, nonce("doctor"))
 	var he *homeserver.Error
 	switch {
 	case err == nil:
 		r.ok("in %v", took.Round(time.Millisecond))
+	case d.standsBy && (errors.Is(err, homeserver.ErrNotFound) || errors.As(err, &he) && he.Code == "M_BAD_STATUS"):
+		r.fail(err.Error(), causeStandsBy, nextStandsBy)
 	case errors.Is(err, homeserver.ErrNotFound):
 		probeCallBack(ctx, d, r)
 	case !d.moduleLives:
 		r.fail("the homeserver cannot reach "+d.cfg.AppService.Address, "the module does not run", "start it and run doctor again")
+	case errors.As(err, &he) && he.Code == "M_BAD_STATUS" && strings.Contains(he.Text, "503"):
+		r.fail(err.Error(), causeStandsBy+", or what stands in front of it finds none that works", nextStandsBy)
 	case errors.As(err, &he) && he.Code == "M_BAD_STATUS":
 		r.fail(err.Error(), "the module refuses the homeserver's hs_token: the homeserver loaded an older registration",
 			"restart the homeserver")
@@ -402,12 +417,12 @@ func probeReceiptKey(ctx context.Context, d *doctor, r *Result) {
 		}
 	}
 	if other > 0 {
-		r.fail(fmt.Sprintf("%d rooms name another receipt key than the database holds, %d this one", other, same),
+		r.fail(fmt.Sprintf("%s another receipt key than the database holds, %d this one", counted(other, "room names", "rooms name"), same),
 			"the database is not the one these rooms knew: it was lost, replaced, or two modules run for one homeserver",
 			"if two run, stop one; else an admin of each room runs `mls-proxy repair ROOM`, which moves it to the new key")
 		return
 	}
-	r.ok("present, named by %d rooms", same)
+	r.ok("present, named by %s", counted(same, "room", "rooms"))
 }
 
 // listedKey returns the receipt key under which the group of a GroupInfo lists
@@ -514,13 +529,13 @@ func probeQueues(ctx context.Context, d *doctor, r *Result) {
 	now := d.now()
 	switch {
 	case in > 0 && now.Sub(inOldest) > stuck:
-		r.fail(fmt.Sprintf("%d events came in and were not dealt with, the oldest %v ago", in, now.Sub(inOldest).Round(time.Second)),
+		r.fail(fmt.Sprintf("%s not dealt with, the oldest %v ago", counted(in, "event came in and was", "events came in and were"), now.Sub(inOldest).Round(time.Second)),
 			"the module does not run or cannot work", "see the probe `module` and the module's log")
 	case out > 0 && now.Sub(outOldest) > stuck:
-		r.fail(fmt.Sprintf("%d events wait to be sent, the oldest for %v, tried up to %d times", out, now.Sub(outOldest).Round(time.Second), attempts),
+		r.fail(fmt.Sprintf("%s to be sent, the oldest for %v, tried up to %s", counted(out, "event waits", "events wait"), now.Sub(outOldest).Round(time.Second), counted(attempts, "time", "times")),
 			"the homeserver does not take them", "see the probes `token` and `sending` and the module's log")
 	case failed > 0:
-		r.warn(fmt.Sprintf("the homeserver refused %d events for good", failed), "the bot was kicked or lacks the power in some room",
+		r.warn("the homeserver refused "+counted(failed, "event", "events")+" for good", "the bot was kicked or lacks the power in some room",
 			"see the module's log; give the bot the power of its room's P.* events")
 	default:
 		r.ok("%d new, %d waiting for something, %d to send", in, waiting, out)

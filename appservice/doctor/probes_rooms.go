@@ -106,7 +106,7 @@ func probeRooms(ctx context.Context, d *doctor, r *Result) {
 	}
 	switch limit := d.cfg.Rooms.Maximum; {
 	case len(damaged) > 0:
-		r.fail(fmt.Sprintf("the state of %d rooms cannot be read: %s", len(damaged), some(damaged)), "the database is damaged, or a newer version wrote it",
+		r.fail("the state of "+counted(len(damaged), "room", "rooms")+" cannot be read: "+some(damaged), "the database is damaged, or a newer version wrote it",
 			"restore a backup; the other rooms go on meanwhile")
 	case in >= limit:
 		r.fail(fmt.Sprintf("%d rooms, which is the limit: invitations are declined", in), "rooms.maximum is reached", "raise rooms.maximum")
@@ -130,17 +130,25 @@ func probeSequencers(ctx context.Context, d *doctor, r *Result) {
 			frozen = append(frozen, row.ID)
 		}
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		r.fail(err.Error(), "the database cannot be read", "see its log")
+		return
+	}
+	r.sequencers(frozen, pairs, n)
+}
+
+// sequencers judges n rooms, of which some are frozen and some have two sequencers.
+func (r *Result) sequencers(frozen, pairs []id.RoomID, n int) {
+	switch {
 	case len(frozen) > 0:
-		r.warn(fmt.Sprintf("%d rooms are frozen: %s", len(frozen), some(frozen)), "a majority of their sequencers does not answer, or a change of their list is not final",
-			"see that the other servers are reachable; if most are lost for good, an admin of the room runs `mls-proxy era ROOM`")
+		r.warn(counted(len(frozen), "room is frozen: ", "rooms are frozen: ")+some(frozen), "a majority of their sequencers does not answer, or a change of their list is not final",
+			"see that the other servers are reachable; if most are lost for good, an admin of the room runs `mls-proxy era ROOM SERVER…`; "+
+				"or no other user's device has come yet: nothing to do; `matrix-mls epochs ROOM` says what each commit waits for")
 	case len(pairs) > 0:
-		r.warn(fmt.Sprintf("%d rooms have two sequencers: %s", len(pairs), some(pairs)), "if either is down, nothing becomes final: two are worse than one",
+		r.warn(counted(len(pairs), "room has two sequencers: ", "rooms have two sequencers: ")+some(pairs), "if either is down, nothing becomes final: two are worse than one",
 			"an admin of the room takes one or three (`mls-proxy sequencers ROOM`)")
 	default:
-		r.ok("%d rooms looked into, none is frozen", n)
+		r.ok("%s looked into, none is frozen", counted(n, "room", "rooms"))
 	}
 }
 
@@ -170,10 +178,10 @@ func probeRestored(ctx context.Context, d *doctor, r *Result) {
 	case err != nil:
 		r.fail(err.Error(), "the database cannot be read", "see its log")
 	case len(behind) > 0:
-		r.warn(fmt.Sprintf("%d rooms were not compared since the restore: %s", len(behind), some(behind)),
+		r.warn(counted(len(behind), "room was not compared since the restore: ", "rooms were not compared since the restore: ")+some(behind),
 			"the module has not run since, or a majority of their other sequencers does not answer", "start the module; it signs nothing in these rooms before")
 	case len(rekeyed) > 0:
-		r.ok("in %d rooms an older key is used up: %s; the probe receipt-key says whether the new one is in the list", len(rekeyed), some(rekeyed))
+		r.ok("in %s an older key is used up: %s; the probe receipt-key says whether the new one is in the list", counted(len(rekeyed), "room", "rooms"), some(rekeyed))
 	case mark == "":
 		r.ok("the database was never restored from a backup")
 	default:
@@ -235,6 +243,10 @@ func probeMetrics(ctx context.Context, d *doctor, r *Result) {
 		return
 	}
 	defer resp.Body.Close()
+	if d.standsBy && d.cfg.Metrics.Listen == "" && resp.StatusCode == http.StatusServiceUnavailable {
+		r.warn(address+"/metrics answers "+resp.Status, causeStandsBy, nextStandsBy)
+		return
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
 	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), metrics.Ready) {
 		r.warn(fmt.Sprintf("%s/metrics answers %s without %s", address, resp.Status, metrics.Ready), "something else answers there, or a proxy in between", "correct metrics.listen")

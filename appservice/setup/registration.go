@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strings"
 
 	mas "maunium.net/go/mautrix/appservice"
 
@@ -64,6 +65,20 @@ type Difference struct {
 	Key, Have, Want string
 }
 
+// String says what the registration has, and what it should have.
+func (d Difference) String() string {
+	switch {
+	case d.Have == "":
+		return d.Key + " is empty, should be " + d.Want
+	case strings.HasPrefix(d.Have, uncovered):
+		return d.Key + " " + d.Have + ", should be " + d.Want
+	}
+	return d.Key + " is " + d.Have + ", should be " + d.Want
+}
+
+// uncovered begins what a registration has whose names are not the bot's.
+const uncovered = "does not cover "
+
 // Compare finds where a registration differs from what the configuration asks
 // for.
 func Compare(have *mas.Registration, cfg *config.Config) (out []Difference) {
@@ -90,7 +105,7 @@ func Compare(have *mas.Registration, cfg *config.Config) (out []Difference) {
 		}
 	}
 	if !covered {
-		out = append(out, Difference{"namespaces.users", "does not cover " + string(cfg.BotUserID()), want.Namespaces.UserIDs[0].Regex})
+		out = append(out, Difference{"namespaces.users", uncovered + string(cfg.BotUserID()), want.Namespaces.UserIDs[0].Regex})
 	}
 	return out
 }
