@@ -200,11 +200,16 @@ func (r *room) epochOf(ref federation.Ref) uint64 {
 }
 
 // listChange describes the change of the list that is farthest: accepted, or
-// else waiting.
+// else waiting. One beside the head lost its place to another commit, and is made
+// anew, if at all.
 func (r *room) listChange() *ListChange {
 	var best federation.Ref
+	head := r.machine.Head()
 	for _, ref := range r.machine.ListChanges() {
 		if known, ok := r.machine.Known(ref); !ok || known.Barred != "" {
+			continue
+		}
+		if !r.machine.Extends(head, ref) && !r.machine.Extends(ref, head) {
 			continue
 		}
 		if best.IsZero() || r.machine.Accepted(ref) && !r.machine.Accepted(best) || r.pending != nil && federation.Ref(r.pending.Ref) == ref {

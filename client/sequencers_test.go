@@ -221,6 +221,36 @@ func TestListWaitsForItsModules(t *testing.T) {
 	w.wantServers(room, []*testDevice{alice, bob, dave}, testServer, "two.example", "three.example")
 }
 
+// TestADisplacedListIsNoListToCome: another commit was accepted in the place of the one that names the list. Nothing is final
+// yet, so that it is still held.
+func TestADisplacedListIsNoListToCome(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	w.more[0].down, w.more[1].down = true, true
+	ctx, cancel := w.timeout(40 * time.Second)
+	defer cancel()
+	if err := w.background(func() error { return alice.SetSequencers(ctx, room, testServer, "two.example", "three.example") }); !errors.Is(err, ErrNotReady) {
+		t.Fatal(err)
+	}
+	before := bob.epoch(room)
+	if change := bob.sequencers(room).Change; change == nil || len(change.List) != 3 {
+		t.Fatalf("the list to come: %+v", change)
+	}
+	w.module.noVouching = true // so it accepts and cannot vote
+	dave := w.device("dave", "DAVE1")
+	w.must(func() error { return bob.Invite(w.ctx, room, dave.UserID()) })
+	w.join(dave, room)
+	w.settle()
+	for _, d := range []*testDevice{alice, bob, carol} {
+		d.mu.Lock()
+		held := len(d.rooms[room].machine.ListChanges())
+		d.mu.Unlock()
+		if info := d.sequencers(room); held != 1 || info.Epoch <= before || info.Final > before || info.Change != nil {
+			t.Errorf("%s holds %d changes at epoch %d (final %d, before %d) and sees %+v to come", d.ident.device, held, info.Epoch, info.Final, before, info.Change)
+		}
+	}
+}
+
 // A notice names the servers that the error names, and no present module that speaks last.
 func TestListChangeNamesWhomItWaitsFor(t *testing.T) {
 	for _, tc := range []struct {

@@ -112,8 +112,8 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 		c.printf("\nA new list by %s %s (%d have to be ready):\n", clean(ch.By.String()), state, ch.Needs)
 		table(c.env.Stdout, sequencerRows(ch.List, heard, time.Now()))
 	}
-	for _, m := range info.Others {
-		c.printf("%s has a module in the room that is not listed.\n", clean(m.Server))
+	for _, server := range unlisted(info) {
+		c.printf("%s has a module in the room that is not listed.\n", clean(server))
 	}
 	if len(info.Without) > 0 {
 		c.printf("No module in the room: %s.\n", clean(strings.Join(info.Without, ", ")))
@@ -124,6 +124,16 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 		c.printf("Nothing became final for %s although something waits.\n", info.Stalled.Round(time.Second))
 	}
 	return nil
+}
+
+// unlisted are the servers of the modules that neither the list names nor one to come.
+func unlisted(info *client.SequencersInfo) (servers []string) {
+	for _, m := range info.Others {
+		if info.Change == nil || !slices.ContainsFunc(info.Change.List, func(s client.SequencerInfo) bool { return s.Server == m.Server }) {
+			servers = append(servers, m.Server)
+		}
+	}
+	return servers
 }
 
 func choiceText(info *client.SequencersInfo) string {

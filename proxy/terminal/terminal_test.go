@@ -687,3 +687,14 @@ func TestTheLanguageIsAskedForOrTheLocales(t *testing.T) {
 		}
 	}
 }
+
+func TestAModuleOfAListToComeIsNoneThatIsNotListed(t *testing.T) {
+	info := &client.SequencersInfo{Others: []client.ModuleInfo{{Server: "two"}, {Server: "three"}}}
+	if got := strings.Join(unlisted(info), " "); got != "two three" {
+		t.Errorf("without a list to come: %s", got)
+	}
+	info.Change = &client.ListChange{List: []client.SequencerInfo{{Server: "one"}, {Server: "two"}}}
+	if got := strings.Join(unlisted(info), " "); got != "three" {
+		t.Errorf("with one: %s", got)
+	}
+}
