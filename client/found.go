@@ -279,7 +279,7 @@ func (c *Client) found(ctx context.Context, roomID id.RoomID, change func(p *roo
 		for _, user := range others {
 			if server := serverOf(user); !asked[server] {
 				asked[server] = true
-				c.callBot(ctx, roomID, botOf(server))
+				_ = c.callBot(ctx, roomID, botOf(server)) // the server need not have a module
 			}
 		}
 	}

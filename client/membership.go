@@ -94,7 +94,7 @@ func (c *Client) Invite(ctx context.Context, roomID id.RoomID, user id.UserID) e
 	if bot != "" {
 		// The module goes first: once its server is in the room, the user's own
 		// join is a local one.
-		c.inviteBot(ctx, roomID, bot)
+		_ = c.inviteBot(ctx, roomID, bot) // the server need not have a module
 	}
 	if err := c.awaitRemoval(ctx, roomID, user); err != nil {
 		return err
@@ -185,17 +185,18 @@ func (c *Client) missingBot(r *room, server string) id.UserID {
 // inviteBot invites the module of a server, which need not have one, and
 // lists it among the functional members, so that it does not count for the
 // room's name.
-func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+func (c *Client) inviteBot(ctx context.Context, roomID id.RoomID, bot id.UserID) error {
 	c.makeQuiet(ctx, roomID, bot)
-	c.callBot(ctx, roomID, bot)
+	return c.callBot(ctx, roomID, bot)
 }
 
-// callBot invites a module's bot and waits a few seconds for it.
-func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
+// callBot invites a module's bot and waits a few seconds for it. Its error is that of
+// the invite.
+func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) error {
 	log := c.log.With().Stringer("room_id", roomID).Stringer("bot", bot).Logger()
 	if err := c.retry(ctx, func() error { return c.hs.Invite(ctx, roomID, bot, "") }); err != nil {
 		log.Debug().Err(err).Msg("The server has no module, or it cannot be invited")
-		return
+		return err
 	}
 	c.noteMembership(roomID, bot, rooms.MembershipInvite)
 	c.awaitBot(ctx, roomID, bot)
@@ -205,7 +206,7 @@ func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
 	r := c.rooms[roomID]
 	if r == nil || slices.Contains(r.state.view.Functional, bot) || !r.state.view.CanSend(c.UserID(), rooms.TypeFunctionalMembers, true) {
 		c.mu.Unlock()
-		return
+		return nil
 	}
 	if json.Unmarshal(r.state.content(rooms.TypeFunctionalMembers, ""), &content) != nil || content == nil {
 		content = map[string]json.RawMessage{}
@@ -214,12 +215,12 @@ func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
 	c.mu.Unlock()
 	raw, err := json.Marshal(members)
 	if err != nil {
-		return
+		return nil
 	}
 	content["service_members"] = raw
 	state, err := json.Marshal(content)
 	if err != nil {
-		return
+		return nil
 	}
 	if err := c.retry(ctx, func() error {
 		_, err := c.hs.SendState(ctx, roomID, rooms.TypeFunctionalMembers, "", state)
@@ -227,6 +228,7 @@ func (c *Client) callBot(ctx context.Context, roomID id.RoomID, bot id.UserID) {
 	}); err != nil {
 		log.Debug().Err(err).Msg("The module could not be listed as a functional member")
 	}
+	return nil
 }
 
 // botWait is how long an invited module is waited for: it joins at once if its

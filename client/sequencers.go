@@ -397,15 +397,38 @@ func (c *Client) CallModule(ctx context.Context, roomID id.RoomID, module string
 	if err != nil || known {
 		return err
 	}
-	c.inviteBot(ctx, roomID, bot)
+	const away = "the server cannot be reached, or has no module"
+	if err := c.inviteBot(ctx, roomID, bot); err != nil && ctx.Err() == nil && !c.isInvited(roomID, bot) {
+		if isServerError(err) {
+			return fmt.Errorf("%w: %s could not be invited; "+away+": %w", ErrNoModuleOf, bot, err)
+		}
+		return fmt.Errorf("%w: %s could not be invited: %w", ErrNoModuleOf, bot, err)
+	}
 	spoken, cancel := context.WithTimeout(ctx, moduleQuietTime)
 	defer cancel()
-	return c.await(spoken, roomID, func(r *room) error {
+	silent := fmt.Errorf("%w: %s was invited and did not come, or said nothing; "+away, ErrNoModuleOf, bot)
+	err = c.await(spoken, roomID, func(r *room) error {
 		if m, ok := r.moduleOf(serverOf(bot)); ok && m.User == string(bot) {
 			return nil
 		}
-		return fmt.Errorf("%w: %s did not come, or said nothing", ErrNoModuleOf, bot)
+		return silent
 	})
+	if errors.Is(err, silent) && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return silent // the time that was given to it is no news
+	}
+	return err
+}
+
+// isInvited tells whether a user is invited to a room, or in it.
+func (c *Client) isInvited(roomID id.RoomID, user id.UserID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rooms[roomID]
+	if r == nil {
+		return false
+	}
+	m := r.state.membership(user)
+	return m == rooms.MembershipJoin || m == rooms.MembershipInvite
 }
 
 // listOf returns the list of the modules of servers (or, for one that has not

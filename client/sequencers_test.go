@@ -251,6 +251,16 @@ func TestADisplacedListIsNoListToCome(t *testing.T) {
 	}
 }
 
+// TestAModuleThatCannotBeInvitedIsNotWaitedFor: nobody will come, and the error says so in words of its own.
+func TestAModuleThatCannotBeInvitedIsNotWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	room, alice, _, _ := w.federated(func(p *rooms.Policy) { p.Manual = true })
+	err := w.background(func() error { return alice.CallModule(w.ctx, room, "nonsense.example") })
+	if !errors.Is(err, ErrNoModuleOf) || !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "could not be invited") || strings.Contains(err.Error(), "context") {
+		t.Errorf("a module that there is none of: %v", err)
+	}
+}
+
 // A notice names the servers that the error names, and no present module that speaks last.
 func TestListChangeNamesWhomItWaitsFor(t *testing.T) {
 	for _, tc := range []struct {

@@ -61,11 +61,19 @@ func (c *call) changeSequencers(ctx context.Context, cli *client.Client, room id
 	if verb != "drop" {
 		for _, server := range args {
 			if err := cli.CallModule(wait, room, server); err != nil {
-				return err
+				return notCome(err)
 			}
 		}
 	}
 	return change(wait, room, args...)
+}
+
+// notCome has a next step for who called a module in vain: it is not to call it.
+func notCome(err error) error {
+	if errors.Is(err, client.ErrNoModuleOf) {
+		return failf(ExitRefused, "check the name of the server; its administrator installs the module and sees what it lacks (matrix-mls doctor)", "%w", err)
+	}
+	return err
 }
 
 // runEra opens a new era.
@@ -78,7 +86,7 @@ func runEra(ctx context.Context, c *call) error {
 		defer cancel()
 		for _, server := range c.args[1:] {
 			if err := cli.CallModule(wait, r.ID, server); err != nil {
-				return err
+				return notCome(err)
 			}
 		}
 		if info, err := cli.Sequencers(ctx, r.ID); err == nil {

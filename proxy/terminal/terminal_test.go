@@ -698,3 +698,12 @@ func TestAModuleOfAListToComeIsNoneThatIsNotListed(t *testing.T) {
 		t.Errorf("with one: %s", got)
 	}
 }
+
+func TestWhoCalledAModuleInVainIsNotToldToCallIt(t *testing.T) {
+	if code, hint := explain(notCome(fmt.Errorf("%w: x", client.ErrNoModuleOf))); code != ExitRefused || strings.Contains(hint, " add ") {
+		t.Errorf("exit code %d, hint %q", code, hint)
+	}
+	if err := notCome(client.ErrNotAllowed); !errors.Is(err, client.ErrNotAllowed) {
+		t.Errorf("another error: %v", err)
+	}
+}
