@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"strings"
 	"syscall"
 
 	"maunium.net/go/mautrix"
@@ -161,6 +162,21 @@ func explain(err error) (code int, hint string) {
 		return ExitUnreachable, "check the network and the address of the homeserver"
 	}
 	return ExitFailure, ""
+}
+
+// beyond explains an error of the homeserver's that may be another server's: it asks
+// that one, the server of who is invited or of a room's alias, and answers in its place.
+func (s *session) beyond(err error, name string) error {
+	return beyond(err, name, s.ident.UserID().Homeserver())
+}
+
+func beyond(err error, name, own string) error {
+	_, server, _ := strings.Cut(name, ":")
+	var httpErr mautrix.HTTPError
+	if server == "" || server == own || !errors.As(err, &httpErr) || httpErr.Response == nil || httpErr.Response.StatusCode < 500 {
+		return err
+	}
+	return failf(ExitUnreachable, "your homeserver may not reach "+clean(server)+": check that name, or try again later", "%w", err)
 }
 
 var packageName = regexp.MustCompile(`(^|: |; |\()(?:(?:identity|client|store|rooms|sealed|archive|federation): )+`)

@@ -217,7 +217,7 @@ func runInvite(ctx context.Context, c *call) error {
 	return c.inRoom(ctx, func(cli *client.Client, r client.RoomInfo) error {
 		for _, user := range users {
 			if err := cli.Invite(ctx, r.ID, user); err != nil {
-				return err
+				return c.s.beyond(err, user.String())
 			}
 		}
 		return c.settled(ctx, cli, r.ID, "Invited to %s (%s), epoch %s.\n")
@@ -249,6 +249,9 @@ func runJoin(ctx context.Context, c *call) error {
 		servers = []string{*via}
 	}
 	room, err := cli.Join(ctx, target, servers)
+	if err != nil && strings.HasPrefix(target, "#") {
+		return c.s.beyond(err, target)
+	}
 	if err != nil {
 		return err
 	}

@@ -209,11 +209,14 @@ func (s *session) room(ctx context.Context, cli *client.Client, name string) (cl
 	if err != nil {
 		return client.RoomInfo{}, err
 	}
+	if name == "" {
+		return client.RoomInfo{}, usagef("the name of the room is empty")
+	}
 	target := name
 	if strings.HasPrefix(name, "#") {
 		resolved, err := s.ident.Client().ResolveAlias(ctx, id.RoomAlias(name))
 		if err != nil {
-			return client.RoomInfo{}, fmt.Errorf("look up %s: %w", clean(name), err)
+			return client.RoomInfo{}, s.beyond(fmt.Errorf("look up %s: %w", clean(name), err), name)
 		}
 		target = resolved.RoomID.String()
 	}

@@ -707,3 +707,31 @@ func TestWhoCalledAModuleInVainIsNotToldToCallIt(t *testing.T) {
 		t.Errorf("another error: %v", err)
 	}
 }
+
+func TestAnotherServersFailureIsNotTheHomeservers(t *testing.T) {
+	away := fmt.Errorf("client: invite: %w", mautrix.HTTPError{Response: &http.Response{StatusCode: http.StatusBadGateway}})
+	no := mautrix.HTTPError{Response: &http.Response{StatusCode: http.StatusForbidden}}
+	for _, row := range []struct {
+		err        error
+		name, hint string
+		code       int
+	}{
+		{away, "@a:nonsense.example:8448", "may not reach nonsense.example:8448", ExitUnreachable},
+		{away, "#xx:nonsense.example", "may not reach nonsense.example", ExitUnreachable},
+		{away, "@a:one", "the homeserver has a problem", ExitUnreachable},
+		{no, "@a:nonsense.example", "", ExitRefused},
+		{client.ErrNoRoom, "#xx:nonsense.example", "mls-proxy rooms", ExitFailure},
+	} {
+		if code, hint := explain(beyond(row.err, row.name, "one")); code != row.code || !strings.Contains(hint, row.hint) {
+			t.Errorf("%v for %s: exit code %d, hint %q; want %d, %q", row.err, row.name, code, hint, row.code, row.hint)
+		}
+	}
+}
+
+func TestARoomWithoutANameIsWrongUsage(t *testing.T) {
+	dir := login(t, hstest.New(t, true), "@a:one")
+	env, _, stderr := testEnv(t)
+	if code := Main(t.Context(), []string{"--state", dir, "send", "", "hello"}, env); code != ExitUsage || !strings.Contains(stderr.String(), "the name of the room is empty") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
