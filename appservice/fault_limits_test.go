@@ -22,6 +22,7 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 	"github.com/matrix-mls/matrix-mls/appservice/store/storetest"
+	"github.com/matrix-mls/matrix-mls/internal/faults"
 	"github.com/matrix-mls/matrix-mls/internal/patience"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
@@ -144,6 +145,32 @@ func faultSmallDisk(t *testing.T) {
 		t.Errorf("opening says %v", err)
 	}
 	mount("-o", "remount,rw", dir)
+}
+
+// faultFailingDisk lets the device below the file system fail with I/O errors. It needs root.
+func faultFailingDisk(t *testing.T) {
+	disk := faults.NewDisk(t)
+	cfg := store.Config{Type: "sqlite3", URI: filepath.Join(disk.Dir, "module.db")}
+	b := newBench(t, cfg, nil, nil)
+	b.txn("0", invitation("$i", "!a"))
+	disk.Fail()
+	taken, failed := b.fill(t, 1000)
+	if !failed {
+		t.Fatal("the disk never fails")
+	}
+	if w := b.txn("again", ev("$again", "!a", rooms.TypeCommit, "-", `{"x":"`+strings.Repeat("y", 200<<10)+`"}`)); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("answer %d on a disk that fails, want 503", w.Code)
+	}
+	disk.Mend()
+	if w := b.txn("later", ev("$later", "!a", rooms.TypeCommit, "-", `{}`)); w.Code != http.StatusOK {
+		t.Errorf("answer %d when the disk works again, without a restart", w.Code)
+	}
+	if err := b.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	disk.Again()
+	wantWhole(t, cfg, append(taken, "$later"))
+	t.Logf("figures: %d events taken before the disk failed", len(taken))
 }
 
 const childSocket = "MLS_FAULT_CHILD_SOCKET"

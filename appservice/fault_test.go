@@ -38,6 +38,7 @@ func TestFault(t *testing.T) {
 		"F04-database-slow":                    faultDatabaseSlow,
 		"F05-disk-full":                        faultDiskFull,
 		"F05-small-disk":                       faultSmallDisk,
+		"F05-failing-disk":                     faultFailingDisk,
 		"F07-same-transaction-again":           faultSameTransaction,
 		"F08-transaction-id-used-again":        faultTransactionIDAgain,
 		"F09-transaction-with-more-events":     faultTransactionGrows,

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/matrix-mls/matrix-mls/internal/faults"
@@ -16,10 +17,64 @@ import (
 // TestFault makes happen to a device's store what it has to survive.
 func TestFault(t *testing.T) {
 	faults.Run(t, "client/store", map[string]func(t *testing.T){
-		"F06-torn-file":   faultTornFile,
-		"F06-damaged-log": faultDamagedLog,
-		"F22-schemas":     faultSchemas,
+		"F05-failing-disk": faultFailingDisk,
+		"F06-torn-file":    faultTornFile,
+		"F06-damaged-log":  faultDamagedLog,
+		"F22-schemas":      faultSchemas,
 	})
+}
+
+// faultFailingDisk lets the device below the file system fail with I/O errors: what was said to be written is there
+// afterwards, what was not is not, and the same store goes on when the device does. It needs root.
+func faultFailingDisk(t *testing.T) {
+	disk := faults.NewDisk(t)
+	path := filepath.Join(disk.Dir, "store.db")
+	s := openTest(t, path)
+	put := func(n int) error { return s.PutKV(t.Context(), fmt.Sprint("key", n), make([]byte, 3000)) }
+	written, failed := []int{}, []int{}
+	for n := range 2000 {
+		if n == 20 {
+			disk.Fail()
+		}
+		switch err := put(n); {
+		case err == nil:
+			written = append(written, n)
+		case !strings.HasPrefix(err.Error(), "store: "):
+			t.Fatalf("a disk that fails is told as %v", err)
+		default:
+			failed = append(failed, n)
+		}
+		if len(failed) == 20 {
+			break
+		}
+	}
+	if len(failed) < 20 || len(written) < 20 {
+		t.Fatalf("%d writes succeeded and %d failed", len(written), len(failed))
+	}
+	disk.Mend()
+	if err := put(5000); err != nil {
+		t.Fatalf("the disk works again, and the store says %v", err)
+	}
+	written = append(written, 5000)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	disk.Again()
+	s = openTest(t, path)
+	for _, n := range written {
+		if _, err := s.GetKV(t.Context(), fmt.Sprint("key", n)); err != nil {
+			t.Errorf("what was written is gone: key %d: %v", n, err)
+		}
+	}
+	for _, n := range failed {
+		if _, err := s.GetKV(t.Context(), fmt.Sprint("key", n)); !errors.Is(err, ErrNotFound) {
+			t.Errorf("what was not written is there: key %d: %v", n, err)
+		}
+	}
+	if err := s.Close(); err != nil { // before the disk goes
+		t.Fatal(err)
+	}
+	t.Logf("figures: %d writes done, %d refused", len(written), len(failed))
 }
 
 // faultTornFile: a file that was cut is never taken for a store.
