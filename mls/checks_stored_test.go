@@ -199,13 +199,14 @@ func TestStoredDeltasOfImpossibleTrees(t *testing.T) {
 	g := newTestGroup(t, cfg, partsSuite, 5)[0]
 	_, next := mustCommit(t, g, CommitOptions{ForcePath: true})
 	delta := next.TreeDelta(g)
-	for _, size := range []uint32{0, 3, 5, 12, 1 << 16, 1 << 30, 1 << 31, 1<<32 - 1} {
+	for _, size := range []uint32{0, 3, 5, 12, 16, 1 << 15, 1 << 16, 1 << 30, 1 << 31, 1<<32 - 1} {
 		bad := bytes.Clone(delta)
 		binary.BigEndian.PutUint32(bad[1:], size)
 		st := StoredGroup{Head: next.EpochHead(), Tree: g.RatchetTree(), Deltas: [][]byte{bad}, RatchetState: next.RatchetState()}
 		if _, err := st.Load(cfg); err == nil || !strings.Contains(err.Error(), "leads to a tree of") {
 			t.Errorf("size %d: %v", size, err)
 		}
+		boundedMemory(t, len(bad), func() func() { return func() { _, _ = st.Load(cfg) } })
 	}
 }
 

@@ -179,12 +179,13 @@ func FuzzStoredPublicGroup(f *testing.F) {
 	}
 	next := p.(*PublicStagedCommit).Merge()
 	tree, head, delta := pub.RatchetTree(), next.EpochHead(), next.TreeDelta(pub)
+	small := w.smallTrees()
 	f.Add(head, delta)
 	f.Fuzz(func(t *testing.T, head, delta []byte) {
 		st := StoredPublicGroup{Head: head, Tree: tree, Deltas: [][]byte{delta}}
 		var loaded *PublicGroup
 		var err error
-		boundedMemory(t, len(head)+len(delta)+len(tree), func() func() { return func() { loaded, err = st.Load(w.cfg) } })
+		boundedMemory(t, len(head)+len(delta)+len(tree), func() func() { return func() { loaded, err = st.Load(small) } })
 		if err == nil && !bytes.Equal(loaded.EpochHead(), head) {
 			t.Error("another head is written than was read")
 		}
@@ -206,6 +207,7 @@ func FuzzStoredGroup(f *testing.F) {
 		f.Add(head, delta, p.ID, p.Data)
 	}
 	pages := next.RatchetChanges()
+	small := w.smallTrees()
 	f.Fuzz(func(t *testing.T, head, delta []byte, id uint64, data []byte) {
 		st := StoredGroup{Head: head, Tree: tree, Deltas: [][]byte{delta}}
 		for _, p := range pages {
@@ -219,7 +221,7 @@ func FuzzStoredGroup(f *testing.F) {
 		var loaded *Group
 		var err error
 		boundedMemory(t, len(head)+len(tree)+len(delta)+len(data), func() func() {
-			return func() { loaded, err = st.Load(w.cfg) }
+			return func() { loaded, err = st.Load(small) }
 		})
 		if err != nil {
 			return

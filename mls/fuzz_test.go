@@ -105,6 +105,14 @@ type fuzzGroups struct {
 	epoch, ratchets []byte
 }
 
+// smallTrees is the configuration with a limit at which a tree of blank nodes and their hashes takes less than a
+// mebibyte. A delta may put one leaf as far out as MaxMembers lets it: that takes few bytes, and is a tree like any.
+func (w *fuzzGroups) smallTrees() *Config {
+	cfg := *w.cfg
+	cfg.Limits.MaxMembers = 4096
+	return &cfg
+}
+
 // resign makes a message that a dishonest member could have sent from one that
 // was mutated: tags and signatures are made good again.
 func (w *fuzzGroups) resign(raw []byte) []byte {

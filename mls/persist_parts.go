@@ -164,6 +164,9 @@ func (t *ratchetTree) applyDelta(delta []byte, lim *Limits) error {
 	if !s.Empty() {
 		return errors.New("mls: bytes follow a stored tree delta")
 	}
+	if size > 1 && t.last <= size/2 { // nobody has written it, and its hashes would be as many as it claims to have nodes
+		return fmt.Errorf("mls: a stored tree delta leads to a tree of %d leaves, of which only %d are needed", size, t.last)
+	}
 	return nil
 }
 
