@@ -40,6 +40,7 @@ type fakeHS struct {
 	profile    json.RawMessage
 	profileSet int
 	ping       error
+	versions   func() error
 }
 
 func newFakeHS() *fakeHS { return &fakeHS{byTxn: make(map[string]id.EventID)} }
@@ -107,6 +108,17 @@ func (f *fakeHS) EnsureBot(context.Context, string) error { return f.ensure }
 
 func (f *fakeHS) Ping(context.Context, string) (time.Duration, error) {
 	return time.Millisecond, f.ping
+}
+
+func (f *fakeHS) Versions(context.Context) (*homeserver.Versions, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.versions != nil {
+		if err := f.versions(); err != nil {
+			return nil, err
+		}
+	}
+	return &homeserver.Versions{}, nil
 }
 
 func (f *fakeHS) all() []sent {

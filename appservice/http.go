@@ -75,13 +75,16 @@ type Readiness struct {
 	// LastCall is when the homeserver last called the module, in Unix
 	// milliseconds; 0 if it never did.
 	LastCall int64 `json:"last_call"`
+	// Away is since when the homeserver does not answer the module, in Unix
+	// milliseconds; 0 while it does.
+	Away int64 `json:"homeserver_away_since,omitempty"`
 }
 
 // getReady tells whether the module does its work now.
 func (s *Service) getReady(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	answer := Readiness{Reason: s.notReady(ctx), LastCall: s.heard.Load()}
+	answer := Readiness{Reason: s.notReady(ctx), LastCall: s.heard.Load(), Away: s.away.Load()}
 	if answer.Reason != "" {
 		s.metrics.Set(metrics.Ready, 0)
 		writeJSON(w, http.StatusServiceUnavailable, answer)
@@ -97,7 +100,7 @@ func (s *Service) getReady(w http.ResponseWriter, r *http.Request) {
 func (s *Service) getActive(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	answer := Readiness{LastCall: s.heard.Load()}
+	answer := Readiness{LastCall: s.heard.Load(), Away: s.away.Load()}
 	switch {
 	case s.stopping.Load():
 		answer.Reason = "the module is stopping"
@@ -116,6 +119,8 @@ func (s *Service) notReady(ctx context.Context) string {
 		return "the module is stopping"
 	case s.store.Ping(ctx) != nil:
 		return "the database does not answer"
+	case s.away.Load() != 0:
+		return "the homeserver has not answered since " + time.UnixMilli(s.away.Load()).UTC().Format(time.RFC3339)
 	case !s.connected.Load():
 		return "the homeserver has not accepted the module yet"
 	case !s.linked.Load() && s.heard.Load() == 0:

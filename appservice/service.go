@@ -85,6 +85,7 @@ type Service struct {
 	connected atomic.Bool  // the homeserver takes the module's token
 	linked    atomic.Bool  // the homeserver's ping came back
 	heard     atomic.Int64 // when the homeserver last called the module, in Unix milliseconds
+	away      atomic.Int64 // since when the homeserver does not answer, in Unix milliseconds; 0 while it does
 	drained   atomic.Bool  // the inbox was empty once
 	skipped   atomic.Bool  // a transaction was skipped; rooms must be compared
 	stopping  atomic.Bool  // the module ends
@@ -242,7 +243,7 @@ func (s *Service) Run(ctx context.Context) error {
 		})
 	}
 	for name, task := range map[string]func(context.Context){
-		"engine": s.runEngine, "outbox": s.runOutbox, "link": s.runLink,
+		"engine": s.runEngine, "outbox": s.runOutbox, "link": s.runLink, "away": s.runAway,
 		"chores": s.runChores, "beat": s.runBeat, "gauges": s.runGauges, "declines": s.runDeclines, "commands": s.runCommands, "invites": s.runInvites, "watchdog": s.runWatchdog,
 	} {
 		working.Go(func() { s.guard(work, name, task) })

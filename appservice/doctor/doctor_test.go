@@ -44,6 +44,7 @@ type world struct {
 	hs, module *httptest.Server
 	ready      string // the module's answer
 	lastCall   int64
+	away       int64
 	now        time.Time
 }
 
@@ -111,7 +112,7 @@ func newWorld(t *testing.T) *world {
 		if wd.ready != "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		_ = json.NewEncoder(w).Encode(appservice.Readiness{Reason: wd.ready, LastCall: wd.lastCall})
+		_ = json.NewEncoder(w).Encode(appservice.Readiness{Reason: wd.ready, LastCall: wd.lastCall, Away: wd.away})
 	}))
 	t.Cleanup(wd.module.Close)
 	hsConfig := filepath.Join(wd.dir, "homeserver.yaml")
@@ -213,8 +214,11 @@ func TestVerdicts(t *testing.T) {
 			edit(wd, wd.registration(), "@_mls_.*", "@else.*")
 		},
 			"registration", Fail, "namespaces.users does not cover @_mls_bot:mls.test, should be ^@"},
-		"module stopped":            {func(wd *world) { wd.module.Close() }, "module", Warn, "systemctl"},
-		"module not ready":          {func(wd *world) { wd.ready = "the inbox has not been read yet" }, "module", Warn, "inbox"},
+		"module stopped":   {func(wd *world) { wd.module.Close() }, "module", Warn, "systemctl"},
+		"module not ready": {func(wd *world) { wd.ready = "the inbox has not been read yet" }, "module", Warn, "inbox"},
+		"module without its homeserver": {func(wd *world) {
+			wd.ready, wd.away = "the homeserver has not answered since 2026-12-01T12:00:00Z", 1_796_126_400_000
+		}, "module", Warn, "not answered since 2026-12-01T12:00:00Z the homeserver is down, or homeserver.address"},
 		"link broken":               {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_CONNECTION_FAILED"}`) }, "link", Fail, "firewall"},
 		"link with an old hs_token": {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS"}`) }, "link", Fail, "hs_token"},
 		"link with another answer":  {func(wd *world) { wd.special["/ping"] = answer(502, `{"errcode":"M_BAD_STATUS","error":"HTTP 403"}`) }, "link", Fail, "hs_token"},

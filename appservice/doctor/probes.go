@@ -268,6 +268,9 @@ func probeModule(ctx context.Context, d *doctor, r *Result) {
 		r.ok("and ready")
 	case decodeErr != nil || body.Reason == "":
 		r.fail(fmt.Sprintf("%s answers %s", address, resp.Status), "another program listens there", "give the module a port of its own (appservice.port), then `matrix-mls -g`")
+	case body.Away != 0:
+		r.warn("running but not ready: "+body.Reason, "the homeserver is down, or homeserver.address does not lead to it from where the module runs",
+			"start the homeserver; the module goes on by itself when it answers, and need not be restarted")
 	default:
 		r.warn("running but not ready: "+body.Reason, "", "see the other probes and the module's log")
 	}

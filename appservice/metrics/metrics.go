@@ -118,7 +118,7 @@ var Table = []Definition{
 	{Name: KeysRetired, Kind: Counter, Help: "Rooms in which the module's receipt key was retired, since the database turned out to be older than what it had signed."},
 	{Name: EngineSeconds, Kind: Histogram, Help: "Time of one round over the inbox.", Buckets: seconds},
 	{Name: EngineErrors, Kind: Counter, Help: "Rounds over the inbox, or work on one room, that failed and were repeated."},
-	{Name: Ready, Kind: Gauge, Help: "1 once the database is up to date, the homeserver's link works and the inbox was read."},
+	{Name: Ready, Kind: Gauge, Help: "1 once the database is up to date, the homeserver's link works and the inbox was read, while the homeserver answers."},
 	{Name: BuildInfo, Kind: Gauge, Labels: []string{"version"}, Help: "Always 1; the version is the label."},
 }
 
