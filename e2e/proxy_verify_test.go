@@ -38,16 +38,23 @@ func TestProxyDeviceIsVerifiedByAnotherClient(t *testing.T) {
 	program := realClients(t)["matrix-js-sdk that compares emoji"]
 	for _, tt := range []struct {
 		name, server string
-		asks         bool // the client asks the MLS device, not the other way
-		first        bool // the person at the client answers first
-		through      bool // the client talks through the proxy, and has its keys by the recovery key
+		mode         string // what the client is told: whether it asks, or the MLS device does
+		first        bool   // the person at the client answers first
+		through      bool   // the client talks through the proxy, and has its keys by the recovery key
 	}{
-		{name: "it asks, on Synapse", server: "syn1", asks: true, first: true},
-		{name: "it is asked, on Synapse, through the proxy", server: "syn1", through: true},
+		{name: "it asks all, on Synapse", server: "syn1", mode: "asks-all", first: true},
+		{name: "it asks, on Synapse, through the proxy", server: "syn1", mode: "asks", through: true},
+		{name: "it is asked, on Synapse, through the proxy", server: "syn1", mode: "asked", through: true},
+		{name: "it asks all, on Dendrite", server: "den1", mode: "asks-all"},
+		{name: "it asks, on Dendrite, through the proxy", server: "den1", mode: "asks", first: true, through: true},
+		{name: "it is asked, on Dendrite, through the proxy", server: "den1", mode: "asked", first: true, through: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := tell(t, "sqlite")
 			s.silent = true
+			ctx, cancel := context.WithTimeout(s.ctx, 2*e2e.Soon)
+			defer cancel()
+			asks := tt.mode != "asked"
 			user, err := s.w.AddUser(s.ctx, tt.server, fmt.Sprintf("verified%d", people.Add(1)))
 			s.must(err)
 			p := s.proxy(tt.server)
@@ -61,15 +68,14 @@ func TestProxyDeviceIsVerifiedByAnotherClient(t *testing.T) {
 				s.must(err)
 			}
 			others := map[id.DeviceID]bool{}
-			mode := map[bool]string{true: "asks", false: "asked"}[tt.asks]
 			if tt.through {
 				owner := s.device(tt.server, user.Localpart, "owner", e2e.DeviceOptions{})
 				others[owner.DeviceID()] = true
 				s.must(os.WriteFile(filepath.Join(c.dir, "recovery-key"), []byte(owner.Recovery), 0o600))
-				c.run(s.ctx, mode, p.url, user.UserID, user.Password, c.dir)
+				c.run(ctx, tt.mode, p.url, user.UserID, user.Password, c.dir)
 				others[c.did("ready").Device] = true
 			} else {
-				c.run(s.ctx, mode, p.server.BaseURL, user.UserID, user.Password, c.dir)
+				c.run(ctx, tt.mode, p.server.BaseURL, user.UserID, user.Password, c.dir)
 				others[c.did("ready").Device] = true
 				p.login(user)
 			}
@@ -103,16 +109,14 @@ func TestProxyDeviceIsVerifiedByAnotherClient(t *testing.T) {
 					return "", ctx.Err()
 				}
 			}}
-			ctx, cancel := context.WithTimeout(s.ctx, 2*e2e.Soon)
-			defer cancel()
 			stdout, stderr, code := newOutput(), newOutput(), make(chan int, 1)
 			args := []string{"verify", "--json"}
-			if tt.asks {
+			if asks {
 				args = append(args, "--wait")
 			}
 			go func() { code <- person.start(ctx, "", stdout, stderr, args...) }()
-			if tt.asks {
-				s.must(stderr.wait(ctx, "waiting for another device"))
+			if asks {
+				s.must(stderr.wait(ctx, fmt.Sprintf("waiting for another device (this one is %s)", device)))
 				says(string(device))
 			}
 			theirs := c.did("shown")
@@ -126,7 +130,7 @@ func TestProxyDeviceIsVerifiedByAnotherClient(t *testing.T) {
 			if len(ours.Emoji) != 7 || len(ours.Symbols) != 7 || len(ours.Decimals) != 3 || ours.String() != theirs.comparison.String() {
 				t.Errorf("the client shows %v, and the MLS device %v", theirs.comparison, ours)
 			}
-			if tt.asks && !strings.Contains(<-asked, user.UserID) {
+			if asks && !strings.Contains(<-asked, user.UserID) {
 				t.Error("it was not said who asks")
 			}
 			if s.signs(p.server, user, device) {

@@ -174,7 +174,7 @@ func (c *call) compare(ctx context.Context, user id.UserID, wait bool) error {
 	c.s.ident.SetVerifyUI(ui)
 	defer c.s.ident.SetVerifyUI(nil)
 	if wait {
-		c.notef("waiting for another device; start the verification there")
+		c.notef("waiting for another device (this one is %s); start the verification there", clean(c.s.ident.DeviceID().String()))
 	} else {
 		if err := c.s.ident.StartVerification(ctx, user); err != nil {
 			return err

@@ -1,8 +1,10 @@
 // A person at matrix-js-sdk with its encryption in Rust, whose session holds their cross-signing keys and compares emoji
 // with another device of theirs. Prints one JSON object a line for each thing done, and reads what to say from its input.
 //
-// js_verify.mjs asks|asked URL USER PASSWORD DIR
+// js_verify.mjs asks|asks-all|asked URL USER PASSWORD DIR
 //
+// It asks the device that its input names, as a person does who chose it from a list. With asks-all it asks for "another device"
+// once it knows that one: the library then asks all devices, but where some are signed by their user it asks only those.
 // Where DIR has a recovery-key the cross-signing keys are those that it opens; else the session makes them.
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -68,15 +70,17 @@ await crypto.bootstrapCrossSigning(existsSync(join(where, "recovery-key")) ? {} 
 if (!(await crypto.isCrossSigningReady())) fail("the client does not have its person's cross-signing keys");
 say("ready", { device: kept.device_id });
 
-if (mode === "asks") {
+const asks = mode !== "asked";
+let request;
+if (asks) {
     // Who has just come is not asked before the client has heard of it.
     const whom = (await input.next()).value;
     const known = async () => (await crypto.getUserDeviceInfo([kept.user_id], true)).get(kept.user_id)?.has(whom);
     while (!(await known())) await new Promise((resolve) => ["sync", CryptoEvent.DevicesUpdated].forEach((name) => client.once(name, resolve)));
-}
-const request = await (mode === "asks" ? crypto.requestOwnUserVerification() : requested);
+    request = await (mode === "asks" ? crypto.requestDeviceVerification(kept.user_id, whom) : crypto.requestOwnUserVerification());
+} else request = await requested;
 let verifier;
-if (mode === "asks") {
+if (asks) {
     await until(request, () => request.phase === VerificationPhase.Ready);
     verifier = await request.startVerification("m.sas.v1");
 } else {
