@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -198,13 +199,21 @@ func TestVerdicts(t *testing.T) {
 		}, "database", Fail, ""},
 		"database readable by others": {func(wd *world) { _ = os.Chmod(filepath.Join(wd.dir, "matrix-mls.db"), 0o644) }, "database", Warn, "chmod 600"},
 		"homeserver down":             {func(wd *world) { wd.hs.Close() }, "homeserver", Fail, "curl"},
-		"homeserver is a web page":    {func(wd *world) { wd.special["/versions"] = answer(200, "<html>") }, "homeserver", Fail, "client API"},
-		"homeserver is very old":      {func(wd *world) { wd.special["/versions"] = answer(200, `{"versions":["r0.6.1"]}`) }, "homeserver", Fail, "upgrade"},
-		"clock ahead":                 {func(wd *world) { wd.date = wd.now.Add(-time.Hour) }, "clock", Warn, "ahead of"},
-		"clock behind":                {func(wd *world) { wd.date = wd.now.Add(time.Hour) }, "clock", Warn, "behind"},
-		"registration not loaded":     {func(wd *world) { wd.special["/whoami"] = answer(401, `{"errcode":"M_UNKNOWN_TOKEN"}`) }, "token", Fail, "restarted"},
-		"token of someone else":       {func(wd *world) { wd.special["/whoami"] = answer(200, `{"user_id":"@other:mls.test"}`) }, "token", Fail, "@other:mls.test"},
-		"bot deactivated":             {func(wd *world) { wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "token", Fail, "start the module"},
+		"homeserver's certificate not trusted": {func(wd *world) {
+			hs := httptest.NewUnstartedServer(http.HandlerFunc(wd.homeserver))
+			hs.Config.ErrorLog = log.New(io.Discard, "", 0)
+			hs.StartTLS()
+			wd.t.Cleanup(hs.Close)
+			edit(wd, wd.config(), wd.hs.URL, hs.URL)
+		}, "homeserver", Fail, "x509: certificate signed by unknown authority this machine does not trust who signed the homeserver's certificate add the authority's"},
+		"homeserver without TLS":   {func(wd *world) { edit(wd, wd.config(), wd.hs.URL, strings.Replace(wd.hs.URL, "http:", "https:", 1)) }, "homeserver", Fail, "the homeserver speaks no TLS there"},
+		"homeserver is a web page": {func(wd *world) { wd.special["/versions"] = answer(200, "<html>") }, "homeserver", Fail, "client API"},
+		"homeserver is very old":   {func(wd *world) { wd.special["/versions"] = answer(200, `{"versions":["r0.6.1"]}`) }, "homeserver", Fail, "upgrade"},
+		"clock ahead":              {func(wd *world) { wd.date = wd.now.Add(-time.Hour) }, "clock", Warn, "ahead of"},
+		"clock behind":             {func(wd *world) { wd.date = wd.now.Add(time.Hour) }, "clock", Warn, "behind"},
+		"registration not loaded":  {func(wd *world) { wd.special["/whoami"] = answer(401, `{"errcode":"M_UNKNOWN_TOKEN"}`) }, "token", Fail, "restarted"},
+		"token of someone else":    {func(wd *world) { wd.special["/whoami"] = answer(200, `{"user_id":"@other:mls.test"}`) }, "token", Fail, "@other:mls.test"},
+		"bot deactivated":          {func(wd *world) { wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN"}`) }, "token", Fail, "start the module"},
 		"bot of another name": {func(wd *world) {
 			wd.special["/whoami"] = answer(403, `{"errcode":"M_FORBIDDEN","error":"Application service cannot masquerade as this user (@_mls_bot:mls.test)."}`)
 		}, "token", Fail, "the homeserver has loaded an older registration"},

@@ -180,6 +180,11 @@ func probeHomeserver(ctx context.Context, d *doctor, r *Result) {
 	d.versions, err = hs.Versions(ctx)
 	d.versionsAt = d.now()
 	d.roundTrip = d.versionsAt.Sub(start)
+	var untrusted *homeserver.CertificateError
+	if errors.As(err, &untrusted) {
+		r.fail(untrusted.Err.Error(), untrusted.What, untrusted.Next)
+		return
+	}
 	if err != nil {
 		r.fail(err.Error(), "the homeserver does not run, or homeserver.address is not its client API",
 			"try `curl "+d.cfg.Homeserver.Address+"/_matrix/client/versions`")

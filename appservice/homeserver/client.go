@@ -161,7 +161,7 @@ func wrapError(op string, err error) error {
 		out.Kind = ErrTooLarge
 		return out
 	case he.Response == nil:
-		out.Err = bareCause(he.WrappedError)
+		out.Err = certificate(bareCause(he.WrappedError))
 		return out
 	}
 	out.Status = he.Response.StatusCode

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 const (
@@ -38,8 +40,14 @@ func transport(dead time.Duration) *Transport {
 	return t
 }
 
-// RoundTrip carries a request out, as http.Transport does.
+// RoundTrip carries a request out, as http.Transport does. What is wrong with the
+// other side's certificate it says in words (trust.Error).
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.roundTrip(req)
+	return resp, trust.Of(req.URL.Host, err)
+}
+
+func (t *Transport) roundTrip(req *http.Request) (*http.Response, error) {
 	// A length of 0 beside a body says that it is not known.
 	if unknown := req.ContentLength <= 0; req.Body != nil && req.Body != http.NoBody && (unknown || req.ContentLength > fits) {
 		return t.uploads.RoundTrip(req)

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // answer writes JSON.
@@ -42,6 +44,7 @@ func wait(w http.ResponseWriter, text string) {
 // failed answers a request that did not reach the homeserver.
 func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 	var tooLarge *http.MaxBytesError
+	var untrusted *trust.Error
 	switch {
 	case r.Context().Err() != nil:
 		s.stopped(w)
@@ -49,6 +52,9 @@ func (s *Server) failed(w http.ResponseWriter, r *http.Request, err error) {
 		refuse(w, http.StatusRequestEntityTooLarge, "M_TOO_LARGE", fmt.Sprintf("the request has more than %d bytes", tooLarge.Limit))
 	case errors.Is(err, errTooLarge):
 		refuse(w, http.StatusBadGateway, "M_TOO_LARGE", fmt.Sprintf("the homeserver's answer has more than %d MiB, which is more than the proxy holds; a client that loads members lazily, or asks for less at once, gets a smaller one", maxResponse>>20))
+	case errors.As(err, &untrusted):
+		s.o.Log.Warn().Str("error", redact(err)).Msg("The homeserver's certificate was not taken")
+		refuse(w, http.StatusBadGateway, "M_UNKNOWN", untrusted.What+": "+untrusted.Next)
 	default:
 		s.o.Log.Warn().Str("error", redact(err)).Msg("The homeserver did not answer")
 		refuse(w, http.StatusBadGateway, "M_UNKNOWN", "the homeserver "+s.o.Homeserver.Host+" does not answer; check the network, the client tries again")

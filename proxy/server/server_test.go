@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/proxy/account"
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // world is a proxy in front of a homeserver that notes what it is asked.
@@ -288,5 +290,15 @@ func TestAPanicOfARequestIsSaid(t *testing.T) {
 	}
 	if got := said.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "A request could not be handled") || !strings.Contains(got, "broken") {
 		t.Errorf("it said %q, want one line about the panic", got)
+	}
+}
+
+func TestAClientIsToldOfACertificateThatIsNotTrusted(t *testing.T) {
+	w := httptest.NewRecorder()
+	New(Options{Homeserver: &url.URL{Scheme: "https", Host: "one"}, Log: zerolog.Nop()}).failed(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil), trust.Of("one", x509.UnknownAuthorityError{}))
+	for _, part := range []string{"M_UNKNOWN", "does not trust who signed the certificate of one", "update-ca-certificates"} {
+		if !strings.Contains(w.Body.String(), part) {
+			t.Errorf("no %q in %s", part, w.Body)
+		}
 	}
 }

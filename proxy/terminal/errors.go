@@ -20,6 +20,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/sealed"
 	"github.com/matrix-mls/matrix-mls/client/store"
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
@@ -150,10 +151,13 @@ func explain(err error) (code int, hint string) {
 		}
 		return ExitFailure, ""
 	}
+	var untrusted *trust.Error
 	var opErr *net.OpError
 	var dnsErr *net.DNSError
 	var urlErr *url.Error
 	switch {
+	case errors.As(err, &untrusted):
+		return ExitUnreachable, untrusted.Next
 	case errors.Is(err, context.DeadlineExceeded):
 		return ExitPending, "what is under way goes on the next time the program runs; mls-proxy tail shows it"
 	case errors.Is(err, context.Canceled):

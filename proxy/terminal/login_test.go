@@ -1,13 +1,18 @@
 package terminal
 
 import (
+	"crypto/x509"
+	"fmt"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/matrix-mls/matrix-mls/internal/hstest"
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // TestLoginInABrowser: the browser that the verb opens comes back with the login,
@@ -63,5 +68,33 @@ func TestLoginInABrowser(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestACertificateThatIsNotTrustedIsExplained(t *testing.T) {
+	h := httptest.NewUnstartedServer(http.NotFoundHandler())
+	h.Config.ErrorLog = log.New(io.Discard, "", 0)
+	h.StartTLS()
+	defer h.Close()
+	host := strings.TrimPrefix(h.URL, "https://")
+	for _, args := range [][]string{
+		{"login", "@a:" + host, "--password-file", "-"},
+		{"login", "@a:one", "--homeserver", h.URL, "--password-file", "-"},
+		{"run", "--homeserver", host, "--listen", "127.0.0.1:0"},
+	} {
+		env, _, stderr := testEnv(t)
+		env.Stdin = strings.NewReader("secret\n")
+		code := Main(t.Context(), append([]string{"--state", filepath.Join(t.TempDir(), "state")}, args...), env)
+		if code != ExitUnreachable {
+			t.Errorf("%v: exit code %d, want %d", args, code, ExitUnreachable)
+		}
+		for _, part := range []string{"this machine does not trust who signed the certificate of " + host, "x509: certificate signed by unknown authority", "hint: ", "update-ca-certificates"} {
+			if !strings.Contains(stderr.String(), part) {
+				t.Errorf("%v: no %q in %s", args, part, stderr)
+			}
+		}
+	}
+	if !unconnected(fmt.Errorf("x: %w", trust.Of("one", x509.UnknownAuthorityError{}))) {
+		t.Error("a verb waits for who is not trusted")
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/proxy/connect"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // accountsFolder holds the accounts of mls-proxy run, below the state
@@ -197,7 +198,7 @@ func homeserverURL(ctx context.Context, name string) (*url.URL, error) {
 	if !strings.Contains(name, "://") {
 		found, err := mautrix.DiscoverClientAPI(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("find the homeserver %s: %w", clean(name), err)
+			return nil, fmt.Errorf("find the homeserver %s: %w", clean(name), trust.Of(name, err))
 		}
 		if name = "https://" + name; found != nil && found.Homeserver.BaseURL != "" {
 			name = found.Homeserver.BaseURL

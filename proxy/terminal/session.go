@@ -22,6 +22,7 @@ import (
 	"github.com/matrix-mls/matrix-mls/client/identity"
 	"github.com/matrix-mls/matrix-mls/client/store"
 	"github.com/matrix-mls/matrix-mls/proxy/connect"
+	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // storeName is the file of keys and messages in a state directory.
@@ -156,9 +157,10 @@ func (s *session) reach(ctx context.Context, cli *client.Client) error {
 
 // unconnected tells whether an error is that no connection was made at all.
 func unconnected(err error) bool {
+	var untrusted *trust.Error
 	var opErr *net.OpError
 	var dnsErr *net.DNSError
-	return errors.As(err, &dnsErr) || errors.As(err, &opErr) && opErr.Op == "dial"
+	return errors.As(err, &untrusted) || errors.As(err, &dnsErr) || errors.As(err, &opErr) && opErr.Op == "dial"
 }
 
 // why replaces the end of a wait by the reason why nothing came.
