@@ -223,6 +223,9 @@ func New(t testing.TB, fallback bool) *Server {
 		return 200, map[string]any{}
 	})
 	mux.HandleFunc("GET "+v3+"/sync", h.sync)
+	mux.HandleFunc("GET /_matrix/client/versions", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"versions":["v1.11"]}`)
+	})
 	handle("GET "+v3+"/joined_rooms", func(*Device, id.UserID, map[string]json.RawMessage, *http.Request) (int, any) {
 		return 200, map[string]any{"joined_rooms": []string{}}
 	})

@@ -13,15 +13,12 @@ import (
 	"strings"
 	"time"
 
-	"maunium.net/go/mautrix"
-
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/internal/memory"
 	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/connect"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 	"github.com/matrix-mls/matrix-mls/proxy/server"
-	"github.com/matrix-mls/matrix-mls/proxy/trust"
 )
 
 // accountsFolder holds the accounts of mls-proxy run, below the state
@@ -65,7 +62,7 @@ func runProxy(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	base, err := homeserverURL(ctx, *homeserver)
+	base, err := c.homeserverURL(ctx, *homeserver)
 	if err != nil {
 		return err
 	}
@@ -94,7 +91,7 @@ func runProxy(ctx context.Context, c *call) error {
 	if host, err := os.Hostname(); err == nil {
 		name += " on " + host
 	}
-	through := connect.New()
+	through := connect.NewPresence(connect.New())
 	defer through.CloseIdleConnections()
 	if !c.verbose {
 		// Nobody looks at what this verb does but through what it prints.
@@ -128,6 +125,11 @@ func runProxy(ctx context.Context, c *call) error {
 	defer memory.Bound(mostMemory)()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		through.Run(ctx, base, false, func(s connect.State) { c.tellPresence(base, s) })
+	}()
 	looked := make(chan error, 1)
 	go func() {
 		looked <- proxy.ServeStatus(ctx, look)
@@ -135,6 +137,7 @@ func runProxy(ctx context.Context, c *call) error {
 	}()
 	err = proxy.Serve(ctx, listener)
 	stop()
+	<-watched
 	return errors.Join(err, <-looked)
 }
 
@@ -193,15 +196,21 @@ func (c *call) writeStatusAddress(addr, clients net.Addr) (server.Status, error)
 	return server.Status{Token: token, Where: path, Clients: "http://" + clients.String()}, nil
 }
 
+// Bounds of the look for the homeserver of a server name.
+const (
+	lookUpPatience = 2 * time.Second // after which it is said
+	lookUpTime     = 20 * time.Second
+)
+
 // homeserverURL finds the base URL of what a person calls their homeserver.
-func homeserverURL(ctx context.Context, name string) (*url.URL, error) {
+func (c *call) homeserverURL(ctx context.Context, name string) (*url.URL, error) {
 	if !strings.Contains(name, "://") {
-		found, err := mautrix.DiscoverClientAPI(ctx, name)
+		found, err := c.lookUp(ctx, name, lookUpPatience, lookUpTime)
 		if err != nil {
-			return nil, fmt.Errorf("find the homeserver %s: %w", clean(name), trust.Of(name, err))
+			return nil, err
 		}
-		if name = "https://" + name; found != nil && found.Homeserver.BaseURL != "" {
-			name = found.Homeserver.BaseURL
+		if name = "https://" + name; found != "" {
+			name = found
 		}
 	}
 	u, err := url.Parse(strings.TrimRight(name, "/"))

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,7 +42,7 @@ type session struct {
 	st    *store.Store
 	ident *identity.Identity
 	// through is the way to the homeserver, nil where it is another's.
-	through *connect.Transport
+	through *connect.Presence
 
 	mu      sync.Mutex
 	cli     *client.Client
@@ -61,7 +62,7 @@ func openStore(ctx context.Context, c *call) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	through := connect.New()
+	through := connect.NewPresence(connect.New())
 	ident, err := identity.Open(ctx, identity.Options{Store: st, Log: &c.log, HTTP: &http.Client{Transport: through, Timeout: requestTimeout}})
 	if err != nil {
 		st.Close()
@@ -203,6 +204,23 @@ func (s *session) subscribe(ctx context.Context) <-chan client.Update {
 		delete(s.subs, ch)
 	})
 	return ch
+}
+
+// watch tells until ctx ends when the homeserver, which has just answered, goes and
+// comes back. In a session that is another's it tells nothing.
+func (s *session) watch(ctx context.Context) (*url.URL, <-chan connect.State) {
+	base, err := url.Parse(s.ident.Homeserver())
+	if s.through == nil || err != nil {
+		return base, nil
+	}
+	states := make(chan connect.State)
+	go s.through.Run(ctx, base, true, func(st connect.State) {
+		select {
+		case states <- st:
+		case <-ctx.Done():
+		}
+	})
+	return base, states
 }
 
 // room finds the room that a person means: an id, an alias, or a name.

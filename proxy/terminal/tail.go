@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/client"
+	"github.com/matrix-mls/matrix-mls/proxy/connect"
 )
 
 func runTail(ctx context.Context, c *call) error {
@@ -58,10 +60,17 @@ func runTail(ctx context.Context, c *call) error {
 	if !*follow {
 		return nil
 	}
+	watched, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	base, states := c.s.watch(watched)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case s := <-states:
+			if err := t.presence(ctx, base, s); err != nil {
+				return err
+			}
 		case u := <-updates:
 			if err := t.show(ctx, u); err != nil {
 				return c.ended(ctx, err)
@@ -245,6 +254,26 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 	default:
 		return fmt.Errorf("unknown update %T", u)
 	}
+	return nil
+}
+
+// presence tells that the homeserver went, or that it is back.
+func (t *tail) presence(ctx context.Context, base *url.URL, s connect.State) error {
+	if s.Again && s.Away {
+		return nil // one line is enough between messages
+	}
+	text, hint := presenceText(base, s, time.Now())
+	if t.c.json {
+		return t.c.printJSON(map[string]any{"kind": "homeserver", "answers": !s.Away, "since": s.Since.UnixMilli(), "text": text})
+	}
+	mark := "--"
+	if s.Away {
+		mark = "!!"
+	}
+	if hint != "" {
+		text += " (" + hint + ")"
+	}
+	t.line(ctx, "", 0, "%s %s", mark, text)
 	return nil
 }
 
