@@ -131,10 +131,12 @@ type Options struct {
 
 // Errors that callers branch on.
 var (
-	ErrNotMLS       = errors.New("client: the room is not an MLS room")
-	ErrNoGroup      = errors.New("client: this device is not in the room's group yet")
-	ErrNoRoom       = errors.New("client: the room is not known; join it first")
-	ErrRemoved      = errors.New("client: this device was removed from the room's group")
+	ErrNotMLS  = errors.New("client: the room is not an MLS room")
+	ErrNoGroup = errors.New("client: this device is not in the room's group yet")
+	ErrNoRoom  = errors.New("client: the room is not known; join it first")
+	ErrRemoved = errors.New("client: this device was removed from the room's group")
+	// ErrSuperseded is an [ErrRemoved], too.
+	ErrSuperseded   = fmt.Errorf("%w: another copy of this device, perhaps one restored from a backup, is in use", ErrRemoved)
 	ErrModuleSilent = errors.New("client: the module has not answered yet; the room is encrypted now")
 	ErrNoModule     = errors.New("client: no server of the room runs a module, so nobody can order its commits; invite a user of a server with one")
 	ErrTooLarge     = errors.New("client: the event is too large; send it as a file")

@@ -790,7 +790,7 @@ func (c *Client) putOut(r *room, by id.UserID, b *batch) {
 	}
 	r.rec.Phase, r.joinAt, r.rec.PutOut, r.outSince = phaseRemoved, 0, c.now().Unix(), c.mono()
 	r.keepAdmissions(c.UserID(), nil)
-	c.tell(&Removed{Room: r.id, By: by})
+	c.tell(&Removed{Room: r.id, By: by, Superseded: r.rec.Superseded})
 	b.then(r.notify)
 }
 
@@ -815,6 +815,15 @@ func (c *Client) outForGood(r *room) bool {
 	return true
 }
 
+// outError is the error of what cannot be done as this device is not in the group any
+// more.
+func (r *room) outError() error {
+	if r.rec.Superseded {
+		return fmt.Errorf("%w (%s)", ErrSuperseded, r.id)
+	}
+	return fmt.Errorf("%w (%s)", ErrRemoved, r.id)
+}
+
 // removed ends this device's membership of the group.
 func (c *Client) removed(r *room, by id.UserID, b *batch) {
 	told := r.rec.Phase == phaseRemoved
@@ -825,7 +834,7 @@ func (c *Client) removed(r *room, by id.UserID, b *batch) {
 		c.dropMessages(r, b)
 	} // else it may come back
 	if !told {
-		c.tell(&Removed{Room: r.id, By: by})
+		c.tell(&Removed{Room: r.id, By: by, Superseded: r.rec.Superseded})
 	}
 	b.then(r.notify)
 }
@@ -836,7 +845,7 @@ func (c *Client) dropMessages(r *room, b *batch) {
 	for _, row := range c.roomRows(r.id) {
 		if row.data.Plain != nil || row.item.Kind == kindReceipt {
 			c.deleteRow(b, row)
-			b.then(func() { c.answer(row, sendResult{err: fmt.Errorf("%w (%s)", ErrRemoved, r.id)}) })
+			b.then(func() { c.answer(row, sendResult{err: r.outError()}) })
 		}
 	}
 }

@@ -797,7 +797,7 @@ func (c *Client) memberOf(roomID id.RoomID) (*room, *epoch, error) {
 	case r == nil:
 		return nil, nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 	case r.rec.Phase == phaseRemoved:
-		return nil, nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+		return nil, nil, r.outError()
 	case !r.isMLS():
 		return nil, nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	}

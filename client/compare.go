@@ -36,7 +36,7 @@ func (c *Client) ComparisonCode(_ context.Context, roomID id.RoomID) (*Compariso
 	case !r.isMLS():
 		return nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	case r.rec.Phase == phaseRemoved:
-		return nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+		return nil, r.outError()
 	}
 	e := r.head()
 	if e == nil || r.rec.Phase != phaseMember {

@@ -156,7 +156,8 @@ func (c *Client) noteSuperseded(r *room, commit *federation.Commit) bool {
 	r.rec.Superseded = true
 	c.warn(r, "superseded/"+commit.Ref.String(), &Warning{
 		Rule: ruleCopied, Sender: c.UserID(), Kind: SupersededWarning,
-		Text: "another copy of this device's store has taken its place in the group; this copy stays out. Never run two copies: log in anew on one of the machines",
+		Text: "another copy of this device, perhaps one restored from a backup, is in use and has taken its place in the group; this copy stays out. " +
+			"Use the other one and delete this one's keys; a logout here would end both. To use two machines, log in on each",
 	})
 	return true
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"maunium.net/go/mautrix/id"
@@ -450,4 +451,49 @@ func TestACopyIsNoticedInARoomThatASharedKeyPackageOpened(t *testing.T) {
 	w.send(bob, room, "by the old copy")
 	w.settle()
 	w.checkNonces()
+}
+
+// TestTheCopyThatIsOutIsToldWhy: of two copies of a device the one whose place the other
+// took is not told that it was removed alone: a logout there would end both.
+func TestTheCopyThatIsOutIsToldWhy(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, _ := w.three("shared")
+	w.settle()
+	copied := bob.restored()
+	w.must(func() error { return bob.ChangePolicySelf(room) })
+	w.send(bob, room, "by the first copy")
+	w.settle()
+	first := bob.path
+	bob.put(copied)
+	w.send(bob, room, "by the restored copy")
+	w.settle()
+	w.sameEpoch(room, alice, bob)
+
+	bob.put(first)
+	bob.got = nil
+	w.settle()
+	info, err := bob.Room(w.ctx, room)
+	if err != nil || info.Phase != "removed" || !info.Superseded {
+		t.Fatalf("the first copy is %+v, %v", info, err)
+	}
+	told := false
+	for _, u := range bob.got {
+		switch u := u.(type) {
+		case *Removed:
+			if told = true; !u.Superseded {
+				t.Error("it is told that it was removed, and not by whom")
+			}
+		case *Warning:
+			if u.Kind == SupersededWarning && !strings.Contains(u.Text, "perhaps one restored from a backup, is in use") {
+				t.Errorf("it is warned: %s", u.Text)
+			}
+		}
+	}
+	if !told || !bob.warned(ruleCopied) {
+		t.Errorf("told %v, warned %v", told, bob.warned(ruleCopied))
+	}
+	_, err = bob.Send(w.ctx, room, "m.room.message", []byte(`{"body":"x","msgtype":"m.text"}`))
+	if !errors.Is(err, ErrSuperseded) || !errors.Is(err, ErrRemoved) {
+		t.Errorf("it sends: %v", err)
+	}
 }

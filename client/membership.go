@@ -471,6 +471,7 @@ type RoomInfo struct {
 	Membership string // own: join, invite, leave …
 	MLS        bool
 	Phase      string // where this device stands: "", founding, joining, member, removed
+	Superseded bool   // another copy of this device, as of a backup, took its place: see SupersededWarning
 	Epoch      uint64
 	Head       federation.Ref    // the commit that made the epoch
 	Suite      mls.CipherSuite   // of the head
@@ -525,7 +526,7 @@ func (c *Client) info(r *room) RoomInfo {
 	info := RoomInfo{
 		ID: r.id, Name: r.state.name(), Membership: r.rec.Membership, MLS: r.isMLS(),
 		Phase: string(r.rec.Phase), Inviter: r.rec.Inviter, Blocked: c.blocks(r),
-		Unconfirmed: r.rec.Unconfirmed,
+		Unconfirmed: r.rec.Unconfirmed, Superseded: r.rec.Superseded,
 	}
 	for user, member := range r.state.view.Members {
 		if (member.Membership == rooms.MembershipJoin || member.Membership == rooms.MembershipInvite) && !isBot(user) {
@@ -676,7 +677,7 @@ func (c *Client) Settle(ctx context.Context, roomID id.RoomID) error {
 			return nil
 		}
 		if r.rec.Phase == phaseRemoved {
-			return fmt.Errorf("%w (%s)", ErrRemoved, r.id)
+			return r.outError()
 		}
 		if r.rec.Phase != phaseMember {
 			if r.lastJoinError != nil {

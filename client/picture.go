@@ -33,7 +33,7 @@ func (c *Client) EpochPicture(ctx context.Context, roomID id.RoomID) (*picture.P
 	case !r.isMLS():
 		return nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	case r.machine == nil && r.rec.Phase == phaseRemoved:
-		return nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+		return nil, r.outError()
 	case r.machine == nil:
 		return nil, fmt.Errorf("%w (%s)", ErrNoGroup, roomID)
 	}

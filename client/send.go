@@ -224,7 +224,7 @@ func (c *Client) sendable(roomID id.RoomID) (*room, error) {
 	case r == nil:
 		return nil, fmt.Errorf("%w (%s)", ErrNoRoom, roomID)
 	case r.rec.Phase == phaseRemoved:
-		return nil, fmt.Errorf("%w (%s)", ErrRemoved, roomID)
+		return nil, r.outError()
 	case !r.isMLS():
 		return nil, fmt.Errorf("%w (%s)", ErrNotMLS, roomID)
 	}

@@ -112,6 +112,8 @@ type EpochChanged struct {
 type Removed struct {
 	Room id.RoomID
 	By   id.UserID
+	// Superseded: nobody put it out, another copy of its store took its place.
+	Superseded bool
 }
 
 // Warning is something a person should see: plaintext in an encrypted room, a

@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -353,7 +352,7 @@ func (w *world) read() {
 func (d *device) superseded() bool {
 	return d.restored > 0 && slices.ContainsFunc(d.updates, func(u client.Update) bool {
 		warning, ok := u.(*client.Warning)
-		return ok && strings.Contains(warning.Text, "this copy stays out")
+		return ok && warning.Kind == client.SupersededWarning
 	})
 }
 

@@ -329,6 +329,12 @@ func (i *Identity) Logout(ctx context.Context, force bool) error {
 	if err != nil && !force && (!errors.Is(err, ErrTokenRejected) || errors.Is(err, ErrSoftLogout)) {
 		return fmt.Errorf("identity: log out: %w", err)
 	}
+	return i.Forget(ctx)
+}
+
+// Forget empties the store and leaves the session as it is: another copy of the
+// store may be in use.
+func (i *Identity) Forget(ctx context.Context) error {
 	if err := i.st.Wipe(ctx); err != nil {
 		return err
 	}

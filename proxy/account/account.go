@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -460,14 +461,29 @@ func (a *Account) quit() {
 	}
 }
 
-// end stops the client, ends the device's session and deletes its keys. With
-// force, the keys go even if the homeserver cannot be told.
+// superseded tells whether another copy of the device, as of a backup, is in use: the
+// session is that one's.
+func (a *Account) superseded(ctx context.Context) bool {
+	if a.cli == nil {
+		return false
+	}
+	all, err := a.cli.Rooms(ctx)
+	return err == nil && slices.ContainsFunc(all, func(r client.RoomInfo) bool { return r.Superseded })
+}
+
+// end stops the client, ends the device's session, unless another copy of it is in
+// use, and deletes its keys. With force, the keys go even if the homeserver cannot be
+// told.
 func (a *Account) end(ctx context.Context, force bool) error {
+	end := func() error { return a.ident.Logout(ctx, force) }
+	if a.superseded(ctx) {
+		end = func() error { return a.ident.Forget(ctx) }
+	}
 	a.quit()
 	if !a.ident.LoggedIn() {
 		return nil
 	}
-	if err := a.ident.Logout(ctx, force); err != nil {
+	if err := end(); err != nil {
 		return fmt.Errorf("account: end the MLS device: %w", err)
 	}
 	return nil

@@ -412,3 +412,41 @@ func TestALoginThatCannotBeKeptLeavesNoSession(t *testing.T) {
 		t.Errorf("%s: %v, %d devices are left", user, err, len(h.Devices["@sso:one"]))
 	}
 }
+
+// TestTheLastClientOfACopyThatIsOutEndsThatCopyAlone: the MLS device's session is the
+// other copy's.
+func TestTheLastClientOfACopyThatIsOutEndsThatCopyAlone(t *testing.T) {
+	for _, superseded := range []bool{false, true} {
+		h := hstest.New(t, true)
+		o := Options{Dir: t.TempDir(), Homeserver: h.URL, Note: t.Logf, Getenv: func(string) string { return "" }}
+		accounts, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer accounts.Close()
+		a, err := accounts.Login(t.Context(), "@a:one", "secret", "PHONE")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.st.PutRoom(t.Context(), "!r:one", fmt.Appendf(nil, `{"membership":"join","phase":"removed","superseded":%v}`, superseded)); err != nil {
+			t.Fatal(err)
+		}
+		accounts.Close()
+		if accounts, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		defer accounts.Close()
+		if err := accounts.LogoutAll(t.Context(), "@a:one"); err != nil {
+			t.Fatal(err)
+		}
+		h.Mu.Lock()
+		left := len(h.Devices["@a:one"])
+		h.Mu.Unlock()
+		if (left == 1) != superseded {
+			t.Errorf("another copy is in use: %v; the homeserver has %d devices", superseded, left)
+		}
+		if _, err := accounts.Get("@a:one"); !errors.Is(err, ErrNoDevice) {
+			t.Errorf("the account is there: %v", err)
+		}
+	}
+}

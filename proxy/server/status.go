@@ -325,6 +325,8 @@ func roomState(l rewrite.Language, r client.RoomInfo) string {
 	switch {
 	case r.Membership == "invite":
 		return sayIn(l, pageInvited)
+	case r.Phase == "removed" && r.Superseded:
+		return sayIn(l, pageSuperseded)
 	case r.Phase == "removed":
 		return sayIn(l, pageRemoved)
 	case r.Phase != "member":

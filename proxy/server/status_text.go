@@ -38,6 +38,7 @@ const (
 	pageAnswersError                    // the status and code
 	pageInvited                         // no argument
 	pageRemoved                         // no argument
+	pageSuperseded                      // no argument
 	pageWaitsToBeLetIn                  // no argument
 	pageEpoch                           // its number
 	pageEpochNewest                     // its number
@@ -107,6 +108,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageAnswersError:    "answers with the error %s",
 		pageInvited:         "invited; join with a client",
 		pageRemoved:         "this device was removed",
+		pageSuperseded:      "another copy of this device, perhaps one restored from a backup, is in use, and this one is out",
 		pageWaitsToBeLetIn:  "waits to be let in",
 		pageEpoch:           "epoch %s",
 		pageEpochNewest:     "%s, the newest",
@@ -172,6 +174,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageAnswersError:    "antwortet mit dem Fehler %s",
 		pageInvited:         "eingeladen; treten Sie mit einem Client bei",
 		pageRemoved:         "dieses Gerät wurde entfernt",
+		pageSuperseded:      "eine andere Kopie dieses Geräts, etwa aus einer Sicherung, ist in Gebrauch; dieses bleibt draußen",
 		pageWaitsToBeLetIn:  "wartet darauf, eingelassen zu werden",
 		pageEpoch:           "Epoche %s",
 		pageEpochNewest:     "%s, die neueste",

@@ -111,6 +111,8 @@ func (s *Server) why(err error) *said {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, client.ErrSuperseded):
+		return &said{Text: s.say(pageSuperseded)}
 	case errors.Is(err, client.ErrRemoved):
 		return &said{Text: s.say(pageRemoved)}
 	case errors.Is(err, client.ErrNoGroup):

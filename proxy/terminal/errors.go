@@ -79,6 +79,7 @@ var knownErrors = []struct {
 	{client.ErrNotMLS, ExitRefused, "mls-proxy enable ROOM turns an unencrypted room into an MLS room"},
 	{client.ErrNoRoom, ExitFailure, "mls-proxy rooms lists the rooms; an invite may come without a name: then its id is the ROOM to join"},
 	{client.ErrNoGroup, ExitPending, "a member's device lets this one in when it is online; run mls-proxy tail and wait"},
+	{client.ErrSuperseded, ExitRefused, "use the other copy, and run mls-proxy logout --keep-session here; then mls-proxy login makes this a device of its own"},
 	{client.ErrRemoved, ExitRefused, "ask a member to invite you again"},
 	{client.ErrNoReceipts, ExitFailure, "receipts are for what this device has sent, in groups of up to 10 devices"},
 	{client.ErrNobodyToAsk, ExitRefused, "another device of yours in the room's group can give it or, in a room with --share-history, one of who invited you or of an admin: mls-proxy members ROOM"},

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/client/identity"
 )
 
@@ -172,18 +174,60 @@ func (c *call) noTerminal(what string) error {
 
 func runLogout(ctx context.Context, c *call) error {
 	force := c.flags.Bool("force", false, "delete the keys even if the homeserver cannot be told")
-	if err := c.parse(ctx, 0, 0); err != nil {
+	keep := c.flags.Bool("keep-session", false, "delete the keys here alone: another copy of this device, as of a backup, goes on")
+	both := c.flags.Bool("end-copies", false, "end the session though another copy of this device uses it")
+	if err := c.parse(ctx, 0, 0, func() error {
+		if *keep && (*force || *both) {
+			return usagef("--keep-session asks the homeserver for nothing: --force and --end-copies do not go with it")
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
 	user, device := clean(c.s.ident.UserID().String()), clean(c.s.ident.DeviceID().String())
-	if err := c.s.ident.Logout(ctx, *force); err != nil {
+	end := c.s.ident.Forget
+	if !*keep {
+		end = func(ctx context.Context) error { return c.s.ident.Logout(ctx, *force) }
+		if !*both {
+			if err := c.s.alone(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := end(ctx); err != nil {
 		return err
 	}
 	if c.json {
-		return c.printJSON(map[string]any{"user_id": user, "device_id": device})
+		return c.printJSON(map[string]any{"user_id": user, "device_id": device, "session_kept": *keep})
+	}
+	if *keep {
+		c.printf("Deleted the keys and messages of %s, device %s, here; its session goes on where another copy uses it.\n", user, device)
+		return nil
 	}
 	c.printf("Logged out %s, device %s; its keys and messages are deleted.\n", user, device)
 	return nil
+}
+
+// alone returns an error if another copy of this device is known to be in use, whose
+// session a logout here would end, too.
+func (s *session) alone(ctx context.Context) error {
+	cli, err := client.Open(ctx, client.Options{Store: s.st, Identity: s.ident, Log: s.log})
+	if err != nil {
+		return nil // who cannot open it wants to be rid of it
+	}
+	all, err := cli.Rooms(ctx)
+	if err != nil {
+		return nil
+	}
+	i := slices.IndexFunc(all, func(r client.RoomInfo) bool { return r.Superseded })
+	if i < 0 {
+		return nil
+	}
+	if err := s.ident.Check(ctx); errors.Is(err, identity.ErrTokenRejected) && !errors.Is(err, identity.ErrSoftLogout) {
+		return nil // the session is over
+	}
+	return failf(ExitRefused, "mls-proxy logout --keep-session deletes this copy alone; --end-copies ends both, and rooms let in who then logs in anew",
+		"another copy of this device is in use in %s, and a logout here ends its session, too", title(all[i]))
 }
 
 func runDevices(ctx context.Context, c *call) error {

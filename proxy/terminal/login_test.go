@@ -98,3 +98,57 @@ func TestACertificateThatIsNotTrustedIsExplained(t *testing.T) {
 		t.Error("a verb waits for who is not trusted")
 	}
 }
+
+// TestTheCopyThatIsOutDoesNotEndTheOthersSession: two copies of a device have one session,
+// and the one that is out must not end the other's without a word.
+func TestTheCopyThatIsOutDoesNotEndTheOthersSession(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		flags []string
+		over  bool // the homeserver has ended the session
+		code  int
+		says  string
+		ends  bool // the session
+	}{
+		{"no flag", nil, false, ExitRefused, "another copy of this device is in use in !r:one", false},
+		{"by force", []string{"--force"}, false, ExitRefused, "mls-proxy logout --keep-session", false},
+		{"here alone", []string{"--keep-session"}, false, ExitOK, "its session goes on", false},
+		{"both", []string{"--end-copies"}, false, ExitOK, "Logged out @a:one", true},
+		{"a session that is over", []string{"--force"}, true, ExitOK, "Logged out @a:one", true},
+		{"two minds", []string{"--keep-session", "--force"}, false, ExitUsage, "--force and --end-copies do not go with it", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h := hstest.New(t, true)
+			dir := login(t, h, "@a:one")
+			s, err := openSession(t.Context(), &call{state: dir, env: &Env{Getenv: func(string) string { return "" }}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.st.PutRoom(t.Context(), "!r:one", []byte(`{"membership":"join","phase":"removed","superseded":true}`))
+			s.close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if row.over {
+				h.Mu.Lock()
+				clear(h.Devices["@a:one"])
+				h.Mu.Unlock()
+			}
+			env, stdout, stderr := testEnv(t)
+			code := Main(t.Context(), append([]string{"--state", dir, "logout"}, row.flags...), env)
+			if said := stdout.String() + stderr.String(); code != row.code || !strings.Contains(said, row.says) {
+				t.Errorf("exit code %d, %s; want %d, %q", code, said, row.code, row.says)
+			}
+			h.Mu.Lock()
+			left := len(h.Devices["@a:one"])
+			h.Mu.Unlock()
+			if (left == 0) != row.ends {
+				t.Errorf("%d devices are left", left)
+			}
+			env, _, _ = testEnv(t)
+			if code := Main(t.Context(), []string{"--state", dir, "devices"}, env); (code == ExitNotLoggedIn) != (row.code == ExitOK) {
+				t.Errorf("after it, devices ends with %d", code)
+			}
+		})
+	}
+}

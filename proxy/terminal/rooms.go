@@ -72,7 +72,7 @@ func roomJSON(r client.RoomInfo) map[string]any {
 	}
 	return map[string]any{
 		"room_id": r.ID, "name": r.Name, "membership": r.Membership, "mls": r.MLS, "phase": r.Phase, "epoch": r.Epoch,
-		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "modules": r.Modules, "blocked": blocked,
+		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "superseded": r.Superseded, "modules": r.Modules, "blocked": blocked,
 	}
 }
 
@@ -90,6 +90,8 @@ func stateText(r client.RoomInfo) string {
 		return "mls-proxy join"
 	case !r.MLS:
 		return "NOT ENCRYPTED"
+	case r.Phase == "removed" && r.Superseded:
+		return "ANOTHER COPY of this device is in use"
 	case r.Phase == "removed":
 		return "removed"
 	case r.Phase != "member":

@@ -95,6 +95,9 @@ type tail struct {
 	shown map[id.EventID]bool // of the backlog
 }
 
+// supersededText is for who would else be told that this device was removed.
+const supersededText = "another copy of this device, perhaps one restored from a backup, is in use, and this one is out: use that one, and run mls-proxy logout --keep-session here"
+
 // backlog prints the last messages of the rooms.
 func (t *tail) backlog(ctx context.Context, lines int) error {
 	if lines == 0 {
@@ -118,7 +121,9 @@ func (t *tail) backlog(ctx context.Context, lines int) error {
 			}
 			t.shown[m.EventID] = true
 		}
-		if r.Phase == "removed" && !t.c.json {
+		if r.Phase == "removed" && !t.c.json && r.Superseded {
+			t.line(ctx, r.ID, 0, "!! "+supersededText)
+		} else if r.Phase == "removed" && !t.c.json {
 			t.line(ctx, r.ID, 0, "-- this device is no longer in the room's group; what is said now cannot be read here")
 		}
 	}
@@ -213,7 +218,11 @@ func (t *tail) show(ctx context.Context, u client.Update) error {
 			return nil
 		}
 		if t.c.json {
-			return t.c.printJSON(map[string]any{"kind": "removed", "room_id": u.Room, "by": u.By})
+			return t.c.printJSON(map[string]any{"kind": "removed", "room_id": u.Room, "by": u.By, "superseded": u.Superseded})
+		}
+		if u.Superseded {
+			t.line(ctx, u.Room, 0, "!! "+supersededText)
+			return nil
 		}
 		t.line(ctx, u.Room, 0, "-- this device was removed by %s; what is said from now on cannot be read here", clean(u.By.String()))
 	case *client.Warning:
