@@ -70,6 +70,7 @@ type verification struct {
 	masterID string
 	macs     bool // the other side vouched for the master key
 	peer     id.DeviceID
+	at       time.Time // when it was asked for
 
 	// The helper takes the wrong master key when the other side confirms
 	// first, so its message waits until we have.
@@ -81,6 +82,8 @@ const (
 	maxVerifications = 50
 	// maxOfUser bounds those that one user asks for, so that nobody alone keeps others from asking.
 	maxOfUser = 5
+	// verificationTime is how long one may take: the protocol's own limit.
+	verificationTime = 10 * time.Minute
 )
 
 // reset drops the helper, so that the next verification sees new keys. Running
@@ -131,15 +134,16 @@ func (i *Identity) StartVerification(ctx context.Context, user id.UserID) error 
 	}
 	i.verifier.mu.Lock()
 	defer i.verifier.mu.Unlock()
-	i.verifier.txns[txn] = &verification{user: user, ours: true}
+	i.verifier.txns[txn] = &verification{user: user, ours: true, at: i.now()}
 	return nil
 }
 
-// StopVerifications declines whatever verification is under way.
+// StopVerifications declines whatever verification is under way, and forgets it. Its
+// person is told by Ended, with [ErrVerificationStopped].
 func (i *Identity) StopVerifications(ctx context.Context) {
 	v := &i.verifier
 	v.mu.Lock()
-	helper := v.helper
+	helper, ui := v.helper, v.ui
 	var open []id.VerificationTransactionID
 	for txn := range v.txns {
 		open = append(open, txn)
@@ -149,6 +153,7 @@ func (i *Identity) StopVerifications(ctx context.Context) {
 	defer v.step.Unlock()
 	for _, txn := range open {
 		_ = helper.CancelVerification(ctx, txn, event.VerificationCancelCodeUser, stoppedReason)
+		(&verifyCallbacks{i: i}).end(ctx, ui, txn, ErrVerificationStopped)
 	}
 }
 
@@ -236,7 +241,11 @@ func (i *Identity) noteVerificationEvent(evt *event.Event) bool {
 	if txn == nil {
 		request := evt.Type.Type == event.ToDeviceVerificationRequest.Type
 		open, ofServer := 0, 0
-		for _, other := range v.txns {
+		for txnID, other := range v.txns {
+			if i.now().Sub(other.at) > verificationTime { // nobody answered, or went through it
+				delete(v.txns, txnID)
+				continue
+			}
 			if other.user == evt.Sender {
 				open++
 			}
@@ -288,7 +297,7 @@ func (c *verifyCallbacks) run(ctx context.Context, fn func(ctx context.Context, 
 	}
 	ctx = context.WithoutCancel(ctx)
 	go func() {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // the protocol's own limit
+		ctx, cancel := context.WithTimeout(ctx, verificationTime)
 		defer cancel()
 		fn(ctx, ui, helper)
 	}()
@@ -305,7 +314,7 @@ func (c *verifyCallbacks) txn(txnID id.VerificationTransactionID) *verification 
 func (c *verifyCallbacks) VerificationRequested(ctx context.Context, txnID id.VerificationTransactionID, from id.UserID, device id.DeviceID) {
 	v := &c.i.verifier
 	v.mu.Lock()
-	v.txns[txnID] = &verification{user: from, peer: device}
+	v.txns[txnID] = &verification{user: from, peer: device, at: c.i.now()}
 	v.mu.Unlock()
 	c.run(ctx, func(ctx context.Context, ui VerifyUI, helper *verificationhelper.VerificationHelper) {
 		accepted := ui.Asked(ctx, from, device)
@@ -393,6 +402,10 @@ func (c *verifyCallbacks) VerificationCancelled(ctx context.Context, txnID id.Ve
 	if len(reason) > 200 {
 		reason = reason[:200]
 	}
+	if c.nobody() {
+		c.forget(txnID)
+		return
+	}
 	c.run(ctx, func(ctx context.Context, ui VerifyUI, _ *verificationhelper.VerificationHelper) {
 		c.end(ctx, ui, txnID, fmt.Errorf("%w: %q (%s)", ErrVerificationEnded, reason, code))
 	})
@@ -402,6 +415,10 @@ func (c *verifyCallbacks) VerificationCancelled(ctx context.Context, txnID id.Ve
 func (c *verifyCallbacks) VerificationDone(ctx context.Context, txnID id.VerificationTransactionID, _ event.VerificationMethod) {
 	t := c.txn(txnID)
 	if t == nil {
+		return
+	}
+	if c.nobody() {
+		c.forget(txnID)
 		return
 	}
 	c.run(ctx, func(ctx context.Context, ui VerifyUI, _ *verificationhelper.VerificationHelper) {
@@ -421,9 +438,17 @@ func (c *verifyCallbacks) forget(txnID id.VerificationTransactionID) *verificati
 	return t
 }
 
-// end tells the person once.
+// nobody tells whether there is nobody to tell how a run ends.
+func (c *verifyCallbacks) nobody() bool {
+	v := &c.i.verifier
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.ui == nil
+}
+
+// end forgets a run and tells the person, if there is one, once.
 func (c *verifyCallbacks) end(ctx context.Context, ui VerifyUI, txnID id.VerificationTransactionID, err error) {
-	if t := c.forget(txnID); t != nil {
+	if t := c.forget(txnID); t != nil && ui != nil {
 		ui.Ended(ctx, t.user, err)
 	}
 }

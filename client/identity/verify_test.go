@@ -195,14 +195,14 @@ func TestNobodyToVerifyWith(t *testing.T) {
 // TestNobodyAloneKeepsOthersFromAskingForAVerification: of one user five may be under way, and of a server's users half of what
 // other servers' leave, so that it takes many servers to fill them. Own devices ask whatever others do.
 func TestNobodyAloneKeepsOthersFromAskingForAVerification(t *testing.T) {
-	i := &Identity{account: &account{userID: "@own:example.org"}}
+	i := &Identity{account: &account{userID: "@own:example.org"}, now: time.Now}
 	i.verifier.txns = map[id.VerificationTransactionID]*verification{}
 	ask := func(user id.UserID, n int) bool {
 		txn := id.VerificationTransactionID(fmt.Sprint(user, n))
 		content := &event.VerificationRequestEventContent{ToDeviceVerificationEvent: event.ToDeviceVerificationEvent{TransactionID: txn}}
 		ok := i.noteVerificationEvent(&event.Event{Type: event.ToDeviceVerificationRequest, Sender: user, Content: event.Content{Parsed: content}})
 		if ok {
-			i.verifier.txns[txn] = &verification{user: user}
+			i.verifier.txns[txn] = &verification{user: user, at: i.now()}
 		}
 		return ok
 	}
@@ -240,5 +240,92 @@ func TestNobodyAloneKeepsOthersFromAskingForAVerification(t *testing.T) {
 		if got := ask("@own:example.org", n); got != (n < maxOfUser) {
 			t.Errorf("request %d of an own device: %t", n, got)
 		}
+	}
+}
+
+// waiting is a person who has not answered yet whether to go on.
+type waiting struct {
+	asked   chan id.DeviceID
+	release chan struct{}
+	ended   chan error
+}
+
+func (p *waiting) Asked(_ context.Context, _ id.UserID, device id.DeviceID) bool {
+	p.asked <- device
+	<-p.release
+	return true
+}
+
+func (p *waiting) Compare(context.Context, id.UserID, []Emoji, []int) (bool, error) {
+	return false, errors.New("nobody compares")
+}
+func (p *waiting) Ended(_ context.Context, _ id.UserID, err error) { p.ended <- err }
+
+// TestAStoppedVerificationIsForgotten: one user's verifications are bounded, and those that
+// were stopped do not count.
+func TestAStoppedVerificationIsForgotten(t *testing.T) {
+	h := newHomeserver(t, true)
+	one, two := h.loginDevice("@a:one"), h.loginDevice("@a:one")
+	bootstrap(t, one)
+	a, b := &waiting{asked: make(chan id.DeviceID, 1), release: make(chan struct{}), ended: make(chan error, 1)}, newPerson(two, true, true)
+	one.SetVerifyUI(a)
+	keepSyncing(t, one, two)
+	for range maxOfUser + 1 {
+		if err := two.StartVerification(t.Context(), two.UserID()); err != nil {
+			t.Fatal(err)
+		}
+		if device := wait(t, "the question", a.asked); device != two.DeviceID() {
+			t.Errorf("%s asks", device)
+		}
+		one.StopVerifications(t.Context())
+		if err := wait(t, "the end here", a.ended); !errors.Is(err, ErrVerificationStopped) {
+			t.Errorf("here it ended with %v", err)
+		}
+		if err := wait(t, "the end there", b.ended); !errors.Is(err, ErrVerificationEnded) {
+			t.Errorf("there it ended with %v", err)
+		}
+		a.release <- struct{}{} // the person says yes, too late
+	}
+	select {
+	case err := <-a.ended:
+		t.Errorf("the person was told once more: %v", err)
+	default:
+	}
+}
+
+// TestWhatNobodyAnswersIsForgotten: without a person requests stay unanswered, but they do
+// not keep their user from asking for ever.
+func TestWhatNobodyAnswersIsForgotten(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	i := &Identity{account: &account{userID: "@own:example.org"}, now: func() time.Time { return now }}
+	i.verifier.txns = map[id.VerificationTransactionID]*verification{}
+	c := &verifyCallbacks{i: i}
+	ask := func(txn id.VerificationTransactionID) bool {
+		content := &event.VerificationRequestEventContent{ToDeviceVerificationEvent: event.ToDeviceVerificationEvent{TransactionID: txn}}
+		ok := i.noteVerificationEvent(&event.Event{Type: event.ToDeviceVerificationRequest, Sender: "@a:one", Content: event.Content{Parsed: content}})
+		if ok {
+			c.VerificationRequested(t.Context(), txn, "@a:one", "PHONE")
+		}
+		return ok
+	}
+	for n := range maxOfUser {
+		if !ask(id.VerificationTransactionID(fmt.Sprint(n))) {
+			t.Fatalf("request %d is refused", n)
+		}
+	}
+	if ask("more") {
+		t.Error("one more than may be is taken")
+	}
+	c.VerificationCancelled(t.Context(), "0", event.VerificationCancelCodeUser, "")
+	c.VerificationDone(t.Context(), "1", "")
+	if !ask("after one was cancelled") || !ask("after one was done") || ask("more") {
+		t.Error("those that ended count")
+	}
+	now = now.Add(verificationTime + time.Second)
+	if !ask("later") {
+		t.Error("those of long ago count")
+	}
+	if n := len(i.verifier.txns); n != 1 {
+		t.Errorf("%d are kept", n)
 	}
 }
