@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
@@ -148,7 +147,7 @@ func (e *Engine) beginAt(r *room, head *rooms.HeadContent) (b *beginning, coming
 // where the group's beginning cannot be had. The module then serves newcomers;
 // it signs only if its key is in the list there.
 func (e *Engine) bootstrap(ctx context.Context, r *room) error {
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	log := roomLog(ctx, r.id)
 	var senders []id.UserID
 	seen := make(map[id.UserID]bool)
 	for sender := range r.heads {

@@ -128,7 +128,7 @@ func (e *Engine) setAside(ctx context.Context, room id.RoomID, err error, now ti
 	}
 	p.fail(now, time.Second, 10*time.Minute)
 	e.d.Metrics.Inc(metrics.EngineErrors)
-	zerolog.Ctx(ctx).Error().Err(err).Stringer("room_id", room).Dur("retry_in", p.until-now).Msg("Could not work on a room, the others go on")
+	roomLog(ctx, room).Error().Err(err).Dur("retry_in", p.until-now).Msg("Could not work on a room, the others go on")
 	return nil
 }
 

@@ -287,7 +287,7 @@ func newModuleWithKeys(t *testing.T, dbCfg store.Config, hs *roomHS, seed byte) 
 	cfg := config.Default()
 	cfg.Homeserver.Domain = "mls.test"
 	m := &module{t: t, seed: seed, hs: hs, as: hs, st: storetest.Open(t, dbCfg, nil), m: metrics.New("test"), cfg: cfg, woke: make(chan struct{}, 1)}
-	m.ctx = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel).WithContext(context.Background())
+	m.ctx = zerolog.New(checkedLines{t: t, out: zerolog.NewTestWriter(t)}).Level(zerolog.InfoLevel).WithContext(context.Background())
 	m.start()
 	return m
 }
@@ -361,7 +361,8 @@ func (m *module) round() (busy bool) {
 		}
 		busy = true
 		for _, ev := range rows {
-			must(m.t, m.e.HandleEvent(m.ctx, ev))
+			about, _ := eventLog(m.ctx, ev)
+			must(m.t, m.e.HandleEvent(about, ev))
 		}
 	}
 	m.next, err = m.e.Tick(m.ctx, m.now)

@@ -74,7 +74,7 @@ func newWorld(t *testing.T, n int, open func(i int) store.Config) *world {
 		cfg := config.Default()
 		cfg.Homeserver.Domain = w.name(i)
 		m := &module{t: t, seed: byte(20 + i), hs: hs, as: hs, m: metrics.New("test"), cfg: cfg, woke: make(chan struct{}, 1)}
-		log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel).With().Int("server", i).Logger()
+		log := zerolog.New(checkedLines{t, zerolog.NewTestWriter(t), zerolog.WarnLevel}).Level(zerolog.InfoLevel).With().Int("server", i).Logger()
 		m.ctx = log.WithContext(context.Background())
 		m.st = storetest.Open(t, open(i), nil)
 		m.start()

@@ -399,7 +399,7 @@ func (e *Engine) takeRoot(ctx context.Context, r *room, msg *message, c *rooms.C
 		return done, err
 	}
 	if r.m != nil {
-		zerolog.Ctx(ctx).Warn().Stringer("room_id", r.id).Str("ref", ref.Short()).Msg("Found the beginning of the room's group, which is not the one that was followed")
+		roomLog(ctx, r.id).Warn().Str("ref", ref.Short()).Msg("Found the beginning of the room's group, which is not the one that was followed")
 		if err := e.forgetGroup(ctx, r); err != nil {
 			return done, err
 		}
@@ -419,7 +419,7 @@ func (e *Engine) begin(ctx context.Context, r *room, base federation.Base, pg *m
 	if err := e.keepGroup(ctx, r, base.Ref, pg, true); err != nil {
 		return err
 	}
-	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("ref", base.Ref.Short()).Bool("listed", m.Listed()).Msg("Following the group of a room")
+	roomLog(ctx, r.id).Info().Str("ref", base.Ref.Short()).Bool("listed", m.Listed()).Msg("Following the group of a room")
 	r.moved = 100 * reopenAtOnce
 	return e.putCommit(ctx, r, base.Ref, "", base.Epoch, msg, sc)
 }

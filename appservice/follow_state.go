@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
@@ -130,7 +129,7 @@ func (e *Engine) holdQuiet(r *room) {
 
 // takeOwnMembership follows what becomes of the bot in the room.
 func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.InboxEvent, membership string) error {
-	log := zerolog.Ctx(ctx)
+	log := roomLog(ctx, r.id)
 	switch membership {
 	case "invite":
 		var via []string
@@ -147,7 +146,7 @@ func (e *Engine) takeOwnMembership(ctx context.Context, r *room, ev *store.Inbox
 			return nil
 		}
 		r.status, r.needJoin, r.dirty, r.joinVia = store.RoomInvited, true, true, via
-		log.Info().Stringer("room_id", r.id).Stringer("inviter", ev.Sender).Msg("Invited to a room")
+		log.Info().Stringer("inviter", ev.Sender).Msg("Invited to a room")
 	case "join":
 		if r.status == store.RoomInvited || r.status == store.RoomLeft {
 			e.joined(r)
@@ -198,7 +197,7 @@ func (e *Engine) askMember(r *room) {
 				}
 				return e.update(ctx, r, func(context.Context) error { return nil })
 			}
-			log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+			log := roomLog(ctx, r.id)
 			r.dirty, r.needState = true, false
 			if again != nil {
 				log.Info().Msg("Put out of a room and invited again")
@@ -289,13 +288,13 @@ func (e *Engine) join(r *room) {
 			if e.rooms[r.id] != r || !r.needJoin {
 				return nil
 			}
-			log := zerolog.Ctx(ctx)
+			log := roomLog(ctx, r.id)
 			switch {
 			case err == nil:
-				log.Info().Stringer("room_id", r.id).Msg("Joined a room")
+				log.Info().Msg("Joined a room")
 				e.joined(r)
 			case homeserver.IsTemporary(err):
-				log.Warn().Err(err).Stringer("room_id", r.id).Msg("Could not join a room yet")
+				log.Warn().Err(err).Msg("Could not join a room yet")
 				r.joinPause.fail(e.d.Monotonic(), time.Second, 5*time.Minute)
 				return nil
 			default:
@@ -304,7 +303,7 @@ func (e *Engine) join(r *room) {
 					r.joinPause.fail(e.d.Monotonic(), 2*time.Second, time.Minute)
 					return nil
 				}
-				log.Warn().Err(err).Stringer("room_id", r.id).Msg("Gave up joining a room")
+				log.Warn().Err(err).Msg("Gave up joining a room")
 				r.status, r.needJoin, r.dirty = store.RoomLeft, false, true
 			}
 			return e.update(ctx, r, func(context.Context) error { return nil })
@@ -329,7 +328,7 @@ func (e *Engine) readState(r *room) {
 }
 
 func (e *Engine) gotState(ctx context.Context, r *room, events []*homeserver.Event, err error) error {
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	log := roomLog(ctx, r.id)
 	if err != nil {
 		r.statePause.fail(e.d.Monotonic(), time.Second, 5*time.Minute)
 		if errors.Is(err, homeserver.ErrForbidden) && r.statePause.tries > 5 {
@@ -404,7 +403,7 @@ func (e *Engine) leave(ctx context.Context, r *room, reason string) error {
 		err := e.d.HS.Leave(ctx, r.id, reason)
 		return func(ctx context.Context) error {
 			if err != nil {
-				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Msg("Could not leave a room")
+				roomLog(ctx, r.id).Warn().Err(err).Msg("Could not leave a room")
 			}
 			return nil
 		}
@@ -432,7 +431,7 @@ func (e *Engine) leaveIdle(ctx context.Context, r *room) error {
 	case !r.loaded || !r.gap.complete || e.d.Now().Sub(time.Unix(r.data.Joined, 0)) < grouplessTime:
 		return nil
 	}
-	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Msg("Leaving a room in which no group began")
+	roomLog(ctx, r.id).Info().Msg("Leaving a room in which no group began")
 	return e.leave(ctx, r, "No encrypted group has begun in this room; invite me again when you want one")
 }
 

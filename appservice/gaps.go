@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
@@ -146,7 +145,7 @@ func (e *Engine) fetchEvent(r *room, event id.EventID) {
 				if !homeserver.IsTemporary(err) {
 					r.gap.wanted = true
 				}
-				zerolog.Ctx(ctx).Debug().Err(err).Stringer("room_id", r.id).Stringer("event_id", event).Msg("Could not fetch an event")
+				roomLog(ctx, r.id).Debug().Err(err).Stringer("event_id", event).Msg("Could not fetch an event")
 				return nil
 			}
 			_, err := e.takeIn(ctx, r, store.SourceEvent, ev)
@@ -285,7 +284,7 @@ func (e *Engine) readHistory(ctx context.Context, room id.RoomID, from string, s
 }
 
 func (e *Engine) gotHistory(ctx context.Context, r *room, res compared) error {
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Logger()
+	log := roomLog(ctx, r.id)
 	now := e.d.Monotonic()
 	if res.err != nil {
 		r.gap.pause.fail(now, gapPause, gapPauseMax)

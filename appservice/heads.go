@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
@@ -133,7 +131,7 @@ func (e *Engine) upload(r *room, head federation.Ref, tree []byte, snapshot *roo
 			now := e.d.Monotonic()
 			if err != nil {
 				r.publishPause.fail(now, 5*time.Second, 10*time.Minute)
-				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Int("bytes", len(tree)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a tree")
+				roomLog(ctx, r.id).Warn().Err(err).Int("bytes", len(tree)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a tree")
 				return nil
 			}
 			e.d.crash(crashUploaded)

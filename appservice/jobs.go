@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -120,7 +119,7 @@ func (js *jobs) work(ctx context.Context, j *job) {
 	func() {
 		defer func() {
 			if cause := recover(); cause != nil {
-				zerolog.Ctx(ctx).Error().Stringer("room_id", j.room).Str("job", j.key).Str("panic", fmt.Sprint(cause)).Msg("Broken invariant in a request to the homeserver")
+				roomLog(ctx, j.room).Error().Str("job", j.key).Str("panic", fmt.Sprint(cause)).Msg("Broken invariant in a request to the homeserver")
 			}
 		}()
 		ctx, cancel := context.WithTimeout(ctx, jobTimeout)

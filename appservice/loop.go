@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
 	"github.com/matrix-mls/matrix-mls/appservice/store"
 )
@@ -192,11 +190,11 @@ func (l *loop) tick(ctx context.Context) (next time.Duration, err error) {
 // engine itself comes back; an event that fails again and again while the
 // database works is put aside.
 func (l *loop) handle(ctx context.Context, ev *store.InboxEvent) error {
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", ev.Room).Stringer("event_id", ev.EventID).Str("event_type", ev.Type).Logger()
+	about, log := eventLog(ctx, ev)
 	var panicked error
 	err := func() error {
 		defer l.catch("event", &panicked)
-		return l.engine.HandleEvent(log.WithContext(ctx), ev)
+		return l.engine.HandleEvent(about, ev)
 	}()
 	rule := ruleFailed
 	switch {

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
@@ -105,7 +104,7 @@ func (e *Engine) proof(ctx context.Context, r *room, head federation.Ref) ([]byt
 		p = rooms.NewProofChain(chain, root, path, accept, source)
 	} else if p = before.Continue(chain, path, accept, source); p != nil {
 		if _, err := p.Check(r.id, head); err != nil && rooms.RuleOf(err) != rooms.RuleFinalNotProven {
-			zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Msg("What another module proved does not lead to where this one began")
+			roomLog(ctx, r.id).Warn().Err(err).Msg("What another module proved does not lead to where this one began")
 			return nil, failed
 		}
 	}
@@ -163,7 +162,7 @@ func (e *Engine) takeBefore(ctx context.Context, r *room, now time.Duration) (ne
 			continue
 		}
 		b.Proof = before.Encode()
-		zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Stringer("sender", sender).Msg("Another module proves the way to where this one began to follow the group")
+		roomLog(ctx, r.id).Info().Stringer("sender", sender).Msg("Another module proves the way to where this one began to follow the group")
 		return 0, e.update(ctx, r, func(ctx context.Context) error {
 			r.data.Before, r.data.Published, r.dirty = true, federation.Ref{}, true
 			return e.setBegan(ctx, r.id, b)
@@ -219,7 +218,7 @@ func (e *Engine) uploadProof(r *room, head federation.Ref, proof []byte, snapsho
 			now := e.d.Monotonic()
 			if err != nil {
 				r.publishPause.fail(now, 5*time.Second, 10*time.Minute)
-				zerolog.Ctx(ctx).Warn().Err(err).Stringer("room_id", r.id).Int("bytes", len(proof)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a proof chain")
+				roomLog(ctx, r.id).Warn().Err(err).Int("bytes", len(proof)).Bool("temporary", homeserver.IsTemporary(err)).Msg("Could not upload a proof chain")
 				return e.publishWith(ctx, r, head, snapshot, nil, now)
 			}
 			r.data.Proof, r.dirty = rooms.NewFile(uri, proof), true

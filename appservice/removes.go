@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/homeserver"
@@ -322,7 +321,7 @@ func (e *Engine) proposeRemove(ctx context.Context, r *room, tree *mls.PublicGro
 		return err
 	}
 	e.d.Metrics.Inc(metrics.Removals)
-	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Uint32("leaf", uint32(rm.Leaf)).Str("reason", string(rm.Reason)).Msg("Proposed to remove a leaf")
+	roomLog(ctx, r.id).Info().Uint32("leaf", uint32(rm.Leaf)).Str("reason", string(rm.Reason)).Msg("Proposed to remove a leaf")
 	return e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeProposal, Content: raw, Priority: store.PriorityProposal, Tag: tag})
 }
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
@@ -429,7 +428,7 @@ func (e *Engine) repostItem(ctx context.Context, r *room, key string) (posted bo
 		}
 		return false, err
 	}
-	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("event_type", c.Type).Stringer("of_event", c.Event).Msg("Posted an event again that others lack")
+	roomLog(ctx, r.id).Info().Str("of_type", c.Type).Stringer("of_event", c.Event).Msg("Posted an event again that others lack")
 	return true, e.put(ctx, r, &store.OutboxRow{Type: rooms.TypeRepost, Content: raw, Priority: store.PriorityRest})
 }
 

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/store"
@@ -106,7 +105,7 @@ func (e *Engine) mayResume(ctx context.Context, r *room, now time.Duration) (boo
 		r.anew.heads = r.resume.nonce
 		if !r.resume.warned {
 			r.resume.warned = true
-			zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Int("others", others).Msg("The database was restored: asking the room's other sequencers what this module has signed")
+			roomLog(ctx, r.id).Info().Int("others", others).Msg("The database was restored: asking the room's other sequencers what this module has signed")
 		}
 	}
 	if r.nextAct == 0 || r.resume.askNext < r.nextAct {
@@ -153,7 +152,7 @@ func (e *Engine) lookForNamed(ctx context.Context, r *room, names []id.UserID, n
 		return false, nil
 	}
 	slices.Sort(names)
-	log := zerolog.Ctx(ctx).With().Stringer("room_id", r.id).Any("senders", names).Logger()
+	log := roomLog(ctx, r.id).With().Any("senders", names).Logger()
 	if r.resume.named == 0 {
 		r.resume.named = now + nameWait
 		for _, user := range names {

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 
 	"github.com/matrix-mls/matrix-mls/appservice/metrics"
@@ -257,7 +256,6 @@ func (e *Engine) act(ctx context.Context, r *room, now time.Duration) error {
 // carryOut does what the machine asks. It runs in the transaction of the input;
 // the room is stored at its end, before anything is sent.
 func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action) error {
-	log := zerolog.Ctx(ctx)
 	for _, a := range acts {
 		switch a := a.(type) {
 		case federation.Save:
@@ -283,11 +281,11 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 			}
 		case federation.Doubt:
 			e.d.Metrics.Inc(metrics.Doubts)
-			log.Warn().Str("ref", a.Ref.Short()).Str("rule", a.Rule).Msg("A member could not apply a commit")
+			roomLog(ctx, r.id).Warn().Str("ref", a.Ref.Short()).Str("rule", a.Rule).Msg("A member could not apply a commit")
 		case federation.Fetch:
 			r.want(a)
 		case federation.Evidence:
-			log.Error().Str("kind", string(a.Kind)).Str("sequencer", a.Signer.User).Msg("A sequencer signed two receipts that contradict each other")
+			roomLog(ctx, r.id).Error().Str("kind", string(a.Kind)).Str("sequencer", a.Signer.User).Msg("A sequencer signed two receipts that contradict each other")
 			e.d.Metrics.Rejected("federation/" + string(a.Kind))
 			e.d.Metrics.Inc(metrics.Evidence, string(a.Kind))
 			detail := fmt.Sprintf("%s signed two receipts that contradict each other; an admin of the room should take it off the list", a.Signer.User)
@@ -310,7 +308,7 @@ func (e *Engine) carryOut(ctx context.Context, r *room, acts []federation.Action
 		case federation.KeyRetired:
 			r.dirty, r.stepped = true, true
 			e.d.Metrics.Inc(metrics.KeysRetired)
-			log.Error().Stringer("room_id", r.id).Uint64("counter", a.Counter).Msg("The room holds a receipt of this module's key that the database does not know: an old backup was restored. The key signs nothing more here; the module announces a new one, and an admin of the room has to put it into the list of sequencers")
+			roomLog(ctx, r.id).Error().Uint64("counter", a.Counter).Msg("The room holds a receipt of this module's key that the database does not know: an old backup was restored. The key signs nothing more here; the module announces a new one, and an admin of the room has to put it into the list of sequencers")
 		default:
 			return fmt.Errorf("appservice: internal: unknown action %T", a)
 		}
@@ -346,7 +344,7 @@ func (e *Engine) sendReceipt(ctx context.Context, r *room, receipt federation.Re
 			e.d.Metrics.Inc(metrics.Takeovers, "other")
 		}
 	}
-	zerolog.Ctx(ctx).Info().Stringer("room_id", r.id).Str("kind", kind).Str("ref", receipt.Commit().Short()).Uint64("counter", receipt.Link().Counter).Msg("Signed a receipt")
+	roomLog(ctx, r.id).Info().Str("kind", kind).Str("ref", receipt.Commit().Short()).Uint64("counter", receipt.Link().Counter).Msg("Signed a receipt")
 	if err := e.put(ctx, r, &store.OutboxRow{Type: eventType, Content: raw, Priority: store.PriorityReceipt, Tag: tagReceipt + hash}); err != nil {
 		return err
 	}
@@ -382,7 +380,7 @@ func (e *Engine) Failed(ctx context.Context, row *store.OutboxRow) error {
 	if err != nil {
 		return err
 	}
-	zerolog.Ctx(ctx).Warn().Stringer("room_id", row.Room).Str("event_type", row.Type).Str("cause", row.Error).Msg("The homeserver refused an event of the module")
+	roomLog(ctx, row.Room).Warn().Str("event_type", row.Type).Str("cause", row.Error).Msg("The homeserver refused an event of the module")
 	if r.status == store.RoomLeft {
 		return nil
 	}
