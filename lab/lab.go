@@ -318,6 +318,23 @@ func (s *Servers) Down(ctx context.Context, wipe bool) error {
 	return s.command(ctx, "down")
 }
 
+// Running returns the names of the processes of the run that are alive.
+func (s *Servers) Running(ctx context.Context) ([]string, error) {
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, "python3", "-B", s.script, "status", "--dir", s.state.Dir)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("lab: look what runs in %s: %w: %s", s.state.Dir, err, tail(said.Bytes(), 2000))
+	}
+	var all map[string]struct{ Alive bool }
+	if err := json.Unmarshal(out, &all); err != nil {
+		return nil, fmt.Errorf("lab: look what runs in %s: %w", s.state.Dir, err)
+	}
+	maps.DeleteFunc(all, func(_ string, p struct{ Alive bool }) bool { return !p.Alive })
+	return slices.Sorted(maps.Keys(all)), nil
+}
+
 // Dir is the work directory: logs are NAME.log in it.
 func (s *Servers) Dir() string { return s.state.Dir }
 

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,9 +36,12 @@ func main() {
 			os.Exit(1)
 		}
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
-		if errors.Is(err, errPorts) {
+		switch {
+		case errors.Is(err, errRuns):
+			fmt.Fprintf(os.Stderr, "hint: end it with make demo-stop DEMO_DIR=%s, or run another beside it: make demo DEMO_DIR=OTHER DEMO_PORT=%d\n", *dir, *port+1000)
+		case errors.Is(err, errPorts):
 			fmt.Fprintf(os.Stderr, "hint: another demo may run: end it where it was started (make demo-stop), or take others: make demo DEMO_DIR=OTHER DEMO_PORT=%d\n", *port+1000)
-		} else {
+		default:
 			fmt.Fprintf(os.Stderr, "hint: logs are in %s; make demo-stop ends what runs\n", *dir)
 		}
 		os.Exit(1)
@@ -50,6 +54,11 @@ func run(ctx context.Context, dir, bin string, port int) error {
 	if err != nil {
 		return err
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	if err := clearOld(ctx, dir); err != nil {
 		return err
 	}
@@ -92,7 +101,29 @@ func portsFree(port int) error {
 	return nil
 }
 
-// clearOld ends what an earlier demo left in the directory.
+var errRuns = errors.New("a demo runs")
+
+// lockDir keeps a second demo off the directory while the first one is told.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = fmt.Errorf("%w in %s, and has not come to its end", errRuns, dir)
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+// clearOld deletes what is left of an earlier demo in the directory. One whose servers
+// run is somebody's.
 func clearOld(ctx context.Context, dir string) error {
 	old, err := lab.Attach(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -101,7 +132,14 @@ func clearOld(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ending the demo that still runs in", dir)
+	running, err := old.Running(ctx)
+	if err != nil {
+		return err
+	}
+	if len(running) > 0 {
+		return fmt.Errorf("%w in %s (%s)", errRuns, dir, strings.Join(running, ", "))
+	}
+	fmt.Println("deleting what is left of an earlier demo in", dir)
 	return old.Down(ctx, true)
 }
 
