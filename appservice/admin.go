@@ -178,10 +178,23 @@ func RoomText(ctx context.Context, st *store.Store, room id.RoomID) (string, err
 	for _, mark := range m.NewestReceipts() {
 		marks[string(mark.Key)] = mark.Counter
 	}
-	policy, _ := m.PolicyAt(head)
-	fmt.Fprintf(&b, "sequencers: %d, a majority is %d\n", len(policy.Sequencers), policy.Sequencers.Quorum())
-	for i, s := range policy.Sequencers {
-		fmt.Fprintf(&b, "  %d. %s, key %s, %d receipts seen\n", i, s.User, cut(base64.RawStdEncoding.EncodeToString(s.ReceiptKey), 8), marks[string(s.ReceiptKey)])
+	show := func(what string, list federation.List) {
+		fmt.Fprintf(&b, "%s: %d, a majority is %d\n", what, len(list), list.Quorum())
+		for i, s := range list {
+			fmt.Fprintf(&b, "  %d. %s, key %s, %d receipts seen\n", i, s.User, cut(base64.RawStdEncoding.EncodeToString(s.ReceiptKey), 8), marks[string(s.ReceiptKey)])
+		}
 	}
+	ref, changing := rooms.ListToCome(m, federation.Ref{})
+	if !changing {
+		show("sequencers", rooms.ListInForce(m))
+		return b.String(), nil
+	}
+	show("sequencers in force", rooms.ListInForce(m))
+	list, _ := m.ListAt(ref)
+	state := "waits for its modules"
+	if m.Accepted(ref) {
+		state = "accepted, not final"
+	}
+	show("being changed to ("+state+")", list)
 	return b.String(), nil
 }

@@ -327,11 +327,30 @@ func TestSequencersChangeTheirList(t *testing.T) {
 			if got := diffCounts(before, r.byType(""))[rooms.TypeReady]; got == 0 || got > len(list) {
 				t.Errorf("%d ready receipts for a list of %d", got, len(list))
 			}
+			// Until it is final the list before it is in force, wherever that is shown.
+			shown := func(want ...string) {
+				t.Helper()
+				text, err := RoomText(t.Context(), w.servers[2].st, r.id)
+				must(t, err)
+				picture, err := EpochPicture(t.Context(), w.servers[2].st, r.id, "s2.test", 0)
+				must(t, err)
+				said := text + strings.Join(strings.Fields(picture.Text()), " ")
+				for _, part := range want {
+					if !strings.Contains(said, part) {
+						t.Errorf("the module does not say %q: %s", part, said)
+					}
+				}
+				if n := strings.Count(said, "being changed to"); n != len(want)-1 {
+					t.Errorf("a list to come is said %d times: %s", n, said)
+				}
+			}
+			shown("sequencers in force: 3, a majority is 2", fmt.Sprintf("being changed to (accepted, not final): %d, ", len(list)), "The list is being changed to ")
 			r.apply(c)
 			r.vouch(r.devices[1], c.ref)
 			r.head = c.ref
 			w.run(15 * time.Second)
 			r.wantHead(c.ref)
+			shown(fmt.Sprintf("sequencers: %d, ", len(list)))
 			if len(list) > 1 && list[0] == 1 {
 				w.stop(0) // it is not in the list any more
 			}

@@ -481,7 +481,8 @@ type RoomInfo struct {
 	Members    int // users joined or invited
 	Devices    int // leaves of the group
 	Inviter    id.UserID
-	Modules    []string // servers whose modules order the commits
+	Modules    []string // servers whose modules order the commits: the list in force
+	ModulesTo  []string // those of the list that it is being changed to, see ListChange; nil: none
 	Blocked    []Block  // why messages wait
 	// Unconfirmed: this device joined at an epoch whose finality nobody has
 	// proven to it yet.
@@ -539,10 +540,10 @@ func (c *Client) info(r *room) RoomInfo {
 		info.Era, _ = r.machine.EraOf()
 		info.Status = r.machine.Status(e.ref)
 		info.Standstill, info.Standing = c.standing(r)
-		if policy, err := e.policy(); err == nil {
-			for _, seq := range policy.Sequencers {
-				info.Modules = append(info.Modules, seq.Server)
-			}
+		info.Modules = serversOf(rooms.ListInForce(r.machine))
+		if ref, ok := r.listToCome(); ok {
+			list, _ := r.machine.ListAt(ref)
+			info.ModulesTo = serversOf(list)
 		}
 	}
 	return info

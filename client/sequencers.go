@@ -199,24 +199,26 @@ func (r *room) epochOf(ref federation.Ref) uint64 {
 	return r.rec.JoinEpoch
 }
 
-// listChange describes the change of the list that is farthest: accepted, or
-// else waiting. One beside the head lost its place to another commit, and is made
-// anew, if at all.
-func (r *room) listChange() *ListChange {
-	var best federation.Ref
-	head := r.machine.Head()
-	for _, ref := range r.machine.ListChanges() {
-		if known, ok := r.machine.Known(ref); !ok || known.Barred != "" {
-			continue
-		}
-		if !r.machine.Extends(head, ref) && !r.machine.Extends(ref, head) {
-			continue
-		}
-		if best.IsZero() || r.machine.Accepted(ref) && !r.machine.Accepted(best) || r.pending != nil && federation.Ref(r.pending.Ref) == ref {
-			best = ref
-		}
+func (r *room) listToCome() (federation.Ref, bool) {
+	var own federation.Ref
+	if r.pending != nil {
+		own = federation.Ref(r.pending.Ref)
 	}
-	if best.IsZero() {
+	return rooms.ListToCome(r.machine, own)
+}
+
+// serversOf are those of a list, in its order.
+func serversOf(list federation.List) (servers []string) {
+	for _, s := range list {
+		servers = append(servers, s.Server)
+	}
+	return servers
+}
+
+// listChange describes the change of the list that is to come, see [rooms.ListToCome].
+func (r *room) listChange() *ListChange {
+	best, ok := r.listToCome()
+	if !ok {
 		return nil
 	}
 	known, _ := r.machine.Known(best)

@@ -541,7 +541,16 @@ func (w *world) wantServers2(room id.RoomID, d *testDevice, want ...string) {
 		w.t.Errorf("modules in force (-want +got):\n%s", diff)
 	}
 	if info.Change == nil || !info.Change.Accepted {
-		w.t.Errorf("change under way: %+v", info.Change)
+		w.t.Fatalf("change under way: %+v", info.Change)
+	}
+	// What is shown of the room in short is the same.
+	var to []string
+	for _, s := range info.Change.List {
+		to = append(to, s.Server)
+	}
+	short, err := d.Room(w.ctx, room)
+	if err != nil || !slices.Equal(short.Modules, want) || !slices.Equal(short.ModulesTo, to) {
+		w.t.Errorf("in short: %v, being changed to %v, %v; want %v, %v", short.Modules, short.ModulesTo, err, want, to)
 	}
 }
 

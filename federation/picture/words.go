@@ -195,6 +195,33 @@ func (d *drawing) sets(c *federation.Surveyed) (out []string) {
 	return out
 }
 
+// listToCome names the servers of the list change on the head's line that is not final,
+// an accepted one first.
+func (d *drawing) listToCome() []string {
+	var best *federation.Surveyed
+	for i := range d.s.Commits {
+		c := &d.s.Commits[i]
+		if !c.ListChange || c.Final || !c.OnHead && c.Status == federation.StatusDisplaced {
+			continue
+		}
+		above := false // the head's, where it is not on the head
+		for up := c; up != nil && !above; up = d.at[up.Parent] {
+			above = up.Ref == d.s.Head
+		}
+		if (c.OnHead || above) && (best == nil || len(c.Accepts) > 0 && len(best.Accepts) == 0) {
+			best = c
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	var servers []string
+	for _, s := range best.Lists {
+		servers = append(servers, s.Server)
+	}
+	return names(servers)
+}
+
 // accepts says who accepted a commit, and how.
 func accepts(c *federation.Surveyed) string {
 	var parts []string
@@ -343,6 +370,9 @@ func (d *drawing) summary() {
 		say("Commits are ordered by %s; it takes both to make one final.", list(servers, n))
 	default:
 		say("Commits are ordered by %s; %d of %d make one final.", list(servers, n), s.Sequencers.Quorum(), n)
+	}
+	if to := d.listToCome(); len(to) > 0 {
+		say("The list is being changed to %s.", list(to, len(to)))
 	}
 	if d.forks > 0 {
 		say("%s held here; each displaced branch says why.", map[bool]string{true: "1 fork is", false: strconv.Itoa(d.forks) + " forks are"}[d.forks == 1])

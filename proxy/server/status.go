@@ -66,7 +66,7 @@ func statusPage(l rewrite.Language) *template.Template {
 		"note":    func(m client.Member) string { return noteText(l, m) },
 		"blocked": func(b client.Block) string { return blockText(l, b) },
 		"where":   func(m client.Member) string { return membershipText(l, m) },
-		"join":    func(all []string) string { return strings.Join(all, ", ") },
+		"ordered": func(r client.RoomInfo) string { return orderedText(l, r) },
 	}).Parse(statusSources[l]))
 }
 
@@ -318,6 +318,16 @@ func (s *Server) epochsPage(w http.ResponseWriter, r *http.Request) {
 	before := `<p><a href="` + template.HTMLEscapeString(s.roomLink("room", a.UserID(), info.ID)) + `">` + s.say(pageBack) + `</a></p>` + "\n"
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(p.Page(before))
+}
+
+// orderedText names the servers whose modules order a room's changes, and those of the
+// list that theirs is being changed to.
+func orderedText(l rewrite.Language, r client.RoomInfo) string {
+	text := strings.Join(r.Modules, ", ")
+	if len(r.ModulesTo) > 0 {
+		text += " " + sayIn(l, pageModulesTo, strings.Join(r.ModulesTo, ", "))
+	}
+	return text
 }
 
 // roomState says in words where the device stands in a room.

@@ -37,6 +37,7 @@ const (
 	pageNoAnswer                        // no argument
 	pageAnswersError                    // the status and code
 	pageInvited                         // no argument
+	pageModulesTo                       // servers
 	pageRemoved                         // no argument
 	pageSuperseded                      // no argument
 	pageWaitsToBeLetIn                  // no argument
@@ -107,6 +108,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageNoAnswer:        "does not answer",
 		pageAnswersError:    "answers with the error %s",
 		pageInvited:         "invited; join with a client",
+		pageModulesTo:       "(being changed to %s)",
 		pageRemoved:         "this device was removed",
 		pageSuperseded:      "another copy of this device, perhaps one restored from a backup, is in use, and this one is out",
 		pageWaitsToBeLetIn:  "waits to be let in",
@@ -173,6 +175,7 @@ var pageCatalogue = [...]map[pageText]string{
 		pageNoAnswer:        "antwortet nicht",
 		pageAnswersError:    "antwortet mit dem Fehler %s",
 		pageInvited:         "eingeladen; treten Sie mit einem Client bei",
+		pageModulesTo:       "(wird geändert zu %s)",
 		pageRemoved:         "dieses Gerät wurde entfernt",
 		pageSuperseded:      "eine andere Kopie dieses Geräts, etwa aus einer Sicherung, ist in Gebrauch; dieses bleibt draußen",
 		pageWaitsToBeLetIn:  "wartet darauf, eingelassen zu werden",

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -12,8 +13,25 @@ import (
 
 	"github.com/matrix-mls/matrix-mls/client"
 	"github.com/matrix-mls/matrix-mls/federation"
+	"github.com/matrix-mls/matrix-mls/proxy/account"
 	"github.com/matrix-mls/matrix-mls/proxy/rewrite"
 )
+
+// TestAListToComeIsShownBesideTheOneInForce: on the overview and the room's page, in
+// each language.
+func TestAListToComeIsShownBesideTheOneInForce(t *testing.T) {
+	info := client.RoomInfo{Modules: []string{"one", "two"}, ModulesTo: []string{"two", "three"}}
+	for l, want := range map[rewrite.Language]string{rewrite.English: "one, two (being changed to two, three)", rewrite.German: "one, two (wird geändert zu two, three)"} {
+		for name, data := range map[string]any{
+			"overview": overview{Accounts: []accountView{{Status: &account.Status{}, Rooms: []roomView{{RoomInfo: info}}}}}, "room": roomPage{RoomInfo: info},
+		} {
+			var page bytes.Buffer
+			if err := statusPages[l].ExecuteTemplate(&page, name, data); err != nil || !strings.Contains(page.String(), want) {
+				t.Errorf("%s: no %q (%v) in %s", name, want, err, &page)
+			}
+		}
+	}
+}
 
 // TestPagesAreWholeInEachLanguage: each text is there in each language, with the same arguments; the templates have the same
 // marks and values in the same order, and other words between them.

@@ -48,7 +48,7 @@ func runRooms(ctx context.Context, c *call) error {
 			you = "invited by " + clean(r.Inviter.String())
 		}
 		rows = append(rows, []string{
-			r.ID.String(), title(r), you, epochText(r), stateText(r), strconv.Itoa(r.Members), strconv.Itoa(r.Devices), strings.Join(r.Modules, ", "),
+			r.ID.String(), title(r), you, epochText(r), stateText(r), strconv.Itoa(r.Members), strconv.Itoa(r.Devices), orderedBy(r),
 		})
 	}
 	if c.json {
@@ -72,7 +72,7 @@ func roomJSON(r client.RoomInfo) map[string]any {
 	}
 	return map[string]any{
 		"room_id": r.ID, "name": r.Name, "membership": r.Membership, "mls": r.MLS, "phase": r.Phase, "epoch": r.Epoch,
-		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "superseded": r.Superseded, "modules": r.Modules, "blocked": blocked,
+		"status": r.Status.String(), "members": r.Members, "devices": r.Devices, "inviter": r.Inviter, "superseded": r.Superseded, "modules": r.Modules, "modules_to": r.ModulesTo, "blocked": blocked,
 	}
 }
 
@@ -350,7 +350,7 @@ func runMembers(ctx context.Context, c *call) error {
 		if c.json {
 			return nil
 		}
-		c.printf("%s (%s), epoch %s, %s; commits are ordered by %s\n\n", title(r), r.ID, epochText(r), stateText(r), orNobody(r.Modules))
+		c.printf("%s (%s), epoch %s, %s; commits are ordered by %s\n\n", title(r), r.ID, epochText(r), stateText(r), orNobody(orderedBy(r)))
 		table(c.env.Stdout, rows)
 		for _, why := range r.Blocked {
 			c.notef("sending waits: %s", clean(why.Text))
@@ -374,11 +374,21 @@ func reachedText(m client.Member) string {
 	return strconv.FormatUint(m.Epoch, 10)
 }
 
-func orNobody(modules []string) string {
-	if len(modules) == 0 {
+func orNobody(modules string) string {
+	if modules == "" {
 		return "nobody"
 	}
-	return clean(strings.Join(modules, ", "))
+	return modules
+}
+
+// orderedBy names the servers whose modules order a room's changes, and those of the
+// list that theirs is being changed to.
+func orderedBy(r client.RoomInfo) string {
+	text := clean(strings.Join(r.Modules, ", "))
+	if len(r.ModulesTo) > 0 {
+		text += " (being changed to " + clean(strings.Join(r.ModulesTo, ", ")) + ")"
+	}
+	return text
 }
 
 // verificationText is a word; what needs attention is in capitals.

@@ -110,6 +110,9 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 	if c.json {
 		return c.printJSON(sequencersJSON(info, heard))
 	}
+	if info.Change != nil {
+		c.printf("In force:\n")
+	}
 	table(c.env.Stdout, sequencerRows(info.List, heard, time.Now()))
 	c.printf("%d of %d make a change final. Epoch %d, final up to %d, era %d. %s\n", info.Quorum, len(info.List), info.Epoch, info.Final, info.Era, choiceText(info))
 	if ch := info.Change; ch != nil {
@@ -117,7 +120,7 @@ func (c *call) showSequencers(ctx context.Context, cli *client.Client, room id.R
 		if ch.Accepted {
 			state = "is accepted, not yet final"
 		}
-		c.printf("\nA new list by %s %s (%d have to be ready):\n", clean(ch.By.String()), state, ch.Needs)
+		c.printf("\nBeing changed to a list by %s, which %s (%d have to be ready):\n", clean(ch.By.String()), state, ch.Needs)
 		table(c.env.Stdout, sequencerRows(ch.List, heard, time.Now()))
 	}
 	for _, server := range unlisted(info) {

@@ -419,6 +419,19 @@ func TestModulesShowWhenTheyWereLastHeardOf(t *testing.T) {
 	}
 }
 
+// TestAListToComeIsShownBesideTheOneInForce: in the list of rooms as in the room's own.
+func TestAListToComeIsShownBesideTheOneInForce(t *testing.T) {
+	for want, r := range map[string]client.RoomInfo{
+		"one, two":                               {Modules: []string{"one", "two"}},
+		"one (being changed to one, two, three)": {Modules: []string{"one"}, ModulesTo: []string{"one", "two", "three"}},
+		"":                                       {},
+	} {
+		if got := orderedBy(r); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestShellWord(t *testing.T) {
 	for _, in := range []string{"!r:one", "$e", "@a:one", "it's", "a b", "$(reboot)", "`x`", "-rf", "=ls", "", "a;b", "ü", "\\", "~x"} {
 		t.Run(in, func(t *testing.T) {
