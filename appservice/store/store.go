@@ -27,7 +27,8 @@ import (
 	_ "github.com/lib/pq" // registers "postgres"
 	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
-	_ "modernc.org/sqlite" // registers "sqlite"
+
+	"github.com/matrix-mls/matrix-mls/internal/sqlite"
 )
 
 //go:embed upgrades/*.sql
@@ -99,7 +100,7 @@ func Open(ctx context.Context, cfg Config, now func() time.Time) (*Store, error)
 		if err = prepareFile(st.path); err != nil {
 			return nil, err
 		}
-		raw, err = sql.Open("sqlite", dsn)
+		raw, err = sql.Open(sqlite.Name, dsn)
 	case "postgres":
 		if cfg.MaxOpenConns <= 0 {
 			cfg.MaxOpenConns = 20

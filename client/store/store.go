@@ -37,7 +37,8 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/matrix-mls/matrix-mls/internal/sqlite"
 )
 
 var (
@@ -140,7 +141,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		logger = dbutil.ZeroLogger(o.Log.With().Str("component", "store").Logger())
 	}
 	db, err := dbutil.NewFromConfig(owner, dbutil.Config{
-		PoolConfig:        dbutil.PoolConfig{Type: "sqlite", URI: dsn, MaxOpenConns: 1, MaxIdleConns: 1},
+		PoolConfig:        dbutil.PoolConfig{Type: sqlite.Name, URI: dsn, MaxOpenConns: 1, MaxIdleConns: 1},
 		DeadlockDetection: true,
 	}, logger)
 	if err != nil {
