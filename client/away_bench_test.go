@@ -40,7 +40,7 @@ func cpuTime() time.Duration {
 // BenchmarkCatchUp is a client that was away while others made 1,000 commits: it reads the room's history, and goes through
 // every epoch. The homeserver is in memory; what the client waits for on the clock (virtual-s) is not in the time.
 func BenchmarkCatchUp(b *testing.B) {
-	for _, c := range []struct{ leaves, commits int }{{3, 100}, {3, 400}, {3, 1000}, {103, 400}, {103, 1000}, {1000, 100}} {
+	for _, c := range []struct{ leaves, commits int }{{3, 100}, {3, 400}, {3, 1000}, {103, 400}, {103, 1000}, {1000, 100}, {1000, 1000}} {
 		leaves, commits := c.leaves, c.commits
 		b.Run(fmt.Sprintf("leaves=%d/commits=%d", leaves, commits), func(b *testing.B) {
 			for range b.N {

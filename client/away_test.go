@@ -119,13 +119,16 @@ func TestAwayForCommitsInFiles(t *testing.T) {
 	w := newWorld(t)
 	room, alice, bob, carol := w.three("shared")
 	w.settle()
-	bob.bounds.Waiting = 20
+	bob.bounds.Waiting = 75
 	bob.restart()
 	bob.turn()
 	w.all = []*testDevice{alice, carol}
 	alice.Client.inFiles, carol.Client.inFiles = true, true
 	var want []string
-	const commits = 40
+	commits := 40
+	if !raceEnabled && !testing.Short() {
+		commits = 300 // more than the coordination keeps accepts of that wait for their commits
+	}
 	for i := range commits {
 		by := []*testDevice{alice, carol}[i%2]
 		w.must(func() error { return by.Refresh(w.ctx, room) })
@@ -134,6 +137,13 @@ func TestAwayForCommitsInFiles(t *testing.T) {
 	}
 	was, fetched := bob.epoch(room), map[string]int{}
 	bob.hs.stall = func(_ context.Context, mxc string) { fetched[mxc]++ }
+	ahead, asked := 0, bob.hs.asked
+	bob.Client.crashAt = func(string) error {
+		if r := bob.rooms[room]; r != nil && r.machine != nil {
+			ahead = max(ahead, r.machine.Waiting())
+		}
+		return nil
+	}
 	w.now.add(time.Minute)
 	for range 40 {
 		bob.turn()
@@ -143,10 +153,16 @@ func TestAwayForCommitsInFiles(t *testing.T) {
 		t.Errorf("bob went through %d epochs, want %d", n, commits)
 	}
 	bob.wantTexts(want...)
+	if bob.Client.crashAt = nil; ahead < aheadOfCommits/2 || ahead > aheadOfCommits {
+		t.Errorf("%d receipts and statements waited for their commits in the coordination, want some, and at most %d", ahead, aheadOfCommits)
+	}
 	for mxc, n := range fetched {
 		if n > 1 {
 			t.Errorf("%s was fetched %d times", mxc, n)
 		}
+	}
+	if n := bob.hs.asked - asked; n > 0 {
+		t.Errorf("%d events were asked for, and all had come", n)
 	}
 	if len(fetched) < commits {
 		t.Errorf("%d files were fetched: the test proves nothing", len(fetched))

@@ -72,9 +72,7 @@ func (c *Client) handleCommit(ctx context.Context, r *room, evt *Event, b *batch
 		return nil // from before this device was in the group
 	}
 	if !held {
-		if content.ParentEvent != "" {
-			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent, commit: parent})
-		}
+		r.wantCommit(content.ParentEvent, parent)
 		if e := r.head(); e != nil {
 			c.look(r, e.ref, lookPages, false)
 		}
@@ -394,6 +392,9 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		}
 		return errWaitGroup
 	}
+	if ref, ok := receiptRef(ev); ok && r.aheadOfCommits(ref) {
+		return &errWait{"ahead:" + ref.String()}
+	}
 	acts, err := r.machine.Step(ev)
 	if accept, ok := ev.(*federation.Accept); ok && ruleOf(err) == string(federation.RuleTooOld) {
 		if _, closed := r.closing(); closed || r.machine.Held(accept.Parent) {
@@ -411,8 +412,8 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		if err := c.object(r, ev.Ref, ev.Parent, b); err != nil {
 			return err
 		}
-		if ev.EventID != "" && !r.machine.Held(ev.Ref) && !r.machine.TooOld(ev.Epoch) {
-			r.want("event:"+ev.EventID, &need{event: id.EventID(ev.EventID), commit: ev.Ref})
+		if !r.machine.Held(ev.Ref) && !r.machine.TooOld(ev.Epoch) {
+			r.wantCommit(id.EventID(ev.EventID), ev.Ref)
 		}
 	case *federation.Rejected:
 		if own := r.own[ev.Ref]; own != nil && ev.Rule == string(rooms.RuleAddWithoutAdmission) {
@@ -439,6 +440,42 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		}
 	}
 	return c.act(ctx, r, acts, b)
+}
+
+// aheadOfCommits bounds how many receipts and statements are given to the coordination ahead of their commits: it keeps
+// a few hundred ([federation.Limits]), and the oldest of them give way.
+const aheadOfCommits = 64
+
+// aheadOfCommits tells whether what names a commit waits until that is held: commits or their files are asked for, as after a
+// long absence from a large room, and enough waits for these. An accept that gave way would be missed: the head would pass over
+// its epoch, and over what was said in it.
+func (r *room) aheadOfCommits(ref federation.Ref) bool {
+	return r.machine != nil && (r.lacksFile() || r.lacksCommit()) && !r.machine.Held(ref) && r.machine.Waiting() >= aheadOfCommits
+}
+
+// lacksCommit tells whether an event is asked for that is a commit.
+func (r *room) lacksCommit() bool {
+	for _, n := range r.needs {
+		if n.event != "" && !n.commit.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// receiptRef returns which commit a receipt or statement is about.
+func receiptRef(ev federation.Event) (federation.Ref, bool) {
+	switch ev := ev.(type) {
+	case *federation.Accept:
+		return ev.Ref, true
+	case *federation.Vote:
+		return ev.Ref, true
+	case *federation.Applied:
+		return ev.Ref, true
+	case *federation.Rejected:
+		return ev.Ref, true
+	}
+	return federation.Ref{}, false
 }
 
 // leafCredential returns who holds a leaf, nil if nobody does.
@@ -487,9 +524,7 @@ func (c *Client) act(ctx context.Context, r *room, acts []federation.Action, b *
 				Sender: by, Rule: act.Rule, Kind: MemberBehindWarning, Text: fmt.Sprintf("a member could not apply a commit of %s; messages wait until it is settled", by),
 			})
 		case federation.Fetch:
-			if act.EventID != "" {
-				r.want("event:"+act.EventID, &need{event: id.EventID(act.EventID), commit: act.Commit})
-			}
+			r.wantCommit(id.EventID(act.EventID), act.Commit)
 		case federation.Evidence:
 			c.noteLiar(r, act)
 			c.warn(r, "evidence/"+string(act.Signer.ReceiptKey)+string(act.Kind), &Warning{

@@ -55,6 +55,13 @@ func (r *room) want(key string, n *need) {
 	}
 }
 
+// wantCommit asks for a commit by its event, unless that has come and waits for something else.
+func (r *room) wantCommit(event id.EventID, ref federation.Ref) {
+	if event != "" && r.waiting[event] == nil {
+		r.want("event:"+string(event), &need{event: event, commit: ref})
+	}
+}
+
 const (
 	maxNeeds     = 256
 	maxTried     = 1024
@@ -229,6 +236,9 @@ func (r *room) arrived(what string) bool {
 	case "welcomed":
 		ref, event, _ := strings.Cut(name, "/")
 		return r.arrived("event:"+event) || r.arrived("parent:"+ref)
+	case "ahead":
+		ref, err := federation.ParseRef(name)
+		return err != nil || !r.aheadOfCommits(ref)
 	case "epoch", "parent":
 		ref, err := federation.ParseRef(name)
 		if err != nil || r.machine == nil {
@@ -270,6 +280,10 @@ func (c *Client) process(ctx context.Context, r *room, item *store.InboxItem) (b
 				return false, err
 			}
 		}
+		if r.waiting == nil {
+			r.waiting = map[id.EventID]*waitingEvent{}
+		}
+		r.waiting[item.EventID] = data.waiting()
 		if wait.what == item.WaitsFor {
 			return false, nil
 		}
@@ -719,7 +733,7 @@ func (c *Client) watchLag(r *room) {
 		r.lagLooked = true
 		r.want("recent", &need{recent: true})
 		if ahead != nil {
-			r.want("event:"+string(ahead.Accepted.Event), &need{event: ahead.Accepted.Event, commit: federation.Ref(ahead.Accepted.Ref)})
+			r.wantCommit(ahead.Accepted.Event, federation.Ref(ahead.Accepted.Ref))
 		}
 	case now >= r.lagSince+lagRejoin && (now >= r.lagSince+lagFile || !r.awaitsFile(now)):
 		r.waitedInVain(now)

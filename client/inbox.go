@@ -52,14 +52,19 @@ func (c *Client) waitingEvent(ctx context.Context, r *room, item *store.InboxIte
 	var data inboxData
 	err := json.Unmarshal(item.Data, &data)
 	item.Data = nil
-	w := &waitingEvent{}
-	if err == nil {
-		w.toDevice, w.at = data.ToDevice, data.At
-		if data.Event != nil {
-			w.sender, w.encrypted = data.Event.Sender, data.Event.Type == rooms.TypeEncrypted
-		}
+	if err != nil {
+		return &waitingEvent{}, nil
 	}
-	return w, nil
+	return data.waiting(), nil
+}
+
+// waiting returns what has to be known of an event while it waits.
+func (data *inboxData) waiting() *waitingEvent {
+	w := &waitingEvent{toDevice: data.ToDevice, at: data.At}
+	if data.Event != nil {
+		w.sender, w.encrypted = data.Event.Sender, data.Event.Type == rooms.TypeEncrypted
+	}
+	return w
 }
 
 // aheadOfFiles is how many times as much waits while commits wait for their files: in a large room those of a long

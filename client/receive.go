@@ -88,7 +88,7 @@ func (c *Client) handleEncrypted(ctx context.Context, r *room, evt *Event, b *ba
 		}
 		if content.CommitEvent != "" && e == nil {
 			if _, known := r.machine.Known(ref); !known {
-				r.want("event:"+string(content.CommitEvent), &need{event: content.CommitEvent, commit: ref})
+				r.wantCommit(content.CommitEvent, ref)
 			}
 		}
 		return waitEpoch(ref)

@@ -283,9 +283,7 @@ func (c *Client) handleFounding(ctx context.Context, r *room, evt *Event, conten
 		if group := info.GroupInfo().GroupID(); bytes.Equal(group, r.rec.Group) || r.former(group) {
 			return nil // from before this device was in the group
 		}
-		if content.ParentEvent != "" {
-			r.want("event:"+string(content.ParentEvent), &need{event: content.ParentEvent, commit: parent})
-		}
+		r.wantCommit(content.ParentEvent, parent)
 		return waitParent(parent)
 	}
 	tree, err := c.snapshotOf(r, content.Snapshot, evt)

@@ -355,13 +355,13 @@ type fakeTransport struct {
 	s            *fakeServer
 	user         id.UserID
 	device       id.DeviceID
-	fail         error // the next request fails with it, once
-	noState      bool  // it does not give a room's state
-	// noHistory is a room whose history it does not give now.
-	noHistory id.RoomID
-	uploads   []int // bytes of the user's files
-	stalls    bool  // it does not answer at all then
-	noEvents  bool  // it answers with errors where it is asked for an event by its name
+	fail         error     // the next request fails with it, once
+	noState      bool      // it does not give a room's state
+	noHistory    id.RoomID // a room whose history it does not give now
+	uploads      []int     // bytes of the user's files
+	stalls       bool      // it does not answer at all then
+	noEvents     bool      // it answers with errors where it is asked for an event by its name
+	asked        int       // requests for single events
 	// stall is called, if set, before a file is looked for.
 	stall func(ctx context.Context, mxc string)
 	// stateRead is called, once, when a room's state was read and the answer is under way.
@@ -448,6 +448,7 @@ func (t *fakeTransport) Event(_ context.Context, room id.RoomID, eventID id.Even
 	}
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
+	t.asked++
 	for _, evt := range t.s.log {
 		if evt.ID == eventID && evt.RoomID == room {
 			return t.s.shown(t.key(), evt)[0], nil

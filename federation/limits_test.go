@@ -602,3 +602,35 @@ func TestWaitingReceiptsAfterARestart(t *testing.T) {
 	}
 	same("without the list", 1)
 }
+
+// An accept says in which event its commit is; a statement is in an event of its own, in which no commit is found.
+// Both wait for the commit, and are counted.
+func TestOnlyReceiptsSayWhereTheirCommitIs(t *testing.T) {
+	w := newWorld()
+	m, err := New(testConfig(""), w.base([]string{"s1"}, []string{"alice"}, []string{"alice", "bob"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.commit("a", "root", "alice", commitSpec{})
+	accept, applied := w.accept("a", "s1", Ballot{}, false, nil), w.applied("a", "bob")
+	rejected := &Rejected{Ref: applied.Ref, Leaf: applied.Leaf, Rule: "tree/tree-hash", Signature: applied.Signature}
+	accept.EventID, applied.EventID, rejected.EventID = "$commit", "$applied", "$rejected"
+	for i, ev := range []Event{applied, rejected, accept} {
+		acts, err := m.Step(ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hint := "no fetch"
+		for _, a := range acts {
+			if f, ok := a.(Fetch); ok {
+				hint = f.EventID
+			}
+		}
+		if want := []string{"", "", "$commit"}[i]; hint != want {
+			t.Errorf("for %T the commit is looked for in %q, want %q", ev, hint, want)
+		}
+		if n := m.Waiting(); n != i+1 {
+			t.Errorf("%d receipts and statements wait, want %d", n, i+1)
+		}
+	}
+}

@@ -609,6 +609,18 @@ func (m *Machine) Held(ref Ref) bool {
 	return ok
 }
 
+// Waiting returns how many receipts and statements wait for commits that are not
+// held. Of those of listed sequencers, and of others, [Limits].Waiting are kept;
+// the oldest give way.
+func (m *Machine) Waiting() (n int) {
+	for _, w := range m.waiting {
+		if _, ok := w.ev.(*Commit); !ok {
+			n++
+		}
+	}
+	return n
+}
+
 // Path returns the refs from the commit above from up to to, nil if from is no
 // ancestor of to.
 func (m *Machine) Path(from, to Ref) []Ref {

@@ -124,7 +124,7 @@ type Applied struct {
 	Hash      [32]byte
 	Signature []byte
 
-	EventID string // hint, not signed
+	EventID string // of the statement itself, not signed
 }
 
 // Rejected is a member's statement that it could not apply a commit. Rule names
@@ -135,7 +135,7 @@ type Rejected struct {
 	Rule      string
 	Signature []byte
 
-	EventID string // hint, not signed
+	EventID string // of the statement itself, not signed
 }
 
 // AppliedHash returns SHA-256("applied" ‖ epoch authenticator).

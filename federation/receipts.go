@@ -469,7 +469,7 @@ func (m *Machine) putApplied(a *Applied, b *batch) (bool, error) {
 	}
 	n, ok := m.nodes[a.Ref]
 	if !ok {
-		b.fetchCommit(a.Ref, a.EventID)
+		b.fetchCommit(a.Ref, "")
 		return m.wait(a.Ref, a, false), nil
 	}
 	l, ok := n.leaf(a.Leaf)
@@ -495,7 +495,7 @@ func (m *Machine) putRejected(r *Rejected, b *batch) (bool, error) {
 	}
 	n, ok := m.nodes[r.Ref]
 	if !ok {
-		b.fetchCommit(r.Ref, r.EventID)
+		b.fetchCommit(r.Ref, "")
 		return m.wait(r.Ref, r, false), nil
 	}
 	if n.up == nil {
