@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -232,7 +233,10 @@ func (s *scale) account(name string, todo bool, act func() error) error {
 		return err
 	}
 	s.mu.Lock()
-	s.costs = append(s.costs, c)
+	// After a kill a part that was done may come once more, and has nothing left to do: its row stays.
+	if !slices.ContainsFunc(s.costs, func(old *cost) bool { return old.Name == name }) {
+		s.costs = append(s.costs, c)
+	}
 	s.mu.Unlock()
 	return s.save(true)
 }
