@@ -154,7 +154,7 @@ func TestAwayForCommitsInFiles(t *testing.T) {
 	}
 	bob.wantTexts(want...)
 	if bob.Client.crashAt = nil; ahead < aheadOfCommits/2 || ahead > aheadOfCommits {
-		t.Errorf("%d receipts and statements waited for their commits in the coordination, want some, and at most %d", ahead, aheadOfCommits)
+		t.Errorf("%d receipts waited for their commits in the coordination, want some, and at most %d", ahead, aheadOfCommits)
 	}
 	for mxc, n := range fetched {
 		if n > 1 {

@@ -442,13 +442,13 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 	return c.act(ctx, r, acts, b)
 }
 
-// aheadOfCommits bounds how many receipts and statements are given to the coordination ahead of their commits: it keeps
-// a few hundred ([federation.Limits]), and the oldest of them give way.
+// aheadOfCommits bounds how many receipts are given to the coordination ahead of their commits: it keeps a few hundred
+// ([federation.Limits]), and the oldest of them give way.
 const aheadOfCommits = 64
 
 // aheadOfCommits tells whether what names a commit waits until that is held: commits or their files are asked for, as after a
-// long absence from a large room, and enough waits for these. An accept that gave way would be missed: the head would pass over
-// its epoch, and over what was said in it.
+// long absence from a large room, and enough receipts wait for these. An accept that gave way would be missed: the head would
+// pass over its epoch, and over what was said in it.
 func (r *room) aheadOfCommits(ref federation.Ref) bool {
 	return r.machine != nil && (r.lacksFile() || r.lacksCommit()) && !r.machine.Held(ref) && r.machine.Waiting() >= aheadOfCommits
 }

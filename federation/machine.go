@@ -609,12 +609,11 @@ func (m *Machine) Held(ref Ref) bool {
 	return ok
 }
 
-// Waiting returns how many receipts and statements wait for commits that are not
-// held. Of those of listed sequencers, and of others, [Limits].Waiting are kept;
-// the oldest give way.
+// Waiting returns how many receipts of listed sequencers wait for commits that are
+// not held. No more than [Limits].Waiting do; the oldest give way.
 func (m *Machine) Waiting() (n int) {
 	for _, w := range m.waiting {
-		if _, ok := w.ev.(*Commit); !ok {
+		if w.listed {
 			n++
 		}
 	}
