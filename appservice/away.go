@@ -39,8 +39,7 @@ func (s *Service) watchHomeserver(ctx context.Context, every, again time.Duratio
 			}
 			wait = again
 		default:
-			if failed >= awayLooks {
-				s.away.Store(0)
+			if s.away.Swap(0) != 0 {
 				s.log.Info().Time("since", since).Msg("The homeserver answers again")
 			}
 			failed = 0

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/matrix-mls/matrix-mls/rooms"
 )
 
 // TestAwayForMoreThanIsRead: a client that missed more events than it reads back, and than it lets wait, is in the group
@@ -166,6 +168,48 @@ func TestAwayForCommitsInFiles(t *testing.T) {
 	}
 	if len(fetched) < commits {
 		t.Errorf("%d files were fetched: the test proves nothing", len(fetched))
+	}
+	w.all = []*testDevice{alice, bob, carol}
+	w.settle()
+	w.sameEpoch(room, alice, bob, carol)
+}
+
+// TestAwayBehindACommitLeftOut: of the commits that were made while a client was away one is on no page of the history, as
+// where a page of Dendrite's ends, and can be had by its event. More is waiting for it than waits otherwise, and more receipts
+// than the coordination keeps ahead of their commits: all that was said is read.
+func TestAwayBehindACommitLeftOut(t *testing.T) {
+	w := newWorld(t)
+	room, alice, bob, carol := w.three("shared")
+	w.settle()
+	w.all = []*testDevice{alice, carol}
+	was, begin := bob.epoch(room), len(w.s.log)
+	commits := 60
+	if !raceEnabled && !testing.Short() {
+		commits = 300
+	}
+	var want []string
+	for i := range commits {
+		by := []*testDevice{alice, carol}[i%2]
+		w.must(func() error { return by.Refresh(w.ctx, room) })
+		want = append(want, fmt.Sprint("said ", i))
+		w.send(by, room, want[i])
+	}
+	w.settle()
+	first := slices.IndexFunc(w.s.log[begin:], func(evt *Event) bool { return evt.Type == rooms.TypeCommit })
+	w.s.held = map[string]bool{string(w.s.log[begin+first].ID): true}
+	bob.bounds.Waiting = 60
+	bob.restart()
+	w.now.add(time.Minute)
+	for range 10 {
+		bob.turn()
+		w.now.add(time.Second)
+	}
+	if n := int(bob.epoch(room) - was); n != commits {
+		t.Errorf("bob went through %d epochs, want %d", n, commits)
+	}
+	bob.wantTexts(want...)
+	if left := bob.waiting(room); len(left) > 0 {
+		t.Errorf("it still waits for %q", left)
 	}
 	w.all = []*testDevice{alice, bob, carol}
 	w.settle()

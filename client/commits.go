@@ -393,7 +393,7 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 		return errWaitGroup
 	}
 	if ref, ok := receiptRef(ev); ok && r.aheadOfCommits(ref) {
-		return &errWait{"ahead:" + ref.String()}
+		return &errWait{aheadWait + ref.String()}
 	}
 	acts, err := r.machine.Step(ev)
 	if accept, ok := ev.(*federation.Accept); ok && ruleOf(err) == string(federation.RuleTooOld) {
@@ -446,21 +446,14 @@ func (c *Client) handleReceipt(ctx context.Context, r *room, evt *Event, b *batc
 // ([federation.Limits]), and the oldest of them give way.
 const aheadOfCommits = 64
 
-// aheadOfCommits tells whether what names a commit waits until that is held: commits or their files are asked for, as after a
-// long absence from a large room, and enough receipts wait for these. An accept that gave way would be missed: the head would
-// pass over its epoch, and over what was said in it.
-func (r *room) aheadOfCommits(ref federation.Ref) bool {
-	return r.machine != nil && (r.lacksFile() || r.lacksCommit()) && !r.machine.Held(ref) && r.machine.Waiting() >= aheadOfCommits
-}
+// aheadWait is what those wait for, before the commit's ref, that are not given to it.
+const aheadWait = "ahead:"
 
-// lacksCommit tells whether an event is asked for that is a commit.
-func (r *room) lacksCommit() bool {
-	for _, n := range r.needs {
-		if n.event != "" && !n.commit.IsZero() {
-			return true
-		}
-	}
-	return false
+// aheadOfCommits tells whether what names a commit waits until that is held: commits or their files are asked for, as after
+// a long absence from a large room, and enough receipts wait for these. An accept that gave way would be missed: the head would pass over
+// its epoch, and over what was said in it.
+func (r *room) aheadOfCommits(ref federation.Ref) bool {
+	return r.machine != nil && !r.machine.Held(ref) && r.lacksCommit() && r.machine.Waiting() >= aheadOfCommits
 }
 
 // receiptRef returns which commit a receipt or statement is about.

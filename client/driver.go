@@ -163,6 +163,7 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 		r.headAt, r.headTries = 0, 0
 	}
 	r.headLook, r.headSeen = r.headSeen || c.mono() >= r.headAt, false
+	defer func() { r.letAhead = false }()
 	for moved := true; moved; {
 		moved = false
 		for i, item := range items {
@@ -183,6 +184,9 @@ func (c *Client) drain(ctx context.Context, r *room) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
+		}
+		if !moved && !r.letAhead && !r.lacksCommit() && slices.ContainsFunc(items, waitsAhead) {
+			r.letAhead, moved = true, true // their commits are not to come
 		}
 	}
 	return c.trimInbox(ctx, r, items)
@@ -238,7 +242,7 @@ func (r *room) arrived(what string) bool {
 		return r.arrived("event:"+event) || r.arrived("parent:"+ref)
 	case "ahead":
 		ref, err := federation.ParseRef(name)
-		return err != nil || !r.aheadOfCommits(ref)
+		return err != nil || r.machine == nil || r.letAhead || r.machine.Held(ref) || r.machine.Waiting() < aheadOfCommits
 	case "epoch", "parent":
 		ref, err := federation.ParseRef(name)
 		if err != nil || r.machine == nil {

@@ -67,9 +67,14 @@ func (data *inboxData) waiting() *waitingEvent {
 	return w
 }
 
-// aheadOfFiles is how many times as much waits while commits wait for their files: in a large room those of a long
-// absence are all in files, and what was given up of them could never be read.
-const aheadOfFiles = 20
+// waitsAhead tells whether what waits is a receipt ahead of its commit.
+func waitsAhead(item *store.InboxItem) bool {
+	return item != nil && strings.HasPrefix(item.WaitsFor, aheadWait)
+}
+
+// whileLacking is how many times as much waits while a commit is asked for, or the file of one: in a large room those of a long
+// absence are all in files, and a homeserver may have left out one. What was given up could never be read.
+const whileLacking = 20
 
 // trimInbox bounds what waits: above the limit the oldest events are given up, and
 // Welcomes of those for whom least speaks; of these also what has waited for too
@@ -119,8 +124,8 @@ func (c *Client) trimInbox(ctx context.Context, r *room, items []*store.InboxIte
 
 // excess returns which of the events that wait in a room are given up.
 func (c *Client) excess(ctx context.Context, r *room, items []*store.InboxItem) ([]*store.InboxItem, error) {
-	var waiting, over []*store.InboxItem
-	var welcomes []waitingWelcome // the oldest first
+	var waiting, ahead, over []*store.InboxItem // ahead: receipts, which take no place of a message or a commit
+	var welcomes []waitingWelcome               // the oldest first
 	now := c.now()
 	known := make(map[id.EventID]*waitingEvent, len(items))
 	for _, item := range items {
@@ -141,6 +146,10 @@ func (c *Client) excess(ctx context.Context, r *room, items []*store.InboxItem) 
 			}
 			continue
 		}
+		if waitsAhead(item) {
+			ahead = append(ahead, item)
+			continue
+		}
 		waiting = append(waiting, item)
 		if w.encrypted && now.Sub(time.UnixMilli(w.at)) > c.limits.WaitingAge && r.rec.Phase == phaseMember {
 			c.warnOnce(r, "waiting/"+string(item.EventID), &Undecryptable{
@@ -150,11 +159,13 @@ func (c *Client) excess(ctx context.Context, r *room, items []*store.InboxItem) 
 	}
 	r.waiting = known
 	limit := c.limits.Waiting
-	if r.lacksFile() {
-		limit *= aheadOfFiles
+	if r.lacksCommit() {
+		limit *= whileLacking
 	}
-	if n := len(waiting) - limit; n > 0 {
-		over = append(over, waiting[:n]...)
+	for _, list := range [][]*store.InboxItem{waiting, ahead} {
+		if n := len(list) - limit; n > 0 {
+			over = append(over, list[:n]...)
+		}
 	}
 	return append(over, excessWelcomes(welcomes, func(sender id.UserID) int { return c.speaksFor(r, sender) })...), nil
 }

@@ -117,10 +117,10 @@ func (r *room) filesBy(user id.UserID) (count int) {
 	return count
 }
 
-// lacksFile tells whether a file is asked for.
-func (r *room) lacksFile() bool {
+// lacksCommit tells whether a commit is asked for, or a file, which is a commit's as a rule.
+func (r *room) lacksCommit() bool {
 	for _, n := range r.needs {
-		if n.file != nil {
+		if n.file != nil || n.event != "" && !n.commit.IsZero() {
 			return true
 		}
 	}

@@ -206,6 +206,7 @@ type room struct {
 	mediaOrder []string // keys of media, the oldest first
 	wanted     int      // how much was asked for so far
 	waiting    map[id.EventID]*waitingEvent
+	letAhead   bool               // receipts go ahead of commits that are not to come
 	opened     *openCommit        // the last one
 	askedAhead bool               // for the devices of who is in the room, before this device was in its group
 	crowded    map[id.UserID]bool // whose events wait until fewer files of theirs are asked for

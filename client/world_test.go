@@ -48,7 +48,7 @@ type fakeServer struct {
 	toDevice map[string][]*Event // user/device
 	users    map[id.UserID]*fakeUser
 	txns     map[string]id.EventID
-	held     map[string]bool // event types that are not shown by /sync (a gap)
+	held     map[string]bool // event types, and ids, that neither /sync (a gap) nor the history shows
 	// sentIn names the device that sent an event, and the transaction id it did so under.
 	sentIn map[id.EventID][2]string
 	noTxns bool // it does not tell a device under which transaction id it sent an event
@@ -276,7 +276,7 @@ func (s *fakeServer) sync(user id.UserID, device id.DeviceID, since string, limi
 		var timeline []*Event
 		first := len(s.log)
 		for i := len(s.log) - 1; i >= start; i-- {
-			if s.log[i].RoomID != evt.RoomID || s.held[s.log[i].Type] || s.leftOut != nil && s.leftOut(s.log[i]) {
+			if s.log[i].RoomID != evt.RoomID || s.held[s.log[i].Type] || s.held[string(s.log[i].ID)] || s.leftOut != nil && s.leftOut(s.log[i]) {
 				continue
 			}
 			if len(timeline) >= limit {
@@ -477,7 +477,7 @@ func (t *fakeTransport) Messages(ctx context.Context, room id.RoomID, from strin
 	var out []*Event
 	for at > 0 && len(out) < limit {
 		at--
-		if t.s.log[at].RoomID == room && !t.s.held[t.s.log[at].Type] {
+		if t.s.log[at].RoomID == room && !t.s.held[t.s.log[at].Type] && !t.s.held[string(t.s.log[at].ID)] {
 			out = append(out, t.s.log[at])
 		}
 	}

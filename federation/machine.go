@@ -610,10 +610,11 @@ func (m *Machine) Held(ref Ref) bool {
 }
 
 // Waiting returns how many receipts of listed sequencers wait for commits that are
-// not held. No more than [Limits].Waiting do; the oldest give way.
+// not held, without accepts that are most likely too old. No more than
+// [Limits].Waiting do; the oldest give way.
 func (m *Machine) Waiting() (n int) {
 	for _, w := range m.waiting {
-		if w.listed {
+		if a, ok := w.ev.(*Accept); w.listed && !(ok && m.oldAccept(a)) {
 			n++
 		}
 	}

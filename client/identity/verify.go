@@ -82,8 +82,10 @@ const (
 	maxVerifications = 50
 	// maxOfUser bounds those that one user asks for, so that nobody alone keeps others from asking.
 	maxOfUser = 5
-	// verificationTime is how long one may take: the protocol's own limit.
-	verificationTime = 10 * time.Minute
+	// verificationTime is how long one may take, and verificationAhead by how much a request's clock may be ahead: the
+	// specification's limits.
+	verificationTime  = 10 * time.Minute
+	verificationAhead = 5 * time.Minute
 )
 
 // reset drops the helper, so that the next verification sees new keys. Running
@@ -240,6 +242,9 @@ func (i *Identity) noteVerificationEvent(evt *event.Event) bool {
 	txn := v.txns[content.GetTransactionID()]
 	if txn == nil {
 		request := evt.Type.Type == event.ToDeviceVerificationRequest.Type
+		if c, ok := evt.Content.Parsed.(*event.VerificationRequestEventContent); ok && c.Timestamp.Sub(i.now()) > verificationAhead {
+			return false // the helper would hold it until then
+		}
 		open, ofServer := 0, 0
 		for txnID, other := range v.txns {
 			if i.now().Sub(other.at) > verificationTime { // nobody answered, or went through it

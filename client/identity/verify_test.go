@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"go.mau.fi/util/jsontime"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
@@ -327,5 +328,21 @@ func TestWhatNobodyAnswersIsForgotten(t *testing.T) {
 	}
 	if n := len(i.verifier.txns); n != 1 {
 		t.Errorf("%d are kept", n)
+	}
+}
+
+// TestARequestFromTheFutureIsNotTaken: the library holds a request until ten minutes after it was made, by its sender's
+// clock; a device's clock may be five minutes ahead.
+func TestARequestFromTheFutureIsNotTaken(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	i := &Identity{account: &account{userID: "@own:example.org"}, now: func() time.Time { return now }}
+	i.verifier.txns = map[id.VerificationTransactionID]*verification{}
+	for ahead, want := range map[time.Duration]bool{0: true, verificationAhead: true, verificationAhead + time.Second: false, 24 * time.Hour: false} {
+		content := &event.VerificationRequestEventContent{
+			ToDeviceVerificationEvent: event.ToDeviceVerificationEvent{TransactionID: "t"}, Timestamp: jsontime.UM(now.Add(ahead)),
+		}
+		if got := i.noteVerificationEvent(&event.Event{Type: event.ToDeviceVerificationRequest, Sender: "@a:one", Content: event.Content{Parsed: content}}); got != want {
+			t.Errorf("a request that is %v ahead is taken: %v", ahead, got)
+		}
 	}
 }

@@ -65,8 +65,8 @@ func Of(host string, err error) error {
 	return e
 }
 
-// maxNames bounds how many names of a certificate are said.
-const maxNames = 3
+// maxNames and maxName bound how many names of a certificate are said, and how much of each: whoever stands in between writes them.
+const maxNames, maxName = 3, 64
 
 // names says what a certificate is for.
 func names(cert *x509.Certificate) string {
@@ -82,6 +82,11 @@ func names(cert *x509.Certificate) string {
 		return "no name"
 	case len(all) > maxNames:
 		all = append(all[:maxNames], "others")
+	}
+	for i, name := range all {
+		if len(name) > maxName {
+			all[i] = name[:maxName] + "…"
+		}
 	}
 	return strings.Join(all, ", ")
 }
