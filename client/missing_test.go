@@ -411,19 +411,23 @@ func TestWhatTheDeviceGaveUpIsNotMissed(t *testing.T) {
 	w.settle()
 	commit := alice.rooms[room].rec.Events[alice.headRef(room).String()]
 	hidden := w.hide(func(e *Event) bool { return e.ID == commit })
-	for _, text := range []string{"given up", "given up, too", "waits"} {
-		w.send(alice, room, text)
+	w.send(alice, room, "given up")
+	w.send(alice, room, "given up, too")
+	var waits []string
+	for i := range whileLacking { // as the commit is asked for
+		waits = append(waits, fmt.Sprint("waits ", i))
+		w.send(alice, room, waits[i])
 	}
 	bob.turn()
-	if got := bob.waiting(room); len(got) != 1 {
-		t.Fatalf("there wait %q: the test proves nothing", got)
+	if got := bob.waiting(room); len(got) != whileLacking {
+		t.Fatalf("%d wait: the test proves nothing", len(got))
 	}
 	w.all = []*testDevice{alice, bob, carol}
 	w.show(hidden)
 	w.settle()
 	w.send(alice, room, "after")
 	w.lateMissing()
-	bob.wantTexts("waits", "after")
+	bob.wantTexts(append(waits, "after")...)
 	if got := bob.missed(); got != nil {
 		t.Errorf("bob was told %q", got)
 	}

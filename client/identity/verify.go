@@ -72,6 +72,8 @@ type verification struct {
 	peer     id.DeviceID
 	at       time.Time // when it was asked for
 
+	cancelled bool // by the other side, or because it took too long
+
 	// The helper takes the wrong master key when the other side confirms
 	// first, so its message waits until we have.
 	confirmed bool
@@ -386,6 +388,12 @@ func (c *verifyCallbacks) ShowSAS(ctx context.Context, txnID id.VerificationTran
 		}
 		err := helper.ConfirmSAS(ctx, txnID)
 		if errors.Is(err, verificationhelper.ErrUnknownVerificationTransaction) {
+			v.mu.Lock()
+			cancelled := t.cancelled
+			v.mu.Unlock()
+			if cancelled {
+				return // VerificationCancelled tells, with the other side's reason
+			}
 			err = ErrVerificationEnded
 		}
 		if err != nil {
@@ -404,6 +412,12 @@ func (c *verifyCallbacks) ShowSAS(ctx context.Context, txnID id.VerificationTran
 
 // VerificationCancelled implements verificationhelper.RequiredCallbacks.
 func (c *verifyCallbacks) VerificationCancelled(ctx context.Context, txnID id.VerificationTransactionID, code event.VerificationCancelCode, reason string) {
+	v := &c.i.verifier
+	v.mu.Lock()
+	if t := v.txns[txnID]; t != nil {
+		t.cancelled = true
+	}
+	v.mu.Unlock()
 	if len(reason) > 200 {
 		reason = reason[:200]
 	}
