@@ -358,15 +358,18 @@ func (s *story) farewell(bin string) error {
 		lines := strings.Split(strings.TrimSpace(report), "\n")
 		s.t.say("%s: %s, doctor: %s", letter(server.Name), server.BaseURL, lines[len(lines)-1])
 	}
-	proxy, state := filepath.Join(bin, "mls-proxy"), s.devices[0].StateDir()
-	if wd, err := os.Getwd(); err == nil {
-		if rel, err := filepath.Rel(wd, state); err == nil {
-			state = rel
+	fromHere := func(path string) string {
+		if wd, err := os.Getwd(); err == nil {
+			if rel, err := filepath.Rel(wd, path); err == nil {
+				return rel
+			}
 		}
+		return path
 	}
+	proxy, state := filepath.Join(bin, "mls-proxy"), fromHere(s.devices[0].StateDir())
 	fmt.Printf("\nGo on as %s from a terminal, and from a second one:\n\n", s.names[s.devices[0]])
 	fmt.Printf("  %s --state %s tail %q\n", proxy, state, roomName)
 	fmt.Printf("  %s --state %s send %q \"hello\"\n", proxy, state, roomName)
-	fmt.Printf("\nmake demo-stop ends the servers and deletes what they hold.\n")
+	fmt.Printf("\nmake demo-stop DEMO_DIR=%s ends the servers and deletes what they hold.\n", fromHere(s.w.Dir()))
 	return nil
 }

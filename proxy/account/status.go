@@ -78,7 +78,7 @@ func (a *Account) Status(ctx context.Context) (*Status, error) {
 // heard tells whether the device has heard from the homeserver since it was
 // started, or does so in a moment.
 func (a *Account) heard(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // what was asked before may have taken all of ctx
 	defer cancel()
 	return a.Ready(ctx) == nil
 }

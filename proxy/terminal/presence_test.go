@@ -179,3 +179,13 @@ func TestALookUpThatTakesLongIsSaid(t *testing.T) {
 		t.Errorf("no %q in %q", want, stderr)
 	}
 }
+
+// TestSecretsInAnAddressAreNotSaid: who gives a password or token in the address of a homeserver does not read it in a log.
+func TestSecretsInAnAddressAreNotSaid(t *testing.T) {
+	for _, address := range []string{"https://user:hush@matrix.example.org", "https://matrix.example.org/?access_token=hush", "https://matrix.example.org/#hush"} {
+		_, err := new(call).homeserverURL(t.Context(), address)
+		if err == nil || strings.Contains(err.Error(), "hush") || !strings.Contains(err.Error(), "https://matrix.example.org") {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}

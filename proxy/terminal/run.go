@@ -214,7 +214,10 @@ func (c *call) homeserverURL(ctx context.Context, name string) (*url.URL, error)
 		}
 	}
 	u, err := url.Parse(strings.TrimRight(name, "/"))
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if err == nil && (u.User != nil || u.RawQuery != "" || u.Fragment != "") { // secrets stand there
+		return nil, usagef("the base URL of a homeserver has no user name, query or fragment: give it as %s", clean((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()))
+	}
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
 		return nil, usagef("%s is not the base URL of a homeserver, such as https://matrix.example.org", clean(name))
 	}
 	return u, nil
